@@ -1,0 +1,52 @@
+# The two commands of a newcomer are `make run` and `make test`. Both set up what they need.
+
+GO      ?= go
+BIN     := bin/mmserve
+ORT     := node_modules/onnxruntime-node/package.json
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: run build test lint proto ort fuzz bench clean
+
+## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
+run: build
+	@$(BIN) caption
+
+## build: bin/mmserve, with the ONNX Runtime library it needs beside it in the repository
+build: ort
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN) ./cmd/mmserve
+
+## ort: fetch the pinned ONNX Runtime library (SHA-512 in package-lock.json)
+ort: $(ORT)
+
+$(ORT): package.json package-lock.json .npmrc
+	npm ci --ignore-scripts --omit=dev --loglevel=error
+	@touch $@
+
+## test: everything CI checks
+test: ort
+	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) test -race -timeout 15m ./...
+
+## lint: a wider static check than make test's; takes minutes to install the first time
+lint:
+	$(GO) tool -modfile=tools/go.mod buf lint
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+
+## proto: write the generated Go beside the .proto files
+proto:
+	$(GO) tool -modfile=tools/go.mod buf generate
+
+## fuzz: every fuzz target for FUZZTIME each
+FUZZTIME ?= 60s
+fuzz: ort
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+## bench: every Go benchmark once
+bench: ort
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean:
+	rm -rf bin node_modules
