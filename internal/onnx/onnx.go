@@ -1,0 +1,299 @@
+// Package onnx writes ONNX models: nodes, inputs, outputs, and initializers that are inline or lie in another
+// file as external data. It is a writer only, of the part of the format that mmserve's own graphs use; no
+// importable Go package offers the message types.
+//
+// Field numbers are those of onnx.proto3 (IR version 10).
+package onnx
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+)
+
+// DType is a TensorProto.DataType.
+type DType int
+
+// The element types mmserve's graphs use, with their numbers in onnx.proto3.
+const (
+	F32  DType = 1
+	U8   DType = 2
+	I8   DType = 3
+	I32  DType = 6
+	I64  DType = 7
+	Bool DType = 9
+	F16  DType = 10
+	BF16 DType = 16
+)
+
+// irVersion and opset are the oldest that hold everything used here.
+const (
+	irVersion = 10
+	opset     = 21
+)
+
+// Contrib is the operator domain of ONNX Runtime's own operators.
+const Contrib = "com.microsoft"
+
+// Attrs are a node's attributes. A value is an int, a float32, a string or a []int.
+type Attrs map[string]any
+
+// Graph is a model under construction. Methods that add a value return its name.
+type Graph struct {
+	name                                 string
+	nodes, initializers, inputs, outputs [][]byte
+	inputNames, outputNames              []string
+	named                                map[string]bool
+	consts                               map[string]string
+	serial                               int
+}
+
+// New starts an empty graph.
+func New(name string) *Graph {
+	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}}
+}
+
+// Inputs lists the names of the graph's inputs in the order they were added.
+func (g *Graph) Inputs() []string { return g.inputNames }
+
+// Outputs lists the names of the graph's outputs in the order they were added.
+func (g *Graph) Outputs() []string { return g.outputNames }
+
+// fresh makes a value name that no other value has.
+func (g *Graph) fresh(stem string) string {
+	g.serial++
+	return stem + "." + strconv.Itoa(g.serial)
+}
+
+// Op adds a node of the default domain with one output.
+func (g *Graph) Op(op string, attrs Attrs, in ...string) string {
+	return g.OpN("", op, attrs, in, 1)[0]
+}
+
+// ContribOp adds a node of ONNX Runtime's domain with one output.
+func (g *Graph) ContribOp(op string, attrs Attrs, in ...string) string {
+	return g.OpN(Contrib, op, attrs, in, 1)[0]
+}
+
+// OpN adds a node with n outputs and returns their names. An empty input name is an absent optional input.
+func (g *Graph) OpN(domain, op string, attrs Attrs, in []string, n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = g.fresh(op)
+	}
+	g.Node(domain, op, attrs, in, out)
+	return out
+}
+
+// Node adds a node whose outputs have the given names; an empty output name is an output that nobody reads.
+func (g *Graph) Node(domain, op string, attrs Attrs, in, out []string) {
+	var n message
+	for _, s := range in {
+		n.text(1, s)
+	}
+	for _, s := range out {
+		n.text(2, s)
+	}
+	n.text(3, g.fresh("n"))
+	n.text(4, op)
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		n.bytes(5, attribute(k, attrs[k]))
+	}
+	if domain != "" {
+		n.text(7, domain)
+	}
+	g.nodes = append(g.nodes, n)
+}
+
+func attribute(name string, v any) []byte {
+	const float, integer, str, ints = 1, 2, 3, 7
+	var a message
+	a.text(1, name)
+	switch x := v.(type) {
+	case int:
+		a.varint(3, uint64(int64(x)))
+		a.varint(20, integer)
+	case float32:
+		a.fixed32(2, math.Float32bits(x))
+		a.varint(20, float)
+	case string:
+		a.text(4, x)
+		a.varint(20, str)
+	case []int:
+		for _, e := range x {
+			a.varint(8, uint64(int64(e)))
+		}
+		a.varint(20, ints)
+	default:
+		panic(fmt.Sprintf("onnx: attribute %s has type %T", name, v))
+	}
+	return a
+}
+
+// Input declares a graph input. A dimension is an int, or a string that names a symbolic size.
+func (g *Graph) Input(name string, dt DType, dims ...any) string {
+	g.inputs = append(g.inputs, valueInfo(name, dt, dims))
+	g.inputNames = append(g.inputNames, name)
+	return name
+}
+
+// Output declares the value called name as a graph output.
+func (g *Graph) Output(name string, dt DType, dims ...any) {
+	g.outputs = append(g.outputs, valueInfo(name, dt, dims))
+	g.outputNames = append(g.outputNames, name)
+}
+
+func valueInfo(name string, dt DType, dims []any) []byte {
+	var shape message
+	for _, d := range dims {
+		var dim message
+		switch x := d.(type) {
+		case int:
+			dim.varint(1, uint64(x))
+		case string:
+			dim.text(2, x)
+		default:
+			panic(fmt.Sprintf("onnx: dimension of %s has type %T", name, d))
+		}
+		shape.bytes(1, dim)
+	}
+	var tensor, typ, v message
+	tensor.varint(1, uint64(dt))
+	tensor.bytes(2, shape)
+	typ.bytes(1, tensor)
+	v.text(1, name)
+	v.bytes(2, typ)
+	return v
+}
+
+// Inline adds an initializer whose little-endian data is part of the model.
+func (g *Graph) Inline(name string, dt DType, dims []int, data []byte) string {
+	t := tensorHead(name, dt, dims)
+	t.bytes(9, data)
+	g.initializers = append(g.initializers, t)
+	g.named[name] = true
+	return name
+}
+
+// External adds an initializer that lies at [offset, offset+length) of the file location, a path relative to
+// the folder that the session is told.
+func (g *Graph) External(name string, dt DType, dims []int, location string, offset, length int64) string {
+	const external = 1
+	t := tensorHead(name, dt, dims)
+	for _, kv := range [...][2]string{
+		{"location", location},
+		{"offset", strconv.FormatInt(offset, 10)},
+		{"length", strconv.FormatInt(length, 10)},
+	} {
+		var entry message
+		entry.text(1, kv[0])
+		entry.text(2, kv[1])
+		t.bytes(13, entry)
+	}
+	t.varint(14, external)
+	g.initializers = append(g.initializers, t)
+	g.named[name] = true
+	return name
+}
+
+func tensorHead(name string, dt DType, dims []int) message {
+	var t message
+	for _, d := range dims {
+		t.varint(1, uint64(d))
+	}
+	t.varint(2, uint64(dt))
+	t.text(8, name)
+	return t
+}
+
+// Has tells whether an initializer of that name was added.
+func (g *Graph) Has(name string) bool { return g.named[name] }
+
+// F32s adds a float32 constant under the given name.
+func (g *Graph) F32s(name string, dims []int, v []float32) string {
+	b := make([]byte, 0, 4*len(v))
+	for _, x := range v {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
+	}
+	return g.Inline(name, F32, dims, b)
+}
+
+// F32 gives a float32 scalar constant; equal ones are stored once.
+func (g *Graph) F32(v float32) string {
+	return g.constant(fmt.Sprintf("f32 %08x", math.Float32bits(v)), F32, nil,
+		binary.LittleEndian.AppendUint32(nil, math.Float32bits(v)))
+}
+
+// I64s gives a one-dimensional int64 constant; equal ones are stored once.
+func (g *Graph) I64s(v ...int64) string {
+	var b []byte
+	for _, x := range v {
+		b = binary.LittleEndian.AppendUint64(b, uint64(x))
+	}
+	return g.constant(fmt.Sprint("i64s", v), I64, []int{len(v)}, b)
+}
+
+func (g *Graph) constant(key string, dt DType, dims []int, data []byte) string {
+	if name, ok := g.consts[key]; ok {
+		return name
+	}
+	name := g.Inline(g.fresh("const"), dt, dims, data)
+	g.consts[key] = name
+	return name
+}
+
+// Bytes serialises the model.
+func (g *Graph) Bytes() []byte {
+	var graph message
+	for _, n := range g.nodes {
+		graph.bytes(1, n)
+	}
+	graph.text(2, g.name)
+	for _, t := range g.initializers {
+		graph.bytes(5, t)
+	}
+	for _, v := range g.inputs {
+		graph.bytes(11, v)
+	}
+	for _, v := range g.outputs {
+		graph.bytes(12, v)
+	}
+	var m message
+	m.varint(1, irVersion)
+	m.text(2, "mmserve")
+	m.bytes(7, graph)
+	for _, d := range [...]struct {
+		domain  string
+		version uint64
+	}{{"", opset}, {Contrib, 1}} {
+		var o message
+		o.text(1, d.domain)
+		o.varint(2, d.version)
+		m.bytes(8, o)
+	}
+	return m
+}
+
+// message is a protobuf message being written (https://protobuf.dev/programming-guides/encoding).
+type message []byte
+
+func (m *message) varint(field int, v uint64) {
+	*m = binary.AppendUvarint(*m, uint64(field)<<3)
+	*m = binary.AppendUvarint(*m, v)
+}
+
+func (m *message) fixed32(field int, v uint32) {
+	*m = binary.AppendUvarint(*m, uint64(field)<<3|5)
+	*m = binary.LittleEndian.AppendUint32(*m, v)
+}
+
+func (m *message) bytes(field int, b []byte) {
+	*m = binary.AppendUvarint(*m, uint64(field)<<3|2)
+	*m = binary.AppendUvarint(*m, uint64(len(b)))
+	*m = append(*m, b...)
+}
+
+func (m *message) text(field int, s string) { m.bytes(field, []byte(s)) }
