@@ -1,0 +1,23 @@
+package ort
+
+import (
+	"fmt"
+
+	ort "github.com/yalue/onnxruntime_go"
+)
+
+func init() { register(cpu{}) }
+
+// cpu is ONNX Runtime's default provider; it is always there and takes no options.
+type cpu struct{}
+
+var _ provider = cpu{}
+
+func (cpu) name() string { return "cpu" }
+
+func (cpu) configure(_ *ort.SessionOptions, options map[string]string) error {
+	for k := range options {
+		return fmt.Errorf("unknown option %q; it takes none", k)
+	}
+	return nil
+}

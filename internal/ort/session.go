@@ -1,0 +1,90 @@
+package ort
+
+import (
+	"fmt"
+	"runtime"
+
+	ort "github.com/yalue/onnxruntime_go"
+)
+
+// Options say how a session runs its graph.
+type Options struct {
+	// Provider is the execution provider's name; "" is "cpu".
+	Provider string
+	// ProviderOptions are the provider's own settings. An unknown key is an error.
+	ProviderOptions map[string]string
+	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
+	Threads int
+	// ExternalDir is the folder that external data locations are relative to.
+	ExternalDir string
+}
+
+// Session is a loaded graph. Run may be called by several goroutines at once on the CPU provider.
+type Session struct {
+	s *ort.DynamicAdvancedSession
+}
+
+// graph is what NewSession needs of a graph that was built in memory.
+type graph interface {
+	Bytes() []byte
+	Inputs() []string
+	Outputs() []string
+}
+
+// NewSession loads a graph. Spinning is off: with two sessions in one process it doubles the CPU cost.
+func NewSession(g graph, o Options) (*Session, error) {
+	p, err := lookup(o.Provider)
+	if err != nil {
+		return nil, err
+	}
+	so, err := ort.NewSessionOptions()
+	if err != nil {
+		return nil, err
+	}
+	defer so.Destroy()
+	threads := o.Threads
+	if threads == 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	entries := map[string]string{"session.intra_op.allow_spinning": "0"}
+	if o.ExternalDir != "" {
+		entries["session.model_external_initializers_file_folder_path"] = o.ExternalDir
+	}
+	if err := so.SetIntraOpNumThreads(threads); err != nil {
+		return nil, err
+	}
+	if err := so.SetInterOpNumThreads(1); err != nil {
+		return nil, err
+	}
+	if err := so.SetGraphOptimizationLevel(ort.GraphOptimizationLevelEnableAll); err != nil {
+		return nil, err
+	}
+	for k, v := range entries {
+		if err := so.AddSessionConfigEntry(k, v); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.configure(so, o.ProviderOptions); err != nil {
+		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
+	}
+	s, err := ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{s}, nil
+}
+
+// Run executes the graph: one tensor for each input and output, in the order in which the graph declared them.
+func (s *Session) Run(in, out []Tensor) error {
+	values := make([]ort.Value, len(in)+len(out))
+	for i, t := range in {
+		values[i] = t.v
+	}
+	for i, t := range out {
+		values[len(in)+i] = t.v
+	}
+	return s.s.Run(values[:len(in)], values[len(in):])
+}
+
+// Close frees the session. No Run may be under way.
+func (s *Session) Close() error { return s.s.Destroy() }

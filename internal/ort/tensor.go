@@ -1,0 +1,73 @@
+package ort
+
+import (
+	"fmt"
+	"unsafe"
+
+	ort "github.com/yalue/onnxruntime_go"
+	"golang.org/x/sys/unix"
+)
+
+// Element is a type that a tensor can hold.
+type Element interface {
+	~float32 | ~int64 | ~int32 | ~uint8 | ~int8 | ~uint16
+}
+
+// Memory is an anonymous mapping outside the Go heap: ONNX Runtime keeps pointers into it between calls, which
+// cgo forbids for Go memory. The kernel backs it with pages as they are first written.
+type Memory[T Element] struct {
+	raw []byte
+	s   []T
+}
+
+// Alloc reserves room for n elements. They read as zero.
+func Alloc[T Element](n int) (*Memory[T], error) {
+	var z T
+	size := max(n, 1) * int(unsafe.Sizeof(z))
+	raw, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("reserve %d bytes: %w", size, err)
+	}
+	return &Memory[T]{raw: raw, s: unsafe.Slice((*T)(unsafe.Pointer(&raw[0])), n)}, nil
+}
+
+// Slice is the memory itself. It must not be used after Free.
+func (m *Memory[T]) Slice() []T { return m.s }
+
+// Free returns the memory to the system. No tensor over it may be used any more.
+func (m *Memory[T]) Free() error {
+	if m == nil || m.raw == nil {
+		return nil
+	}
+	raw := m.raw
+	m.raw, m.s = nil, nil
+	return unix.Munmap(raw)
+}
+
+// Tensor is a shaped view of memory that a session reads or writes.
+type Tensor struct{ v ort.Value }
+
+// View shapes the start of data, which must lie in a Memory. Destroy frees the view, not the memory.
+func View[T Element](data []T, dims ...int) (Tensor, error) {
+	shape := make(ort.Shape, len(dims))
+	n := 1
+	for i, d := range dims {
+		shape[i] = int64(d)
+		n *= d
+	}
+	if n > len(data) {
+		return Tensor{}, fmt.Errorf("a tensor of shape %v needs %d elements, the memory has %d", dims, n, len(data))
+	}
+	v, err := ort.NewTensor(shape, data[:n])
+	if err != nil {
+		return Tensor{}, err
+	}
+	return Tensor{v}, nil
+}
+
+// Destroy frees the view.
+func (t Tensor) Destroy() {
+	if t.v != nil {
+		t.v.Destroy()
+	}
+}
