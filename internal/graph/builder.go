@@ -1,0 +1,131 @@
+package graph
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/mmserve/mmserve/internal/onnx"
+)
+
+// Builder adds layers with weights to a graph. The first missing or misshapen weight is kept and given by Err,
+// so that a family reads as arithmetic and not as error checks.
+type Builder struct {
+	*onnx.Graph
+	w   *Weights
+	err error
+}
+
+// NewBuilder starts a graph over the given weights.
+func NewBuilder(name string, w *Weights) *Builder {
+	return &Builder{Graph: onnx.New(name), w: w}
+}
+
+// Err is the first problem met while building, nil when the graph is whole.
+func (b *Builder) Err() error { return b.err }
+
+func (b *Builder) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// Weight gives a parameter as float32, whatever the checkpoint stores.
+func (b *Builder) Weight(name string, shape ...int) string {
+	if b.Has(name) {
+		return name
+	}
+	t, err := b.w.Get(name, shape...)
+	if err != nil {
+		b.fail(err)
+		return name
+	}
+	dt, _ := onnxType(t)
+	stored := name
+	if dt != onnx.F32 {
+		stored = name + ".stored"
+		if b.Has(stored) {
+			return name
+		}
+	}
+	if t.File == "" {
+		b.Inline(stored, dt, t.Shape, t.Data)
+	} else {
+		rel, err := filepath.Rel(b.w.root, t.File)
+		if err != nil {
+			b.fail(fmt.Errorf("tensor %q: %w", t.Name, err))
+			return name
+		}
+		b.External(stored, dt, t.Shape, filepath.ToSlash(rel), t.Offset, int64(len(t.Data)))
+	}
+	if stored != name {
+		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F32)}, []string{stored}, []string{name})
+	}
+	return name
+}
+
+// Linear is y = x·Wᵀ for a Hugging Face weight [out, in]; with bias, y = x·Wᵀ + b.
+func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
+	y := b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
+	if bias {
+		y = b.Op("Add", nil, y, b.Weight(prefix+".bias", out))
+	}
+	return y
+}
+
+// LayerNorm normalises the last axis, with weight and bias.
+func (b *Builder) LayerNorm(x, prefix string, dim int, eps float32) string {
+	return b.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps},
+		x, b.Weight(prefix+".weight", dim), b.Weight(prefix+".bias", dim))
+}
+
+// RMSNorm is x·rsqrt(mean(x²)+eps)·w over the last axis.
+func (b *Builder) RMSNorm(x, prefix string, dim int, eps float32) string {
+	return b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
+		x, b.Weight(prefix+".weight", dim))
+}
+
+// AddRMSNorm adds a residual and normalises the sum; it returns the normalised value and the sum.
+func (b *Builder) AddRMSNorm(x, residual, prefix string, dim int, eps float32) (normed, sum string) {
+	out := b.OpN(onnx.Contrib, "SkipSimplifiedLayerNormalization", onnx.Attrs{"epsilon": eps},
+		[]string{x, residual, b.Weight(prefix+".weight", dim)}, 4)
+	return out[0], out[3]
+}
+
+// activations maps the names of transformers' ACT2FN that are supported.
+var activations = map[string]func(*Builder, string) string{
+	"silu":              func(b *Builder, x string) string { return b.Op("Mul", nil, x, b.Op("Sigmoid", nil, x)) },
+	"gelu":              func(b *Builder, x string) string { return b.Op("Gelu", onnx.Attrs{"approximate": "none"}, x) },
+	"gelu_pytorch_tanh": geluTanh,
+	"gelu_new":          geluTanh,
+	"gelu_fast":         geluTanh,
+	"quick_gelu": func(b *Builder, x string) string {
+		return b.ContribOp("QuickGelu", onnx.Attrs{"alpha": float32(1.702)}, x)
+	},
+}
+
+func geluTanh(b *Builder, x string) string {
+	return b.Op("Gelu", onnx.Attrs{"approximate": "tanh"}, x)
+}
+
+// CheckActivation refuses an activation that Activation cannot build, naming the field it came from.
+func CheckActivation(field, name string) error {
+	if _, ok := activations[name]; ok {
+		return nil
+	}
+	return fmt.Errorf("%s %q is not supported; supported are gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, silu", field, name)
+}
+
+// Activation applies a function by the name transformers gives it.
+func (b *Builder) Activation(name, x string) string {
+	f, ok := activations[name]
+	if !ok {
+		b.fail(CheckActivation("activation", name))
+		return x
+	}
+	return f(b, x)
+}
+
+// Name gives value x the name that a graph output must have.
+func (b *Builder) Name(x, name string) {
+	b.Node("", "Identity", nil, []string{x}, []string{name})
+}

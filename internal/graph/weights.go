@@ -1,0 +1,121 @@
+// Package graph builds transformer layers out of a checkpoint's tensors: the vocabulary that the vision tower
+// and the decoder share. A weight stays where it is on disk and is named in place as external data.
+package graph
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/safetensors"
+)
+
+// Weights finds a model's parameters in a checkpoint under canonical names and keeps account of their use.
+type Weights struct {
+	ckpt  *safetensors.Checkpoint
+	names map[string]string // canonical → name in the checkpoint
+	used  map[string]int    // name in the checkpoint → times asked for
+	root  string            // folder that every file of the checkpoint is under; "" when it is in memory
+}
+
+// Prefix renames one prefix of checkpoint names to a canonical one.
+type Prefix struct{ From, To string }
+
+// NewWeights indexes a checkpoint. The first prefix that fits a name renames it; a name that none fits keeps
+// itself.
+func NewWeights(c *safetensors.Checkpoint, prefixes ...Prefix) (*Weights, error) {
+	w := &Weights{ckpt: c, names: map[string]string{}, used: map[string]int{}}
+	var files []string
+	for _, name := range c.Names() {
+		canonical := name
+		for _, p := range prefixes {
+			if rest, ok := strings.CutPrefix(name, p.From); ok {
+				canonical = p.To + rest
+				break
+			}
+		}
+		if other, dup := w.names[canonical]; dup {
+			return nil, fmt.Errorf("tensors %q and %q both stand for %q", other, name, canonical)
+		}
+		w.names[canonical] = name
+		if t, _ := c.Tensor(name); t.File != "" {
+			files = append(files, t.File)
+		}
+	}
+	w.root = commonDir(files)
+	return w, nil
+}
+
+func commonDir(files []string) string {
+	if len(files) == 0 {
+		return ""
+	}
+	dir := filepath.Dir(files[0])
+	for _, f := range files[1:] {
+		for !strings.HasPrefix(f, strings.TrimSuffix(dir, string(filepath.Separator))+string(filepath.Separator)) {
+			dir = filepath.Dir(dir)
+		}
+	}
+	return dir
+}
+
+// Root is the folder that external data locations are relative to, "" when all data is in memory.
+func (w *Weights) Root() string { return w.root }
+
+// Has tells whether the checkpoint has a tensor of that canonical name.
+func (w *Weights) Has(name string) bool { _, ok := w.names[name]; return ok }
+
+// Get returns the tensor of that canonical name after checking its shape, and counts the use.
+func (w *Weights) Get(name string, shape ...int) (safetensors.Tensor, error) {
+	real, ok := w.names[name]
+	if !ok {
+		return safetensors.Tensor{}, fmt.Errorf("the checkpoint has no tensor for %q (shape %v)", name, shape)
+	}
+	t, _ := w.ckpt.Tensor(real)
+	if !slices.Equal(t.Shape, shape) {
+		return safetensors.Tensor{}, fmt.Errorf("tensor %q has shape %v, want %v by config.json", real, t.Shape, shape)
+	}
+	if _, err := onnxType(t); err != nil {
+		return safetensors.Tensor{}, err
+	}
+	w.used[real]++
+	return t, nil
+}
+
+// Unused lists the checkpoint's tensors that no part of the model asked for.
+func (w *Weights) Unused() []string {
+	var list []string
+	for _, name := range w.ckpt.Names() {
+		if w.used[name] == 0 {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// UsedTwice lists tensors that more than one part of the model asked for, as tied embeddings are.
+func (w *Weights) UsedTwice() []string {
+	var list []string
+	for name, n := range w.used {
+		if n > 1 {
+			list = append(list, name)
+		}
+	}
+	sort.Strings(list)
+	return list
+}
+
+func onnxType(t safetensors.Tensor) (onnx.DType, error) {
+	switch t.DType {
+	case safetensors.F32:
+		return onnx.F32, nil
+	case safetensors.F16:
+		return onnx.F16, nil
+	case safetensors.BF16:
+		return onnx.BF16, nil
+	}
+	return 0, fmt.Errorf("tensor %q is %s, want F32, F16 or BF16", t.Name, t.DType)
+}
