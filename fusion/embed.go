@@ -1,0 +1,51 @@
+package fusion
+
+import (
+	"fmt"
+
+	"github.com/mmserve/mmserve/internal/safetensors"
+)
+
+// Embedder writes inputs_embeds: embedding rows read from the mapped checkpoint, with patches over them.
+type Embedder struct {
+	table        safetensors.Tensor
+	rows, hidden int
+}
+
+// NewEmbedder reads rows from the embedding table [rows, hidden].
+func NewEmbedder(table safetensors.Tensor) (*Embedder, error) {
+	if len(table.Shape) != 2 {
+		return nil, fmt.Errorf("embedding table %q has shape %v, want [vocabulary, hidden]", table.Name, table.Shape)
+	}
+	return &Embedder{table: table, rows: table.Shape[0], hidden: table.Shape[1]}, nil
+}
+
+// Hidden is the width of a row, Rows the number of ids that have one.
+func (e *Embedder) Hidden() int { return e.hidden }
+
+// Rows is the number of ids that have an embedding; an id past it may exist in the tokenizer but cannot be fed.
+func (e *Embedder) Rows() int { return e.rows }
+
+// Embed fills dst, [len(ids), hidden], for the ids of positions [past, past+len(ids)) of a sequence with the
+// given image spans.
+func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) error {
+	for i, id := range ids {
+		if id < 0 || int(id) >= e.rows {
+			return fmt.Errorf("token id %d has no embedding: the table has %d rows", id, e.rows)
+		}
+		if err := e.table.FloatsInto(dst[i*e.hidden:(i+1)*e.hidden], int(id)*e.hidden); err != nil {
+			return err
+		}
+	}
+	for _, s := range spans {
+		lo, hi := max(s.Start, past), min(s.Start+s.Len, past+len(ids))
+		if lo >= hi {
+			continue
+		}
+		if s.Patches == nil {
+			return fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
+		}
+		copy(dst[(lo-past)*e.hidden:(hi-past)*e.hidden], s.Patches[(lo-s.Start)*e.hidden:])
+	}
+	return nil
+}

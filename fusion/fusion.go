@@ -1,0 +1,35 @@
+// Package fusion lays text tokens and image patches out as one input sequence: it writes placeholders into
+// the prompt, finds them again among the ids, and puts patch embeddings over them.
+package fusion
+
+import "github.com/mmserve/mmserve/vision"
+
+// Layout says how a model family writes a picture into its prompt. It is a value, read once at load.
+type Layout struct {
+	// Placeholder is the text the chat template writes where a picture goes, e.g. "<image>".
+	Placeholder string
+	// Expand returns the text that replaces one placeholder for a picture cut as g.
+	Expand func(g vision.Grid) string
+	// ImageTokenID is the id of the position that a patch embedding takes.
+	ImageTokenID int32
+	// PatchTokens is the number of patch embeddings the connector gives for one tile.
+	PatchTokens int
+}
+
+// Span is a run of consecutive prompt positions that hold patch embeddings of one picture.
+type Span struct {
+	// Start is the first prompt position, Len the number of positions.
+	Start, Len int
+	// Image is the index of the picture in the request; Offset the first row of its patches used here.
+	Image, Offset int
+	// Digest is that picture's vision.Image.Digest.
+	Digest [32]byte
+	// Patches is [Len, hidden] float32, row-major; nil until Attach.
+	Patches []float32
+}
+
+// Input is one prompt, ready to be run: ids with the image spans that lie over them.
+type Input struct {
+	IDs   []int32
+	Spans []Span
+}

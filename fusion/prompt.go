@@ -1,0 +1,99 @@
+package fusion
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/mmserve/mmserve/vision"
+)
+
+// ErrCount says that the prompt and its pictures do not fit each other. It is never papered over: patches that
+// slide by one position give fluent nonsense.
+type ErrCount struct {
+	What       string
+	Have, Want int
+}
+
+func (e *ErrCount) Error() string {
+	return fmt.Sprintf("the prompt has %d %s for %d", e.Have, e.What, e.Want)
+}
+
+// ExpandPrompt replaces every placeholder of the rendered prompt by the text that stands for its picture, in
+// order. Text a user typed carries a guard rune inside anything that looks like a placeholder and never matches.
+func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
+	parts := strings.Split(text, l.Placeholder)
+	if n := len(parts) - 1; n != len(grids) {
+		return "", &ErrCount{"image placeholders, pictures", n, len(grids)}
+	}
+	var b strings.Builder
+	for i, p := range parts {
+		b.WriteString(p)
+		if i < len(grids) {
+			b.WriteString(l.Expand(grids[i]))
+		}
+	}
+	return b.String(), nil
+}
+
+// Locate finds the positions that take patch embeddings and gives each run of them to its picture: the first
+// PatchTokens × tiles of them to the first picture, and so on.
+func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
+	in := Input{IDs: ids}
+	want := 0
+	for _, img := range images {
+		want += l.patches(img)
+	}
+	image, offset, have := 0, 0, 0
+	for at := 0; at < len(ids); at++ {
+		if ids[at] != l.ImageTokenID {
+			continue
+		}
+		have++
+		if image == len(images) {
+			continue // counted, and refused below
+		}
+		last := len(in.Spans) - 1
+		if last >= 0 && in.Spans[last].Image == image && in.Spans[last].Start+in.Spans[last].Len == at {
+			in.Spans[last].Len++
+		} else {
+			in.Spans = append(in.Spans, Span{Start: at, Len: 1, Image: image, Offset: offset, Digest: images[image].Digest})
+		}
+		if offset++; offset == l.patches(images[image]) {
+			image, offset = image+1, 0
+		}
+	}
+	if have != want {
+		return Input{}, &ErrCount{"image positions, patch embeddings", have, want}
+	}
+	return in, nil
+}
+
+func (l Layout) patches(img *vision.Image) int { return img.Grid.Tiles() * l.PatchTokens }
+
+// Attach gives picture image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.
+func (in *Input) Attach(image int, patches []float32, hidden int) error {
+	want := 0
+	for _, s := range in.Spans {
+		if s.Image == image {
+			want += s.Len
+		}
+	}
+	if len(patches) != want*hidden {
+		return &ErrCount{fmt.Sprintf("positions for picture %d, patch values per position %d, values", image, hidden), want, len(patches)}
+	}
+	for i, s := range in.Spans {
+		if s.Image == image {
+			in.Spans[i].Patches = patches[s.Offset*hidden : (s.Offset+s.Len)*hidden]
+		}
+	}
+	return nil
+}
+
+// ImageTokens is the number of positions that hold patch embeddings.
+func (in Input) ImageTokens() int {
+	n := 0
+	for _, s := range in.Spans {
+		n += s.Len
+	}
+	return n
+}

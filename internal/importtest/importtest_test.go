@@ -1,0 +1,86 @@
+// Package importtest holds the import order: imports only ever go down one list.
+package importtest
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/mmserve/mmserve/"
+
+// rank is a package's place in the list; a package may import only what stands below it (or packages of internal/,
+// which may import each other as far as Go allows).
+var rank = map[string]int{
+	"cmd": 8, "server": 7, "caption": 7, "loadtest": 7, "client": 7, "model": 6, "batching": 5,
+	"decoder": 4, "fusion": 3, "vision": 2, "internal": 1, "proto": 0,
+}
+
+// never lists pairs that must not meet whatever their ranks.
+var never = [][2]string{
+	{"server", "model"}, {"batching", "internal/ort"}, {"server", "internal/ort"}, {"client", "internal"},
+}
+
+func TestImportOrder(t *testing.T) {
+	files := 0
+	err := filepath.WalkDir(filepath.Join("..", ".."), func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git" || d.Name() == "tools" || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
+			return nil
+		}
+		files++
+		from, err := filepath.Rel(filepath.Join("..", ".."), filepath.Dir(p))
+		if err != nil {
+			return err
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, s := range f.Imports {
+			to, ours := strings.CutPrefix(strings.Trim(s.Path.Value, `"`), module)
+			if ours {
+				check(t, filepath.ToSlash(from), to)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 20 {
+		t.Errorf("looked at %d files only", files)
+	}
+}
+
+func check(t *testing.T, from, to string) {
+	t.Helper()
+	for _, pair := range never {
+		if under(from, pair[0]) && under(to, pair[1]) {
+			t.Errorf("%s imports %s: these two never meet", from, to)
+		}
+	}
+	a, b := top(from), top(to)
+	ra, okA := rank[a]
+	rb, okB := rank[b]
+	if !okA || !okB {
+		t.Errorf("%s imports %s: give both a place in the list", from, to)
+		return
+	}
+	if a != b && ra <= rb {
+		t.Errorf("%s imports %s: imports go down cmd → server, caption, loadtest, client → model → batching → decoder → fusion → vision → internal", from, to)
+	}
+}
+
+func top(p string) string { first, _, _ := strings.Cut(p, "/"); return first }
+
+func under(p, dir string) bool { return p == dir || strings.HasPrefix(path.Clean(p), dir+"/") }

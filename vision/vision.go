@@ -1,0 +1,35 @@
+// Package vision turns encoded pictures into patch embeddings: decode, orient, resize, split into tiles,
+// normalise, run the vision tower, cache the result.
+//
+// Prepare runs on the caller's goroutine and touches the CPU only; Encoder owns one worker goroutine that
+// batches the tiles of concurrent callers into one tower run.
+package vision
+
+import "errors"
+
+// ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
+// The wrapped text is safe to show to that caller; it never holds pixel content.
+var ErrImage = errors.New("unusable image")
+
+// Grid says how one picture was cut into tiles.
+// Rows = Cols = 0 means it was not split and is a single tile.
+// A split picture has Rows×Cols tiles in row-major order, then one tile of the whole picture.
+type Grid struct {
+	Rows, Cols int
+}
+
+// Tiles is the number of tower inputs the grid stands for.
+func (g Grid) Tiles() int { return g.Rows*g.Cols + 1 }
+
+// Image is a prepared picture: what the tower needs and nothing that was in the file besides.
+type Image struct {
+	// Digest is the SHA-256 of the encoded bytes and of the preprocessing that was applied.
+	Digest [32]byte
+	// Width and Height are those of the picture after orientation, before any resizing, in pixels.
+	Width, Height int
+	Grid          Grid
+	// Size is the side of one tile in pixels.
+	Size int
+	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised.
+	Pixels []uint8
+}
