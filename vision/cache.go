@@ -1,0 +1,101 @@
+package vision
+
+import (
+	"container/list"
+	"errors"
+	"sync"
+)
+
+// errAbandoned ends an encode that every caller left before it began.
+var errAbandoned = errors.New("nobody waits for this image")
+
+// cache holds patch embeddings by image digest, least recently used first out, and joins callers that ask for
+// the same image at the same time (single-flight).
+type cache struct {
+	mu      sync.Mutex
+	budget  int64
+	used    int64
+	entries map[[32]byte]*entry
+	order   *list.List // of *entry that are complete; front is the most recently used
+}
+
+// entry is one image, under way or complete. err and patches may be read once done is closed.
+type entry struct {
+	key     [32]byte
+	done    chan struct{}
+	patches []float32
+	err     error
+	waiters int           // guarded by cache.mu
+	place   *list.Element // guarded by cache.mu; nil while under way
+	over    bool          // guarded by cache.mu: done is closed
+}
+
+func newCache(budget int64) *cache {
+	return &cache{budget: budget, entries: map[[32]byte]*entry{}, order: list.New()}
+}
+
+// join registers a waiter for an image; first tells that the caller has to see to its encoding.
+// Every join is followed by one leave.
+func (c *cache) join(key [32]byte) (e *entry, first bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[key]; ok {
+		e.waiters++
+		if e.place != nil {
+			c.order.MoveToFront(e.place)
+		}
+		return e, false
+	}
+	e = &entry{key: key, done: make(chan struct{}), waiters: 1}
+	c.entries[key] = e
+	return e, true
+}
+
+func (c *cache) leave(e *entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.waiters--
+}
+
+// abandoned tells whether an entry under way has no waiter left. It then leaves the map at once, so that a
+// caller who comes now starts afresh.
+func (c *cache) abandoned(e *entry) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.waiters > 0 || e.over {
+		return false
+	}
+	delete(c.entries, e.key)
+	return true
+}
+
+// finish completes an entry once; later calls do nothing. A failure is not kept.
+func (c *cache) finish(e *entry, patches []float32, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.over {
+		return
+	}
+	e.over, e.patches, e.err = true, patches, err
+	close(e.done)
+	size := int64(len(patches)) * 4
+	if err != nil || size > c.budget {
+		if c.entries[e.key] == e {
+			delete(c.entries, e.key)
+		}
+		return
+	}
+	e.place = c.order.PushFront(e)
+	c.used += size
+	for c.used > c.budget {
+		last := c.order.Remove(c.order.Back()).(*entry)
+		c.used -= int64(len(last.patches)) * 4
+		delete(c.entries, last.key)
+	}
+}
+
+func (c *cache) size() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used
+}

@@ -1,0 +1,220 @@
+package vision
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// ErrClosed is given to callers of Encode after Close.
+var ErrClosed = errors.New("the vision encoder is closed")
+
+// runner is what the encoder needs of a tower. *Tower is one; tests have another that counts.
+type runner interface {
+	Limits() (maxTiles, tilePixels, tilePatches int)
+	Input() []float32
+	Run(n int) ([]float32, error)
+}
+
+// Limits gives MaxTiles, TilePixels and TilePatches.
+func (t *Tower) Limits() (maxTiles, tilePixels, tilePatches int) {
+	return t.MaxTiles, t.TilePixels, t.TilePatches
+}
+
+// Encoder turns prepared images into patch embeddings. One worker goroutine owns the tower and fills each run
+// with tiles of whatever images wait; results are kept in a cache of bounded size. Callers may be many.
+type Encoder struct {
+	tower     runner
+	normalize func(dst []float32, src []uint8)
+	cache     *cache
+	jobs      chan *job
+	stop      chan struct{}
+	done      chan struct{}
+	closing   sync.Once
+
+	mu    sync.Mutex
+	stats EncoderStats
+}
+
+// EncoderStats counts what the encoder did since it was made.
+type EncoderStats struct {
+	// Runs is the number of tower runs, Tiles the tiles in them.
+	Runs, Tiles int64
+	// Hits counts Encode calls answered from the cache or by joining an encode under way; Misses the others.
+	Hits, Misses int64
+	// CacheBytes is what the cache holds now.
+	CacheBytes int64
+}
+
+// job is one image on its way through the worker.
+type job struct {
+	image   *Image
+	entry   *entry
+	next    int // first tile not yet put into a run
+	left    int // tiles whose patches have not come back
+	patches []float32
+}
+
+// queueLength bounds jobs that wait for the worker; a caller past it waits in Encode, where its context counts.
+const queueLength = 64
+
+// NewEncoder starts the worker. normalize maps the bytes of one tile to pixel values; cacheBytes bounds the
+// patch embeddings kept for images that come again (0: none are kept).
+func NewEncoder(t runner, normalize func(dst []float32, src []uint8), cacheBytes int64) *Encoder {
+	e := &Encoder{
+		tower: t, normalize: normalize, cache: newCache(cacheBytes),
+		jobs: make(chan *job, queueLength), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	go e.work()
+	return e
+}
+
+// Encode returns the patch embeddings of an image, [tiles × tokens, hidden] row-major, and whether they were
+// cached or already under way. The slice is shared and must not be written. Equal images (by Digest) that come
+// at the same time are encoded once. A caller whose context ends stops waiting; when the last one has gone
+// before the image reached the tower, it is never encoded.
+func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
+	ent, first := e.cache.join(img.Digest)
+	defer e.cache.leave(ent)
+	e.count(!first)
+	if first {
+		j := &job{image: img, entry: ent, left: img.Grid.Tiles()}
+		select {
+		case e.jobs <- j:
+		case <-ctx.Done():
+			// Others may have joined meanwhile: they learn of it and try for themselves.
+			e.cache.finish(ent, nil, errAbandoned)
+			return nil, false, context.Cause(ctx)
+		case <-e.stop:
+			e.cache.finish(ent, nil, ErrClosed)
+			return nil, false, ErrClosed
+		}
+	}
+	select {
+	case <-ent.done:
+		if errors.Is(ent.err, errAbandoned) && ctx.Err() == nil {
+			return e.Encode(ctx, img)
+		}
+		return ent.patches, !first, ent.err
+	case <-ctx.Done():
+		return nil, false, context.Cause(ctx)
+	case <-e.done:
+		return nil, false, ErrClosed
+	}
+}
+
+func (e *Encoder) count(hit bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if hit {
+		e.stats.Hits++
+	} else {
+		e.stats.Misses++
+	}
+}
+
+// Stats is safe to call at any time.
+func (e *Encoder) Stats() EncoderStats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.stats
+	s.CacheBytes = e.cache.size()
+	return s
+}
+
+// Close stops the worker after the run under way. Waiting callers get ErrClosed. The tower stays the caller's.
+func (e *Encoder) Close() {
+	e.closing.Do(func() { close(e.stop) })
+	<-e.done
+}
+
+// work is the worker: it owns the tower and the list of images under way.
+func (e *Encoder) work() {
+	defer close(e.done)
+	var list []*job
+	for {
+		if len(list) == 0 {
+			select {
+			case j := <-e.jobs:
+				list = append(list, j)
+			case <-e.stop:
+				return
+			}
+		}
+		select {
+		case <-e.stop:
+			return
+		default:
+		}
+		list = e.drain(list)
+		list = e.step(list)
+	}
+}
+
+// drain takes in what else waits and drops images that nobody waits for any more.
+func (e *Encoder) drain(list []*job) []*job {
+	for {
+		select {
+		case j := <-e.jobs:
+			list = append(list, j)
+			continue
+		default:
+		}
+		kept := list[:0]
+		for _, j := range list {
+			if e.cache.abandoned(j.entry) {
+				e.cache.finish(j.entry, nil, errAbandoned)
+				continue
+			}
+			kept = append(kept, j)
+		}
+		return kept
+	}
+}
+
+// step fills one run with tiles in the order in which the images came, and hands out what came back.
+func (e *Encoder) step(list []*job) []*job {
+	maxTiles, tilePixels, tilePatches := e.tower.Limits()
+	type place struct {
+		job  *job
+		tile int
+	}
+	var places []place
+	in := e.tower.Input()
+	for _, j := range list {
+		for ; j.next < j.image.Grid.Tiles() && len(places) < maxTiles; j.next++ {
+			at := len(places) * tilePixels
+			e.normalize(in[at:at+tilePixels], j.image.Pixels[j.next*tilePixels:(j.next+1)*tilePixels])
+			places = append(places, place{j, j.next})
+		}
+	}
+	if len(places) == 0 {
+		return list
+	}
+	out, err := e.tower.Run(len(places))
+	e.mu.Lock()
+	e.stats.Runs++
+	e.stats.Tiles += int64(len(places))
+	e.mu.Unlock()
+	for i, p := range places {
+		if err != nil {
+			e.cache.finish(p.job.entry, nil, err)
+			p.job.left, p.job.next = 0, p.job.image.Grid.Tiles()
+			continue
+		}
+		if p.job.patches == nil {
+			p.job.patches = make([]float32, p.job.image.Grid.Tiles()*tilePatches)
+		}
+		copy(p.job.patches[p.tile*tilePatches:], out[i*tilePatches:(i+1)*tilePatches])
+		if p.job.left--; p.job.left == 0 {
+			e.cache.finish(p.job.entry, p.job.patches, nil)
+		}
+	}
+	kept := list[:0]
+	for _, j := range list {
+		if j.left > 0 {
+			kept = append(kept, j)
+		}
+	}
+	return kept
+}

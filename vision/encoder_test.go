@@ -1,0 +1,170 @@
+package vision
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+)
+
+// countingTower "encodes" a tile of one pixel x to the two values x, -x, and keeps the size of every run.
+// hold, when not nil, is received from before each run.
+type countingTower struct {
+	in   []float32
+	runs []int
+	hold chan struct{}
+	fail error
+}
+
+func (f *countingTower) Limits() (int, int, int) { return 4, 1, 2 }
+func (f *countingTower) Input() []float32        { return f.in }
+func (f *countingTower) Run(n int) ([]float32, error) {
+	if f.hold != nil {
+		<-f.hold
+	}
+	f.runs = append(f.runs, n)
+	var out []float32
+	for _, x := range f.in[:n] {
+		out = append(out, x, -x)
+	}
+	return out, f.fail
+}
+
+func widen(dst []float32, src []uint8) {
+	for i, x := range src {
+		dst[i] = float32(x)
+	}
+}
+
+// picture has one tile for each pixel value.
+func picture(pixels ...uint8) *Image {
+	img := &Image{Pixels: pixels, Grid: Grid{Rows: len(pixels) - 1, Cols: 1}}
+	copy(img.Digest[:], pixels)
+	return img
+}
+
+func patchesOf(img *Image) (want []float32) {
+	for _, x := range img.Pixels {
+		want = append(want, float32(x), -float32(x))
+	}
+	return want
+}
+
+func TestTilesOfConcurrentImagesShareRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		var wg sync.WaitGroup
+		for _, img := range []*Image{picture(1), picture(2, 3, 4), picture(5, 6), picture(7)} {
+			wg.Go(func() {
+				got, cached, err := e.Encode(t.Context(), img)
+				if err != nil || cached || !slices.Equal(got, patchesOf(img)) {
+					t.Errorf("%v: %v %v %v", img.Pixels, got, cached, err)
+				}
+			})
+			synctest.Wait() // the first image is in the tower when the others come
+		}
+		close(tower.hold)
+		wg.Wait()
+		e.Close()
+		if want := []int{1, 4, 2}; !slices.Equal(tower.runs, want) {
+			t.Errorf("tiles per run %v, want %v", tower.runs, want)
+		}
+		if s := e.Stats(); s.Runs != 3 || s.Tiles != 7 || s.Misses != 4 || s.Hits != 0 {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+func TestCacheAndSingleFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 16) // two tiles' worth of patches
+		defer e.Close()
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() { e.Encode(t.Context(), picture(1)) })
+		}
+		synctest.Wait()
+		close(tower.hold)
+		wg.Wait()
+		if len(tower.runs) != 1 {
+			t.Errorf("ten equal images took %d runs", len(tower.runs))
+		}
+		encode := func(p uint8) bool { _, cached, _ := e.Encode(t.Context(), picture(p)); return cached }
+		for i, step := range []struct {
+			pixel uint8
+			want  bool
+		}{{1, true}, {2, false}, {1, true}, {3, false} /* 2 goes */, {1, true}, {2, false} /* 3 goes */, {1, true}} {
+			if got := encode(step.pixel); got != step.want {
+				t.Errorf("step %d: image %d cached: %t, want %t", i, step.pixel, got, step.want)
+			}
+		}
+		if s := e.Stats(); s.CacheBytes != 16 {
+			t.Errorf("cache holds %d bytes, want its 16", s.CacheBytes)
+		}
+		big := picture(1, 2, 3)
+		e.Encode(t.Context(), big)
+		if _, cached, _ := e.Encode(t.Context(), big); cached {
+			t.Error("an image larger than the whole budget was kept")
+		}
+	})
+}
+
+func TestCallerGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		go e.Encode(t.Context(), picture(1))
+		synctest.Wait()
+		gone, leave := context.WithCancelCause(t.Context())
+		why := errors.New("client left")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, _, err := e.Encode(gone, picture(2)); !errors.Is(err, why) {
+				t.Errorf("the caller who left got %v", err)
+			}
+		})
+		// Two want picture 3; one leaves, so it must still be encoded.
+		wg.Go(func() { e.Encode(gone, picture(3)) })
+		synctest.Wait()
+		wg.Go(func() {
+			if got, _, err := e.Encode(t.Context(), picture(3)); err != nil || !slices.Equal(got, []float32{3, -3}) {
+				t.Errorf("the caller who stayed got %v %v", got, err)
+			}
+		})
+		synctest.Wait()
+		leave(why)
+		synctest.Wait()
+		close(tower.hold)
+		wg.Wait()
+		if want := []int{1, 1}; !slices.Equal(tower.runs, want) {
+			t.Errorf("tiles per run %v, want %v: picture 2 had nobody waiting", tower.runs, want)
+		}
+		// A picture that was dropped can be asked for again.
+		if got, cached, err := e.Encode(t.Context(), picture(2)); err != nil || cached || got[0] != 2 {
+			t.Errorf("asked again: %v %v %v", got, cached, err)
+		}
+		e.Close()
+		if _, _, err := e.Encode(t.Context(), picture(9)); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+func TestTowerFailureIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), fail: errors.New("out of memory")}
+		e := NewEncoder(tower, widen, 1<<20)
+		defer e.Close()
+		if _, _, err := e.Encode(t.Context(), picture(1, 2, 3, 4, 5)); !errors.Is(err, tower.fail) {
+			t.Errorf("got %v", err)
+		}
+		tower.fail = nil
+		if got, cached, err := e.Encode(t.Context(), picture(1, 2, 3, 4, 5)); err != nil || cached || len(got) != 10 {
+			t.Errorf("after the failure: %v %v %v", got, cached, err)
+		}
+	})
+}
