@@ -1,0 +1,118 @@
+package fusion
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/safetensors"
+	"github.com/mmserve/mmserve/vision"
+)
+
+const img = 9 // the image token's id
+
+var layout = Layout{
+	Placeholder: "<image>", ImageTokenID: img, PatchTokens: 2,
+	Expand: func(g vision.Grid) string { return "[" + strings.Repeat("<image>", 2*g.Tiles()) + "]" },
+}
+
+func TestExpandPrompt(t *testing.T) {
+	one, two := vision.Grid{}, vision.Grid{Rows: 1, Cols: 1}
+	got, err := layout.ExpandPrompt("a<image>b<image>", []vision.Grid{one, two})
+	if want := "a[<image><image>]b[<image><image><image><image>]"; err != nil || got != want {
+		t.Errorf("got %q %v, want %q", got, err, want)
+	}
+	// A guard rune inside keeps a user's words from being a placeholder.
+	if got, err := layout.ExpandPrompt("<\ufdd0image>", nil); err != nil || got != "<\ufdd0image>" {
+		t.Errorf("guarded text: %q %v", got, err)
+	}
+	for _, text := range []string{"no place", "<image><image>"} {
+		var count *ErrCount
+		if _, err := layout.ExpandPrompt(text, []vision.Grid{one}); !errors.As(err, &count) || count.Want != 1 {
+			t.Errorf("%q for one picture: %v", text, err)
+		}
+	}
+}
+
+func TestLocate(t *testing.T) {
+	a := &vision.Image{Digest: [32]byte{1}}                                      // 2 patches
+	b := &vision.Image{Digest: [32]byte{2}, Grid: vision.Grid{Rows: 1, Cols: 1}} // 4 patches, in two runs
+	ids := []int32{1, img, img, img, img, 5, img, img}
+	in, err := layout.Locate(ids, []*vision.Image{a, b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Span{
+		{Start: 1, Len: 2, Image: 0, Offset: 0, Digest: a.Digest},
+		{Start: 3, Len: 2, Image: 1, Offset: 0, Digest: b.Digest},
+		{Start: 6, Len: 2, Image: 1, Offset: 2, Digest: b.Digest},
+	}
+	same := func(x, y Span) bool {
+		return x.Start == y.Start && x.Len == y.Len && x.Image == y.Image && x.Offset == y.Offset && x.Digest == y.Digest
+	}
+	if !slices.EqualFunc(in.Spans, want, same) || in.ImageTokens() != 6 {
+		t.Errorf("spans %+v, want %+v", in.Spans, want)
+	}
+	for _, bad := range [][]int32{{1}, {img, img, img}, append(ids, img)} {
+		var count *ErrCount
+		if _, err := layout.Locate(bad, []*vision.Image{a, b}); !errors.As(err, &count) {
+			t.Errorf("%v: %v, want a refusal", bad, err)
+		}
+	}
+	if _, err := layout.Locate([]int32{img}, nil); err == nil {
+		t.Error("an image position without a picture was accepted")
+	}
+}
+
+func table(rows, hidden int) safetensors.Tensor {
+	var data []byte
+	for i := range rows * hidden {
+		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(float32(i)))
+	}
+	return safetensors.Tensor{Name: "embed", DType: safetensors.F32, Shape: []int{rows, hidden}, Data: data}
+}
+
+// Any cut of a sequence into chunks must give the same embeddings as the whole.
+func TestEmbedInChunks(t *testing.T) {
+	e, err := NewEmbedder(table(10, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := []int32{1, img, img, 3, img, img}
+	in, err := layout.Locate(ids, []*vision.Image{{Grid: vision.Grid{Rows: 1, Cols: 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Embed(make([]float32, 12), ids, 0, in.Spans); err == nil {
+		t.Error("embedded without patches")
+	}
+	if err := in.Attach(0, make([]float32, 6), 2); err == nil {
+		t.Error("attached too few patches")
+	}
+	if err := in.Attach(0, []float32{-1, -2, -3, -4, -5, -6, -7, -8}, 2); err != nil {
+		t.Fatal(err)
+	}
+	want := []float32{2, 3, -1, -2, -3, -4, 6, 7, -5, -6, -7, -8}
+	for size := 1; size <= len(ids); size++ {
+		var got []float32
+		for past := 0; past < len(ids); past += size {
+			chunk := ids[past:min(past+size, len(ids))]
+			dst := make([]float32, 2*len(chunk))
+			if err := e.Embed(dst, chunk, past, in.Spans); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, dst...)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("chunks of %d: %v, want %v", size, got, want)
+		}
+	}
+	for _, id := range []int32{-1, 10} {
+		if err := e.Embed(make([]float32, 2), []int32{id}, 0, nil); err == nil {
+			t.Errorf("id %d has no row but was embedded", id)
+		}
+	}
+}
