@@ -1,0 +1,4 @@
+package picture
+
+// NewBesideSized is NewBeside for a window of cols by rows.
+var NewBesideSized = newBeside
