@@ -1,0 +1,483 @@
+package vision
+
+import (
+	"bytes"
+	"compress/zlib"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"image"
+	"image/color"
+	"image/jpeg"
+	"image/png"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// pillow is what goldens.py found in one file.
+type pillow struct {
+	Refused string
+	W, H    int
+	SHA256  string
+	Means   []float64
+}
+
+func readGolden[T any](t testing.TB, name string) (g T) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata/goldens", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, &g); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func readFile(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// refused are the files that Decode does not take, with a part of the reason it must give.
+var refused = map[string]string{
+	"decode/pillow/16bit.cropped.tif":      "unknown format", // TIFF: no model's users send it
+	"decode/pillow/broken.png":             "truncated",
+	"decode/pillow/decompression_bomb.gif": "frame bounds larger than image bounds",
+	"decode/pillow/truncated_image.png":    "not enough pixel data",
+	"decode/pillow/truncated_jpeg.jpg":     "truncated",
+	"made/animated.webp":                   "animated WebP is not supported",
+}
+
+// lossyBounds are wider than those of other JPEG files, for a reason.
+var lossyBounds = map[string]struct {
+	max  int
+	mean float64
+}{
+	// image/jpeg converts subsampled RGB itself, by the nearest sample.
+	"decode/gojpeg/video-001.rgb.jpeg": {100, 5},
+	// libjpeg smooths blocks whose last scans are missing.
+	"decode/gojpeg/video-001.progressive.truncated.jpeg": {6, 0.4},
+}
+
+func TestDecodeAsPillow(t *testing.T) {
+	seen := 0
+	for name, want := range readGolden[map[string]pillow](t, "decode.json") {
+		seen++
+		t.Run(name, func(t *testing.T) {
+			data := readFile(t, name)
+			p, err := Decode(data, Limits{})
+			if part, ok := refused[name]; ok {
+				if !errors.Is(err, ErrImage) || !strings.Contains(fmt.Sprint(err), part) {
+					t.Errorf("error %v, want one with %q", err, part)
+				}
+				return
+			}
+			if err != nil || want.Refused != "" {
+				t.Fatalf("error %v, Pillow's %q", err, want.Refused)
+			}
+			if p.W != want.W || p.H != want.H {
+				t.Fatalf("%d×%d pixels, want %d×%d", p.W, p.H, want.W, want.H)
+			}
+			if _, w, h, err := CheckHeader(data, Limits{}); err != nil || w != p.W || h != p.H {
+				t.Errorf("CheckHeader: %d×%d, %v", w, h, err)
+			}
+			sum := sha256.Sum256(p.Pix)
+			if hex.EncodeToString(sum[:]) == want.SHA256 {
+				return
+			}
+			if format, _ := Sniff(data); format != "jpeg" {
+				t.Fatal("a lossless path gives other pixels than Pillow")
+			}
+			bound := lossyBounds[name]
+			if bound.max == 0 {
+				bound.max, bound.mean = 4, 0.05
+			}
+			checkCorner(t, p, want.SHA256, bound.max, bound.mean)
+			for i, m := range blockMeans(p) {
+				if math.Abs(m-want.Means[i]) > 1+bound.mean {
+					t.Errorf("block %d has a mean of %.2f, want %.2f", i, m, want.Means[i])
+				}
+			}
+		})
+	}
+	files := 0
+	for _, top := range []string{"photos", "decode", "exif", "made"} {
+		filepath.WalkDir(filepath.Join("testdata", top), func(_ string, d fs.DirEntry, _ error) error {
+			if !d.IsDir() {
+				files++
+			}
+			return nil
+		})
+	}
+	if seen != files {
+		t.Errorf("goldens of %d files, there are %d", seen, files)
+	}
+}
+
+// checkCorner holds the bottom right corner against Pillow's. The mean says nothing about a few hundred pixels.
+func checkCorner(t *testing.T, p *RGB, sha string, limit int, mean float64) {
+	t.Helper()
+	ref := readPNG(t, "goldens/"+sha+".png")
+	dx, dy := p.W-ref.W, p.H-ref.H
+	worst, sum := 0, 0
+	for y := range ref.H {
+		got, want := p.row(y + dy)[3*dx:], ref.row(y)
+		for i, w := range want {
+			d := int(got[i]) - int(w)
+			worst, sum = max(worst, d, -d), sum+max(d, -d)
+		}
+	}
+	if n := float64(len(ref.Pix)); worst > limit || n > 3000 && float64(sum) > mean*n {
+		t.Errorf("off by up to %d levels, %.3f on average; allowed %d, %.3f", worst, float64(sum)/n, limit, mean)
+	}
+}
+
+// readPNG goes past the code under test.
+func readPNG(t *testing.T, name string) *RGB {
+	t.Helper()
+	m, err := png.Decode(bytes.NewReader(readFile(t, name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newRGB(m.Bounds().Dx(), m.Bounds().Dy())
+	for y := range p.H {
+		for x := range p.W {
+			c := color.NRGBAModel.Convert(m.At(x, y)).(color.NRGBA)
+			copy(p.row(y)[3*x:], []uint8{c.R, c.G, c.B})
+		}
+	}
+	return p
+}
+
+func blockMeans(p *RGB) (means []float64) {
+	for i := range 8 {
+		for j := range 8 {
+			y0, x0 := p.H*i/8, p.W*j/8
+			y1, x1 := max(p.H*(i+1)/8, y0+1), max(p.W*(j+1)/8, x0+1)
+			sum, n := 0, 0
+			for y := y0; y < y1; y++ {
+				for _, v := range p.row(y)[3*x0 : 3*x1] {
+					sum, n = sum+int(v), n+1
+				}
+			}
+			means = append(means, float64(sum)/float64(n))
+		}
+	}
+	return means
+}
+
+// pngChunk is one chunk with its checksum.
+func pngChunk(id string, payload []byte) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
+	b = append(append(b, id...), payload...)
+	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[4:]))
+}
+
+func hugePNG() []byte {
+	size := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, 20000), 20000)
+	return append([]byte("\x89PNG\r\n\x1a\n"), pngChunk("IHDR", append(size, 8, 2, 0, 0, 0))...)
+}
+
+func hugeWebP() []byte {
+	vp8l := []byte{0x2f, 0xff, 0xff, 0xff, 0x0f, 0} // 16384×16384
+	b := append([]byte("VP8L"), binary.LittleEndian.AppendUint32(nil, uint32(len(vp8l)))...)
+	b = append(b, vp8l...)
+	return slices.Concat([]byte("RIFF"), binary.LittleEndian.AppendUint32(nil, uint32(4+len(b))), []byte("WEBP"), b)
+}
+
+// scanBomb is a JPEG whose first scan of coefficients comes many times.
+func scanBomb(t testing.TB) []byte {
+	data := readFile(t, "decode/gojpeg/video-001.progressive.jpeg")
+	sos := []byte{0xff, markerSOS}
+	at := bytes.LastIndex(data, sos)
+	scan := data[at : len(data)-2]
+	return slices.Concat(data[:at], bytes.Repeat(scan, 200), data[len(data)-2:])
+}
+
+func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
+	bigJPEG := bytes.Clone(readFile(t, "decode/gojpeg/video-001.jpeg"))
+	sof := bytes.Index(bigJPEG, []byte{0xff, 0xc0})
+	copy(bigJPEG[sof+5:], "\xff\xff\xff\xff")
+	bigGIF := append([]byte("GIF89a\xff\xff\xff\xff\x00\x00\x00"), 0x2c, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0)
+	bigBMP := bytes.Clone(readFile(t, "made/rgb.bmp"))
+	binary.LittleEndian.PutUint32(bigBMP[18:], 20000)
+	binary.LittleEndian.PutUint32(bigBMP[22:], 20000)
+	for name, c := range map[string]struct {
+		data   []byte
+		limits Limits
+		want   string
+	}{
+		"empty":        {nil, Limits{}, "unusable image: it is empty"},
+		"text":         {[]byte("a text that somebody named photo.jpg\n"), Limits{}, "37 bytes of unknown format, want one of jpeg, png, gif, bmp, webp"},
+		"text, BM":     {[]byte("BMW is no header of a bitmap file"), Limits{}, "33 bytes of unknown format"},
+		"long file":    {make([]byte, 11), Limits{MaxBytes: 10}, "11 bytes, at most 10 are allowed"},
+		"png":          {hugePNG(), Limits{}, "20000×20000 = 400000000 pixels, at most 64000000 are allowed"},
+		"png, own cap": {readFile(t, "photos/chelsea.png"), Limits{MaxPixels: 100}, "451×300 = 135300 pixels, at most 100 are allowed"},
+		"jpeg":         {bigJPEG, Limits{}, "65535×65535 = 4294836225 pixels, at most"},
+		"gif":          {bigGIF, Limits{}, "65535×65535 = 4294836225 pixels, at most"},
+		"bmp":          {bigBMP, Limits{}, "20000×20000 = 400000000 pixels, at most"},
+		"webp":         {hugeWebP(), Limits{}, "16384×16384 = 268435456 pixels, at most"},
+		"scan bomb":    {scanBomb(t), Limits{}, "scans, at most 100 are allowed"},
+		"gif bomb":     {readFile(t, "decode/pillow/decompression_bomb.gif"), Limits{}, "gif of 44 bytes: frame bounds"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := Decode(c.data, c.limits)
+			runtime.ReadMemStats(&after)
+			if !errors.Is(err, ErrImage) || !strings.Contains(fmt.Sprint(err), c.want) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+				t.Errorf("%d bytes were allocated", n)
+			}
+		})
+	}
+}
+
+func TestTruncatedAnywhere(t *testing.T) {
+	for _, name := range []string{"decode/gojpeg/video-005.gray.jpeg", "decode/pngsuite/basn2c08.png", "decode/pillow/hopper.gif",
+		"decode/pillow/hopper.webp", "decode/gopher-doc.with-alpha.lossless.webp", "made/P.bmp"} {
+		data := readFile(t, name)
+		whole, err := Decode(data, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < len(data); n += 1 + len(data)/150 {
+			p, err := Decode(data[:n], Limits{})
+			switch {
+			case err == nil && !bytes.Equal(p.Pix, whole.Pix):
+				t.Errorf("%s: %d of %d bytes gave another picture", name, n, len(data))
+			case err != nil && !errors.Is(err, ErrImage):
+				t.Errorf("%s: %d of %d bytes: %v is no ErrImage", name, n, len(data), err)
+			}
+		}
+	}
+}
+
+func TestDecoderPanicIsAnError(t *testing.T) {
+	f := find(readFile(t, "made/rgb.bmp"))
+	kept := f.decode
+	defer func() { f.decode = kept }()
+	f.decode = func([]byte) (*RGB, error) { panic("index out of range with some content") }
+	_, err := Decode(readFile(t, "made/rgb.bmp"), Limits{})
+	if !errors.Is(err, ErrImage) || strings.Contains(err.Error(), "content") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// exifBlock is a TIFF header with one directory of one entry.
+func exifBlock(order binary.AppendByteOrder, kind uint16, orientation uint32) []byte {
+	b := []byte("II*\x00")
+	if order == binary.AppendByteOrder(binary.BigEndian) {
+		b = []byte("MM\x00*")
+	}
+	b = order.AppendUint16(order.AppendUint32(b, 8), 1)
+	b = order.AppendUint32(order.AppendUint16(order.AppendUint16(b, 0x112), kind), 1)
+	if kind == 3 {
+		return order.AppendUint16(order.AppendUint16(b, uint16(orientation)), 0)
+	}
+	return order.AppendUint32(b, orientation)
+}
+
+func TestEXIFOrientation(t *testing.T) {
+	for _, c := range []struct {
+		block []byte
+		want  int
+	}{
+		{exifBlock(binary.LittleEndian, 3, 6), 6},
+		{exifBlock(binary.BigEndian, 3, 8), 8},
+		{append([]byte("Exif\x00\x00"), exifBlock(binary.BigEndian, 3, 5)...), 5},
+		{exifBlock(binary.BigEndian, 4, 3), 3},
+		{exifBlock(binary.LittleEndian, 2, 3), 0}, // text is no orientation
+		{exifBlock(binary.LittleEndian, 3, 9), 0}, // out of range
+		{exifBlock(binary.LittleEndian, 3, 0), 0}, //
+		{exifBlock(binary.LittleEndian, 3, 6)[:17], 0},
+		{[]byte("II*\x00\xff\xff\xff\xff\x01\x00"), 0}, // directory outside the block
+		{nil, 0},
+	} {
+		if got := exifOrientation(c.block); got != c.want {
+			t.Errorf("%q: %d, want %d", c.block, got, c.want)
+		}
+	}
+}
+
+// TestOrientationPlaces: every place that can hold an orientation turns a picture of 2×1 into 1×2.
+func TestOrientationPlaces(t *testing.T) {
+	m := image.NewNRGBA(image.Rect(0, 0, 2, 1))
+	var p, j bytes.Buffer
+	if err := errors.Join(png.Encode(&p, m), jpeg.Encode(&j, m, nil)); err != nil {
+		t.Fatal(err)
+	}
+	exif := exifBlock(binary.BigEndian, 3, 6)
+	xmp := []byte(`<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>`)
+	deflate := func(b []byte) []byte {
+		var out bytes.Buffer
+		w := zlib.NewWriter(&out)
+		w.Write(b)
+		w.Close()
+		return out.Bytes()
+	}
+	raw := fmt.Sprintf("\nexif\n  %d\n%x\n", len(exif), exif)
+	withChunk := func(id string, payload string) []byte {
+		end := p.Len() - 12 // before IEND
+		return slices.Concat(p.Bytes()[:end], pngChunk(id, []byte(payload)), p.Bytes()[end:])
+	}
+	withSegment := func(payload string) []byte {
+		n := binary.BigEndian.AppendUint16([]byte{0xff, markerAPP1}, uint16(2+len(payload)))
+		return slices.Concat(j.Bytes()[:2], n, []byte(payload), j.Bytes()[2:])
+	}
+	lossless := readFile(t, "decode/gopher-doc.with-alpha.lossless.webp")
+	withXMP := slices.Concat(lossless, []byte("XMP "), binary.LittleEndian.AppendUint32(nil, uint32(len(xmp))), xmp)
+	for name, data := range map[string][]byte{
+		"png eXIf":             withChunk("eXIf", string(exif)),
+		"png tEXt":             withChunk("tEXt", "Raw profile type exif\x00"+raw),
+		"png zTXt":             withChunk("zTXt", "Raw profile type exif\x00\x00"+string(deflate([]byte(raw)))),
+		"png iTXt":             withChunk("iTXt", "XML:com.adobe.xmp\x00\x00\x00\x00\x00"+string(xmp)),
+		"png iTXt, compressed": withChunk("iTXt", "XML:com.adobe.xmp\x00\x01\x00\x00\x00"+string(deflate(xmp))),
+		"png, EXIF before XMP": slices.Concat(withChunk("eXIf", string(exif))[:p.Len()+len(exif)],
+			pngChunk("iTXt", []byte("XML:com.adobe.xmp\x00\x00\x00\x00\x00tiff:Orientation=\"3\"")), p.Bytes()[p.Len()-12:]),
+		"jpeg EXIF": withSegment("Exif\x00\x00" + string(exif)),
+		"jpeg XMP":  withSegment("http://ns.adobe.com/xap/1.0/\x00" + string(xmp)),
+		"webp XMP":  withXMP,
+	} {
+		f := find(data)
+		if got := f.orientation(data); got != 6 {
+			t.Errorf("%s: orientation %d, want 6", name, got)
+		}
+		c, err := f.config(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Decode(data, Limits{}); err != nil || got.W != c.Height || got.H != c.Width {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+func addSeeds(f *testing.F) {
+	for _, glob := range []string{"made/*", "exif/orientation_[68].jpg", "decode/pngsuite/basn*", "decode/gojpeg/*q50.4*", "decode/pillow/*.gif",
+		"decode/pillow/hopper.webp", "decode/pillow/xmp*"} {
+		names, err := filepath.Glob(filepath.Join("testdata", glob))
+		if err != nil || len(names) == 0 {
+			f.Fatal(glob, err)
+		}
+		for _, name := range names {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(data)
+		}
+	}
+	f.Add(hugePNG())
+	f.Add(hugeWebP())
+}
+
+func FuzzCheckHeader(f *testing.F) {
+	addSeeds(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		format, w, h, err := CheckHeader(data, Limits{})
+		if err != nil {
+			if !errors.Is(err, ErrImage) {
+				t.Errorf("%v is no ErrImage", err)
+			}
+			return
+		}
+		if sniffed, ok := Sniff(data); !ok || sniffed != format {
+			t.Errorf("%s, sniffed as %s", format, sniffed)
+		}
+		if w < 1 || h < 1 || int64(w)*int64(h) > DefaultLimits().MaxPixels {
+			t.Errorf("%d×%d passed", w, h)
+		}
+	})
+}
+
+func FuzzDecode(f *testing.F) {
+	addSeeds(f)
+	limits := Limits{MaxBytes: 64 << 10, MaxPixels: 1 << 16}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := Decode(data, limits)
+		if err != nil {
+			if !errors.Is(err, ErrImage) {
+				t.Errorf("%v is no ErrImage", err)
+			}
+			return
+		}
+		if _, w, h, err := CheckHeader(data, limits); err != nil || w != p.W || h != p.H || len(p.Pix) != 3*w*h {
+			t.Errorf("%d×%d with %d bytes, the header says %d×%d, %v", p.W, p.H, len(p.Pix), w, h, err)
+		}
+	})
+}
+
+// photo is a picture of w×h made from a real one, as JPEG of 4:2:0.
+func photo(b *testing.B, w, h int) []byte {
+	b.Helper()
+	p, err := Decode(readFile(b, "photos/astronaut.png"), Limits{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	p = filters[3].resize(p, w, h)
+	m := image.NewRGBA(image.Rect(0, 0, w, h))
+	for i := range w * h {
+		m.Pix[4*i], m.Pix[4*i+1], m.Pix[4*i+2], m.Pix[4*i+3] = p.Pix[3*i], p.Pix[3*i+1], p.Pix[3*i+2], 255
+	}
+	var out bytes.Buffer
+	if err := jpeg.Encode(&out, m, &jpeg.Options{Quality: 85}); err != nil {
+		b.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func withOrientation(data []byte, o uint32) []byte {
+	payload := append([]byte("Exif\x00\x00"), exifBlock(binary.BigEndian, 3, o)...)
+	n := binary.BigEndian.AppendUint16([]byte{0xff, markerAPP1}, uint16(2+len(payload)))
+	return slices.Concat(data[:2], n, payload, data[2:])
+}
+
+func BenchmarkDecode(b *testing.B) {
+	large := photo(b, 4000, 3000)
+	for _, c := range []struct {
+		name string
+		data []byte
+	}{
+		{"jpeg-1300x876", photo(b, 1300, 876)},
+		{"jpeg-12MP", large},
+		{"jpeg-12MP-turned", withOrientation(large, 6)},
+		{"png-512x512", readFile(b, "photos/astronaut.png")},
+		{"webp-lossy-480x360", readFile(b, "decode/pillow/flower.webp")},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Decode(c.data, Limits{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkCheckHeader(b *testing.B) {
+	data := hugePNG()
+	for b.Loop() {
+		if _, _, _, err := CheckHeader(data, Limits{}); err == nil {
+			b.Fatal("a picture of 400 megapixels passed")
+		}
+	}
+}

@@ -1,0 +1,247 @@
+package vision
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
+// Idefics3 is the preprocessing of the Idefics3 and SmolVLM families, with the values of preprocessor_config.json.
+// Reference: transformers 5.12 Idefics3ImageProcessorPil, which it gives bit for bit from equal RGB.
+type Idefics3 struct {
+	// Size (size.longest_edge) is what the longer side is brought to first, up or down.
+	Size int
+	// MaxImageSize (max_image_size.longest_edge) is the side of a tile.
+	MaxImageSize int
+	// Split (do_image_splitting) cuts the picture into tiles; without it, it is one tile, its aspect ignored.
+	Split bool
+	// Resample is the filter of every resize: 1 Lanczos, 2 bilinear, 3 bicubic.
+	Resample int
+	DoResize bool
+	// A pixel value is (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize leave.
+	DoRescale, DoNormalize bool
+	Rescale                float64
+	Mean, Std              [3]float32
+}
+
+// maxSide bounds both sizes of a configuration: transformers caps the first resize there.
+const maxSide = 4096
+
+// ParseIdefics3 reads a preprocessor_config.json. Missing values are those of the Hugging Face class; values that
+// would need other processing are refused by name. The keys do_convert_rgb and do_pad change nothing here:
+// pictures are always converted, and tiles are all of one size.
+func ParseIdefics3(preprocessorConfigJSON []byte) (Idefics3, error) {
+	type edge struct {
+		LongestEdge *int `json:"longest_edge"`
+	}
+	c := struct {
+		Type      string          `json:"image_processor_type"`
+		DoResize  *bool           `json:"do_resize"`
+		Size      *edge           `json:"size"`
+		Resample  *int            `json:"resample"`
+		Split     *bool           `json:"do_image_splitting"`
+		MaxSize   *edge           `json:"max_image_size"`
+		DoRescale *bool           `json:"do_rescale"`
+		Rescale   *float64        `json:"rescale_factor"`
+		Normalize *bool           `json:"do_normalize"`
+		Mean      json.RawMessage `json:"image_mean"`
+		Std       json.RawMessage `json:"image_std"`
+	}{}
+	fail := func(format string, args ...any) (Idefics3, error) {
+		return Idefics3{}, fmt.Errorf("preprocessor_config.json: "+format, args...)
+	}
+	if err := json.Unmarshal(preprocessorConfigJSON, &c); err != nil {
+		return fail("%w", err)
+	}
+	types := []string{"", "Idefics3ImageProcessor", "Idefics3ImageProcessorFast", "Idefics3ImageProcessorPil",
+		"SmolVLMImageProcessor", "SmolVLMImageProcessorFast", "SmolVLMImageProcessorPil"}
+	if !slices.Contains(types, c.Type) {
+		return fail("image_processor_type is %q, want one of %q", c.Type, types[1:])
+	}
+	p := Idefics3{
+		Size: 4 * 364, MaxImageSize: 364,
+		Split: or(c.Split, true), Resample: or(c.Resample, 1), DoResize: or(c.DoResize, true),
+		DoRescale: or(c.DoRescale, true), Rescale: or(c.Rescale, 1./255), DoNormalize: or(c.Normalize, true),
+	}
+	for _, e := range []struct {
+		name string
+		from *edge
+		to   *int
+	}{{"size", c.Size, &p.Size}, {"max_image_size", c.MaxSize, &p.MaxImageSize}} {
+		if e.from == nil {
+			continue
+		}
+		if e.from.LongestEdge == nil {
+			return fail("%s has no longest_edge, the only key that is supported", e.name)
+		}
+		if *e.to = *e.from.LongestEdge; *e.to < 1 || *e.to > maxSide {
+			return fail("%s.longest_edge is %d, want 1 to %d", e.name, *e.to, maxSide)
+		}
+	}
+	if _, ok := filters[p.Resample]; !ok {
+		return fail("resample is %d, want 1 (Lanczos), 2 (bilinear) or 3 (bicubic)", p.Resample)
+	}
+	var err error
+	if p.Mean, err = channels("image_mean", c.Mean); err != nil {
+		return fail("%w", err)
+	}
+	if p.Std, err = channels("image_std", c.Std); err != nil {
+		return fail("%w", err)
+	}
+	if slices.Contains(p.Std[:], 0) {
+		return fail("image_std is %v, want no zero", p.Std)
+	}
+	return p, nil
+}
+
+func or[T any](v *T, missing T) T {
+	if v == nil {
+		return missing
+	}
+	return *v
+}
+
+// channels reads a number, or one for each of red, green and blue; 0.5 is the default of the class.
+func channels(name string, raw json.RawMessage) ([3]float32, error) {
+	if raw == nil || string(raw) == "null" {
+		return [3]float32{0.5, 0.5, 0.5}, nil
+	}
+	var list []float64
+	if json.Unmarshal(raw, &list) == nil && len(list) == 3 {
+		return [3]float32{float32(list[0]), float32(list[1]), float32(list[2])}, nil
+	}
+	var x float64
+	if json.Unmarshal(raw, &x) == nil {
+		return [3]float32{float32(x), float32(x), float32(x)}, nil
+	}
+	return [3]float32{}, fmt.Errorf("%s: want a number or three", name)
+}
+
+// first gives the size after the first resize.
+func (p Idefics3) first(w, h int) (int, int) {
+	if !p.DoResize {
+		return w, h
+	}
+	aspect := float64(w) / float64(h)
+	if w >= h {
+		w = p.Size
+		h = int(float64(w) / aspect)
+		h += h % 2
+	} else {
+		h = p.Size
+		w = int(float64(h) * aspect)
+		w += w % 2
+	}
+	return max(w, 1), max(h, 1)
+}
+
+// second rounds a size up to whole tiles.
+func (p Idefics3) second(w, h int) (int, int) {
+	s := p.MaxImageSize
+	up := func(n int) int { return (n + s - 1) / s * s }
+	aspect := float64(w) / float64(h)
+	if w >= h {
+		w = up(w)
+		return w, up(int(float64(w) / aspect))
+	}
+	h = up(h)
+	return up(int(float64(h) * aspect)), h
+}
+
+// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
+func (p Idefics3) Grid(w, h int) Grid {
+	if !p.Split {
+		return Grid{}
+	}
+	return p.grid(p.second(p.first(w, h)))
+}
+
+// grid is that of a picture which has been brought to whole tiles.
+func (p Idefics3) grid(w, h int) Grid {
+	if w <= p.MaxImageSize && h <= p.MaxImageSize {
+		return Grid{}
+	}
+	return Grid{Rows: h / p.MaxImageSize, Cols: w / p.MaxImageSize}
+}
+
+// Prepare decodes a picture and makes it into tiles. With split false it stays one tile even where p.Split is true.
+// Errors wrap ErrImage. It runs on the caller's goroutine, lends work to the other cores, and may be called
+// concurrently.
+func (p Idefics3) Prepare(data []byte, l Limits, split bool) (*Image, error) {
+	rgb, err := Decode(data, l)
+	if err != nil {
+		return nil, err
+	}
+	p.Split = p.Split && split
+	s := p.MaxImageSize
+	img := &Image{Digest: p.digest(data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s}
+	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
+	f := filters[p.Resample]
+
+	// Every stage starts from the rounded pixels of the one before, as in the reference.
+	w, h := p.first(rgb.W, rgb.H)
+	stage := f.resize(rgb, w, h)
+	if p.Split {
+		w, h = p.second(w, h)
+		stage = f.resize(stage, w, h)
+	}
+	tiles := img.Pixels
+	for r := range img.Grid.Rows {
+		for c := range img.Grid.Cols {
+			tiles = cut(tiles, stage, c*s, r*s, s)
+		}
+	}
+	whole := f.resize(stage, s, s)
+	cut(tiles, whole, 0, 0, s)
+	release(whole)
+	return img, nil
+}
+
+// cut writes the s×s square of p at x, y as planes and gives what follows it in tiles.
+func cut(tiles []uint8, p *RGB, x, y, s int) []uint8 {
+	red, green, blue := tiles[:s*s], tiles[s*s:2*s*s], tiles[2*s*s:3*s*s]
+	for r := range s {
+		in := p.row(y + r)[3*x:][:3*s]
+		for c := range s {
+			red[r*s+c], green[r*s+c], blue[r*s+c] = in[3*c], in[3*c+1], in[3*c+2]
+		}
+	}
+	return tiles[3*s*s:]
+}
+
+// pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
+// embeddings that somebody kept are not taken for those of the new pixels.
+const pixelsVersion = 1
+
+// digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
+func (p Idefics3) digest(data []byte) (d [32]byte) {
+	h := sha256.New()
+	fmt.Fprintf(h, "idefics3 v%d %+v\n", pixelsVersion, p)
+	h.Write(data)
+	h.Sum(d[:0])
+	return d
+}
+
+// Normalize maps the bytes of one tile, planar RGB, to pixel values. Each is rounded as in transformers: rescaled in
+// float64, kept as float32, then shifted and divided in float32.
+func (p Idefics3) Normalize(dst []float32, src []uint8) {
+	plane := len(src) / 3
+	for c := range 3 {
+		var table [256]float32
+		for i := range table {
+			v := float32(i)
+			if p.DoRescale {
+				v = float32(float64(i) * p.Rescale)
+			}
+			if p.DoNormalize {
+				v = (v - p.Mean[c]) / p.Std[c]
+			}
+			table[i] = v
+		}
+		out := dst[c*plane:][:plane]
+		for i, b := range src[c*plane:][:plane] {
+			out[i] = table[b]
+		}
+	}
+}

@@ -1,0 +1,103 @@
+#!/usr/bin/python3
+"""Makes made/ and goldens/ from the pictures in this folder with Pillow: run `/usr/bin/python3 goldens.py` here.
+
+Made with Debian 12's python3-pil 9.4.0 (libjpeg-turbo 2.1, libwebp 1.2.4) and python3-numpy 1.24.2.
+made/            small pictures that nobody publishes: odd sizes, every subsampling, orientation in every format
+decode.json      for each file its upright RGB size, SHA-256, 8x8 block means; or Pillow's refusal
+<sha256>.png     the bottom right corner, up to 160x160, of a picture from a lossy file
+tiles.png        128x128 of the middle of tiles 0, 6 and 12 that transformers' Idefics3 makes of rocket.jpg
+resample.json    SHA-256 of astronaut.png resized by each filter
+"""
+import hashlib, io, json, os, warnings
+import numpy as np
+from PIL import Image, ImageOps
+
+warnings.simplefilter("ignore")
+os.makedirs("goldens", exist_ok=True)
+
+
+def means(a):
+    """Means of an 8x8 grid of blocks, cut at n*i//8, rounded to 1/1000."""
+    h, w = a.shape[:2]
+    ys = [h * i // 8 for i in range(9)]
+    xs = [w * i // 8 for i in range(9)]
+    return [round(float(a[ys[i]:max(ys[i + 1], ys[i] + 1), xs[j]:max(xs[j + 1], xs[j] + 1)].mean()), 3)
+            for i in range(8) for j in range(8)]
+
+
+def upright(path):
+    im = Image.open(path)
+    gray16 = im.mode.startswith("I")
+    im = ImageOps.exif_transpose(im)
+    if gray16:  # the one deliberate difference: convert("RGB") would clip above 255
+        return Image.fromarray((np.asarray(im) >> 8).astype(np.uint8)).convert("RGB")
+    return im.convert("RGB")
+
+
+def make():
+    os.makedirs("made", exist_ok=True)
+    photo = Image.open("photos/astronaut.png").convert("RGB")
+    for w, h in [(1, 1), (2, 3), (3, 2), (5, 5), (6, 4), (17, 9), (16, 33)]:
+        small = photo.resize((40, 40)).crop((10, 3, 10 + w, 3 + h))
+        for i, name in enumerate(["444", "422", "420"]):
+            small.save(f"made/{w}x{h}.{name}.jpg", quality=90, subsampling=i, optimize=True)
+        small.save(f"made/{w}x{h}.webp", quality=80)
+    hard = Image.new("RGB", (4, 4), (230, 20, 20))
+    hard.paste((20, 20, 230), (2, 0, 4, 4))
+    for i, name in enumerate(["444", "422", "420"]):
+        hard.save(f"made/hard.{name}.jpg", quality=90, subsampling=i, optimize=True)
+    small = photo.crop((180, 60, 220, 90))
+    for o in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = o
+        small.save(f"made/exif{o}.png", exif=exif.tobytes())
+        small.save(f"made/exif{o}.webp", lossless=True, exif=exif.tobytes())
+    small.save("made/rgb.bmp")
+    for mode in ["1", "L", "P", "RGBA"]:
+        small.convert(mode).save(f"made/{mode}.bmp")
+    small.save("made/animated.webp", save_all=True, append_images=[small.rotate(180)], duration=100)
+    small.save("made/animated.png", save_all=True, append_images=[small.rotate(180)], duration=100)
+    small.save("made/animated.gif", save_all=True, append_images=[small.rotate(180)], duration=100)
+    # A first frame of 40x30 at 7, 4 on a canvas of 50x40, with a transparent colour and without.
+    for name, options in [("opaque", {}), ("transparent", {"transparency": 5})]:
+        out = io.BytesIO()
+        small.quantize(32).save(out, "GIF", **options)
+        b = bytearray(out.getvalue())
+        b[6:10] = bytes([50, 0, 40, 0])
+        at = b.index(b"\x2c\0\0\0\0\x28\0\x1e\0")
+        b[at + 1], b[at + 3] = 7, 4
+        open(f"made/offset.{name}.gif", "wb").write(b)
+
+
+make()
+golden = {}
+for top in ["photos", "decode", "exif", "made"]:
+    for folder, _, names in sorted(os.walk(top)):
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            try:
+                im = upright(path)
+            except Exception as e:
+                golden[path] = {"refused": type(e).__name__}
+                continue
+            sha = hashlib.sha256(im.tobytes()).hexdigest()
+            golden[path] = {"w": im.width, "h": im.height, "sha256": sha, "means": means(np.asarray(im))}
+            if name.endswith((".jpg", ".jpeg")):
+                box = (max(im.width - 160, 0), max(im.height - 160, 0), im.width, im.height)
+                im.crop(box).save(f"goldens/{sha}.png", optimize=True)
+json.dump(golden, open("goldens/decode.json", "w"), indent=0)
+
+resample = []
+im = Image.open("photos/astronaut.png").convert("RGB").crop((100, 0, 401, 227))
+for number in [1, 2, 3]:
+    for size in [(301, 227), (301, 100), (77, 227), (64, 64), (1, 1), (640, 480), (7, 900), (333, 250)]:
+        out = im.resize(size, number)
+        resample.append({"filter": number, "w": size[0], "h": size[1], "sha256": hashlib.sha256(out.tobytes()).hexdigest()})
+json.dump(resample, open("goldens/resample.json", "w"), indent=0)
+
+# transformers Idefics3ImageProcessorPil for a picture of 640x427, longest_edge 2048, tiles of 512.
+im = Image.open("photos/rocket.jpg").convert("RGB").resize((2048, 1366), 1).resize((2048, 1536), 1)
+out = Image.new("RGB", (128, 384))
+for i, tile in enumerate([im.crop((0, 0, 512, 512)), im.crop((1024, 512, 1536, 1024)), im.resize((512, 512), 1)]):
+    out.paste(tile.crop((192, 192, 320, 320)), (0, 128 * i))
+out.save("goldens/tiles.png", optimize=True)
