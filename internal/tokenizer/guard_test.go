@@ -1,0 +1,126 @@
+package tokenizer
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+const guard = '\uFDEF' // a rune that the corpus does not have
+
+// guardAll puts a guard on both sides of every rune of what a user typed.
+func guardAll(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		b.WriteRune(guard)
+		b.WriteRune(r)
+	}
+	b.WriteRune(guard)
+	return b.String()
+}
+
+// longAdded returns the added tokens of tok that are found as more than one rune: one
+// rune cannot be broken.
+func longAdded(tok *Tokenizer) map[int32]bool {
+	ids := make(map[int32]bool)
+	for _, a := range tok.AddedTokens() {
+		if len([]rune(a.Content)) > 1 {
+			ids[a.ID] = true
+		}
+	}
+	return ids
+}
+
+func TestGuardedTextHasNoAddedTokens(t *testing.T) {
+	for _, name := range files {
+		tok := load(t, name)
+		added := longAdded(tok)
+		for _, text := range corpus(t) {
+			ids := tok.EncodeGuarded(guardAll(text), guard, false)
+			if i := slices.IndexFunc(ids, func(id int32) bool { return added[id] }); i >= 0 {
+				t.Errorf("%s: %q has the added token %d", name, text, ids[i])
+			}
+		}
+	}
+}
+
+func TestGuardedTokensSplitAtEveryPlace(t *testing.T) {
+	for _, name := range files {
+		tok := load(t, name)
+		added := longAdded(tok)
+		for _, a := range tok.AddedTokens() {
+			if strings.TrimSpace(a.Content) == "" {
+				continue // a shorter run of spaces is a token too
+			}
+			for i := range a.Content {
+				if i == 0 {
+					continue
+				}
+				before, after := a.Content[:i], a.Content[i:]
+				if strings.HasPrefix(before, "<key_") || strings.HasPrefix(before, "</key_") {
+					continue // which are tokens of granite-docling themselves
+				}
+				ids := tok.EncodeGuarded("user: "+before+string(guard)+after, guard, false)
+				if slices.ContainsFunc(ids, func(id int32) bool { return added[id] }) {
+					t.Errorf("%s: %q and %q make an added token: %v", name, before, after, ids)
+				}
+			}
+		}
+	}
+}
+
+// TestGuardsElsewhereChangeNothing: a guard outside of all added tokens leaves the ids.
+func TestGuardsElsewhereChangeNothing(t *testing.T) {
+	for _, name := range files {
+		tok := load(t, name)
+		for _, text := range corpus(t) {
+			if want, got := tok.Encode(text, true), tok.EncodeGuarded(string(guard)+text+string(guard), guard, true); !slices.Equal(got, want) {
+				t.Errorf("%s: %q with guards around it\n got %v\nwant %v", name, text, got, want)
+			}
+		}
+	}
+}
+
+// TestGuards shows what guards, written |, block. Added tokens are in brackets.
+func TestGuards(t *testing.T) {
+	tok, err := Parse([]byte(`{
+		"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"},
+			{"type": "Replace", "pattern": {"String": "zz"}, "content": "xy"}]},
+		"model": {"type": "BPE", "vocab": {"a":0,"b":1,"c":2,"d":3,"<":4,"x":5,"y":6,"é":7," ":8}, "merges": []},
+		"added_tokens": [{"content":"<b","special":true}, {"content":"<bc","special":true},
+			{"content":"dd","lstrip":true,"rstrip":true}, {"content":"XY","normalized":true}, {"content":"éx","normalized":true}]
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	added := longAdded(tok)
+	for _, c := range []struct{ text, want string }{
+		{"a<bc<ba", "a[<bc][<b]a"},
+		{"|<bc|", "[<bc]"},
+		{"<b|c", "[<b]c"}, // the shorter token does not span the guard
+		{"<|b|c", "<bc"},
+		{"d|d", "dd"},
+		{"a | dd| b", "a[dd]b"}, // white space that is stripped is not part of the token
+		{"XY zz", "[xy] [xy]"},
+		{"X|Y", "xy"},
+		{"|XY|", "[xy]"},
+		{"Z|z", "xy"}, // inside of what was replaced
+		{"a|zz|a", "a[xy]a"},
+		{"e\u0301x", "[éx]"},
+		{"e|\u0301x", "éx"}, // inside of what was composed
+		{"e\u0301|x", "éx"},
+		{"a|e\u0301x", "a[éx]"},
+	} {
+		var got strings.Builder
+		for _, id := range tok.EncodeGuarded(c.text, '|', false) {
+			content, _, _ := tok.Token(id)
+			if added[id] {
+				content = "[" + content + "]"
+			}
+			got.WriteString(content)
+		}
+		if got.String() != c.want {
+			t.Errorf("%q: got %s, want %s", c.text, got.String(), c.want)
+		}
+	}
+}

@@ -1,0 +1,527 @@
+package tokenizer
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// maxID bounds the ids of a file, which index a table: far more than any vocabulary has.
+const maxID = 1 << 22
+
+// Parse reads a tokenizer.json. Models other than BPE, and steps that it does not know,
+// are an error that names them.
+func Parse(tokenizerJSON []byte) (*Tokenizer, error) {
+	var f struct {
+		AddedTokens   []addedToken    `json:"added_tokens"`
+		Normalizer    json.RawMessage `json:"normalizer"`
+		PreTokenizer  json.RawMessage `json:"pre_tokenizer"`
+		PostProcessor json.RawMessage `json:"post_processor"`
+		Decoder       json.RawMessage `json:"decoder"`
+		Model         json.RawMessage `json:"model"`
+	}
+	t, err := new(Tokenizer), json.Unmarshal(tokenizerJSON, &f)
+	if err == nil {
+		err = t.readModel(f.Model)
+	}
+	if err == nil {
+		t.normalizers, err = readNormalizer(f.Normalizer)
+	}
+	if err == nil {
+		t.preTokenizers, err = readPreTokenizer(f.PreTokenizer)
+	}
+	if err == nil {
+		t.decoders, err = readDecoder(f.Decoder)
+	}
+	if err == nil {
+		err = t.addTokens(f.AddedTokens)
+	}
+	if err == nil {
+		t.prefix, t.suffix, err = readPostProcessor(f.PostProcessor)
+	}
+	if err == nil {
+		err = t.checkTemplate()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tokenizer.json: %w", err)
+	}
+	if n := len(t.preTokenizers); n > 0 {
+		if _, ok := t.preTokenizers[n-1].(byteAlphabet); ok {
+			t.preTokenizers, t.byteLevel = t.preTokenizers[:n-1], true
+		}
+	}
+	t.cache = newWordCache()
+	return t, nil
+}
+
+// typeOf returns the "type" of an element, "" for one that is null or missing.
+func typeOf(raw json.RawMessage) (string, error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return "", nil
+	}
+	var f struct{ Type string }
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return "", err
+	}
+	if f.Type == "" {
+		return "", fmt.Errorf(`"type" is missing`)
+	}
+	return f.Type, nil
+}
+
+func (t *Tokenizer) readModel(raw json.RawMessage) error {
+	if len(raw) == 0 || string(raw) == "null" {
+		return fmt.Errorf("model is missing")
+	}
+	var f struct {
+		Type   string
+		Merges json.RawMessage
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	if f.Type != "BPE" && !(f.Type == "" && len(f.Merges) > 0) { // old files do not name it
+		return fmt.Errorf("model.type %q is not supported, only BPE is", f.Type)
+	}
+	m, vocab, err := newBPE(raw)
+	if err != nil {
+		return err
+	}
+	t.model = m
+	t.ids = make(map[string]int32, len(vocab))
+	for content, id := range vocab {
+		e, err := t.entry(id, content)
+		if err != nil {
+			return fmt.Errorf("model.vocab: %w", err)
+		}
+		t.ids[content] = id
+		// Of two tokens with one id the first in byte order counts, so that the order of a
+		// map does not show.
+		if !e.known || content < e.content {
+			*e = entry{content: content, known: true}
+		}
+	}
+	return nil
+}
+
+// entry returns the place of id in the table, which it makes as large as it takes.
+func (t *Tokenizer) entry(id int32, content string) (*entry, error) {
+	if id < 0 || id >= maxID {
+		return nil, fmt.Errorf("token %q has id %d, an id is 0 to %d", content, id, maxID-1)
+	}
+	if n := int(id) + 1 - len(t.entries); n > 0 {
+		t.entries = append(t.entries, make([]entry, n)...)
+	}
+	return &t.entries[id], nil
+}
+
+// addTokens gives the added tokens their ids as the reference does: that of the model's
+// vocabulary or, whatever the file says, the next one after all others.
+func (t *Tokenizer) addTokens(tokens []addedToken) error {
+	next := int32(len(t.ids))
+	last := map[string]int{} // by content: a later one replaces an earlier one
+	special := map[string]bool{}
+	for i, tok := range tokens {
+		last[tok.Content] = i
+		special[tok.Content] = special[tok.Content] || tok.Special
+	}
+	assigned := map[string]bool{}
+	for i := range tokens {
+		content := tokens[i].Content
+		if content == "" || assigned[content] {
+			continue
+		}
+		assigned[content] = true
+		tok := tokens[last[content]]
+		id, ok := t.ids[content]
+		if !ok {
+			id = next
+		}
+		tok.ID, tok.Special = id, special[content]
+		next = max(next, id+1)
+		t.ids[content] = id
+		t.added = append(t.added, AddedToken{id, content, tok.Special})
+		e, err := t.entry(id, content)
+		if err != nil {
+			return fmt.Errorf("added_tokens: %w", err)
+		}
+		*e = entry{content, true, tok.Special}
+		if tok.Normalized { // it decodes to what was found
+			e.content, _, _ = normalize(t.normalizers, content, nil, true)
+		}
+		tokens[last[content]] = tok
+	}
+	// Of tokens that normalize to the same text the first is found, special ones first.
+	for _, wantSpecial := range []bool{true, false} {
+		for i, tok := range tokens {
+			if tok.Special != wantSpecial || last[tok.Content] != i {
+				continue
+			}
+			if tok.Normalized {
+				content, _, _ := normalize(t.normalizers, tok.Content, nil, true)
+				t.normalized.add(content, tok)
+			} else {
+				t.raw.add(tok.Content, tok)
+			}
+		}
+	}
+	slices.SortFunc(t.added, func(a, b AddedToken) int { return cmp.Compare(a.ID, b.ID) })
+	return nil
+}
+
+// sequence flattens an element: a Sequence is its elements, listed under key.
+func sequence(raw json.RawMessage, key string) ([]json.RawMessage, error) {
+	typ, err := typeOf(raw)
+	if err != nil || typ == "" {
+		return nil, err
+	}
+	if typ != "Sequence" {
+		return []json.RawMessage{raw}, nil
+	}
+	var f map[string]json.RawMessage
+	var elements, flat []json.RawMessage
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(f[key], &elements); err != nil {
+		return nil, fmt.Errorf("Sequence.%s: %w", key, err)
+	}
+	for _, e := range elements {
+		inner, err := sequence(e, key)
+		if err != nil {
+			return nil, err
+		}
+		flat = append(flat, inner...)
+	}
+	return flat, nil
+}
+
+// patternFile is {"String": …} or {"Regex": …}.
+type patternFile struct{ String, Regex *string }
+
+func (f patternFile) finder() (finder, error) {
+	switch {
+	case f.String != nil && f.Regex != nil, f.String == nil && f.Regex == nil:
+		return nil, fmt.Errorf("pattern: one of String and Regex must be given")
+	case f.String != nil && *f.String == "":
+		return nil, fmt.Errorf("pattern: an empty String matches nothing")
+	case f.String != nil:
+		return literal(*f.String), nil
+	}
+	return compilePattern(*f.Regex)
+}
+
+func readNormalizer(raw json.RawMessage) ([]normalizer, error) {
+	elements, err := sequence(raw, "normalizers")
+	if err != nil {
+		return nil, fmt.Errorf("normalizer: %w", err)
+	}
+	var steps []normalizer
+	for _, e := range elements {
+		var f struct {
+			Type       string
+			Prepend    string
+			Pattern    patternFile
+			Content    string
+			StripLeft  bool `json:"strip_left"`
+			StripRight bool `json:"strip_right"`
+		}
+		if err := json.Unmarshal(e, &f); err != nil {
+			return nil, fmt.Errorf("normalizer: %w", err)
+		}
+		var step normalizer
+		switch f.Type {
+		case "NFC":
+			step = unicodeNormalizer{norm.NFC}
+		case "NFD":
+			step = unicodeNormalizer{norm.NFD}
+		case "NFKC":
+			step = unicodeNormalizer{norm.NFKC}
+		case "NFKD":
+			step = unicodeNormalizer{norm.NFKD}
+		case "Lowercase":
+			step = lowercaseNormalizer{}
+		case "StripAccents":
+			step = stripAccentsNormalizer{}
+		case "Strip":
+			step = stripNormalizer{f.StripLeft, f.StripRight}
+		case "Prepend":
+			step = prependNormalizer(f.Prepend)
+		case "Replace":
+			find, err := readReplace(f.Pattern, f.Content)
+			if err != nil {
+				return nil, fmt.Errorf("normalizer Replace: %w", err)
+			}
+			step = replaceNormalizer{find, f.Content}
+		default:
+			return nil, fmt.Errorf("normalizer.type %q is not supported", f.Type)
+		}
+		steps = append(steps, step)
+	}
+	return steps, nil
+}
+
+func readReplace(p patternFile, content string) (finder, error) {
+	if p.Regex != nil && strings.Contains(content, "$") {
+		return nil, fmt.Errorf("content %q refers to groups, which is not supported", content)
+	}
+	return p.finder()
+}
+
+func readPreTokenizer(raw json.RawMessage) ([]preTokenizer, error) {
+	elements, err := sequence(raw, "pretokenizers")
+	if err != nil {
+		return nil, fmt.Errorf("pre_tokenizer: %w", err)
+	}
+	var steps []preTokenizer
+	for _, e := range elements {
+		typ, err := typeOf(e)
+		if err != nil {
+			return nil, fmt.Errorf("pre_tokenizer: %w", err)
+		}
+		read, ok := preTokenizerTypes[typ]
+		if !ok {
+			return nil, fmt.Errorf("pre_tokenizer.type %q is not supported", typ)
+		}
+		step, err := read(e)
+		if err != nil {
+			return nil, fmt.Errorf("pre_tokenizer %s: %w", typ, err)
+		}
+		steps = append(steps, step...)
+	}
+	return steps, nil
+}
+
+var preTokenizerTypes = map[string]func(json.RawMessage) ([]preTokenizer, error){
+	"ByteLevel": func(raw json.RawMessage) ([]preTokenizer, error) {
+		f := struct {
+			AddPrefixSpace bool `json:"add_prefix_space"`
+			UseRegex       bool `json:"use_regex"`
+		}{UseRegex: true}
+		err := json.Unmarshal(raw, &f)
+		var steps []preTokenizer
+		if f.AddPrefixSpace {
+			steps = append(steps, prefixSpace{})
+		}
+		if f.UseRegex {
+			steps = append(steps, scanners[gpt2Pattern])
+		}
+		return append(steps, byteAlphabet{}), err
+	},
+	"Split": func(raw json.RawMessage) ([]preTokenizer, error) {
+		var f struct {
+			Pattern  patternFile
+			Behavior behavior
+			Invert   bool
+		}
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return nil, err
+		}
+		if err := f.Behavior.check(); err != nil {
+			return nil, err
+		}
+		// A scanner's matches cover the text, so that to keep them is all there is to do.
+		keeps := f.Behavior == isolated || f.Behavior == removed && f.Invert
+		if keeps && f.Pattern.Regex != nil && f.Pattern.String == nil {
+			if s, ok := scanners[*f.Pattern.Regex]; ok {
+				return []preTokenizer{s}, nil
+			}
+		}
+		find, err := f.Pattern.finder()
+		return []preTokenizer{splitter{find, f.Behavior, f.Invert}}, err
+	},
+	"Digits": func(raw json.RawMessage) ([]preTokenizer, error) {
+		var f struct {
+			IndividualDigits bool `json:"individual_digits"`
+		}
+		err := json.Unmarshal(raw, &f)
+		if f.IndividualDigits {
+			return []preTokenizer{splitter{find: runeSet(isNumber), behavior: isolated}}, err
+		}
+		return []preTokenizer{splitter{find: runeSet(isNumber), behavior: contiguous}}, err
+	},
+	"Metaspace": func(raw json.RawMessage) ([]preTokenizer, error) {
+		f, err := readMetaspace(raw)
+		if err != nil {
+			return nil, err
+		}
+		cut := splitter{find: literal(f.Replacement), behavior: mergedWithNext}
+		return []preTokenizer{metaspacePreTokenizer{f.Replacement, f.PrependScheme, cut, !f.Split}}, nil
+	},
+	"Whitespace": func(json.RawMessage) ([]preTokenizer, error) {
+		return []preTokenizer{splitter{find: runs(wordRuns), behavior: removed, invert: true}}, nil
+	},
+	"WhitespaceSplit": func(json.RawMessage) ([]preTokenizer, error) {
+		return []preTokenizer{splitter{find: runeSet(isSpace), behavior: removed}}, nil
+	},
+	"Punctuation": func(raw json.RawMessage) ([]preTokenizer, error) {
+		f := struct{ Behavior behavior }{isolated}
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return nil, err
+		}
+		return []preTokenizer{splitter{find: runeSet(isPunctuation), behavior: f.Behavior}}, f.Behavior.check()
+	},
+	"CharDelimiterSplit": func(raw json.RawMessage) ([]preTokenizer, error) {
+		var f struct{ Delimiter string }
+		err := json.Unmarshal(raw, &f)
+		if err == nil && utf8.RuneCountInString(f.Delimiter) != 1 {
+			err = fmt.Errorf("delimiter %q is not one character", f.Delimiter)
+		}
+		return []preTokenizer{splitter{find: literal(f.Delimiter), behavior: removed}}, err
+	},
+}
+
+// metaspaceFile is both the pre-tokenizer and the decoder.
+type metaspaceFile struct {
+	Replacement    string
+	AddPrefixSpace bool   `json:"add_prefix_space"` // in old files, for prepend_scheme
+	PrependScheme  string `json:"prepend_scheme"`
+	Split          bool
+}
+
+func readMetaspace(raw json.RawMessage) (metaspaceFile, error) {
+	f := metaspaceFile{AddPrefixSpace: true, Split: true}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return f, err
+	}
+	if utf8.RuneCountInString(f.Replacement) != 1 {
+		return f, fmt.Errorf("replacement %q is not one character", f.Replacement)
+	}
+	f.PrependScheme = cmp.Or(f.PrependScheme, map[bool]string{true: "always", false: "never"}[f.AddPrefixSpace])
+	if !slices.Contains([]string{"always", "first", "never"}, f.PrependScheme) {
+		return f, fmt.Errorf("prepend_scheme %q is not one of always, first, never", f.PrependScheme)
+	}
+	return f, nil
+}
+
+func readDecoder(raw json.RawMessage) ([]decoder, error) {
+	elements, err := sequence(raw, "decoders")
+	if err != nil {
+		return nil, fmt.Errorf("decoder: %w", err)
+	}
+	var steps []decoder
+	for _, e := range elements {
+		var f struct {
+			Type        string
+			Pattern     patternFile
+			Content     string
+			Start, Stop int
+		}
+		if err := json.Unmarshal(e, &f); err != nil {
+			return nil, fmt.Errorf("decoder: %w", err)
+		}
+		var step decoder
+		switch f.Type {
+		case "ByteLevel":
+			step = byteLevelDecoder{}
+		case "ByteFallback":
+			step = byteFallbackDecoder{}
+		case "Fuse":
+			step = fuseDecoder{}
+		case "Strip":
+			if utf8.RuneCountInString(f.Content) != 1 {
+				return nil, fmt.Errorf("decoder Strip: content %q is not one character", f.Content)
+			}
+			step = stripDecoder{f.Content, f.Start, f.Stop}
+		case "Replace":
+			find, err := readReplace(f.Pattern, f.Content)
+			if err != nil {
+				return nil, fmt.Errorf("decoder Replace: %w", err)
+			}
+			step = replaceDecoder{find, f.Content}
+		case "Metaspace":
+			m, err := readMetaspace(e)
+			if err != nil {
+				return nil, fmt.Errorf("decoder Metaspace: %w", err)
+			}
+			step = metaspaceDecoder{m.Replacement, m.PrependScheme != "never"}
+		default:
+			return nil, fmt.Errorf("decoder.type %q is not supported", f.Type)
+		}
+		steps = append(steps, step)
+	}
+	return steps, nil
+}
+
+// readPostProcessor returns the ids that are put before and after a text.
+func readPostProcessor(raw json.RawMessage) (prefix, suffix []int32, err error) {
+	elements, err := sequence(raw, "processors")
+	if err != nil {
+		return nil, nil, fmt.Errorf("post_processor: %w", err)
+	}
+	templates := 0
+	for _, e := range elements {
+		var f struct {
+			Type          string
+			Single        []templateItem
+			SpecialTokens map[string]struct{ IDs []int32 } `json:"special_tokens"`
+			Cls, Sep      namedID
+		}
+		if err := json.Unmarshal(e, &f); err != nil {
+			return nil, nil, fmt.Errorf("post_processor: %w", err)
+		}
+		switch f.Type {
+		case "ByteLevel": // concerns offsets only
+			continue
+		case "RobertaProcessing", "BertProcessing":
+			prefix, suffix = []int32{f.Cls.id}, []int32{f.Sep.id}
+		case "TemplateProcessing":
+			texts := 0
+			for _, item := range f.Single {
+				switch {
+				case item.Sequence != nil:
+					texts++
+				case item.SpecialToken == nil:
+					return nil, nil, fmt.Errorf("post_processor.single: an item is neither Sequence nor SpecialToken")
+				default:
+					tok, ok := f.SpecialTokens[item.SpecialToken.ID]
+					if !ok {
+						return nil, nil, fmt.Errorf("post_processor.single: %q is not in special_tokens", item.SpecialToken.ID)
+					}
+					if texts == 0 {
+						prefix = append(prefix, tok.IDs...)
+					} else {
+						suffix = append(suffix, tok.IDs...)
+					}
+				}
+			}
+			if texts != 1 {
+				return nil, nil, fmt.Errorf("post_processor.single has %d texts, only one is supported", texts)
+			}
+		default:
+			return nil, nil, fmt.Errorf("post_processor.type %q is not supported", f.Type)
+		}
+		if templates++; templates > 1 {
+			return nil, nil, fmt.Errorf("post_processor has more than one step that adds tokens, which is not supported")
+		}
+	}
+	return prefix, suffix, nil
+}
+
+type templateItem struct {
+	Sequence     *struct{ ID string }
+	SpecialToken *struct{ ID string }
+}
+
+// namedID is written ["</s>", 2].
+type namedID struct{ id int32 }
+
+func (n *namedID) UnmarshalJSON(raw []byte) error {
+	var name string
+	return json.Unmarshal(raw, &[]any{&name, &n.id})
+}
+
+// checkTemplate refuses a template with ids that are no tokens.
+func (t *Tokenizer) checkTemplate() error {
+	for _, id := range slices.Concat(t.prefix, t.suffix) {
+		if _, _, ok := t.Token(id); !ok {
+			return fmt.Errorf("post_processor adds id %d, which is no token", id)
+		}
+	}
+	return nil
+}
