@@ -5,19 +5,22 @@ import (
 	"path/filepath"
 
 	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
 // Builder adds layers with weights to a graph. The first missing or misshapen weight is kept and given by Err,
 // so that a family reads as arithmetic and not as error checks.
 type Builder struct {
 	*onnx.Graph
-	w   *Weights
-	err error
+	w         *Weights
+	precision Precision
+	rows      map[string][2]string // value → its quantised rows and their magnitudes
+	err       error
 }
 
-// NewBuilder starts a graph over the given weights.
-func NewBuilder(name string, w *Weights) *Builder {
-	return &Builder{Graph: onnx.New(name), w: w}
+// NewBuilder starts a graph over the given weights. INT8 needs Weights.LoadInt8 before it is built for a session.
+func NewBuilder(name string, w *Weights, p Precision) *Builder {
+	return &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
 }
 
 // Err is the first problem met while building, nil when the graph is whole.
@@ -47,25 +50,34 @@ func (b *Builder) Weight(name string, shape ...int) string {
 			return name
 		}
 	}
-	if t.File == "" {
-		b.Inline(stored, dt, t.Shape, t.Data)
-	} else {
-		rel, err := filepath.Rel(b.w.root, t.File)
-		if err != nil {
-			b.fail(fmt.Errorf("tensor %q: %w", t.Name, err))
-			return name
-		}
-		b.External(stored, dt, t.Shape, filepath.ToSlash(rel), t.Offset, int64(len(t.Data)))
-	}
+	b.initializer(stored, dt, t)
 	if stored != name {
 		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F32)}, []string{stored}, []string{name})
 	}
 	return name
 }
 
+// initializer adds a tensor as it is stored: by reference when it lies in a file.
+func (b *Builder) initializer(name string, dt onnx.DType, t safetensors.Tensor) {
+	if t.File == "" {
+		b.Inline(name, dt, t.Shape, t.Data)
+		return
+	}
+	rel, err := filepath.Rel(Root, t.File)
+	if err != nil {
+		b.fail(fmt.Errorf("tensor %q: %w", t.Name, err))
+	}
+	b.External(name, dt, t.Shape, filepath.ToSlash(rel), t.Offset, int64(len(t.Data)))
+}
+
 // Linear is y = x·Wᵀ for a Hugging Face weight [out, in]; with bias, y = x·Wᵀ + b.
 func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
-	y := b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
+	var y string
+	if b.precision == INT8 {
+		y = b.linear8(x, prefix+".weight", in, out)
+	} else {
+		y = b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
+	}
 	if bias {
 		y = b.Op("Add", nil, y, b.Weight(prefix+".bias", out))
 	}

@@ -16,9 +16,24 @@ import (
 // Weights finds a model's parameters in a checkpoint under canonical names and keeps account of their use.
 type Weights struct {
 	ckpt  *safetensors.Checkpoint
-	names map[string]string // canonical → name in the checkpoint
-	used  map[string]int    // name in the checkpoint → times asked for
-	root  string            // folder that every file of the checkpoint is under; "" when it is in memory
+	names map[string]string       // canonical → name in the checkpoint
+	used  map[string]int          // name in the checkpoint → times asked for
+	int8  *safetensors.Checkpoint // quantised forms of some weights; nil when there are none
+	asked *[]Shape                // set when this is a list of what a model needs and there is no checkpoint
+}
+
+// Shape is a parameter that a model needs.
+type Shape struct {
+	// Name is the canonical name.
+	Name string
+	Dims []int
+}
+
+// Needs lists the parameters that build asks for, in order, without a checkpoint. build must not open a session.
+func Needs(build func(w *Weights) error) ([]Shape, error) {
+	var list []Shape
+	err := build(&Weights{names: map[string]string{}, used: map[string]int{}, asked: &list})
+	return list, err
 }
 
 // Prefix renames one prefix of checkpoint names to a canonical one.
@@ -28,7 +43,6 @@ type Prefix struct{ From, To string }
 // itself.
 func NewWeights(c *safetensors.Checkpoint, prefixes ...Prefix) (*Weights, error) {
 	w := &Weights{ckpt: c, names: map[string]string{}, used: map[string]int{}}
-	var files []string
 	for _, name := range c.Names() {
 		canonical := name
 		for _, p := range prefixes {
@@ -41,29 +55,13 @@ func NewWeights(c *safetensors.Checkpoint, prefixes ...Prefix) (*Weights, error)
 			return nil, fmt.Errorf("tensors %q and %q both stand for %q", other, name, canonical)
 		}
 		w.names[canonical] = name
-		if t, _ := c.Tensor(name); t.File != "" {
-			files = append(files, t.File)
-		}
 	}
-	w.root = commonDir(files)
 	return w, nil
 }
 
-func commonDir(files []string) string {
-	if len(files) == 0 {
-		return ""
-	}
-	dir := filepath.Dir(files[0])
-	for _, f := range files[1:] {
-		for !strings.HasPrefix(f, strings.TrimSuffix(dir, string(filepath.Separator))+string(filepath.Separator)) {
-			dir = filepath.Dir(dir)
-		}
-	}
-	return dir
-}
-
-// Root is the folder that external data locations are relative to, "" when all data is in memory.
-func (w *Weights) Root() string { return w.root }
+// Root is the folder that external data locations are relative to: the root of the file system, because ONNX
+// Runtime refuses locations that leave the folder, and the files of one graph may lie anywhere.
+const Root = string(filepath.Separator)
 
 // Has tells whether the checkpoint has a tensor of that canonical name.
 func (w *Weights) Has(name string) bool { _, ok := w.names[name]; return ok }
@@ -71,6 +69,12 @@ func (w *Weights) Has(name string) bool { _, ok := w.names[name]; return ok }
 // Get returns the tensor of that canonical name after checking its shape, and counts the use.
 func (w *Weights) Get(name string, shape ...int) (safetensors.Tensor, error) {
 	real, ok := w.names[name]
+	if !ok && w.asked != nil {
+		if !slices.ContainsFunc(*w.asked, func(s Shape) bool { return s.Name == name }) {
+			*w.asked = append(*w.asked, Shape{name, shape})
+		}
+		return safetensors.Tensor{Name: name, DType: safetensors.F32, Shape: shape}, nil
+	}
 	if !ok {
 		return safetensors.Tensor{}, fmt.Errorf("the checkpoint has no tensor for %q (shape %v)", name, shape)
 	}

@@ -5,6 +5,7 @@ package safetensors
 import (
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,4 +39,15 @@ func unmap(b []byte) error {
 		return nil
 	}
 	return unix.Munmap(b)
+}
+
+// forget drops the whole pages inside b from memory. It is a hint: an error changes nothing.
+func forget(b []byte) {
+	page := uintptr(os.Getpagesize())
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+	skip := (page - start%page) % page
+	if n := uintptr(len(b)); n > skip {
+		whole := (n - skip) / page * page
+		_ = unix.Madvise(b[skip:skip+whole], unix.MADV_DONTNEED)
+	}
 }

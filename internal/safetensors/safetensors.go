@@ -6,6 +6,7 @@ package safetensors
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -17,8 +18,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sort"
+	"sync"
 	"unsafe"
 )
 
@@ -246,6 +249,32 @@ func (c *Checkpoint) Bytes() int64 {
 	return n
 }
 
+// Digest identifies the checkpoint's content: the SHA-256 of every tensor's name, type, shape and data, in order of
+// their names. It reads all data.
+func (c *Checkpoint) Digest() []byte {
+	sums := make([][32]byte, len(c.names))
+	var wg sync.WaitGroup
+	limit := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i, name := range c.names {
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			t := c.tensors[name]
+			h := sha256.New()
+			fmt.Fprintf(h, "%s %s %v\n", t.Name, t.DType, t.Shape)
+			h.Write(t.Data)
+			h.Sum(sums[i][:0])
+			t.Forget()
+		})
+	}
+	wg.Wait()
+	h := sha256.New()
+	for _, s := range sums {
+		h.Write(s[:])
+	}
+	return h.Sum(nil)
+}
+
 // shards lists the files to read and, when there is an index, which file each tensor must be in.
 func shards(fsys fs.FS) (files []string, owner map[string]string, err error) {
 	const single, index = "model.safetensors", "model.safetensors.index.json"
@@ -417,6 +446,14 @@ func checkLayout(list []Tensor, base, end int64) error {
 		return fmt.Errorf("header: %d bytes at the end of the file belong to no tensor", end-at)
 	}
 	return nil
+}
+
+// Forget lets the kernel take back the pages of a mapped tensor: they no longer count as this process's memory, and
+// come back from the file when they are read again. It is for data that was read once.
+func (t Tensor) Forget() {
+	if t.File != "" {
+		forget(t.Data)
+	}
 }
 
 // Float32View returns the data of an F32 tensor without a copy, or nil when it is misaligned or of another type.
