@@ -1,0 +1,231 @@
+// Package batching decides who runs next. One goroutine steps: it schedules a batch of sequences, has it run, and
+// commits what came out.
+//
+// A tour: Engine (engine.go) has the loop, and admission.go the way in, from Acquire over Submit to the end of a
+// sequence. The scheduler (scheduler.go) is the policy, a plain value that only the loop's goroutine touches; slots
+// (slots.go) says which sequence owns which KV slot; a sequence (sequence.go) is one request; its tokens reach the
+// client through a Stream (stream.go), for which the loop never waits.
+package batching
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/mmserve/mmserve/decoder"
+)
+
+// Runner runs one step: the seam between batching and the model. The engine's goroutine is the only caller.
+type Runner interface {
+	// Capacity is read once, by New; there is at least one slot.
+	Capacity() decoder.Capacity
+	// Run makes the batch's moves and then runs its rows; it returns one token for each row with a sampler, in the order
+	// of the rows, valid until the next Run. An error that is decoder.ErrDevice ends the engine. Any other is the
+	// rows' own: the moves have been made, and every other sequence's KV is as it was.
+	Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error)
+}
+
+// Options tune an Engine. The zero value works.
+type Options struct {
+	// MaxWaiting is the number of requests accepted beyond the KV slots.
+	MaxWaiting int
+	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Chunks end at multiples of it, so
+	// that a prompt is cut alike whatever else is running.
+	PrefillChunk int
+	// Clock is time.Now if nil.
+	Clock func() time.Time
+}
+
+// Engine runs accepted requests in batches. Its methods may be called from any goroutine.
+type Engine struct {
+	runner   Runner
+	clock    func() time.Time
+	capacity decoder.Capacity
+	limit    int        // tickets: slots + MaxWaiting
+	sched    *scheduler // owned by the goroutine in Run
+
+	// wake has room for one note: the inbox is not empty.
+	wake chan struct{}
+	// drained is closed when no ticket is out and none will be given.
+	drained chan struct{}
+
+	mu      sync.Mutex
+	inbox   []message // not yet seen by the scheduler; at most an arrival and a cancellation for each ticket out
+	tickets int       // out, from Acquire to the end of the sequence
+	refusal error     // what Acquire answers once it refuses for good
+	started bool
+	stopped bool // Run has returned, nobody reads the inbox
+	stats   Stats
+}
+
+// message tells the loop of a new sequence, or that nobody wants one any more.
+type message struct {
+	seq    *sequence
+	cancel bool
+}
+
+// Stats is a snapshot between two steps. The gauges come first; from Steps on all are totals.
+type Stats struct {
+	Slots, MaxLen int // the runner's capacity
+	Running       int // sequences in prefill or decode
+	Waiting       int // sequences submitted, without a slot yet
+	Accepted      int // tickets out: running, waiting, and requests that still prepare
+	KVTokens      int // positions held by running sequences, of Slots × MaxLen
+
+	Steps           int64 // batches run, failed ones too
+	PrefillSteps    int64 // those that were a prefill chunk
+	FailedSteps     int64
+	DecodeRows      int64 // rows of all decode steps; over Steps - PrefillSteps it is the mean batch size
+	PromptTokens    int64 // prefilled
+	GeneratedTokens int64
+	MovedTokens     int64 // KV positions copied to keep the slots dense
+}
+
+// New returns an engine over r that accepts requests; they run once Run does.
+func New(r Runner, o Options) *Engine {
+	if o.PrefillChunk <= 0 {
+		o.PrefillChunk = 256
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	c := r.Capacity()
+	e := &Engine{
+		runner: r, clock: o.Clock, capacity: c,
+		limit:   c.Slots + max(o.MaxWaiting, 0),
+		sched:   newScheduler(c, o.PrefillChunk),
+		wake:    make(chan struct{}, 1),
+		drained: make(chan struct{}),
+	}
+	e.stats = e.sched.stats()
+	return e
+}
+
+// Run steps until ctx ends, which gives nil, or until the device is lost, which gives an error that is
+// decoder.ErrDevice. Either way every open request then gets its final event, Cancelled or Error, and none is
+// accepted any more. To let requests finish, Drain first and cancel second.
+func (e *Engine) Run(ctx context.Context) (err error) {
+	if err := e.start(); err != nil {
+		return err
+	}
+	defer func() { e.stop(err) }()
+	for e.receive(ctx) {
+		plan := e.sched.schedule(e.clock())
+		tokens, err := e.run(ctx, plan)
+		switch {
+		case err == nil:
+			e.deliver(e.sched.commit(plan, tokens, e.clock()))
+		case errors.Is(err, decoder.ErrDevice):
+			return err
+		case ctx.Err() == nil:
+			e.deliver(e.sched.fail(plan, err, e.clock()))
+		}
+	}
+	return nil
+}
+
+// receive hands what has arrived to the scheduler and sleeps until there is something to run. It is false when ctx
+// has ended.
+func (e *Engine) receive(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		for _, m := range e.takeInbox() {
+			if m.cancel {
+				e.deliver(e.sched.cancel(m.seq, e.clock()))
+			} else {
+				e.sched.add(m.seq)
+			}
+		}
+		if e.sched.busy() {
+			return true
+		}
+		select {
+		case <-e.wake:
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+func (e *Engine) takeInbox() []message {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	in := e.inbox
+	e.inbox = nil
+	return in
+}
+
+// run is the one place where a panic of the runner is caught. What the runner's memory looks like afterwards nobody
+// knows, so it counts as a lost device.
+func (e *Engine) run(ctx context.Context, p plan) (tokens []decoder.Token, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%w: the runner panicked: %v\n%s", decoder.ErrDevice, v, debug.Stack())
+		}
+	}()
+	tokens, err = e.runner.Run(ctx, p.batch)
+	if err == nil && len(tokens) != p.samples {
+		err = fmt.Errorf("the runner gave %d tokens for %d rows that sample", len(tokens), p.samples)
+	}
+	return tokens, err
+}
+
+// deliver pushes events to their streams. Tickets of sequences that ended come back first, so that a client who has
+// read the end can be accepted again.
+func (e *Engine) deliver(list []delivery) {
+	e.mu.Lock()
+	e.stats = e.sched.stats()
+	for _, d := range list {
+		if d.event.Finish != Running {
+			e.release()
+		}
+	}
+	e.mu.Unlock()
+	for _, d := range list {
+		if d.event.Finish != Running {
+			d.seq.detach()
+		}
+		d.seq.stream.push(d.event, d.seq.timing)
+	}
+}
+
+func (e *Engine) start() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.started {
+		return errors.New("batching: Run was called before")
+	}
+	e.started = true
+	return nil
+}
+
+// stop refuses all further work and ends what is open; cause is nil when ctx has ended.
+func (e *Engine) stop(cause error) {
+	e.mu.Lock()
+	e.stopped = true
+	if cause != nil {
+		e.refuse(fmt.Errorf("the engine has stopped: %w", cause))
+	} else {
+		e.refuse(ErrDraining)
+	}
+	in := e.inbox
+	e.inbox = nil
+	e.mu.Unlock()
+	for _, m := range in {
+		if !m.cancel {
+			e.sched.add(m.seq)
+		}
+	}
+	e.deliver(e.sched.end(cause, e.clock()))
+}
+
+// Stats returns the latest snapshot.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.stats
+	s.Accepted = e.tickets
+	return s
+}

@@ -1,0 +1,360 @@
+package batching
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/fusion"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write testdata/*.txt anew from what the scheduler does")
+
+var errStep = errors.New("the step failed")
+
+// history drives a scheduler by hand, over a Runner that hashes what its KV slots hold. It checks after every verb
+// that the invariants hold, that tokens are those the sequence would give alone, and that nothing ends twice.
+type history struct {
+	t      testing.TB
+	sched  *scheduler
+	runner *decodertest.Hash
+	now    time.Time
+	reqs   map[string]Request
+	seqs   map[string]*sequence
+	got    map[string][]decoder.Token
+	ended  map[string]FinishReason
+}
+
+func newHistory(t testing.TB, slots, maxLen, chunk int) *history {
+	return &history{
+		t: t, runner: decodertest.NewHash(slots, maxLen, 40),
+		sched: newScheduler(decoder.Capacity{Slots: slots, MaxLen: maxLen}, chunk),
+		now:   time.Unix(0, 0),
+		reqs:  map[string]Request{}, seqs: map[string]*sequence{},
+		got: map[string][]decoder.Token{}, ended: map[string]FinishReason{},
+	}
+}
+
+func (h *history) check(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *history) submit(r Request) {
+	h.t.Helper()
+	h.check(r.check(h.sched.maxLen))
+	q := newSequence(r, h.now)
+	h.reqs[r.ID], h.seqs[r.ID] = r, q
+	h.sched.add(q)
+	h.check(h.sched.invariants())
+}
+
+func (h *history) cancel(id string) string {
+	h.t.Helper()
+	return h.take(h.sched.cancel(h.seqs[id], h.now))
+}
+
+// step runs one step, whose Run fails with err unless nil, and says in words what it did.
+func (h *history) step(err error) string {
+	h.t.Helper()
+	if !h.sched.busy() {
+		return "idle\n"
+	}
+	h.now = h.now.Add(time.Millisecond)
+	p := h.sched.schedule(h.now)
+	h.check(p.invariants(h.sched))
+	said := p.String()
+	h.runner.Fail = func(*decoder.Batch) error { return err }
+	tokens, failed := h.runner.Run(context.Background(), p.batch)
+	switch {
+	case failed == nil:
+		return said + h.take(h.sched.commit(p, tokens, h.now))
+	case failed == err:
+		return said + h.take(h.sched.fail(p, err, h.now))
+	}
+	h.t.Fatalf("the runner refused a plan: %v\n%s", failed, said)
+	return ""
+}
+
+// take receives events as the streams would.
+func (h *history) take(list []delivery) string {
+	h.t.Helper()
+	h.check(h.sched.invariants())
+	var b strings.Builder
+	for _, d := range list {
+		id := d.seq.id
+		if _, twice := h.ended[id]; twice {
+			h.t.Fatalf("%s got %+v after its end", id, d.event)
+		}
+		fmt.Fprintf(&b, "  %s:", id)
+		if d.event.HasToken {
+			h.got[id] = append(h.got[id], d.event.Token)
+			fmt.Fprintf(&b, " token %d", len(h.got[id]))
+		}
+		if f := d.event.Finish; f != Running {
+			h.ended[id] = f
+			fmt.Fprintf(&b, " %v", f)
+			h.verify(id)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// verify compares an ended sequence with what it would have been alone.
+func (h *history) verify(id string) {
+	h.t.Helper()
+	r, got := h.reqs[id], h.got[id]
+	want, err := h.runner.Alone(r.Input, r.Sampling, r.MaxTokens, r.Stop...)
+	h.check(err)
+	switch h.ended[id] {
+	case Stop, Length:
+		reason := Length
+		if slices.Contains(r.Stop, want[len(want)-1].ID) {
+			reason = Stop
+		}
+		if !slices.Equal(got, want) || reason != h.ended[id] {
+			h.t.Fatalf("%s gave %v (%v), alone it gives %v (%v)", id, got, h.ended[id], want, reason)
+		}
+	default:
+		if len(got) > len(want) || !slices.Equal(got, want[:len(got)]) {
+			h.t.Fatalf("%s gave %v before it was removed, alone it gives %v", id, got, want)
+		}
+	}
+	t := h.seqs[id].timing
+	if t.Finished != h.now || t.FirstScheduled.Before(t.Submitted) && !t.FirstScheduled.IsZero() || (len(got) > 0) == t.FirstToken.IsZero() {
+		h.t.Fatalf("%s after %d tokens has times %+v", id, len(got), t)
+	}
+}
+
+func (p plan) String() string {
+	var b strings.Builder
+	for _, m := range p.batch.Moves {
+		fmt.Fprintf(&b, "move %d positions from slot %d to %d\n", m.Len, m.From, m.To)
+	}
+	for i, r := range p.batch.Rows {
+		verb := "decode"
+		if p.seqs[i].phase == prefilling {
+			verb = "prefill"
+		}
+		fmt.Fprintf(&b, "%s %s in slot %d [%d,%d)", verb, p.seqs[i].id, r.Slot, r.Past, r.Past+len(r.IDs))
+		if r.Sampler != nil {
+			b.WriteString(" and sample")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+func (h *history) state() string {
+	s := h.sched
+	var b strings.Builder
+	b.WriteString("= ")
+	for _, q := range s.slots.decoding {
+		fmt.Fprintf(&b, "%s decodes at %d, ", q.id, q.past)
+	}
+	if q := s.slots.prefilling; q != nil {
+		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.prompt)
+	}
+	for _, q := range s.waiting {
+		fmt.Fprintf(&b, "%s waits, ", q.id)
+	}
+	if !s.busy() {
+		b.WriteString("nothing, ")
+	}
+	fmt.Fprintf(&b, "%d KV tokens\n", s.stats().KVTokens)
+	return b.String()
+}
+
+// command runs one line of a testdata file. Prompts differ by the id's letters.
+func (h *history) command(line string) string {
+	h.t.Helper()
+	words := strings.Fields(line)
+	arg, num := "", func(key string) int { return 0 }
+	if len(words) > 1 {
+		arg = words[1]
+	}
+	num = func(key string) int {
+		for _, w := range words {
+			if v, ok := strings.CutPrefix(w, key+"="); ok {
+				n, err := strconv.Atoi(v)
+				h.check(err)
+				return n
+			}
+		}
+		return 0
+	}
+	switch words[0] {
+	case "engine":
+		*h = *newHistory(h.t, num("slots"), num("maxlen"), num("chunk"))
+		return ""
+	case "submit":
+		r := Request{ID: arg, MaxTokens: num("max")}
+		for i := range num("prompt") {
+			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
+		}
+		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token
+			want, err := h.runner.Alone(r.Input, r.Sampling, n)
+			h.check(err)
+			r.Stop = []int32{want[n-1].ID}
+		}
+		h.submit(r)
+	case "cancel":
+		return h.cancel(arg) + h.state()
+	case "step":
+		return h.step(nil) + h.state()
+	case "fail":
+		return h.step(errStep) + h.state()
+	case "run":
+		var b strings.Builder
+		for h.sched.busy() {
+			b.WriteString(h.step(nil))
+		}
+		return b.String() + h.state()
+	case "end":
+		return h.take(h.sched.end(nil, h.now)) + h.state()
+	case "device-lost":
+		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
+	case "totals":
+		s := h.sched.stats()
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens)
+	default:
+		h.t.Fatalf("no command %q", line)
+	}
+	return h.state()
+}
+
+// Each file in testdata is a history: commands up to a line "----", what they did up to an empty line. With -rewrite
+// the answers are written anew; read the diff.
+func TestHistories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no histories: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &history{t: t}
+			var b bytes.Buffer
+			for block := range strings.SplitSeq(strings.TrimSpace(string(data)), "\n\n") {
+				commands, want, answers := strings.Cut(block, "\n----")
+				if b.Len() > 0 {
+					b.WriteString("\n")
+				}
+				b.WriteString(commands + "\n")
+				var got strings.Builder
+				for line := range strings.SplitSeq(commands, "\n") {
+					if !strings.HasPrefix(line, "#") {
+						got.Reset() // of several commands only the last one's answer is shown
+						got.WriteString(h.command(line))
+					}
+				}
+				if got.Len() == 0 {
+					continue
+				}
+				b.WriteString("----\n" + got.String())
+				if !*rewrite && (!answers || strings.TrimSpace(want) != strings.TrimSpace(got.String())) {
+					t.Errorf("%s\n---- got\n%s---- want%s", commands, got.String(), want)
+				}
+			}
+			if *rewrite {
+				if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// random plays a history whose every choice is a byte of data, and then runs until nothing is open.
+func random(t testing.TB, data []byte) {
+	next := func(n int) int {
+		if len(data) == 0 {
+			return 0
+		}
+		v := int(data[0]) % n
+		data = data[1:]
+		return v
+	}
+	h := newHistory(t, 1+next(5), 6+next(30), 1+next(9))
+	var ids []string
+	for len(data) > 0 {
+		switch op := next(16); {
+		case op < 5 && len(ids) < 200:
+			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12)}
+			for range 1 + next(h.sched.maxLen) {
+				r.Input.IDs = append(r.Input.IDs, int32(next(40)))
+			}
+			if next(3) == 0 {
+				n := 1 + next(len(r.Input.IDs))
+				r.Input.Spans = []fusion.Span{{Start: next(len(r.Input.IDs) - n + 1), Len: n, Digest: [32]byte{byte(next(200))}}}
+			}
+			if next(2) == 0 {
+				r.Sampling = decoder.Sampling{Temperature: 1, TopK: next(20), TopP: float32(next(10)) / 10, Seed: uint64(next(3))}
+			}
+			if next(2) == 0 {
+				r.Stop = []int32{int32(next(40)), int32(next(40)), int32(next(40))}
+			}
+			ids = append(ids, r.ID)
+			h.submit(r)
+		case op < 8 && len(ids) > 0:
+			h.cancel(ids[next(len(ids))])
+		case op == 8:
+			h.step(errStep)
+		default:
+			h.step(nil)
+		}
+	}
+	if len(ids)%7 == 6 {
+		h.take(h.sched.end(nil, h.now))
+	}
+	for steps := 0; h.sched.busy(); steps++ {
+		h.step(nil)
+		if steps > 200*60 {
+			t.Fatal("it never ends")
+		}
+	}
+	for _, id := range ids {
+		if _, ok := h.ended[id]; !ok {
+			t.Fatalf("%s was accepted and never ended", id)
+		}
+	}
+	if s := h.sched.stats(); s.KVTokens != 0 || s.Running != 0 {
+		t.Fatalf("nothing is open, yet %+v", s)
+	}
+}
+
+func TestRandomHistories(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		data := make([]byte, rng.IntN(2000))
+		for i := range data {
+			data[i] = byte(rng.Uint32())
+		}
+		random(t, data)
+	}
+}
+
+func FuzzHistory(f *testing.F) {
+	f.Add([]byte("a few sequences come and go while a longer prompt is being read in"))
+	f.Add(bytes.Repeat([]byte{4, 20, 3, 1, 9, 9, 9, 6, 0, 9}, 30))
+	f.Fuzz(func(t *testing.T, data []byte) { random(t, data[:min(len(data), 4000)]) })
+}

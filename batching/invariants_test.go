@@ -1,0 +1,141 @@
+package batching
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/mmserve/mmserve/decoder"
+)
+
+// invariants is what must hold between any two verbs of the scheduler.
+func (s *scheduler) invariants() error {
+	seen := map[*sequence]string{}
+	owner := map[int]*sequence{} // of a KV slot that holds something
+	own := func(q *sequence, where string, p phase) error {
+		if seen[q] != "" {
+			return fmt.Errorf("%s is %s and %s", q.id, seen[q], where)
+		}
+		seen[q] = where
+		if q.phase != p {
+			return fmt.Errorf("%s is %s in phase %d", q.id, where, q.phase)
+		}
+		return nil
+	}
+	lies := func(q *sequence, place int) error {
+		if q.slot < place || q.slot >= s.slots.size {
+			return fmt.Errorf("%s lies in slot %d, its place is %d of %d", q.id, q.slot, place, s.slots.size)
+		}
+		if other := owner[q.slot]; other != nil {
+			return fmt.Errorf("slot %d has %s and %s", q.slot, other.id, q.id)
+		}
+		owner[q.slot] = q
+		return nil
+	}
+	for _, q := range s.waiting {
+		if err := own(q, "waiting", waiting); err != nil {
+			return err
+		}
+		if q.past != 0 || len(q.ids) != q.prompt || !q.timing.FirstScheduled.IsZero() {
+			return fmt.Errorf("%s waits with past %d, %d generated", q.id, q.past, len(q.ids)-q.prompt)
+		}
+	}
+	for i, q := range s.slots.decoding {
+		if err := own(q, "decoding", decoding); err != nil {
+			return err
+		}
+		if err := lies(q, i); err != nil {
+			return err
+		}
+		made := len(q.ids) - q.prompt
+		if q.past != len(q.ids)-1 || q.past >= s.maxLen || made < 1 || made >= q.maxTokens {
+			return fmt.Errorf("%s decodes with past %d of %d ids, %d of %d generated", q.id, q.past, len(q.ids), made, q.maxTokens)
+		}
+	}
+	if q := s.slots.prefilling; q != nil {
+		if err := own(q, "prefilling", prefilling); err != nil {
+			return err
+		}
+		if err := lies(q, len(s.slots.decoding)); err != nil {
+			return err
+		}
+		if q.past >= q.prompt || q.past%s.chunk != 0 || len(q.ids) != q.prompt {
+			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d", q.id, q.past, q.prompt, s.chunk)
+		}
+	}
+	if st := s.stats(); st.Running != len(owner) || st.Running > s.slots.size || st.Running+st.Waiting != len(seen) {
+		return fmt.Errorf("stats count %d running and %d waiting of %d", st.Running, st.Waiting, len(seen))
+	}
+	return nil
+}
+
+// invariants holds for a plan that was just made, before it has run.
+func (p plan) invariants(s *scheduler) error {
+	if len(p.batch.Rows) == 0 || len(p.batch.Rows) != len(p.seqs) {
+		return fmt.Errorf("a plan of %d rows for %d sequences", len(p.batch.Rows), len(p.seqs))
+	}
+	for i, q := range s.slots.decoding {
+		if q.slot != i {
+			return fmt.Errorf("%s lies in slot %d after the moves, its place is %d", q.id, q.slot, i)
+		}
+	}
+	if q := s.slots.prefilling; q != nil && q.slot != len(s.slots.decoding) {
+		return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
+	}
+	for i, q := range p.seqs {
+		r := p.batch.Rows[i]
+		if r.Slot != q.slot || r.Past != q.past || q.phase == decoding && r.Sampler != q.sampler {
+			return fmt.Errorf("row %d is not that of %s", i, q.id)
+		}
+		if end := r.Past + len(r.IDs); q.phase == prefilling && end != q.prompt && (end%s.chunk != 0 || r.Sampler != nil) {
+			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
+		}
+	}
+	return nil
+}
+
+// ticketInvariants counts tickets. Only the loop's goroutine may call it; unsubmitted is the number of tickets that
+// requests hold that they have not submitted.
+func (e *Engine) ticketInvariants(unsubmitted int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := unsubmitted + len(e.sched.waiting) + e.sched.slots.running()
+	for _, m := range e.inbox {
+		if !m.cancel {
+			n++
+		}
+	}
+	if n != e.tickets || e.tickets > e.limit {
+		return fmt.Errorf("%d tickets are out of %d, %d requests are open", e.tickets, e.limit, n)
+	}
+	return nil
+}
+
+// checked runs the invariants from within every step of an engine, on the goroutine that owns the scheduler. A breach
+// is a panic, which ends the engine and with it the test.
+type checked struct {
+	Runner
+	engine *Engine
+	// tickets says that every ticket out is a submitted request's.
+	tickets bool
+}
+
+func newChecked(r Runner, o Options) (*Engine, *checked) {
+	c := &checked{Runner: r}
+	c.engine = New(c, o)
+	return c.engine, c
+}
+
+func (c *checked) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	s := c.engine.sched
+	err := s.invariants()
+	if err == nil {
+		err = plan{batch: b, seqs: s.seqs}.invariants(s)
+	}
+	if err == nil && c.tickets {
+		err = c.engine.ticketInvariants(0)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return c.Runner.Run(ctx, b)
+}

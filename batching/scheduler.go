@@ -1,0 +1,212 @@
+package batching
+
+import (
+	"slices"
+	"time"
+
+	"github.com/mmserve/mmserve/decoder"
+)
+
+// plan is one step: the batch and whose rows they are. It is valid until the next schedule.
+type plan struct {
+	batch   *decoder.Batch
+	seqs    []*sequence // seqs[i] has batch.Rows[i]
+	samples int         // rows with a sampler: as many tokens come back
+}
+
+// delivery is an event on its way to a stream.
+type delivery struct {
+	seq   *sequence
+	event Event
+}
+
+// scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
+// the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
+//
+// The policy: first come, first served. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
+// turns, so that a long prompt slows the running sequences to half their pace at worst and never stops them.
+type scheduler struct {
+	maxLen, chunk int
+	waiting       []*sequence // submitted, no slot yet, oldest first
+	slots         slots
+	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
+	totals        Stats
+
+	batch decoder.Batch // reused for each plan
+	seqs  []*sequence
+	out   []delivery
+}
+
+func newScheduler(c decoder.Capacity, chunk int) *scheduler {
+	return &scheduler{maxLen: c.MaxLen, chunk: chunk, slots: slots{size: c.Slots}, totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen}}
+}
+
+// add puts a new sequence last.
+func (s *scheduler) add(q *sequence) {
+	q.phase = waiting
+	s.waiting = append(s.waiting, q)
+}
+
+// busy says whether there is anything to run.
+func (s *scheduler) busy() bool { return len(s.waiting) > 0 || s.slots.running() > 0 }
+
+// schedule makes the next step's plan. The scheduler is busy; a plan has at least one row.
+func (s *scheduler) schedule(now time.Time) plan {
+	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
+	s.batch.Rows, s.seqs = s.batch.Rows[:0], s.seqs[:0]
+	s.chunkLast = s.prefillsNext(now)
+	if s.chunkLast {
+		s.planChunk(s.slots.prefilling)
+	} else {
+		s.planDecode()
+	}
+	p := plan{batch: &s.batch, seqs: s.seqs}
+	for _, r := range s.batch.Rows {
+		if r.Sampler != nil {
+			p.samples++
+		}
+	}
+	return p
+}
+
+// prefillsNext says whether the next step is a prefill chunk, and sees to it that a sequence is in prefill then.
+func (s *scheduler) prefillsNext(now time.Time) bool {
+	if s.chunkLast && len(s.slots.decoding) > 0 {
+		return false
+	}
+	if s.slots.free() && len(s.waiting) > 0 {
+		q := s.waiting[0]
+		s.waiting = slices.Delete(s.waiting, 0, 1)
+		q.timing.FirstScheduled = now
+		s.slots.enter(q)
+	}
+	return s.slots.prefilling != nil
+}
+
+// planChunk runs q's prompt up to the next multiple of the chunk size. Only the last chunk wants a token.
+func (s *scheduler) planChunk(q *sequence) {
+	end := min((q.past/s.chunk+1)*s.chunk, q.prompt)
+	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
+	if end == q.prompt {
+		row.Sampler = q.sampler
+	}
+	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+}
+
+// planDecode runs the newest token of each decoding sequence.
+func (s *scheduler) planDecode() {
+	for _, q := range s.slots.decoding {
+		s.batch.Rows = append(s.batch.Rows, decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:], Spans: q.spans, Sampler: q.sampler})
+		s.seqs = append(s.seqs, q)
+	}
+}
+
+// commit records that p has run. tokens are those of the rows with a sampler, in order.
+func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []delivery {
+	s.out = s.out[:0]
+	s.count(p)
+	for i, q := range p.seqs {
+		row := p.batch.Rows[i]
+		q.past += len(row.IDs)
+		if q.phase == prefilling {
+			s.totals.PromptTokens += int64(len(row.IDs))
+		}
+		if row.Sampler != nil {
+			s.accept(q, tokens[0], now)
+			tokens = tokens[1:]
+		}
+	}
+	return s.out
+}
+
+// accept gives q its next token.
+func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
+	if q.phase == prefilling {
+		s.slots.join()
+		q.timing.FirstToken = now
+	}
+	s.totals.GeneratedTokens++
+	q.ids = append(q.ids, t.ID)
+	event := Event{Token: t, HasToken: true, Finish: q.finish(s.maxLen)}
+	if event.Finish != Running {
+		s.finish(q, event, now)
+		return
+	}
+	s.out = append(s.out, delivery{q, event})
+}
+
+// fail ends the sequences of a plan that could not be run.
+func (s *scheduler) fail(p plan, err error, now time.Time) []delivery {
+	s.out = s.out[:0]
+	s.count(p)
+	s.totals.FailedSteps++
+	for _, q := range p.seqs {
+		s.finish(q, Event{Finish: Error, Err: err}, now)
+	}
+	return s.out
+}
+
+// cancel removes q, wherever it is. If it has ended meanwhile nothing is left to do.
+func (s *scheduler) cancel(q *sequence, now time.Time) []delivery {
+	s.out = s.out[:0]
+	if q.phase != ended {
+		s.finish(q, Event{Finish: Cancelled}, now)
+	}
+	return s.out
+}
+
+// end removes everything: as an error if there is a cause, else as cancelled.
+func (s *scheduler) end(cause error, now time.Time) []delivery {
+	s.out = s.out[:0]
+	event := Event{Finish: Cancelled}
+	if cause != nil {
+		event = Event{Finish: Error, Err: cause}
+	}
+	open := slices.Concat(s.slots.decoding, s.waiting)
+	if s.slots.prefilling != nil {
+		open = append(open, s.slots.prefilling)
+	}
+	for _, q := range open {
+		s.finish(q, event, now)
+	}
+	return s.out
+}
+
+// finish removes q from whatever holds it and delivers its last event.
+func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
+	if q.phase == waiting {
+		i := slices.Index(s.waiting, q)
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+	} else {
+		s.slots.leave(q)
+	}
+	q.phase = ended
+	q.timing.Finished = now
+	s.out = append(s.out, delivery{q, event})
+}
+
+// count adds up what a plan put on the device.
+func (s *scheduler) count(p plan) {
+	s.totals.Steps++
+	if s.chunkLast {
+		s.totals.PrefillSteps++
+	} else {
+		s.totals.DecodeRows += int64(len(p.seqs))
+	}
+	for _, m := range p.batch.Moves {
+		s.totals.MovedTokens += int64(m.Len)
+	}
+}
+
+// stats returns the totals with the gauges of this moment.
+func (s *scheduler) stats() Stats {
+	t := s.totals
+	t.Running, t.Waiting = s.slots.running(), len(s.waiting)
+	for _, q := range s.slots.decoding {
+		t.KVTokens += q.past
+	}
+	if q := s.slots.prefilling; q != nil {
+		t.KVTokens += q.past
+	}
+	return t
+}

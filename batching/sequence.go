@@ -1,0 +1,88 @@
+package batching
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+)
+
+// Request is one prompt to be continued.
+type Request struct {
+	// ID names the request in errors and traces; the engine does not need it to be unique.
+	ID string
+	// Input has at least one id and at most Capacity.MaxLen, and patches attached to its spans.
+	Input fusion.Input
+	// MaxTokens is the largest number of tokens to generate, at least 1.
+	MaxTokens int
+	// Stop are the ids that end the sequence; the one that did is delivered.
+	Stop     []int32
+	Sampling decoder.Sampling
+}
+
+func (r Request) check(maxLen int) error {
+	if n := len(r.Input.IDs); n < 1 || n > maxLen {
+		return fmt.Errorf("request %q: the prompt has %d tokens, allowed are 1 to %d", r.ID, n, maxLen)
+	}
+	if r.MaxTokens < 1 {
+		return fmt.Errorf("request %q: max tokens is %d, allowed is 1 or more", r.ID, r.MaxTokens)
+	}
+	return nil
+}
+
+// phase is where a sequence stands; it says which of the scheduler's lists holds it.
+//
+//	arriving → waiting → prefilling → decoding → ended
+//
+// and from each to ended.
+type phase int
+
+const (
+	arriving phase = iota // in the engine's inbox
+	waiting
+	prefilling
+	decoding
+	ended
+)
+
+// sequence is one request on its way. Submit makes it; from then on only the engine's goroutine touches it, but for
+// the fields that say otherwise.
+type sequence struct {
+	id        string
+	spans     []fusion.Span
+	maxTokens int
+	stop      []int32
+	sampler   *decoder.Sampler
+	stream    *Stream
+	detach    func() // lets go of the request's context
+	unwanted  bool   // a cancellation was posted; guarded by Engine.mu
+
+	phase  phase
+	ids    []int32 // prompt and generated tokens
+	prompt int     // the number of ids that are the prompt
+	past   int     // the number of positions in the KV cache; in decode all but the last of ids
+	slot   int     // where they lie, once past > 0
+	timing Timing
+}
+
+func newSequence(r Request, now time.Time) *sequence {
+	return &sequence{
+		id: r.ID, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
+		sampler: decoder.NewSampler(r.Sampling),
+		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs),
+		timing: Timing{Submitted: now},
+	}
+}
+
+// finish says whether the sequence ends with the token that was just appended to ids.
+func (q *sequence) finish(maxLen int) FinishReason {
+	switch {
+	case slices.Contains(q.stop, q.ids[len(q.ids)-1]):
+		return Stop
+	case len(q.ids)-q.prompt == q.maxTokens || q.past == maxLen: // the last token has no position left to be fed at
+		return Length
+	}
+	return Running
+}

@@ -1,0 +1,51 @@
+// Package decoder runs one forward pass of the text decoder: embeddings in, sampled ids out. It owns the
+// decoder graph, the KV cache and the sampler; it does not know what a request is.
+package decoder
+
+import (
+	"errors"
+
+	"github.com/mmserve/mmserve/fusion"
+)
+
+// ErrDevice marks a failure after which no further Run can be trusted: the process has to drain and exit.
+// Every other error of Run concerns the rows of that batch only.
+var ErrDevice = errors.New("device lost")
+
+// Capacity is what a Runner can hold at once.
+type Capacity struct {
+	// Slots is the number of sequences whose KV can be resident; MaxLen the positions of one sequence.
+	Slots, MaxLen int
+}
+
+// Move copies the first Len positions of KV slot From over slot To.
+type Move struct {
+	From, To, Len int
+}
+
+// Row is one sequence's part of a step.
+type Row struct {
+	// Slot is the sequence's KV slot; Past the number of its positions already there.
+	Slot, Past int
+	// IDs are the tokens of positions [Past, Past+len(IDs)).
+	IDs []int32
+	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
+	Spans []fusion.Span
+	// Sampler picks the token after the last of IDs; nil when no logits are wanted.
+	Sampler *Sampler
+}
+
+// Batch is one step. It is either a decode step, with Rows[i].Slot == i and one id a row, or a prefill
+// chunk: exactly one row in any slot with any number of ids. Moves are made first, in order. A batch
+// without rows makes its moves only.
+type Batch struct {
+	Moves []Move
+	Rows  []Row
+}
+
+// Token is what a row with a sampler gives.
+type Token struct {
+	ID int32
+	// Logprob is the natural log of the probability that the model (before temperature and filters) gave ID.
+	Logprob float32
+}

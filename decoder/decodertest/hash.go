@@ -1,0 +1,156 @@
+// Package decodertest has Runners without a model. They are honest: they keep a KV cache of their own, make the
+// moves they are told, and refuse a batch that a real decoder could not run.
+package decodertest
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+)
+
+// Hash is a Runner whose logits are a hash of everything in a sequence's KV slot. A row that is given a wrong slot,
+// past, move, span or sampler gets other tokens than Alone says: batched must equal alone, exactly.
+type Hash struct {
+	// Fail, if set, is asked once a Run, after the moves; what it returns is what Run returns.
+	Fail func(*decoder.Batch) error
+
+	maxLen int
+	vocab  int
+	slots  [][]uint64 // per slot, what its positions hold
+	logits []float32
+	tokens []decoder.Token
+}
+
+// NewHash returns a Runner of the given capacity whose tokens are in [0, vocab).
+func NewHash(slots, maxLen, vocab int) *Hash {
+	return &Hash{maxLen: maxLen, vocab: vocab, slots: make([][]uint64, slots), logits: make([]float32, vocab)}
+}
+
+// Capacity is what NewHash was given.
+func (h *Hash) Capacity() decoder.Capacity {
+	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen}
+}
+
+// Run makes the moves, then hashes each row. A batch that breaks decoder.Batch's contract gives decoder.ErrDevice: a
+// real cache would be corrupt from there on. The slice is valid until the next Run.
+func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	for _, m := range b.Moves {
+		if err := h.move(m); err != nil {
+			return nil, fmt.Errorf("%w: %w", decoder.ErrDevice, err)
+		}
+	}
+	for i, row := range b.Rows {
+		if err := h.check(i, row, len(b.Rows)); err != nil {
+			return nil, fmt.Errorf("%w: %w", decoder.ErrDevice, err)
+		}
+	}
+	if h.Fail != nil {
+		if err := h.Fail(b); err != nil {
+			return nil, err
+		}
+	}
+	h.tokens = h.tokens[:0]
+	for _, row := range b.Rows {
+		slot := append(h.slots[row.Slot][:row.Past], positions(row.IDs, row.Past, row.Spans)...)
+		h.slots[row.Slot] = slot
+		if row.Sampler == nil {
+			continue
+		}
+		t, err := h.sample(slot, row.Sampler)
+		if err != nil {
+			return nil, err
+		}
+		h.tokens = append(h.tokens, t)
+	}
+	return h.tokens, nil
+}
+
+func (h *Hash) move(m decoder.Move) error {
+	switch n := len(h.slots); {
+	case m.From < 0 || m.From >= n || m.To < 0 || m.To >= n || m.From == m.To:
+		return fmt.Errorf("move %+v between %d slots", m, n)
+	case m.Len < 1 || m.Len > len(h.slots[m.From]):
+		return fmt.Errorf("move %+v of a slot that holds %d positions", m, len(h.slots[m.From]))
+	}
+	h.slots[m.To] = append(h.slots[m.To][:0], h.slots[m.From][:m.Len]...)
+	return nil
+}
+
+func (h *Hash) check(i int, row decoder.Row, rows int) error {
+	switch {
+	case row.Slot < 0 || row.Slot >= len(h.slots):
+		return fmt.Errorf("row %d is in slot %d of %d", i, row.Slot, len(h.slots))
+	case len(row.IDs) == 0:
+		return fmt.Errorf("row %d has no ids", i)
+	case row.Past < 0 || row.Past > len(h.slots[row.Slot]):
+		return fmt.Errorf("row %d has past %d, slot %d holds %d positions", i, row.Past, row.Slot, len(h.slots[row.Slot]))
+	case row.Past+len(row.IDs) > h.maxLen:
+		return fmt.Errorf("row %d would reach position %d of %d", i, row.Past+len(row.IDs), h.maxLen)
+	case rows > 1 && (row.Slot != i || len(row.IDs) != 1 || row.Past == 0):
+		return fmt.Errorf("row %d of a decode step has slot %d, %d ids, past %d", i, row.Slot, len(row.IDs), row.Past)
+	}
+	return nil
+}
+
+// positions is what the KV cache would hold for ids at [past, past+len(ids)): the id, or under a span the picture's
+// digest and the row of its patches.
+func positions(ids []int32, past int, spans []fusion.Span) []uint64 {
+	kv := make([]uint64, len(ids))
+	for i, id := range ids {
+		kv[i] = mix(uint64(uint32(id)))
+	}
+	for _, s := range spans {
+		for at := max(s.Start, past); at < min(s.Start+s.Len, past+len(ids)); at++ {
+			kv[at-past] = mix(binary.LittleEndian.Uint64(s.Digest[:]) + uint64(s.Offset+at-s.Start))
+		}
+	}
+	return kv
+}
+
+// sample makes logits of a sequence's positions, a bell of about ±3, and asks the sampler.
+func (h *Hash) sample(kv []uint64, s *decoder.Sampler) (decoder.Token, error) {
+	var sum uint64
+	for _, x := range kv {
+		sum = mix(sum ^ x)
+	}
+	for i := range h.logits {
+		sum += 0x9e3779b97f4a7c15
+		x := mix(sum)
+		h.logits[i] = float32(uint16(x)&0x3fff+uint16(x>>16)&0x3fff+uint16(x>>32)&0x3fff)/8192 - 3
+	}
+	return s.Sample(h.logits)
+}
+
+// mix is SplitMix64's finalizer (Steele, Lea and Flood, 2014).
+func mix(x uint64) uint64 {
+	x ^= x >> 30
+	x *= 0xbf58476d1ce4e5b9
+	x ^= x >> 27
+	x *= 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// Alone returns the tokens of a sequence that has the model to itself: at most limit, ended by a stop id (which is the
+// last token) or by maxLen positions.
+func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int32) ([]decoder.Token, error) {
+	own := NewHash(1, h.maxLen, h.vocab)
+	sampler := decoder.NewSampler(s)
+	kv := positions(in.IDs, 0, in.Spans)
+	var tokens []decoder.Token
+	for len(kv) <= h.maxLen && len(tokens) < limit {
+		t, err := own.sample(kv, sampler)
+		if err != nil {
+			return nil, err
+		}
+		tokens = append(tokens, t)
+		if slices.Contains(stop, t.ID) {
+			break
+		}
+		kv = append(kv, positions([]int32{t.ID}, len(kv), nil)...)
+	}
+	return tokens, nil
+}

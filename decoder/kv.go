@@ -1,0 +1,74 @@
+package decoder
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// kvCache is one key and one value tensor a layer, [slots, kv heads, max len, head dim], reserved whole and
+// backed with pages as sequences grow.
+type kvCache struct {
+	slots, kvHeads, maxLen, headDim int
+	layers                          []*ort.Memory[float32] // key, value, key, value, …
+	views                           map[[2]int][]ort.Tensor
+}
+
+func newKVCache(c Config, slots, maxLen int) (*kvCache, error) {
+	kv := &kvCache{slots: slots, kvHeads: c.KVHeads, maxLen: maxLen, headDim: c.HeadDim, views: map[[2]int][]ort.Tensor{}}
+	for range 2 * c.Layers {
+		m, err := ort.Alloc[float32](slots * kv.slotLen())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("KV cache: %w", err), kv.close())
+		}
+		kv.layers = append(kv.layers, m)
+	}
+	return kv, nil
+}
+
+func (kv *kvCache) slotLen() int { return kv.kvHeads * kv.maxLen * kv.headDim }
+
+// view gives the tensors over slots [from, from+n), key and value of each layer in turn. They are made once.
+func (kv *kvCache) view(from, n int) ([]ort.Tensor, error) {
+	key := [2]int{from, n}
+	if v, ok := kv.views[key]; ok {
+		return v, nil
+	}
+	list := make([]ort.Tensor, 0, len(kv.layers))
+	for _, m := range kv.layers {
+		t, err := ort.View(m.Slice()[from*kv.slotLen():], n, kv.kvHeads, kv.maxLen, kv.headDim)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, t)
+	}
+	kv.views[key] = list
+	return list, nil
+}
+
+// move copies the first m.Len positions of slot m.From over slot m.To.
+func (kv *kvCache) move(m Move) {
+	for _, mem := range kv.layers {
+		s := mem.Slice()
+		for h := range kv.kvHeads {
+			row := kv.maxLen * kv.headDim
+			to, from := m.To*kv.slotLen()+h*row, m.From*kv.slotLen()+h*row
+			copy(s[to:to+m.Len*kv.headDim], s[from:])
+		}
+	}
+}
+
+func (kv *kvCache) close() error {
+	var err error
+	for _, list := range kv.views {
+		for _, t := range list {
+			t.Destroy()
+		}
+	}
+	for _, m := range kv.layers {
+		err = errors.Join(err, m.Free())
+	}
+	kv.views, kv.layers = nil, nil
+	return err
+}

@@ -1,0 +1,253 @@
+package decoder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// Runner is an opened decoder: embed, one forward pass, sample. One goroutine uses it at a time.
+type Runner struct {
+	config  Config
+	embed   *fusion.Embedder
+	session *ort.Session
+	kv      *kvCache
+
+	embeds  *ort.Memory[float32] // [rows × ids, hidden]
+	logits  *ort.Memory[float32] // [sampling rows, vocab]
+	lengths *ort.Memory[int32]   // seqlens_k, then total_sequence_length
+	sample  *ort.Memory[int64]   // sample_rows
+	fewest  int                  // rows of logits that a run must ask for
+	in, out []ort.Tensor         // scratch for one run
+	tokens  []Token
+}
+
+// OpenOptions size a Runner.
+type OpenOptions struct {
+	// Slots is the number of sequences whose KV is resident; MaxLen the positions of each (0: all the model has).
+	Slots, MaxLen int
+	// Precision of the linear layers; "" is FP32.
+	Precision graph.Precision
+	Session   ort.Options
+}
+
+// Open builds the decoder's graph over the checkpoint, opens its session and reserves the KV cache.
+func Open(c Config, w *graph.Weights, o OpenOptions) (*Runner, error) {
+	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
+		o.MaxLen = c.MaxLen
+	}
+	if o.Slots < 1 {
+		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
+	}
+	b, err := c.Graph(w, o.Precision)
+	if err != nil {
+		return nil, err
+	}
+	table, err := w.Get("text.embed_tokens.weight", c.Vocab, c.Hidden)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{config: c}
+	if o.Precision == graph.INT8 {
+		r.fewest = 1 // the integer kernel gives no rows a wrong shape; sample_rows holds a valid index at any time
+	}
+	if r.embed, err = fusion.NewEmbedder(table); err != nil {
+		return nil, err
+	}
+	o.Session.ExternalDir = graph.Root
+	if r.session, err = ort.NewSession(b, o.Session); err != nil {
+		return nil, fmt.Errorf("decoder: %w", err)
+	}
+	if r.kv, err = newKVCache(c, o.Slots, o.MaxLen); err == nil {
+		err = r.reserve(o.Slots, o.Slots)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// reserve makes room for a run over n positions with k rows of logits.
+func (r *Runner) reserve(n, k int) (err error) {
+	if err = grow(&r.embeds, n*r.config.Hidden); err == nil {
+		if err = grow(&r.logits, k*r.config.Vocab); err == nil {
+			if err = grow(&r.lengths, r.kv.slots+1); err == nil {
+				err = grow(&r.sample, k)
+			}
+		}
+	}
+	return err
+}
+
+// grow replaces m by a larger memory when it is too small. What it held is lost.
+func grow[T ort.Element](m **ort.Memory[T], n int) error {
+	if *m != nil && len((*m).Slice()) >= n {
+		return nil
+	}
+	bigger, err := ort.Alloc[T](n)
+	if err != nil {
+		return err
+	}
+	(*m).Free()
+	*m = bigger
+	return nil
+}
+
+// Capacity is what the KV cache was sized for.
+func (r *Runner) Capacity() Capacity { return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen} }
+
+// Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
+// The slice is valid until the next Run.
+func (r *Runner) Run(_ context.Context, b *Batch) ([]Token, error) {
+	for _, m := range b.Moves {
+		r.kv.move(m)
+	}
+	if len(b.Rows) == 0 {
+		return nil, nil // an attention node over no rows would crash the process
+	}
+	if err := r.check(b.Rows); err != nil {
+		return nil, err
+	}
+	width := len(b.Rows[0].IDs)
+	wanted := 0
+	if err := r.reserve(len(b.Rows)*width, len(b.Rows)); err != nil {
+		return nil, err
+	}
+	for i, row := range b.Rows {
+		if row.Sampler != nil {
+			r.sample.Slice()[wanted] = int64((i+1)*width - 1)
+			wanted++
+		}
+	}
+	if wanted == 0 {
+		wanted = r.fewest
+	}
+	logits, err := r.forward(b.Rows, wanted)
+	if err != nil {
+		return nil, err
+	}
+	r.tokens = r.tokens[:0]
+	for _, row := range b.Rows {
+		if row.Sampler == nil {
+			continue
+		}
+		at := len(r.tokens) * r.config.Vocab
+		t, err := row.Sampler.Sample(logits[at : at+r.config.Vocab])
+		if err != nil {
+			return nil, err
+		}
+		r.tokens = append(r.tokens, t)
+	}
+	return r.tokens, nil
+}
+
+// Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for
+// verification; nothing else may use the runner meanwhile. The slice is valid until the next call.
+func (r *Runner) Logits(in fusion.Input) ([]float32, error) {
+	rows := []Row{{IDs: in.IDs, Spans: in.Spans}}
+	if err := r.check(rows); err != nil {
+		return nil, err
+	}
+	if err := r.reserve(len(in.IDs), len(in.IDs)); err != nil {
+		return nil, err
+	}
+	for i := range in.IDs {
+		r.sample.Slice()[i] = int64(i)
+	}
+	return r.forward(rows, len(in.IDs))
+}
+
+// check refuses what the attention kernel would answer with silently wrong values or a crash.
+func (r *Runner) check(rows []Row) error {
+	for i, row := range rows {
+		n := row.Past + len(row.IDs)
+		switch {
+		case len(row.IDs) == 0:
+			return fmt.Errorf("decoder: row %d has no ids", i)
+		case row.Past < 0 || n > r.kv.maxLen:
+			return fmt.Errorf("decoder: row %d would reach position %d, the KV cache has %d", i, n, r.kv.maxLen)
+		case row.Slot < 0 || row.Slot >= r.kv.slots:
+			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, r.kv.slots)
+		case len(rows) > 1 && (len(row.IDs) != 1 || row.Slot != i || row.Past == 0):
+			return fmt.Errorf("decoder: row %d of a decode step has %d ids, slot %d, past %d; want 1 id, its own index, a past", i, len(row.IDs), row.Slot, row.Past)
+		}
+	}
+	return nil
+}
+
+// forward embeds the rows and runs the graph; the first wanted entries of sample say which positions' logits to
+// give. All rows have equally many ids.
+func (r *Runner) forward(rows []Row, wanted int) ([]float32, error) {
+	n, width, hidden := len(rows), len(rows[0].IDs), r.config.Hidden
+	lengths := r.lengths.Slice()
+	for i, row := range rows {
+		dst := r.embeds.Slice()[i*width*hidden : (i+1)*width*hidden]
+		if err := r.embed.Embed(dst, row.IDs, row.Past, row.Spans); err != nil {
+			return nil, err
+		}
+		lengths[i] = int32(row.Past + width - 1)
+	}
+	// The longest row's length. Were it S, the kernel would take the step for a first prompt, whatever seqlens_k
+	// says; check has seen to it that this is so only where there is no past.
+	lengths[n] = slices.Max(lengths[:n]) + 1
+	kv, err := r.kv.view(rows[0].Slot, n)
+	if err != nil {
+		return nil, err
+	}
+	var views viewList
+	embeds := view(&views, r.embeds.Slice(), n, width, hidden)
+	seqlens := view(&views, lengths, n)
+	total := view(&views, lengths[n:], 1)
+	sample := view(&views, r.sample.Slice(), wanted)
+	logits := view(&views, r.logits.Slice(), wanted, r.config.Vocab)
+	defer views.destroy()
+	if views.err != nil {
+		return nil, views.err
+	}
+	r.in = append(append(r.in[:0], embeds, seqlens, total, sample), kv...)
+	r.out = append(append(r.out[:0], logits), kv...)
+	if err := r.session.Run(r.in, r.out); err != nil {
+		return nil, fmt.Errorf("decoder: %w", err)
+	}
+	return r.logits.Slice()[:wanted*r.config.Vocab], nil
+}
+
+// viewList keeps the views made for one run and the first error met.
+type viewList struct {
+	list []ort.Tensor
+	err  error
+}
+
+func view[T ort.Element](l *viewList, data []T, dims ...int) ort.Tensor {
+	t, err := ort.View(data, dims...)
+	if err != nil {
+		l.err = errors.Join(l.err, err)
+		return t
+	}
+	l.list = append(l.list, t)
+	return t
+}
+
+func (l *viewList) destroy() {
+	for _, t := range l.list {
+		t.Destroy()
+	}
+}
+
+// Close frees the session and all memory.
+func (r *Runner) Close() error {
+	err := r.session.Close()
+	if r.kv != nil {
+		err = errors.Join(err, r.kv.close())
+	}
+	r.embeds.Free()
+	r.logits.Free()
+	r.lengths.Free()
+	r.sample.Free()
+	return err
+}
