@@ -1,0 +1,177 @@
+// Package client calls a mmserve server from Go. It needs neither cgo nor any other package of the server.
+//
+//	c, err := client.Dial("localhost:8080")
+//	…
+//	defer c.Close()
+//	answer, err := c.Generate(ctx, client.Chat(client.User(client.ImageBytes(jpeg), client.Text("What is this?"))))
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+)
+
+// ErrTruncated is the error of a stream that ended without a finish.
+var ErrTruncated = errors.New("mmserve: the stream ended before the answer did")
+
+// Client calls one server. It is safe for concurrent use.
+type Client struct {
+	rpc     pb.MMServeClient
+	conn    io.Closer // nil if the connection is the caller's
+	retries int
+}
+
+type options struct {
+	retries    int
+	maxMessage int
+	creds      credentials.TransportCredentials
+	dial       []grpc.DialOption
+}
+
+// Option changes how a Client calls.
+type Option func(*options)
+
+// WithRetries makes a call that found the server full try again, up to n times, after the delay the server
+// suggests and as much again at random. Nothing else is tried again. Default: no retries.
+func WithRetries(n int) Option { return func(o *options) { o.retries = n } }
+
+// WithMaxMessageBytes is the size of the largest message that Dial's connection sends or takes; the server's own
+// limit counts too. Default: no limit on requests, gRPC's 4 MiB on answers.
+func WithMaxMessageBytes(n int) Option { return func(o *options) { o.maxMessage = n } }
+
+// WithTransportCredentials has Dial use TLS, say. Default: plaintext.
+func WithTransportCredentials(creds credentials.TransportCredentials) Option {
+	return func(o *options) { o.creds = creds }
+}
+
+// WithDialOptions are further gRPC options for Dial.
+func WithDialOptions(dial ...grpc.DialOption) Option {
+	return func(o *options) { o.dial = append(o.dial, dial...) }
+}
+
+// Dial makes a client for the server at addr, host:port or any gRPC target. The connection is made at the first
+// call. Close it after use.
+func Dial(addr string, opts ...Option) (*Client, error) {
+	o := options{creds: insecure.NewCredentials()}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	dial := []grpc.DialOption{grpc.WithTransportCredentials(o.creds)}
+	if o.maxMessage > 0 {
+		dial = append(dial, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(o.maxMessage), grpc.MaxCallSendMsgSize(o.maxMessage)))
+	}
+	conn, err := grpc.NewClient(addr, append(dial, o.dial...)...)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{rpc: pb.NewMMServeClient(conn), conn: conn, retries: o.retries}, nil
+}
+
+// New makes a client that uses a connection of the caller's, who set it up (of the options only WithRetries
+// counts) and closes it.
+func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return &Client{rpc: pb.NewMMServeClient(conn), retries: o.retries}
+}
+
+// Close closes the connection that Dial made.
+func (c *Client) Close() error {
+	if c.conn == nil {
+		return nil
+	}
+	return c.conn.Close()
+}
+
+// Generate returns the whole answer. Errors are gRPC statuses; mmserve.proto lists them.
+func (c *Client) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
+	for try := 0; ; try++ {
+		out, err := c.rpc.Generate(ctx, in)
+		if err == nil || !c.again(ctx, err, try) {
+			return out, err
+		}
+	}
+}
+
+// Stream yields the events of an answer as they come: a start, deltas, a finish. An error comes last: a gRPC
+// status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
+func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {
+	return func(yield func(*pb.GenerateStreamResponse, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, event, err := c.open(ctx, in)
+		for err == nil {
+			if !yield(event, nil) {
+				return
+			}
+			if event.GetFinish() != nil {
+				_, _ = stream.Recv() // the status, always OK after a finish; without reading it the call would end as cancelled
+				return
+			}
+			event, err = stream.Recv()
+		}
+		if errors.Is(err, io.EOF) {
+			err = ErrTruncated
+		}
+		yield(nil, err)
+	}
+}
+
+// open starts a stream and waits for its first event: until then it may be tried again.
+func (c *Client) open(ctx context.Context, in *pb.GenerateRequest) (stream grpc.ServerStreamingClient[pb.GenerateStreamResponse], first *pb.GenerateStreamResponse, err error) {
+	for try := 0; ; try++ {
+		if stream, err = c.rpc.GenerateStream(ctx, in); err == nil {
+			first, err = stream.Recv()
+		}
+		if err == nil || !c.again(ctx, err, try) {
+			return stream, first, err
+		}
+	}
+}
+
+// again says whether to call again after err, having waited as long as the server wants.
+func (c *Client) again(ctx context.Context, err error, try int) bool {
+	delay, ok := RetryDelay(err)
+	if !ok || try >= c.retries {
+		return false
+	}
+	delay += rand.N(delay + 1) // so that callers refused together do not come back together
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < delay {
+		return false
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(delay):
+		return true
+	}
+}
+
+// RetryDelay tells whether err says that the server is full, and after how long to try again.
+func RetryDelay(err error) (delay time.Duration, ok bool) {
+	st := status.Convert(err)
+	if st.Code() != codes.ResourceExhausted {
+		return 0, false
+	}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok {
+			return max(info.GetRetryDelay().AsDuration(), 0), true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,197 @@
+package server
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/chat"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+)
+
+// Limits that are part of the contract (mmserve.proto), the same on every server.
+const (
+	maxTemperature   = 2
+	maxRequestID     = 128 // bytes
+	maxStopBytes     = 256 // of one stop string
+	defaultMaxTokens = 256
+)
+
+// request is a GenerateRequest that was checked, in the words of the packages that work on it.
+type request struct {
+	messages  []chat.Message // nil for a raw prompt
+	raw       []chat.Part    // nil for a chat
+	pictures  []picture      // in the order of the prompt
+	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
+	sampling  decoder.Sampling
+	stop      []string
+}
+
+// picture is an encoded picture and the path of the field it came in.
+type picture struct {
+	field  string
+	data   []byte
+	detail pb.Detail
+}
+
+// validate checks everything that can be known without work: no slot is taken and no picture looked into. All
+// violations are reported together, up to maxViolations.
+func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
+	if in.GetModel() != "" && in.GetModel() != s.model.Name {
+		return nil, status.Errorf(codes.NotFound, "model: %.100q is not served here; this server has %q", in.GetModel(), s.model.Name)
+	}
+	var v violations
+	r := &request{sampling: s.model.Defaults}
+	if !validID(in.GetRequestId()) {
+		v.add("request_id", "%d bytes; want at most %d printable ASCII characters without spaces", len(in.GetRequestId()), maxRequestID)
+	}
+	s.validateInput(&v, r, in)
+	if in.MaxTokens != nil {
+		if n := in.GetMaxTokens(); n == 0 || int64(n) >= int64(s.model.MaxLen) {
+			v.add("max_tokens", "%d; want 1 to %d: prompt and answer share a context of %d tokens", n, s.model.MaxLen-1, s.model.MaxLen)
+		}
+		r.maxTokens = int(in.GetMaxTokens())
+	}
+	s.validateSampling(&v, r, in.GetSampling())
+	s.validateStop(&v, r, in.GetStop())
+	if err := v.err(); err != nil {
+		return nil, err
+	}
+	switch {
+	case r.messages != nil && s.model.Template == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "chat: model %q has no chat template; send a prompt", s.model.Name)
+	case len(r.pictures) > 0 && s.model.Prepare == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "%s: model %q takes no pictures", r.pictures[0].field, s.model.Name)
+	}
+	return r, nil
+}
+
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return len(id) <= maxRequestID
+}
+
+func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest) {
+	text := 0
+	switch input := in.GetInput().(type) {
+	case *pb.GenerateRequest_Chat:
+		if len(input.Chat.GetMessages()) == 0 {
+			v.add("chat.messages", "none; want at least one")
+		}
+		r.messages = make([]chat.Message, 0, len(input.Chat.GetMessages()))
+		for i, m := range input.Chat.GetMessages() {
+			field := fmt.Sprintf("chat.messages[%d]", i)
+			role, ok := roles[m.GetRole()]
+			if !ok {
+				v.add(field+".role", "%v; want ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT", m.GetRole())
+			}
+			parts, n := validateParts(v, r, field+".parts", m.GetParts())
+			r.messages = append(r.messages, chat.Message{Role: role, Parts: parts})
+			text += n
+		}
+	case *pb.GenerateRequest_Prompt:
+		r.raw, text = validateParts(v, r, "prompt.parts", input.Prompt.GetParts())
+	default:
+		v.add("input", "none; want chat or prompt")
+	}
+	if text > s.options.MaxTextBytes {
+		v.add("input", "%d bytes of text; this server takes at most %d in a request", text, s.options.MaxTextBytes)
+	}
+	if n, most := len(r.pictures), s.maxImages(); n > most && s.model.Prepare != nil {
+		v.add("input", "%d pictures; at most %d are taken in a request", n, most)
+	}
+}
+
+var roles = map[pb.Role]string{
+	pb.Role_ROLE_SYSTEM:    "system",
+	pb.Role_ROLE_USER:      "user",
+	pb.Role_ROLE_ASSISTANT: "assistant",
+}
+
+// validateParts also appends the pictures among the parts to r, and counts the bytes of text.
+func validateParts(v *violations, r *request, field string, in []*pb.Part) (parts []chat.Part, text int) {
+	if len(in) == 0 {
+		v.add(field, "none; want at least one")
+	}
+	parts = make([]chat.Part, 0, len(in))
+	for i, p := range in {
+		switch content := p.GetContent().(type) {
+		case *pb.Part_Text:
+			text += len(content.Text)
+			parts = append(parts, chat.Part{Text: content.Text})
+		case *pb.Part_Image:
+			at := fmt.Sprintf("%s[%d].image", field, i)
+			if len(content.Image.GetData()) == 0 {
+				v.add(at+".data", "empty; want the bytes of a picture file")
+			}
+			if _, ok := pb.Detail_name[int32(content.Image.GetDetail())]; !ok {
+				v.add(at+".detail", "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
+			}
+			parts = append(parts, chat.Part{Image: true})
+			r.pictures = append(r.pictures, picture{field: at + ".data", data: content.Image.GetData(), detail: content.Image.GetDetail()})
+		default:
+			v.add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
+		}
+	}
+	return parts, text
+}
+
+func (s *Server) validateSampling(v *violations, r *request, in *pb.Sampling) {
+	// The comparisons are written so that NaN fails them.
+	if in != nil && in.Temperature != nil {
+		if t := in.GetTemperature(); !(t >= 0 && t <= maxTemperature) {
+			v.add("sampling.temperature", "%v; want 0 to %v", t, maxTemperature)
+		}
+		r.sampling.Temperature = in.GetTemperature()
+	}
+	if in != nil && in.TopK != nil {
+		r.sampling.TopK = int(min(int64(in.GetTopK()), int64(s.model.Vocab)))
+	}
+	if in != nil && in.TopP != nil {
+		if p := in.GetTopP(); !(p > 0 && p <= 1) {
+			v.add("sampling.top_p", "%v; want more than 0 and at most 1", p)
+		}
+		r.sampling.TopP = in.GetTopP()
+	}
+	if in != nil && in.Seed != nil {
+		r.sampling.Seed = in.GetSeed()
+	} else {
+		r.sampling.Seed = randomSeed()
+	}
+}
+
+// randomSeed stays below 2⁵³, so that a seed read back from JSON is the seed that was used.
+func randomSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) >> 11
+}
+
+func (s *Server) validateStop(v *violations, r *request, stop []string) {
+	if len(stop) > s.options.MaxStop {
+		v.add("stop", "%d stop strings; at most %d are allowed", len(stop), s.options.MaxStop)
+		return
+	}
+	for i, t := range stop {
+		if len(t) == 0 || len(t) > maxStopBytes {
+			v.add(fmt.Sprintf("stop[%d]", i), "%d bytes; want 1 to %d", len(t), maxStopBytes)
+		}
+	}
+	r.stop = stop
+}
+
+// maxImages is the smaller of the server's and the model's limit.
+func (s *Server) maxImages() int {
+	if s.model.MaxImages > 0 {
+		return min(s.options.MaxImages, s.model.MaxImages)
+	}
+	return s.options.MaxImages
+}
