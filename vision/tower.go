@@ -9,20 +9,41 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// SigLIP holds the values of a SigLIP tower's config.json section.
-type SigLIP struct {
-	Hidden, Intermediate, Layers, Heads int
-	// ImageSize and PatchSize are sides in pixels.
+// ViT holds the values of a vision transformer's config.json section; its flags say where SigLIP, CLIP and ViT differ.
+type ViT struct {
+	Hidden, Intermediate, Heads int
+	// Layers is the number of encoder layers that run; the checkpoint may hold more.
+	Layers int
+	// ImageSize and PatchSize are sides in pixels. Pixels past the last whole patch are not seen.
 	ImageSize, PatchSize int
 	Eps                  float32
 	Activation           string
+	// ClassToken puts a learned embedding before the patches; DropFirst leaves out the first position of the output.
+	ClassToken, DropFirst bool
+	// PatchBias gives the patch projection a bias, PreNorm normalises before the first layer, PostNorm after the last.
+	PatchBias, PreNorm, PostNorm bool
 }
 
+// Side is the number of patches along one side of a tile.
+func (c ViT) Side() int { return c.ImageSize / c.PatchSize }
+
 // Patches is the number of patches of one tile.
-func (c SigLIP) Patches() int { g := c.ImageSize / c.PatchSize; return g * g }
+func (c ViT) Patches() int { return c.Side() * c.Side() }
+
+// Outputs is the number of hidden states that the tower gives for one tile.
+func (c ViT) Outputs() int {
+	n := c.Patches()
+	if c.ClassToken {
+		n++
+	}
+	if c.DropFirst {
+		n--
+	}
+	return n
+}
 
 // Validate refuses values that no graph can be built from, naming the field.
-func (c SigLIP) Validate() error {
+func (c ViT) Validate() error {
 	for _, f := range []struct {
 		name  string
 		value int
@@ -37,63 +58,55 @@ func (c SigLIP) Validate() error {
 	if c.Hidden%c.Heads != 0 {
 		return fmt.Errorf("vision_config.hidden_size %d is no multiple of num_attention_heads %d", c.Hidden, c.Heads)
 	}
-	if c.ImageSize%c.PatchSize != 0 {
-		return fmt.Errorf("vision_config.image_size %d is no multiple of patch_size %d", c.ImageSize, c.PatchSize)
+	if c.ImageSize < c.PatchSize {
+		return fmt.Errorf("vision_config.image_size %d is less than patch_size %d", c.ImageSize, c.PatchSize)
 	}
 	return graph.CheckActivation("vision_config.hidden_act", c.Activation)
 }
 
-// build adds the tower over pixel_values [n, 3, S, S] and returns the last hidden state after the final norm,
-// [n, patches, hidden]. prefix is the canonical prefix of its weights, e.g. "vision.".
-// Reference: transformers SiglipVisionTransformer, Idefics3VisionTransformer with full tiles (identity positions).
-func (c SigLIP) build(b *graph.Builder, prefix, pixels string) string {
+// build adds the tower over pixel_values [n, 3, S, S] and returns its hidden states [n, outputs, hidden]. prefix is the
+// canonical prefix of its weights, e.g. "vision.".
+// Reference: transformers SiglipVisionTransformer, CLIPVisionTransformer, and Idefics3VisionTransformer with full
+// tiles (identity positions).
+func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 	head := c.Hidden / c.Heads
-	x := b.Op("Conv", onnx.Attrs{"kernel_shape": []int{c.PatchSize, c.PatchSize}, "strides": []int{c.PatchSize, c.PatchSize}},
-		pixels, b.Weight(prefix+"embeddings.patch_embedding.weight", c.Hidden, 3, c.PatchSize, c.PatchSize),
-		b.Weight(prefix+"embeddings.patch_embedding.bias", c.Hidden))
+	in := []string{pixels, b.Weight(prefix+"embeddings.patch_embedding.weight", c.Hidden, 3, c.PatchSize, c.PatchSize)}
+	if c.PatchBias {
+		in = append(in, b.Weight(prefix+"embeddings.patch_embedding.bias", c.Hidden))
+	}
+	x := b.Op("Conv", onnx.Attrs{"kernel_shape": []int{c.PatchSize, c.PatchSize}, "strides": []int{c.PatchSize, c.PatchSize}}, in...)
 	x = b.Op("Reshape", nil, x, b.I64s(0, int64(c.Hidden), int64(c.Patches())))
 	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1}}, x)
-	x = b.Op("Add", nil, x, b.Weight(prefix+"embeddings.position_embedding.weight", c.Patches(), c.Hidden))
+	positions := c.Patches()
+	if c.ClassToken {
+		tiles := b.Op("Shape", onnx.Attrs{"start": 0, "end": 1}, x)
+		class := b.Op("Expand", nil, b.Weight(prefix+"embeddings.class_embedding", c.Hidden),
+			b.Op("Concat", onnx.Attrs{"axis": 0}, tiles, b.I64s(1, int64(c.Hidden))))
+		x = b.Op("Concat", onnx.Attrs{"axis": 1}, class, x)
+		positions++
+	}
+	x = b.Op("Add", nil, x, b.Weight(prefix+"embeddings.position_embedding.weight", positions, c.Hidden))
+	if c.PreNorm {
+		x = b.LayerNorm(x, prefix+"pre_layrnorm", c.Hidden, c.Eps) // the checkpoints' own spelling
+	}
 	for i := range c.Layers {
 		p := fmt.Sprintf("%sencoder.layers.%d.", prefix, i)
 		n := b.LayerNorm(x, p+"layer_norm1", c.Hidden, c.Eps)
-		q := b.Linear(n, p+"self_attn.q_proj", c.Hidden, c.Hidden, true)
-		k := b.Linear(n, p+"self_attn.k_proj", c.Hidden, c.Hidden, true)
-		v := b.Linear(n, p+"self_attn.v_proj", c.Hidden, c.Hidden, true)
-		a := b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": c.Heads, "scale": invSqrt(head)}, q, k, v)
+		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
+		qkv := b.Split(b.JointLinear(n, c.Hidden, true, outs...), outs...)
+		a := b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": c.Heads, "scale": invSqrt(head)}, qkv...)
 		x = b.Op("Add", nil, x, b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)
 		m := b.Activation(c.Activation, b.Linear(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true))
 		x = b.Op("Add", nil, x, b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true))
 	}
-	return b.LayerNorm(x, prefix+"post_layernorm", c.Hidden, c.Eps)
-}
-
-// PixelShuffle is the connector of Idefics3: Scale×Scale neighbouring patches become one, projected without bias
-// to the text model's width.
-type PixelShuffle struct {
-	Scale, TextHidden int
-}
-
-// Tokens is the number of patch embeddings that one tile of the given tower gives.
-func (c PixelShuffle) Tokens(t SigLIP) int { return t.Patches() / (c.Scale * c.Scale) }
-
-// Validate refuses a connector that does not fit its tower.
-func (c PixelShuffle) Validate(t SigLIP) error {
-	if side := t.ImageSize / t.PatchSize; c.Scale <= 0 || side%c.Scale != 0 {
-		return fmt.Errorf("scale_factor is %d, want a divisor of the %d patches a side", c.Scale, side)
+	if c.PostNorm {
+		x = b.LayerNorm(x, prefix+"post_layernorm", c.Hidden, c.Eps)
 	}
-	return nil
-}
-
-// build maps [n, patches, hidden] to [n, tokens, text hidden].
-// Reference: transformers Idefics3Connector.pixel_shuffle; the channel order inside a block is row, column, channel.
-func (c PixelShuffle) build(b *graph.Builder, x string, t SigLIP) string {
-	side, r := t.ImageSize/t.PatchSize, c.Scale
-	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(side/r), int64(r), int64(side/r), int64(r*t.Hidden)))
-	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2, 4}}, x)
-	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(c.Tokens(t)), int64(r*r*t.Hidden)))
-	return b.Linear(x, "connector.modality_projection.proj", r*r*t.Hidden, c.TextHidden, false)
+	if c.DropFirst {
+		x = b.Op("Slice", nil, x, b.I64s(1), b.I64s(math.MaxInt64), b.I64s(1))
+	}
+	return x
 }
 
 // Tower is an opened vision tower with its connector. It is used by one goroutine at a time.
@@ -103,40 +116,47 @@ type Tower struct {
 	patches *ort.Memory[float32]
 	// MaxTiles is the most tiles one Run takes. TilePixels and TilePatches are float32 elements for one tile.
 	MaxTiles, TilePixels, TilePatches int
-	shape                             SigLIP
-	tokens, hidden                    int
+	shape                             ViT
+	connector                         Connector
 }
 
 // targetPatches bounds the patches of one run: enough to fill the matrix kernels, small enough that
 // activations stay tens of megabytes.
-const targetPatches = 4096
+const targetPatches = 1024
 
-// OpenTower builds the graph of a SigLIP tower with a pixel-shuffle connector and opens its session.
-func OpenTower(w *graph.Weights, t SigLIP, c PixelShuffle, o ort.Options) (*Tower, error) {
+// TowerGraph builds the graph of a tower with its connector: pixel_values [tiles, 3, S, S] to image_features
+// [tiles, tokens, text hidden].
+func TowerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision) (*graph.Builder, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err
 	}
 	if err := c.Validate(t); err != nil {
 		return nil, err
 	}
-	b := graph.NewBuilder("vision", w)
+	b := graph.NewBuilder("vision", w, p)
 	x := b.Input("pixel_values", onnx.F32, "tiles", 3, t.ImageSize, t.ImageSize)
 	x = c.build(b, t.build(b, "vision.", x), t)
 	b.Name(x, "image_features")
-	b.Output("image_features", onnx.F32, "tiles", c.Tokens(t), c.TextHidden)
-	if err := b.Err(); err != nil {
+	b.Output("image_features", onnx.F32, "tiles", c.Tokens(t), c.Width())
+	return b, b.Err()
+}
+
+// OpenTower opens a session over TowerGraph.
+func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Options) (*Tower, error) {
+	b, err := TowerGraph(w, t, c, p)
+	if err != nil {
 		return nil, err
 	}
-	o.ExternalDir = w.Root()
+	o.ExternalDir = graph.Root
 	s, err := ort.NewSession(b, o)
 	if err != nil {
 		return nil, fmt.Errorf("vision tower: %w", err)
 	}
 	tw := &Tower{
-		session: s, shape: t, tokens: c.Tokens(t), hidden: c.TextHidden,
+		session: s, shape: t, connector: c,
 		MaxTiles:    max(1, targetPatches/t.Patches()),
 		TilePixels:  3 * t.ImageSize * t.ImageSize,
-		TilePatches: c.Tokens(t) * c.TextHidden,
+		TilePatches: c.Tokens(t) * c.Width(),
 	}
 	if tw.pixels, err = ort.Alloc[float32](tw.MaxTiles * tw.TilePixels); err != nil {
 		tw.Close()
@@ -162,7 +182,7 @@ func (t *Tower) Run(n int) ([]float32, error) {
 		return nil, err
 	}
 	defer in.Destroy()
-	out, err := ort.View(t.patches.Slice(), n, t.tokens, t.hidden)
+	out, err := ort.View(t.patches.Slice(), n, t.connector.Tokens(t.shape), t.connector.Width())
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,29 @@
+package model
+
+import (
+	"embed"
+	"io/fs"
+)
+
+// defaultName is what the API calls the embedded model.
+const defaultName = "tiny-vlm"
+
+//go:embed all:tiny-vlm
+var embedded embed.FS
+
+func defaultFiles() fs.FS {
+	sub, err := fs.Sub(embedded, defaultName)
+	if err != nil {
+		panic(err) // the directive above names the folder
+	}
+	return sub
+}
+
+// Samples are the default model's sample pictures, by file name, in order.
+func Samples() fs.FS {
+	sub, err := fs.Sub(defaultFiles(), "samples")
+	if err != nil {
+		panic(err)
+	}
+	return sub
+}

@@ -1,0 +1,206 @@
+// Package model opens a Hugging Face model folder: it reads config.json, the tokenizer, the chat template and the
+// index of the weights, and turns them into the values that vision, fusion and decoder work with. One file per
+// family; nothing below this package compares a model's name.
+package model
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/safetensors"
+	"github.com/mmserve/mmserve/internal/tokenizer"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Spec is what a family makes of config.json: values only.
+type Spec struct {
+	Tower     vision.ViT
+	Connector vision.Connector
+	Decoder   decoder.Config
+	Layout    fusion.Layout
+	// Prefixes rename the checkpoint's tensors to the names the graphs use.
+	Prefixes []graph.Prefix
+}
+
+// validate refuses a tower or connector that no graph can be built from; the decoder was checked where it was read.
+func (s Spec) validate() error {
+	if err := s.Tower.Validate(); err != nil {
+		return err
+	}
+	return s.Connector.Validate(s.Tower)
+}
+
+// family reads config.json of the model types it registered for.
+type family func(config []byte) (Spec, error)
+
+var families = map[string]family{}
+
+// Families lists the supported values of config.json's model_type, sorted.
+func Families() []string { return slices.Sorted(maps.Keys(families)) }
+
+// ReadSpec reads a config.json without the rest of its folder.
+func ReadSpec(config []byte) (modelType string, s Spec, err error) {
+	var head struct {
+		ModelType string `json:"model_type"`
+	}
+	if err := json.Unmarshal(config, &head); err != nil {
+		return "", Spec{}, err
+	}
+	read, ok := families[head.ModelType]
+	if !ok {
+		return "", Spec{}, fmt.Errorf("model_type %q is not supported; supported are %s", head.ModelType, strings.Join(Families(), ", "))
+	}
+	s, err = read(config)
+	return head.ModelType, s, err
+}
+
+// Model is a folder that was read. Its values do not change; it holds no session.
+type Model struct {
+	// Name is what the API calls the model: the folder's name.
+	Name string
+	// Type is config.json's model_type.
+	Type string
+	Spec
+	Weights *graph.Weights
+	ckpt    *safetensors.Checkpoint
+	files   fs.FS
+}
+
+// Text is the part of a model that turns messages into ids and pictures into tiles.
+type Text struct {
+	Tokenizer *tokenizer.Tokenizer
+	// Template is nil for a model without a chat template: it completes raw prompts only.
+	Template *chat.Template
+	// Guarded are the texts that a user's words must never form: special tokens and the image placeholder.
+	Guarded []string
+	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor (BOS) to raw prompts.
+	AddSpecial   bool
+	Preprocessor vision.Idefics3
+	// EOS are the ids that end an answer.
+	EOS []int32
+}
+
+// Open reads the model folder dir; "" is the embedded default model.
+func Open(dir string) (*Model, error) {
+	if dir == "" {
+		return openFS(defaultName, defaultFiles())
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("model folder: %w", err)
+	}
+	if !st.IsDir() {
+		return nil, fmt.Errorf("model folder: %s is a file; name the folder that holds config.json", dir)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	m, err := open(filepath.Base(abs), os.DirFS(abs), func() (*safetensors.Checkpoint, error) { return safetensors.Open(abs) })
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return m, nil
+}
+
+func openFS(name string, files fs.FS) (*Model, error) {
+	return open(name, files, func() (*safetensors.Checkpoint, error) { return safetensors.OpenFS(files) })
+}
+
+func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, error)) (*Model, error) {
+	raw, err := fs.ReadFile(files, "config.json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("no config.json: a model folder holds config.json, tokenizer.json and model.safetensors as Hugging Face lays them out")
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{Name: name, files: files}
+	if m.Type, m.Spec, err = ReadSpec(raw); err != nil {
+		return nil, fmt.Errorf("config.json: %w", err)
+	}
+	if m.ckpt, err = weights(); err != nil {
+		return nil, err
+	}
+	if m.Weights, err = graph.NewWeights(m.ckpt, m.Prefixes...); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	m.Decoder.Tied = m.Decoder.Tied || !m.Weights.Has("lm_head.weight")
+	return m, nil
+}
+
+// OpenTower opens the vision tower's session.
+func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, error) {
+	return vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
+}
+
+// OpenDecoder opens the decoder's session and reserves its KV cache.
+func (m *Model) OpenDecoder(o decoder.OpenOptions) (*decoder.Runner, error) {
+	return decoder.Open(m.Decoder, m.Weights, o)
+}
+
+// Parameters is the number of weights in the checkpoint, tied ones once.
+func (m *Model) Parameters() int64 {
+	var n int64
+	for _, name := range m.ckpt.Names() {
+		t, _ := m.ckpt.Tensor(name)
+		n += int64(t.Elems())
+	}
+	return n
+}
+
+// Tensors is the number of tensors in the checkpoint.
+func (m *Model) Tensors() int { return len(m.ckpt.Names()) }
+
+// Digest identifies the model: the SHA-256 of its config.json, tokenizer.json and weights. It reads them all.
+func (m *Model) Digest() []byte {
+	h := sha256.New()
+	for _, name := range []string{"config.json", "tokenizer.json"} {
+		raw, _ := fs.ReadFile(m.files, name) // a file that is not there counts as empty
+		fmt.Fprintln(h, name, len(raw))
+		h.Write(raw)
+	}
+	h.Write(m.ckpt.Digest())
+	return h.Sum(nil)
+}
+
+// WeightBytes is the memory that the weights take once they run, as float32.
+func (m *Model) WeightBytes() int64 { return 4 * m.Parameters() }
+
+// StoredTypes counts tensors by their type in the checkpoint.
+func (m *Model) StoredTypes() map[string]int {
+	types := map[string]int{}
+	for _, name := range m.ckpt.Names() {
+		t, _ := m.ckpt.Tensor(name)
+		types[string(t.DType)]++
+	}
+	return types
+}
+
+// Close unmaps the checkpoint. Sessions over it must be closed before.
+func (m *Model) Close() error { return m.ckpt.Close() }
+
+// LoadInt8 makes int8 forms of the linear weights available, from dir or by quantising now and keeping them there.
+// fresh tells that they were made now.
+func (m *Model) LoadInt8(dir string) (fresh bool, err error) {
+	return m.Weights.LoadInt8(dir, func(w *graph.Weights) error {
+		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, graph.INT8); err != nil {
+			return err
+		}
+		_, err := m.Decoder.Graph(w, graph.INT8)
+		return err
+	})
+}

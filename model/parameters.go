@@ -1,0 +1,31 @@
+package model
+
+import (
+	"strings"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Needs lists every parameter of the model by the name that its checkpoints give it, with its shape.
+func (s Spec) Needs() ([]graph.Shape, error) {
+	list, err := graph.Needs(func(w *graph.Weights) error {
+		if _, err := vision.TowerGraph(w, s.Tower, s.Connector, graph.FP32); err != nil {
+			return err
+		}
+		if _, err := w.Get("text.embed_tokens.weight", s.Decoder.Vocab, s.Decoder.Hidden); err != nil {
+			return err
+		}
+		_, err := s.Decoder.Graph(w, graph.FP32)
+		return err
+	})
+	for i, p := range list {
+		for _, prefix := range s.Prefixes {
+			if rest, ok := strings.CutPrefix(p.Name, prefix.To); ok {
+				list[i].Name = prefix.From + rest
+				break
+			}
+		}
+	}
+	return list, err
+}

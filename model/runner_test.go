@@ -1,0 +1,159 @@
+package model
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// openRunner opens the embedded model's decoder.
+func openRunner(t *testing.T, slots int, p graph.Precision) *decoder.Runner {
+	t.Helper()
+	startLibrary(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p == graph.INT8 {
+		if _, err := m.LoadInt8(t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: ort.Options{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// randomPrompt has n ids without image tokens.
+func randomPrompt(rng *rand.Rand, n int) []int32 {
+	ids := make([]int32, n)
+	for i := range ids {
+		ids[i] = int32(8 + rng.IntN(700))
+	}
+	return ids
+}
+
+func greedyRow(slot, past int, ids []int32) decoder.Row {
+	return decoder.Row{Slot: slot, Past: past, IDs: ids, Sampler: decoder.NewSampler(decoder.Sampling{})}
+}
+
+func run(t *testing.T, r *decoder.Runner, rows ...decoder.Row) []decoder.Token {
+	t.Helper()
+	out, err := r.Run(t.Context(), &decoder.Batch{Rows: rows})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Clone(out)
+}
+
+// The log-probability of every token must be the same bits alone and in a batch of 2 to 16 rows of other lengths,
+// over slots that held something else before.
+func TestBatchEqualsAlone(t *testing.T) {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+		t.Run(string(p), func(t *testing.T) { batchEqualsAlone(t, p) })
+	}
+}
+
+func batchEqualsAlone(t *testing.T, p graph.Precision) {
+	const slots, steps = 16, 6
+	r := openRunner(t, slots, p)
+	rng := rand.New(rand.NewPCG(1, 2))
+	prompts := make([][]int32, slots)
+	for i := range prompts {
+		prompts[i] = randomPrompt(rng, 1+rng.IntN(60))
+	}
+	alone := make([][]decoder.Token, slots)
+	for i, p := range prompts {
+		slot := rng.IntN(slots)
+		tok := run(t, r, greedyRow(slot, 0, p))
+		alone[i] = tok
+		for s := range steps {
+			tok = run(t, r, greedyRow(slot, len(p)+s, []int32{tok[0].ID}))
+			alone[i] = append(alone[i], tok[0])
+		}
+	}
+	for n := 2; n <= slots; n++ {
+		last := make([]decoder.Token, n)
+		for i := range n {
+			last[i] = run(t, r, greedyRow(i, 0, prompts[i]))[0]
+		}
+		for s := range steps {
+			var rows []decoder.Row
+			for i := range n {
+				rows = append(rows, greedyRow(i, len(prompts[i])+s, []int32{last[i].ID}))
+			}
+			last = run(t, r, rows...)
+			for i := range n {
+				if last[i] != alone[i][s+1] {
+					t.Fatalf("row %d of %d, step %d: %+v, alone %+v", i, n, s, last[i], alone[i][s+1])
+				}
+			}
+		}
+	}
+}
+
+// A moved sequence goes on as if it had never moved.
+func TestMove(t *testing.T) {
+	r := openRunner(t, 3, graph.FP32)
+	rng := rand.New(rand.NewPCG(3, 4))
+	p := randomPrompt(rng, 33)
+	first := run(t, r, greedyRow(2, 0, p))[0]
+	want := run(t, r, greedyRow(2, len(p), []int32{first.ID}))[0]
+	run(t, r, greedyRow(0, 0, randomPrompt(rng, 50)))
+	run(t, r, greedyRow(2, 0, p))
+	out, err := r.Run(t.Context(), &decoder.Batch{
+		Moves: []decoder.Move{{From: 2, To: 0, Len: len(p)}},
+		Rows:  []decoder.Row{greedyRow(0, len(p), []int32{first.ID})},
+	})
+	if err != nil || out[0] != want {
+		t.Errorf("after the move %+v %v, want %+v", out, err, want)
+	}
+}
+
+// What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.
+func TestRefusedBatches(t *testing.T) {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+		t.Run(string(p), func(t *testing.T) { refusedBatches(t, openRunner(t, 2, p)) })
+	}
+}
+
+func refusedBatches(t *testing.T, r *decoder.Runner) {
+	ids := []int32{9, 9, 9}
+	for want, rows := range map[string][]decoder.Row{
+		"no ids":               {greedyRow(0, 0, nil)},
+		"would reach position": {greedyRow(0, r.Capacity().MaxLen-2, ids)},
+		"is in slot 2 of 2":    {greedyRow(2, 0, ids)},
+		"of a decode step has": {greedyRow(1, 3, ids[:1]), greedyRow(0, 3, ids[:1])},
+		"has 3 ids":            {greedyRow(0, 3, ids), greedyRow(1, 3, ids)},
+		"past 0":               {greedyRow(0, 3, ids[:1]), greedyRow(1, 0, ids[:1])},
+		"has no embedding":     {greedyRow(0, 0, []int32{768})},
+		"token id -1":          {greedyRow(0, 0, []int32{-1})},
+	} {
+		if _, err := r.Run(t.Context(), &decoder.Batch{Rows: rows}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	// After refusals it still works; an empty batch is no crash.
+	if out, err := r.Run(t.Context(), &decoder.Batch{}); err != nil || len(out) != 0 {
+		t.Errorf("empty batch: %v %v", out, err)
+	}
+	run(t, r, greedyRow(0, 0, ids))
+	if out := run(t, r, decoder.Row{Slot: 1, IDs: ids}); len(out) != 0 {
+		t.Errorf("a row without a sampler gave %v", out)
+	}
+}

@@ -1,0 +1,228 @@
+package model
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/tokenizer"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// OpenText reads the tokenizer, the chat template, the preprocessor and the generation settings.
+func (m *Model) OpenText() (*Text, error) {
+	t, err := m.openText()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", m.Name, err)
+	}
+	return t, nil
+}
+
+func (m *Model) openText() (*Text, error) {
+	raw, err := fs.ReadFile(m.files, "tokenizer.json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("no tokenizer.json: mmserve needs the fast tokenizer's file")
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := &Text{AddSpecial: true}
+	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
+		return nil, fmt.Errorf("tokenizer.json: %w", err)
+	}
+	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
+		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
+	}
+	for _, a := range t.Tokenizer.AddedTokens() {
+		// Added tokens that are runs of blanks (CodeGen has them) are text like any other.
+		if a.Special || strings.TrimSpace(a.Content) != "" {
+			t.Guarded = append(t.Guarded, a.Content)
+		}
+	}
+	if !slices.Contains(t.Guarded, m.Layout.Placeholder) {
+		t.Guarded = append(t.Guarded, m.Layout.Placeholder)
+	}
+	special, err := m.specialTokens()
+	if err != nil {
+		return nil, err
+	}
+	if t.Template, err = m.template(special, t.Guarded); err != nil {
+		return nil, err
+	}
+	if t.Preprocessor, err = m.preprocessor(); err != nil {
+		return nil, err
+	}
+	t.EOS, err = m.eos(t.Tokenizer, special)
+	return t, err
+}
+
+// readJSON decodes an optional file; it tells whether the file is there.
+func (m *Model) readJSON(name string, v any) (bool, error) {
+	raw, err := fs.ReadFile(m.files, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return false, fmt.Errorf("%s: %w", name, err)
+	}
+	return true, nil
+}
+
+// tokenText is a special token as tokenizer_config.json writes it: a string or an object with content.
+type tokenText string
+
+func (t *tokenText) UnmarshalJSON(b []byte) error {
+	var o struct {
+		Content string `json:"content"`
+	}
+	if json.Unmarshal(b, &o) == nil {
+		*t = tokenText(o.Content)
+		return nil
+	}
+	return json.Unmarshal(b, (*string)(t))
+}
+
+type specialTokens struct {
+	BOS tokenText `json:"bos_token"`
+	EOS tokenText `json:"eos_token"`
+	Unk tokenText `json:"unk_token"`
+	Pad tokenText `json:"pad_token"`
+}
+
+// specialTokens merges special_tokens_map.json under tokenizer_config.json.
+func (m *Model) specialTokens() (specialTokens, error) {
+	var s specialTokens
+	for _, f := range []string{"special_tokens_map.json", "tokenizer_config.json"} {
+		if _, err := m.readJSON(f, &s); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// template finds the chat template where Hugging Face keeps it, newest place first; nil when there is none.
+func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, error) {
+	source, file, err := m.templateSource()
+	if err != nil || source == "" {
+		return nil, err
+	}
+	t, err := chat.Parse(source, chat.Options{
+		BOS: string(s.BOS), EOS: string(s.EOS), Unk: string(s.Unk), Pad: string(s.Pad),
+		Guarded: guarded, Placeholder: m.Layout.Placeholder,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return t, nil
+}
+
+func (m *Model) templateSource() (source, file string, err error) {
+	file = "chat_template.jinja"
+	raw, err := fs.ReadFile(m.files, file)
+	if err == nil {
+		return string(raw), file, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", file, err
+	}
+	for _, file := range []string{"chat_template.json", "processor_config.json", "tokenizer_config.json"} {
+		var c struct {
+			Template json.RawMessage `json:"chat_template"`
+		}
+		if _, err := m.readJSON(file, &c); err != nil {
+			return "", file, err
+		}
+		if len(c.Template) == 0 || string(c.Template) == "null" {
+			continue
+		}
+		var named []struct{ Name, Template string }
+		if json.Unmarshal(c.Template, &named) == nil {
+			for _, n := range named {
+				if n.Name == "default" {
+					return n.Template, file, nil
+				}
+			}
+			return "", file, fmt.Errorf("%s: chat_template is a list without one named \"default\"", file)
+		}
+		var text string
+		if err := json.Unmarshal(c.Template, &text); err != nil {
+			return "", file, fmt.Errorf("%s: chat_template: %w", file, err)
+		}
+		return text, file, nil
+	}
+	return "", "", nil
+}
+
+// preprocessor reads preprocessor_config.json, or the image_processor section of a newer processor_config.json.
+func (m *Model) preprocessor() (vision.Idefics3, error) {
+	var raw json.RawMessage
+	file := "preprocessor_config.json"
+	found, err := m.readJSON(file, &raw)
+	if err != nil {
+		return vision.Idefics3{}, err
+	}
+	if !found {
+		file = "processor_config.json"
+		var c struct {
+			ImageProcessor json.RawMessage `json:"image_processor"`
+		}
+		if _, err := m.readJSON(file, &c); err != nil {
+			return vision.Idefics3{}, err
+		}
+		if raw = c.ImageProcessor; raw == nil {
+			return vision.Idefics3{}, errors.New("no preprocessor_config.json: it says how pictures are resized and normalised")
+		}
+	}
+	p, err := vision.ParseIdefics3(raw)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", file, err)
+	}
+	if p.MaxImageSize != m.Tower.ImageSize {
+		return p, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.MaxImageSize, m.Tower.ImageSize)
+	}
+	return p, nil
+}
+
+// ids is a token id or a list of them.
+type ids []int32
+
+func (l *ids) UnmarshalJSON(b []byte) error {
+	var one int32
+	if string(b) == "null" {
+		return nil
+	}
+	if json.Unmarshal(b, &one) == nil {
+		*l = ids{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]int32)(l))
+}
+
+// eos gathers the ids that end an answer: generation_config.json's, or else config.json's, and the tokenizer's.
+func (m *Model) eos(t *tokenizer.Tokenizer, s specialTokens) ([]int32, error) {
+	var list ids
+	for _, file := range []string{"generation_config.json", "config.json"} {
+		var c struct {
+			EOS ids `json:"eos_token_id"`
+		}
+		if _, err := m.readJSON(file, &c); err != nil {
+			return nil, err
+		}
+		if len(c.EOS) > 0 {
+			list = c.EOS
+			break
+		}
+	}
+	if id, ok := t.TokenID(string(s.EOS)); ok {
+		list = append(list, id)
+	}
+	slices.Sort(list)
+	return slices.Compact(list), nil
+}

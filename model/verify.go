@@ -1,0 +1,388 @@
+package model
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/safetensors"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Check is one comparison of a case with its gold value.
+type Check struct {
+	// Name is what was compared: "image_features", "logits", "prompt_ids", "pixel_values", "generated_ids", ….
+	Name string
+	// Value is the largest absolute difference of numbers, or the share of ids that agree; Exact says which.
+	Value float64
+	// Exact is set for ids and texts, where only full agreement passes.
+	Exact bool
+	OK    bool
+}
+
+// Case is one gold case and what came of it.
+type Case struct {
+	ID     string
+	Checks []Check
+	// Err is set when the case could not be run.
+	Err error
+}
+
+// OK tells whether every check of the case passed.
+func (c Case) OK() bool {
+	return c.Err == nil && !slices.ContainsFunc(c.Checks, func(k Check) bool { return !k.OK })
+}
+
+// Verifier runs gold cases through an opened model, outside any engine.
+type Verifier struct {
+	model     *Model
+	tower     *vision.Tower
+	runner    *decoder.Runner
+	tolerance float64
+}
+
+// NewVerifier opens the model's sessions with one KV slot. tolerance bounds the absolute difference of image
+// features and logits; for INT8 the model's LoadInt8 comes first.
+func NewVerifier(m *Model, tolerance float64, p graph.Precision, o ort.Options) (*Verifier, error) {
+	v := &Verifier{model: m, tolerance: tolerance}
+	var err error
+	if v.tower, err = m.OpenTower(p, o); err != nil {
+		return nil, err
+	}
+	if v.runner, err = m.OpenDecoder(decoder.OpenOptions{Slots: 1, Precision: p, Session: o}); err != nil {
+		return nil, errors.Join(err, v.tower.Close())
+	}
+	return v, nil
+}
+
+// Close frees the sessions.
+func (v *Verifier) Close() error { return errors.Join(v.tower.Close(), v.runner.Close()) }
+
+// File runs the cases of a gold file: gold.safetensors (one case: pixel_values, input_ids, image_features, logits,
+// generated) or gold.jsonl (a case a line: images, messages, prompt_text, prompt_ids, pixel_sha256_f32, …). Each
+// result is given to report as it comes.
+func (v *Verifier) File(path string, report func(Case)) error {
+	if strings.HasSuffix(path, ".safetensors") {
+		gold, err := safetensors.OpenFile(path)
+		if err != nil {
+			return err
+		}
+		defer gold.Close()
+		c := Case{ID: filepath.Base(path)}
+		c.Checks, c.Err = v.tensors(gold)
+		report(c)
+		return nil
+	}
+	text, err := v.model.OpenText()
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 64<<20)
+	for n := 1; lines.Scan(); n++ {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		var g goldCase
+		if err := json.Unmarshal(lines.Bytes(), &g); err != nil {
+			return fmt.Errorf("%s, line %d: %w", path, n, err)
+		}
+		c := Case{ID: g.ID}
+		c.Checks, c.Err = v.conversation(text, filepath.Dir(path), g)
+		report(c)
+	}
+	return lines.Err()
+}
+
+// tensors compares stage by stage, each fed with gold input: features from gold pixels, logits and ids from the
+// features computed here.
+func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
+	get := func(name string) (safetensors.Tensor, error) {
+		t, ok := gold.Tensor(name)
+		if !ok {
+			return t, fmt.Errorf("the gold file has no tensor %q", name)
+		}
+		return t, nil
+	}
+	pixels, err := get("pixel_values")
+	if err != nil {
+		return nil, err
+	}
+	values, err := pixels.Floats()
+	if err != nil {
+		return nil, err
+	}
+	_, tilePixels, _ := v.tower.Limits()
+	if len(values)%tilePixels != 0 {
+		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tilePixels)
+	}
+	patches, err := v.encode(values)
+	if err != nil {
+		return nil, err
+	}
+	checks, err := v.compare(nil, "image_features", patches, get)
+	if err != nil {
+		return nil, err
+	}
+	t, err := get("input_ids")
+	if err != nil {
+		return nil, err
+	}
+	wide, err := t.Ints()
+	if err != nil {
+		return nil, err
+	}
+	img := &vision.Image{Grid: vision.Grid{Rows: len(values)/tilePixels - 1, Cols: 1}}
+	in, err := v.model.Layout.Locate(narrow(wide), []*vision.Image{img})
+	if err != nil {
+		return nil, err
+	}
+	if err := in.Attach(0, patches, v.model.Decoder.Hidden); err != nil {
+		return nil, err
+	}
+	logits, err := v.runner.Logits(in)
+	if err != nil {
+		return nil, err
+	}
+	if checks, err = v.compare(checks, "logits", logits, get); err != nil {
+		return nil, err
+	}
+	if t, err = get("generated"); err != nil {
+		return nil, err
+	}
+	if wide, err = t.Ints(); err != nil {
+		return nil, err
+	}
+	got, err := v.greedy(in, len(wide))
+	return append(checks, sameIDs("generated_ids", got, narrow(wide))), err
+}
+
+func (v *Verifier) compare(checks []Check, name string, got []float32, get func(string) (safetensors.Tensor, error)) ([]Check, error) {
+	t, err := get(name)
+	if err != nil {
+		return nil, err
+	}
+	want, err := t.Floats()
+	if err != nil {
+		return nil, err
+	}
+	if len(got) != len(want) {
+		return nil, fmt.Errorf("%s: the model gives %d values, the gold file has shape %v", name, len(got), t.Shape)
+	}
+	worst := 0.0
+	for i := range got {
+		if d := math.Abs(float64(got[i]) - float64(want[i])); d > worst || math.IsNaN(d) {
+			worst = d
+		}
+	}
+	return append(checks, Check{Name: name, Value: worst, OK: worst <= v.tolerance}), nil
+}
+
+// encode runs normalised tiles through the tower.
+func (v *Verifier) encode(pixels []float32) ([]float32, error) {
+	maxTiles, tilePixels, _ := v.tower.Limits()
+	var patches []float32
+	for len(pixels) > 0 {
+		n := min(maxTiles, len(pixels)/tilePixels)
+		copy(v.tower.Input(), pixels[:n*tilePixels])
+		out, err := v.tower.Run(n)
+		if err != nil {
+			return nil, err
+		}
+		patches = append(patches, out...)
+		pixels = pixels[n*tilePixels:]
+	}
+	return patches, nil
+}
+
+// greedy continues a prompt by n tokens, or up to an id of stop.
+func (v *Verifier) greedy(in fusion.Input, n int, stop ...int32) ([]int32, error) {
+	row := decoder.Row{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}
+	var got []int32
+	for len(got) < n {
+		out, err := v.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})
+		if err != nil {
+			return got, err
+		}
+		got = append(got, out[0].ID)
+		if slices.Contains(stop, out[0].ID) {
+			break
+		}
+		row.Past += len(row.IDs)
+		row.IDs = got[len(got)-1:]
+	}
+	return got, nil
+}
+
+func narrow(wide []int64) []int32 {
+	list := make([]int32, len(wide))
+	for i, id := range wide {
+		list[i] = int32(id)
+	}
+	return list
+}
+
+// sameIDs compares id by id; the value is the share of the longer list that agrees.
+func sameIDs(name string, got, want []int32) Check {
+	same := 0
+	for i := range min(len(got), len(want)) {
+		if got[i] == want[i] {
+			same++
+		}
+	}
+	n := max(len(got), len(want), 1)
+	return Check{Name: name, Value: float64(same) / float64(n), Exact: true, OK: slices.Equal(got, want)}
+}
+
+// goldCase is a line of gold.jsonl.
+type goldCase struct {
+	ID       string   `json:"id"`
+	Images   []string `json:"images"`
+	Messages []struct {
+		Role    string `json:"role"`
+		Content []struct {
+			Type string `json:"type"`
+			Text string `json:"text"`
+		} `json:"content"`
+	} `json:"messages"`
+	PromptText string       `json:"prompt_text"`
+	PromptIDs  []int32      `json:"prompt_ids"`
+	PixelSHA   string       `json:"pixel_sha256_f32"`
+	PixelMean  float64      `json:"pixel_mean"`
+	PixelStd   float64      `json:"pixel_std"`
+	Top        [][2]float64 `json:"first_step_top5"`
+	Generated  []int32      `json:"generated_ids"`
+}
+
+// conversation takes a case the whole way that a request takes.
+func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, error) {
+	if text.Template == nil {
+		return nil, errors.New("the model has no chat template")
+	}
+	var msgs []chat.Message
+	for _, m := range g.Messages {
+		msg := chat.Message{Role: m.Role}
+		for _, p := range m.Content {
+			msg.Parts = append(msg.Parts, chat.Part{Image: p.Type == "image", Text: p.Text})
+		}
+		msgs = append(msgs, msg)
+	}
+	prompt, err := text.Template.Render(msgs)
+	if err != nil {
+		return nil, err
+	}
+	checks := []Check{sameText(prompt, g.PromptText)}
+	var images []*vision.Image
+	var grids []vision.Grid
+	for _, name := range g.Images {
+		data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
+		if err != nil {
+			return nil, err
+		}
+		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), text.Preprocessor.Split)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		images, grids = append(images, img), append(grids, img.Grid)
+	}
+	expanded, err := v.model.Layout.ExpandPrompt(prompt.Text, grids)
+	if err != nil {
+		return nil, err
+	}
+	ids := text.Tokenizer.EncodeGuarded(expanded, prompt.Guard, false)
+	checks = append(checks, sameIDs("prompt_ids", ids, g.PromptIDs))
+	in, err := v.model.Layout.Locate(ids, images)
+	if err != nil {
+		return nil, err
+	}
+	var all []float32
+	for i, img := range images {
+		values := make([]float32, len(img.Pixels))
+		_, tilePixels, _ := v.tower.Limits()
+		for at := 0; at < len(values); at += tilePixels {
+			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+		}
+		patches, err := v.encode(values)
+		if err != nil {
+			return nil, err
+		}
+		if err := in.Attach(i, patches, v.model.Decoder.Hidden); err != nil {
+			return nil, err
+		}
+		all = append(all, values...)
+	}
+	if len(all) > 0 {
+		checks = append(checks, samePixels(all, g))
+	}
+	if len(g.Top) > 0 {
+		logits, err := v.runner.Logits(in)
+		if err != nil {
+			return nil, err
+		}
+		last := logits[len(logits)-v.model.Decoder.Vocab:]
+		worst := 0.0
+		for _, t := range g.Top {
+			worst = max(worst, math.Abs(float64(last[int(t[0])])-t[1]))
+		}
+		checks = append(checks, Check{Name: "logits", Value: worst, OK: worst <= v.tolerance})
+	}
+	got, err := v.greedy(in, len(g.Generated), text.EOS...)
+	return append(checks, sameIDs("generated_ids", got, g.Generated)), err
+}
+
+// pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the
+// values are not bit-identical: a tenth of one eight-bit level.
+const pixelTolerance = 0.1 * 2 / 255
+
+// samePixels compares by digest, and where that differs by mean and standard deviation.
+func samePixels(values []float32, g goldCase) Check {
+	h := sha256.New()
+	var sum, square float64
+	var word [4]byte
+	for _, x := range values {
+		binary.LittleEndian.PutUint32(word[:], math.Float32bits(x))
+		h.Write(word[:])
+		sum += float64(x)
+		square += float64(x) * float64(x)
+	}
+	if hex.EncodeToString(h.Sum(nil)) == g.PixelSHA {
+		return Check{Name: "pixel_values", OK: true}
+	}
+	n := float64(len(values))
+	mean := sum / n
+	d := max(math.Abs(mean-g.PixelMean), math.Abs(math.Sqrt(square/n-mean*mean)-g.PixelStd))
+	return Check{Name: "pixel_values", Value: d, OK: d <= pixelTolerance}
+}
+
+// sameText compares a prompt without its guards.
+func sameText(got chat.Prompt, want string) Check {
+	text := got.Text
+	if got.Guard != 0 {
+		text = strings.ReplaceAll(text, string(got.Guard), "")
+	}
+	if text != want {
+		return Check{Name: "prompt_text", Exact: true}
+	}
+	return Check{Name: "prompt_text", Value: 1, Exact: true, OK: true}
+}

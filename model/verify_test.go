@@ -1,0 +1,128 @@
+package model
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// startLibrary loads ONNX Runtime, which `make ort` fetched.
+func startLibrary(t testing.TB) {
+	t.Helper()
+	lib, err := ort.FindLibrary(os.Getenv("MMSERVE_ORT_LIB"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ort.Start(lib); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Features, logits and greedy ids of random tiny checkpoints against what transformers computed.
+func TestTinyCheckpoints(t *testing.T) {
+	startLibrary(t)
+	for _, name := range []string{"idefics3", "smolvlm"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join("..", "testdata", "tiny-hf", name)
+			m, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			v, err := NewVerifier(m, 2e-4, graph.FP32, ort.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			if u := m.Weights.Unused(); len(u) > 0 {
+				t.Errorf("unused tensors: %v", u)
+			}
+			cases := 0
+			err = v.File(filepath.Join(dir, "gold.safetensors"), func(c Case) {
+				cases++
+				t.Logf("%s: %+v", c.ID, c.Checks)
+				if !c.OK() {
+					t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
+				}
+			})
+			if err != nil || cases != 1 {
+				t.Errorf("%d cases, %v", cases, err)
+			}
+		})
+	}
+}
+
+// gold runs every case of tiny-vlm's gold file and gives them in order.
+func gold(t *testing.T, m *Model, tolerance float64, p graph.Precision) []Case {
+	t.Helper()
+	v, err := NewVerifier(m, tolerance, p, ort.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	var cases []Case
+	if err := v.File(filepath.Join("..", "testdata", "tiny-vlm-gold", "gold.jsonl"), func(c Case) { cases = append(cases, c) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(cases) != 87 {
+		t.Fatalf("%d gold cases, want 87", len(cases))
+	}
+	return cases
+}
+
+// The embedded model against what transformers answers: prompt, pixels, first logits and every generated id.
+func TestDefaultModel(t *testing.T) {
+	startLibrary(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for _, c := range gold(t, m, 2e-4, graph.FP32) {
+		if !c.OK() {
+			t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
+		}
+		for _, k := range c.Checks {
+			if k.Name == "pixel_values" && k.Value != 0 {
+				t.Errorf("%s: pixel values of a PNG differ", c.ID)
+			}
+		}
+	}
+}
+
+// int8 keeps at least 99.5 % of the greedy ids.
+func TestDefaultModelInt8(t *testing.T) {
+	startLibrary(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	cache := t.TempDir()
+	for _, wantFresh := range []bool{true, false} {
+		if fresh, err := m.LoadInt8(cache); err != nil || fresh != wantFresh {
+			t.Fatalf("LoadInt8: fresh %t %v, want %t", fresh, err, wantFresh)
+		}
+	}
+	var agree, n float64
+	for _, c := range gold(t, m, 2, graph.INT8) {
+		if c.Err != nil {
+			t.Errorf("%s: %v", c.ID, c.Err)
+		}
+		for _, k := range c.Checks {
+			switch {
+			case k.Name == "generated_ids":
+				agree, n = agree+k.Value, n+1
+			case !k.OK:
+				t.Errorf("%s: %+v", c.ID, k)
+			}
+		}
+	}
+	t.Logf("%.2f %% of the ids agree", 100*agree/n)
+	if agree/n < 0.995 {
+		t.Errorf("%.2f %% of the ids agree, want 99.5", 100*agree/n)
+	}
+}
