@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
+	"github.com/mmserve/mmserve/model"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/vision"
+)
+
+type captionCmd struct {
+	connectFlags
+	Prompt    string   `default:"Describe the image." help:"What to ask about each picture."`
+	MaxTokens uint32   `default:"256" help:"Most tokens of an answer."`
+	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
+	Files     []string `arg:"" optional:"" name:"file" help:"Picture files (default: the embedded model's samples)."`
+}
+
+var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
+
+// captioned is what the table shows of one picture.
+type captioned struct {
+	name   string
+	usage  *pb.Usage
+	ttft   time.Duration
+	decode time.Duration
+}
+
+// Run answers one picture after the other. A file that fails does not stop the others; the exit status tells.
+func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	files, demo, err := k.sources()
+	if err != nil {
+		return err
+	}
+	cl, end, err := k.connect(c, quiet(log))
+	if err != nil {
+		return err
+	}
+	protocol := picture.Detect(os.Getenv, isTerminal(out))
+	var rows []captioned
+	failed := 0
+	for _, f := range files {
+		row, err := k.caption(ctx, cl, f, out, protocol)
+		if ctx.Err() != nil {
+			return errors.Join(context.Cause(ctx), end())
+		}
+		if err != nil {
+			failed++
+			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, plain(err))
+			continue
+		}
+		rows = append(rows, row)
+	}
+	table := io.Writer(os.Stderr)
+	if demo || isTerminal(out) {
+		table = out
+	}
+	if err := errors.Join(writeTable(table, rows), end()); err != nil {
+		return err
+	}
+	if demo {
+		fmt.Fprint(out, nextCommands)
+	}
+	if failed > 0 {
+		fmt.Fprintf(os.Stderr, "mmserve: %d of %d pictures failed\n", failed, len(files))
+		return exitError(1)
+	}
+	return nil
+}
+
+const nextCommands = `
+Try next:
+  bin/mmserve chat                              ask questions about a picture: /image PATH
+  bin/mmserve serve                             answer gRPC on 127.0.0.1:8080 (README: call it with grpcurl)
+  bin/mmserve caption --model DIR photo.jpg     your own photo, with a SmolVLM or Idefics3 folder from Hugging Face
+`
+
+// source is a picture to read.
+type source struct {
+	name string
+	read func() ([]byte, error)
+}
+
+// sources are the files named, or the default model's samples.
+func (k captionCmd) sources() (list []source, demo bool, err error) {
+	for _, name := range k.Files {
+		list = append(list, source{name, func() ([]byte, error) { return os.ReadFile(name) }})
+	}
+	if len(list) > 0 {
+		return list, false, nil
+	}
+	if k.Model != "" || k.Server != "" {
+		return nil, false, errors.New("name at least one picture file")
+	}
+	samples := model.Samples()
+	names, err := fs.Glob(samples, "*.png")
+	for _, name := range names {
+		list = append(list, source{path.Base(name), func() ([]byte, error) { return fs.ReadFile(samples, name) }})
+	}
+	return list, true, err
+}
+
+// caption streams the answer for one picture, drawn beside it where the terminal can.
+func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, out io.Writer, p picture.Protocol) (captioned, error) {
+	row := captioned{name: f.name}
+	data, err := f.read()
+	if err != nil {
+		return row, err
+	}
+	part := client.ImageBytes(data)
+	part.GetImage().Detail = details[k.Detail]
+	req := client.Chat(client.User(part, client.Text(k.Prompt)))
+	req.MaxTokens = &k.MaxTokens
+	w, err := answerWriter(out, f.name, data, p)
+	if err != nil {
+		return row, err
+	}
+	start := time.Now()
+	for event, err := range cl.Stream(ctx, req) {
+		if err != nil {
+			return row, errors.Join(err, w.Close())
+		}
+		if d := event.GetDelta(); d != nil {
+			if row.ttft == 0 {
+				row.ttft = time.Since(start)
+			}
+			if _, err := io.WriteString(w, d.GetText()); err != nil {
+				return row, err
+			}
+		}
+		if e := event.GetFinish(); e != nil {
+			row.usage, row.decode = e.GetUsage(), e.GetTimings().GetDecode().AsDuration()
+		}
+	}
+	return row, w.Close()
+}
+
+// lineWriter is an answer on a line of its own: "name: text".
+type lineWriter struct {
+	w       io.Writer
+	name    string
+	started bool
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	text := string(b)
+	if !l.started {
+		if text = strings.TrimLeft(text, " "); text == "" {
+			return len(b), nil
+		}
+		l.started = true
+		text = l.name + ": " + text
+	}
+	_, err := io.WriteString(l.w, text)
+	return len(b), err
+}
+
+func (l *lineWriter) Close() error {
+	if !l.started {
+		return nil
+	}
+	_, err := io.WriteString(l.w, "\n")
+	return err
+}
+
+// answerWriter gives the place where an answer streams to.
+func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (io.WriteCloser, error) {
+	if p == picture.None {
+		return &lineWriter{w: out, name: name}, nil
+	}
+	rgb, err := vision.Decode(data, vision.DefaultLimits())
+	if err != nil {
+		return nil, err // the server would say the same
+	}
+	img := image.NewNRGBA(image.Rect(0, 0, rgb.W, rgb.H))
+	for i := range rgb.W * rgb.H {
+		copy(img.Pix[4*i:], rgb.Pix[3*i:3*i+3])
+		img.Pix[4*i+3] = 255
+	}
+	b, err := picture.NewBeside(out, img, p)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(b, name+": "); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func writeTable(w io.Writer, rows []captioned) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "\npicture\timage tokens\tprompt tokens\tTTFT ms\ttokens\ttokens/s\t")
+	for _, r := range rows {
+		rate := "-"
+		if n := r.usage.GetCompletionTokens(); n > 1 && r.decode > 0 {
+			rate = fmt.Sprintf("%.0f", float64(n-1)/r.decode.Seconds())
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%.1f\t%d\t%s\t\n", r.name, r.usage.GetImageTokens(), r.usage.GetPromptTokens(),
+			float64(r.ttft.Microseconds())/1000, r.usage.GetCompletionTokens(), rate)
+	}
+	return t.Flush()
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/server"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// connectFlags say where the model runs that a terminal command talks to.
+type connectFlags struct {
+	modelFlags
+	Server string `placeholder:"ADDR" env:"MMSERVE_SERVER" help:"Ask the server at host:port instead of running the model in this process."`
+}
+
+// connect gives a client of the named server, or of a whole server inside this process: the terminal commands go
+// the way that every client goes.
+func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() error, error) {
+	if f.Server != "" {
+		cl, err := client.Dial(f.Server, client.WithRetries(10))
+		if err != nil {
+			return nil, nil, err
+		}
+		return cl, cl.Close, nil
+	}
+	a, err := openApp(c.OrtLib, f.modelFlags, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	lis := bufconn.Listen(1 << 20)
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() {
+		served <- server.New(a.server, a.engine, server.Options{Logger: log}).Serve(ctx, lis)
+	}()
+	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
+		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })))
+	end := func() error {
+		stop()
+		return errors.Join(<-served, a.close())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, end())
+	}
+	return cl, func() error { return errors.Join(cl.Close(), end()) }, nil
+}
+
+// untilSignal gives a context that an interrupt or SIGTERM ends.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+}

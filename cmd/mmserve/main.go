@@ -1,0 +1,97 @@
+// Command mmserve serves image+text-to-text models from Hugging Face checkpoints.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// cli is the command line. Only this package reads flags or the environment.
+type cli struct {
+	OrtLib    string `name:"ort-lib" env:"MMSERVE_ORT_LIB" placeholder:"FILE" help:"ONNX Runtime shared library (default: the repository's fetched copy, then the system's)."`
+	LogLevel  string `enum:"debug,info,warn,error" default:"info" env:"MMSERVE_LOG_LEVEL" help:"Least severe log line to write (debug, info, warn, error)."`
+	LogFormat string `enum:"text,json" default:"text" env:"MMSERVE_LOG_FORMAT" help:"Log lines as text or json."`
+
+	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
+	Caption captionCmd `cmd:"" help:"Describe picture files, streaming the answers."`
+	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
+	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
+	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+// exitError carries the exit status of a command that has already said what is wrong.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main without the process: it returns the exit status. 2 is a wrong command line.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	status := 0
+	exited := false
+	parser, err := kong.New(&c, kong.Name("mmserve"),
+		kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."),
+		kong.Writers(stdout, stderr), kong.UsageOnError(),
+		kong.Exit(func(code int) { status, exited = code, true }),
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
+	if err != nil {
+		panic(err) // the declarations above are wrong
+	}
+	k, err := parser.Parse(args)
+	if exited { // --help
+		return status
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "mmserve:", err)
+		return 2
+	}
+	log := newLogger(stderr, c.LogLevel, c.LogFormat)
+	err = k.Run(&c, log)
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return int(exit)
+	}
+	fmt.Fprintln(stderr, "mmserve:", err)
+	return 1
+}
+
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		panic(err) // the flag's enum allows valid levels only
+	}
+	o := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run(out io.Writer) error {
+	v := version
+	if b, ok := debug.ReadBuildInfo(); ok && v == "devel" && b.Main.Version != "" {
+		v = b.Main.Version
+	}
+	_, err := fmt.Fprintln(out, "mmserve", v)
+	return err
+}

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/client"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// mmserve runs a command as its user types it.
+func mmserve(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = run(t.Context(), args, &out, &errs)
+	return status, out.String(), errs.String()
+}
+
+func TestCaptionSamples(t *testing.T) {
+	code, out, errs := mmserve(t, "caption")
+	if code != 0 {
+		t.Fatalf("status %d: %s", code, errs)
+	}
+	for _, want := range []string{
+		"sample0.png: A large orange star in the center on a beige background.\n",
+		"sample5.png: A large yellow ring at the top and a large cyan number 4 at the bottom on a navy background.\n",
+		"image tokens", "Try next",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestCommandLineErrors(t *testing.T) {
+	empty := t.TempDir()
+	file := filepath.Join(empty, "notes.txt")
+	if err := os.WriteFile(file, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"fly"}, 2, "unexpected argument fly"},
+		{[]string{"serve", "--max-images", "many"}, 2, "--max-images"},
+		{[]string{"caption", "--precision", "fp8"}, 2, "must be one of"},
+		{[]string{"caption", "--prefill-chunk", "0"}, 1, "--prefill-chunk 1 or more"},
+		{[]string{"model", "inspect", empty}, 1, "no config.json"},
+		{[]string{"model", "inspect", file}, 1, "is a file"},
+		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no such file"},
+		{[]string{"caption", "--model", empty}, 1, "name at least one picture"},
+		{[]string{"--ort-lib", file + "x", "doctor"}, 1, ""},
+	} {
+		code, out, errs := mmserve(t, c.args...)
+		if code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%v: status %d, %q %q; want %d, %q", c.args, code, out, errs, c.code, c.want)
+		}
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	code, out, errs := mmserve(t, "doctor")
+	if code != 0 || !strings.Contains(out, "cpu works (ran a graph)") || !strings.Contains(out, "tiny-vlm (idefics3), 1.8 M parameters") {
+		t.Errorf("status %d: %s%s", code, out, errs)
+	}
+	code, out, _ = mmserve(t, "doctor", "--model", t.TempDir())
+	if code != 1 || !strings.Contains(out, "FAILED: ") {
+		t.Errorf("broken model: status %d: %s", code, out)
+	}
+}
+
+// Copies of a good folder with one thing wrong each.
+func TestBrokenModelFolders(t *testing.T) {
+	good := filepath.Join("..", "..", "model", "tiny-vlm")
+	for _, c := range []struct {
+		name  string
+		spoil func(dir string) error
+		want  string
+	}{
+		{"no tokenizer", func(d string) error { return os.Remove(filepath.Join(d, "tokenizer.json")) }, "no tokenizer.json"},
+		{"no weights", func(d string) error { return os.Remove(filepath.Join(d, "model.safetensors")) }, "no model.safetensors"},
+		{"truncated weights", func(d string) error { return os.Truncate(filepath.Join(d, "model.safetensors"), 1_000_000) }, "model.safetensors: truncated"},
+		{"wrong shape", replaceIn("config.json", `"intermediate_size": 384`, `"intermediate_size": 385`), "want [385 128] by config.json"},
+		{"unsupported type", replaceIn("config.json", `"model_type": "idefics3"`, `"model_type": "gpt5v"`), `model_type "gpt5v" is not supported; supported are idefics3, smolvlm`},
+		{"broken json", replaceIn("config.json", `"architectures"`, `architectures`), "config.json: invalid character"},
+		{"broken template", replaceIn("chat_template.jinja", `{% endfor %}`, ``), "chat template"},
+		{"wrong image token", replaceIn("config.json", `"image_token_id": 7`, `"image_token_id": 8`), "the image token is 8"},
+		{"odd head", replaceIn("config.json", `"head_dim": 32`, `"head_dim": 24`), "multiple of 16"},
+		{"scaled rope", replaceIn("config.json", `"rope_scaling": null`, `"rope_scaling": {"type": "su"}`), `rope type "su" is not supported`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(good)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			code, _, errs := mmserve(t, "caption", "--model", dir, filepath.Join(good, "samples", "sample0.png"))
+			if code != 1 || !strings.Contains(errs, c.want) {
+				t.Errorf("status %d: %s\nwant %q", code, errs, c.want)
+			}
+		})
+	}
+}
+
+func replaceIn(file, from, to string) func(dir string) error {
+	return func(dir string) error {
+		p := filepath.Join(dir, file)
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		if !bytes.Contains(b, []byte(from)) {
+			return fmt.Errorf("%s has no %q", file, from)
+		}
+		return os.WriteFile(p, bytes.Replace(b, []byte(from), []byte(to), 1), 0o600)
+	}
+}
+
+func TestVerifyCommand(t *testing.T) {
+	dir := filepath.Join("..", "..", "testdata", "tiny-hf", "smolvlm")
+	code, out, errs := mmserve(t, "model", "verify", dir, "--gold", filepath.Join(dir, "gold.safetensors"))
+	if code != 0 || !strings.Contains(out, "1 cases, 0 missed") || !strings.Contains(out, "0 unused") {
+		t.Errorf("status %d: %s%s", code, out, errs)
+	}
+	code, out, _ = mmserve(t, "model", "verify", dir, "--gold", filepath.Join(dir, "gold.safetensors"), "--tolerance", "1e-9")
+	if code != 1 || !strings.Contains(out, "OFF BY") {
+		t.Errorf("tolerance 1e-9: status %d: %s", code, out)
+	}
+}
+
+// startServer runs `mmserve serve` in this process and gives a client of it.
+func startServer(t *testing.T, args ...string) *client.Client {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := lis.Addr().String()
+	lis.Close()
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan int, 1)
+	go func() {
+		done <- run(ctx, append([]string{"--log-level", "error", "serve", "--listen", addr}, args...), io.Discard, os.Stderr)
+	}()
+	t.Cleanup(func() {
+		stop()
+		if code := <-done; code != 0 {
+			t.Errorf("serve ended with status %d", code)
+		}
+	})
+	c, err := client.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	for range 200 {
+		_, err = c.Generate(t.Context(), &pb.GenerateRequest{})
+		if status.Code(err) == codes.InvalidArgument {
+			return c
+		}
+		time.Sleep(50 * time.Millisecond) // the process is starting: there is nothing to wait on but its port
+	}
+	t.Fatalf("the server did not come up: %v", err)
+	return nil
+}
+
+func sample(t *testing.T, n int) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "..", "model", "tiny-vlm", "samples", fmt.Sprintf("sample%d.png", n)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// answer collects a stream.
+func answer(t *testing.T, c *client.Client, req *pb.GenerateRequest) (string, *pb.StreamFinish, error) {
+	var text strings.Builder
+	var last *pb.StreamFinish
+	for e, err := range c.Stream(t.Context(), req) {
+		if err != nil {
+			return text.String(), nil, err
+		}
+		text.WriteString(e.GetDelta().GetText())
+		if f := e.GetFinish(); f != nil {
+			last = f
+		}
+	}
+	return text.String(), last, nil
+}
+
+// 32 streams at once, of mixed lengths, pictures and samplers, give what each gives alone.
+func TestManyStreamsEqualAlone(t *testing.T) {
+	for _, precision := range []string{"fp32", "int8"} {
+		t.Run(precision, func(t *testing.T) {
+			c := startServer(t, "--slots", "8", "--precision", precision, "--cache-dir", t.TempDir(), "--prefill-chunk", "16")
+			var requests []*pb.GenerateRequest
+			for i := range 32 {
+				var parts []*pb.Part
+				for j := range i % 3 {
+					parts = append(parts, client.ImageBytes(sample(t, (i+j)%8)))
+				}
+				parts = append(parts, client.Text([]string{"Describe the image.", "How many objects are there?", "Count to ten.", "Who are you?"}[i%4]))
+				req := client.Chat(client.User(parts...))
+				n := uint32(1 + i*3)
+				req.MaxTokens = &n
+				if i%5 == 4 {
+					temperature, seed := float32(1.2), uint64(i)
+					req.Sampling = &pb.Sampling{Temperature: &temperature, Seed: &seed}
+				}
+				requests = append(requests, req)
+			}
+			alone := make([]string, len(requests))
+			for i, r := range requests {
+				text, f, err := answer(t, c, r)
+				if err != nil {
+					t.Fatalf("request %d alone: %v", i, err)
+				}
+				alone[i] = fmt.Sprint(text, f.GetFinishReason(), f.GetUsage().GetCompletionTokens())
+			}
+			var wg sync.WaitGroup
+			for i, r := range requests {
+				wg.Go(func() {
+					text, f, err := answer(t, c, r)
+					if got := fmt.Sprint(text, f.GetFinishReason(), f.GetUsage().GetCompletionTokens()); err != nil || got != alone[i] {
+						t.Errorf("request %d together: %q %v, alone %q", i, got, err, alone[i])
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// read gives one of the vision package's awkward pictures.
+func read(t *testing.T, name ...string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(append([]string{"..", "..", "vision", "testdata"}, name...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// hugePNG is a PNG header of 20000×20000 pixels with nothing behind it.
+func hugePNG() []byte {
+	b := []byte("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+	b = binary.BigEndian.AppendUint32(b, 20000)
+	b = binary.BigEndian.AppendUint32(b, 20000)
+	b = append(b, 8, 2, 0, 0, 0)
+	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[12:]))
+}
+
+// Each bad request is refused by its own fault, and the server answers the next good one.
+func TestBadRequests(t *testing.T) {
+	c := startServer(t, "--slots", "2")
+	text := func(s string) *pb.GenerateRequest { return client.Chat(client.User(client.Text(s))) }
+	picture := func(b []byte) *pb.GenerateRequest {
+		return client.Chat(client.User(client.ImageBytes(b), client.Text("Describe the image.")))
+	}
+	with := func(r *pb.GenerateRequest, f func(*pb.GenerateRequest)) *pb.GenerateRequest { f(r); return r }
+	uint32p := func(n uint32) *uint32 { return &n }
+	floatp := func(x float32) *float32 { return &x }
+	nan := floatp(0)
+	*nan /= *nan
+	many := client.Chat(client.User())
+	for range 100 {
+		m := many.GetChat().Messages[0]
+		m.Parts = append(m.Parts, client.ImageBytes(sample(t, 0)))
+	}
+	for _, k := range []struct {
+		name string
+		req  *pb.GenerateRequest
+		want []string
+	}{
+		{"truncated PNG", picture(sample(t, 0)[:1000]), []string{"chat.messages[0].parts[0].image.data", "png"}},
+		{"truncated JPEG", picture(read(t, "exif", "orientation_6.jpg")[:1000]), []string{"chat.messages[0].parts[0].image.data", "jpeg"}},
+		{"decompression bomb", picture(read(t, "decode", "pillow", "decompression_bomb.gif")), []string{"chat.messages[0].parts[0].image.data", "gif"}},
+		{"huge header", picture(hugePNG()), []string{"20000"}},
+		{"text file", picture([]byte("this is no picture")), []string{"chat.messages[0].parts[0].image.data"}},
+		{"zero bytes", picture(nil), []string{"chat.messages[0].parts[0].image.data"}},
+		{"100 images", many, []string{"16"}},
+		{"no input", &pb.GenerateRequest{}, []string{"input"}},
+		{"no messages", client.Chat(), []string{"chat.messages"}},
+		{"no parts", client.Chat(client.User()), []string{"parts"}},
+		{"unknown role", client.Chat(&pb.Message{Role: 9, Parts: []*pb.Part{client.Text("hi")}}), []string{"role", "9"}},
+		{"prompt too long", text(strings.Repeat("one two three ", 500)), []string{"512"}},
+		{"max_tokens 0", with(text("hi"), func(r *pb.GenerateRequest) { r.MaxTokens = uint32p(0) }), []string{"max_tokens"}},
+		{"max_tokens beyond", with(text("hi"), func(r *pb.GenerateRequest) { r.MaxTokens = uint32p(100000) }), []string{"max_tokens", "100000", "512"}},
+		{"NaN temperature", with(text("hi"), func(r *pb.GenerateRequest) { r.Sampling = &pb.Sampling{Temperature: nan} }), []string{"temperature", "NaN"}},
+		{"10,000 stops", with(text("hi"), func(r *pb.GenerateRequest) { r.Stop = make([]string, 10000) }), []string{"stop", "10000", "16"}},
+	} {
+		_, err := c.Generate(t.Context(), k.req)
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v, want INVALID_ARGUMENT", k.name, err)
+			continue
+		}
+		for _, w := range k.want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %v, want it to say %q", k.name, err, w)
+			}
+		}
+	}
+	out, err := c.Generate(t.Context(), picture(sample(t, 0)))
+	if err != nil || !strings.Contains(out.GetText(), "A large orange star in the center") {
+		t.Errorf("after all that: %q %v", out.GetText(), err)
+	}
+	if u := out.GetUsage(); u.GetImageTokens() != 16 || u.GetPromptTokens() != u.GetTextTokens()+16 {
+		t.Errorf("usage %v", u)
+	}
+}
