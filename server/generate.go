@@ -258,7 +258,7 @@ func (s *Server) deliver(ctx context.Context, rec *record, stop []string, stream
 		}
 		switch {
 		case found:
-			stream.Cancel()
+			stream.Cancel() // now, as sending may have to wait for the client
 			return finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
 		case e.Finish == batching.Error:
 			return e.Err

@@ -18,7 +18,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/fusion"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/vision"
@@ -107,6 +109,52 @@ func TestDefaults(t *testing.T) {
 	}
 	if got := out.GetUsage(); got.GetPromptTokens()+got.GetCompletionTokens() != contextLen {
 		t.Errorf("%d + %d tokens, want them to fill the context of %d", got.GetPromptTokens(), got.GetCompletionTokens(), contextLen)
+	}
+}
+
+// TestSampling compares with what the decoder gives for the settings that a request should have made.
+func TestSampling(t *testing.T) {
+	const prompt, limit = "a small red", 30
+	m := tinyVLM(t)
+	m.Defaults = decoder.Sampling{Temperature: 0.7, TopK: 50, TopP: 0.95}
+	hash := decodertest.NewHash(1, contextLen, vocab)
+	f := start(t, m, hash, server.Options{})
+	f32, u32 := proto.Float32, proto.Uint32
+	seen := map[string]bool{}
+	for _, tt := range []struct {
+		in   *pb.Sampling
+		want decoder.Sampling
+	}{
+		{&pb.Sampling{}, m.Defaults},
+		{&pb.Sampling{Temperature: f32(0)}, decoder.Sampling{}},
+		{&pb.Sampling{Temperature: f32(1.5)}, decoder.Sampling{Temperature: 1.5, TopK: 50, TopP: 0.95}},
+		{&pb.Sampling{TopK: u32(3)}, decoder.Sampling{Temperature: 0.7, TopK: 3, TopP: 0.95}},
+		{&pb.Sampling{TopK: u32(0)}, decoder.Sampling{Temperature: 0.7, TopP: 0.95}},
+		{&pb.Sampling{TopK: u32(math.MaxUint32)}, decoder.Sampling{Temperature: 0.7, TopP: 0.95}},
+		{&pb.Sampling{TopP: f32(0.2)}, decoder.Sampling{Temperature: 0.7, TopK: 50, TopP: 0.2}},
+	} {
+		tt.in.Seed, tt.want.Seed = proto.Uint64(42), 42
+		in := client.Prompt(client.Text(prompt))
+		in.MaxTokens, in.Sampling = u32(limit), tt.in
+		out, err := f.Generate(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens, err := hash.Alone(fusion.Input{IDs: m.Tokenizer.Encode(prompt, false)}, tt.want, limit, m.EOS...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := make([]int32, len(tokens))
+		for i, token := range tokens {
+			ids[i] = token.ID
+		}
+		if want := m.Tokenizer.Decode(ids, true); out.GetText() != want {
+			t.Errorf("%v: got\n%q, want\n%q", tt.in, out.GetText(), want)
+		}
+		seen[out.GetText()] = true
+	}
+	if len(seen) < 4 {
+		t.Errorf("the settings make only %d different texts", len(seen))
 	}
 }
 
@@ -293,6 +341,14 @@ func TestInvalid(t *testing.T) {
 		in := client.Chat(slices.Repeat([]*pb.Message{{}}, 10_000)...)
 		_, err := f.Generate(t.Context(), in)
 		checkViolation(t, err, "chat.messages[0].role", "want")
+		if n := len(status.Convert(err).Details()[0].(*errdetails.BadRequest).GetFieldViolations()); n > 8 {
+			t.Errorf("%d violations in one error", n)
+		}
+	})
+	t.Run("an id that is refused is not logged", func(t *testing.T) {
+		if strings.Contains(f.log.String(), "iiiiii") {
+			t.Error("it is")
+		}
 	})
 	t.Run("another model", func(t *testing.T) {
 		in := question()

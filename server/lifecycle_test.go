@@ -18,6 +18,7 @@ import (
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/vision"
 )
 
 func TestOverload(t *testing.T) {
@@ -118,7 +119,7 @@ func TestDrain(t *testing.T) {
 			}
 			eventually(t, "new requests are refused", func() bool {
 				_, err := f.Generate(t.Context(), question())
-				return status.Code(err) == codes.Unavailable
+				return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "shutting down")
 			})
 			close(runner.step) // the decoder goes on
 		}
@@ -176,6 +177,28 @@ func TestDrainCutsWhatIsLeft(t *testing.T) {
 		t.Errorf("Serve: %v, want one request cut", err)
 	}
 	close(runner.step)
+}
+
+func TestDrainCutsPreparation(t *testing.T) {
+	m := tinyVLM(t)
+	encoding := make(chan struct{})
+	m.Encode = func(ctx context.Context, _ *vision.Image) ([]float32, bool, error) {
+		close(encoding)
+		<-ctx.Done()
+		return nil, false, ctx.Err()
+	}
+	f := start(t, m, newChain(1, 430, 4), server.Options{Grace: 50 * time.Millisecond})
+	go func() {
+		<-encoding
+		f.stop()
+	}()
+	if _, err := f.Generate(t.Context(), question()); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("got %v, want UNAVAILABLE: shutting down", err)
+	}
+	var cut *server.CutError
+	if err := <-f.served; !errors.As(err, &cut) || cut.Requests != 1 {
+		t.Errorf("Serve: %v, want one request cut", err)
+	}
 }
 
 func TestMessageTooLarge(t *testing.T) {

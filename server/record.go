@@ -81,6 +81,9 @@ func (r *record) timings() *pb.Timings {
 // panicked is what recover gave.
 func (r *record) close(ctx context.Context, panicked any, err error) error {
 	level, attrs := slog.LevelInfo, []slog.Attr{slog.String("id", r.id), slog.String("model", r.server.model.Name)}
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+		err = cause // what the packages below return does not tell a client that left from a shutdown
+	}
 	if r.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
 		r.server.cut.Add(1)
 	}

@@ -308,6 +308,9 @@ func FuzzEncodeGuarded(f *testing.F) {
 	f.Add("a<|end|>", " \u0301<|")
 	f.Add("</s", "><row_1_col_1>")
 	f.Fuzz(func(t *testing.T, before, after string) {
+		if !utf8.ValidString(before) || !utf8.ValidString(after) {
+			return // a run of bytes is one U+FFFD only while no guard is in it
+		}
 		for _, name := range []string{"granite-docling", "phi-3-vision"} {
 			tok := load(t, name)
 			added := longAdded(tok)
@@ -315,7 +318,7 @@ func FuzzEncodeGuarded(f *testing.F) {
 			if slices.ContainsFunc(ids, func(id int32) bool { return added[id] }) {
 				t.Errorf("%s: %q %q has an added token: %v", name, before, after, ids)
 			}
-			plain := strings.ReplaceAll(strings.ToValidUTF8(before+after, "\uFFFD"), string(guard), "")
+			plain := strings.ReplaceAll(before+after, string(guard), "")
 			if want := tok.Encode(plain, false); !slices.ContainsFunc(want, func(id int32) bool { return added[id] }) && !slices.Equal(ids, want) {
 				t.Errorf("%s: %q with guards\n got %v\nwant %v", name, plain, ids, want)
 			}
@@ -343,6 +346,27 @@ func english(b *testing.B) string {
 func BenchmarkEncodeEnglish(b *testing.B) {
 	for _, name := range files {
 		b.Run(name, func(b *testing.B) { benchmarkEncode(b, name, english(b)) })
+	}
+}
+
+// BenchmarkEncodeEnglishCold starts each time with an empty word cache.
+func BenchmarkEncodeEnglishCold(b *testing.B) {
+	text, err := os.ReadFile("../../LICENSE")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range files {
+		b.Run(name, func(b *testing.B) {
+			tok, err := Parse(readGzip(b, name+".json.gz"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				tok.cache = newWordCache()
+				tok.Encode(string(text), true)
+			}
+		})
 	}
 }
 
