@@ -82,9 +82,8 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 		a := c.attention(b, i, qkv, seqlens, total, cos, sin)
 		o := b.Linear(a, p+"self_attn.o_proj", c.Heads*c.HeadDim, c.Hidden, c.OBias)
 		n, residual = b.AddRMSNorm(o, residual, p+"post_attention_layernorm", c.Hidden, c.Eps)
-		gateUp := []graph.Out{{Prefix: p + "mlp.gate_proj", Dim: c.Intermediate}, {Prefix: p + "mlp.up_proj", Dim: c.Intermediate}}
-		gated := b.Split(b.JointLinear(n, c.Hidden, c.MLPBias, gateUp...), gateUp...)
-		act := b.Op("Mul", nil, b.Activation(c.Activation, gated[0]), gated[1])
+		act := b.Gated(n, c.Hidden, c.MLPBias, c.Activation,
+			graph.Out{Prefix: p + "mlp.gate_proj", Dim: c.Intermediate}, graph.Out{Prefix: p + "mlp.up_proj", Dim: c.Intermediate})
 		down := b.Linear(act, p+"mlp.down_proj", c.Intermediate, c.Hidden, c.MLPBias)
 		next := "text.norm"
 		if i+1 < c.Layers {
@@ -112,11 +111,16 @@ func (c Config) attention(b *graph.Builder, i int, qkv []string, seqlens, total,
 	dims := []any{"B", c.KVHeads, "P", c.HeadDim}
 	b.Input(name("past_key"), onnx.F32, dims...)
 	b.Input(name("past_value"), onnx.F32, dims...)
-	b.Node(onnx.Contrib, "GroupQueryAttention", onnx.Attrs{
-		"num_heads": c.Heads, "kv_num_heads": c.KVHeads,
-		"do_rotary": 1, "rotary_interleaved": 0, "scale": float32(1 / math.Sqrt(float64(c.HeadDim))),
-	}, append(qkv, name("past_key"), name("past_value"), seqlens, total, cos, sin),
-		[]string{name("attention"), name("present_key"), name("present_value")})
+	in := append(qkv, name("past_key"), name("past_value"), seqlens)
+	out := []string{name("attention"), name("present_key"), name("present_value")}
+	scale := float32(1 / math.Sqrt(float64(c.HeadDim)))
+	if graph.HasKernels {
+		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": c.Heads, "kv_heads": c.KVHeads, "scale": scale}, append(in, cos, sin), out)
+	} else {
+		b.Node(onnx.Contrib, "GroupQueryAttention", onnx.Attrs{
+			"num_heads": c.Heads, "kv_num_heads": c.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale,
+		}, append(in, total, cos, sin), out)
+	}
 	b.Output(name("present_key"), onnx.F32, dims...)
 	b.Output(name("present_value"), onnx.F32, dims...)
 	return name("attention")

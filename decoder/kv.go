@@ -7,16 +7,22 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
+// kvPanel is the number of positions whose keys an attention kernel may keep together.
+const kvPanel = 16
+
 // kvCache is one key and one value tensor a layer, [slots, kv heads, max len, head dim], reserved whole and
-// backed with pages as sequences grow.
+// backed with pages as sequences grow. A head's first n positions lie in its first n·head dim values, n rounded up to
+// whole panels: within a panel the kernel has its own order.
 type kvCache struct {
 	slots, kvHeads, maxLen, headDim int
+	length                          int                    // positions reserved for a sequence: maxLen in whole panels
 	layers                          []*ort.Memory[float32] // key, value, key, value, …
 	views                           map[[2]int][]ort.Tensor
 }
 
 func newKVCache(c Config, slots, maxLen int) (*kvCache, error) {
 	kv := &kvCache{slots: slots, kvHeads: c.KVHeads, maxLen: maxLen, headDim: c.HeadDim, views: map[[2]int][]ort.Tensor{}}
+	kv.length = panels(maxLen)
 	for range 2 * c.Layers {
 		m, err := ort.Alloc[float32](slots * kv.slotLen())
 		if err != nil {
@@ -27,7 +33,10 @@ func newKVCache(c Config, slots, maxLen int) (*kvCache, error) {
 	return kv, nil
 }
 
-func (kv *kvCache) slotLen() int { return kv.kvHeads * kv.maxLen * kv.headDim }
+// panels rounds a number of positions up to whole panels.
+func panels(n int) int { return (n + kvPanel - 1) / kvPanel * kvPanel }
+
+func (kv *kvCache) slotLen() int { return kv.kvHeads * kv.length * kv.headDim }
 
 // view gives the tensors over slots [from, from+n), key and value of each layer in turn. They are made once.
 func (kv *kvCache) view(from, n int) ([]ort.Tensor, error) {
@@ -37,7 +46,7 @@ func (kv *kvCache) view(from, n int) ([]ort.Tensor, error) {
 	}
 	list := make([]ort.Tensor, 0, len(kv.layers))
 	for _, m := range kv.layers {
-		t, err := ort.View(m.Slice()[from*kv.slotLen():], n, kv.kvHeads, kv.maxLen, kv.headDim)
+		t, err := ort.View(m.Slice()[from*kv.slotLen():], n, kv.kvHeads, kv.length, kv.headDim)
 		if err != nil {
 			return nil, err
 		}
@@ -49,12 +58,13 @@ func (kv *kvCache) view(from, n int) ([]ort.Tensor, error) {
 
 // move copies the first m.Len positions of slot m.From over slot m.To.
 func (kv *kvCache) move(m Move) {
+	n := panels(m.Len)
 	for _, mem := range kv.layers {
 		s := mem.Slice()
 		for h := range kv.kvHeads {
-			row := kv.maxLen * kv.headDim
+			row := kv.length * kv.headDim
 			to, from := m.To*kv.slotLen()+h*row, m.From*kv.slotLen()+h*row
-			copy(s[to:to+m.Len*kv.headDim], s[from:])
+			copy(s[to:to+n*kv.headDim], s[from:])
 		}
 	}
 }

@@ -97,7 +97,7 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 		a := b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": c.Heads, "scale": invSqrt(head)}, qkv...)
 		x = b.Op("Add", nil, x, b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)
-		m := b.Activation(c.Activation, b.Linear(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true))
+		m := b.Activated(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true, c.Activation)
 		x = b.Op("Add", nil, x, b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true))
 	}
 	if c.PostNorm {

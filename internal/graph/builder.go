@@ -72,14 +72,16 @@ func (b *Builder) initializer(name string, dt onnx.DType, t safetensors.Tensor) 
 
 // Linear is y = x·Wᵀ for a Hugging Face weight [out, in]; with bias, y = x·Wᵀ + b.
 func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
-	var y string
-	if b.precision == INT8 {
-		y = b.linear8(x, prefix+".weight", in, out)
-	} else {
-		y = b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
-	}
+	var biases []string
 	if bias {
-		y = b.Op("Add", nil, y, b.Weight(prefix+".bias", out))
+		biases = []string{b.Weight(prefix+".bias", out)}
+	}
+	if b.precision == INT8 {
+		return b.linear8(x, prefix+".weight", in, out, biases)
+	}
+	y := b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
+	if bias {
+		y = b.Op("Add", nil, y, biases[0])
 	}
 	return y
 }

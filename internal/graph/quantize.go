@@ -11,10 +11,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"unsafe"
 
 	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
 	"golang.org/x/sync/errgroup"
 )
@@ -32,55 +32,137 @@ const (
 
 // suffixes of the tensors that stand for one quantised weight in a quantised checkpoint.
 const (
-	int8Suffix  = ".int8"  // I8 [in, out]
-	scaleSuffix = ".scale" // F32 [out]
+	int8Suffix  = ".int8"  // I8, in a layout's shape
+	scaleSuffix = ".scale" // F32 [out], padded to the layout's width
+	startSuffix = ".start" // I32 of the same length, -128 · Σ of a channel's weights; panels only
 )
 
-// joint separates the names of weights that are quantised as one matrix, their output channels one after the other.
-const joint = "+"
+// Names of weights that are quantised as one matrix are joined: output channels one after the other, or panels of the
+// two taking turns.
+const (
+	joint = "+"
+	gated = "&"
+)
+
+// panelWidth is the number of output channels in a panel: what one AVX-512 register holds of int32.
+const panelWidth = 16
+
+// layout is how a quantised matrix of n output channels and k inputs lies in its file: for ONNX Runtime's own
+// operators transposed, [k, n]; for RowLinear8 in panels, [⌈n/16⌉, ⌈k/4⌉, 16·4], zero where there is no channel or k.
+type layout struct{ panels bool }
+
+func (l layout) String() string {
+	if l.panels {
+		return "panels"
+	}
+	return "columns"
+}
+
+// width is n with the padding.
+func (l layout) width(n int) int {
+	if l.panels {
+		return (n + panelWidth - 1) / panelWidth * panelWidth
+	}
+	return n
+}
+
+func (l layout) shape(k, n int) []int {
+	if l.panels {
+		return []int{l.width(n) / panelWidth, (k + 3) / 4, panelWidth * 4}
+	}
+	return []int{k, n}
+}
+
+// quantized is one matrix on its way into the file.
+type quantized struct {
+	layout
+	k, n   int
+	q      []byte    // layout.shape
+	scales []float32 // [width]
+	starts []int32   // [width] or nil
+}
+
+// put writes rows channels [channel, channel+rows/k) of int8 values. every is 1, or 2 when panels take turns; then
+// channel counts within the matrix's own half and turn says which.
+func (m *quantized) put(values []int8, channel, every, turn int) {
+	rows := len(values) / m.k
+	if !m.panels {
+		for x := range m.k {
+			out := m.q[x*m.n+channel:]
+			for r := range rows {
+				out[r] = byte(values[r*m.k+x])
+			}
+		}
+		return
+	}
+	steps := (m.k + 3) / 4
+	for r := range rows {
+		at := m.place(channel+r, every, turn)
+		out := m.q[(at/panelWidth*steps)*panelWidth*4+at%panelWidth*4:]
+		sum := int32(0)
+		for x, v := range values[r*m.k : (r+1)*m.k] {
+			out[x/4*panelWidth*4+x%4] = byte(v)
+			sum += int32(v)
+		}
+		m.starts[at] = -128 * sum
+	}
+}
+
+// place is where a channel stands among all.
+func (m *quantized) place(channel, every, turn int) int {
+	return (channel/panelWidth*every+turn)*panelWidth + channel%panelWidth
+}
 
 // Quantize writes the int8 forms of the named weights, canonical names of [out, in] matrices or several of them with
 // equal in, joined, as a safetensors file. The file appears whole or not at all. Weight w of output channel n becomes
-// round(w / s) with s = max|w[n,:]| / 127, stored transposed, as the int8 kernel reads it.
+// round(w / s) with s = max|w[n,:]| / 127.
 func (w *Weights) Quantize(path string, names []string) (err error) {
-	sources := make([][]safetensors.Tensor, len(names))
-	rows := make([]int, len(names))
-	var size int64
-	for i, name := range names {
-		for part := range strings.SplitSeq(name, joint) {
+	return w.quantize(path, names, native())
+}
+
+func (w *Weights) quantize(path string, names []string, l layout) (err error) {
+	var head []safetensors.Tensor // matrices first: their sizes keep each other aligned
+	var tail []safetensors.Tensor
+	var work errgroup.Group
+	work.SetLimit(runtime.GOMAXPROCS(0))
+	for _, name := range names {
+		sep, every := joint, 1
+		if strings.Contains(name, gated) {
+			sep, every = gated, 2
+		}
+		var sources []safetensors.Tensor
+		m := &quantized{layout: l}
+		for part := range strings.SplitSeq(name, sep) {
 			t, ok := w.ckpt.Tensor(w.names[part])
 			if !ok || len(t.Shape) != 2 {
 				return fmt.Errorf("quantise: %q is not a matrix of the checkpoint", part)
 			}
-			sources[i] = append(sources[i], t)
-			rows[i] += t.Shape[0]
-			size += int64(t.Elems()) + 4*int64(t.Shape[0])
+			sources = append(sources, t)
+			m.n, m.k = m.n+t.Shape[0], t.Shape[1]
 		}
-	}
-	data := make([]byte, size)
-	at := int64(0)
-	take := func(n int) []byte { at += int64(n); return data[at-int64(n) : at : at] }
-	var head []safetensors.Tensor
-	// Scales first: they are float32 and stay aligned.
-	scales := make([][]byte, len(names))
-	for i, name := range names {
-		scales[i] = take(4 * rows[i])
-		head = append(head, safetensors.Tensor{Name: name + scaleSuffix, DType: safetensors.F32, Shape: rows[i : i+1], Data: scales[i]})
-	}
-	var work errgroup.Group
-	work.SetLimit(runtime.GOMAXPROCS(0))
-	for i, name := range names {
-		k := sources[i][0].Shape[1]
-		q := take(k * rows[i])
-		head = append(head, safetensors.Tensor{Name: name + int8Suffix, DType: safetensors.I8, Shape: []int{k, rows[i]}, Data: q})
-		column := 0
-		for _, t := range sources[i] {
-			from := column
+		shape, width := l.shape(m.k, m.n), l.width(m.n)
+		size := 1
+		for _, d := range shape {
+			size *= d
+		}
+		m.q, m.scales = make([]byte, size), make([]float32, width)
+		head = append(head, safetensors.Tensor{Name: name + int8Suffix, DType: safetensors.I8, Shape: shape, Data: m.q})
+		tail = append(tail, safetensors.Tensor{Name: name + scaleSuffix, DType: safetensors.F32, Shape: []int{width}, Data: bytesOf(m.scales)})
+		if l.panels {
+			m.starts = make([]int32, width)
+			tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: []int{width}, Data: bytesOf(m.starts)})
+		}
+		from := 0
+		for i, t := range sources {
+			channel, turn := from, 0
+			if every == 2 {
+				channel, turn = 0, i
+			}
 			work.Go(func() error {
 				defer t.Forget()
-				return quantizeMatrix(q, scales[i], rows[i], from, t)
+				return m.quantize(t, channel, every, turn)
 			})
-			column += t.Shape[0]
+			from += t.Shape[0]
 		}
 	}
 	if err := work.Wait(); err != nil {
@@ -95,31 +177,30 @@ func (w *Weights) Quantize(path string, names []string) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	if err := errors.Join(safetensors.Write(f, head), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(safetensors.Write(f, append(head, tail...)), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
 }
 
-// block is the side of the tiles in which a matrix is transposed, so that both sides stay in cache.
+func bytesOf[T float32 | int32](s []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), 4*len(s))
+}
+
+// block is the number of channels quantised at a time, so that source and target stay in cache.
 const block = 64
 
-var rowBuffers = sync.Pool{New: func() any { return new([]float32) }}
-
-// quantizeMatrix fills columns [column, column+n) of q [k, width] and of scales [width] from t [n, k].
-func quantizeMatrix(q, scales []byte, width, column int, t safetensors.Tensor) error {
+// quantize fills in the channels of t [n, k], from the given one on.
+func (m *quantized) quantize(t safetensors.Tensor, channel, every, turn int) error {
 	n, k := t.Shape[0], t.Shape[1]
-	scale := unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(scales))), width)[column:]
-	buf := rowBuffers.Get().(*[]float32)
-	defer rowBuffers.Put(buf)
-	*buf = slices.Grow((*buf)[:0], block*k)[:block*k]
+	floats, values := make([]float32, block*k), make([]int8, block*k)
 	for from := 0; from < n; from += block {
 		rows := min(block, n-from)
-		if err := t.FloatsInto((*buf)[:rows*k], from*k); err != nil {
+		if err := t.FloatsInto(floats[:rows*k], from*k); err != nil {
 			return err
 		}
 		for r := range rows {
-			row := (*buf)[r*k : (r+1)*k]
+			row := floats[r*k : (r+1)*k]
 			var most float32
 			for _, v := range row {
 				most = max(most, v, -v)
@@ -127,32 +208,77 @@ func quantizeMatrix(q, scales []byte, width, column int, t safetensors.Tensor) e
 			if math.IsNaN(float64(most)) || math.IsInf(float64(most), 0) {
 				return fmt.Errorf("tensor %q, row %d holds a value that is not finite", t.Name, from+r)
 			}
-			scale[from+r] = most / 127
+			m.scales[m.scaleAt(channel+from+r, every, turn)] = most / 127
 			inverse := float32(0)
 			if most > 0 {
 				inverse = 127 / most
 			}
 			for i, v := range row {
-				row[i] = v * inverse
+				values[r*k+i] = int8(math.RoundToEven(float64(v * inverse)))
 			}
 		}
-		for c := 0; c < k; c += block {
-			for x := c; x < min(c+block, k); x++ {
-				at := x*width + column + from
-				out := q[at : at+rows]
-				for r := range out {
-					out[r] = byte(int8(math.RoundToEven(float64((*buf)[r*k+x]))))
-				}
-			}
-		}
+		m.put(values[:rows*k], channel+from, every, turn)
 	}
 	return nil
 }
 
-// linear8 is y = x·Wᵀ in int8: each row of x is divided by its largest magnitude m, quantised to 8 bits around 128,
-// multiplied in integers, and scaled by the channel's scale and by m. Layers that read the same x share its
-// quantised form.
-func (b *Builder) linear8(x, name string, in, out int) string {
+func (m *quantized) scaleAt(channel, every, turn int) int {
+	if m.panels {
+		return m.place(channel, every, turn)
+	}
+	return channel
+}
+
+// HasKernels says whether graphs use mmserve's own operators instead of ONNX Runtime's: where the processor has what
+// they need. Tests turn it off.
+var HasKernels = ort.HasKernels()
+
+// native is the layout of this machine's operators.
+func native() layout { return layout{panels: HasKernels} }
+
+// activations that RowLinear8 applies itself, as its attribute numbers them.
+var fused = map[string]int{"": 0, "gelu_pytorch_tanh": 2, "gelu_new": 2, "gelu_fast": 2, "quick_gelu": 3}
+
+// siluGate is the number of the one that multiplies silu of a panel by the next.
+const siluGate = 1
+
+// rowLinear is RowLinear8: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of its own.
+func (b *Builder) rowLinear(x, name string, in, out, activation int, biases []string) string {
+	width := native().width(out)
+	inputs := []string{
+		x, b.int8Weight(name+int8Suffix, onnx.I8, native().shape(in, out)...),
+		b.int8Weight(name+scaleSuffix, onnx.F32, width), b.int8Weight(name+startSuffix, onnx.I32, width),
+	}
+	if len(biases) > 0 {
+		inputs = append(inputs, b.concat(biases))
+	}
+	return b.OpN(onnx.Own, "RowLinear8", onnx.Attrs{"k": in, "n": out, "activation": activation}, inputs, 1)[0]
+}
+
+// concat is one value of several that lie one after the other on the first axis.
+func (b *Builder) concat(values []string) string {
+	if len(values) == 1 {
+		return values[0]
+	}
+	return b.Op("Concat", onnx.Attrs{"axis": 0}, values...)
+}
+
+// linear8 is y = x·Wᵀ + b in int8.
+func (b *Builder) linear8(x, name string, in, out int, biases []string) string {
+	if native().panels {
+		return b.rowLinear(x, name, in, out, fused[""], biases)
+	}
+	y := b.columns8(x, name, in, out)
+	if len(biases) > 0 {
+		y = b.Op("Add", nil, y, b.concat(biases))
+	}
+	return y
+}
+
+// columns8 is x·Wᵀ in int8 out of ONNX Runtime's own operators: each row of x is divided by its largest magnitude m,
+// quantised to 8 bits around 128, multiplied in integers, and scaled by the channel's scale and by m. Layers that read
+// the same x share its quantised form.
+func (b *Builder) columns8(x, name string, in, out int) string {
 	q, ok := b.rows[x]
 	if !ok {
 		m := b.Op("ReduceMax", onnx.Attrs{"keepdims": 1}, b.Op("Abs", nil, x), b.I64s(-1))
@@ -187,7 +313,7 @@ func (w *Weights) getInt8(name string, shape []int) (safetensors.Tensor, error) 
 	if w.int8 != nil {
 		if t, ok := w.int8.Tensor(name); ok && slices.Equal(t.Shape, shape) {
 			if whole, ok := strings.CutSuffix(name, int8Suffix); ok {
-				for part := range strings.SplitSeq(whole, joint) {
+				for part := range strings.SplitSeq(strings.ReplaceAll(whole, gated, joint), joint) {
 					w.used[w.names[part]]++
 				}
 			}
@@ -225,7 +351,7 @@ func (w *Weights) LoadInt8(dir string, build func(w *Weights) error) (fresh bool
 }
 
 // int8Version changes when the layout or the arithmetic of a quantised file does.
-const int8Version = "1"
+const int8Version = "2"
 
 // int8Name is the name of the quantised file: it depends on the checkpoint's content and on which weights are in it.
 func (w *Weights) int8Name(names []string) string {
@@ -234,7 +360,7 @@ func (w *Weights) int8Name(names []string) string {
 	for _, n := range names {
 		fmt.Fprintln(h, n)
 	}
-	return "int8-v" + int8Version + "-" + hex.EncodeToString(h.Sum(nil)[:16]) + ".safetensors"
+	return "int8-v" + int8Version + "-" + native().String() + "-" + hex.EncodeToString(h.Sum(nil)[:16]) + ".safetensors"
 }
 
 // Out is one of several linear layers that read the same value.
@@ -262,11 +388,29 @@ func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string
 			biases = append(biases, b.Weight(o.Prefix+".bias", o.Dim))
 		}
 	}
-	y := b.linear8(x, strings.Join(names, joint), in, width)
-	if bias {
-		y = b.Op("Add", nil, y, b.Op("Concat", onnx.Attrs{"axis": 0}, biases...))
+	return []string{b.linear8(x, strings.Join(names, joint), in, width, biases)}
+}
+
+// Gated is activation(gate(x)) · up(x), both linear.
+func (b *Builder) Gated(x string, in int, bias bool, activation string, gate, up Out) string {
+	if b.precision == INT8 && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias {
+		return b.rowLinear(x, gate.Prefix+".weight"+gated+up.Prefix+".weight", in, 2*gate.Dim, siluGate, nil)
 	}
-	return []string{y}
+	y := b.Split(b.JointLinear(x, in, bias, gate, up), gate, up)
+	return b.Op("Mul", nil, b.Activation(activation, y[0]), y[1])
+}
+
+// Activated is activation(x·Wᵀ + b).
+func (b *Builder) Activated(x, prefix string, in, out int, bias bool, activation string) string {
+	n, ok := fused[activation]
+	if b.precision != INT8 || !native().panels || !ok {
+		return b.Activation(activation, b.Linear(x, prefix, in, out, bias))
+	}
+	var biases []string
+	if bias {
+		biases = []string{b.Weight(prefix+".bias", out)}
+	}
+	return b.rowLinear(x, prefix+".weight", in, out, n, biases)
 }
 
 // Split cuts a value that JointLinear joined; one that it did not join is given as it is.

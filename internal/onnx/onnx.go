@@ -38,6 +38,9 @@ const (
 // Contrib is the operator domain of ONNX Runtime's own operators.
 const Contrib = "com.microsoft"
 
+// Own is the domain of mmserve's own operators, which internal/ort registers on the processors that have them.
+const Own = "mmserve"
+
 // Attrs are a node's attributes. A value is an int, a float32, a string or a []int.
 type Attrs map[string]any
 
@@ -268,7 +271,7 @@ func (g *Graph) Bytes() []byte {
 	for _, d := range [...]struct {
 		domain  string
 		version uint64
-	}{{"", opset}, {Contrib, 1}} {
+	}{{"", opset}, {Contrib, 1}, {Own, 1}} {
 		var o message
 		o.text(1, d.domain)
 		o.varint(2, d.version)

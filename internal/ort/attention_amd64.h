@@ -1,0 +1,31 @@
+// Causal attention of a decoder over its KV cache, in float32.
+#ifndef MMSERVE_ATTENTION_H
+#define MMSERVE_ATTENTION_H
+
+#include <stdint.h>
+
+// attention is one layer's step: rows sequences with width new positions each. Query head i reads key/value head
+// i / (heads / kv_heads). What a query gets does not depend on the rows and positions it runs with: every query
+// does the same additions in the same order.
+typedef struct {
+  int64_t rows, width, heads, kv_heads, dim, max_len; // dim and max_len are multiples of 16
+  const float *q, *k, *v;                             // new positions, [rows, width, heads (kv_heads), dim]
+  int64_t q_stride, kv_stride;                        // floats from one position to the next
+  float *keys;         // [rows, kv_heads, max_len/16, dim, 16]: panels of 16 positions
+  float *values;       // [rows, kv_heads, max_len, dim]
+  const int32_t *last; // [rows], the newest position
+  const float *cosine, *sine; // [max_len, dim/2], of rotate-half position embeddings
+  float scale;
+  float *out;          // [rows, width, heads, dim]
+  float *rotated;      // scratch, [rows, kv_heads, width, heads/kv_heads, dim]: scaled and rotated queries
+} attention;
+
+// attention_store rotates queries and keys of row's positions [from, to) and writes keys and values into the cache.
+void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to);
+// attention_scratch is the number of floats that attention_attend needs for a row.
+int64_t attention_scratch(const attention *a, int64_t row);
+// attention_attend computes out for queries [from, to) of row and kv_head, of width · heads/kv_heads, after all of the
+// row's positions have been stored.
+void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch);
+
+#endif

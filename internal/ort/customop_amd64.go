@@ -1,0 +1,48 @@
+//go:build !windows
+
+package ort
+
+// #cgo CFLAGS: -O3
+// #cgo linux LDFLAGS: -ldl
+// #include <stdlib.h>
+// #include "rowlinear_amd64.h"
+// char *customop_add(const char *library, void *session_options);
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"unsafe"
+
+	ort "github.com/yalue/onnxruntime_go"
+)
+
+// HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8 and
+// CachedAttention. They need AVX-512 with VNNI.
+func HasKernels() bool { return C.rowlinear_supported() != 0 }
+
+var addCustomOps sync.Mutex
+
+// configureCustomOps lets a session use mmserve's own operators.
+func configureCustomOps(so *ort.SessionOptions) error {
+	if !HasKernels() {
+		return nil
+	}
+	addCustomOps.Lock()
+	defer addCustomOps.Unlock()
+	_, library := Loaded()
+	path := C.CString(library)
+	defer C.free(unsafe.Pointer(path))
+	// The binding keeps the C pointer in a field of its own; reflect reads it without assuming a layout.
+	options := reflect.ValueOf(so).Elem().FieldByName("o")
+	if options.Kind() != reflect.Pointer {
+		return errors.New("the ONNX Runtime binding is not the version that go.mod pins")
+	}
+	if text := C.customop_add(path, options.UnsafePointer()); text != nil {
+		defer C.free(unsafe.Pointer(text))
+		return fmt.Errorf("register mmserve's operators: %s", C.GoString(text))
+	}
+	return nil
+}

@@ -1,0 +1,11 @@
+//go:build !amd64 || windows
+
+package ort
+
+import ort "github.com/yalue/onnxruntime_go"
+
+// HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8 and
+// CachedAttention. They need AVX-512 with VNNI.
+func HasKernels() bool { return false }
+
+func configureCustomOps(*ort.SessionOptions) error { return nil }

@@ -1,0 +1,114 @@
+//go:build !windows
+
+#include "rowlinear_amd64.h"
+
+#include "vector_amd64.h"
+
+int rowlinear_supported(void) {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+}
+
+TARGET void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to) {
+  const int64_t k = l->k, width = (k + 3) / 4 * 4;
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), middle = _mm512_set1_epi32(128);
+  for (int64_t r = from; r < to; r++) {
+    const float *x = l->x + r * k;
+    uint8_t *q = l->q + r * width;
+    // As integers, magnitudes are ordered like the numbers, and NaN comes out on top instead of being lost.
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t i = 0; i < k; i += 16)
+      most = _mm512_max_epu32(most, _mm512_and_si512(magnitude, _mm512_maskz_loadu_epi32(lanes(k - i), x + i)));
+    union { uint32_t bits; float value; } m = {.bits = _mm512_reduce_max_epu32(most)};
+    if (m.value < 1e-10f) m.value = 1e-10f; // a row of zeros stays a row of zeros
+    l->m[r] = m.value / 127;
+    const __m512 inverse = _mm512_set1_ps(127 / m.value);
+    for (int64_t i = 0; i < width; i += 16) {
+      __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(k - i), x + i), inverse));
+      _mm_mask_storeu_epi8(q + i, lanes(width - i), _mm512_cvtepi32_epi8(_mm512_add_epi32(v, middle)));
+    }
+  }
+}
+
+// swish is x·σ(s·x).
+INLINE __m512 swish(__m512 x, float s) {
+  return _mm512_div_ps(x, _mm512_add_ps(exponential(_mm512_mul_ps(x, _mm512_set1_ps(-s))), _mm512_set1_ps(1)));
+}
+
+// gelu_tanh is x·(1 + tanh z)/2 with z = √(2/π)·(x + 0.044715·x³); (1 + tanh z)/2 is σ(2z).
+INLINE __m512 gelu_tanh(__m512 x) {
+  const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+  const __m512 z2 = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x), _mm512_set1_ps(-1.59576912f));
+  return _mm512_div_ps(x, _mm512_add_ps(exponential(z2), _mm512_set1_ps(1)));
+}
+
+INLINE __m512 value(const rowlinear *l, __m512i sum, int64_t row, int64_t channel) {
+  __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_loadu_ps(l->scale + channel), _mm512_set1_ps(l->m[row])));
+  if (l->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes(l->n - channel), l->bias + channel));
+  return y;
+}
+
+INLINE void store(const rowlinear *l, __m512i a, __m512i b, int64_t row, int64_t channel) {
+  const __mmask16 first = lanes(l->n - channel), second = lanes(l->n - channel - 16);
+  __m512 ya = value(l, a, row, channel), yb = second ? value(l, b, row, channel + 16) : ya;
+  switch (l->activation) {
+  case ROWLINEAR_SILU_GATE: // panels alternate: 16 gates, then the 16 values that they act on
+    _mm512_mask_storeu_ps(l->y + row * (l->n / 2) + channel / 2, first, _mm512_mul_ps(swish(ya, 1), yb));
+    return;
+  case ROWLINEAR_GELU_TANH:
+    ya = gelu_tanh(ya), yb = gelu_tanh(yb);
+    break;
+  case ROWLINEAR_QUICK_GELU:
+    ya = swish(ya, 1.702f), yb = swish(yb, 1.702f);
+    break;
+  }
+  _mm512_mask_storeu_ps(l->y + row * l->n + channel, first, ya);
+  if (second) _mm512_mask_storeu_ps(l->y + row * l->n + channel + 16, second, yb);
+}
+
+// MOST_ROWS rows by two panels is the largest tile whose sums stay in registers: 24 of the 32.
+#define MOST_ROWS 12
+
+// tile multiplies ROWS rows by a pair of panels; ROWS is a constant wherever it is inlined. A row's sums are integers
+// and exact: the shape of the tile does not show in the result.
+INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) {
+  const int64_t steps = (l->k + 3) / 4, channel = pair * 32;
+  const int8_t *w0 = l->w + pair * 2 * steps * 64, *w1 = w0 + steps * 64;
+  const int32_t *start1 = l->start + channel + 16;
+  if (channel + 16 >= l->n) w1 = w0, start1 -= 16; // the last pair has one panel only
+  const int32_t *q = (const int32_t *)(l->q + row * steps * 4);
+  __m512i a[MOST_ROWS], b[MOST_ROWS];
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; r++) a[r] = _mm512_loadu_si512(l->start + channel), b[r] = _mm512_loadu_si512(start1);
+  for (int64_t i = 0; i < steps; i++) {
+    if (ROWS < MOST_ROWS) { // few rows: the weights come from memory, and the step waits for them
+      _mm_prefetch((const char *)(w0 + i * 64 + 2048), _MM_HINT_T0);
+      _mm_prefetch((const char *)(w1 + i * 64 + 2048), _MM_HINT_T0);
+    }
+    const __m512i p0 = _mm512_loadu_si512(w0 + i * 64), p1 = _mm512_loadu_si512(w1 + i * 64);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+      const __m512i x = _mm512_set1_epi32(q[r * steps + i]);
+      a[r] = _mm512_dpbusd_epi32(a[r], x, p0);
+      b[r] = _mm512_dpbusd_epi32(b[r], x, p1);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; r++) store(l, a[r], b[r], row + r, channel);
+}
+
+TARGET void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
+  for (int64_t pair = pair_from; pair < pair_to; pair++) {
+    for (int64_t row = row_from, left; (left = row_to - row) > 0;) {
+      // 13 to 23 rows go in two halves: a tile of few rows costs nearly what a full one does.
+      int64_t rows = left < MOST_ROWS ? left : left < 2 * MOST_ROWS && left > MOST_ROWS ? (left + 1) / 2 : MOST_ROWS;
+      switch (rows) {
+#define CASE(R) case R: tile(l, row, pair, R); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#undef CASE
+      }
+      row += rows;
+    }
+  }
+}

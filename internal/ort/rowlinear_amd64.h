@@ -1,0 +1,31 @@
+// Linear layers in int8 with one scale a row of activations and one a row of weights.
+#ifndef MMSERVE_ROWLINEAR_H
+#define MMSERVE_ROWLINEAR_H
+
+#include <stdint.h>
+
+enum { ROWLINEAR_NONE, ROWLINEAR_SILU_GATE, ROWLINEAR_GELU_TANH, ROWLINEAR_QUICK_GELU };
+
+// rowlinear is one product y = activation(x·Wᵀ + bias).
+typedef struct {
+  int64_t rows, k, n;   // x [rows, k], W [n, k]; n is counted before a gate halves it
+  const float *x;
+  const int8_t *w;      // panels of 16 channels: [⌈n/16⌉, ⌈k/4⌉, 16, 4], zero where there is no channel or no k
+  const float *scale;   // [⌈n/16⌉·16]
+  const int32_t *start; // [⌈n/16⌉·16], -128·Σ_k W: takes back the 128 that is added to the activations
+  const float *bias;    // [n] or NULL
+  float *y;             // [rows, n], or [rows, n/2] when gated
+  int activation;
+  uint8_t *q;           // scratch, [rows, 4·⌈k/4⌉]: x in 8 bits, around 128
+  float *m;             // scratch, [rows]: what one step of q is worth
+} rowlinear;
+
+// rowlinear_supported says whether this processor has the instructions (AVX-512 with VNNI).
+int rowlinear_supported(void);
+// rowlinear_quantize fills q and m for rows [from, to).
+void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to);
+// rowlinear_multiply computes rows [row_from, row_to) of the channels in panel pairs [pair_from, pair_to), 32 channels
+// each, from q and m.
+void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+
+#endif

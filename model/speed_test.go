@@ -1,0 +1,113 @@
+package model
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// The benchmarks of this file run the checkpoint that MMSERVE_BENCH_MODEL names, at MMSERVE_BENCH_PRECISION (int8) and
+// with MMSERVE_BENCH_THREADS threads (one per processor).
+func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
+	dir := os.Getenv("MMSERVE_BENCH_MODEL")
+	if dir == "" {
+		b.Skip("set MMSERVE_BENCH_MODEL to a model folder")
+	}
+	p := graph.INT8
+	if s := os.Getenv("MMSERVE_BENCH_PRECISION"); s != "" {
+		p = graph.Precision(s)
+	}
+	threads, _ := strconv.Atoi(os.Getenv("MMSERVE_BENCH_THREADS"))
+	startLibrary(b)
+	m, err := Open(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { m.Close() })
+	if p != graph.FP32 {
+		if _, err := m.LoadInt8(os.TempDir()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return m, p, ort.Options{Threads: threads}
+}
+
+// BenchmarkTower encodes one tile.
+func BenchmarkTower(b *testing.B) {
+	m, p, o := openBench(b)
+	tower, err := m.OpenTower(p, o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer tower.Close()
+	for b.Loop() {
+		if _, err := tower.Run(1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkPrefill runs one whole prompt; BenchmarkDecode one decode step of rows that have 300 positions each.
+func BenchmarkPrefill(b *testing.B) {
+	r := openBenchDecoder(b, 1)
+	for _, n := range []int{32, 128, 256} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			ids := benchIDs(n)
+			for b.Loop() {
+				runBench(b, r, greedyRow(0, 0, ids))
+			}
+			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
+		})
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	r := openBenchDecoder(b, 16)
+	ids := benchIDs(300)
+	for slot := range 16 {
+		runBench(b, r, greedyRow(slot, 0, ids))
+	}
+	for _, n := range []int{1, 2, 4, 8, 16} {
+		b.Run(fmt.Sprintf("rows=%d", n), func(b *testing.B) {
+			rows := make([]decoder.Row, n)
+			for i := range rows {
+				rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+			}
+			for b.Loop() {
+				runBench(b, r, rows...)
+			}
+			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
+		})
+	}
+}
+
+func openBenchDecoder(b *testing.B, slots int) *decoder.Runner {
+	m, p, o := openBench(b)
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: o})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { r.Close() })
+	return r
+}
+
+func benchIDs(n int) []int32 {
+	rng := rand.New(rand.NewPCG(1, 0))
+	ids := make([]int32, n)
+	for i := range ids {
+		ids[i] = int32(rng.IntN(40_000))
+	}
+	return ids
+}
+
+func runBench(b *testing.B, r *decoder.Runner, rows ...decoder.Row) {
+	if _, err := r.Run(b.Context(), &decoder.Batch{Rows: rows}); err != nil {
+		b.Fatal(err)
+	}
+}
