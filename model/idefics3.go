@@ -42,6 +42,7 @@ func idefics3(config []byte) (Spec, error) {
 		text.Tied = *textTied
 	}
 	s := Spec{
+		Processor: "Idefics3ImageProcessor",
 		Tower:     v.siglip(),
 		Connector: vision.PixelShuffle{Scale: c.Scale, TextHidden: text.Hidden},
 		Decoder:   text,

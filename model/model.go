@@ -31,6 +31,8 @@ type Spec struct {
 	Connector vision.Connector
 	Decoder   decoder.Config
 	Layout    fusion.Layout
+	// Processor is the image processor of a checkpoint whose files name none.
+	Processor string
 	// Prefixes rename the checkpoint's tensors to the names the graphs use.
 	Prefixes []graph.Prefix
 }
@@ -88,9 +90,11 @@ type Text struct {
 	Guarded []string
 	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor (BOS) to raw prompts.
 	AddSpecial   bool
-	Preprocessor vision.Idefics3
+	Preprocessor vision.Preprocessor
 	// EOS are the ids that end an answer.
 	EOS []int32
+	// Defaults is how generation_config.json wants tokens picked; its Seed is not used.
+	Defaults decoder.Sampling
 }
 
 // Open reads the model folder dir; "" is the embedded default model.

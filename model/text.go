@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/vision"
@@ -56,8 +57,36 @@ func (m *Model) openText() (*Text, error) {
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
+	if t.Defaults, err = m.defaults(); err != nil {
+		return nil, err
+	}
 	t.EOS, err = m.eos(t.Tokenizer, special)
 	return t, err
+}
+
+// defaults is greedy unless generation_config.json says do_sample; what it then leaves open is as transformers'
+// GenerationConfig has it: temperature 1, the 50 likeliest tokens, all of their probability.
+func (m *Model) defaults() (decoder.Sampling, error) {
+	c := struct {
+		DoSample    bool     `json:"do_sample"`
+		Temperature *float32 `json:"temperature"`
+		TopK        *int     `json:"top_k"`
+		TopP        *float32 `json:"top_p"`
+	}{}
+	if _, err := m.readJSON("generation_config.json", &c); err != nil || !c.DoSample {
+		return decoder.Sampling{}, err
+	}
+	s := decoder.Sampling{Temperature: 1, TopK: 50, TopP: 1}
+	if c.Temperature != nil {
+		s.Temperature = *c.Temperature
+	}
+	if c.TopK != nil {
+		s.TopK = *c.TopK
+	}
+	if c.TopP != nil {
+		s.TopP = *c.TopP
+	}
+	return s, nil
 }
 
 // readJSON decodes an optional file; it tells whether the file is there.
@@ -161,12 +190,12 @@ func (m *Model) templateSource() (source, file string, err error) {
 }
 
 // preprocessor reads preprocessor_config.json, or the image_processor section of a newer processor_config.json.
-func (m *Model) preprocessor() (vision.Idefics3, error) {
+func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	var raw json.RawMessage
 	file := "preprocessor_config.json"
 	found, err := m.readJSON(file, &raw)
 	if err != nil {
-		return vision.Idefics3{}, err
+		return nil, err
 	}
 	if !found {
 		file = "processor_config.json"
@@ -174,18 +203,18 @@ func (m *Model) preprocessor() (vision.Idefics3, error) {
 			ImageProcessor json.RawMessage `json:"image_processor"`
 		}
 		if _, err := m.readJSON(file, &c); err != nil {
-			return vision.Idefics3{}, err
+			return nil, err
 		}
 		if raw = c.ImageProcessor; raw == nil {
-			return vision.Idefics3{}, errors.New("no preprocessor_config.json: it says how pictures are resized and normalised")
+			return nil, errors.New("no preprocessor_config.json: it says how pictures are resized and normalised")
 		}
 	}
-	p, err := vision.ParseIdefics3(raw)
+	p, err := vision.ParsePreprocessor(raw, m.Processor)
 	if err != nil {
-		return p, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if p.MaxImageSize != m.Tower.ImageSize {
-		return p, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.MaxImageSize, m.Tower.ImageSize)
+	if p.Side() != m.Tower.ImageSize {
+		return nil, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Tower.ImageSize)
 	}
 	return p, nil
 }

@@ -300,7 +300,7 @@ func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, er
 		if err != nil {
 			return nil, err
 		}
-		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), text.Preprocessor.Split)
+		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), true)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}

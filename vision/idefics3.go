@@ -1,7 +1,6 @@
 package vision
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -19,10 +18,7 @@ type Idefics3 struct {
 	// Resample is the filter of every resize: 1 Lanczos, 2 bilinear, 3 bicubic.
 	Resample int
 	DoResize bool
-	// A pixel value is (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize leave.
-	DoRescale, DoNormalize bool
-	Rescale                float64
-	Mean, Std              [3]float32
+	Normalization
 }
 
 // maxSide bounds both sizes of a configuration: transformers caps the first resize there.
@@ -36,20 +32,16 @@ func ParseIdefics3(preprocessorConfigJSON []byte) (Idefics3, error) {
 		LongestEdge *int `json:"longest_edge"`
 	}
 	c := struct {
-		Type      string          `json:"image_processor_type"`
-		DoResize  *bool           `json:"do_resize"`
-		Size      *edge           `json:"size"`
-		Resample  *int            `json:"resample"`
-		Split     *bool           `json:"do_image_splitting"`
-		MaxSize   *edge           `json:"max_image_size"`
-		DoRescale *bool           `json:"do_rescale"`
-		Rescale   *float64        `json:"rescale_factor"`
-		Normalize *bool           `json:"do_normalize"`
-		Mean      json.RawMessage `json:"image_mean"`
-		Std       json.RawMessage `json:"image_std"`
+		Type     string `json:"image_processor_type"`
+		DoResize *bool  `json:"do_resize"`
+		Size     *edge  `json:"size"`
+		Resample *int   `json:"resample"`
+		Split    *bool  `json:"do_image_splitting"`
+		MaxSize  *edge  `json:"max_image_size"`
+		normalizationConfig
 	}{}
 	fail := func(format string, args ...any) (Idefics3, error) {
-		return Idefics3{}, fmt.Errorf("preprocessor_config.json: "+format, args...)
+		return Idefics3{}, fmt.Errorf(format, args...)
 	}
 	if err := json.Unmarshal(preprocessorConfigJSON, &c); err != nil {
 		return fail("%w", err)
@@ -62,7 +54,6 @@ func ParseIdefics3(preprocessorConfigJSON []byte) (Idefics3, error) {
 	p := Idefics3{
 		Size: 4 * 364, MaxImageSize: 364,
 		Split: or(c.Split, true), Resample: or(c.Resample, 1), DoResize: or(c.DoResize, true),
-		DoRescale: or(c.DoRescale, true), Rescale: or(c.Rescale, 1./255), DoNormalize: or(c.Normalize, true),
 	}
 	for _, e := range []struct {
 		name string
@@ -79,43 +70,14 @@ func ParseIdefics3(preprocessorConfigJSON []byte) (Idefics3, error) {
 			return fail("%s.longest_edge is %d, want 1 to %d", e.name, *e.to, maxSide)
 		}
 	}
-	if _, ok := filters[p.Resample]; !ok {
-		return fail("resample is %d, want 1 (Lanczos), 2 (bilinear) or 3 (bicubic)", p.Resample)
+	if err := checkResample(p.Resample); err != nil {
+		return fail("%w", err)
 	}
 	var err error
-	if p.Mean, err = channels("image_mean", c.Mean); err != nil {
+	if p.Normalization, err = c.normalizationConfig.parse(half, half); err != nil {
 		return fail("%w", err)
-	}
-	if p.Std, err = channels("image_std", c.Std); err != nil {
-		return fail("%w", err)
-	}
-	if slices.Contains(p.Std[:], 0) {
-		return fail("image_std is %v, want no zero", p.Std)
 	}
 	return p, nil
-}
-
-func or[T any](v *T, missing T) T {
-	if v == nil {
-		return missing
-	}
-	return *v
-}
-
-// channels reads a number, or one for each of red, green and blue; 0.5 is the default of the class.
-func channels(name string, raw json.RawMessage) ([3]float32, error) {
-	if raw == nil || string(raw) == "null" {
-		return [3]float32{0.5, 0.5, 0.5}, nil
-	}
-	var list []float64
-	if json.Unmarshal(raw, &list) == nil && len(list) == 3 {
-		return [3]float32{float32(list[0]), float32(list[1]), float32(list[2])}, nil
-	}
-	var x float64
-	if json.Unmarshal(raw, &x) == nil {
-		return [3]float32{float32(x), float32(x), float32(x)}, nil
-	}
-	return [3]float32{}, fmt.Errorf("%s: want a number or three", name)
 }
 
 // first gives the size after the first resize.
@@ -149,6 +111,9 @@ func (p Idefics3) second(w, h int) (int, int) {
 	return up(int(float64(h) * aspect)), h
 }
 
+// Side is the side of a tile in pixels.
+func (p Idefics3) Side() int { return p.MaxImageSize }
+
 // Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
 func (p Idefics3) Grid(w, h int) Grid {
 	if !p.Split {
@@ -175,7 +140,7 @@ func (p Idefics3) Prepare(data []byte, l Limits, split bool) (*Image, error) {
 	}
 	p.Split = p.Split && split
 	s := p.MaxImageSize
-	img := &Image{Digest: p.digest(data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s}
+	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s}
 	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
 	f := filters[p.Resample]
 
@@ -208,40 +173,4 @@ func cut(tiles []uint8, p *RGB, x, y, s int) []uint8 {
 		}
 	}
 	return tiles[3*s*s:]
-}
-
-// pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
-// embeddings that somebody kept are not taken for those of the new pixels.
-const pixelsVersion = 1
-
-// digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
-func (p Idefics3) digest(data []byte) (d [32]byte) {
-	h := sha256.New()
-	fmt.Fprintf(h, "idefics3 v%d %+v\n", pixelsVersion, p)
-	h.Write(data)
-	h.Sum(d[:0])
-	return d
-}
-
-// Normalize maps the bytes of one tile, planar RGB, to pixel values. Each is rounded as in transformers: rescaled in
-// float64, kept as float32, then shifted and divided in float32.
-func (p Idefics3) Normalize(dst []float32, src []uint8) {
-	plane := len(src) / 3
-	for c := range 3 {
-		var table [256]float32
-		for i := range table {
-			v := float32(i)
-			if p.DoRescale {
-				v = float32(float64(i) * p.Rescale)
-			}
-			if p.DoNormalize {
-				v = (v - p.Mean[c]) / p.Std[c]
-			}
-			table[i] = v
-		}
-		out := dst[c*plane:][:plane]
-		for i, b := range src[c*plane:][:plane] {
-			out[i] = table[b]
-		}
-	}
 }

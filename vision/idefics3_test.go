@@ -71,7 +71,7 @@ func TestPrepareAsTransformers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if img.Grid != (Grid{c.Rows, c.Cols}) || img.Grid.Tiles() != c.Tiles || img.Size != 512 {
+		if img.Grid != (Grid{Rows: c.Rows, Cols: c.Cols}) || img.Grid.Tiles() != c.Tiles || img.Size != 512 {
 			t.Errorf("%s: %+v of %d, want %d×%d of 512", c.Photo, img.Grid, img.Size, c.Rows, c.Cols)
 		}
 		values := pixelValues(p, img)
@@ -170,7 +170,7 @@ func TestGrid(t *testing.T) {
 		// By hand: a side never falls below one pixel, and that becomes one tile.
 		{1, 1, 4, 4}, {10000, 1, 1, 4}, {1, 10000, 4, 1},
 	} {
-		if got := p.Grid(c.w, c.h); got != (Grid{c.rows, c.cols}) {
+		if got := p.Grid(c.w, c.h); got != (Grid{Rows: c.rows, Cols: c.cols}) {
 			t.Errorf("%d×%d: %+v, want %d rows, %d columns", c.w, c.h, got, c.rows, c.cols)
 		}
 	}
@@ -184,7 +184,7 @@ func TestGrid(t *testing.T) {
 		}
 	}
 	p.DoResize = false
-	if got := p.Grid(1300, 876); got != (Grid{3, 3}) {
+	if got := p.Grid(1300, 876); got != (Grid{Rows: 3, Cols: 3}) {
 		t.Errorf("without the first resize: %+v", got)
 	}
 	if got := p.Grid(512, 300); got != (Grid{}) || got.Tiles() != 1 {
@@ -268,19 +268,20 @@ func TestDigest(t *testing.T) {
 
 func TestParseIdefics3(t *testing.T) {
 	got := parse(t, `{}`)
-	want := Idefics3{Size: 1456, MaxImageSize: 364, Split: true, Resample: 1, DoResize: true, DoRescale: true, DoNormalize: true,
-		Rescale: 1. / 255, Mean: [3]float32{0.5, 0.5, 0.5}, Std: [3]float32{0.5, 0.5, 0.5}}
+	want := Idefics3{Size: 1456, MaxImageSize: 364, Split: true, Resample: 1, DoResize: true, Normalization: Normalization{
+		DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: [3]float32{0.5, 0.5, 0.5}, Std: [3]float32{0.5, 0.5, 0.5}}}
 	if got != want {
 		t.Errorf("defaults %+v, want %+v", got, want)
 	}
 	got = parse(t, `{"do_resize": false, "do_rescale": false, "do_normalize": false, "do_image_splitting": false, "resample": 3,
 		"size": {"longest_edge": 8}, "max_image_size": {"longest_edge": 4}, "rescale_factor": 0.5, "image_mean": 0.25, "image_std": [1, 2, 3]}`)
-	want = Idefics3{Size: 8, MaxImageSize: 4, Resample: 3, Rescale: 0.5, Mean: [3]float32{0.25, 0.25, 0.25}, Std: [3]float32{1, 2, 3}}
+	want = Idefics3{Size: 8, MaxImageSize: 4, Resample: 3, Normalization: Normalization{
+		Rescale: 0.5, Mean: [3]float32{0.25, 0.25, 0.25}, Std: [3]float32{1, 2, 3}}}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	for config, part := range map[string]string{
-		`[`:                           "preprocessor_config.json: unexpected end",
+		`[`:                           "unexpected end",
 		`{"resample": 0}`:             "resample is 0, want 1 (Lanczos), 2 (bilinear) or 3 (bicubic)",
 		`{"size": {"height": 3}}`:     "size has no longest_edge",
 		`{"size":{"longest_edge":0}}`: "size.longest_edge is 0, want 1 to 4096",
@@ -310,7 +311,7 @@ func FuzzParseIdefics3(f *testing.F) {
 }
 
 func TestNormalizeParts(t *testing.T) {
-	p := Idefics3{Rescale: 1. / 255, Mean: [3]float32{1, 2, 3}, Std: [3]float32{1, 2, 4}}
+	p := Normalization{Rescale: 1. / 255, Mean: [3]float32{1, 2, 3}, Std: [3]float32{1, 2, 4}}
 	check := func(want ...float32) {
 		t.Helper()
 		got := make([]float32, 3)

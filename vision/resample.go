@@ -61,18 +61,18 @@ type window struct {
 	weights []int64
 }
 
-// windows gives those of a row or column of in samples that becomes out samples. Products are converted to float64
-// before they are added to, so that no compiler fuses the two roundings.
-func (f filter) windows(in, out int) []window {
+// windows gives n, from the one at from on, of those of a row or column of in samples that becomes out samples. Products
+// are converted to float64 before they are added to, so that no compiler fuses the two roundings.
+func (f filter) windows(in, out, from, n int) []window {
 	scale := float64(in) / float64(out)
 	stretch := max(scale, 1)
 	support := f.support * stretch
 	inverse := 1 / stretch
-	ws := make([]window, out)
-	weights := make([]int64, 0, out*(2*int(math.Ceil(support))+1))
+	ws := make([]window, n)
+	weights := make([]int64, 0, n*(2*int(math.Ceil(support))+1))
 	k := make([]float64, 2*int(math.Ceil(support))+1)
 	for i := range ws {
-		center := float64((float64(i) + 0.5) * scale)
+		center := float64((float64(from+i) + 0.5) * scale)
 		first := max(int(center-support+0.5), 0)
 		end := min(int(center+support+0.5), in)
 		sum := 0.0
@@ -104,16 +104,19 @@ func lanes(sum int64) (low, high uint8) {
 }
 
 // resize scales p to w×h. It takes p over: a caller goes on with the result, which may be p, and nothing else.
-func (f filter) resize(p *RGB, w, h int) *RGB {
-	if w != p.W {
-		out := scratchRGB(w, p.H)
-		f.horizontal(out, p)
+func (f filter) resize(p *RGB, w, h int) *RGB { return f.resizePart(p, w, h, 0, 0, w, h) }
+
+// resizePart gives the cw×ch pixels at x, y of what resize gives, without making the rest of it.
+func (f filter) resizePart(p *RGB, w, h, x, y, cw, ch int) *RGB {
+	if w != p.W || cw != w {
+		out := scratchRGB(cw, p.H)
+		horizontal(out, p, f.windows(p.W, w, x, cw))
 		release(p)
 		p = out
 	}
-	if h != p.H {
-		out := scratchRGB(p.W, h)
-		f.vertical(out, p)
+	if h != p.H || ch != h {
+		out := scratchRGB(p.W, ch)
+		vertical(out, p, f.windows(p.H, h, y, ch))
 		release(p)
 		p = out
 	}
@@ -121,8 +124,7 @@ func (f filter) resize(p *RGB, w, h int) *RGB {
 }
 
 // horizontal takes two rows at a time, one in each lane.
-func (f filter) horizontal(dst, src *RGB) {
-	ws := f.windows(src.W, dst.W)
+func horizontal(dst, src *RGB, ws []window) {
 	work := 3 * dst.W * len(ws[0].weights)
 	eachBand((src.H+1)/2, 2*work, func(lo, hi int) {
 		packed := make([]int64, 3*src.W)
@@ -152,9 +154,8 @@ func (f filter) horizontal(dst, src *RGB) {
 }
 
 // vertical takes eight neighbouring bytes at a time, in the two lanes of four sums.
-func (f filter) vertical(dst, src *RGB) {
+func vertical(dst, src *RGB, ws []window) {
 	const even = 0x000000ff_000000ff
-	ws := f.windows(src.H, dst.H)
 	stride := 3 * src.W
 	eachBand(dst.H, stride*len(ws[0].weights), func(lo, hi int) {
 		for y := lo; y < hi; y++ {

@@ -13,9 +13,11 @@ var ErrImage = errors.New("unusable image")
 
 // Grid says how one picture was cut into tiles.
 // Rows = Cols = 0 means it was not split and is a single tile.
-// A split picture has Rows×Cols tiles in row-major order, then one tile of the whole picture.
+// A split picture has Rows×Cols tiles in row-major order, and one tile of the whole picture.
 type Grid struct {
 	Rows, Cols int
+	// Width and Height are those of the picture in pixels where the number of its patches depends on them, else 0.
+	Width, Height int
 }
 
 // Tiles is the number of tower inputs the grid stands for.

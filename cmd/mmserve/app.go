@@ -110,9 +110,10 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
-			return pre.Prepare(data, limits, pre.Split && d != pb.Detail_DETAIL_LOW)
+			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode: a.encoder.Encode,
+		Encode:   a.encoder.Encode,
+		Defaults: a.text.Defaults,
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())

@@ -1,0 +1,134 @@
+package vision
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the whole
+// picture, then the tiles of it at that resolution of a list which keeps most of it.
+// Reference: transformers 5.12 LlavaOnevisionImageProcessorPil, which it gives bit for bit from equal RGB.
+type AnyResTiles struct {
+	// Size is the side of a tile in pixels.
+	Size int
+	// Pinpoints (image_grid_pinpoints) are the resolutions to choose from: height and width, in tiles.
+	Pinpoints [][2]int
+	// Resample is the filter of every resize: 1 Lanczos, 2 bilinear, 3 bicubic.
+	Resample int
+	Normalization
+}
+
+func parseAnyResTiles(raw []byte) (Preprocessor, error) {
+	c := struct {
+		DoResize  *bool      `json:"do_resize"`
+		Size      *pixelSize `json:"size"`
+		Resample  *int       `json:"resample"`
+		Pinpoints [][2]int   `json:"image_grid_pinpoints"`
+		normalizationConfig
+	}{Size: &pixelSize{number: 384}}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, err
+	}
+	if !or(c.DoResize, true) {
+		return nil, errors.New("do_resize is false, supported is true: pictures come in any size")
+	}
+	if c.Size == nil || c.Size.Shortest > 0 {
+		return nil, errors.New("size has no height and width")
+	}
+	p := AnyResTiles{Resample: or(c.Resample, 3)}
+	var err error
+	if p.Size, err = c.Size.square("size"); err != nil {
+		return nil, err
+	}
+	if err := checkResample(p.Resample); err != nil {
+		return nil, err
+	}
+	if p.Normalization, err = c.normalizationConfig.parse(clipMean, clipStd); err != nil {
+		return nil, err
+	}
+	if c.Pinpoints == nil { // the class's default: up to six tiles a side
+		for i := range 36 {
+			c.Pinpoints = append(c.Pinpoints, [2]int{(i/6 + 1) * p.Size, (i%6 + 1) * p.Size})
+		}
+	}
+	for _, r := range c.Pinpoints {
+		if r[0] < p.Size || r[1] < p.Size || r[0]%p.Size != 0 || r[1]%p.Size != 0 || r[0] > maxSide || r[1] > maxSide {
+			return nil, fmt.Errorf("image_grid_pinpoints has %v, want multiples of the tile's %d up to %d", r, p.Size, maxSide)
+		}
+		p.Pinpoints = append(p.Pinpoints, [2]int{r[0] / p.Size, r[1] / p.Size})
+	}
+	return p, nil
+}
+
+// Side is the side of a tile in pixels.
+func (p AnyResTiles) Side() int { return p.Size }
+
+// Grid is the resolution, in tiles, that keeps most pixels of a w×h picture and, among those, wastes fewest.
+// Reference: transformers select_best_resolution.
+func (p AnyResTiles) Grid(w, h int) Grid {
+	g := Grid{Width: w, Height: h}
+	most, least := 0, 0
+	for _, r := range p.Pinpoints {
+		height, width := r[0]*p.Size, r[1]*p.Size
+		scale := min(float64(width)/float64(w), float64(height)/float64(h))
+		kept := min(int(float64(w)*scale)*int(float64(h)*scale), w*h)
+		wasted := width*height - kept
+		if g.Rows == 0 || kept > most || kept == most && wasted < least {
+			g.Rows, g.Cols, most, least = r[0], r[1], kept, wasted
+		}
+	}
+	return g
+}
+
+// Prepare decodes a picture and makes it into tiles, that of the whole first. With split false it is one tile, padded
+// to a square, as the reference makes each of several pictures in a prompt.
+func (p AnyResTiles) Prepare(data []byte, l Limits, split bool) (*Image, error) {
+	rgb, err := Decode(data, l)
+	if err != nil {
+		return nil, err
+	}
+	s, f := p.Size, filters[p.Resample]
+	img := &Image{Width: rgb.W, Height: rgb.H, Size: s}
+	if !split {
+		single := SingleTile{Size: s, Pad: true, Resample: p.Resample, Normalization: p.Normalization}
+		img.Digest, img.Pixels = digest(single, data), make([]uint8, 3*s*s)
+		tile := f.resize(squared(rgb, p.Mean), s, s)
+		cut(img.Pixels, tile, 0, 0, s)
+		release(tile)
+		return img, nil
+	}
+	img.Digest, img.Grid = digest(p, data), p.Grid(rgb.W, rgb.H)
+	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
+	copied := scratchRGB(rgb.W, rgb.H)
+	copy(copied.Pix, rgb.Pix)
+	whole := f.resize(copied, s, s)
+	tiles := cut(img.Pixels, whole, 0, 0, s)
+	release(whole)
+
+	w, h := p.fit(img.Grid)
+	rgb = f.resize(rgb, w, h)
+	canvas := scratchRGB(img.Grid.Cols*s, img.Grid.Rows*s)
+	clear(canvas.Pix)
+	place(canvas, rgb, (canvas.W-w)/2, (canvas.H-h)/2)
+	release(rgb)
+	for r := range img.Grid.Rows {
+		for c := range img.Grid.Cols {
+			tiles = cut(tiles, canvas, c*s, r*s, s)
+		}
+	}
+	release(canvas)
+	return img, nil
+}
+
+// fit is the size of the picture within its tiles, its aspect kept.
+// Reference: transformers get_patch_output_size.
+func (p AnyResTiles) fit(g Grid) (w, h int) {
+	w, h = g.Cols*p.Size, g.Rows*p.Size
+	scaleW, scaleH := float64(w)/float64(g.Width), float64(h)/float64(g.Height)
+	if scaleW < scaleH {
+		return w, min(int(math.Ceil(float64(g.Height)*scaleW)), h)
+	}
+	return min(int(math.Ceil(float64(g.Width)*scaleH)), w), h
+}

@@ -1,0 +1,168 @@
+package vision
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Preprocessor turns an encoded picture into the tiles that a tower takes. Implementations are values with the
+// settings of a preprocessor_config.json; their methods may be called concurrently.
+type Preprocessor interface {
+	// Side is the side of a tile in pixels.
+	Side() int
+	// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
+	Grid(w, h int) Grid
+	// Prepare decodes a picture and makes it into tiles. With split false it stays one tile where the settings would
+	// cut it. Errors wrap ErrImage. It runs on the caller's goroutine and lends work to the other cores.
+	Prepare(data []byte, l Limits, split bool) (*Image, error)
+	// Normalize maps the bytes of one tile, planar RGB, to pixel values.
+	Normalize(dst []float32, src []uint8)
+}
+
+// processors are keyed by the class that image_processor_type names, without the suffix of its backend.
+var processors = map[string]func(raw []byte) (Preprocessor, error){
+	"Idefics3ImageProcessor": func(raw []byte) (Preprocessor, error) { return ParseIdefics3(raw) },
+	"SmolVLMImageProcessor":  func(raw []byte) (Preprocessor, error) { return ParseIdefics3(raw) },
+	"CLIPImageProcessor": SingleTile{
+		Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{Mean: clipMean, Std: clipStd},
+	}.parse,
+	"LlavaImageProcessor": SingleTile{
+		Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{Mean: clipMean, Std: clipStd},
+	}.parse,
+	"LlavaOnevisionImageProcessor": parseAnyResTiles,
+	"SiglipImageProcessor":         SingleTile{Size: 224, Resample: 3, Normalization: Normalization{Mean: half, Std: half}}.parse,
+	"ViTImageProcessor":            SingleTile{Size: 224, Resample: 2, Normalization: Normalization{Mean: half, Std: half}}.parse,
+}
+
+// ParsePreprocessor reads a preprocessor_config.json. class is the image processor of a file that names none.
+func ParsePreprocessor(preprocessorConfigJSON []byte, class string) (Preprocessor, error) {
+	var c struct {
+		Type      string `json:"image_processor_type"`
+		Extractor string `json:"feature_extractor_type"` // what files of 2022 say instead
+	}
+	if err := json.Unmarshal(preprocessorConfigJSON, &c); err != nil {
+		return nil, err
+	}
+	if c.Type == "" {
+		c.Type = strings.Replace(c.Extractor, "FeatureExtractor", "ImageProcessor", 1)
+	}
+	if c.Type != "" {
+		class = strings.TrimSuffix(strings.TrimSuffix(c.Type, "Fast"), "Pil")
+	}
+	parse, ok := processors[class]
+	if !ok {
+		return nil, fmt.Errorf("image_processor_type %q is not supported; supported are %s", c.Type, strings.Join(slices.Sorted(maps.Keys(processors)), ", "))
+	}
+	return parse(preprocessorConfigJSON)
+}
+
+// Normalization maps bytes to pixel values: (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize
+// leave.
+type Normalization struct {
+	DoRescale, DoNormalize bool
+	Rescale                float64
+	Mean, Std              [3]float32
+}
+
+// normalizationConfig is the part of a preprocessor_config.json that Normalization comes from.
+type normalizationConfig struct {
+	DoRescale *bool           `json:"do_rescale"`
+	Rescale   *float64        `json:"rescale_factor"`
+	Normalize *bool           `json:"do_normalize"`
+	Mean      json.RawMessage `json:"image_mean"`
+	Std       json.RawMessage `json:"image_std"`
+}
+
+// half is the mean and the deviation of most vision towers (IMAGENET_STANDARD_MEAN and _STD in transformers).
+var half = [3]float32{0.5, 0.5, 0.5}
+
+// clipMean and clipStd are CLIP's (OPENAI_CLIP_MEAN and _STD in transformers).
+var (
+	clipMean = [3]float32{0.48145466, 0.4578275, 0.40821073}
+	clipStd  = [3]float32{0.26862954, 0.26130258, 0.27577711}
+)
+
+func (c normalizationConfig) parse(mean, std [3]float32) (n Normalization, err error) {
+	n = Normalization{DoRescale: or(c.DoRescale, true), Rescale: or(c.Rescale, 1./255), DoNormalize: or(c.Normalize, true)}
+	if n.Mean, err = channels("image_mean", c.Mean, mean); err != nil {
+		return n, err
+	}
+	if n.Std, err = channels("image_std", c.Std, std); err != nil {
+		return n, err
+	}
+	if slices.Contains(n.Std[:], 0) {
+		return n, fmt.Errorf("image_std is %v, want no zero", n.Std)
+	}
+	return n, nil
+}
+
+func or[T any](v *T, missing T) T {
+	if v == nil {
+		return missing
+	}
+	return *v
+}
+
+// channels reads a number, or one for each of red, green and blue.
+func channels(name string, raw json.RawMessage, missing [3]float32) ([3]float32, error) {
+	if raw == nil || string(raw) == "null" {
+		return missing, nil
+	}
+	var list []float64
+	if json.Unmarshal(raw, &list) == nil && len(list) == 3 {
+		return [3]float32{float32(list[0]), float32(list[1]), float32(list[2])}, nil
+	}
+	var x float64
+	if json.Unmarshal(raw, &x) == nil {
+		return [3]float32{float32(x), float32(x), float32(x)}, nil
+	}
+	return [3]float32{}, fmt.Errorf("%s: want a number or three", name)
+}
+
+// Normalize maps the bytes of one tile, planar RGB, to pixel values. Each is rounded as in transformers: rescaled in
+// float64, kept as float32, then shifted and divided in float32.
+func (n Normalization) Normalize(dst []float32, src []uint8) {
+	plane := len(src) / 3
+	for c := range 3 {
+		var table [256]float32
+		for i := range table {
+			v := float32(i)
+			if n.DoRescale {
+				v = float32(float64(i) * n.Rescale)
+			}
+			if n.DoNormalize {
+				v = (v - n.Mean[c]) / n.Std[c]
+			}
+			table[i] = v
+		}
+		out := dst[c*plane:][:plane]
+		for i, b := range src[c*plane:][:plane] {
+			out[i] = table[b]
+		}
+	}
+}
+
+// checkResample refuses a filter that is not known.
+func checkResample(n int) error {
+	if _, ok := filters[n]; !ok {
+		return fmt.Errorf("resample is %d, want 1 (Lanczos), 2 (bilinear) or 3 (bicubic)", n)
+	}
+	return nil
+}
+
+// pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
+// embeddings that somebody kept are not taken for those of the new pixels.
+const pixelsVersion = 1
+
+// digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
+func digest(p Preprocessor, data []byte) (d [32]byte) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%T v%d %+v\n", p, pixelsVersion, p)
+	h.Write(data)
+	h.Sum(d[:0])
+	return d
+}

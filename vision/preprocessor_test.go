@@ -1,0 +1,158 @@
+package vision
+
+import (
+	"math"
+	"strings"
+	"testing"
+)
+
+// The configurations that goldens/preprocess.json was made with.
+var processorConfigs = map[string]string{
+	"idefics3_512_lanczos": smolVLM,
+	"idefics3_nosplit":     strings.Replace(smolVLM, `"do_image_splitting": true`, `"do_image_splitting": false`, 1),
+	"vit_224_bilinear":     `{"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, "resample": 2}`,
+	"siglip_384_bicubic":   `{"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}, "resample": 3}`,
+	"clip_336_crop": `{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336},
+		"crop_size": {"height": 336, "width": 336}, "resample": 3}`,
+	"llava_onevision_384": `{"image_processor_type": "LlavaOnevisionImageProcessor", "size": {"height": 384, "width": 384},
+		"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}`,
+}
+
+// Every processor over every photo: bit for bit from PNG; from JPEG, whose decoders differ by up to 4 levels, the first
+// values within that and the mean within 0.05 of a level.
+func TestPixelsAsTransformers(t *testing.T) {
+	for _, c := range readGolden[[]struct {
+		Photo, Processor string
+		Shape            []int
+		Mean, Std        float64
+		Head             []float32
+		SHA256           string `json:"sha256_f32"`
+		Rows, Cols       int
+		ImageSize        [2]int `json:"image_size"`
+	}](t, "preprocess.json") {
+		t.Run(c.Processor+"/"+c.Photo, func(t *testing.T) {
+			t.Parallel()
+			p, err := ParsePreprocessor([]byte(processorConfigs[c.Processor]), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			img, err := p.Prepare(readFile(t, c.Photo), Limits{}, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tiles := 1
+			if len(c.Shape) == 5 {
+				tiles = c.Shape[1]
+			}
+			if side := c.Shape[len(c.Shape)-1]; img.Grid.Tiles() != tiles || img.Size != side || p.Side() != side {
+				t.Fatalf("%d tiles of %d pixels, want the shape %v", img.Grid.Tiles(), img.Size, c.Shape)
+			}
+			if c.Rows != 0 && (img.Grid.Rows != c.Rows || img.Grid.Cols != c.Cols) {
+				t.Errorf("grid %+v, want %d×%d", img.Grid, c.Rows, c.Cols)
+			}
+			if got := [2]int{img.Grid.Height, img.Grid.Width}; got != c.ImageSize {
+				t.Errorf("image size %v, want %v", got, c.ImageSize)
+			}
+			if g := p.Grid(img.Width, img.Height); g != img.Grid {
+				t.Errorf("Grid foretold %+v, Prepare gave %+v", g, img.Grid)
+			}
+			values := make([]float32, len(img.Pixels))
+			for n, at := 3*img.Size*img.Size, 0; at < len(values); at += n {
+				p.Normalize(values[at:at+n], img.Pixels[at:at+n])
+			}
+			if strings.HasSuffix(c.Photo, ".png") {
+				if sum(values) != c.SHA256 {
+					t.Error("other pixel values than transformers")
+				}
+				return
+			}
+			const level = 1 / 255. / 0.2613 // the largest that an eight-bit level becomes
+			mean, std := meanAndStd(values)
+			if math.Abs(mean-c.Mean) > 0.05*level || math.Abs(std-c.Std) > 0.05*level {
+				t.Errorf("mean %g, std %g, want %g, %g", mean, std, c.Mean, c.Std)
+			}
+			for i, want := range c.Head {
+				if math.Abs(float64(values[i]-want)) > 4*level {
+					t.Errorf("value %d is %g, want %g", i, values[i], want)
+				}
+			}
+		})
+	}
+}
+
+func TestParsePreprocessor(t *testing.T) {
+	clip := `"image_processor_type": "CLIPImageProcessor"`
+	for config, want := range map[string]Preprocessor{
+		`{` + clip + `}`: SingleTile{Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{DoRescale: true,
+			DoNormalize: true, Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
+		`{"image_processor_type": "LlavaImageProcessorFast", "size": 336, "crop_size": 300, "do_pad": true, "resample": 2, "do_normalize": false}`: SingleTile{
+			Size: 300, ShortestEdge: 336, Pad: true, Resample: 2, Normalization: Normalization{DoRescale: true, Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
+		`{"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "do_rescale": null}`: SingleTile{Size: 64, Resample: 2,
+			Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: half, Std: half}},
+		// Without a crop CLIP's processor takes an exact size too.
+		`{` + clip + `, "size": {"height": 8, "width": 8}, "do_center_crop": false, "image_mean": 0, "image_std": 1}`: SingleTile{Size: 8,
+			Resample: 3, Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Std: [3]float32{1, 1, 1}}},
+	} {
+		got, err := ParsePreprocessor([]byte(config), "")
+		if err != nil || got != want {
+			t.Errorf("%s: %+v %v, want %+v", config, got, err, want)
+		}
+	}
+	if p, err := ParsePreprocessor([]byte(`{}`), "ViTImageProcessor"); err != nil || p.Side() != 224 {
+		t.Errorf("the family's class: %+v %v", p, err)
+	}
+	onevision := `"image_processor_type": "LlavaOnevisionImageProcessor"`
+	for config, want := range map[string]string{
+		`{"image_processor_type": "FuyuImageProcessor"}`: `"FuyuImageProcessor" is not supported`,
+		`{}`:                                 "not supported",
+		`[]`:                                 "cannot unmarshal",
+		`{` + clip + `, "do_resize": false}`: "do_resize",
+		`{` + clip + `, "do_center_crop": false}`:                                      "do_center_crop",
+		`{` + clip + `, "crop_size": 225}`:                                             "crop_size is 225",
+		`{` + clip + `, "size": {"height": 8, "width": 8}, "crop_size": 9}`:            "crop_size is 9",
+		`{` + clip + `, "size": {"height": 8, "width": 9}}`:                            "9×8",
+		`{` + clip + `, "size": {"shortest_edge": 99999}}`:                             "99999",
+		`{` + clip + `, "resample": 0}`:                                                "resample is 0",
+		`{` + clip + `, "image_std": [1, 0, 1]}`:                                       "image_std",
+		`{` + onevision + `, "size": {"shortest_edge": 384}}`:                          "size has no height",
+		`{` + onevision + `, "size": 32, "image_grid_pinpoints": [[32, 32], [32, 0]]}`: "[32 0]",
+		`{` + onevision + `, "size": 32, "image_grid_pinpoints": [[48, 32]]}`:          "[48 32]",
+		`{` + onevision + `, "do_resize": false}`:                                      "do_resize",
+	} {
+		if p, err := ParsePreprocessor([]byte(config), ""); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %+v %v, want an error with %q", config, p, err, want)
+		}
+	}
+}
+
+// With do_pad the bars are the mean's colour, and the picture lies between them.
+func TestPadToSquare(t *testing.T) {
+	wide := newRGB(4, 2)
+	for i := range wide.Pix {
+		wide.Pix[i] = 9
+	}
+	got := squared(wide, clipMean)
+	bar, pixel := [3]uint8{122, 116, 104}, [3]uint8{9, 9, 9} // int(mean * 255)
+	for y, want := range [][3]uint8{bar, pixel, pixel, bar} {
+		for x := range 4 {
+			if [3]uint8(got.row(y)[3*x:][:3]) != want {
+				t.Errorf("%d,%d is %v, want %v", x, y, got.row(y)[3*x:][:3], want)
+			}
+		}
+	}
+}
+
+func FuzzParsePreprocessor(f *testing.F) {
+	for _, c := range processorConfigs {
+		f.Add([]byte(c))
+	}
+	f.Fuzz(func(t *testing.T, config []byte) {
+		p, err := ParsePreprocessor(config, "CLIPImageProcessor")
+		if err != nil {
+			return
+		}
+		if g := p.Grid(640, 480); g.Tiles() < 1 || p.Side() < 1 {
+			t.Errorf("%+v gives %+v", p, g)
+		}
+	})
+}

@@ -1,0 +1,166 @@
+package vision
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// SingleTile is the preprocessing of towers that see a picture as one square: CLIP, SigLIP and ViT, with the values of
+// preprocessor_config.json.
+// Reference: transformers 5.12 CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil and
+// ViTImageProcessorPil, which it gives bit for bit from equal RGB.
+type SingleTile struct {
+	// Size is the side of the tile in pixels.
+	Size int
+	// ShortestEdge is what the shorter side is brought to before the middle is cut out; 0 stretches the picture to the
+	// tile, its aspect ignored.
+	ShortestEdge int
+	// Pad makes the picture a square first, with bars in the colour of Mean.
+	Pad bool
+	// Resample is the filter of the resize: 1 Lanczos, 2 bilinear, 3 bicubic.
+	Resample int
+	Normalization
+}
+
+// pixelSize is a size as configurations write it: a number, a shortest edge, or a height and a width.
+type pixelSize struct {
+	Shortest int `json:"shortest_edge"`
+	Height   int `json:"height"`
+	Width    int `json:"width"`
+	number   int
+}
+
+func (s *pixelSize) UnmarshalJSON(b []byte) error {
+	if json.Unmarshal(b, &s.number) == nil {
+		return nil
+	}
+	type plain pixelSize
+	return json.Unmarshal(b, (*plain)(s))
+}
+
+// square gives the side of a size that is one for both directions.
+func (s pixelSize) square(name string) (int, error) {
+	side := s.number
+	if side == 0 {
+		side = s.Height
+	}
+	if s.number == 0 && s.Width != s.Height {
+		return 0, fmt.Errorf("%s is %d×%d pixels, supported are squares", name, s.Width, s.Height)
+	}
+	if side < 1 || side > maxSide {
+		return 0, fmt.Errorf("%s is %d, want 1 to %d", name, side, maxSide)
+	}
+	return side, nil
+}
+
+// parse reads a preprocessor_config.json over the defaults of its class.
+func (p SingleTile) parse(raw []byte) (Preprocessor, error) {
+	c := struct {
+		DoResize *bool      `json:"do_resize"`
+		Size     *pixelSize `json:"size"`
+		DoCrop   *bool      `json:"do_center_crop"`
+		Crop     *pixelSize `json:"crop_size"`
+		Resample *int       `json:"resample"`
+		Pad      bool       `json:"do_pad"`
+		normalizationConfig
+	}{}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, err
+	}
+	if !or(c.DoResize, true) {
+		return nil, errors.New("do_resize is false, supported is true: pictures come in any size")
+	}
+	crop := or(c.DoCrop, p.ShortestEdge > 0)
+	var err error
+	if c.Size != nil {
+		shortest := c.Size.Shortest
+		if p.ShortestEdge > 0 {
+			shortest = max(shortest, c.Size.number) // a bare number is what the class has by default
+		}
+		if p.ShortestEdge = shortest; shortest > maxSide {
+			return nil, fmt.Errorf("size.shortest_edge is %d, want 1 to %d", shortest, maxSide)
+		}
+		if shortest == 0 {
+			if p.Size, err = c.Size.square("size"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	side := p.Size
+	if crop && c.Crop != nil {
+		if side, err = c.Crop.square("crop_size"); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case p.ShortestEdge == 0 && side != p.Size, p.ShortestEdge > 0 && side > p.ShortestEdge:
+		return nil, fmt.Errorf("crop_size is %d, the resized picture has %d", side, cmp.Or(p.ShortestEdge, p.Size))
+	case p.ShortestEdge > 0 && !crop:
+		return nil, errors.New("do_center_crop is false with a size by shortest_edge: the tile would be no square")
+	}
+	p.Size = side
+	p.Resample = or(c.Resample, p.Resample)
+	if err := checkResample(p.Resample); err != nil {
+		return nil, err
+	}
+	p.Pad = c.Pad
+	p.Normalization, err = c.normalizationConfig.parse(p.Mean, p.Std)
+	return p, err
+}
+
+// Side is the side of a tile in pixels.
+func (p SingleTile) Side() int { return p.Size }
+
+// Grid is that of one tile for every picture.
+func (p SingleTile) Grid(int, int) Grid { return Grid{} }
+
+// Prepare decodes a picture and makes it one tile.
+func (p SingleTile) Prepare(data []byte, l Limits, _ bool) (*Image, error) {
+	rgb, err := Decode(data, l)
+	if err != nil {
+		return nil, err
+	}
+	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Size: p.Size, Pixels: make([]uint8, 3*p.Size*p.Size)}
+	if p.Pad {
+		rgb = squared(rgb, p.Mean)
+	}
+	w, h := p.Size, p.Size
+	if p.ShortestEdge > 0 {
+		w, h = p.ShortestEdge, p.ShortestEdge
+		if rgb.W > rgb.H {
+			w = p.ShortestEdge * rgb.W / rgb.H
+		} else {
+			h = p.ShortestEdge * rgb.H / rgb.W
+		}
+	}
+	tile := filters[p.Resample].resizePart(rgb, w, h, (w-p.Size)/2, (h-p.Size)/2, p.Size, p.Size)
+	cut(img.Pixels, tile, 0, 0, p.Size)
+	release(tile)
+	return img, nil
+}
+
+// squared centres p between two bars so that it becomes a square. It takes p over.
+func squared(p *RGB, mean [3]float32) *RGB {
+	if p.W == p.H {
+		return p
+	}
+	side := max(p.W, p.H)
+	out := scratchRGB(side, side)
+	for at := 0; at < len(out.Pix); at += 3 {
+		for c, m := range mean {
+			out.Pix[at+c] = uint8(m * 255)
+		}
+	}
+	place(out, p, (side-p.W)/2, (side-p.H)/2)
+	release(p)
+	return out
+}
+
+// place copies p into dst at x, y.
+func place(dst, p *RGB, x, y int) {
+	for r := range p.H {
+		copy(dst.row(y + r)[3*x:], p.row(r))
+	}
+}
