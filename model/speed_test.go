@@ -35,7 +35,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 			b.Fatal(err)
 		}
 	}
-	return m, p, ort.Options{Threads: threads}
+	return m, p, ort.Options{Threads: threads, Spin: os.Getenv("MMSERVE_BENCH_SPIN") != ""}
 }
 
 // BenchmarkTower encodes one tile.
@@ -85,6 +85,46 @@ func BenchmarkDecode(b *testing.B) {
 			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
 		})
 	}
+}
+
+// BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other.
+func BenchmarkDecodeWhileEncoding(b *testing.B) {
+	m, p, o := openBench(b)
+	o.Spin = false
+	tower, err := m.OpenTower(p, o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer tower.Close()
+	r := openBenchDecoder(b, 8)
+	ids := benchIDs(300)
+	rows := make([]decoder.Row, 8)
+	for i := range rows {
+		runBench(b, r, greedyRow(i, 0, ids))
+		rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+	}
+	tiles, stop, done := 0, make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if _, err := tower.Run(1); err != nil {
+					b.Error(err)
+					return
+				}
+				tiles++
+			}
+		}
+	}()
+	for b.Loop() {
+		runBench(b, r, rows...)
+	}
+	close(stop)
+	<-done
+	b.ReportMetric(b.Elapsed().Seconds()*1000/max(float64(tiles), 1), "ms/tile")
 }
 
 func openBenchDecoder(b *testing.B, slots int) *decoder.Runner {

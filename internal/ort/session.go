@@ -15,6 +15,9 @@ type Options struct {
 	ProviderOptions map[string]string
 	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
 	Threads int
+	// Spin lets idle threads wait for work in a loop while a Run is under way: many small nodes then start sooner, at the
+	// price of the cores. Between Runs they sleep.
+	Spin bool
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
 }
@@ -31,7 +34,7 @@ type graph interface {
 	Outputs() []string
 }
 
-// NewSession loads a graph. Spinning is off: with two sessions in one process it doubles the CPU cost.
+// NewSession loads a graph.
 func NewSession(g graph, o Options) (*Session, error) {
 	p, err := lookup(o.Provider)
 	if err != nil {
@@ -47,6 +50,10 @@ func NewSession(g graph, o Options) (*Session, error) {
 		threads = runtime.GOMAXPROCS(0)
 	}
 	entries := map[string]string{"session.intra_op.allow_spinning": "0"}
+	if o.Spin {
+		entries["session.intra_op.allow_spinning"] = "1"
+		entries["session.force_spinning_stop"] = "1"
+	}
 	if o.ExternalDir != "" {
 		entries["session.model_external_initializers_file_folder_path"] = o.ExternalDir
 	}
