@@ -35,7 +35,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 			b.Fatal(err)
 		}
 	}
-	return m, p, ort.Options{Threads: threads, Spin: os.Getenv("MMSERVE_BENCH_SPIN") != ""}
+	return m, p, ort.Options{Threads: threads}
 }
 
 // BenchmarkTower encodes one tile.
@@ -90,7 +90,6 @@ func BenchmarkDecode(b *testing.B) {
 // BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other.
 func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	m, p, o := openBench(b)
-	o.Spin = false
 	tower, err := m.OpenTower(p, o)
 	if err != nil {
 		b.Fatal(err)

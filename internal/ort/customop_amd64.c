@@ -9,6 +9,7 @@
 #include "include/onnxruntime_c_api.h"
 #include "attention_amd64.h"
 #include "rowlinear_amd64.h"
+#include "team_amd64.h"
 
 static const OrtApi *api;
 
@@ -89,24 +90,14 @@ static void multiply_task(void *p, size_t i) {
   rowlinear_multiply(&t->l, row, row_to < t->l.rows ? row_to : t->l.rows, pair, pair_to < t->pairs ? pair_to : t->pairs);
 }
 
-static OrtStatus *multiply(const OrtKernelContext *ctx, product *p) {
+static void multiply(product *p) {
   rowlinear *l = &p->l;
-  const int64_t width = (l->k + 3) / 4 * 4, pair_bytes = width * 32;
+  const int64_t pair_bytes = (l->k + 3) / 4 * 128;
   p->pairs = (l->n + 31) / 32;
   p->blocks = (l->rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
   p->pairs_a_task = TASK_BYTES / pair_bytes + 1;
-  OrtStatus *s = NULL;
-  if (p->blocks > 1)
-    s = api->KernelContext_ParallelFor(ctx, quantize_task, (size_t)p->blocks, 0, p);
-  else
-    rowlinear_quantize(l, 0, l->rows);
-  if (s) return s;
-  const int64_t tasks = (p->pairs + p->pairs_a_task - 1) / p->pairs_a_task * p->blocks;
-  if (tasks < 2) {
-    rowlinear_multiply(l, 0, l->rows, 0, p->pairs);
-    return NULL;
-  }
-  return api->KernelContext_ParallelFor(ctx, multiply_task, (size_t)tasks, 0, p);
+  team_run(quantize_task, p, (size_t)p->blocks);
+  team_run(multiply_task, p, (size_t)((p->pairs + p->pairs_a_task - 1) / p->pairs_a_task * p->blocks));
 }
 
 static OrtStatus *row_linear_compute(void *k, OrtKernelContext *ctx) {
@@ -138,9 +129,9 @@ static OrtStatus *row_linear_compute(void *k, OrtKernelContext *ctx) {
   if (!scratch) return api->CreateStatus(ORT_FAIL, "RowLinear8: out of memory");
   l->m = (float *)scratch;
   l->q = scratch + (size_t)l->rows * sizeof(float);
-  s = multiply(ctx, &p);
+  multiply(&p);
   if (scratch != few) free(scratch);
-  return s;
+  return NULL;
 }
 
 // CachedAttention(q, k?, v?, past_key, past_value, last, cosine, sine) → out, present_key, present_value; attributes heads,
@@ -205,14 +196,17 @@ static void decode_task(void *p, size_t i) {
   attend(c, (int64_t)i, 0, c->a.heads / c->a.kv_heads);
 }
 
-static OrtStatus *attention_run(const OrtKernelContext *ctx, cached *c) {
+static void attention_run(cached *c) {
   attention *a = &c->a;
   const int64_t heads = a->rows * a->kv_heads;
-  if (a->width == 1) return api->KernelContext_ParallelFor(ctx, decode_task, (size_t)heads, 0, c);
+  if (a->width == 1) {
+    team_run(decode_task, c, (size_t)heads);
+    return;
+  }
   c->blocks = (a->width + BLOCK_POSITIONS - 1) / BLOCK_POSITIONS;
-  OrtStatus *s = api->KernelContext_ParallelFor(ctx, store_task, (size_t)(heads * c->blocks), 0, c);
+  team_run(store_task, c, (size_t)(heads * c->blocks));
   c->blocks = (a->width * (a->heads / a->kv_heads) + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
-  return s ? s : api->KernelContext_ParallelFor(ctx, attend_task, (size_t)(heads * c->blocks), 0, c);
+  team_run(attend_task, c, (size_t)(heads * c->blocks));
 }
 
 static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
@@ -255,9 +249,9 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   if (!a->rows || !a->width) return NULL;
   a->rotated = malloc((size_t)(a->rows * a->width * a->heads * a->dim) * sizeof(float));
   if (!a->rotated) return api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
-  s = attention_run(ctx, &c);
+  attention_run(&c);
   free(a->rotated);
-  return s || !c.failed ? s : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
+  return !c.failed ? NULL : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
 }
 
 static const char *row_linear_name(const OrtCustomOp *op) { (void)op; return "RowLinear8"; }

@@ -3,9 +3,10 @@
 package ort
 
 // #cgo CFLAGS: -O3
-// #cgo linux LDFLAGS: -ldl
+// #cgo linux LDFLAGS: -ldl -lpthread
 // #include <stdlib.h>
 // #include "rowlinear_amd64.h"
+// #include "team_amd64.h"
 // char *customop_add(const char *library, void *session_options);
 import "C"
 
@@ -25,13 +26,14 @@ func HasKernels() bool { return C.rowlinear_supported() != 0 }
 
 var addCustomOps sync.Mutex
 
-// configureCustomOps lets a session use mmserve's own operators.
-func configureCustomOps(so *ort.SessionOptions) error {
+// configureCustomOps lets a session use mmserve's own operators, on as many threads as the session that asked for most.
+func configureCustomOps(so *ort.SessionOptions, threads int) error {
 	if !HasKernels() {
 		return nil
 	}
 	addCustomOps.Lock()
 	defer addCustomOps.Unlock()
+	C.team_grow(C.int(threads - 1))
 	_, library := Loaded()
 	path := C.CString(library)
 	defer C.free(unsafe.Pointer(path))

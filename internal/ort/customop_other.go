@@ -8,4 +8,4 @@ import ort "github.com/yalue/onnxruntime_go"
 // CachedAttention. They need AVX-512 with VNNI.
 func HasKernels() bool { return false }
 
-func configureCustomOps(*ort.SessionOptions) error { return nil }
+func configureCustomOps(*ort.SessionOptions, int) error { return nil }

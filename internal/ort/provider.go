@@ -13,8 +13,8 @@ import (
 // provider is one way to run graphs. Its file registers it in init.
 type provider interface {
 	name() string
-	// configure adds the provider to a session's options after checking its own.
-	configure(so *ort.SessionOptions, options map[string]string) error
+	// configure adds the provider to a session's options after checking its own. threads is what the session was given.
+	configure(so *ort.SessionOptions, threads int, options map[string]string) error
 }
 
 var providers = map[string]provider{}

@@ -15,9 +15,9 @@ var _ provider = cpu{}
 
 func (cpu) name() string { return "cpu" }
 
-func (cpu) configure(so *ort.SessionOptions, options map[string]string) error {
+func (cpu) configure(so *ort.SessionOptions, threads int, options map[string]string) error {
 	for k := range options {
 		return fmt.Errorf("unknown option %q; it takes none", k)
 	}
-	return configureCustomOps(so)
+	return configureCustomOps(so, threads)
 }

@@ -15,9 +15,6 @@ type Options struct {
 	ProviderOptions map[string]string
 	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
 	Threads int
-	// Spin lets idle threads wait for work in a loop while a Run is under way: many small nodes then start sooner, at the
-	// price of the cores. Between Runs they sleep.
-	Spin bool
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
 }
@@ -49,11 +46,8 @@ func NewSession(g graph, o Options) (*Session, error) {
 	if threads == 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
+	// Spinning doubles the CPU cost of two sessions in one process; mmserve's own operators have threads of their own.
 	entries := map[string]string{"session.intra_op.allow_spinning": "0"}
-	if o.Spin {
-		entries["session.intra_op.allow_spinning"] = "1"
-		entries["session.force_spinning_stop"] = "1"
-	}
 	if o.ExternalDir != "" {
 		entries["session.model_external_initializers_file_folder_path"] = o.ExternalDir
 	}
@@ -71,7 +65,7 @@ func NewSession(g graph, o Options) (*Session, error) {
 			return nil, err
 		}
 	}
-	if err := p.configure(so, o.ProviderOptions); err != nil {
+	if err := p.configure(so, threads, o.ProviderOptions); err != nil {
 		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
 	}
 	s, err := ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
