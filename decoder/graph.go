@@ -2,13 +2,12 @@ package decoder
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// Config holds the values of a Llama-style decoder.
+// Config holds the values of a decoder; its flags say where Llama, Qwen2, Mistral, Gemma and Gemma 2 differ.
 type Config struct {
 	Layers, Hidden, Intermediate int
 	Heads, KVHeads, HeadDim      int
@@ -16,11 +15,23 @@ type Config struct {
 	Vocab int
 	// MaxLen is the number of positions of one sequence (max_position_embeddings).
 	MaxLen     int
-	RopeTheta  float64
+	Rope       Rope
 	Eps        float32
 	Activation string
 	// QKVBias, OBias and MLPBias say which projections carry a bias; Tied that the head is the embedding table.
 	QKVBias, OBias, MLPBias, Tied bool
+	// UnitNorms have 1 + weight as the factor of an RMS norm; SandwichNorms normalise what attention and MLP give, too.
+	UnitNorms, SandwichNorms bool
+	// EmbedScale multiplies the embeddings of tokens, not those of patches; 0 is 1.
+	EmbedScale float32
+	// AttentionScale multiplies the products of queries and keys; 0 is 1/√HeadDim. Softcap bounds them to ±Softcap by
+	// tanh; 0 leaves them.
+	AttentionScale, Softcap float32
+	// Windows are the positions, its own and those before, that each layer sees; 0 is all of them, nil all in every layer.
+	Windows []int
+	// WholePrompt makes the positions of a prompt see each other in both directions. Its first chunk, which starts at
+	// position 0, must hold the whole prompt, and no other prompt may reuse a part of its keys and values.
+	WholePrompt bool
 }
 
 // Validate refuses values that no graph can be built from, naming the field.
@@ -44,8 +55,14 @@ func (c Config) Validate() error {
 		// ONNX Runtime's CPU kernel rotates 16 values at a time.
 		return fmt.Errorf("text_config.head_dim %d is no multiple of 16, which rotary attention needs here", c.HeadDim)
 	}
-	if c.RopeTheta <= 1 {
-		return fmt.Errorf("text_config.rope_theta is %g, want more than 1", c.RopeTheta)
+	if err := c.Rope.validate(); err != nil {
+		return err
+	}
+	if c.AttentionScale < 0 || c.Softcap < 0 || c.EmbedScale < 0 {
+		return fmt.Errorf("text_config: attention scale %g, attn_logit_softcapping %g, embedding scale %g, want none below 0", c.AttentionScale, c.Softcap, c.EmbedScale)
+	}
+	if len(c.Windows) != 0 && len(c.Windows) != c.Layers {
+		return fmt.Errorf("text_config.layer_types has %d layers, num_hidden_layers is %d", len(c.Windows), c.Layers)
 	}
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
@@ -59,32 +76,50 @@ func (c Config) KVBytesPerToken() int64 {
 // total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), then per layer
 // past key and value [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], then per layer present key and
 // value, which are bound to the same memory as the past so that the step writes in place.
-// Reference: transformers LlamaForCausalLM.
+// Reference: transformers LlamaForCausalLM, Qwen2ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM.
 func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
 	b := graph.NewBuilder("decoder", w, p)
+	b.UnitNorms = c.UnitNorms
 	x := b.Input("inputs_embeds", onnx.F32, "B", "S", c.Hidden)
 	seqlens := b.Input("seqlens_k", onnx.I32, "B")
 	total := b.Input("total_sequence_length", onnx.I32, 1)
 	sample := b.Input("sample_rows", onnx.I64, "K")
 	cos, sin := c.rotary(b)
+	attend := attention{Config: c, seqlens: seqlens, total: total, cos: cos, sin: sin}
+	if c.WholePrompt {
+		attend.first = isFirst(b, x, seqlens)
+	}
 
 	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
 	b.Output("logits", onnx.F32, "K", c.Vocab)
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.layers.%d.", i)
-		qkv := b.JointLinear(n, c.Hidden, c.QKVBias,
-			graph.Out{Prefix: p + "self_attn.q_proj", Dim: c.Heads * c.HeadDim},
-			graph.Out{Prefix: p + "self_attn.k_proj", Dim: c.KVHeads * c.HeadDim},
-			graph.Out{Prefix: p + "self_attn.v_proj", Dim: c.KVHeads * c.HeadDim})
-		a := c.attention(b, i, qkv, seqlens, total, cos, sin)
+		outs := []graph.Out{
+			{Prefix: p + "self_attn.q_proj", Dim: c.Heads * c.HeadDim},
+			{Prefix: p + "self_attn.k_proj", Dim: c.KVHeads * c.HeadDim},
+			{Prefix: p + "self_attn.v_proj", Dim: c.KVHeads * c.HeadDim},
+		}
+		qkv := b.JointLinear(n, c.Hidden, c.QKVBias, outs...)
+		if c.WholePrompt {
+			qkv = b.Split(qkv, outs...)
+		}
+		a := attend.layer(b, i, qkv)
 		o := b.Linear(a, p+"self_attn.o_proj", c.Heads*c.HeadDim, c.Hidden, c.OBias)
-		n, residual = b.AddRMSNorm(o, residual, p+"post_attention_layernorm", c.Hidden, c.Eps)
+		before := p + "post_attention_layernorm"
+		if c.SandwichNorms {
+			o = b.RMSNorm(o, before, c.Hidden, c.Eps)
+			before = p + "pre_feedforward_layernorm"
+		}
+		n, residual = b.AddRMSNorm(o, residual, before, c.Hidden, c.Eps)
 		act := b.Gated(n, c.Hidden, c.MLPBias, c.Activation,
 			graph.Out{Prefix: p + "mlp.gate_proj", Dim: c.Intermediate}, graph.Out{Prefix: p + "mlp.up_proj", Dim: c.Intermediate})
 		down := b.Linear(act, p+"mlp.down_proj", c.Intermediate, c.Hidden, c.MLPBias)
+		if c.SandwichNorms {
+			down = b.RMSNorm(down, p+"post_feedforward_layernorm", c.Hidden, c.Eps)
+		}
 		next := "text.norm"
 		if i+1 < c.Layers {
 			next = fmt.Sprintf("text.layers.%d.input_layernorm", i+1)
@@ -99,43 +134,4 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 	}
 	b.Name(b.Linear(rows, head, c.Hidden, c.Vocab, false), "logits")
 	return b, b.Err()
-}
-
-// attention adds grouped-query attention of layer i, which rotates q and k, writes k and v into the cache in
-// place and attends to everything up to each row's own length. qkv is three values, or one that holds all three.
-func (c Config) attention(b *graph.Builder, i int, qkv []string, seqlens, total, cos, sin string) string {
-	if len(qkv) == 1 {
-		qkv = []string{qkv[0], "", ""}
-	}
-	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
-	dims := []any{"B", c.KVHeads, "P", c.HeadDim}
-	b.Input(name("past_key"), onnx.F32, dims...)
-	b.Input(name("past_value"), onnx.F32, dims...)
-	in := append(qkv, name("past_key"), name("past_value"), seqlens)
-	out := []string{name("attention"), name("present_key"), name("present_value")}
-	scale := float32(1 / math.Sqrt(float64(c.HeadDim)))
-	if graph.HasKernels {
-		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": c.Heads, "kv_heads": c.KVHeads, "scale": scale}, append(in, cos, sin), out)
-	} else {
-		b.Node(onnx.Contrib, "GroupQueryAttention", onnx.Attrs{
-			"num_heads": c.Heads, "kv_num_heads": c.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale,
-		}, append(in, total, cos, sin), out)
-	}
-	b.Output(name("present_key"), onnx.F32, dims...)
-	b.Output(name("present_value"), onnx.F32, dims...)
-	return name("attention")
-}
-
-// rotary adds the cosine and sine tables [MaxLen, HeadDim/2] of rotate-half position embeddings.
-func (c Config) rotary(b *graph.Builder) (cos, sin string) {
-	half := c.HeadDim / 2
-	cs, sn := make([]float32, c.MaxLen*half), make([]float32, c.MaxLen*half)
-	for i := range half {
-		freq := math.Pow(c.RopeTheta, -float64(2*i)/float64(c.HeadDim))
-		for pos := range c.MaxLen {
-			s, co := math.Sincos(float64(pos) * freq)
-			cs[pos*half+i], sn[pos*half+i] = float32(co), float32(s)
-		}
-	}
-	return b.F32s("cos", []int{c.MaxLen, half}, cs), b.F32s("sin", []int{c.MaxLen, half}, sn)
 }

@@ -6,7 +6,7 @@ import (
 )
 
 func TestConfigValidate(t *testing.T) {
-	good := Config{Layers: 1, Hidden: 32, Intermediate: 64, Heads: 2, KVHeads: 1, HeadDim: 16, Vocab: 10, MaxLen: 8, RopeTheta: 10000, Eps: 1e-5, Activation: "silu"}
+	good := Config{Layers: 1, Hidden: 32, Intermediate: 64, Heads: 2, KVHeads: 1, HeadDim: 16, Vocab: 10, MaxLen: 8, Rope: Rope{Theta: 10000}, Eps: 1e-5, Activation: "silu"}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -16,7 +16,7 @@ func TestConfigValidate(t *testing.T) {
 		"vocab_size is 0":         func(c *Config) { c.Vocab = 0 },
 		"hidden_size is -1":       func(c *Config) { c.Hidden = -1 },
 		`hidden_act "relu_cubed"`: func(c *Config) { c.Activation = "relu_cubed" },
-		"rope_theta is 0":         func(c *Config) { c.RopeTheta = 0 },
+		"rope_theta is 0":         func(c *Config) { c.Rope.Theta = 0 },
 	} {
 		c := good
 		change(&c)

@@ -56,7 +56,7 @@ func Open(c Config, w *graph.Weights, o OpenOptions) (*Runner, error) {
 	if o.Precision == graph.INT8 {
 		r.fewest = 1 // the integer kernel gives no rows a wrong shape; sample_rows holds a valid index at any time
 	}
-	if r.embed, err = fusion.NewEmbedder(table); err != nil {
+	if r.embed, err = fusion.NewEmbedder(table, c.EmbedScale); err != nil {
 		return nil, err
 	}
 	o.Session.ExternalDir = graph.Root

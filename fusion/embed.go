@@ -1,6 +1,7 @@
 package fusion
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/mmserve/mmserve/internal/safetensors"
@@ -10,14 +11,15 @@ import (
 type Embedder struct {
 	table        safetensors.Tensor
 	rows, hidden int
+	scale        float32
 }
 
-// NewEmbedder reads rows from the embedding table [rows, hidden].
-func NewEmbedder(table safetensors.Tensor) (*Embedder, error) {
+// NewEmbedder reads rows from the embedding table [rows, hidden]. scale multiplies them, and not patches; 0 is 1.
+func NewEmbedder(table safetensors.Tensor, scale float32) (*Embedder, error) {
 	if len(table.Shape) != 2 {
 		return nil, fmt.Errorf("embedding table %q has shape %v, want [vocabulary, hidden]", table.Name, table.Shape)
 	}
-	return &Embedder{table: table, rows: table.Shape[0], hidden: table.Shape[1]}, nil
+	return &Embedder{table: table, rows: table.Shape[0], hidden: table.Shape[1], scale: cmp.Or(scale, 1)}, nil
 }
 
 // Hidden is the width of a row, Rows the number of ids that have one.
@@ -33,8 +35,14 @@ func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) err
 		if id < 0 || int(id) >= e.rows {
 			return fmt.Errorf("token id %d has no embedding: the table has %d rows", id, e.rows)
 		}
-		if err := e.table.FloatsInto(dst[i*e.hidden:(i+1)*e.hidden], int(id)*e.hidden); err != nil {
+		row := dst[i*e.hidden : (i+1)*e.hidden]
+		if err := e.table.FloatsInto(row, int(id)*e.hidden); err != nil {
 			return err
+		}
+		if e.scale != 1 {
+			for j := range row {
+				row[j] *= e.scale
+			}
 		}
 	}
 	for _, s := range spans {

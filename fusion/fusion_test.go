@@ -77,7 +77,7 @@ func table(rows, hidden int) safetensors.Tensor {
 
 // Any cut of a sequence into chunks must give the same embeddings as the whole.
 func TestEmbedInChunks(t *testing.T) {
-	e, err := NewEmbedder(table(10, 2))
+	e, err := NewEmbedder(table(10, 2), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func idefics3(config []byte) (Spec, error) {
 	if err := v.read(c.Vision); err != nil {
 		return Spec{}, err
 	}
-	text, textTied, err := parseLlama(c.Text)
+	text, textTied, err := parseText(c.Text, "llama")
 	if err != nil {
 		return Spec{}, err
 	}

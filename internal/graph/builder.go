@@ -12,6 +12,8 @@ import (
 // so that a family reads as arithmetic and not as error checks.
 type Builder struct {
 	*onnx.Graph
+	// UnitNorms adds one to the weights of RMS norms, as Gemma does.
+	UnitNorms bool
 	w         *Weights
 	precision Precision
 	rows      map[string][2]string // value → its quantised rows and their magnitudes
@@ -95,13 +97,22 @@ func (b *Builder) LayerNorm(x, prefix string, dim int, eps float32) string {
 // RMSNorm is x·rsqrt(mean(x²)+eps)·w over the last axis.
 func (b *Builder) RMSNorm(x, prefix string, dim int, eps float32) string {
 	return b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
-		x, b.Weight(prefix+".weight", dim))
+		x, b.normWeight(prefix+".weight", dim))
+}
+
+// normWeight is the factor of an RMS norm; the session folds the sum into a constant.
+func (b *Builder) normWeight(name string, dim int) string {
+	w := b.Weight(name, dim)
+	if b.UnitNorms {
+		w = b.Op("Add", nil, w, b.F32(1))
+	}
+	return w
 }
 
 // AddRMSNorm adds a residual and normalises the sum; it returns the normalised value and the sum.
 func (b *Builder) AddRMSNorm(x, residual, prefix string, dim int, eps float32) (normed, sum string) {
 	out := b.OpN(onnx.Contrib, "SkipSimplifiedLayerNormalization", onnx.Attrs{"epsilon": eps},
-		[]string{x, residual, b.Weight(prefix+".weight", dim)}, 4)
+		[]string{x, residual, b.normWeight(prefix+".weight", dim)}, 4)
 	return out[0], out[3]
 }
 

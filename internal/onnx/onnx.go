@@ -41,7 +41,7 @@ const Contrib = "com.microsoft"
 // Own is the domain of mmserve's own operators, which internal/ort registers on the processors that have them.
 const Own = "mmserve"
 
-// Attrs are a node's attributes. A value is an int, a float32, a string or a []int.
+// Attrs are a node's attributes. A value is an int, a float32, a string, a []int or a *Graph.
 type Attrs map[string]any
 
 // Graph is a model under construction. Methods that add a value return its name.
@@ -51,12 +51,12 @@ type Graph struct {
 	inputNames, outputNames              []string
 	named                                map[string]bool
 	consts                               map[string]string
-	serial                               int
+	serial                               *int // shared with subgraphs, whose names must differ from those around them
 }
 
 // New starts an empty graph.
 func New(name string) *Graph {
-	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}}
+	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int)}
 }
 
 // Inputs lists the names of the graph's inputs in the order they were added.
@@ -67,8 +67,8 @@ func (g *Graph) Outputs() []string { return g.outputNames }
 
 // fresh makes a value name that no other value has.
 func (g *Graph) fresh(stem string) string {
-	g.serial++
-	return stem + "." + strconv.Itoa(g.serial)
+	*g.serial++
+	return stem + "." + strconv.Itoa(*g.serial)
 }
 
 // Op adds a node of the default domain with one output.
@@ -112,7 +112,7 @@ func (g *Graph) Node(domain, op string, attrs Attrs, in, out []string) {
 }
 
 func attribute(name string, v any) []byte {
-	const float, integer, str, ints = 1, 2, 3, 7
+	const float, integer, str, graph, ints = 1, 2, 3, 5, 7
 	var a message
 	a.text(1, name)
 	switch x := v.(type) {
@@ -125,6 +125,9 @@ func attribute(name string, v any) []byte {
 	case string:
 		a.text(4, x)
 		a.varint(20, str)
+	case *Graph:
+		a.bytes(6, x.graph())
+		a.varint(20, graph)
 	case []int:
 		for _, e := range x {
 			a.varint(8, uint64(int64(e)))
@@ -248,8 +251,44 @@ func (g *Graph) constant(key string, dt DType, dims []int, data []byte) string {
 	return name
 }
 
+// If adds a node that computes one of two subgraphs, by the boolean cond, and returns their results' names. then and
+// otherwise build them and return as many results each; they may use values of g that were added before.
+func (g *Graph) If(cond string, then, otherwise func(*Graph) []string) []string {
+	branch := func(name string, build func(*Graph) []string) (*Graph, int) {
+		sub := New(name)
+		sub.serial = g.serial
+		results := build(sub)
+		for _, r := range results {
+			var v message
+			v.text(1, r) // its type is inferred
+			sub.outputs = append(sub.outputs, v)
+		}
+		return sub, len(results)
+	}
+	t, n := branch("then", then)
+	o, _ := branch("otherwise", otherwise)
+	return g.OpN("", "If", Attrs{"then_branch": t, "else_branch": o}, []string{cond}, n)
+}
+
 // Bytes serialises the model.
 func (g *Graph) Bytes() []byte {
+	var m message
+	m.varint(1, irVersion)
+	m.text(2, "mmserve")
+	m.bytes(7, g.graph())
+	for _, d := range [...]struct {
+		domain  string
+		version uint64
+	}{{"", opset}, {Contrib, 1}, {Own, 1}} {
+		var o message
+		o.text(1, d.domain)
+		o.varint(2, d.version)
+		m.bytes(8, o)
+	}
+	return m
+}
+
+func (g *Graph) graph() message {
 	var graph message
 	for _, n := range g.nodes {
 		graph.bytes(1, n)
@@ -264,20 +303,7 @@ func (g *Graph) Bytes() []byte {
 	for _, v := range g.outputs {
 		graph.bytes(12, v)
 	}
-	var m message
-	m.varint(1, irVersion)
-	m.text(2, "mmserve")
-	m.bytes(7, graph)
-	for _, d := range [...]struct {
-		domain  string
-		version uint64
-	}{{"", opset}, {Contrib, 1}, {Own, 1}} {
-		var o message
-		o.text(1, d.domain)
-		o.varint(2, d.version)
-		m.bytes(8, o)
-	}
-	return m
+	return graph
 }
 
 // message is a protobuf message being written (https://protobuf.dev/programming-guides/encoding).
