@@ -35,12 +35,7 @@ func idefics3(config []byte) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	// transformers looks at the whole model's setting, and at the text model's only where that one is absent.
-	if c.Tied != nil {
-		text.Tied = *c.Tied
-	} else if textTied != nil {
-		text.Tied = *textTied
-	}
+	text.Tied = tied(c.Tied, textTied)
 	s := Spec{
 		Processor: "Idefics3ImageProcessor",
 		Tower:     v.siglip(),

@@ -3,6 +3,8 @@ package model
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/graph"
@@ -21,10 +23,17 @@ func startLibrary(t testing.TB) {
 	}
 }
 
+// tinyCheckpoints are the folders of testdata/tiny-hf, with parts of the names of tensors that their models do not use.
+var tinyCheckpoints = map[string][]string{
+	"idefics3": nil,
+	"smolvlm":  nil,
+	"llava":    {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+}
+
 // Features, logits and greedy ids of random tiny checkpoints against what transformers computed.
 func TestTinyCheckpoints(t *testing.T) {
 	startLibrary(t)
-	for _, name := range []string{"idefics3", "smolvlm"} {
+	for name, unused := range tinyCheckpoints {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join("..", "testdata", "tiny-hf", name)
 			m, err := Open(dir)
@@ -37,8 +46,10 @@ func TestTinyCheckpoints(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer v.Close()
-			if u := m.Weights.Unused(); len(u) > 0 {
-				t.Errorf("unused tensors: %v", u)
+			for _, u := range m.Weights.Unused() {
+				if !slices.ContainsFunc(unused, func(part string) bool { return strings.Contains(u, part) }) {
+					t.Errorf("unused tensor %s", u)
+				}
 			}
 			cases := 0
 			err = v.File(filepath.Join(dir, "gold.safetensors"), func(c Case) {
