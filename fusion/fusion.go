@@ -14,7 +14,13 @@ type Layout struct {
 	ImageTokenID int32
 	// PatchTokens is the number of patch embeddings the connector gives for one tile.
 	PatchTokens int
+	// Frame is set for a model whose prompts are pictures, then text, with nothing else to tell them apart.
+	Frame *Frame
 }
+
+// Frame is what stands around the text of a prompt: Start between the last picture and it, End after it. Placeholders
+// that a prompt lacks are put before it.
+type Frame struct{ Start, End string }
 
 // Span is a run of consecutive prompt positions that hold patch embeddings of one picture.
 type Span struct {

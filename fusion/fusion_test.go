@@ -37,6 +37,26 @@ func TestExpandPrompt(t *testing.T) {
 	}
 }
 
+func TestExpandFramedPrompt(t *testing.T) {
+	l := layout
+	l.Frame = &Frame{Start: "<bos>", End: "\n"}
+	l.Expand = func(vision.Grid) string { return "<image><image>" }
+	for _, c := range []struct {
+		text, want string
+		pictures   int
+	}{
+		{"caption en", "<image><image><bos>caption en\n", 1},
+		{"<image>caption en", "<image><image><bos>caption en\n", 1},
+		{"<image><image> what?", "<image><image><image><image><bos> what?\n", 2},
+		{"hello", "<bos>hello\n", 0},
+	} {
+		got, err := l.ExpandPrompt(c.text, make([]vision.Grid, c.pictures))
+		if err != nil || got != c.want {
+			t.Errorf("%q with %d pictures: %q %v, want %q", c.text, c.pictures, got, err, c.want)
+		}
+	}
+}
+
 func TestLocate(t *testing.T) {
 	a := &vision.Image{Digest: [32]byte{1}}                                      // 2 patches
 	b := &vision.Image{Digest: [32]byte{2}, Grid: vision.Grid{Rows: 1, Cols: 1}} // 4 patches, in two runs
@@ -109,6 +129,14 @@ func TestEmbedInChunks(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("chunks of %d: %v, want %v", size, got, want)
 		}
+	}
+	// A scale is for tokens, not for patches.
+	if e, err = NewEmbedder(table(10, 2), 3); err != nil {
+		t.Fatal(err)
+	}
+	dst := make([]float32, 4)
+	if err := e.Embed(dst, ids[:2], 0, in.Spans); err != nil || !slices.Equal(dst, []float32{6, 9, -1, -2}) {
+		t.Errorf("scaled by 3: %v %v", dst, err)
 	}
 	for _, id := range []int32{-1, 10} {
 		if err := e.Embed(make([]float32, 2), []int32{id}, 0, nil); err == nil {

@@ -21,6 +21,9 @@ func (e *ErrCount) Error() string {
 // ExpandPrompt replaces every placeholder of the rendered prompt by the text that stands for its picture, in
 // order. Text a user typed carries a guard rune inside anything that looks like a placeholder and never matches.
 func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
+	if l.Frame != nil {
+		text = l.Frame.around(text, l.Placeholder, len(grids))
+	}
 	parts := strings.Split(text, l.Placeholder)
 	if n := len(parts) - 1; n != len(grids) {
 		return "", &ErrCount{"image placeholders, pictures", n, len(grids)}
@@ -33,6 +36,16 @@ func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 		}
 	}
 	return b.String(), nil
+}
+
+// around frames a prompt. Reference: transformers PaliGemmaProcessor (build_string_from_input).
+func (f *Frame) around(text, placeholder string, pictures int) string {
+	at := strings.LastIndex(text, placeholder)
+	if at < 0 {
+		return strings.Repeat(placeholder, pictures) + f.Start + text + f.End
+	}
+	at += len(placeholder)
+	return text[:at] + f.Start + text[at:] + f.End
 }
 
 // Locate finds the positions that take patch embeddings and gives each run of them to its picture: the first

@@ -31,12 +31,17 @@ func (m *Model) openText() (*Text, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Text{AddSpecial: true}
+	t := &Text{AddSpecial: m.Layout.Frame == nil}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
 	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
+	}
+	if f := m.Layout.Frame; f != nil {
+		if _, ok := t.Tokenizer.TokenID(f.Start); !ok {
+			return nil, fmt.Errorf("tokenizer.json has no token %q, which goes before the text of a prompt", f.Start)
+		}
 	}
 	for _, a := range t.Tokenizer.AddedTokens() {
 		// Added tokens that are runs of blanks (CodeGen has them) are text like any other.

@@ -145,15 +145,13 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 	if err != nil {
 		return fusion.Input{}, err
 	}
-	text := p.Text
-	if len(images) > 0 {
-		grids := make([]vision.Grid, len(images))
-		for i, img := range images {
-			grids[i] = img.Grid
-		}
-		if text, err = s.model.Layout.ExpandPrompt(text, grids); err != nil {
-			return fusion.Input{}, err
-		}
+	grids := make([]vision.Grid, len(images))
+	for i, img := range images {
+		grids[i] = img.Grid
+	}
+	text, err := s.model.Layout.ExpandPrompt(p.Text, grids)
+	if err != nil {
+		return fusion.Input{}, err
 	}
 	ids := s.model.Tokenizer.EncodeGuarded(text, p.Guard, addSpecial)
 	if len(ids) == 0 {
