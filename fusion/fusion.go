@@ -14,6 +14,10 @@ type Layout struct {
 	ImageTokenID int32
 	// PatchTokens is the number of patch embeddings the connector gives for one tile.
 	PatchTokens int
+	// PictureTokens is the number of patch embeddings of a picture cut as g; nil where every tile has PatchTokens.
+	PictureTokens func(g vision.Grid) int
+	// SplitAlone leaves pictures whole where a prompt has more than one.
+	SplitAlone bool
 	// Frame is set for a model whose prompts are pictures, then text, with nothing else to tell them apart.
 	Frame *Frame
 }

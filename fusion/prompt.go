@@ -48,8 +48,8 @@ func (f *Frame) around(text, placeholder string, pictures int) string {
 	return text[:at] + f.Start + text[at:] + f.End
 }
 
-// Locate finds the positions that take patch embeddings and gives each run of them to its picture: the first
-// PatchTokens × tiles of them to the first picture, and so on.
+// Locate finds the positions that take patch embeddings and gives each run of them to its picture: as many as the first
+// picture has patch embeddings to the first, and so on.
 func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	in := Input{IDs: ids}
 	want := 0
@@ -81,7 +81,12 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	return in, nil
 }
 
-func (l Layout) patches(img *vision.Image) int { return img.Grid.Tiles() * l.PatchTokens }
+func (l Layout) patches(img *vision.Image) int {
+	if l.PictureTokens != nil {
+		return l.PictureTokens(img.Grid)
+	}
+	return img.Grid.Tiles() * l.PatchTokens
+}
 
 // Attach gives picture image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.
 func (in *Input) Attach(image int, patches []float32, hidden int) error {

@@ -88,8 +88,10 @@ type Text struct {
 	Template *chat.Template
 	// Guarded are the texts that a user's words must never form: special tokens and the image placeholder.
 	Guarded []string
-	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor (BOS) to raw prompts.
+	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor. A prompt that its template
+	// starts with BOS, where that is not empty, has got them. (transformers, ProcessorMixin.apply_chat_template)
 	AddSpecial   bool
+	BOS          string
 	Preprocessor vision.Preprocessor
 	// EOS are the ids that end an answer.
 	EOS []int32

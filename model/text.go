@@ -56,6 +56,7 @@ func (m *Model) openText() (*Text, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.BOS = string(special.BOS)
 	if t.Template, err = m.template(special, t.Guarded); err != nil {
 		return nil, err
 	}

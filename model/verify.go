@@ -137,10 +137,21 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if len(values)%tilePixels != 0 {
 		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tilePixels)
 	}
+	img := &vision.Image{Grid: vision.Grid{Rows: len(values)/tilePixels - 1, Cols: 1}}
+	if t, ok := gold.Tensor("image_sizes"); ok {
+		size, err := t.Ints()
+		if err != nil || len(size) != 2 {
+			return nil, fmt.Errorf("image_sizes has shape %v, want the height and width of one picture", t.Shape)
+		}
+		if c, ok := v.model.Connector.(vision.AnyRes); ok {
+			img.Grid = c.Pinpoints.Grid(int(size[1]), int(size[0]), v.model.Tower.ImageSize)
+		}
+	}
 	patches, err := v.encode(values)
 	if err != nil {
 		return nil, err
 	}
+	patches = v.tower.Pack(img.Grid, patches)
 	checks, err := v.compare(nil, "image_features", patches, get)
 	if err != nil {
 		return nil, err
@@ -153,7 +164,6 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &vision.Image{Grid: vision.Grid{Rows: len(values)/tilePixels - 1, Cols: 1}}
 	in, err := v.model.Layout.Locate(narrow(wide), []*vision.Image{img})
 	if err != nil {
 		return nil, err
@@ -300,7 +310,7 @@ func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, er
 		if err != nil {
 			return nil, err
 		}
-		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), true)
+		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), len(g.Images) == 1 || !v.model.Layout.SplitAlone)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -310,7 +320,8 @@ func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, er
 	if err != nil {
 		return nil, err
 	}
-	ids := text.Tokenizer.EncodeGuarded(expanded, prompt.Guard, false)
+	special := text.AddSpecial && (text.BOS == "" || !strings.HasPrefix(prompt.Text, text.BOS))
+	ids := text.Tokenizer.EncodeGuarded(expanded, prompt.Guard, special)
 	checks = append(checks, sameIDs("prompt_ids", ids, g.PromptIDs))
 	in, err := v.model.Layout.Locate(ids, images)
 	if err != nil {
@@ -327,7 +338,7 @@ func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, er
 		if err != nil {
 			return nil, err
 		}
-		if err := in.Attach(i, patches, v.model.Decoder.Hidden); err != nil {
+		if err := in.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
 			return nil, err
 		}
 		all = append(all, values...)

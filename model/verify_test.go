@@ -25,11 +25,12 @@ func startLibrary(t testing.TB) {
 
 // tinyCheckpoints are the folders of testdata/tiny-hf, with parts of the names of tensors that their models do not use.
 var tinyCheckpoints = map[string][]string{
-	"idefics3":   nil,
-	"smolvlm":    nil,
-	"paligemma":  nil,
-	"paligemma2": nil,
-	"llava":      {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+	"idefics3":        nil,
+	"smolvlm":         nil,
+	"paligemma":       nil,
+	"paligemma2":      nil,
+	"llava_onevision": {"vision_tower.post_layernorm."},
+	"llava":           {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
 }
 
 // Features, logits and greedy ids of random tiny checkpoints against what transformers computed.

@@ -114,6 +114,9 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 		}
 		img, err := func() (*vision.Image, error) {
 			defer func() { <-s.preparing }() // also when a decoder panics
+			if len(pictures) > 1 && s.model.Layout.SplitAlone {
+				p.detail = pb.Detail_DETAIL_LOW
+			}
 			return s.model.Prepare(p.data, p.detail)
 		}()
 		if errors.Is(err, vision.ErrImage) {
@@ -132,11 +135,12 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, error) {
 	var p chat.Prompt
 	var err error
-	field, addSpecial := "chat.messages", false
+	field, addSpecial := "chat.messages", s.model.AddSpecial
 	if req.messages != nil {
 		p, err = s.model.Template.Render(req.messages)
+		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
 	} else {
-		field, addSpecial = "prompt.parts", s.model.AddSpecial
+		field = "prompt.parts"
 		p, err = chat.Raw(req.raw, s.model.Layout.Placeholder, s.model.Guarded)
 	}
 	if errors.Is(err, chat.ErrMessages) {

@@ -36,9 +36,10 @@ type Model struct {
 	// EOS are the ids that end an answer.
 	EOS       []int32
 	Tokenizer *tokenizer.Tokenizer
-	// AddSpecial says whether a raw prompt gets the tokens of the tokenizer's post-processor (BOS). A chat
-	// template writes its own.
+	// AddSpecial says whether a prompt gets the tokens of the tokenizer's post-processor (BOS). One from a chat
+	// template that starts with BOS, where that is not empty, has got them.
 	AddSpecial bool
+	BOS        string
 	// Template is nil for a model that completes raw prompts only.
 	Template *chat.Template
 	// Guarded are the texts that a user's words never form: the contents of the added tokens.

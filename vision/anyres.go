@@ -13,8 +13,8 @@ import (
 type AnyResTiles struct {
 	// Size is the side of a tile in pixels.
 	Size int
-	// Pinpoints (image_grid_pinpoints) are the resolutions to choose from: height and width, in tiles.
-	Pinpoints [][2]int
+	// Pinpoints (image_grid_pinpoints) are the resolutions to choose from.
+	Pinpoints Pinpoints
 	// Resample is the filter of every resize: 1 Lanczos, 2 bilinear, 3 bicubic.
 	Resample int
 	Normalization
@@ -48,30 +48,38 @@ func parseAnyResTiles(raw []byte) (Preprocessor, error) {
 	if p.Normalization, err = c.normalizationConfig.parse(clipMean, clipStd); err != nil {
 		return nil, err
 	}
-	if c.Pinpoints == nil { // the class's default: up to six tiles a side
-		for i := range 36 {
-			c.Pinpoints = append(c.Pinpoints, [2]int{(i/6 + 1) * p.Size, (i%6 + 1) * p.Size})
-		}
-	}
-	for _, r := range c.Pinpoints {
-		if r[0] < p.Size || r[1] < p.Size || r[0]%p.Size != 0 || r[1]%p.Size != 0 || r[0] > maxSide || r[1] > maxSide {
-			return nil, fmt.Errorf("image_grid_pinpoints has %v, want multiples of the tile's %d up to %d", r, p.Size, maxSide)
-		}
-		p.Pinpoints = append(p.Pinpoints, [2]int{r[0] / p.Size, r[1] / p.Size})
-	}
-	return p, nil
+	p.Pinpoints, err = ParsePinpoints(c.Pinpoints, p.Size)
+	return p, err
 }
 
-// Side is the side of a tile in pixels.
-func (p AnyResTiles) Side() int { return p.Size }
+// Pinpoints are resolutions to bring a picture to: rows and columns of tiles.
+type Pinpoints [][2]int
 
-// Grid is the resolution, in tiles, that keeps most pixels of a w×h picture and, among those, wastes fewest.
+// ParsePinpoints reads image_grid_pinpoints, heights and widths in pixels, for tiles of the given side. None stand for
+// the default of the Hugging Face class: up to six tiles a side.
+func ParsePinpoints(pixels [][2]int, side int) (Pinpoints, error) {
+	var list Pinpoints
+	if pixels == nil {
+		for i := range 36 {
+			list = append(list, [2]int{i/6 + 1, i%6 + 1})
+		}
+	}
+	for _, r := range pixels {
+		if r[0] < side || r[1] < side || r[0]%side != 0 || r[1]%side != 0 || r[0] > maxSide || r[1] > maxSide {
+			return nil, fmt.Errorf("image_grid_pinpoints has %v, want multiples of the tile's %d up to %d", r, side, maxSide)
+		}
+		list = append(list, [2]int{r[0] / side, r[1] / side})
+	}
+	return list, nil
+}
+
+// Grid is the resolution that keeps most pixels of a w×h picture and, among those, wastes fewest.
 // Reference: transformers select_best_resolution.
-func (p AnyResTiles) Grid(w, h int) Grid {
+func (list Pinpoints) Grid(w, h, side int) Grid {
 	g := Grid{Width: w, Height: h}
 	most, least := 0, 0
-	for _, r := range p.Pinpoints {
-		height, width := r[0]*p.Size, r[1]*p.Size
+	for _, r := range list {
+		height, width := r[0]*side, r[1]*side
 		scale := min(float64(width)/float64(w), float64(height)/float64(h))
 		kept := min(int(float64(w)*scale)*int(float64(h)*scale), w*h)
 		wasted := width*height - kept
@@ -81,6 +89,12 @@ func (p AnyResTiles) Grid(w, h int) Grid {
 	}
 	return g
 }
+
+// Side is the side of a tile in pixels.
+func (p AnyResTiles) Side() int { return p.Size }
+
+// Grid is that of the best of Pinpoints.
+func (p AnyResTiles) Grid(w, h int) Grid { return p.Pinpoints.Grid(w, h, p.Size) }
 
 // Prepare decodes a picture and makes it into tiles, that of the whole first. With split false it is one tile, padded
 // to a square, as the reference makes each of several pictures in a prompt.

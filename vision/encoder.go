@@ -14,6 +14,7 @@ type runner interface {
 	Limits() (maxTiles, tilePixels, tilePatches int)
 	Input() []float32
 	Run(n int) ([]float32, error)
+	Pack(g Grid, patches []float32) []float32
 }
 
 // Limits gives MaxTiles, TilePixels and TilePatches.
@@ -69,7 +70,7 @@ func NewEncoder(t runner, normalize func(dst []float32, src []uint8), cacheBytes
 	return e
 }
 
-// Encode returns the patch embeddings of an image, [tiles × tokens, hidden] row-major, and whether they were
+// Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they were
 // cached or already under way. The slice is shared and must not be written. Equal images (by Digest) that come
 // at the same time are encoded once. A caller whose context ends stops waiting; when the last one has gone
 // before the image reached the tower, it is never encoded.
@@ -207,7 +208,7 @@ func (e *Encoder) step(list []*job) []*job {
 		}
 		copy(p.job.patches[p.tile*tilePatches:], out[i*tilePatches:(i+1)*tilePatches])
 		if p.job.left--; p.job.left == 0 {
-			e.cache.finish(p.job.entry, p.job.patches, nil)
+			e.cache.finish(p.job.entry, e.tower.Pack(p.job.image.Grid, p.job.patches), nil)
 		}
 	}
 	kept := list[:0]

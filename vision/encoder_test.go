@@ -32,6 +32,8 @@ func (f *countingTower) Run(n int) ([]float32, error) {
 	return out, f.fail
 }
 
+func (f *countingTower) Pack(_ Grid, patches []float32) []float32 { return patches }
+
 func widen(dst []float32, src []uint8) {
 	for i, x := range src {
 		dst[i] = float32(x)

@@ -118,6 +118,7 @@ type Tower struct {
 	MaxTiles, TilePixels, TilePatches int
 	shape                             ViT
 	connector                         Connector
+	newline                           []float32 // AnyRes's vector
 }
 
 // targetPatches bounds the patches of one run: enough to fill the matrix kernels, small enough that
@@ -158,6 +159,12 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 		TilePixels:  3 * t.ImageSize * t.ImageSize,
 		TilePatches: c.Tokens(t) * c.Width(),
 	}
+	if c, ok := c.(AnyRes); ok {
+		if tw.newline, err = c.newline(w); err != nil {
+			tw.Close()
+			return nil, err
+		}
+	}
 	if tw.pixels, err = ort.Alloc[float32](tw.MaxTiles * tw.TilePixels); err != nil {
 		tw.Close()
 		return nil, err
@@ -191,6 +198,14 @@ func (t *Tower) Run(n int) ([]float32, error) {
 		return nil, fmt.Errorf("vision tower: %w", err)
 	}
 	return t.patches.Slice()[:n*t.TilePatches], nil
+}
+
+// Pack makes the patch embeddings of a picture out of those of its tiles, in order. The result may be patches itself.
+func (t *Tower) Pack(g Grid, patches []float32) []float32 {
+	if c, ok := t.connector.(AnyRes); ok {
+		return c.pack(t.shape, g, patches, t.newline)
+	}
+	return patches
 }
 
 // Close frees the session and its memory.

@@ -111,7 +111,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	a.server = server.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(a.model.Digest()),
 		MaxLen: a.runner.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
-		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, Template: a.text.Template, Guarded: a.text.Guarded,
+		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)

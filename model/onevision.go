@@ -1,0 +1,56 @@
+package model
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/mmserve/mmserve/vision"
+)
+
+func init() { families["llava_onevision"] = llavaOneVision }
+
+// llavaOneVision reads LLaVA-OneVision: LLaVA with pictures cut into tiles ("anyres") and put together again.
+// Reference: transformers LlavaOnevisionForConditionalGeneration.
+func llavaOneVision(config []byte) (Spec, error) {
+	var c struct {
+		llavaConfig
+		AspectRatio string   `json:"vision_aspect_ratio"`
+		Pinpoints   [][2]int `json:"image_grid_pinpoints"`
+	}
+	c.llavaConfig = llavaConfig{Layer: json.RawMessage("-1"), Select: "full", Activation: "gelu", Bias: true}
+	c.AspectRatio = "anyres_max_9"
+	if err := json.Unmarshal(config, &c); err != nil {
+		return Spec{}, err
+	}
+	const prefix = "anyres_max_"
+	most, err := strconv.Atoi(strings.TrimPrefix(c.AspectRatio, prefix))
+	if err != nil || most < 1 || !strings.HasPrefix(c.AspectRatio, prefix) {
+		return Spec{}, fmt.Errorf("vision_aspect_ratio is %q, want %q and a number of tiles", c.AspectRatio, prefix)
+	}
+	s, err := c.spec(151646, visionConfig{
+		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4304, Layers: 26, Heads: 16, ImageSize: 384, PatchSize: 14, Eps: 1e-6,
+		Activation: "gelu_pytorch_tanh",
+	}, "qwen2")
+	if err != nil {
+		return Spec{}, err
+	}
+	if s.Tower.DropFirst {
+		return Spec{}, fmt.Errorf("vision_feature_select_strategy is %q, supported is \"full\": tiles are put together patch by patch", c.Select)
+	}
+	s.Processor = "LlavaOnevisionImageProcessor"
+	grids, err := vision.ParsePinpoints(c.Pinpoints, s.Tower.ImageSize)
+	if err != nil {
+		return Spec{}, err
+	}
+	connector := vision.AnyRes{MLP: s.Connector.(vision.MLP), MaxTiles: most, Pinpoints: grids}
+	tower := s.Tower
+	s.Connector = connector
+	s.Layout.SplitAlone = true
+	s.Layout.PictureTokens = func(g vision.Grid) int { return connector.PackedTokens(tower, g) }
+	s.Layout.Expand = func(g vision.Grid) string {
+		return strings.Repeat(s.Layout.Placeholder, connector.PackedTokens(tower, g))
+	}
+	return s, nil
+}
