@@ -46,6 +46,6 @@ type Batch struct {
 // Token is what a row with a sampler gives.
 type Token struct {
 	ID int32
-	// Logprob is the natural log of the probability that the model (before temperature and filters) gave ID.
-	Logprob float32
+	// Logprobs is nil unless Sampling.Logprobs.
+	Logprobs *Logprobs
 }

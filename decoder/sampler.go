@@ -6,20 +6,58 @@ import (
 	"math/rand/v2"
 )
 
-// Sampling says how a sequence's tokens are picked. Its fields act in this order: temperature, top-k, top-p.
-// Callers check the ranges where they can name the field to their client; to a Sampler a value outside is off.
+// Sampling says how a sequence's tokens are picked. The zero value is greedy. Its fields act in the order in which they
+// stand here. Up to the masks that is the order of vLLM's v1 Sampler (vllm/v1/sample/sampler.py; masks commute with what
+// goes before them); temperature and filters follow in the order of transformers' GenerationMixin._get_logits_processor.
+//
+// Callers check the ranges where they can name the field to their client; to a Sampler a value outside is off, and ids
+// outside the vocabulary have no effect. Slices, map and Constraint belong to the Sampler from NewSampler on.
 type Sampling struct {
+	// LogitBias is added to the logits of its ids, -100 to 100 by custom (OpenAI's logit_bias).
+	LogitBias map[int32]float32
+	// RepetitionPenalty divides the positive and multiplies the other logits of every id in the prompt or among the
+	// tokens so far (transformers' RepetitionPenaltyLogitsProcessor; Keskar et al., 2019, arXiv:1909.05858). Above 0;
+	// 0 and 1 are off. See Sampler.Prompt.
+	RepetitionPenalty float32
+	// FrequencyPenalty times the number of an id's occurrences among the tokens so far, without the prompt, is
+	// subtracted from its logit; -2 to 2 by custom, 0 is off (OpenAI's frequency_penalty).
+	FrequencyPenalty float32
+	// PresencePenalty is subtracted once from the logit of each id among the tokens so far, without the prompt; -2 to 2
+	// by custom, 0 is off (OpenAI's presence_penalty).
+	PresencePenalty float32
+	// Suppress are ids that are never picked (transformers' suppress_tokens).
+	Suppress []int32
+	// MinTokens is the number of tokens before which none of Stop is picked (vLLM's min_tokens, transformers'
+	// min_new_tokens). It gives way where Constraint allows nothing but ids of Stop: such an output cannot go on.
+	MinTokens int
+	Stop      []int32
+	// Constraint, if not nil, allows ids by what was picked before.
+	Constraint Constraint
+
 	// Temperature divides the logits, 0 to 2 by custom. 0, and anything below 1e-5, is greedy: the most likely
-	// token, the lowest id among equals; the other fields are then without effect.
+	// token, the lowest id among equals; the filters are then without effect.
 	Temperature float32
 	// TopK keeps the k most likely tokens and those equal to the last of them; at least 1, 0 is off.
 	TopK int
 	// TopP keeps the most likely tokens up to and including the one with which their probability reaches it;
 	// above 0 and up to 1. 0 and 1 are off.
 	TopP float32
+	// MinP keeps the tokens that are at least MinP times as likely as the most likely one, above 0 and up to 1; 0 is off
+	// (Nguyen et al., 2024, arXiv:2407.01082).
+	MinP float32
+	// TypicalP keeps the tokens whose information is nearest to the entropy of the distribution that the other filters
+	// left, up to and including the one with which their probability reaches it, and those as near as that one;
+	// above 0 and up to 1. 0 and 1 are off (Meister et al., 2022, arXiv:2202.00666).
+	TypicalP float32
+
 	// Seed starts the sequence's own random numbers: a sequence gives the same tokens whatever it is batched
 	// with, and two with one seed draw alike.
 	Seed uint64
+
+	// Logprobs asks for Token.Logprobs, TopLogprobs for so many of the most likely tokens in it, 0 to 20 by custom
+	// (OpenAI's logprobs and top_logprobs). They cost a pass over the vocabulary and change no token.
+	Logprobs    bool
+	TopLogprobs int
 }
 
 const (
@@ -35,24 +73,31 @@ var errLogits = errors.New("decoder: the logits hold no finite maximum")
 // Sampler picks the tokens of one sequence. One goroutine uses it at a time, once per token and in order: each
 // token of a sampling sequence takes exactly one number from the generator.
 //
-// The filters are those of transformers (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper with
-// min_tokens_to_keep = 1, in the order of GenerationMixin._get_logits_processor), without its full sort. Where
-// top-p cuts between equal logits, transformers leaves the choice to torch.sort; here the lower id is kept.
+// The filters are transformers' TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper and
+// TypicalLogitsWarper with min_tokens_to_keep = 1, without their full sorts. Where top-p cuts between equal logits,
+// transformers leaves the choice to torch.sort; here the lower id is kept.
 type Sampler struct {
 	sampling Sampling
 	greedy   bool
 	rng      *rand.PCG
+	bias     []idBias // LogitBias
+	history  history
+	picked   int // tokens so far
+	slab     slab
 
 	// Scratch, grown on first use.
-	blocks []float64
-	top    []float32
-	kept   []candidate
+	logits  []float32 // processed
+	allowed []float32
+	blocks  []float64
+	top     []float32
+	kept    []candidate
 }
 
-// candidate is a token that passed the filters so far. weight is its probability but for a common factor.
+// candidate is a token that passed the filters so far. rank is its logit, or for typical-p minus its distance from the
+// entropy; weight is its probability but for a common factor.
 type candidate struct {
 	id     int32
-	logit  float32
+	rank   float32
 	weight float64
 }
 
@@ -62,49 +107,163 @@ func NewSampler(s Sampling) *Sampler {
 		sampling: s,
 		greedy:   !(s.Temperature >= minTemperature), // so that NaN is greedy too
 		rng:      rand.NewPCG(s.Seed, 0),
+		bias:     biases(s.LogitBias),
 	}
 }
 
-// Sample picks a token from the logits of one position, [vocab]. NaN counts as -Inf. It is an error when nothing
-// can be chosen: all logits are NaN or -Inf, or one is +Inf. Sample allocates nothing once its scratch has grown.
+// Prompt takes note of the prompt's ids for RepetitionPenalty. It is called once, before the first Sample, and does not
+// keep the slice.
+func (s *Sampler) Prompt(ids []int32) {
+	if s.sampling.repetition() {
+		for _, id := range ids {
+			s.history.at(id)
+		}
+	}
+}
+
+// Plain tells whether Sample does nothing but find the most likely token. A plain sampler has no state: Sample may be
+// called for drafted tokens that are then thrown away.
+func (s *Sampler) Plain() bool {
+	return s.greedy && !s.processes() && s.sampling.MinTokens <= 0 && s.sampling.Constraint == nil && !s.sampling.Logprobs
+}
+
+// Fork returns a sampler for a second sequence that continues where this one stands, with random numbers of its own.
+// A constraint follows one sequence, so the fork is given its own, in the same state as this one's; nil if it has none.
+func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
+	sampling := s.sampling
+	sampling.Seed, sampling.Constraint = seed, c
+	return &Sampler{
+		sampling: sampling,
+		greedy:   s.greedy,
+		rng:      rand.NewPCG(seed, 0),
+		bias:     s.bias,
+		history:  s.history.clone(),
+		picked:   s.picked,
+	}
+}
+
+// Sample picks a token from the logits of one position, [vocab], which it leaves as they are. NaN counts as -Inf. It is
+// an error when nothing can be chosen: all logits that are allowed are NaN or -Inf, or one is +Inf; the sampler is then
+// as before. Sample allocates nothing once its scratch has grown, but for what Logprobs hands out and a penalty's
+// history.
 func (s *Sampler) Sample(logits []float32) (Token, error) {
-	id := argmax(logits)
-	if id < 0 || math.IsInf(float64(logits[id]), 1) {
+	var mask []uint64
+	if s.sampling.Constraint != nil {
+		mask = s.sampling.Constraint.Mask()
+	}
+	early := s.picked < s.sampling.MinTokens
+	x := s.candidates(logits, mask, early)
+	at := argmax(x)
+	if at < 0 && early && mask != nil {
+		x = s.candidates(logits, mask, false)
+		at = argmax(x)
+	}
+	if at < 0 || math.IsInf(float64(x[at]), 1) {
 		return Token{}, errLogits
 	}
-	best := logits[id]
-	// log softmax of the raw logits: logit - best - log Σ exp(logit - best).
-	norm := math.Log(sumExp(logits, best, 1))
-	if !s.greedy {
-		id = s.draw(logits, best)
+	var raw logSoftmax
+	if s.sampling.Logprobs {
+		var err error
+		if raw, err = newLogSoftmax(logits); err != nil {
+			return Token{}, err
+		}
 	}
-	return Token{ID: int32(id), Logprob: float32(float64(logits[id]) - float64(best) - norm)}, nil
+	if !s.greedy {
+		at = s.draw(x, x[at])
+	}
+	if mask != nil {
+		at = nthSet(mask, at)
+	}
+	token := Token{ID: int32(at)}
+	if s.sampling.Logprobs {
+		token.Logprobs = s.slab.logprobs(raw, token.ID, s.sampling.TopLogprobs)
+	}
+	s.accept(token.ID)
+	return token, nil
 }
 
-// draw filters and picks an id; best is the largest logit.
+// candidates returns the processed logits: of the whole vocabulary, or of the ids in mask, in their order. Stop ids are
+// among what is suppressed if early.
+func (s *Sampler) candidates(logits []float32, mask []uint64, early bool) []float32 {
+	x := logits
+	if early || s.processes() {
+		s.logits = append(s.logits[:0], logits...)
+		x = s.logits
+		s.process(x)
+		suppress(x, s.sampling.Suppress)
+		if early {
+			suppress(x, s.sampling.Stop)
+		}
+	}
+	if mask == nil {
+		return x
+	}
+	s.allowed = gather(s.allowed[:0], x, mask)
+	return s.allowed
+}
+
+// accept takes note of a token that was picked.
+func (s *Sampler) accept(id int32) {
+	s.picked++
+	if s.sampling.penalizes() {
+		s.history.at(id).picked++
+	}
+	if s.sampling.Constraint != nil {
+		s.sampling.Constraint.Accept(id)
+	}
+}
+
+// draw filters and picks an index of logits; best is the largest of them.
 func (s *Sampler) draw(logits []float32, best float32) int {
 	u := float64(s.rng.Uint64()>>11) / (1 << 53) // [0, 1)
 	scale := 1 / s.sampling.Temperature
 	topK := s.sampling.TopK > 0 && s.sampling.TopK < len(logits)
 	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
+	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
+	typical := s.sampling.TypicalP > 0 && s.sampling.TypicalP < 1
+	floor := best + float32(math.Log(float64(s.sampling.MinP))/float64(scale)) // the least logit that min-p keeps
+
+	// Each case keeps all that its filter keeps, with few more; those that follow look at these only.
+	var mass, mean float64
 	switch {
 	case topK:
-		mass := s.keep(logits, best, scale, s.kthLargest(logits))
-		if topP {
-			return pick(nucleus(s.kept, float64(s.sampling.TopP)*mass), u)
-		}
-		return pick(s.kept, u)
+		mass = s.keep(logits, best, scale, s.kthLargest(logits))
 	case topP:
-		p := float64(s.sampling.TopP)
-		mass := sumExp(logits, best, scale)
-		// No token whose probability is below (1-p)/vocab is kept: all such together would not hold the 1-p that is
-		// cut away (the observation is that of llama2.c's sample_topp). The margin is for rounding.
-		cut := float64(best) + math.Log(0.999*mass*(1-p)/float64(len(logits)))/float64(scale)
-		s.keep(logits, best, scale, float32(cut))
-		return pick(nucleus(s.kept, p*mass), u)
+		mass = sumExp(logits, best, scale)
+		s.keep(logits, best, scale, best+tail(mass, s.sampling.TopP, len(logits))/scale)
+	case minP:
+		s.keep(logits, best, scale, floor)
+	case typical:
+		// Kept are the tokens whose d = (logit - best)·scale is within some distance r of its mean. If r is less than
+		// -mean, that ends at 2·mean; else the most likely token is within, and all that are cut away are less likely
+		// than the last kept: then it is as with top-p.
+		mass, mean = moments(logits, best, scale)
+		cut := min(float32(2.001*mean), tail(mass, s.sampling.TypicalP, len(logits)))
+		s.keep(logits, best, scale, best+cut/scale)
 	default:
 		return s.drawAll(logits, best, scale, u)
 	}
+	kept := s.kept
+	if topP {
+		kept = nucleus(kept, float64(s.sampling.TopP)*mass)
+	}
+	if minP && (topK || topP) {
+		kept = atLeast(kept, floor)
+	}
+	if typical {
+		if topK || topP || minP {
+			mass, mean = keptMoments(kept, best, scale)
+		}
+		kept = nearest(kept, best, scale, mean, float64(s.sampling.TypicalP)*mass)
+	}
+	return pick(kept, u)
+}
+
+// tail returns a bound below which (logit - best)·scale is in no nucleus of probability p: no token whose probability is
+// below (1-p)/vocab is kept, as all such together would not hold the 1-p that is cut away (the observation is that of
+// llama2.c's sample_topp). mass is Σ exp((logit - best)·scale). The margin is for rounding.
+func tail(mass float64, p float32, vocab int) float32 {
+	return float32(math.Log(0.999 * mass * (1 - float64(p)) / float64(vocab)))
 }
 
 // drawAll picks among all logits: it finds the block that u falls into, then the id within.
@@ -203,6 +362,60 @@ func nucleus(c []candidate, mass float64) []candidate {
 	return c[:lo]
 }
 
+// atLeast returns the candidates whose logit is at least floor.
+func atLeast(c []candidate, floor float32) []candidate {
+	n := 0
+	for _, x := range c {
+		if x.rank >= floor {
+			c[n] = x
+			n++
+		}
+	}
+	return c[:n]
+}
+
+// moments returns Σ w and Σ w·d / Σ w for d = (logit - best)·scale and w = exp(d).
+func moments(logits []float32, best, scale float32) (mass, mean float64) {
+	for _, l := range logits {
+		if d := (l - best) * scale; d > minExp {
+			w := float64(expNear(d))
+			mass += w
+			mean += w * float64(d)
+		}
+	}
+	return mass, mean / mass
+}
+
+// keptMoments is moments for candidates that have their weights.
+func keptMoments(c []candidate, best, scale float32) (mass, mean float64) {
+	for _, x := range c {
+		mass += x.weight
+		mean += x.weight * float64((x.rank-best)*scale)
+	}
+	return mass, mean / mass
+}
+
+// nearest is typical-p. With p(x) = exp(d(x)) / mass, a token's information -log p less the entropy, which is the mean
+// of -log p, is the mean of d less d.
+func nearest(c []candidate, best, scale float32, mean, mass float64) []candidate {
+	for i, x := range c {
+		c[i].rank = -float32(math.Abs(float64((x.rank-best)*scale) - mean))
+	}
+	kept := nucleus(c, mass)
+	last := kept[0].rank
+	for _, x := range kept {
+		last = min(last, x.rank)
+	}
+	n := len(kept)
+	for i := n; i < len(c); i++ {
+		if c[i].rank == last {
+			c[i], c[n] = c[n], c[i]
+			n++
+		}
+	}
+	return c[:n]
+}
+
 // partition puts the candidates that rank ahead of a pivot before it and returns the pivot's index.
 func partition(c []candidate) int {
 	last := len(c) - 1
@@ -228,9 +441,9 @@ func partition(c []candidate) int {
 	return at
 }
 
-// ahead is the order of likelihood; it knows no equals.
+// ahead is the order of rank; it knows no equals.
 func (c candidate) ahead(d candidate) bool {
-	return c.logit > d.logit || c.logit == d.logit && c.id < d.id
+	return c.rank > d.rank || c.rank == d.rank && c.id < d.id
 }
 
 // pick inverts the cumulative distribution of c's weights at u. c is not empty: the most likely token always passes.

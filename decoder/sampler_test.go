@@ -53,8 +53,12 @@ func TestGreedy(t *testing.T) {
 		"all far below zero":      {[]float32{-1000, -1000, -1100}, 0, .5},
 	} {
 		for _, s := range []Sampling{{}, {Temperature: 1e-6}, {Temperature: -1}, {Temperature: nan, TopK: 5, TopP: .5}} {
+			if got, err := NewSampler(s).Sample(c.logits); err != nil || got != (Token{ID: c.id}) {
+				t.Errorf("%s: %+v %v, want id %d", name, got, err, c.id)
+			}
+			s.Logprobs = true
 			got, err := NewSampler(s).Sample(c.logits)
-			if err != nil || got.ID != c.id || math.Abs(math.Exp(float64(got.Logprob))-c.prob) > 1e-6 {
+			if err != nil || got.ID != c.id || math.Abs(math.Exp(float64(got.Logprobs.Picked))-c.prob) > 1e-6 {
 				t.Errorf("%s: %+v %v, want id %d with probability %g", name, got, err, c.id, c.prob)
 			}
 		}
@@ -95,6 +99,7 @@ func TestDistribution(t *testing.T) {
 		"masked ids":        {Sampling{Temperature: 1}, []float32{0, negInf, nan, 0}, []float64{.5, 0, 0, .5}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			c.sampling.Logprobs = true
 			s, n := NewSampler(c.sampling), 20000
 			seen := make([]int, len(c.logits))
 			total := 0.0
@@ -110,8 +115,8 @@ func TestDistribution(t *testing.T) {
 				}
 				seen[tok.ID]++
 				// The log probability is the model's own, whatever the filters did.
-				if want := float64(c.logits[tok.ID]) - math.Log(total); math.Abs(float64(tok.Logprob)-want) > 1e-5 {
-					t.Fatalf("log probability of %d is %g, want %g", tok.ID, tok.Logprob, want)
+				if want := float64(c.logits[tok.ID]) - math.Log(total); math.Abs(float64(tok.Logprobs.Picked)-want) > 1e-5 {
+					t.Fatalf("log probability of %d is %g, want %g", tok.ID, tok.Logprobs.Picked, want)
 				}
 			}
 			chi := 0.0
