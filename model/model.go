@@ -79,6 +79,7 @@ type Model struct {
 	Weights *graph.Weights
 	ckpt    *safetensors.Checkpoint
 	files   fs.FS
+	made    string // OpenDummy's folder, which Close removes
 }
 
 // Text is the part of a model that turns messages into ids and pictures into tiles.
@@ -197,7 +198,13 @@ func (m *Model) StoredTypes() map[string]int {
 }
 
 // Close unmaps the checkpoint. Sessions over it must be closed before.
-func (m *Model) Close() error { return m.ckpt.Close() }
+func (m *Model) Close() error {
+	err := m.ckpt.Close()
+	if m.made != "" {
+		err = errors.Join(err, os.RemoveAll(m.made))
+	}
+	return err
+}
 
 // LoadInt8 makes int8 forms of the linear weights available, from dir or by quantising now and keeping them there.
 // fresh tells that they were made now.

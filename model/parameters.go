@@ -25,12 +25,17 @@ func (s Spec) Needs() ([]graph.Shape, error) {
 		return err
 	})
 	for i, p := range list {
-		for _, prefix := range s.Prefixes {
-			if rest, ok := strings.CutPrefix(p.Name, prefix.To); ok {
-				list[i].Name = prefix.From + rest
-				break
-			}
-		}
+		list[i].Name = s.checkpointName(p.Name)
 	}
 	return list, err
+}
+
+// checkpointName is what checkpoints call a parameter.
+func (s Spec) checkpointName(canonical string) string {
+	for _, prefix := range s.Prefixes {
+		if rest, ok := strings.CutPrefix(canonical, prefix.To); ok {
+			return prefix.From + rest
+		}
+	}
+	return canonical
 }

@@ -38,7 +38,7 @@ func (m *Model) openText() (*Text, error) {
 	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
 	}
-	if f := m.Layout.Frame; f != nil {
+	if f := m.Layout.Frame; f != nil && f.Start != "" {
 		if _, ok := t.Tokenizer.TokenID(f.Start); !ok {
 			return nil, fmt.Errorf("tokenizer.json has no token %q, which goes before the text of a prompt", f.Start)
 		}

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"reflect"
 	"testing"
 	"testing/fstest"
 
@@ -23,7 +24,7 @@ func TestDefaults(t *testing.T) {
 			files["generation_config.json"] = &fstest.MapFile{Data: []byte(tt.file)}
 		}
 		got, err := (&Model{files: files}).defaults()
-		if err != nil || got != tt.want {
+		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: %+v %v, want %+v", tt.file, got, err, tt.want)
 		}
 	}

@@ -101,6 +101,9 @@ func TestParsePreprocessor(t *testing.T) {
 	if p, err := ParsePreprocessor([]byte(`{}`), "ViTImageProcessor"); err != nil || p.Side() != 224 {
 		t.Errorf("the family's class: %+v %v", p, err)
 	}
+	if p, err := ParsePreprocessor([]byte(`{"size": {"height": 64, "width": 64}}`), "LlavaOnevisionImageProcessor"); err != nil || p.Side() != 64 {
+		t.Errorf("a size over the class's default: %+v %v", p, err)
+	}
 	onevision := `"image_processor_type": "LlavaOnevisionImageProcessor"`
 	for config, want := range map[string]string{
 		`{"image_processor_type": "FuyuImageProcessor"}`: `"FuyuImageProcessor" is not supported`,

@@ -33,6 +33,7 @@ type pixelSize struct {
 }
 
 func (s *pixelSize) UnmarshalJSON(b []byte) error {
+	*s = pixelSize{}
 	if json.Unmarshal(b, &s.number) == nil {
 		return nil
 	}

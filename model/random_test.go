@@ -1,0 +1,127 @@
+package model
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// A random checkpoint has the tensors of a real one, and is the same again for the same seed.
+func TestWriteRandom(t *testing.T) {
+	from := filepath.Join("..", "testdata", "tiny-hf", "idefics3")
+	var files [3][]byte
+	for i, seed := range []uint64{1, 1, 2} {
+		dir := t.TempDir()
+		config, err := os.ReadFile(filepath.Join(from, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "config.json"), config)
+		if err := WriteRandom(dir, seed); err != nil {
+			t.Fatal(err)
+		}
+		made, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer made.Close()
+		real, err := Open(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer real.Close()
+		if made.Parameters() != real.Parameters() || made.Tensors() != real.Tensors() {
+			t.Errorf("made %d tensors of %d parameters, the real checkpoint has %d of %d", made.Tensors(), made.Parameters(), real.Tensors(), real.Parameters())
+		}
+		if files[i], err = os.ReadFile(filepath.Join(dir, "model.safetensors")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(files[0], files[1]) || bytes.Equal(files[0], files[2]) {
+		t.Error("the weights do not follow from the seed")
+	}
+}
+
+// Every family answers from a bare config.json: the default model's tokenizer stands in for the one that is not there.
+func TestOpenDummy(t *testing.T) {
+	startLibrary(t)
+	sample, err := os.ReadFile(filepath.Join("tiny-vlm", "samples", "sample0.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range tinyCheckpoints {
+		t.Run(name, func(t *testing.T) {
+			config, err := os.ReadFile(filepath.Join("..", "testdata", "tiny-hf", name, "config.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "any-name.json")
+			write(t, path, bytes.Replace(config, []byte(`"vocab_size": 100`), []byte(`"vocab_size": 800`), 1))
+			m, err := OpenDummy(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			made := m.made
+			defer func() {
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+				if _, err := os.Stat(made); !os.IsNotExist(err) {
+					t.Errorf("the random weights were left behind: %v", err)
+				}
+			}()
+			answer(t, m, sample)
+		})
+	}
+	if _, err := OpenDummy(filepath.Join("..", "testdata", "tiny-hf", "llava")); err == nil {
+		t.Error("a model of 100 ids was given a tokenizer of 768")
+	}
+}
+
+// answer takes one picture the whole way to a few ids.
+func answer(t *testing.T, m *Model, picture []byte) {
+	t.Helper()
+	text, err := m.OpenText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := NewVerifier(m, 0, graph.FP32, ort.Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	img, err := text.Preprocessor.Prepare(picture, vision.DefaultLimits(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prompt, err := m.Layout.ExpandPrompt("<image>What is it?", []vision.Grid{img.Grid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := m.Layout.Locate(text.Tokenizer.Encode(prompt, text.AddSpecial), []*vision.Image{img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([]float32, len(img.Pixels))
+	n := 3 * img.Size * img.Size
+	for at := 0; at < len(values); at += n {
+		text.Preprocessor.Normalize(values[at:at+n], img.Pixels[at:at+n])
+	}
+	patches, err := v.encode(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Attach(0, v.tower.Pack(img.Grid, patches), m.Decoder.Hidden); err != nil {
+		t.Fatal(err)
+	}
+	out, err := v.runner.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}}})
+	if err != nil || len(out) != 1 {
+		t.Errorf("%v %v", out, err)
+	}
+}
