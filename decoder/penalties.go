@@ -55,14 +55,20 @@ func (s *Sampling) penalizes() bool {
 	return s.repetition() || s.FrequencyPenalty != 0 || s.PresencePenalty != 0
 }
 
-// processes tells whether some logit may differ from the model's whatever was picked.
+// processes tells whether process may change something beside Stop.
 func (s *Sampler) processes() bool {
 	return len(s.bias) > 0 || s.sampling.penalizes() || len(s.sampling.Suppress) > 0
 }
 
-// process adds the bias and takes off the penalties, in vLLM's order (apply_penalties in
-// vllm/model_executor/layers/utils.py): repetition, frequency, presence.
-func (s *Sampler) process(x []float32) {
+// process returns the logits after bias, penalties and suppression, in scratch unless they are as they were. Ids of Stop
+// are suppressed if early. The penalties' order is that of vLLM's apply_penalties
+// (vllm/model_executor/layers/utils.py): repetition, frequency, presence.
+func (s *Sampler) process(logits []float32, early bool) []float32 {
+	if !early && !s.processes() {
+		return logits
+	}
+	s.logits = append(s.logits[:0], logits...)
+	x := s.logits
 	for _, b := range s.bias {
 		if inside(b.id, x) {
 			x[b.id] += b.bias
@@ -87,6 +93,11 @@ func (s *Sampler) process(x []float32) {
 		}
 		x[o.id] = l
 	}
+	suppress(x, c.Suppress)
+	if early {
+		suppress(x, c.Stop)
+	}
+	return x
 }
 
 // suppress makes the ids impossible.

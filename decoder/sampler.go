@@ -147,15 +147,17 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 // as before. Sample allocates nothing once its scratch has grown, but for what Logprobs hands out and a penalty's
 // history.
 func (s *Sampler) Sample(logits []float32) (Token, error) {
-	var mask []uint64
-	if s.sampling.Constraint != nil {
-		mask = s.sampling.Constraint.Mask()
-	}
 	early := s.picked < s.sampling.MinTokens
-	x := s.candidates(logits, mask, early)
+	x := s.process(logits, early)
+	constrained := s.sampling.Constraint != nil
+	var mask []uint64
+	if constrained {
+		mask = s.sampling.Constraint.Mask()
+		x = s.gather(x, mask)
+	}
 	at := argmax(x)
-	if at < 0 && early && mask != nil {
-		x = s.candidates(logits, mask, false)
+	if at < 0 && early && constrained {
+		x = s.gather(s.process(logits, false), mask)
 		at = argmax(x)
 	}
 	if at < 0 || math.IsInf(float64(x[at]), 1) {
@@ -171,7 +173,7 @@ func (s *Sampler) Sample(logits []float32) (Token, error) {
 	if !s.greedy {
 		at = s.draw(x, x[at])
 	}
-	if mask != nil {
+	if constrained {
 		at = nthSet(mask, at)
 	}
 	token := Token{ID: int32(at)}
@@ -182,22 +184,8 @@ func (s *Sampler) Sample(logits []float32) (Token, error) {
 	return token, nil
 }
 
-// candidates returns the processed logits: of the whole vocabulary, or of the ids in mask, in their order. Stop ids are
-// among what is suppressed if early.
-func (s *Sampler) candidates(logits []float32, mask []uint64, early bool) []float32 {
-	x := logits
-	if early || s.processes() {
-		s.logits = append(s.logits[:0], logits...)
-		x = s.logits
-		s.process(x)
-		suppress(x, s.sampling.Suppress)
-		if early {
-			suppress(x, s.sampling.Stop)
-		}
-	}
-	if mask == nil {
-		return x
-	}
+// gather returns the elements of x that mask allows, in their order.
+func (s *Sampler) gather(x []float32, mask []uint64) []float32 {
 	s.allowed = gather(s.allowed[:0], x, mask)
 	return s.allowed
 }
@@ -213,10 +201,18 @@ func (s *Sampler) accept(id int32) {
 	}
 }
 
-// draw filters and picks an index of logits; best is the largest of them.
+// draw picks an index of logits; best is the largest of them.
 func (s *Sampler) draw(logits []float32, best float32) int {
 	u := float64(s.rng.Uint64()>>11) / (1 << 53) // [0, 1)
 	scale := 1 / s.sampling.Temperature
+	if kept := s.filter(logits, best, scale); kept != nil {
+		return pick(kept, u)
+	}
+	return s.drawAll(logits, best, scale, u)
+}
+
+// filter returns the candidates that pass top-k, top-p, min-p and typical-p; nil if none of them is on.
+func (s *Sampler) filter(logits []float32, best, scale float32) []candidate {
 	topK := s.sampling.TopK > 0 && s.sampling.TopK < len(logits)
 	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
 	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
@@ -241,7 +237,7 @@ func (s *Sampler) draw(logits []float32, best float32) int {
 		cut := min(float32(2.001*mean), tail(mass, s.sampling.TypicalP, len(logits)))
 		s.keep(logits, best, scale, best+cut/scale)
 	default:
-		return s.drawAll(logits, best, scale, u)
+		return nil
 	}
 	kept := s.kept
 	if topP {
@@ -256,7 +252,7 @@ func (s *Sampler) draw(logits []float32, best float32) int {
 		}
 		kept = nearest(kept, best, scale, mean, float64(s.sampling.TypicalP)*mass)
 	}
-	return pick(kept, u)
+	return kept
 }
 
 // tail returns a bound below which (logit - best)·scale is in no nucleus of probability p: no token whose probability is

@@ -95,8 +95,23 @@ func TestDistribution(t *testing.T) {
 		"top-p 1 is off":                {Sampling{Temperature: 1, TopP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		"top-p after the temperature":   {Sampling{Temperature: .5, TopP: .95}, ln(.1, .2, .7), []float64{0, .04 / .53, .49 / .53}},
 		// The two kept by k hold 4/7 and 3/7 of what is left; 0.5 < 4/7 leaves one. Without k first it would be two.
-		"top-p after top-k": {Sampling{Temperature: 1, TopK: 2, TopP: .5}, ln(.1, .2, .3, .4), []float64{0, 0, 0, 1}},
-		"masked ids":        {Sampling{Temperature: 1}, []float32{0, negInf, nan, 0}, []float64{.5, 0, 0, .5}},
+		"top-p after top-k":           {Sampling{Temperature: 1, TopK: 2, TopP: .5}, ln(.1, .2, .3, .4), []float64{0, 0, 0, 1}},
+		"min-p":                       {Sampling{Temperature: 1, MinP: .6}, ln(.1, .2, .3, .4), []float64{0, 0, 3. / 7, 4. / 7}},
+		"min-p keeps what equals":     {Sampling{Temperature: 1, MinP: 1}, []float32{1, 3, 3, 2}, []float64{0, .5, .5, 0}},
+		"min-p after the temperature": {Sampling{Temperature: 2, MinP: .5}, ln(.64, .16, .04, .16), []float64{.5, .25, 0, .25}},
+		"min-p above 1 is off":        {Sampling{Temperature: 1, MinP: 1.5}, ln(.3, .4, .3), []float64{.3, .4, .3}},
+		// -log2 p is 1, 2, 3, 3 and the entropy 1.75 bits, so they rank 1/4, 1/8 and 1/8 together behind 1/2.
+		"typical-p, the nearest":     {Sampling{Temperature: 1, TypicalP: .2}, ln(.5, .25, .125, .125), []float64{0, 1, 0, 0}},
+		"typical-p, the next":        {Sampling{Temperature: 1, TypicalP: .7}, ln(.5, .25, .125, .125), []float64{2. / 3, 1. / 3, 0, 0}},
+		"typical-p keeps its ties":   {Sampling{Temperature: 1, TypicalP: .8}, ln(.5, .25, .125, .125), []float64{.5, .25, .125, .125}},
+		"typical-p 1 is off":         {Sampling{Temperature: 1, TypicalP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
+		"typical-p without the best": {Sampling{Temperature: 1, TypicalP: .5}, ln(.28, .09, .09, .09, .09, .09, .09, .09, .09), []float64{0, .125, .125, .125, .125, .125, .125, .125, .125}},
+		// Top-k leaves 4/7 and 3/7, an entropy of .683 nats: .560 is .12 away and .847 is .16.
+		"typical-p after top-k": {Sampling{Temperature: 1, TopK: 2, TypicalP: .1}, ln(.1, .2, .3, .4), []float64{0, 0, 0, 1}},
+		"min-p after top-p":     {Sampling{Temperature: 1, TopP: .99, MinP: .3}, ln(.1, .2, .3, .4), []float64{0, .2 / .9, .3 / .9, .4 / .9}},
+		// 4/10 of the whole takes two tokens; of the .74 that min-p leaves the first alone would have it.
+		"top-p before min-p": {Sampling{Temperature: 1, TopP: .4, MinP: .9}, ln(.38, .36, .26), []float64{.38 / .74, .36 / .74, 0}},
+		"masked ids":         {Sampling{Temperature: 1}, []float32{0, negInf, nan, 0}, []float64{.5, 0, 0, .5}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.sampling.Logprobs = true
@@ -138,80 +153,132 @@ func TestDistribution(t *testing.T) {
 	}
 }
 
-// The filters against the same filters with a full sort, over vocabularies of many blocks.
+// The filters against transformers' definitions with full sorts, over vocabularies of many blocks.
 func TestFiltersAgainstFullSort(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
-	for i := range 60 {
+	for i := range 400 {
 		logits := normal(uint64(i), 1+rng.IntN(5000))
 		if i%4 == 0 { // many ties, among them at the cuts
 			for j := range logits {
 				logits[j] = float32(math.Round(float64(logits[j])))
 			}
 		}
-		c := Sampling{Temperature: .3 + 2*rng.Float32(), TopK: rng.IntN(200), TopP: rng.Float32(), Seed: uint64(i)}
-		if i%3 == 0 {
-			c.TopP = 0
+		c := Sampling{Temperature: .3 + 2*rng.Float32()}
+		if i&1 != 0 {
+			c.TopK = rng.IntN(200)
 		}
-		want := sorted(logits, c)
-		s := NewSampler(c)
-		for range 200 {
-			tok, err := s.Sample(logits)
-			if err != nil {
-				t.Fatal(err)
+		if i&2 != 0 {
+			c.TopP = rng.Float32()
+		}
+		if i&4 != 0 {
+			c.MinP = rng.Float32() / 5
+		}
+		if i&8 != 0 {
+			c.TypicalP = rng.Float32()
+		}
+		got := NewSampler(c).filter(logits, logits[argmax(logits)], 1/c.Temperature)
+		if got == nil {
+			if c.TopP > 0 || c.MinP > 0 || c.TypicalP > 0 || c.TopK > 0 && c.TopK < len(logits) {
+				t.Errorf("%+v over %d logits does not filter", c, len(logits))
 			}
-			if c.TopK == 0 && c.TopP == 0 {
-				continue
-			}
-			if !want[tok.ID] {
-				t.Fatalf("%+v over %d logits drew %d, which is not among the %d kept", c, len(logits), tok.ID, len(want))
+			continue
+		}
+		want := transformers(logits, c)
+		ids := map[int]bool{}
+		for _, x := range got {
+			ids[int(x.id)] = true
+			if !want[int(x.id)] {
+				t.Errorf("%+v over %d logits kept %d", c, len(logits), x.id)
 			}
 		}
-		if c.TopP > 0 || c.TopK > 0 && c.TopK < len(logits) {
-			kept := s.kept
-			if c.TopP > 0 {
-				mass := 0.0
-				for _, x := range kept {
-					mass += x.weight
-				}
-				if c.TopK == 0 || c.TopK >= len(logits) {
-					mass = sumExp(logits, logits[argmax(logits)], 1/c.Temperature)
-				}
-				kept = nucleus(kept, float64(c.TopP)*mass)
-			}
-			if len(kept) != len(want) {
-				t.Errorf("%+v over %d logits kept %d, want %d", c, len(logits), len(kept), len(want))
-			}
+		if len(ids) != len(got) || len(ids) != len(want) {
+			t.Errorf("%+v over %d logits kept %d of %d different ids, want %d", c, len(logits), len(got), len(ids), len(want))
 		}
 	}
 }
 
-// sorted is the set that the filters keep, as transformers writes them: sort, cumulate, cut.
-func sorted(logits []float32, s Sampling) map[int32]bool {
-	ids := make([]int32, len(logits))
-	for i := range ids {
-		ids[i] = int32(i)
+// transformers is the set that its warpers keep: each sorts, cumulates and cuts what the one before has left.
+func transformers(logits []float32, s Sampling) map[int]bool {
+	scores := make([]float64, len(logits))
+	for i, l := range logits {
+		scores[i] = float64(l) / float64(s.Temperature)
 	}
-	slices.SortFunc(ids, func(a, b int32) int {
-		return cmp.Or(cmp.Compare(logits[b], logits[a]), cmp.Compare(a, b))
-	})
-	if s.TopK > 0 && s.TopK < len(ids) {
-		n := s.TopK
-		for n < len(ids) && logits[ids[n]] == logits[ids[n-1]] {
-			n++
+	softmax := func() []float64 {
+		p, sum, best := make([]float64, len(scores)), 0.0, slices.Max(scores)
+		for i, x := range scores {
+			p[i] = math.Exp(x - best)
+			sum += p[i]
 		}
-		ids = ids[:n]
-	}
-	total := 0.0
-	for _, id := range ids {
-		total += math.Exp(float64(logits[id]-logits[ids[0]]) / float64(s.Temperature))
-	}
-	kept, cum := map[int32]bool{}, 0.0
-	for _, id := range ids {
-		if s.TopP > 0 && s.TopP < 1 && cum >= float64(s.TopP)*total {
-			break
+		for i := range p {
+			p[i] /= sum
 		}
-		kept[id] = true
-		cum += math.Exp(float64(logits[id]-logits[ids[0]]) / float64(s.Temperature))
+		return p
+	}
+	order := func(less func(a, b int) int) []int {
+		ids := make([]int, len(scores))
+		for i := range ids {
+			ids[i] = i
+		}
+		slices.SortStableFunc(ids, less)
+		return ids
+	}
+	if s.TopK > 0 && s.TopK < len(scores) {
+		ids := order(func(a, b int) int { return cmp.Compare(scores[b], scores[a]) })
+		kth := scores[ids[s.TopK-1]]
+		for i, x := range scores {
+			if x < kth {
+				scores[i] = math.Inf(-1)
+			}
+		}
+	}
+	if s.TopP > 0 && s.TopP < 1 {
+		p, cum := softmax(), 0.0
+		for _, id := range order(func(a, b int) int { return cmp.Compare(p[b], p[a]) }) {
+			if cum >= float64(s.TopP) {
+				scores[id] = math.Inf(-1)
+			}
+			cum += p[id]
+		}
+	}
+	if s.MinP > 0 {
+		p := softmax()
+		best := slices.Max(p)
+		for id := range p {
+			if p[id] < float64(s.MinP)*best {
+				scores[id] = math.Inf(-1)
+			}
+		}
+	}
+	if s.TypicalP > 0 && s.TypicalP < 1 {
+		p, entropy := softmax(), 0.0
+		for _, x := range p {
+			if x > 0 {
+				entropy -= x * math.Log(x)
+			}
+		}
+		shifted := make([]float64, len(p))
+		for id, x := range p {
+			shifted[id] = math.Abs(-math.Log(x) - entropy)
+		}
+		ids := order(func(a, b int) int { return cmp.Compare(shifted[a], shifted[b]) })
+		last, cum := 0, 0.0
+		for _, id := range ids {
+			if cum += p[id]; cum < float64(s.TypicalP) {
+				last++
+			}
+		}
+		cut := shifted[ids[min(last, len(ids)-1)]]
+		for id := range scores {
+			if shifted[id] > cut*(1+1e-12) { // equal logits give equal shifts but for the last bits
+				scores[id] = math.Inf(-1)
+			}
+		}
+	}
+	kept := map[int]bool{}
+	for id, x := range scores {
+		if !math.IsInf(x, -1) {
+			kept[id] = true
+		}
 	}
 	return kept
 }
@@ -259,18 +326,36 @@ func TestExp(t *testing.T) {
 	}
 }
 
+// everything is a sampling with each of its fields on, for a vocabulary of a few thousand at least.
+func everything() Sampling {
+	return Sampling{
+		LogitBias: map[int32]float32{3: 5, 1999: -100}, Suppress: []int32{7, 8}, MinTokens: 1000, Stop: []int32{2, 1},
+		RepetitionPenalty: 1.2, FrequencyPenalty: .1, PresencePenalty: .2, Constraint: &set{mask: every(1<<14, 1)},
+		Temperature: 1.1, TopK: 50, TopP: .9, MinP: .01, TypicalP: .9, Logprobs: true, TopLogprobs: 5,
+	}
+}
+
 func TestSampleAllocatesNothing(t *testing.T) {
 	logits := normal(1, 20000)
-	for _, c := range []Sampling{{}, {Temperature: 1}, {Temperature: 1, TopK: 50}, {Temperature: 1, TopP: .9}, {Temperature: 1, TopK: 50, TopP: .9}} {
+	for _, c := range []Sampling{{}, {Temperature: 1}, {Temperature: 1, TopK: 50}, {Temperature: 1, TopP: .9},
+		{Temperature: 1, MinP: .1}, {Temperature: 1, TypicalP: .9}, {Logprobs: true, TopLogprobs: 20}, everything()} {
 		s := NewSampler(c)
-		if n := testing.AllocsPerRun(20, func() { s.Sample(logits) }); n != 0 {
+		for range 100 {
+			s.Sample(logits)
+		}
+		if n := testing.AllocsPerRun(100, func() { s.Sample(logits) }); n != 0 {
 			t.Errorf("%+v allocates %g times a token", c, n)
 		}
 	}
 }
 
 func BenchmarkSample(b *testing.B) {
-	logits := normal(1, 49280)
+	const vocab = 49152
+	logits := normal(1, vocab)
+	prompt := make([]int32, 1000)
+	for i := range prompt {
+		prompt[i] = int32(i * 49)
+	}
 	for _, c := range []struct {
 		name string
 		Sampling
@@ -278,12 +363,21 @@ func BenchmarkSample(b *testing.B) {
 		{"greedy", Sampling{}},
 		{"temperature", Sampling{Temperature: 1}},
 		{"top-k=50", Sampling{Temperature: 1, TopK: 50}},
-		{"top-p=0.9", Sampling{Temperature: 1, TopP: .9}},
+		{"top-p=0.95", Sampling{Temperature: 1, TopP: .95}},
 		{"top-k=50,top-p=0.9", Sampling{Temperature: 1, TopK: 50, TopP: .9}},
 		{"hot,top-p=0.99", Sampling{Temperature: 2, TopP: .99}},
+		{"min-p=0.05", Sampling{Temperature: 1, MinP: .05}},
+		{"typical-p=0.95", Sampling{Temperature: 1, TypicalP: .95}},
+		{"greedy,penalties", Sampling{RepetitionPenalty: 1.1, FrequencyPenalty: .1, PresencePenalty: .1}},
+		{"greedy,mask=16", Sampling{Constraint: &set{mask: every(vocab, vocab/16)}}},
+		{"greedy,mask=half", Sampling{Constraint: &set{mask: every(vocab, 2)}}},
+		{"greedy,mask=all", Sampling{Constraint: &set{mask: every(vocab, 1)}}},
+		{"greedy,logprobs", Sampling{Logprobs: true}},
+		{"greedy,logprobs=5", Sampling{Logprobs: true, TopLogprobs: 5}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			s := NewSampler(c.Sampling)
+			s.Prompt(prompt)
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := s.Sample(logits); err != nil {
