@@ -32,6 +32,7 @@ type fixture struct {
 	tok      *tokenizer.Tokenizer
 	compiler *Compiler
 	stop     int32
+	ids      []int32 // scratch of sample
 }
 
 // load returns a real tokenizer and its compiler, which are shared by all tests.
@@ -73,7 +74,7 @@ func newFixture(tokenizerJSON []byte, stop string) (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fixture{tok, c, id}, nil
+	return &fixture{tok: tok, compiler: c, stop: id}, nil
 }
 
 // small returns a byte-level vocabulary of all bytes, the given texts, the stop token "<stop>", and the added token
@@ -130,9 +131,8 @@ func has(mask []uint64, id int32) bool {
 	return int(id>>6) < len(mask) && mask[id>>6]>>(id&63)&1 == 1
 }
 
-// members returns the ids of mask.
-func members(mask []uint64) []int32 {
-	var ids []int32
+// members appends the ids of mask to ids.
+func members(ids []int32, mask []uint64) []int32 {
 	for i, word := range mask {
 		for ; word != 0; word &= word - 1 {
 			ids = append(ids, int32(i*64+bits.TrailingZeros64(word)))
@@ -141,13 +141,14 @@ func members(mask []uint64) []int32 {
 	return ids
 }
 
-// sample picks from mask uniformly, but stops half of the time where that is allowed, and half of the time picks one
-// of the ids below tokens that spell a single byte, so that outputs come to an end.
+// sample picks from mask uniformly, but stops half of the time where that is allowed, and prefers tokens that close
+// something, so that outputs come to an end. It returns none if mask is empty.
 func (f *fixture) sample(rng *rand.Rand, mask []uint64) int32 {
 	if has(mask, f.stop) && rng.IntN(2) == 0 {
 		return f.stop
 	}
-	ids := members(mask)
+	f.ids = members(f.ids[:0], mask)
+	ids := f.ids
 	if len(ids) == 0 {
 		return none
 	}
@@ -252,7 +253,7 @@ func TestChoice(t *testing.T) {
 		}
 		end := s
 		end.Accept(fix.stop)
-		if ids := members(end.Mask()); len(ids) != 1 || ids[0] != fix.stop || !end.Done() {
+		if ids := members(nil, end.Mask()); len(ids) != 1 || ids[0] != fix.stop || !end.Done() {
 			t.Errorf("after the end %v is allowed, done %v", ids, end.Done())
 		}
 	}
@@ -446,7 +447,7 @@ func TestAcceptOutsideTheMask(t *testing.T) {
 	for _, id := range []int32{-1, fix.stop, 5, 1 << 20} {
 		s := g.Start()
 		s.Accept(id)
-		if ids := members(s.Mask()); !s.Done() || len(ids) != 1 || ids[0] != fix.stop {
+		if ids := members(nil, s.Mask()); !s.Done() || len(ids) != 1 || ids[0] != fix.stop {
 			t.Errorf("after id %d the mask has %v", id, ids)
 		}
 	}

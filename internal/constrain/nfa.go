@@ -15,12 +15,9 @@ const compileBudget = 1 << 24
 // budget bounds the time and memory of one compilation.
 type budget struct{ left int }
 
-// spend takes n units, about n visits of an automaton node, and reports whether they were there. Once it has
-// failed it goes on failing.
+// spend takes n units, about n visits of an automaton node, and reports whether they were there. Once it fails it goes
+// on failing.
 func (b *budget) spend(n int) bool {
-	if n > b.left {
-		b.left = -1
-	}
 	b.left -= n
 	return b.left >= 0
 }
