@@ -32,6 +32,9 @@ type Config struct {
 	// WholePrompt makes the positions of a prompt see each other in both directions. Its first chunk, which starts at
 	// position 0, must hold the whole prompt, and no other prompt may reuse a part of its keys and values.
 	WholePrompt bool
+	// EncoderStates makes it GPT-2 with cross-attention: the first EncoderStates positions of a sequence, where the
+	// patch embeddings are, hold the states of the encoder, which text attends to. 0 for the other decoders.
+	EncoderStates int
 }
 
 // Validate refuses values that no graph can be built from, naming the field.
@@ -51,6 +54,12 @@ func (c Config) Validate() error {
 	if c.Heads%c.KVHeads != 0 {
 		return fmt.Errorf("text_config.num_attention_heads %d is no multiple of num_key_value_heads %d", c.Heads, c.KVHeads)
 	}
+	if c.EncoderStates < 0 || c.EncoderStates >= c.MaxLen {
+		return fmt.Errorf("the encoder gives %d states, want fewer than the %d positions", c.EncoderStates, c.MaxLen)
+	}
+	if c.EncoderStates > 0 {
+		return graph.CheckActivation("decoder.activation_function", c.Activation)
+	}
 	if c.HeadDim%16 != 0 {
 		// ONNX Runtime's CPU kernel rotates 16 values at a time.
 		return fmt.Errorf("text_config.head_dim %d is no multiple of 16, which rotary attention needs here", c.HeadDim)
@@ -67,9 +76,20 @@ func (c Config) Validate() error {
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
 
+// caches is the number of pairs of a key and a value cache.
+func (c Config) caches() int {
+	if c.EncoderStates > 0 {
+		return 2 * c.Layers
+	}
+	return c.Layers
+}
+
+// ShortestPrompt is the fewest positions that a sequence's first chunk may have.
+func (c Config) ShortestPrompt() int { return c.EncoderStates + 1 }
+
 // KVBytesPerToken is the KV cache that one position takes over all layers, in bytes (float32).
 func (c Config) KVBytesPerToken() int64 {
-	return int64(c.Layers) * 2 * int64(c.KVHeads) * int64(c.HeadDim) * 4
+	return int64(c.caches()) * 2 * int64(c.KVHeads) * int64(c.HeadDim) * 4
 }
 
 // Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step − 1),
@@ -80,6 +100,9 @@ func (c Config) KVBytesPerToken() int64 {
 func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
+	}
+	if c.EncoderStates > 0 {
+		return c.crossGraph(w, p)
 	}
 	b := graph.NewBuilder("decoder", w, p)
 	b.UnitNorms = c.UnitNorms
@@ -126,12 +149,17 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 		}
 		n, residual = b.AddRMSNorm(down, residual, next, c.Hidden, c.Eps)
 	}
-	rows := b.Op("Reshape", nil, n, b.I64s(-1, int64(c.Hidden)))
-	rows = b.Op("Gather", onnx.Attrs{"axis": 0}, rows, sample)
+	c.logits(b, n, sample)
+	return b, b.Err()
+}
+
+// logits adds the head over the given rows of x [B, S, hidden], counted through.
+func (c Config) logits(b *graph.Builder, x, rows string) {
+	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(c.Hidden)))
+	x = b.Op("Gather", onnx.Attrs{"axis": 0}, x, rows)
 	head := "lm_head"
 	if c.Tied {
 		head = "text.embed_tokens"
 	}
-	b.Name(b.Linear(rows, head, c.Hidden, c.Vocab, false), "logits")
-	return b, b.Err()
+	b.Name(b.Linear(x, head, c.Hidden, c.Vocab, false), "logits")
 }

@@ -23,7 +23,7 @@ type kvCache struct {
 func newKVCache(c Config, slots, maxLen int) (*kvCache, error) {
 	kv := &kvCache{slots: slots, kvHeads: c.KVHeads, maxLen: maxLen, headDim: c.HeadDim, views: map[[2]int][]ort.Tensor{}}
 	kv.length = panels(maxLen)
-	for range 2 * c.Layers {
+	for range 2 * c.caches() {
 		m, err := ort.Alloc[float32](slots * kv.slotLen())
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("KV cache: %w", err), kv.close())

@@ -175,6 +175,10 @@ func (r *Runner) check(rows []Row) error {
 			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, r.kv.slots)
 		case len(rows) > 1 && (len(row.IDs) != 1 || row.Slot != i || row.Past == 0):
 			return fmt.Errorf("decoder: row %d of a decode step has %d ids, slot %d, past %d; want 1 id, its own index, a past", i, len(row.IDs), row.Slot, row.Past)
+		case r.config.WholePrompt && row.Past > 0 && len(row.IDs) != 1:
+			return fmt.Errorf("decoder: row %d goes on with %d ids, but the model's first chunk holds the whole prompt", i, len(row.IDs))
+		case row.Past == 0 && len(row.IDs) < r.config.ShortestPrompt():
+			return fmt.Errorf("decoder: row %d starts with %d ids, the model wants at least %d", i, len(row.IDs), r.config.ShortestPrompt())
 		}
 	}
 	return nil

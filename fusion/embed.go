@@ -31,7 +31,14 @@ func (e *Embedder) Rows() int { return e.rows }
 // Embed fills dst, [len(ids), hidden], for the ids of positions [past, past+len(ids)) of a sequence with the
 // given image spans.
 func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) error {
+	next := 0 // of spans, which lie in order
 	for i, id := range ids {
+		for next < len(spans) && spans[next].Start+spans[next].Len <= past+i {
+			next++
+		}
+		if next < len(spans) && spans[next].Start <= past+i {
+			continue
+		}
 		if id < 0 || int(id) >= e.rows {
 			return fmt.Errorf("token id %d has no embedding: the table has %d rows", id, e.rows)
 		}

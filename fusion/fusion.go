@@ -24,7 +24,11 @@ type Layout struct {
 
 // Frame is what stands around the text of a prompt: Start between the last picture and it, End after it. Placeholders
 // that a prompt lacks are put before it.
-type Frame struct{ Start, End string }
+type Frame struct {
+	Start, End string
+	// OnePicture makes a prompt one picture and nothing else: its text is not read.
+	OnePicture bool
+}
 
 // Span is a run of consecutive prompt positions that hold patch embeddings of one picture.
 type Span struct {

@@ -21,7 +21,12 @@ func (e *ErrCount) Error() string {
 // ExpandPrompt replaces every placeholder of the rendered prompt by the text that stands for its picture, in
 // order. Text a user typed carries a guard rune inside anything that looks like a placeholder and never matches.
 func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
-	if l.Frame != nil {
+	if l.Frame != nil && l.Frame.OnePicture {
+		if len(grids) != 1 {
+			return "", &ErrCount{"pictures, places", len(grids), 1}
+		}
+		text = l.Placeholder + l.Frame.Start + l.Frame.End
+	} else if l.Frame != nil {
 		text = l.Frame.around(text, l.Placeholder, len(grids))
 	}
 	parts := strings.Split(text, l.Placeholder)

@@ -1,8 +1,6 @@
 package model
 
 import (
-	"strings"
-
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -33,8 +31,8 @@ func (s Spec) Needs() ([]graph.Shape, error) {
 // checkpointName is what checkpoints call a parameter.
 func (s Spec) checkpointName(canonical string) string {
 	for _, prefix := range s.Prefixes {
-		if rest, ok := strings.CutPrefix(canonical, prefix.To); ok {
-			return prefix.From + rest
+		if name, ok := prefix.Stored(canonical); ok {
+			return name
 		}
 	}
 	return canonical

@@ -101,7 +101,7 @@ func (m *Model) speakDefault() error {
 		return fmt.Errorf("the model has %d token ids, the default model's tokenizer, which stands in, %d", m.Decoder.Vocab, d.Decoder.Vocab)
 	}
 	m.Layout.ImageTokenID = d.Layout.ImageTokenID
-	if f := m.Layout.Frame; f != nil {
+	if f := m.Layout.Frame; f != nil && !f.OnePicture { // whose start the default model's tokenizer has, too
 		m.Layout.Frame = &fusion.Frame{End: f.End}
 	}
 	return nil
@@ -210,7 +210,7 @@ func writeTensor(w io.Writer, rng *rand.Rand, table []uint16, name string, n int
 	switch {
 	case strings.HasSuffix(name, "bias"):
 		return constant(0)
-	case strings.Contains(name, "norm"):
+	case strings.Contains(name, "norm"), strings.Contains(name, ".ln_"):
 		return constant(norm)
 	}
 	buf := make([]byte, 0, 1<<16)

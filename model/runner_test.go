@@ -2,7 +2,6 @@ package model
 
 import (
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -52,13 +51,32 @@ func greedyRow(slot, past int, ids []int32) decoder.Row {
 	return decoder.Row{Slot: slot, Past: past, IDs: ids, Sampler: decoder.NewSampler(decoder.Sampling{})}
 }
 
-func run(t *testing.T, r *decoder.Runner, rows ...decoder.Row) []decoder.Token {
+// loggedRow is for run, which compares probabilities.
+func loggedRow(slot, past int, ids []int32) decoder.Row {
+	return decoder.Row{Slot: slot, Past: past, IDs: ids, Sampler: decoder.NewSampler(decoder.Sampling{Logprobs: true})}
+}
+
+// picked is a token and the log of its probability.
+type picked struct {
+	ID      int32
+	Logprob float32
+}
+
+func picks(tokens []decoder.Token) []picked {
+	list := make([]picked, len(tokens))
+	for i, t := range tokens {
+		list[i] = picked{t.ID, t.Logprobs.Picked}
+	}
+	return list
+}
+
+func run(t *testing.T, r *decoder.Runner, rows ...decoder.Row) []picked {
 	t.Helper()
 	out, err := r.Run(t.Context(), &decoder.Batch{Rows: rows})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.Clone(out)
+	return picks(out)
 }
 
 // The log-probability of every token must be the same bits alone and in a batch of 2 to 16 rows of other lengths,
@@ -77,25 +95,25 @@ func batchEqualsAlone(t *testing.T, p graph.Precision) {
 	for i := range prompts {
 		prompts[i] = randomPrompt(rng, 1+rng.IntN(60))
 	}
-	alone := make([][]decoder.Token, slots)
+	alone := make([][]picked, slots)
 	for i, p := range prompts {
 		slot := rng.IntN(slots)
-		tok := run(t, r, greedyRow(slot, 0, p))
+		tok := run(t, r, loggedRow(slot, 0, p))
 		alone[i] = tok
 		for s := range steps {
-			tok = run(t, r, greedyRow(slot, len(p)+s, []int32{tok[0].ID}))
+			tok = run(t, r, loggedRow(slot, len(p)+s, []int32{tok[0].ID}))
 			alone[i] = append(alone[i], tok[0])
 		}
 	}
 	for n := 2; n <= slots; n++ {
-		last := make([]decoder.Token, n)
+		last := make([]picked, n)
 		for i := range n {
-			last[i] = run(t, r, greedyRow(i, 0, prompts[i]))[0]
+			last[i] = run(t, r, loggedRow(i, 0, prompts[i]))[0]
 		}
 		for s := range steps {
 			var rows []decoder.Row
 			for i := range n {
-				rows = append(rows, greedyRow(i, len(prompts[i])+s, []int32{last[i].ID}))
+				rows = append(rows, loggedRow(i, len(prompts[i])+s, []int32{last[i].ID}))
 			}
 			last = run(t, r, rows...)
 			for i := range n {
@@ -112,15 +130,15 @@ func TestMove(t *testing.T) {
 	r := openRunner(t, 3, graph.FP32)
 	rng := rand.New(rand.NewPCG(3, 4))
 	p := randomPrompt(rng, 33)
-	first := run(t, r, greedyRow(2, 0, p))[0]
-	want := run(t, r, greedyRow(2, len(p), []int32{first.ID}))[0]
-	run(t, r, greedyRow(0, 0, randomPrompt(rng, 50)))
-	run(t, r, greedyRow(2, 0, p))
+	first := run(t, r, loggedRow(2, 0, p))[0]
+	want := run(t, r, loggedRow(2, len(p), []int32{first.ID}))[0]
+	run(t, r, loggedRow(0, 0, randomPrompt(rng, 50)))
+	run(t, r, loggedRow(2, 0, p))
 	out, err := r.Run(t.Context(), &decoder.Batch{
 		Moves: []decoder.Move{{From: 2, To: 0, Len: len(p)}},
-		Rows:  []decoder.Row{greedyRow(0, len(p), []int32{first.ID})},
+		Rows:  []decoder.Row{loggedRow(0, len(p), []int32{first.ID})},
 	})
-	if err != nil || out[0] != want {
+	if err != nil || picks(out)[0] != want {
 		t.Errorf("after the move %+v %v, want %+v", out, err, want)
 	}
 }
@@ -135,14 +153,14 @@ func TestRefusedBatches(t *testing.T) {
 func refusedBatches(t *testing.T, r *decoder.Runner) {
 	ids := []int32{9, 9, 9}
 	for want, rows := range map[string][]decoder.Row{
-		"no ids":               {greedyRow(0, 0, nil)},
-		"would reach position": {greedyRow(0, r.Capacity().MaxLen-2, ids)},
-		"is in slot 2 of 2":    {greedyRow(2, 0, ids)},
-		"of a decode step has": {greedyRow(1, 3, ids[:1]), greedyRow(0, 3, ids[:1])},
-		"has 3 ids":            {greedyRow(0, 3, ids), greedyRow(1, 3, ids)},
-		"past 0":               {greedyRow(0, 3, ids[:1]), greedyRow(1, 0, ids[:1])},
-		"has no embedding":     {greedyRow(0, 0, []int32{768})},
-		"token id -1":          {greedyRow(0, 0, []int32{-1})},
+		"no ids":               {loggedRow(0, 0, nil)},
+		"would reach position": {loggedRow(0, r.Capacity().MaxLen-2, ids)},
+		"is in slot 2 of 2":    {loggedRow(2, 0, ids)},
+		"of a decode step has": {loggedRow(1, 3, ids[:1]), loggedRow(0, 3, ids[:1])},
+		"has 3 ids":            {loggedRow(0, 3, ids), loggedRow(1, 3, ids)},
+		"past 0":               {loggedRow(0, 3, ids[:1]), loggedRow(1, 0, ids[:1])},
+		"has no embedding":     {loggedRow(0, 0, []int32{768})},
+		"token id -1":          {loggedRow(0, 0, []int32{-1})},
 	} {
 		if _, err := r.Run(t.Context(), &decoder.Batch{Rows: rows}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -152,7 +170,7 @@ func refusedBatches(t *testing.T, r *decoder.Runner) {
 	if out, err := r.Run(t.Context(), &decoder.Batch{}); err != nil || len(out) != 0 {
 		t.Errorf("empty batch: %v %v", out, err)
 	}
-	run(t, r, greedyRow(0, 0, ids))
+	run(t, r, loggedRow(0, 0, ids))
 	if out := run(t, r, decoder.Row{Slot: 1, IDs: ids}); len(out) != 0 {
 		t.Errorf("a row without a sampler gave %v", out)
 	}

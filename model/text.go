@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/vision"
@@ -30,6 +31,11 @@ func (m *Model) openText() (*Text, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if m.Layout.Frame != nil && m.Layout.Frame.OnePicture {
+		if raw, err = addPlaceholder(raw, m.Layout); err != nil {
+			return nil, fmt.Errorf("tokenizer.json: %w", err)
+		}
 	}
 	t := &Text{AddSpecial: m.Layout.Frame == nil}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
@@ -93,6 +99,32 @@ func (m *Model) defaults() (decoder.Sampling, error) {
 		s.TopP = *c.TopP
 	}
 	return s, nil
+}
+
+// addPlaceholder gives a tokenizer that knows no pictures a token for them, unless it has one.
+func addPlaceholder(tokenizerJSON []byte, l fusion.Layout) ([]byte, error) {
+	var file map[string]json.RawMessage
+	if err := json.Unmarshal(tokenizerJSON, &file); err != nil {
+		return nil, err
+	}
+	var added []json.RawMessage
+	if raw, ok := file["added_tokens"]; ok {
+		if err := json.Unmarshal(raw, &added); err != nil {
+			return nil, fmt.Errorf("added_tokens: %w", err)
+		}
+	}
+	for _, raw := range added {
+		var t struct{ Content string }
+		if json.Unmarshal(raw, &t) == nil && t.Content == l.Placeholder {
+			return tokenizerJSON, nil
+		}
+	}
+	added = append(added, fmt.Appendf(nil, `{"id": %d, "content": %q, "special": true}`, l.ImageTokenID, l.Placeholder))
+	var err error
+	if file["added_tokens"], err = json.Marshal(added); err != nil {
+		return nil, err
+	}
+	return json.Marshal(file)
 }
 
 // readJSON decodes an optional file; it tells whether the file is there.

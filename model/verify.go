@@ -152,7 +152,11 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 		return nil, err
 	}
 	patches = v.tower.Pack(img.Grid, patches)
-	checks, err := v.compare(nil, "image_features", patches, get)
+	features := "image_features"
+	if v.model.Decoder.EncoderStates > 0 {
+		features = "encoder_last_hidden_state"
+	}
+	checks, err := v.compare(nil, features, patches, get)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +168,10 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := v.model.Layout.Locate(narrow(wide), []*vision.Image{img})
+	// An encoder-decoder's reference counts the text only.
+	ids := slices.Repeat([]int32{v.model.Layout.ImageTokenID}, v.model.Decoder.EncoderStates)
+	text := narrow(wide)
+	in, err := v.model.Layout.Locate(append(ids, text...), []*vision.Image{img})
 	if err != nil {
 		return nil, err
 	}
@@ -175,6 +182,7 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
+	logits = logits[len(ids)*v.model.Decoder.Vocab:]
 	if checks, err = v.compare(checks, "logits", logits, get); err != nil {
 		return nil, err
 	}
@@ -184,8 +192,12 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if wide, err = t.Ints(); err != nil {
 		return nil, err
 	}
-	got, err := v.greedy(in, len(wide))
-	return append(checks, sameIDs("generated_ids", got, narrow(wide))), err
+	want := narrow(wide)
+	if len(ids) > 0 {
+		in.IDs, want = append(ids, want[0]), want[1:]
+	}
+	got, err := v.greedy(in, len(want))
+	return append(checks, sameIDs("generated_ids", got, want)), err
 }
 
 func (v *Verifier) compare(checks []Check, name string, got []float32, get func(string) (safetensors.Tensor, error)) ([]Check, error) {

@@ -129,7 +129,7 @@ func (a *app) warmUp() error {
 	if _, err := a.tower.Run(1); err != nil {
 		return err
 	}
-	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{0}, Sampler: decoder.NewSampler(decoder.Sampling{})}}})
+	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{{IDs: make([]int32, a.model.Decoder.ShortestPrompt()), Sampler: decoder.NewSampler(decoder.Sampling{})}}})
 	return err
 }
 

@@ -37,7 +37,32 @@ func Needs(build func(w *Weights) error) ([]Shape, error) {
 }
 
 // Prefix renames one prefix of checkpoint names to a canonical one.
-type Prefix struct{ From, To string }
+type Prefix struct {
+	From, To string
+	// Parts are renamed wherever they stand in what follows the prefix, one after the other.
+	Parts []Part
+}
+
+// Part is a piece of a name that a checkpoint calls From.
+type Part struct{ From, To string }
+
+// Canonical renames a checkpoint's name that starts with From.
+func (p Prefix) Canonical(name string) (canonical string, ok bool) {
+	rest, ok := strings.CutPrefix(name, p.From)
+	for _, part := range p.Parts {
+		rest = strings.ReplaceAll(rest, part.From, part.To)
+	}
+	return p.To + rest, ok
+}
+
+// Stored is what a checkpoint calls a canonical name that starts with To.
+func (p Prefix) Stored(canonical string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(canonical, p.To)
+	for _, part := range p.Parts {
+		rest = strings.ReplaceAll(rest, part.To, part.From)
+	}
+	return p.From + rest, ok
+}
 
 // NewWeights indexes a checkpoint. The first prefix that fits a name renames it; a name that none fits keeps
 // itself.
@@ -46,8 +71,8 @@ func NewWeights(c *safetensors.Checkpoint, prefixes ...Prefix) (*Weights, error)
 	for _, name := range c.Names() {
 		canonical := name
 		for _, p := range prefixes {
-			if rest, ok := strings.CutPrefix(name, p.From); ok {
-				canonical = p.To + rest
+			if c, ok := p.Canonical(name); ok {
+				canonical = c
 				break
 			}
 		}
@@ -79,6 +104,9 @@ func (w *Weights) Get(name string, shape ...int) (safetensors.Tensor, error) {
 		return safetensors.Tensor{}, fmt.Errorf("the checkpoint has no tensor for %q (shape %v)", name, shape)
 	}
 	t, _ := w.ckpt.Tensor(real)
+	if extra := len(t.Shape) - len(shape); extra > 0 && !slices.ContainsFunc(t.Shape[:extra], func(d int) bool { return d != 1 }) {
+		t.Shape = t.Shape[extra:] // ViT stores embeddings of one row as [1, 1, hidden]
+	}
 	if !slices.Equal(t.Shape, shape) {
 		return safetensors.Tensor{}, fmt.Errorf("tensor %q has shape %v, want %v by config.json", real, t.Shape, shape)
 	}
