@@ -3,8 +3,9 @@
 //
 // A tour: Engine (engine.go) has the loop, and admission.go the way in, from Acquire over Submit to the end of a
 // sequence. The scheduler (scheduler.go) is the policy, a plain value that only the loop's goroutine touches; slots
-// (slots.go) says which sequence owns which KV slot; a sequence (sequence.go) is one request; its tokens reach the
-// client through a Stream (stream.go), for which the loop never waits.
+// (slots.go) says which sequence owns which KV slot, and prefix.go which one's KV a new sequence may start from; a
+// sequence (sequence.go) is one request; its tokens reach the client through a Stream (stream.go), for which the loop
+// never waits.
 package batching
 
 import (
@@ -32,9 +33,14 @@ type Runner interface {
 type Options struct {
 	// MaxWaiting is the number of requests accepted beyond the KV slots.
 	MaxWaiting int
-	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Chunks end at multiples of it, so
-	// that a prompt is cut alike whatever else is running.
+	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact, chunks
+	// end at multiples of it, so that a prompt is cut alike whatever else is running.
 	PrefillChunk int
+	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
+	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.
+	NoPrefixCache bool
+	// SharePrefixes lets sequences start from those of other tenants.
+	SharePrefixes bool
 	// Clock is time.Now if nil.
 	Clock func() time.Time
 }
@@ -74,6 +80,7 @@ type Stats struct {
 	Waiting       int // sequences submitted, without a slot yet
 	Accepted      int // tickets out: running, waiting, and requests that still prepare
 	KVTokens      int // positions held by running sequences, of Slots × MaxLen
+	CachedSlots   int // slots that hold what ended sequences left
 
 	Steps           int64 // batches run, failed ones too
 	PrefillSteps    int64 // those that were a prefill chunk
@@ -81,14 +88,13 @@ type Stats struct {
 	DecodeRows      int64 // rows of all decode steps; over Steps - PrefillSteps it is the mean batch size
 	PromptTokens    int64 // prefilled
 	GeneratedTokens int64
-	MovedTokens     int64 // KV positions copied to keep the slots dense
+	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
+	Evictions       int64 // cached sequences whose slot was needed
+	MovedTokens     int64 // KV positions copied to keep the slots dense and to start from others' prefixes
 }
 
 // New returns an engine over r that accepts requests; they run once Run does.
 func New(r Runner, o Options) *Engine {
-	if o.PrefillChunk <= 0 {
-		o.PrefillChunk = 256
-	}
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
@@ -96,7 +102,7 @@ func New(r Runner, o Options) *Engine {
 	e := &Engine{
 		runner: r, clock: o.Clock, capacity: c,
 		limit:   c.Slots + max(o.MaxWaiting, 0),
-		sched:   newScheduler(c, o.PrefillChunk),
+		sched:   newScheduler(c, o),
 		wake:    make(chan struct{}, 1),
 		drained: make(chan struct{}),
 	}

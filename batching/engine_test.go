@@ -91,10 +91,10 @@ func TestTokensAndTiming(t *testing.T) {
 			t.Errorf("got %v %v, alone it gives %v %v", tokens, last.Finish, want, err)
 		}
 		ttft := begin.Add(20 * time.Millisecond)
-		if got, want := s.Timing(), (Timing{begin, begin, ttft, ttft.Add(4 * 10 * time.Millisecond)}); got != want {
+		if got, want := s.Timing(), (Timing{begin, begin, ttft, ttft.Add(4 * 10 * time.Millisecond), 0}); got != want {
 			t.Errorf("timing %+v, want %+v", got, want)
 		}
-		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20, GeneratedTokens: 5}); got != want {
+		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20, GeneratedTokens: 5, CachedSlots: 1}); got != want {
 			t.Errorf("stats %+v, want %+v", got, want)
 		}
 		if err := stop(); err != nil {
@@ -561,7 +561,7 @@ func TestManyClients(t *testing.T) {
 
 // What a step of 32 rows costs without a model under it.
 func BenchmarkStep(b *testing.B) {
-	s := newScheduler(decoder.Capacity{Slots: 32, MaxLen: 1 << 30}, 256)
+	s := newScheduler(decoder.Capacity{Slots: 32, MaxLen: 1 << 30}, Options{})
 	tokens := make([]decoder.Token, 32)
 	now := time.Now()
 	for range 32 {

@@ -2,6 +2,7 @@ package batching
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -37,12 +38,11 @@ type history struct {
 	ended  map[string]FinishReason
 }
 
-func newHistory(t testing.TB, slots, maxLen, chunk int) *history {
+func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
 	return &history{
-		t: t, runner: decodertest.NewHash(slots, maxLen, 40),
-		sched: newScheduler(decoder.Capacity{Slots: slots, MaxLen: maxLen}, chunk),
-		now:   time.Unix(0, 0),
-		reqs:  map[string]Request{}, seqs: map[string]*sequence{},
+		t: t, runner: r, sched: newScheduler(r.Capacity(), o),
+		now:  time.Unix(0, 0),
+		reqs: map[string]Request{}, seqs: map[string]*sequence{},
 		got: map[string][]decoder.Token{}, ended: map[string]FinishReason{},
 	}
 }
@@ -144,7 +144,11 @@ func (h *history) verify(id string) {
 func (p plan) String() string {
 	var b strings.Builder
 	for _, m := range p.batch.Moves {
-		fmt.Fprintf(&b, "move %d positions from slot %d to %d\n", m.Len, m.From, m.To)
+		if m.Back > 0 {
+			fmt.Fprintf(&b, "exchange %d positions of slot %d with %d of %d\n", m.Len, m.From, m.Back, m.To)
+		} else {
+			fmt.Fprintf(&b, "move %d positions from slot %d to %d\n", m.Len, m.From, m.To)
+		}
 	}
 	for i, r := range p.batch.Rows {
 		verb := "decode"
@@ -168,44 +172,74 @@ func (h *history) state() string {
 		fmt.Fprintf(&b, "%s decodes at %d, ", q.id, q.past)
 	}
 	if q := s.slots.prefilling; q != nil {
-		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.prompt)
+		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.target)
 	}
 	for _, q := range s.waiting {
 		fmt.Fprintf(&b, "%s waits, ", q.id)
 	}
-	if !s.busy() {
+	for _, q := range s.slots.cached {
+		fmt.Fprintf(&b, "%s cached in slot %d [0,%d), ", q.id, q.slot, q.past)
+	}
+	if b.Len() == 2 {
 		b.WriteString("nothing, ")
 	}
 	fmt.Fprintf(&b, "%d KV tokens\n", s.stats().KVTokens)
 	return b.String()
 }
 
-// command runs one line of a testdata file. Prompts differ by the id's letters.
+// command runs one line of a testdata file. Prompts differ by the id's letters, unless like= names another sequence:
+// then they begin with its ids, cut at from=, and if answered with those that it gave.
 func (h *history) command(line string) string {
 	h.t.Helper()
 	words := strings.Fields(line)
-	arg, num := "", func(key string) int { return 0 }
+	arg := ""
 	if len(words) > 1 {
 		arg = words[1]
 	}
-	num = func(key string) int {
+	text := func(key string) string {
 		for _, w := range words {
 			if v, ok := strings.CutPrefix(w, key+"="); ok {
-				n, err := strconv.Atoi(v)
-				h.check(err)
-				return n
+				return v
 			}
 		}
-		return 0
+		return ""
 	}
+	num := func(key string) int {
+		n, err := strconv.Atoi(cmp.Or(text(key), "0"))
+		h.check(err)
+		return n
+	}
+	flag := func(key string) bool { return slices.Contains(words, key) }
 	switch words[0] {
 	case "engine":
-		*h = *newHistory(h.t, num("slots"), num("maxlen"), num("chunk"))
+		r := decodertest.NewHash(num("slots"), num("maxlen"), 40)
+		if flag("inexact") {
+			r.Chunk = num("chunk")
+		}
+		*h = *newHistory(h.t, r, Options{
+			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"),
+		})
 		return ""
 	case "submit":
-		r := Request{ID: arg, MaxTokens: num("max")}
+		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant")}
+		if like := text("like"); like != "" {
+			r.Input.IDs = slices.Clone(h.reqs[like].Input.IDs)
+			if n := num("from"); n > 0 {
+				r.Input.IDs = r.Input.IDs[:n]
+			}
+			for _, t := range h.got[like] {
+				if flag("answered") {
+					r.Input.IDs = append(r.Input.IDs, t.ID)
+				}
+			}
+		}
 		for i := range num("prompt") {
 			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
+		}
+		if n := num("image"); n > 0 { // a picture over positions [1,n), the digest its name's letter
+			span := fusion.Span{Start: 1, Len: n - 1}
+			copy(span.Digest[:], text("picture"))
+			r.Input.Spans = []fusion.Span{span}
 		}
 		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token
 			want, err := h.runner.Alone(r.Input, r.Sampling, n)
@@ -231,8 +265,8 @@ func (h *history) command(line string) string {
 		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
 	case "totals":
 		s := h.sched.stats()
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens)
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -294,18 +328,36 @@ func random(t testing.TB, data []byte) {
 		data = data[1:]
 		return v
 	}
-	h := newHistory(t, 1+next(5), 6+next(30), 1+next(9))
+	r, chunk := decodertest.NewHash(1+next(5), 6+next(30), 40), 1+next(9)
+	if next(2) == 0 {
+		r.Chunk = chunk
+	}
+	h := newHistory(t, r, Options{PrefillChunk: chunk, NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0})
 	var ids []string
+	tenants := []string{"", "a", "b"}
 	for len(data) > 0 {
 		switch op := next(16); {
 		case op < 5 && len(ids) < 200:
-			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12)}
-			for range 1 + next(h.sched.maxLen) {
+			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)]}
+			if len(ids) > 0 && next(3) > 0 { // begins as another does, answer and all
+				id := ids[next(len(ids))]
+				r.Input.Spans = h.reqs[id].Input.Spans
+				r.Input.IDs = slices.Clone(h.reqs[id].Input.IDs)
+				for _, t := range h.got[id] {
+					r.Input.IDs = append(r.Input.IDs, t.ID)
+				}
+				r.Input.IDs = r.Input.IDs[:min(len(r.Input.IDs), 1+next(h.sched.maxLen))]
+			}
+			for range next(max(1, h.sched.maxLen-len(r.Input.IDs))) {
 				r.Input.IDs = append(r.Input.IDs, int32(next(40)))
 			}
+			if len(r.Input.IDs) == 0 {
+				r.Input.IDs = []int32{7}
+			}
+			r.Input.Spans = slices.DeleteFunc(slices.Clone(r.Input.Spans), func(p fusion.Span) bool { return p.Start+p.Len > len(r.Input.IDs) })
 			if next(3) == 0 {
 				n := 1 + next(len(r.Input.IDs))
-				r.Input.Spans = []fusion.Span{{Start: next(len(r.Input.IDs) - n + 1), Len: n, Digest: [32]byte{byte(next(200))}}}
+				r.Input.Spans = []fusion.Span{{Start: next(len(r.Input.IDs) - n + 1), Len: n, Digest: [32]byte{byte(next(4))}}}
 			}
 			if next(2) == 0 {
 				r.Sampling = decoder.Sampling{Temperature: 1, TopK: next(20), TopP: float32(next(10)) / 10, Seed: uint64(next(3))}

@@ -22,8 +22,11 @@ func (s *scheduler) invariants() error {
 		return nil
 	}
 	lies := func(q *sequence, place int) error {
-		if q.slot < place || q.slot >= s.slots.size {
-			return fmt.Errorf("%s lies in slot %d, its place is %d of %d", q.id, q.slot, place, s.slots.size)
+		if q.slot < place || q.slot >= len(s.slots.at) {
+			return fmt.Errorf("%s lies in slot %d, its place is %d of %d", q.id, q.slot, place, len(s.slots.at))
+		}
+		if s.slots.at[q.slot] != q {
+			return fmt.Errorf("%s lies in slot %d, which is not its own", q.id, q.slot)
 		}
 		if other := owner[q.slot]; other != nil {
 			return fmt.Errorf("slot %d has %s and %s", q.slot, other.id, q.id)
@@ -58,12 +61,29 @@ func (s *scheduler) invariants() error {
 		if err := lies(q, len(s.slots.decoding)); err != nil {
 			return err
 		}
-		if q.past >= q.prompt || q.past%s.chunk != 0 || len(q.ids) != q.prompt {
-			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d", q.id, q.past, q.prompt, s.chunk)
+		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact || q.target != len(q.ids) || q.timing.CachedTokens > q.past {
+			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d, %d cached", q.id, q.past, q.target, s.chunk, q.timing.CachedTokens)
 		}
 	}
-	if st := s.stats(); st.Running != len(owner) || st.Running > s.slots.size || st.Running+st.Waiting != len(seen) {
-		return fmt.Errorf("stats count %d running and %d waiting of %d", st.Running, st.Waiting, len(seen))
+	running := len(owner)
+	for _, q := range s.slots.cached {
+		if err := own(q, "cached", ended); err != nil {
+			return err
+		}
+		if err := lies(q, 0); err != nil {
+			return err
+		}
+		if s.reusable(q) < 1 || q.past > len(q.ids) || q.sampler != nil || !s.caching {
+			return fmt.Errorf("%s is cached with %d positions of %d ids", q.id, q.past, len(q.ids))
+		}
+	}
+	for slot, q := range s.slots.at {
+		if q != owner[slot] {
+			return fmt.Errorf("slot %d belongs to a sequence that is nowhere", slot)
+		}
+	}
+	if st := s.stats(); st.Running != running || st.CachedSlots != len(owner)-running || st.Running+st.Waiting+st.CachedSlots != len(seen) {
+		return fmt.Errorf("stats count %d running, %d waiting and %d cached of %d", st.Running, st.Waiting, st.CachedSlots, len(seen))
 	}
 	return nil
 }
@@ -86,7 +106,7 @@ func (p plan) invariants(s *scheduler) error {
 		if r.Slot != q.slot || r.Past != q.past || q.phase == decoding && r.Sampler != q.sampler {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
-		if end := r.Past + len(r.IDs); q.phase == prefilling && end != q.prompt && (end%s.chunk != 0 || r.Sampler != nil) {
+		if end := r.Past + len(r.IDs); q.phase == prefilling && end != q.target && (end%s.chunk != 0 || r.Sampler != nil) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
 		}
 	}

@@ -27,6 +27,9 @@ type delivery struct {
 // turns, so that a long prompt slows the running sequences to half their pace at worst and never stops them.
 type scheduler struct {
 	maxLen, chunk int
+	exact         bool // chunks may be cut anywhere
+	caching       bool
+	sharePrefixes bool
 	waiting       []*sequence // submitted, no slot yet, oldest first
 	slots         slots
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
@@ -37,8 +40,19 @@ type scheduler struct {
 	out   []delivery
 }
 
-func newScheduler(c decoder.Capacity, chunk int) *scheduler {
-	return &scheduler{maxLen: c.MaxLen, chunk: chunk, slots: slots{size: c.Slots}, totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen}}
+func newScheduler(c decoder.Capacity, o Options) *scheduler {
+	s := &scheduler{
+		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots),
+		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
+		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
+	}
+	if s.chunk <= 0 {
+		s.chunk = 256
+	}
+	if c.WholePrompt {
+		s.chunk, s.exact = c.MaxLen, false
+	}
+	return s
 }
 
 // add puts a new sequence last.
@@ -77,17 +91,25 @@ func (s *scheduler) prefillsNext(now time.Time) bool {
 	if s.slots.free() && len(s.waiting) > 0 {
 		q := s.waiting[0]
 		s.waiting = slices.Delete(s.waiting, 0, 1)
-		q.timing.FirstScheduled = now
-		s.slots.enter(q)
+		s.start(q, now)
 	}
 	return s.slots.prefilling != nil
 }
 
+// start gives q a slot, with as much of its prompt as is in another one already.
+func (s *scheduler) start(q *sequence, now time.Time) {
+	src, n := s.source(q)
+	take := n > 0 && n == s.reusable(src)
+	s.batch.Moves = s.slots.enter(q, src, n, take, s.batch.Moves)
+	q.timing.FirstScheduled, q.timing.CachedTokens = now, n
+	s.totals.CachedTokens += int64(n)
+}
+
 // planChunk runs q's prompt up to the next multiple of the chunk size. Only the last chunk wants a token.
 func (s *scheduler) planChunk(q *sequence) {
-	end := min((q.past/s.chunk+1)*s.chunk, q.prompt)
+	end := min((q.past/s.chunk+1)*s.chunk, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
-	if end == q.prompt {
+	if end == q.target {
 		row.Sampler = q.sampler
 	}
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
@@ -178,7 +200,9 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 		i := slices.Index(s.waiting, q)
 		s.waiting = slices.Delete(s.waiting, i, i+1)
 	} else {
-		s.slots.leave(q)
+		// A failed step may have left anything in the slots of its rows.
+		s.slots.leave(q, s.caching && event.Finish != Error && s.reusable(q) > 0)
+		q.strip()
 	}
 	q.phase = ended
 	q.timing.Finished = now
@@ -194,7 +218,7 @@ func (s *scheduler) count(p plan) {
 		s.totals.DecodeRows += int64(len(p.seqs))
 	}
 	for _, m := range p.batch.Moves {
-		s.totals.MovedTokens += int64(m.Len)
+		s.totals.MovedTokens += int64(m.Len + m.Back)
 	}
 }
 
@@ -202,6 +226,7 @@ func (s *scheduler) count(p plan) {
 func (s *scheduler) stats() Stats {
 	t := s.totals
 	t.Running, t.Waiting = s.slots.running(), len(s.waiting)
+	t.CachedSlots, t.Evictions = len(s.slots.cached), s.slots.evictions
 	for _, q := range s.slots.decoding {
 		t.KVTokens += q.past
 	}

@@ -20,6 +20,9 @@ type Request struct {
 	// Stop are the ids that end the sequence; the one that did is delivered.
 	Stop     []int32
 	Sampling decoder.Sampling
+	// Tenant is on whose behalf the request comes. Unless Options.SharePrefixes, it starts from the KV of that tenant's
+	// sequences only: the time of a first token tells whether others have asked the same.
+	Tenant string
 }
 
 func (r Request) check(maxLen int) error {
@@ -36,7 +39,7 @@ func (r Request) check(maxLen int) error {
 //
 //	arriving → waiting → prefilling → decoding → ended
 //
-// and from each to ended.
+// and from each to ended. The KV of one that has ended may stay for others to start from.
 type phase int
 
 const (
@@ -51,6 +54,7 @@ const (
 // the fields that say otherwise.
 type sequence struct {
 	id        string
+	tenant    string
 	spans     []fusion.Span
 	maxTokens int
 	stop      []int32
@@ -62,18 +66,21 @@ type sequence struct {
 	phase  phase
 	ids    []int32 // prompt and generated tokens
 	prompt int     // the number of ids that are the prompt
+	target int     // the number of ids that prefill runs
 	past   int     // the number of positions in the KV cache; in decode all but the last of ids
-	slot   int     // where they lie, once past > 0
+	slot   int     // where they lie, from prefill on
 	timing Timing
 }
 
 func newSequence(r Request, now time.Time) *sequence {
-	return &sequence{
-		id: r.ID, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
+	q := &sequence{
+		id: r.ID, tenant: r.Tenant, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
 		sampler: decoder.NewSampler(r.Sampling),
-		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs),
+		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now},
 	}
+	q.sampler.Prompt(q.ids)
+	return q
 }
 
 // finish says whether the sequence ends with the token that was just appended to ids.

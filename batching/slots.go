@@ -6,23 +6,30 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 )
 
-// slots says which sequence owns which KV slot. The decoding sequences have slots [0, len(decoding)) and the one in
-// prefill has the next, because attention runs over one contiguous range of slots.
+// slots says whose keys and values each KV slot holds. The decoding sequences have slots [0, len(decoding)) and the one
+// in prefill has the next, because attention runs over one contiguous range of slots. The others may hold cached
+// sequences: ended ones, from which a new one may start.
 //
-// The order of the lists is where sequences belong; sequence.slot is where their KV lies. moves, once a step,
-// closes the gap. In between any number of sequences may end and others take their places: a chain of moves never
-// comes to be. Places only ever get lower, so a sequence lies at its place or above, and moves made in
-// ascending order of target never overwrite what is still to be moved.
+//	decoding … | prefilling | cached and empty slots in any order
+//
+// The order of the lists is where sequences belong; sequence.slot is where their KV lies. moves, once a step, closes
+// the gap. In between any number of sequences may end and others take their places: a chain of moves never comes to
+// be. Places only ever get lower, so a running sequence lies at its place or above; moves made in ascending order of
+// target exchange it with a cached one at most, never with another that runs.
 type slots struct {
-	size       int
+	at         []*sequence // whom a slot's positions belong to; nil if to nobody
 	decoding   []*sequence
 	prefilling *sequence
+	cached     []*sequence // in the order in which they ended: the first is evicted first
+	evictions  int64
 }
 
-// free says whether a sequence could start its prefill.
-func (s *slots) free() bool { return s.prefilling == nil && len(s.decoding) < s.size }
+func newSlots(size int) slots { return slots{at: make([]*sequence, size)} }
 
-// running is the number of slots in use.
+// free says whether a sequence could start its prefill.
+func (s *slots) free() bool { return s.prefilling == nil && len(s.decoding) < len(s.at) }
+
+// running is the number of slots that running sequences use.
 func (s *slots) running() int {
 	if s.prefilling != nil {
 		return len(s.decoding) + 1
@@ -30,10 +37,61 @@ func (s *slots) running() int {
 	return len(s.decoding)
 }
 
-// enter gives q, of which nothing is in the cache yet, the slot after the decoding ones. All moves have been made.
-func (s *slots) enter(q *sequence) {
-	q.phase, q.slot = prefilling, len(s.decoding)
+// enter starts q's prefill in the slot after the decoding ones, from the first n positions of src if n > 0. A cached
+// source is taken over, slot and all, if take or if there is no other slot; else it is copied. enter appends the moves
+// for that; all others have been made.
+func (s *slots) enter(q, src *sequence, n int, take bool, list []decoder.Move) []decoder.Move {
+	q.phase, q.past = prefilling, n
+	place := len(s.decoding)
+	last := len(s.cached) == 1 && len(s.decoding)+1 == len(s.at)
 	s.prefilling = q
+	if n > 0 && src.phase == ended && (take || last) {
+		s.forget(src)
+		s.at[src.slot], q.slot = q, src.slot
+		return s.bring(q, place, list)
+	}
+	from := -1
+	if n > 0 {
+		from = src.slot
+	}
+	if other := s.at[place]; other != nil {
+		empty := s.empty(src)
+		if other.slot == place && empty != place { // it was not the one evicted
+			list = append(list, decoder.Move{From: place, To: empty, Len: other.past})
+			s.at[empty], other.slot = other, empty
+		}
+	}
+	s.at[place], q.slot = q, place
+	if n > 0 && from != place { // what is at q's place already need not be copied
+		list = append(list, decoder.Move{From: from, To: place, Len: n})
+	}
+	return list
+}
+
+// empty returns a slot that nobody has, of the cached sequences but keep the oldest is evicted for it if need be.
+func (s *slots) empty(keep *sequence) int {
+	if i := slices.Index(s.at, nil); i >= 0 {
+		return i
+	}
+	oldest := s.cached[0]
+	if oldest == keep {
+		oldest = s.cached[1]
+	}
+	s.evict(oldest)
+	return oldest.slot
+}
+
+// evict gives a cached sequence's slot free.
+func (s *slots) evict(q *sequence) {
+	s.forget(q)
+	s.at[q.slot] = nil
+	s.evictions++
+}
+
+// forget takes a cached sequence off the list; its slot is about to have another owner.
+func (s *slots) forget(q *sequence) {
+	i := slices.Index(s.cached, q)
+	s.cached = slices.Delete(s.cached, i, i+1)
 }
 
 // join makes the sequence in prefill the last decoding one; its slot is the right one already.
@@ -43,8 +101,14 @@ func (s *slots) join() {
 	s.prefilling = nil
 }
 
-// leave frees q's slot; the last decoding sequence takes its place.
-func (s *slots) leave(q *sequence) {
+// leave takes q, which has ended, off the running ones; the last decoding sequence takes its place. Its KV is cached if
+// keep, else its slot is empty.
+func (s *slots) leave(q *sequence, keep bool) {
+	if keep {
+		s.cached = append(s.cached, q)
+	} else {
+		s.at[q.slot] = nil
+	}
 	if q == s.prefilling {
 		s.prefilling = nil
 		return
@@ -55,21 +119,27 @@ func (s *slots) leave(q *sequence) {
 	s.decoding = s.decoding[:last]
 }
 
-// moves appends the moves that bring every sequence to its place, in a safe order, and takes them for made.
+// moves appends the moves that bring every running sequence to its place, in a safe order, and takes them for made.
 func (s *slots) moves(list []decoder.Move) []decoder.Move {
-	for to, q := range s.decoding {
-		list = q.moveTo(to, list)
+	for place, q := range s.decoding {
+		list = s.bring(q, place, list)
 	}
 	if s.prefilling != nil {
-		list = s.prefilling.moveTo(len(s.decoding), list)
+		list = s.bring(s.prefilling, len(s.decoding), list)
 	}
 	return list
 }
 
-func (q *sequence) moveTo(slot int, list []decoder.Move) []decoder.Move {
-	if q.slot != slot {
-		list = append(list, decoder.Move{From: q.slot, To: slot, Len: q.past})
-		q.slot = slot
+// bring moves q to its place; a cached sequence there gets q's slot.
+func (s *slots) bring(q *sequence, place int, list []decoder.Move) []decoder.Move {
+	if q.slot == place {
+		return list
 	}
-	return list
+	m := decoder.Move{From: q.slot, To: place, Len: q.past}
+	other := s.at[place]
+	if other != nil {
+		m.Back, other.slot = other.past, q.slot
+	}
+	s.at[q.slot], s.at[place], q.slot = other, q, place
+	return append(list, m)
 }

@@ -47,6 +47,9 @@ type Timing struct {
 	FirstScheduled time.Time // it got a slot: what came before is queueing
 	FirstToken     time.Time
 	Finished       time.Time
+	// CachedTokens is the number of prompt positions that were not run, because their keys and values were there already;
+	// known from FirstScheduled on.
+	CachedTokens int
 }
 
 // Stream is the mailbox of one request. The engine pushes and never waits; one goroutine reads. It holds at most

@@ -16,11 +16,18 @@ var ErrDevice = errors.New("device lost")
 type Capacity struct {
 	// Slots is the number of sequences whose KV can be resident; MaxLen the positions of one sequence.
 	Slots, MaxLen int
+	// Exact says that the keys, values and logits of a position are the same to the last bit whichever run computes
+	// them: alone or in a chunk of any length. Where it is false, as with ONNX Runtime's own operators, which sum up
+	// otherwise when there is a single row, chunks have to be cut alike for results to be alike.
+	Exact bool
+	// WholePrompt says that a prompt has to be run in one chunk, and that no other prompt may start from a part of it.
+	WholePrompt bool
 }
 
-// Move copies the first Len positions of KV slot From over slot To.
+// Move copies the first Len positions of KV slot From over slot To. If Back is not 0 it exchanges: the first Back
+// positions of To come to From.
 type Move struct {
-	From, To, Len int
+	From, To, Len, Back int
 }
 
 // Row is one sequence's part of a step.

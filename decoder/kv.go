@@ -56,16 +56,32 @@ func (kv *kvCache) view(from, n int) ([]ort.Tensor, error) {
 	return list, nil
 }
 
-// move copies the first m.Len positions of slot m.From over slot m.To.
+// move copies the first m.Len positions of slot m.From over slot m.To, or exchanges them with m.Back positions there.
 func (kv *kvCache) move(m Move) {
-	n := panels(m.Len)
+	n, back := panels(m.Len)*kv.headDim, panels(m.Back)*kv.headDim
+	both := min(n, back)
 	for _, mem := range kv.layers {
 		s := mem.Slice()
 		for h := range kv.kvHeads {
-			row := kv.length * kv.headDim
-			to, from := m.To*kv.slotLen()+h*row, m.From*kv.slotLen()+h*row
-			copy(s[to:to+n*kv.headDim], s[from:])
+			row := h * kv.length * kv.headDim
+			from, to := s[m.From*kv.slotLen()+row:], s[m.To*kv.slotLen()+row:]
+			exchange(from[:both], to[:both])
+			copy(to[both:n], from[both:])
+			if back > both {
+				copy(from[both:back], to[both:])
+			}
 		}
+	}
+}
+
+// exchange swaps two slices of one length, through a buffer that the nearest cache holds.
+func exchange(a, b []float32) {
+	var buf [1024]float32
+	for len(a) > 0 {
+		n := copy(buf[:], a)
+		copy(a[:n], b)
+		copy(b, buf[:n])
+		a, b = a[n:], b[n:]
 	}
 }
 

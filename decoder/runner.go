@@ -54,7 +54,7 @@ func Open(c Config, w *graph.Weights, o OpenOptions) (*Runner, error) {
 	}
 	r := &Runner{config: c}
 	if o.Precision == graph.INT8 {
-		r.fewest = 1 // the integer kernel gives no rows a wrong shape; sample_rows holds a valid index at any time
+		r.fewest = 1 // the integer kernel gives no rows a wrong shape
 	}
 	if r.embed, err = fusion.NewEmbedder(table, c.EmbedScale); err != nil {
 		return nil, err
@@ -98,8 +98,11 @@ func grow[T ort.Element](m **ort.Memory[T], n int) error {
 	return nil
 }
 
-// Capacity is what the KV cache was sized for.
-func (r *Runner) Capacity() Capacity { return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen} }
+// Capacity is what the KV cache was sized for, and what the graph's operators promise.
+func (r *Runner) Capacity() Capacity {
+	own := graph.HasKernels && r.config.Windows == nil && r.config.Softcap == 0 // as in attention.layer
+	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: own, WholePrompt: r.config.WholePrompt}
+}
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run.
@@ -126,6 +129,7 @@ func (r *Runner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	}
 	if wanted == 0 {
 		wanted = r.fewest
+		r.sample.Slice()[0] = 0 // an earlier, longer run's index may be out of range
 	}
 	logits, err := r.forward(b.Rows, wanted)
 	if err != nil {

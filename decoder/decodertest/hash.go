@@ -3,6 +3,7 @@
 package decodertest
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -17,6 +18,9 @@ import (
 type Hash struct {
 	// Fail, if set, is asked once a Run, after the moves; what it returns is what Run returns.
 	Fail func(*decoder.Batch) error
+	// Chunk, if set, makes a runner that is not exact (decoder.Capacity): what a position holds depends on the run that
+	// wrote it. Alone then cuts the prompt into chunks of this length.
+	Chunk int
 
 	maxLen int
 	vocab  int
@@ -32,7 +36,7 @@ func NewHash(slots, maxLen, vocab int) *Hash {
 
 // Capacity is what NewHash was given.
 func (h *Hash) Capacity() decoder.Capacity {
-	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen}
+	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen, Exact: h.Chunk == 0}
 }
 
 // Run makes the moves, then hashes each row. A batch that breaks decoder.Batch's contract gives decoder.ErrDevice: a
@@ -55,7 +59,7 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 	}
 	h.tokens = h.tokens[:0]
 	for _, row := range b.Rows {
-		slot := append(h.slots[row.Slot][:row.Past], positions(row.IDs, row.Past, row.Spans)...)
+		slot := append(h.slots[row.Slot][:row.Past], h.positions(row.IDs, row.Past, row.Spans)...)
 		h.slots[row.Slot] = slot
 		if row.Sampler == nil {
 			continue
@@ -73,8 +77,13 @@ func (h *Hash) move(m decoder.Move) error {
 	switch n := len(h.slots); {
 	case m.From < 0 || m.From >= n || m.To < 0 || m.To >= n || m.From == m.To:
 		return fmt.Errorf("move %+v between %d slots", m, n)
-	case m.Len < 1 || m.Len > len(h.slots[m.From]):
-		return fmt.Errorf("move %+v of a slot that holds %d positions", m, len(h.slots[m.From]))
+	case m.Len < 1 || m.Len > len(h.slots[m.From]) || m.Back < 0 || m.Back > len(h.slots[m.To]):
+		return fmt.Errorf("move %+v of slots that hold %d and %d positions", m, len(h.slots[m.From]), len(h.slots[m.To]))
+	}
+	if m.Back > 0 {
+		from, to := h.slots[m.From], h.slots[m.To]
+		h.slots[m.From], h.slots[m.To] = to[:m.Back], from[:m.Len]
+		return nil
 	}
 	h.slots[m.To] = append(h.slots[m.To][:0], h.slots[m.From][:m.Len]...)
 	return nil
@@ -97,8 +106,8 @@ func (h *Hash) check(i int, row decoder.Row, rows int) error {
 }
 
 // positions is what the KV cache would hold for ids at [past, past+len(ids)): the id, or under a span the picture's
-// digest and the row of its patches.
-func positions(ids []int32, past int, spans []fusion.Span) []uint64 {
+// digest and the row of its patches; if the runner is not exact, also which run wrote it.
+func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	kv := make([]uint64, len(ids))
 	for i, id := range ids {
 		kv[i] = mix(uint64(uint32(id)))
@@ -106,6 +115,11 @@ func positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	for _, s := range spans {
 		for at := max(s.Start, past); at < min(s.Start+s.Len, past+len(ids)); at++ {
 			kv[at-past] = mix(binary.LittleEndian.Uint64(s.Digest[:]) + uint64(s.Offset+at-s.Start))
+		}
+	}
+	if h.Chunk > 0 {
+		for i := range kv {
+			kv[i] = mix(kv[i] ^ uint64(past<<32|len(ids)))
 		}
 	}
 	return kv
@@ -139,7 +153,12 @@ func mix(x uint64) uint64 {
 func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int32) ([]decoder.Token, error) {
 	own := NewHash(1, h.maxLen, h.vocab)
 	sampler := decoder.NewSampler(s)
-	kv := positions(in.IDs, 0, in.Spans)
+	sampler.Prompt(in.IDs)
+	var kv []uint64
+	for chunk := cmp.Or(h.Chunk, len(in.IDs)); len(kv) < len(in.IDs); {
+		end := min(len(kv)+chunk, len(in.IDs))
+		kv = append(kv, h.positions(in.IDs[len(kv):end], len(kv), in.Spans)...)
+	}
 	var tokens []decoder.Token
 	for len(kv) <= h.maxLen && len(tokens) < limit {
 		t, err := own.sample(kv, sampler)
@@ -150,7 +169,7 @@ func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int
 		if slices.Contains(stop, t.ID) {
 			break
 		}
-		kv = append(kv, positions([]int32{t.ID}, len(kv), nil)...)
+		kv = append(kv, h.positions([]int32{t.ID}, len(kv), nil)...)
 	}
 	return tokens, nil
 }

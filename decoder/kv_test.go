@@ -1,0 +1,60 @@
+package decoder
+
+import (
+	"slices"
+	"testing"
+)
+
+// head is what the cache keeps of the first n positions of one head, in whole panels.
+func (kv *kvCache) head(layer, slot, head, n int) []float32 {
+	at := slot*kv.slotLen() + head*kv.length*kv.headDim
+	return kv.layers[layer].Slice()[at:][:panels(n)*kv.headDim]
+}
+
+// Every layer and head moves, whichever of an exchange is longer, and no other slot changes.
+func TestKVMoves(t *testing.T) {
+	for _, m := range []Move{{From: 2, To: 0, Len: 20}, {From: 2, To: 0, Len: 20, Back: 60}, {From: 1, To: 2, Len: 50, Back: 3}, {From: 0, To: 1, Len: 64, Back: 64}} {
+		kv, err := newKVCache(Config{Layers: 2, KVHeads: 3, HeadDim: 32}, 3, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		value := float32(0)
+		for _, mem := range kv.layers {
+			for i := range mem.Slice() {
+				mem.Slice()[i] = value
+				value++
+			}
+		}
+		var from, to, other [][]float32
+		third := 3 - m.From - m.To
+		each := func(f func(layer, head int)) {
+			for layer := range kv.layers {
+				for head := range kv.kvHeads {
+					f(layer, head)
+				}
+			}
+		}
+		each(func(l, h int) {
+			from = append(from, slices.Clone(kv.head(l, m.From, h, m.Len)))
+			to = append(to, slices.Clone(kv.head(l, m.To, h, m.Back)))
+			other = append(other, slices.Clone(kv.head(l, third, h, 64)))
+		})
+		kv.move(m)
+		i := 0
+		each(func(l, h int) {
+			if !slices.Equal(kv.head(l, m.To, h, m.Len), from[i]) {
+				t.Fatalf("%+v: layer %d, head %d did not come", m, l, h)
+			}
+			if !slices.Equal(kv.head(l, m.From, h, m.Back), to[i]) {
+				t.Fatalf("%+v: layer %d, head %d did not come back", m, l, h)
+			}
+			if !slices.Equal(kv.head(l, third, h, 64), other[i]) {
+				t.Fatalf("%+v: layer %d, head %d of slot %d changed", m, l, h, third)
+			}
+			i++
+		})
+		if err := kv.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
