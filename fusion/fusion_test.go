@@ -57,6 +57,20 @@ func TestExpandFramedPrompt(t *testing.T) {
 	}
 }
 
+func TestExpandOnePicture(t *testing.T) {
+	l := layout
+	l.Frame = &Frame{Start: "<s>", OnePicture: true}
+	if got, err := l.ExpandPrompt("what is this?", make([]vision.Grid, 1)); err != nil || got != "[<image><image>]<s>" {
+		t.Errorf("%q %v", got, err)
+	}
+	for _, n := range []int{0, 2} {
+		var count *ErrCount
+		if _, err := l.ExpandPrompt("", make([]vision.Grid, n)); !errors.As(err, &count) {
+			t.Errorf("%d pictures: %v", n, err)
+		}
+	}
+}
+
 func TestLocate(t *testing.T) {
 	a := &vision.Image{Digest: [32]byte{1}}                                      // 2 patches
 	b := &vision.Image{Digest: [32]byte{2}, Grid: vision.Grid{Rows: 1, Cols: 1}} // 4 patches, in two runs

@@ -3,6 +3,8 @@ package model
 import (
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
 )
 
 // What released files leave out is as transformers fills it in.
@@ -66,6 +68,34 @@ func TestRefusedConfigs(t *testing.T) {
 	} {
 		if _, _, err := ReadSpec([]byte(config)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", config, err, want)
+		}
+	}
+}
+
+// Both spellings of scaled rotary embeddings, and what is worked out from what they leave open.
+func TestRopeConfigs(t *testing.T) {
+	base := decoder.Rope{Theta: 10000}
+	for text, change := range map[string]func(*decoder.Rope){
+		`"rope_scaling": null`: func(*decoder.Rope) {},
+		`"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}`:    func(r *decoder.Rope) { r.Theta = 5e5; r.OriginalMaxLen = 2048 },
+		`"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}`: func(r *decoder.Rope) { r.Theta = 1e6; r.OriginalMaxLen = 2048 },
+		`"rope_scaling": {"type": "linear", "factor": 2}`:                func(r *decoder.Rope) { r.Scaling, r.Factor, r.OriginalMaxLen = decoder.RopeLinear, 2, 2048 },
+		`"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}`: func(r *decoder.Rope) {
+			r.Scaling, r.Factor, r.LowFreq, r.HighFreq, r.OriginalMaxLen = decoder.RopeLlama3, 8, 1, 4, 8192
+		},
+		`"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 512}`: func(r *decoder.Rope) {
+			r.Scaling, r.Factor, r.BetaFast, r.BetaSlow, r.Truncate, r.OriginalMaxLen = decoder.RopeYarn, 4, 32, 1, true, 512
+			r.Magnitude = 1.138629436111989 // 0.1 ln 4 + 1
+		},
+		`"rope_scaling": {"rope_type": "yarn", "factor": 4, "attention_factor": 1.5, "beta_fast": 16, "beta_slow": 2, "truncate": false}`: func(r *decoder.Rope) {
+			r.Scaling, r.Factor, r.BetaFast, r.BetaSlow, r.Magnitude, r.OriginalMaxLen = decoder.RopeYarn, 4, 16, 2, 1.5, 2048
+		},
+	} {
+		want := base
+		change(&want)
+		_, s, err := ReadSpec([]byte(`{"model_type": "llava", "text_config": {` + text + `}}`))
+		if got := s.Decoder.Rope; err != nil || got != want {
+			t.Errorf("%s: %+v %v, want %+v", text, got, err, want)
 		}
 	}
 }

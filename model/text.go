@@ -272,18 +272,24 @@ func (l *ids) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*[]int32)(l))
 }
 
-// eos gathers the ids that end an answer: generation_config.json's, or else config.json's, and the tokenizer's.
+// eos gathers the ids that end an answer: generation_config.json's, or else config.json's, or else its text
+// model's; and the tokenizer's.
 func (m *Model) eos(t *tokenizer.Tokenizer, s specialTokens) ([]int32, error) {
 	var list ids
 	for _, file := range []string{"generation_config.json", "config.json"} {
 		var c struct {
-			EOS ids `json:"eos_token_id"`
+			EOS  ids `json:"eos_token_id"`
+			Text struct {
+				EOS ids `json:"eos_token_id"`
+			} `json:"text_config"`
 		}
 		if _, err := m.readJSON(file, &c); err != nil {
 			return nil, err
 		}
-		if len(c.EOS) > 0 {
-			list = c.EOS
+		if list = c.EOS; len(list) == 0 {
+			list = c.Text.EOS
+		}
+		if len(list) > 0 {
 			break
 		}
 	}

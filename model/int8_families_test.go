@@ -1,0 +1,40 @@
+package model
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// int8 runs every family's graphs. These random weights are far from what a trained model has, and eight bits tell less
+// of them: logits up to 8 move by up to 1.
+func TestFamiliesInt8(t *testing.T) {
+	startLibrary(t)
+	for name := range tinyCheckpoints {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join("..", "testdata", "tiny-hf", name)
+			m, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			if _, err := m.LoadInt8(t.TempDir()); err != nil {
+				t.Fatal(err)
+			}
+			v, err := NewVerifier(m, 1.5, graph.INT8, ort.Options{Threads: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			if err := v.File(filepath.Join(dir, "gold.safetensors"), func(c Case) {
+				if c.Err != nil || len(c.Checks) != 3 || !c.Checks[1].OK {
+					t.Errorf("%+v %v", c.Checks, c.Err)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
