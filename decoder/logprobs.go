@@ -20,17 +20,18 @@ type TokenLogprob struct {
 
 // logSoftmax is the model's distribution: log p = logit - best - log Σ exp(logit - best).
 type logSoftmax struct {
-	logits []float32
-	shift  float64 // best + log Σ exp(logit - best)
+	*peaked
+	shift float64 // best + log Σ exp(logit - best)
 }
 
-func newLogSoftmax(logits []float32) (logSoftmax, error) {
-	at := argmax(logits)
-	if at < 0 || math.IsInf(float64(logits[at]), 1) {
-		return logSoftmax{}, errLogits
+func newLogSoftmax(p *peaked) (logSoftmax, error) {
+	at, err := p.argmax()
+	if err != nil {
+		return logSoftmax{}, err
 	}
-	best := logits[at]
-	return logSoftmax{logits, float64(best) + math.Log(sumExp(logits, best, 1))}, nil
+	best := p.logits[at]
+	sum, _ := expSums(p.logits, best, 1)
+	return logSoftmax{p, float64(best) + math.Log(sum)}, nil
 }
 
 func (l logSoftmax) at(id int32) float32 { return float32(float64(l.logits[id]) - l.shift) }
@@ -42,18 +43,24 @@ func (l logSoftmax) top(dst []TokenLogprob) []TokenLogprob {
 	}
 	n := 0
 	least := float32(math.Inf(-1)) // what a logit has to be above to come in
-	for id, logit := range l.logits {
-		if !(logit > least) {
+	for i, peak := range l.peaks {
+		if !(peak > least) {
 			continue
 		}
-		n = min(n+1, len(dst))
-		at := n - 1
-		for ; at > 0 && dst[at-1].Logprob < logit; at-- {
-			dst[at] = dst[at-1]
-		}
-		dst[at] = TokenLogprob{int32(id), logit}
-		if n == len(dst) {
-			least = dst[n-1].Logprob
+		first, block := l.block(i)
+		for j, logit := range block {
+			if !(logit > least) {
+				continue
+			}
+			n = min(n+1, len(dst))
+			at := n - 1
+			for ; at > 0 && dst[at-1].Logprob < logit; at-- {
+				dst[at] = dst[at-1]
+			}
+			dst[at] = TokenLogprob{int32(first + j), logit}
+			if n == len(dst) {
+				least = dst[n-1].Logprob
+			}
 		}
 	}
 	for i := range dst[:n] {

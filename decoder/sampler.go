@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 )
 
 // Sampling says how a sequence's tokens are picked. The zero value is greedy. Its fields act in the order in which they
@@ -63,8 +64,8 @@ type Sampling struct {
 const (
 	// minTemperature is vLLM's _SAMPLING_EPS: below it the scaled logits overflow and only the argmax is left.
 	minTemperature = 1e-5
-	// blockLen is the number of ids whose weights are kept as one sum.
-	blockLen = 1024
+	// sumLen is the number of ids whose weights are kept as one sum.
+	sumLen = 1024
 )
 
 // errLogits means that the model itself has overflowed: there is nothing to choose from.
@@ -88,7 +89,9 @@ type Sampler struct {
 	// Scratch, grown on first use.
 	logits  []float32 // processed
 	allowed []float32
-	blocks  []float64
+	choice  peaked // what is picked from
+	raw     peaked // the model's, for Logprobs
+	sums    []float64
 	top     []float32
 	kept    []candidate
 }
@@ -148,37 +151,36 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 // history.
 func (s *Sampler) Sample(logits []float32) (Token, error) {
 	early := s.picked < s.sampling.MinTokens
-	x := s.process(logits, early)
-	constrained := s.sampling.Constraint != nil
+	s.choice.reset(s.process(logits, early))
 	var mask []uint64
-	if constrained {
+	if s.sampling.Constraint != nil {
 		mask = s.sampling.Constraint.Mask()
-		x = s.gather(x, mask)
+		s.choice.reset(s.gather(s.choice.logits, mask))
 	}
-	at := argmax(x)
-	if at < 0 && early && constrained {
-		x = s.gather(s.process(logits, false), mask)
-		at = argmax(x)
+	at, err := s.choice.argmax()
+	if err != nil && early && s.sampling.Constraint != nil {
+		s.choice.reset(s.gather(s.process(logits, false), mask))
+		at, err = s.choice.argmax()
 	}
-	if at < 0 || math.IsInf(float64(x[at]), 1) {
-		return Token{}, errLogits
+	if err != nil {
+		return Token{}, err
 	}
-	var raw logSoftmax
+	var dist logSoftmax
 	if s.sampling.Logprobs {
-		var err error
-		if raw, err = newLogSoftmax(logits); err != nil {
+		s.raw.reset(logits)
+		if dist, err = newLogSoftmax(&s.raw); err != nil {
 			return Token{}, err
 		}
 	}
 	if !s.greedy {
-		at = s.draw(x, x[at])
+		at = s.draw(s.choice.logits[at])
 	}
-	if constrained {
+	if s.sampling.Constraint != nil {
 		at = nthSet(mask, at)
 	}
 	token := Token{ID: int32(at)}
 	if s.sampling.Logprobs {
-		token.Logprobs = s.slab.logprobs(raw, token.ID, s.sampling.TopLogprobs)
+		token.Logprobs = s.slab.logprobs(dist, token.ID, s.sampling.TopLogprobs)
 	}
 	s.accept(token.ID)
 	return token, nil
@@ -201,18 +203,19 @@ func (s *Sampler) accept(id int32) {
 	}
 }
 
-// draw picks an index of logits; best is the largest of them.
-func (s *Sampler) draw(logits []float32, best float32) int {
+// draw picks an index of choice, whose largest logit is best.
+func (s *Sampler) draw(best float32) int {
 	u := float64(s.rng.Uint64()>>11) / (1 << 53) // [0, 1)
 	scale := 1 / s.sampling.Temperature
-	if kept := s.filter(logits, best, scale); kept != nil {
+	if kept := s.filter(best, scale); kept != nil {
 		return pick(kept, u)
 	}
-	return s.drawAll(logits, best, scale, u)
+	return s.drawAll(best, scale, u)
 }
 
 // filter returns the candidates that pass top-k, top-p, min-p and typical-p; nil if none of them is on.
-func (s *Sampler) filter(logits []float32, best, scale float32) []candidate {
+func (s *Sampler) filter(best, scale float32) []candidate {
+	logits := s.choice.logits
 	topK := s.sampling.TopK > 0 && s.sampling.TopK < len(logits)
 	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
 	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
@@ -223,19 +226,21 @@ func (s *Sampler) filter(logits []float32, best, scale float32) []candidate {
 	var mass, mean float64
 	switch {
 	case topK:
-		mass = s.keep(logits, best, scale, s.kthLargest(logits))
+		s.top = slices.Grow(s.top[:0], s.sampling.TopK)[:s.sampling.TopK]
+		mass = s.keep(best, scale, s.choice.kthLargest(s.top))
 	case topP:
-		mass = sumExp(logits, best, scale)
-		s.keep(logits, best, scale, best+tail(mass, s.sampling.TopP, len(logits))/scale)
+		mass, _ = expSums(logits, best, scale)
+		s.keep(best, scale, best+tail(mass, s.sampling.TopP, len(logits))/scale)
 	case minP:
-		s.keep(logits, best, scale, floor)
+		s.keep(best, scale, floor)
 	case typical:
 		// Kept are the tokens whose d = (logit - best)·scale is within some distance r of its mean. If r is less than
 		// -mean, that ends at 2·mean; else the most likely token is within, and all that are cut away are less likely
 		// than the last kept: then it is as with top-p.
-		mass, mean = moments(logits, best, scale)
+		mass, mean = expSums(logits, best, scale)
+		mean /= mass
 		cut := min(float32(2.001*mean), tail(mass, s.sampling.TypicalP, len(logits)))
-		s.keep(logits, best, scale, best+cut/scale)
+		s.keep(best, scale, best+cut/scale)
 	default:
 		return nil
 	}
@@ -248,7 +253,7 @@ func (s *Sampler) filter(logits []float32, best, scale float32) []candidate {
 	}
 	if typical {
 		if topK || topP || minP {
-			mass, mean = keptMoments(kept, best, scale)
+			mass, mean = moments(kept, best, scale)
 		}
 		kept = nearest(kept, best, scale, mean, float64(s.sampling.TypicalP)*mass)
 	}
@@ -262,23 +267,24 @@ func tail(mass float64, p float32, vocab int) float32 {
 	return float32(math.Log(0.999 * mass * (1 - float64(p)) / float64(vocab)))
 }
 
-// drawAll picks among all logits: it finds the block that u falls into, then the id within.
-func (s *Sampler) drawAll(logits []float32, best, scale float32, u float64) int {
-	s.blocks = s.blocks[:0]
+// drawAll picks among all logits: it finds the block that u falls into, then the index within.
+func (s *Sampler) drawAll(best, scale float32, u float64) int {
+	logits := s.choice.logits
+	s.sums = s.sums[:0]
 	mass := 0.0
-	for lo := 0; lo < len(logits); lo += blockLen {
-		b := sumExp(logits[lo:min(lo+blockLen, len(logits))], best, scale)
-		s.blocks = append(s.blocks, b)
-		mass += b
+	for lo := 0; lo < len(logits); lo += sumLen {
+		sum, _ := expSums(logits[lo:min(lo+sumLen, len(logits))], best, scale)
+		s.sums = append(s.sums, sum)
+		mass += sum
 	}
 	// cum runs through the very additions that gave mass, so it passes u·mass < mass in some block.
 	target, cum, block := u*mass, 0.0, 0
-	for cum+s.blocks[block] <= target {
-		cum += s.blocks[block]
+	for cum+s.sums[block] <= target {
+		cum += s.sums[block]
 		block++
 	}
-	lo, id := block*blockLen, -1
-	for i, l := range logits[lo:min(lo+blockLen, len(logits))] {
+	lo, id := block*sumLen, -1
+	for i, l := range logits[lo:min(lo+sumLen, len(logits))] {
 		w := float64(exp((l - best) * scale))
 		if w == 0 {
 			continue
@@ -291,48 +297,22 @@ func (s *Sampler) drawAll(logits []float32, best, scale float32, u float64) int 
 	return id
 }
 
-// kthLargest returns the TopK-th largest logit, through a min-heap of the TopK largest met so far.
-func (s *Sampler) kthLargest(logits []float32) float32 {
-	heap := s.top[:0]
-	negInf := float32(math.Inf(-1))
-	for range s.sampling.TopK {
-		heap = append(heap, negInf)
-	}
-	for _, l := range logits {
-		if !(l > heap[0]) {
-			continue
-		}
-		at := 0
-		for {
-			child := 2*at + 1
-			if child >= len(heap) {
-				break
-			}
-			if child+1 < len(heap) && heap[child+1] < heap[child] {
-				child++
-			}
-			if heap[child] >= l {
-				break
-			}
-			heap[at] = heap[child]
-			at = child
-		}
-		heap[at] = l
-	}
-	s.top = heap
-	return heap[0]
-}
-
 // keep makes kept of the logits that are at least cut, in the order of their ids, and returns the sum of their weights.
-func (s *Sampler) keep(logits []float32, best, scale, cut float32) (mass float64) {
+func (s *Sampler) keep(best, scale, cut float32) (mass float64) {
 	s.kept = s.kept[:0]
-	for id, l := range logits {
-		if !(l >= cut) {
+	for i, peak := range s.choice.peaks {
+		if !(peak >= cut) {
 			continue
 		}
-		if w := float64(exp((l - best) * scale)); w > 0 {
-			s.kept = append(s.kept, candidate{int32(id), l, w})
-			mass += w
+		first, block := s.choice.block(i)
+		for j, l := range block {
+			if !(l >= cut) {
+				continue
+			}
+			if w := float64(exp((l - best) * scale)); w > 0 {
+				s.kept = append(s.kept, candidate{int32(first + j), l, w})
+				mass += w
+			}
 		}
 	}
 	return mass
@@ -370,20 +350,8 @@ func atLeast(c []candidate, floor float32) []candidate {
 	return c[:n]
 }
 
-// moments returns Σ w and Σ w·d / Σ w for d = (logit - best)·scale and w = exp(d).
-func moments(logits []float32, best, scale float32) (mass, mean float64) {
-	for _, l := range logits {
-		if d := (l - best) * scale; d > minExp {
-			w := float64(expNear(d))
-			mass += w
-			mean += w * float64(d)
-		}
-	}
-	return mass, mean / mass
-}
-
-// keptMoments is moments for candidates that have their weights.
-func keptMoments(c []candidate, best, scale float32) (mass, mean float64) {
+// moments returns the sum of the weights and the mean of d = (rank - best)·scale under them.
+func moments(c []candidate, best, scale float32) (mass, mean float64) {
 	for _, x := range c {
 		mass += x.weight
 		mean += x.weight * float64((x.rank-best)*scale)
@@ -455,74 +423,4 @@ func pick(c []candidate, u float64) int {
 		}
 	}
 	return int(c[len(c)-1].id)
-}
-
-// argmax returns the lowest index of the largest value that is above -Inf, -1 if there is none. Four lanes each
-// keep their own first maximum, so that one comparison need not wait for the last.
-func argmax(x []float32) int {
-	negInf := float32(math.Inf(-1))
-	best := [4]float32{negInf, negInf, negInf, negInf}
-	at := [4]int{-1, -1, -1, -1}
-	i := 0
-	for ; i+4 <= len(x); i += 4 {
-		v := x[i : i+4 : i+4]
-		if v[0] > best[0] {
-			best[0], at[0] = v[0], i
-		}
-		if v[1] > best[1] {
-			best[1], at[1] = v[1], i+1
-		}
-		if v[2] > best[2] {
-			best[2], at[2] = v[2], i+2
-		}
-		if v[3] > best[3] {
-			best[3], at[3] = v[3], i+3
-		}
-	}
-	for ; i < len(x); i++ {
-		if x[i] > best[0] {
-			best[0], at[0] = x[i], i
-		}
-	}
-	value, id := best[0], at[0]
-	for lane := 1; lane < 4; lane++ {
-		if best[lane] > value || best[lane] == value && at[lane] >= 0 && at[lane] < id {
-			value, id = best[lane], at[lane]
-		}
-	}
-	return id
-}
-
-// sumExp is Σ exp((x - best) · scale), in double precision.
-func sumExp(x []float32, best, scale float32) float64 {
-	var sum float64
-	for _, v := range x {
-		if d := (v - best) * scale; d > minExp {
-			sum += float64(expNear(d))
-		}
-	}
-	return sum
-}
-
-// minExp is where an exponential counts as nothing: it stands for a probability under 1e-34.
-const minExp = -80
-
-// exp is e^x for x ≤ 0; 0 below minExp and for NaN.
-func exp(x float32) float32 {
-	if x > minExp {
-		return expNear(x)
-	}
-	return 0
-}
-
-// expNear is e^x for minExp < x ≤ 0, to 3e-7 of its value. A whole vocabulary goes through it for each token: it is
-// small enough for the compiler to inline, and math.Exp takes several times as long.
-// Cody and Waite's reduction x = n·ln 2 + r, |r| ≤ ln 2 / 2, with ln 2 in two parts; Taylor's polynomial for e^r up to
-// r⁶; n added to the exponent bits.
-func expNear(x float32) float32 {
-	const round = 3 << 22 // a float32 this large has no fraction bits: adding it rounds to the nearest integer
-	t := x*math.Log2E + round
-	r := x - (t-round)*0.693359375 + (t-round)*2.12194440e-4
-	p := 1 + r*(1+r*(1./2+r*(1./6+r*(1./24+r*(1./120+r*(1./720))))))
-	return math.Float32frombits(math.Float32bits(p) + math.Float32bits(t)<<23)
 }
