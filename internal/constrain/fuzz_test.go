@@ -1,0 +1,65 @@
+package constrain
+
+import (
+	"regexp"
+	"testing"
+)
+
+// fuzzTexts are tokens that span what the grammars tell apart.
+var fuzzTexts = []string{`{"`, `":`, `",`, `"}`, `, "`, `": "`, `[]`, `{}`, `]}`, "true", "null", "12", "0.5", "ab", "aé", "  ", "\\\"", "é\"", "a\xC3"}
+
+func FuzzRegexp(f *testing.F) {
+	for _, expr := range []string{`a|b*`, `^(x{2,3}|[^\d\pL])$`, `(?i)é\z`, `(?s).{0,9}\x{10FFFF}?`, `a{1000}`, `(|a)+`, `[[:alpha:]]\Qa.b\E`} {
+		f.Add(expr)
+	}
+	fix := small(f, fuzzTexts...)
+	f.Fuzz(func(t *testing.T, expr string) {
+		g, err := fix.compiler.Regexp(expr)
+		if err != nil {
+			return
+		}
+		re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+		if err != nil {
+			t.Skip("not an expression in brackets")
+		}
+		rng := newRand(1)
+		fix.checkMasks(t, g, rng, 3)
+		for range 3 {
+			if text, ended := fix.walk(t, g, rng, 100); ended && !re.MatchString(text) {
+				t.Errorf("%q ends with %q", expr, text)
+			}
+		}
+	})
+}
+
+func FuzzJSONSchema(f *testing.F) {
+	f.Add(benchSchema)
+	for _, schema := range []string{
+		`{}`, `{"type":["integer","string"],"minimum":-1.5,"maxLength":3,"pattern":"^a?b$"}`,
+		`{"oneOf":[{"const":1},{"type":"array","prefixItems":[true],"items":{"$ref":"#"},"minItems":2}]}`,
+		`{"properties":{"a":{"format":"date"},"b":false},"additionalProperties":{"enum":[1.0,"x",{"y":[]}]},"required":["c"]}`,
+		`{"type":"number","exclusiveMinimum":1e-3,"maximum":12.5}`, `{"allOf":[{"anyOf":[{"$ref":"#/$defs/a~0"},true]}],"$defs":{"a~":{"type":"null"}}}`,
+	} {
+		f.Add(schema)
+	}
+	fix := small(f, fuzzTexts...)
+	f.Fuzz(func(t *testing.T, schema string) {
+		g, err := fix.compiler.JSONSchema([]byte(schema))
+		if err != nil {
+			return
+		}
+		v, err := validator(schema)
+		if err != nil {
+			t.Skip("not a schema to the other implementation")
+		}
+		rng := newRand(1)
+		fix.checkMasks(t, g, rng, 3)
+		for range 3 {
+			if text, ended := fix.walk(t, g, rng, 200); ended {
+				if err := validate(v, text); err != nil {
+					t.Errorf("%s ends with %s: %v", schema, text, err)
+				}
+			}
+		}
+	})
+}
