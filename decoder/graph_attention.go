@@ -17,13 +17,22 @@ type attention struct {
 	first string
 }
 
+// window is the number of positions that layer i sees, 0 for all.
+func (c Config) window(i int) int {
+	if c.Windows == nil {
+		return 0
+	}
+	return c.Windows[i]
+}
+
+// ownAttention tells whether layer i runs mmserve's own operator instead of ONNX Runtime's.
+func (c Config) ownAttention(i int) bool {
+	return graph.HasKernels && c.window(i) == 0 && c.Softcap == 0 && c.EncoderStates == 0
+}
+
 // layer adds grouped-query attention of layer i, which rotates q and k, writes k and v into the cache in place and
 // attends to everything up to each row's own length. qkv is three values, or one that holds all three.
 func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
-	window := 0
-	if a.Windows != nil {
-		window = a.Windows[i]
-	}
 	scale := cmp.Or(a.AttentionScale, float32(1/math.Sqrt(float64(a.HeadDim))))
 	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
 	dims := []any{"B", a.KVHeads, "P", a.HeadDim}
@@ -35,14 +44,14 @@ func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 	}
 	in = append(in[:3:3], name("past_key"), name("past_value"), a.seqlens)
 	out := []string{name("attention"), name("present_key"), name("present_value")}
-	if graph.HasKernels && window == 0 && a.Softcap == 0 {
+	if a.ownAttention(i) {
 		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": a.Heads, "kv_heads": a.KVHeads, "scale": scale}, append(in, a.cos, a.sin), out)
 	} else {
 		attrs := onnx.Attrs{
 			"num_heads": a.Heads, "kv_num_heads": a.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale, "softcap": a.Softcap,
 		}
-		if window > 0 {
-			attrs["local_window_size"] = window
+		if n := a.window(i); n > 0 {
+			attrs["local_window_size"] = n
 		}
 		b.Node(onnx.Contrib, "GroupQueryAttention", attrs, append(in, a.total, a.cos, a.sin), out)
 	}

@@ -100,7 +100,10 @@ func grow[T ort.Element](m **ort.Memory[T], n int) error {
 
 // Capacity is what the KV cache was sized for, and what the graph's operators promise.
 func (r *Runner) Capacity() Capacity {
-	own := graph.HasKernels && r.config.Windows == nil && r.config.Softcap == 0 // as in attention.layer
+	own := true
+	for i := range r.config.Layers {
+		own = own && r.config.ownAttention(i)
+	}
 	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: own, WholePrompt: r.config.WholePrompt}
 }
 

@@ -95,11 +95,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	}
 	pre := a.text.Preprocessor
 	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
-	chunk := f.PrefillChunk
-	if a.model.Decoder.WholePrompt {
-		chunk = a.runner.Capacity().MaxLen
-	}
-	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: chunk})
+	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
