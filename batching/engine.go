@@ -3,7 +3,8 @@
 //
 // A tour: Engine (engine.go) has the loop, and admission.go the way in, from Acquire over Submit to the end of a
 // sequence. The scheduler (scheduler.go) is the policy, a plain value that only the loop's goroutine touches; slots
-// (slots.go) says which sequence owns which KV slot, and prefix.go which one's KV a new sequence may start from; a
+// (slots.go) says which sequence owns which KV slot, prefix.go from which one's KV a new sequence may start, and the
+// queue (queue.go) who is next to get a slot; a
 // sequence (sequence.go) is one request; its tokens reach the client through a Stream (stream.go), for which the loop
 // never waits.
 package batching
@@ -41,6 +42,10 @@ type Options struct {
 	NoPrefixCache bool
 	// SharePrefixes lets sequences start from those of other tenants.
 	SharePrefixes bool
+	// TenantWeights are the shares that tenants get of a class when all want more; 1 for whom it does not name.
+	TenantWeights map[string]float64
+	// AgeAfter is how long a request waits in one class before it rises to the next; 30 s if 0, never if below 0.
+	AgeAfter time.Duration
 	// Clock is time.Now if nil.
 	Clock func() time.Time
 }
@@ -141,7 +146,7 @@ func (e *Engine) receive(ctx context.Context) bool {
 			if m.cancel {
 				e.deliver(e.sched.cancel(m.seq, e.clock()))
 			} else {
-				e.sched.add(m.seq)
+				e.sched.add(m.seq, e.clock())
 			}
 		}
 		if e.sched.busy() {
@@ -221,7 +226,7 @@ func (e *Engine) stop(cause error) {
 	e.mu.Unlock()
 	for _, m := range in {
 		if !m.cancel {
-			e.sched.add(m.seq)
+			e.sched.add(m.seq, e.clock())
 		}
 	}
 	e.deliver(e.sched.end(cause, e.clock()))

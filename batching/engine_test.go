@@ -565,7 +565,7 @@ func BenchmarkStep(b *testing.B) {
 	tokens := make([]decoder.Token, 32)
 	now := time.Now()
 	for range 32 {
-		s.add(newSequence(request("a", 100, 1<<30), now))
+		s.add(newSequence(request("a", 100, 1<<30), now), now)
 	}
 	for len(s.slots.decoding) < 32 {
 		p := s.schedule(now)

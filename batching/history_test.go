@@ -59,7 +59,7 @@ func (h *history) submit(r Request) {
 	h.check(r.check(h.sched.maxLen))
 	q := newSequence(r, h.now)
 	h.reqs[r.ID], h.seqs[r.ID] = r, q
-	h.sched.add(q)
+	h.sched.add(q, h.now)
 	h.check(h.sched.invariants())
 }
 
@@ -174,7 +174,7 @@ func (h *history) state() string {
 	if q := s.slots.prefilling; q != nil {
 		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.target)
 	}
-	for _, q := range s.waiting {
+	for q := range s.queue.all() {
 		fmt.Fprintf(&b, "%s waits, ", q.id)
 	}
 	for _, q := range s.slots.cached {
@@ -186,6 +186,8 @@ func (h *history) state() string {
 	fmt.Fprintf(&b, "%d KV tokens\n", s.stats().KVTokens)
 	return b.String()
 }
+
+var priorities = map[string]Priority{"batch": PriorityBatch, "interactive": PriorityInteractive}
 
 // command runs one line of a testdata file. Prompts differ by the id's letters, unless like= names another sequence:
 // then they begin with its ids, cut at from=, and if answered with those that it gave.
@@ -217,11 +219,12 @@ func (h *history) command(line string) string {
 			r.Chunk = num("chunk")
 		}
 		*h = *newHistory(h.t, r, Options{
-			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"),
+			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
+			TenantWeights: map[string]float64{"double": 2},
 		})
 		return ""
 	case "submit":
-		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant")}
+		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant"), Priority: priorities[text("priority")]}
 		if like := text("like"); like != "" {
 			r.Input.IDs = slices.Clone(h.reqs[like].Input.IDs)
 			if n := num("from"); n > 0 {
@@ -247,6 +250,10 @@ func (h *history) command(line string) string {
 			r.Stop = []int32{want[n-1].ID}
 		}
 		h.submit(r)
+	case "sleep":
+		d, err := time.ParseDuration(arg)
+		h.check(err)
+		h.now = h.now.Add(d)
 	case "cancel":
 		return h.cancel(arg) + h.state()
 	case "step":
@@ -332,13 +339,13 @@ func random(t testing.TB, data []byte) {
 	if next(2) == 0 {
 		r.Chunk = chunk
 	}
-	h := newHistory(t, r, Options{PrefillChunk: chunk, NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0})
+	h := newHistory(t, r, Options{PrefillChunk: chunk, NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
 	var ids []string
 	tenants := []string{"", "a", "b"}
 	for len(data) > 0 {
 		switch op := next(16); {
 		case op < 5 && len(ids) < 200:
-			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)]}
+			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)], Priority: Priority(next(3) - 1)}
 			if len(ids) > 0 && next(3) > 0 { // begins as another does, answer and all
 				id := ids[next(len(ids))]
 				r.Input.Spans = h.reqs[id].Input.Spans
@@ -371,6 +378,8 @@ func random(t testing.TB, data []byte) {
 			h.cancel(ids[next(len(ids))])
 		case op == 8:
 			h.step(errStep)
+		case op == 9:
+			h.now = h.now.Add(time.Second)
 		default:
 			h.step(nil)
 		}

@@ -3,6 +3,7 @@ package batching
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/mmserve/mmserve/decoder"
 )
@@ -34,7 +35,10 @@ func (s *scheduler) invariants() error {
 		owner[q.slot] = q
 		return nil
 	}
-	for _, q := range s.waiting {
+	if err := s.queue.invariants(); err != nil {
+		return err
+	}
+	for q := range s.queue.all() {
 		if err := own(q, "waiting", waiting); err != nil {
 			return err
 		}
@@ -88,6 +92,47 @@ func (s *scheduler) invariants() error {
 	return nil
 }
 
+// invariants of the queue: whoever is in a class is in one share of it, and the heap holds the shares that have anyone.
+func (q *queue) invariants() error {
+	for i := range q.classes {
+		c := &q.classes[i]
+		entries, tokens := 0, 0
+		for name, t := range c.tenants {
+			if t.tenant != name || t.open < t.entries.Len() {
+				return fmt.Errorf("tenant %q has %d waiting of %d open", name, t.entries.Len(), t.open)
+			}
+			if t.entries.Len() > 0 && (t.index < 0 || c.waiting[t.index] != t) || t.entries.Len() == 0 && t.index >= 0 {
+				return fmt.Errorf("tenant %q with %d waiting is at %d of the heap", name, t.entries.Len(), t.index)
+			}
+			for e := t.entries.Front(); e != nil; e = e.Next() {
+				s := e.Value.(*sequence)
+				if s.share != t || s.class != i || s.inShare != e {
+					return fmt.Errorf("%s waits in another place than it knows", s.id)
+				}
+				entries++
+				tokens += len(s.ids)
+			}
+		}
+		if entries != c.entries.Len() || tokens != c.tokens {
+			return fmt.Errorf("class %d has %d sequences of %d tokens, its tenants %d of %d", i, c.entries.Len(), c.tokens, entries, tokens)
+		}
+		since := time.Time{}
+		for e := c.entries.Front(); e != nil; e = e.Next() {
+			if s := e.Value.(*sequence); s.since.Before(since) {
+				return fmt.Errorf("%s entered class %d before the one ahead of it", s.id, i)
+			} else {
+				since = s.since
+			}
+		}
+		for j, t := range c.waiting {
+			if t.index != j || t.key > t.counter || c.tenants[t.tenant] != t {
+				return fmt.Errorf("tenant %q is at %d of the heap, not %d", t.tenant, j, t.index)
+			}
+		}
+	}
+	return nil
+}
+
 // invariants holds for a plan that was just made, before it has run.
 func (p plan) invariants(s *scheduler) error {
 	if len(p.batch.Rows) == 0 || len(p.batch.Rows) != len(p.seqs) {
@@ -118,7 +163,7 @@ func (p plan) invariants(s *scheduler) error {
 func (e *Engine) ticketInvariants(unsubmitted int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	n := unsubmitted + len(e.sched.waiting) + e.sched.slots.running()
+	n := unsubmitted + e.sched.queue.len() + e.sched.slots.running()
 	for _, m := range e.inbox {
 		if !m.cancel {
 			n++

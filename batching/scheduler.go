@@ -23,14 +23,14 @@ type delivery struct {
 // scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
-// The policy: first come, first served. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
+// The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
 // turns, so that a long prompt slows the running sequences to half their pace at worst and never stops them.
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool // chunks may be cut anywhere
 	caching       bool
 	sharePrefixes bool
-	waiting       []*sequence // submitted, no slot yet, oldest first
+	queue         queue // submitted, no slot yet
 	slots         slots
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
 	totals        Stats
@@ -42,7 +42,7 @@ type scheduler struct {
 
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s := &scheduler{
-		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots),
+		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots), queue: newQueue(o),
 		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
@@ -55,17 +55,18 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	return s
 }
 
-// add puts a new sequence last.
-func (s *scheduler) add(q *sequence) {
+// add puts a new sequence into the queue.
+func (s *scheduler) add(q *sequence, now time.Time) {
 	q.phase = waiting
-	s.waiting = append(s.waiting, q)
+	s.queue.push(q, false, now)
 }
 
 // busy says whether there is anything to run.
-func (s *scheduler) busy() bool { return len(s.waiting) > 0 || s.slots.running() > 0 }
+func (s *scheduler) busy() bool { return s.queue.len() > 0 || s.slots.running() > 0 }
 
 // schedule makes the next step's plan. The scheduler is busy; a plan has at least one row.
 func (s *scheduler) schedule(now time.Time) plan {
+	s.queue.age(now)
 	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
 	s.batch.Rows, s.seqs = s.batch.Rows[:0], s.seqs[:0]
 	s.chunkLast = s.prefillsNext(now)
@@ -88,10 +89,11 @@ func (s *scheduler) prefillsNext(now time.Time) bool {
 	if s.chunkLast && len(s.slots.decoding) > 0 {
 		return false
 	}
-	if s.slots.free() && len(s.waiting) > 0 {
-		q := s.waiting[0]
-		s.waiting = slices.Delete(s.waiting, 0, 1)
-		s.start(q, now)
+	if s.slots.free() {
+		if q := s.queue.next(); q != nil {
+			s.queue.remove(q)
+			s.start(q, now)
+		}
 	}
 	return s.slots.prefilling != nil
 }
@@ -102,6 +104,7 @@ func (s *scheduler) start(q *sequence, now time.Time) {
 	take := n > 0 && n == s.reusable(src)
 	s.batch.Moves = s.slots.enter(q, src, n, take, s.batch.Moves)
 	q.timing.FirstScheduled, q.timing.CachedTokens = now, n
+	q.charged = n
 	s.totals.CachedTokens += int64(n)
 }
 
@@ -130,6 +133,7 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
 		q.past += len(row.IDs)
+		s.charge(q)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
 		}
@@ -139,6 +143,13 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		}
 	}
 	return s.out
+}
+
+// charge has q's tenant pay for the positions that were run.
+func (s *scheduler) charge(q *sequence) {
+	prompt := max(0, min(q.past, q.prompt)-q.charged)
+	s.queue.charge(q, promptCharge*prompt+generatedCharge*(q.past-q.charged-prompt))
+	q.charged = q.past
 }
 
 // accept gives q its next token.
@@ -184,7 +195,7 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 	if cause != nil {
 		event = Event{Finish: Error, Err: cause}
 	}
-	open := slices.Concat(s.slots.decoding, s.waiting)
+	open := slices.AppendSeq(slices.Clone(s.slots.decoding), s.queue.all())
 	if s.slots.prefilling != nil {
 		open = append(open, s.slots.prefilling)
 	}
@@ -197,13 +208,13 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 // finish removes q from whatever holds it and delivers its last event.
 func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	if q.phase == waiting {
-		i := slices.Index(s.waiting, q)
-		s.waiting = slices.Delete(s.waiting, i, i+1)
+		s.queue.remove(q)
 	} else {
 		// A failed step may have left anything in the slots of its rows.
 		s.slots.leave(q, s.caching && event.Finish != Error && s.reusable(q) > 0)
 		q.strip()
 	}
+	s.queue.close(q)
 	q.phase = ended
 	q.timing.Finished = now
 	s.out = append(s.out, delivery{q, event})
@@ -225,7 +236,7 @@ func (s *scheduler) count(p plan) {
 // stats returns the totals with the gauges of this moment.
 func (s *scheduler) stats() Stats {
 	t := s.totals
-	t.Running, t.Waiting = s.slots.running(), len(s.waiting)
+	t.Running, t.Waiting = s.slots.running(), s.queue.len()
 	t.CachedSlots, t.Evictions = len(s.slots.cached), s.slots.evictions
 	for _, q := range s.slots.decoding {
 		t.KVTokens += q.past

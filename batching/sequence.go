@@ -1,6 +1,7 @@
 package batching
 
 import (
+	"container/list"
 	"fmt"
 	"slices"
 	"time"
@@ -20,8 +21,11 @@ type Request struct {
 	// Stop are the ids that end the sequence; the one that did is delivered.
 	Stop     []int32
 	Sampling decoder.Sampling
-	// Tenant is on whose behalf the request comes. Unless Options.SharePrefixes, it starts from the KV of that tenant's
-	// sequences only: the time of a first token tells whether others have asked the same.
+	// Priority is its class; the zero value is PriorityDefault.
+	Priority Priority
+	// Tenant is on whose behalf the request comes: with whom it shares a turn while it waits. Unless
+	// Options.SharePrefixes, it starts from the KV of that tenant's sequences only: the time of a first token tells
+	// whether others have asked the same.
 	Tenant string
 }
 
@@ -31,6 +35,9 @@ func (r Request) check(maxLen int) error {
 	}
 	if r.MaxTokens < 1 {
 		return fmt.Errorf("request %q: max tokens is %d, allowed is 1 or more", r.ID, r.MaxTokens)
+	}
+	if err := r.Priority.check(); err != nil {
+		return fmt.Errorf("request %q: %w", r.ID, err)
 	}
 	return nil
 }
@@ -70,6 +77,13 @@ type sequence struct {
 	past   int     // the number of positions in the KV cache; in decode all but the last of ids
 	slot   int     // where they lie, from prefill on
 	timing Timing
+
+	// The queue's.
+	class            int // of the queue: that of its Priority, or higher once it has aged
+	since            time.Time
+	share            *share
+	inShare, inClass *list.Element
+	charged          int // positions its tenant was charged for
 }
 
 func newSequence(r Request, now time.Time) *sequence {
@@ -78,6 +92,7 @@ func newSequence(r Request, now time.Time) *sequence {
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now},
+		class:  r.Priority.class(),
 	}
 	q.sampler.Prompt(q.ids)
 	return q
