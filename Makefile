@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test lint proto ort fuzz bench clean
+.PHONY: run build test lint proto ort fuzz bench bench-peers clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -48,6 +48,10 @@ fuzz: ort
 ## bench: every Go benchmark once
 bench: ort
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+## bench-peers: mmserve against what users would pick instead, side by side (docs/performance.md says how to get them)
+bench-peers: build
+	$(GO) run ./cmd/bench-peers
 
 clean:
 	rm -rf bin node_modules

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/mmserve/mmserve/client"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// mmserve at int8, over gRPC.
+type mmserve struct {
+	bin, folder string
+	threads     int
+	client      *client.Client
+}
+
+func (m *mmserve) name() string { return "mmserve int8" }
+
+func (m *mmserve) missing() string {
+	for _, f := range []string{m.bin, filepath.Join(m.folder, "models", "hf", "config.json")} {
+		if _, err := os.Stat(f); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+func (m *mmserve) command(addr string) *exec.Cmd {
+	return exec.Command(m.bin, "serve", "--model", filepath.Join(m.folder, "models", "hf"), "--precision", "int8",
+		"--threads", strconv.Itoa(m.threads), "--slots", "16", "--max-len", "512", "--listen", addr)
+}
+
+func (m *mmserve) ready(ctx context.Context, addr string) error {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	m.client = client.New(conn)
+	return poll(ctx, func() bool {
+		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		return err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING
+	})
+}
+
+func (m *mmserve) ask(ctx context.Context, text string, picture []byte, n int) (a answer, err error) {
+	parts := []*pb.Part{client.Text(text)}
+	if picture != nil {
+		parts = append([]*pb.Part{client.ImageBytes(picture)}, parts...)
+	}
+	in := client.Prompt(parts...)
+	limit := uint32(n)
+	in.MaxTokens = &limit
+	began := time.Now()
+	for event, err := range m.client.Stream(ctx, in) {
+		if err != nil {
+			return a, err
+		}
+		switch {
+		case event.GetDelta() != nil && a.ttft == 0:
+			a.ttft = time.Since(began)
+		case event.GetFinish() != nil:
+			u := event.GetFinish().GetUsage()
+			a.prompt, a.tokens = int(u.GetPromptTokens()), int(u.GetCompletionTokens())
+			a.total = time.Since(began)
+			if a.ttft == 0 { // its only token was half a character
+				a.ttft = a.total
+			}
+		}
+	}
+	return a, nil
+}
+
+// llama is llama.cpp's llama-server with one quantisation of the same weights. The tower is the q8_0 one; both quantisations
+// run faster with it than with the f16 one.
+type llama struct {
+	folder, quant string
+	threads       int
+	base, marker  string
+}
+
+func (l *llama) name() string { return "llama-server " + l.quant }
+
+func (l *llama) root() string { return filepath.Join(l.folder, "sid") }
+
+func (l *llama) model() string { return filepath.Join(l.folder, "models", "lm-"+l.quant+".gguf") }
+
+func (l *llama) missing() string {
+	if _, err := os.Stat(l.model()); err != nil {
+		return err.Error()
+	}
+	if _, err := exec.LookPath("llama-server"); err == nil {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(l.root(), "usr", "bin", "llama-server")); err != nil {
+		return "there is no llama-server on PATH and " + err.Error()
+	}
+	return ""
+}
+
+func (l *llama) command(addr string) *exec.Cmd {
+	l.base = "http://" + addr
+	_, port, _ := strings.Cut(addr, ":")
+	models, start := filepath.Join(l.folder, "models"), []string{"llama-server"}
+	if _, err := exec.LookPath("llama-server"); err != nil {
+		// The models have to lie inside the other root: a bind mount at /h3.
+		models, start = "/h3", []string{"chroot", l.root(), "llama-server"}
+	}
+	t := strconv.Itoa(l.threads)
+	args := append(start, "-m", models+"/lm-"+l.quant+".gguf", "--mmproj", models+"/mm1-q8_0.gguf", "-t", t, "-tb", t, "-np", "16", "-c", "8192",
+		"--host", "127.0.0.1", "--port", port, "--cache-ram", "0", "--no-webui", "--offline")
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/usr/sbin:/bin:/sbin")
+	return cmd
+}
+
+func (l *llama) ready(ctx context.Context, addr string) error {
+	err := poll(ctx, func() bool {
+		r, err := http.Get(l.base + "/health")
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+	l.marker = "<__media__>"
+	r, failed := http.Get(l.base + "/props")
+	if failed == nil {
+		defer r.Body.Close()
+		var props struct {
+			Marker string `json:"media_marker"`
+		}
+		if json.NewDecoder(r.Body).Decode(&props) == nil && props.Marker != "" {
+			l.marker = props.Marker
+		}
+	}
+	return err
+}
+
+func (l *llama) ask(ctx context.Context, text string, picture []byte, n int) (a answer, err error) {
+	var prompt any = text
+	if picture != nil {
+		prompt = map[string]any{"prompt_string": l.marker + text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(picture)}}
+	}
+	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": n, "stream": true, "ignore_eos": true, "cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
+	if err != nil {
+		return a, err
+	}
+	began := time.Now()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.base+"/completion", bytes.NewReader(body))
+	if err != nil {
+		return a, err
+	}
+	req.Close = true // llama-server closes idle connections at bad moments
+	r, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(r.Body)
+		return a, fmt.Errorf("%s: %s", r.Status, text)
+	}
+	lines := bufio.NewScanner(r.Body)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		if a.ttft == 0 {
+			a.ttft = time.Since(began)
+		}
+		var event struct {
+			Stop    bool
+			Timings struct {
+				Prompt    int `json:"prompt_n"`
+				Predicted int `json:"predicted_n"`
+			}
+		}
+		if err := json.Unmarshal([]byte(data), &event); err != nil {
+			return a, err
+		}
+		if event.Stop {
+			a.prompt, a.tokens, a.total = event.Timings.Prompt, event.Timings.Predicted, time.Since(began)
+		}
+	}
+	return a, lines.Err()
+}
+
+func poll(ctx context.Context, ok func() bool) error {
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the server did not get ready: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
