@@ -34,9 +34,13 @@ type Runner interface {
 type Options struct {
 	// MaxWaiting is the number of requests accepted beyond the KV slots.
 	MaxWaiting int
-	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact, chunks
-	// end at multiples of it, so that a prompt is cut alike whatever else is running.
+	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
+	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
 	PrefillChunk int
+	// PrefillShare is the part of the time that chunks get while other sequences decode, above 0 and below 1; 0.5 if 0.
+	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
+	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
+	PrefillShare float64
 	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
 	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.
 	NoPrefixCache bool

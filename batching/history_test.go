@@ -36,6 +36,8 @@ type history struct {
 	seqs   map[string]*sequence
 	got    map[string][]decoder.Token
 	ended  map[string]FinishReason
+	token  time.Duration // what a prompt token takes
+	decode time.Duration // what a decode step takes
 }
 
 func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
@@ -80,6 +82,11 @@ func (h *history) step(err error) string {
 	said := p.String()
 	h.runner.Fail = func(*decoder.Batch) error { return err }
 	tokens, failed := h.runner.Run(context.Background(), p.batch)
+	if h.sched.chunkLast {
+		h.now = h.now.Add(time.Duration(len(p.batch.Rows[0].IDs)) * h.token)
+	} else {
+		h.now = h.now.Add(h.decode)
+	}
 	switch {
 	case failed == nil:
 		return said + h.take(h.sched.commit(p, tokens, h.now))
@@ -211,6 +218,11 @@ func (h *history) command(line string) string {
 		h.check(err)
 		return n
 	}
+	span := func(key string) time.Duration {
+		d, err := time.ParseDuration(cmp.Or(text(key), "0s"))
+		h.check(err)
+		return d
+	}
 	flag := func(key string) bool { return slices.Contains(words, key) }
 	switch words[0] {
 	case "engine":
@@ -222,6 +234,7 @@ func (h *history) command(line string) string {
 			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
 			TenantWeights: map[string]float64{"double": 2},
 		})
+		h.token, h.decode = span("token"), span("step")
 		return ""
 	case "submit":
 		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant"), Priority: priorities[text("priority")]}
@@ -340,6 +353,7 @@ func random(t testing.TB, data []byte) {
 		r.Chunk = chunk
 	}
 	h := newHistory(t, r, Options{PrefillChunk: chunk, NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}
 	for len(data) > 0 {
@@ -405,7 +419,7 @@ func random(t testing.TB, data []byte) {
 
 func TestRandomHistories(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range 300 {
+	for range 150 {
 		data := make([]byte, rng.IntN(2000))
 		for i := range data {
 			data[i] = byte(rng.Uint32())

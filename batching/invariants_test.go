@@ -151,7 +151,7 @@ func (p plan) invariants(s *scheduler) error {
 		if r.Slot != q.slot || r.Past != q.past || q.phase == decoding && r.Sampler != q.sampler {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
-		if end := r.Past + len(r.IDs); q.phase == prefilling && end != q.target && (end%s.chunk != 0 || r.Sampler != nil) {
+		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target && (end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
 		}
 	}

@@ -24,15 +24,19 @@ type delivery struct {
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
 // The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
-// turns, so that a long prompt slows the running sequences to half their pace at worst and never stops them.
+// turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences but
+// never stops them.
 type scheduler struct {
 	maxLen, chunk int
-	exact         bool // chunks may be cut anywhere
+	exact         bool    // chunks may be cut anywhere
+	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
 	queue         queue // submitted, no slot yet
 	slots         slots
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
+	began         time.Time
+	pace          pace
 	totals        Stats
 
 	batch decoder.Batch // reused for each plan
@@ -49,6 +53,11 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	if s.chunk <= 0 {
 		s.chunk = 256
 	}
+	share := o.PrefillShare
+	if !(share > 0 && share < 1) {
+		share = 0.5
+	}
+	s.stall = share / (1 - share)
 	if c.WholePrompt {
 		s.chunk, s.exact = c.MaxLen, false
 	}
@@ -66,6 +75,7 @@ func (s *scheduler) busy() bool { return s.queue.len() > 0 || s.slots.running() 
 
 // schedule makes the next step's plan. The scheduler is busy; a plan has at least one row.
 func (s *scheduler) schedule(now time.Time) plan {
+	s.began = now
 	s.queue.age(now)
 	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
 	s.batch.Rows, s.seqs = s.batch.Rows[:0], s.seqs[:0]
@@ -108,9 +118,16 @@ func (s *scheduler) start(q *sequence, now time.Time) {
 	s.totals.CachedTokens += int64(n)
 }
 
-// planChunk runs q's prompt up to the next multiple of the chunk size. Only the last chunk wants a token.
+// planChunk runs the next part of q's prompt. Only the last chunk wants a token.
 func (s *scheduler) planChunk(q *sequence) {
-	end := min((q.past/s.chunk+1)*s.chunk, q.target)
+	end := q.past + s.chunk
+	switch {
+	case !s.exact:
+		end = (q.past/s.chunk + 1) * s.chunk
+	case len(s.slots.decoding) > 0:
+		end = q.past + s.pace.fitting(s.stall, s.chunk)
+	}
+	end = min(end, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
 	if end == q.target {
 		row.Sampler = q.sampler
@@ -130,6 +147,11 @@ func (s *scheduler) planDecode() {
 func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []delivery {
 	s.out = s.out[:0]
 	s.count(p)
+	if s.chunkLast {
+		s.pace.chunk(len(p.batch.Rows[0].IDs), now.Sub(s.began))
+	} else {
+		s.pace.decode(now.Sub(s.began))
+	}
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
 		q.past += len(row.IDs)

@@ -1,0 +1,46 @@
+package batching
+
+import "time"
+
+// pace is what steps have taken lately, in seconds: exponential averages, 0 until there is a measurement.
+type pace struct {
+	token float64 // a prompt token in a chunk
+	step  float64 // a decode step
+}
+
+// panel is the number of tokens below which a chunk costs more by being run than by its tokens; chunks are cut to
+// multiples of it.
+const panel = 16
+
+// chunk records that a chunk of n tokens took d.
+func (p *pace) chunk(n int, d time.Duration) {
+	if n >= panel {
+		average(&p.token, d.Seconds()/float64(n))
+	}
+}
+
+// decode records that a decode step took d.
+func (p *pace) decode(d time.Duration) { average(&p.step, d.Seconds()) }
+
+func average(a *float64, x float64) {
+	switch {
+	case x <= 0: // the clock has not moved
+	case *a == 0:
+		*a = x
+	default:
+		*a += (x - *a) / 4
+	}
+}
+
+// fitting is the number of prompt tokens, a multiple of panel from panel to most, with which a chunk takes factor times
+// as long as a decode step. It steers itself: a chunk that took too long makes the next one shorter.
+func (p *pace) fitting(factor float64, most int) int {
+	if p.token == 0 || p.step == 0 {
+		return most
+	}
+	n := factor * p.step / p.token
+	if n >= float64(most) {
+		return most
+	}
+	return min(max(int(n)/panel, 1)*panel, most)
+}
