@@ -159,3 +159,18 @@ func FuzzParsePreprocessor(f *testing.F) {
 		}
 	})
 }
+
+// The choice of resolutions is that of the reference's select_best_resolution, which keeps pixels before it saves tiles.
+func TestPinpoints(t *testing.T) {
+	p, err := ParsePinpoints([][2]int{{384, 768}, {768, 384}, {768, 768}, {1152, 384}, {1536, 1536}}, 384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ w, h, rows, cols int }{
+		{1344, 1344, 4, 4}, {4000, 4000, 4, 4}, {500, 500, 2, 2}, {300, 900, 3, 1}, {900, 300, 4, 4}, {1, 1, 1, 2},
+	} {
+		if g := p.Grid(c.w, c.h, 384); g.Rows != c.rows || g.Cols != c.cols {
+			t.Errorf("%d×%d: %d×%d tiles, want %d×%d", c.w, c.h, g.Rows, g.Cols, c.rows, c.cols)
+		}
+	}
+}
