@@ -30,7 +30,7 @@ func newLogSoftmax(p *peaked) (logSoftmax, error) {
 		return logSoftmax{}, err
 	}
 	best := p.logits[at]
-	sum, _ := expSums(p.logits, best, 1)
+	sum, _ := expSums(p.logits, best, 1, minExp)
 	return logSoftmax{p, float64(best) + math.Log(sum)}, nil
 }
 

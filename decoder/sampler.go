@@ -68,7 +68,8 @@ const (
 	sumLen = 1024
 )
 
-// errLogits means that the model itself has overflowed: there is nothing to choose from.
+// errLogits means that there is nothing to choose from: the model itself has overflowed, or whatever it gives a chance is
+// suppressed or not allowed.
 var errLogits = errors.New("decoder: the logits hold no finite maximum")
 
 // Sampler picks the tokens of one sequence. One goroutine uses it at a time, once per token and in order: each
@@ -151,12 +152,13 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 // history.
 func (s *Sampler) Sample(logits []float32) (Token, error) {
 	early := s.picked < s.sampling.MinTokens
-	s.choice.reset(s.process(logits, early))
+	x := s.process(logits, early)
 	var mask []uint64
 	if s.sampling.Constraint != nil {
 		mask = s.sampling.Constraint.Mask()
-		s.choice.reset(s.gather(s.choice.logits, mask))
+		x = s.gather(x, mask)
 	}
+	s.choice.reset(x)
 	at, err := s.choice.argmax()
 	if err != nil && early && s.sampling.Constraint != nil {
 		s.choice.reset(s.gather(s.process(logits, false), mask))
@@ -229,15 +231,16 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 		s.top = slices.Grow(s.top[:0], s.sampling.TopK)[:s.sampling.TopK]
 		mass = s.keep(best, scale, s.choice.kthLargest(s.top))
 	case topP:
-		mass, _ = expSums(logits, best, scale)
-		s.keep(best, scale, best+tail(mass, s.sampling.TopP, len(logits))/scale)
+		mass, _ = expSums(logits, best, scale, minExp)
+		cut := s.tighten(best, scale, tail(mass, s.sampling.TopP, len(logits)), float64(s.sampling.TopP)*mass)
+		s.keep(best, scale, best+cut/scale)
 	case minP:
 		s.keep(best, scale, floor)
 	case typical:
 		// Kept are the tokens whose d = (logit - best)·scale is within some distance r of its mean. If r is less than
 		// -mean, that ends at 2·mean; else the most likely token is within, and all that are cut away are less likely
 		// than the last kept: then it is as with top-p.
-		mass, mean = expSums(logits, best, scale)
+		mass, mean = expSums(logits, best, scale, minExp)
 		mean /= mass
 		cut := min(float32(2.001*mean), tail(mass, s.sampling.TypicalP, len(logits)))
 		s.keep(best, scale, best+cut/scale)
@@ -267,13 +270,37 @@ func tail(mass float64, p float32, vocab int) float32 {
 	return float32(math.Log(0.999 * mass * (1 - float64(p)) / float64(vocab)))
 }
 
+// tighten raises a bound of (logit - best)·scale below which is none of the nucleus of that mass, if thousands of logits
+// are above it: a few sums cost less than looking at each of them.
+func (s *Sampler) tighten(best, scale, bound float32, mass float64) float32 {
+	crowd := 0
+	for _, peak := range s.choice.peaks {
+		if (peak-best)*scale >= bound {
+			crowd++
+		}
+	}
+	if crowd < len(s.choice.peaks)*15/16 {
+		return bound
+	}
+	above := float32(0)
+	for range 4 {
+		mid := (bound + above) / 2
+		if sum, _ := expSums(s.choice.logits, best, scale, max(mid, minExp)); sum > 1.00001*mass {
+			bound = mid
+		} else {
+			above = mid
+		}
+	}
+	return bound
+}
+
 // drawAll picks among all logits: it finds the block that u falls into, then the index within.
 func (s *Sampler) drawAll(best, scale float32, u float64) int {
 	logits := s.choice.logits
 	s.sums = s.sums[:0]
 	mass := 0.0
 	for lo := 0; lo < len(logits); lo += sumLen {
-		sum, _ := expSums(logits[lo:min(lo+sumLen, len(logits))], best, scale)
+		sum, _ := expSums(logits[lo:min(lo+sumLen, len(logits))], best, scale, minExp)
 		s.sums = append(s.sums, sum)
 		mass += sum
 	}

@@ -109,10 +109,10 @@ func peaksScalar(peaks, x []float32) {
 	}
 }
 
-// expSumsScalar returns Σ w and Σ w·d for d = (x - best)·scale and w = exp(d), in double precision.
-func expSumsScalar(x []float32, best, scale float32) (weight, weighted float64) {
+// expSumsScalar returns Σ w and Σ w·d over d = (x - best)·scale that are above least, which is minExp or more; w = exp(d).
+func expSumsScalar(x []float32, best, scale, least float32) (weight, weighted float64) {
 	for _, v := range x {
-		if d := (v - best) * scale; d > minExp {
+		if d := (v - best) * scale; d > least {
 			w := float64(expNear(d))
 			weight += w
 			weighted += w * float64(d)

@@ -35,8 +35,8 @@ TARGET void scan_peaks(float *peaks, const float *x, int64_t n) {
   }
 }
 
-// exponential is e^d for -80 < d ≤ 0 and 0 for all else, with the reduction and polynomial of expNear.
-INLINE __m256 exponential(__m256 d) {
+// exponential is e^d for -80 ≤ least < d ≤ 0 and 0 for all else, with the reduction and polynomial of expNear.
+INLINE __m256 exponential(__m256 d, __m256 least) {
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(d, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), d);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
@@ -49,35 +49,42 @@ INLINE __m256 exponential(__m256 d) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
   const __m256i e = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
   p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), e));
-  return _mm256_and_ps(p, _mm256_cmp_ps(d, _mm256_set1_ps(-80), _CMP_GT_OQ));
+  return _mm256_and_ps(p, _mm256_cmp_ps(d, least, _CMP_GT_OQ));
 }
 
-INLINE __m256d low(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
-
-INLINE __m256d high(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
-
-INLINE double sum(__m256d x) {
-  __m128d s = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+INLINE double sum(__m256 x) {
+  __m256d d = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+  __m128d s = _mm_add_pd(_mm256_castpd256_pd128(d), _mm256_extractf128_pd(d, 1));
   return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
 }
 
-TARGET scan_sums scan_exp(const float *x, int64_t n, float best, float scale) {
-  const __m256 vbest = _mm256_set1_ps(best), vscale = _mm256_set1_ps(scale);
-  __m256d w0 = _mm256_setzero_pd(), w1 = w0, d0 = w0, d1 = w0;
-  float rest[8];
-  for (int64_t i = 0; i < n; i += 8) {
-    const float *at = x + i;
-    if (n - i < 8) {
-      for (int j = 0; j < 8; j++) rest[j] = i + j < n ? x[i + j] : -INFINITY;
-      at = rest;
+typedef struct {
+  __m256 w, wd;
+} sums;
+
+INLINE sums add(sums s, __m256 x, __m256 best, __m256 scale, __m256 least) {
+  __m256 d = _mm256_mul_ps(_mm256_sub_ps(x, best), scale);
+  const __m256 w = exponential(d, least);
+  d = _mm256_max_ps(d, _mm256_set1_ps(-80)); // no 0·∞, no NaN
+  return (sums){_mm256_add_ps(s.w, w), _mm256_fmadd_ps(w, d, s.wd)};
+}
+
+TARGET scan_sums scan_exp(const float *x, int64_t n, float best, float scale, float least) {
+  const __m256 vbest = _mm256_set1_ps(best), vscale = _mm256_set1_ps(scale), vleast = _mm256_set1_ps(least);
+  scan_sums total = {0, 0};
+  for (int64_t from = 0; from < n; from += 64) {
+    sums s = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    if (from + 64 <= n) {
+      for (int64_t i = from; i < from + 64; i += 8) s = add(s, _mm256_loadu_ps(x + i), vbest, vscale, vleast);
+    } else {
+      for (int64_t i = from; i < n; i += 8) {
+        float rest[8];
+        for (int j = 0; j < 8; j++) rest[j] = i + j < n ? x[i + j] : -INFINITY;
+        s = add(s, _mm256_loadu_ps(rest), vbest, vscale, vleast);
+      }
     }
-    __m256 d = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(at), vbest), vscale);
-    const __m256 w = exponential(d);
-    d = _mm256_max_ps(d, _mm256_set1_ps(-80)); // no 0·∞, no NaN
-    w0 = _mm256_add_pd(w0, low(w));
-    w1 = _mm256_add_pd(w1, high(w));
-    d0 = _mm256_fmadd_pd(low(w), low(d), d0);
-    d1 = _mm256_fmadd_pd(high(w), high(d), d1);
+    total.weight += sum(s.w);
+    total.weighted += sum(s.wd);
   }
-  return (scan_sums){sum(_mm256_add_pd(w0, w1)), sum(_mm256_add_pd(d0, d1))};
+  return total;
 }

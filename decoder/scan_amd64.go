@@ -23,10 +23,10 @@ func peaksOf(peaks, x []float32) {
 	C.scan_peaks((*C.float)(unsafe.SliceData(peaks)), (*C.float)(unsafe.SliceData(x)), C.int64_t(len(x)))
 }
 
-func expSums(x []float32, best, scale float32) (weight, weighted float64) {
+func expSums(x []float32, best, scale, least float32) (weight, weighted float64) {
 	if !vectorized || len(x) == 0 {
-		return expSumsScalar(x, best, scale)
+		return expSumsScalar(x, best, scale, least)
 	}
-	s := C.scan_exp((*C.float)(unsafe.SliceData(x)), C.int64_t(len(x)), C.float(best), C.float(scale))
+	s := C.scan_exp((*C.float)(unsafe.SliceData(x)), C.int64_t(len(x)), C.float(best), C.float(scale), C.float(least))
 	return float64(s.weight), float64(s.weighted)
 }

@@ -14,7 +14,8 @@ typedef struct {
   double weighted; // Σ w·d
 } scan_sums;
 
-// scan_exp sums over d = (x - best)·scale, w = exp(d), in double precision. No x is above best.
-scan_sums scan_exp(const float *x, int64_t n, float best, float scale);
+// scan_exp sums over d = (x - best)·scale that are above least, which is -80 or more; w = exp(d). No x is above best.
+// 64 of x are summed in single precision, their sums in double.
+scan_sums scan_exp(const float *x, int64_t n, float best, float scale, float least);
 
 #endif
