@@ -90,7 +90,8 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.lap(&rec.encode)
 
 	stream, err := s.engine.Submit(ctx, ticket, batching.Request{
-		ID: rec.id, Input: input, MaxTokens: maxTokens, Stop: s.model.EOS, Sampling: req.sampling,
+		ID: rec.id, Input: input, MaxTokens: maxTokens, Stop: req.eos, Sampling: req.sampling,
+		Priority: req.priority, Tenant: req.tenant,
 	})
 	if err != nil {
 		return refusal(err)
@@ -175,7 +176,7 @@ func (s *Server) fit(req *request, in fusion.Input) (maxTokens int, err error) {
 			prompt, in.ImageTokens(), s.model.MaxLen-1, s.model.MaxLen)
 	}
 	if req.maxTokens == 0 {
-		return min(defaultMaxTokens, room), nil
+		return min(max(defaultMaxTokens, req.sampling.MinTokens), room), nil
 	}
 	if req.maxTokens > room {
 		return 0, invalid("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of pictures, in a context of %d",

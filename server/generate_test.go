@@ -132,7 +132,16 @@ func TestSampling(t *testing.T) {
 		{&pb.Sampling{TopK: u32(0)}, decoder.Sampling{Temperature: 0.7, TopP: 0.95}},
 		{&pb.Sampling{TopK: u32(math.MaxUint32)}, decoder.Sampling{Temperature: 0.7, TopP: 0.95}},
 		{&pb.Sampling{TopP: f32(0.2)}, decoder.Sampling{Temperature: 0.7, TopK: 50, TopP: 0.2}},
+		{&pb.Sampling{TopK: u32(0), MinP: f32(0.3)}, decoder.Sampling{Temperature: 0.7, TopP: 0.95, MinP: 0.3}},
+		{&pb.Sampling{TypicalP: f32(0.3)}, decoder.Sampling{Temperature: 0.7, TopK: 50, TopP: 0.95, TypicalP: 0.3}},
+		{&pb.Sampling{Temperature: f32(0), RepetitionPenalty: f32(3)}, decoder.Sampling{RepetitionPenalty: 3}},
+		{&pb.Sampling{Temperature: f32(0), PresencePenalty: f32(2)}, decoder.Sampling{PresencePenalty: 2}},
+		{&pb.Sampling{Temperature: f32(0), FrequencyPenalty: f32(-2)}, decoder.Sampling{FrequencyPenalty: -2}},
+		{&pb.Sampling{Temperature: f32(0), LogitBias: map[uint32]float32{430: 100}}, decoder.Sampling{LogitBias: map[int32]float32{430: 100}}},
 	} {
+		if tt.in.Temperature != nil && tt.in.GetTemperature() == 0 {
+			tt.want.TopK, tt.want.TopP = 50, 0.95
+		}
 		tt.in.Seed, tt.want.Seed = proto.Uint64(42), 42
 		in := client.Prompt(client.Text(prompt))
 		in.MaxTokens, in.Sampling = u32(limit), tt.in
@@ -153,8 +162,67 @@ func TestSampling(t *testing.T) {
 		}
 		seen[out.GetText()] = true
 	}
-	if len(seen) < 4 {
+	if len(seen) < 9 {
 		t.Errorf("the settings make only %d different texts", len(seen))
+	}
+}
+
+// TestEnd holds that the end-of-answer token ends an answer, but not before min_tokens and not if it is to be ignored.
+func TestEnd(t *testing.T) {
+	m := tinyVLM(t)
+	hash := decodertest.NewHash(1, contextLen, vocab)
+	f := start(t, m, hash, server.Options{})
+	generate := func(change func(in *pb.GenerateRequest)) *pb.GenerateResponse {
+		t.Helper()
+		in := client.Prompt(client.Text("a small red"))
+		in.MaxTokens = proto.Uint32(40)
+		// The hash hardly ever picks an end by itself.
+		in.Sampling = &pb.Sampling{LogitBias: map[uint32]float32{uint32(m.EOS[0]): 100}}
+		change(in)
+		out, err := f.Generate(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(in *pb.GenerateRequest)
+		tokens uint32
+		finish pb.FinishReason
+	}{
+		{"at once", func(*pb.GenerateRequest) {}, 1, pb.FinishReason_FINISH_REASON_STOP},
+		{"min_tokens", func(in *pb.GenerateRequest) { in.MinTokens = 7 }, 8, pb.FinishReason_FINISH_REASON_STOP},
+		{"ignore_eos", func(in *pb.GenerateRequest) { in.IgnoreEos = true }, 40, pb.FinishReason_FINISH_REASON_LENGTH},
+	} {
+		out := generate(tt.change)
+		if out.GetUsage().GetCompletionTokens() != tt.tokens || out.GetFinishReason() != tt.finish {
+			t.Errorf("%s: %d tokens, %v; want %d, %v", tt.name, out.GetUsage().GetCompletionTokens(), out.GetFinishReason(), tt.tokens, tt.finish)
+		}
+	}
+}
+
+// TestCachedTokens holds that a second request of one tenant starts from the first, and that another tenant's does not.
+func TestCachedTokens(t *testing.T) {
+	f := start(t, tinyVLM(t), decodertest.NewHash(2, contextLen, vocab), server.Options{})
+	ask := func(tenant string) uint32 {
+		t.Helper()
+		in := client.Prompt(client.Text("a small red circle on a blue background and a small green square at the top"))
+		in.MaxTokens, in.Tenant = proto.Uint32(4), tenant
+		out, err := f.Generate(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.GetUsage().GetCachedTokens()
+	}
+	if n := ask("a"); n != 0 {
+		t.Errorf("first request: %d cached tokens", n)
+	}
+	if n := ask("b"); n != 0 {
+		t.Errorf("another tenant's: %d cached tokens", n)
+	}
+	if n := ask("a"); n == 0 {
+		t.Error("second request: no cached tokens")
 	}
 }
 
@@ -310,6 +378,16 @@ func bad() map[string]struct {
 		"temperature infinite": {sampling(&pb.Sampling{Temperature: &inf}), "sampling.temperature", "+Inf; want 0 to 2"},
 		"top_p zero":           {sampling(&pb.Sampling{TopP: f32(0)}), "sampling.top_p", "0; want more than 0"},
 		"top_p above":          {sampling(&pb.Sampling{TopP: f32(1.5)}), "sampling.top_p", "1.5; want"},
+		"min_p":                {sampling(&pb.Sampling{MinP: f32(-0.1)}), "sampling.min_p", "-0.1; want from 0 up to 1"},
+		"typical_p":            {sampling(&pb.Sampling{TypicalP: f32(0)}), "sampling.typical_p", "0; want above 0 up to 1"},
+		"repetition_penalty":   {sampling(&pb.Sampling{RepetitionPenalty: &nan}), "sampling.repetition_penalty", "NaN; want above 0 up to 10"},
+		"presence_penalty":     {sampling(&pb.Sampling{PresencePenalty: f32(3)}), "sampling.presence_penalty", "3; want from -2 up to 2"},
+		"frequency_penalty":    {sampling(&pb.Sampling{FrequencyPenalty: f32(-3)}), "sampling.frequency_penalty", "-3; want from -2 up to 2"},
+		"logit_bias value":     {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1: 101}}), "sampling.logit_bias[1]", "101; want"},
+		"logit_bias id":        {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}), "sampling.logit_bias[2147483648]", "want ids below"},
+		"min_tokens":           {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6}, "min_tokens", "6; want at most max_tokens"},
+		"priority":             {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
+		"tenant":               {&pb.GenerateRequest{Input: question().Input, Tenant: "a b"}, "tenant", "3 bytes; want"},
 		"top_p NaN":            {sampling(&pb.Sampling{TopP: &nan}), "sampling.top_p", "NaN; want"},
 		"empty stop":           {stop("ok", ""), "stop[1]", "0 bytes; want 1 to 256"},
 		"long stop":            {stop(strings.Repeat("s", 257)), "stop[0]", "257 bytes; want 1 to 256"},

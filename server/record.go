@@ -53,6 +53,7 @@ func (r *record) usage() *pb.Usage {
 	return &pb.Usage{
 		PromptTokens: uint32(r.tokens), TextTokens: uint32(r.tokens - r.image), ImageTokens: uint32(r.image),
 		CachedImageTokens: uint32(r.cached), CompletionTokens: uint32(r.completion),
+		CachedTokens: uint32(r.timing.CachedTokens),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/chat"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -18,6 +19,10 @@ const (
 	maxTemperature   = 2
 	maxRequestID     = 128 // bytes
 	maxStopBytes     = 256 // of one stop string
+	maxPenalty       = 2   // presence and frequency, either sign
+	maxRepetition    = 10
+	maxBias          = 100 // either sign
+	maxBiases        = 300
 	defaultMaxTokens = 256
 )
 
@@ -29,6 +34,9 @@ type request struct {
 	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
 	sampling  decoder.Sampling
 	stop      []string
+	eos       []int32 // ids that end the answer; none if they are to be ignored
+	priority  batching.Priority
+	tenant    string
 }
 
 // picture is an encoded picture and the path of the field it came in.
@@ -58,6 +66,14 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	}
 	s.validateSampling(&v, r, in.GetSampling())
 	s.validateStop(&v, r, in.GetStop())
+	s.validateEnd(&v, r, in)
+	var ok bool
+	if r.priority, ok = priorities[in.GetPriority()]; !ok {
+		v.add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in.GetPriority())
+	}
+	if r.tenant = in.GetTenant(); !validID(r.tenant) {
+		v.add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(r.tenant), maxRequestID)
+	}
 	if err := v.err(); err != nil {
 		return nil, err
 	}
@@ -68,6 +84,26 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 		return nil, status.Errorf(codes.FailedPrecondition, "%s: model %q takes no pictures", r.pictures[0].field, s.model.Name)
 	}
 	return r, nil
+}
+
+var priorities = map[pb.Priority]batching.Priority{
+	pb.Priority_PRIORITY_UNSPECIFIED: batching.PriorityDefault,
+	pb.Priority_PRIORITY_INTERACTIVE: batching.PriorityInteractive,
+	pb.Priority_PRIORITY_DEFAULT:     batching.PriorityDefault,
+	pb.Priority_PRIORITY_BATCH:       batching.PriorityBatch,
+}
+
+// validateEnd settles which ids end the answer, and when.
+func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) {
+	if !in.GetIgnoreEos() {
+		r.eos = s.model.EOS
+	}
+	if n := in.GetMinTokens(); n > 0 {
+		if int64(n) >= int64(s.model.MaxLen) || in.MaxTokens != nil && n > in.GetMaxTokens() {
+			v.add("min_tokens", "%d; want at most max_tokens and %d", n, s.model.MaxLen-1)
+		}
+		r.sampling.MinTokens, r.sampling.Stop = int(n), s.model.EOS
+	}
 }
 
 func validID(id string) bool {
@@ -161,10 +197,48 @@ func (s *Server) validateSampling(v *violations, r *request, in *pb.Sampling) {
 		}
 		r.sampling.TopP = in.GetTopP()
 	}
+	within := func(field string, value *float32, least, most float32, above bool, set *float32) {
+		if value == nil {
+			return
+		}
+		if x := *value; !(x >= least && x <= most) || above && x == least {
+			from := "from"
+			if above {
+				from = "above"
+			}
+			v.add("sampling."+field, "%v; want %s %v up to %v", x, from, least, most)
+		}
+		*set = *value
+	}
+	if in != nil {
+		within("min_p", in.MinP, 0, 1, false, &r.sampling.MinP)
+		within("typical_p", in.TypicalP, 0, 1, true, &r.sampling.TypicalP)
+		within("repetition_penalty", in.RepetitionPenalty, 0, maxRepetition, true, &r.sampling.RepetitionPenalty)
+		within("presence_penalty", in.PresencePenalty, -maxPenalty, maxPenalty, false, &r.sampling.PresencePenalty)
+		within("frequency_penalty", in.FrequencyPenalty, -maxPenalty, maxPenalty, false, &r.sampling.FrequencyPenalty)
+		s.validateBias(v, r, in.GetLogitBias())
+	}
 	if in != nil && in.Seed != nil {
 		r.sampling.Seed = in.GetSeed()
 	} else {
 		r.sampling.Seed = randomSeed()
+	}
+}
+
+func (s *Server) validateBias(v *violations, r *request, bias map[uint32]float32) {
+	if len(bias) > maxBiases {
+		v.add("sampling.logit_bias", "%d ids; at most %d are allowed", len(bias), maxBiases)
+		return
+	}
+	for id, b := range bias {
+		if int64(id) >= int64(s.model.Vocab) || !(b >= -maxBias && b <= maxBias) {
+			v.add(fmt.Sprintf("sampling.logit_bias[%d]", id), "%v; want ids below %d and %d to %d", b, s.model.Vocab, -maxBias, maxBias)
+			continue
+		}
+		if r.sampling.LogitBias == nil {
+			r.sampling.LogitBias = map[int32]float32{}
+		}
+		r.sampling.LogitBias[int32(id)] = b
 	}
 }
 

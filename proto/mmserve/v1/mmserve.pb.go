@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Priority says who goes first where requests wait. One that waits long rises.
+type Priority int32
+
+const (
+	// The same as PRIORITY_DEFAULT.
+	Priority_PRIORITY_UNSPECIFIED Priority = 0
+	// Someone waits for each token.
+	Priority_PRIORITY_INTERACTIVE Priority = 1
+	// In between.
+	Priority_PRIORITY_DEFAULT Priority = 2
+	// Nobody waits: it takes what the others leave.
+	Priority_PRIORITY_BATCH Priority = 3
+)
+
+// Enum value maps for Priority.
+var (
+	Priority_name = map[int32]string{
+		0: "PRIORITY_UNSPECIFIED",
+		1: "PRIORITY_INTERACTIVE",
+		2: "PRIORITY_DEFAULT",
+		3: "PRIORITY_BATCH",
+	}
+	Priority_value = map[string]int32{
+		"PRIORITY_UNSPECIFIED": 0,
+		"PRIORITY_INTERACTIVE": 1,
+		"PRIORITY_DEFAULT":     2,
+		"PRIORITY_BATCH":       3,
+	}
+)
+
+func (x Priority) Enum() *Priority {
+	p := new(Priority)
+	*p = x
+	return p
+}
+
+func (x Priority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Priority) Descriptor() protoreflect.EnumDescriptor {
+	return file_mmserve_v1_mmserve_proto_enumTypes[0].Descriptor()
+}
+
+func (Priority) Type() protoreflect.EnumType {
+	return &file_mmserve_v1_mmserve_proto_enumTypes[0]
+}
+
+func (x Priority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Priority.Descriptor instead.
+func (Priority) EnumDescriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{0}
+}
+
 // Role says who wrote a message.
 type Role int32
 
@@ -65,11 +122,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_mmserve_v1_mmserve_proto_enumTypes[0].Descriptor()
+	return file_mmserve_v1_mmserve_proto_enumTypes[1].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_mmserve_v1_mmserve_proto_enumTypes[0]
+	return &file_mmserve_v1_mmserve_proto_enumTypes[1]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -78,7 +135,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{0}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{1}
 }
 
 // Detail trades the tokens a picture costs for what can be seen in it.
@@ -122,11 +179,11 @@ func (x Detail) String() string {
 }
 
 func (Detail) Descriptor() protoreflect.EnumDescriptor {
-	return file_mmserve_v1_mmserve_proto_enumTypes[1].Descriptor()
+	return file_mmserve_v1_mmserve_proto_enumTypes[2].Descriptor()
 }
 
 func (Detail) Type() protoreflect.EnumType {
-	return &file_mmserve_v1_mmserve_proto_enumTypes[1]
+	return &file_mmserve_v1_mmserve_proto_enumTypes[2]
 }
 
 func (x Detail) Number() protoreflect.EnumNumber {
@@ -135,7 +192,7 @@ func (x Detail) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Detail.Descriptor instead.
 func (Detail) EnumDescriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{1}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{2}
 }
 
 // FinishReason says why the answer ends.
@@ -179,11 +236,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_mmserve_v1_mmserve_proto_enumTypes[2].Descriptor()
+	return file_mmserve_v1_mmserve_proto_enumTypes[3].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_mmserve_v1_mmserve_proto_enumTypes[2]
+	return &file_mmserve_v1_mmserve_proto_enumTypes[3]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -192,7 +249,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{2}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{3}
 }
 
 // GenerateRequest is one prompt and how to continue it.
@@ -219,7 +276,16 @@ type GenerateRequest struct {
 	// sent, not even in part. Special tokens are no text and cannot be matched. Up to 16 (a server may be set to take
 	// more), each of 1 to 256 bytes.
 	// When several match, the one that is complete first wins, and of those the longest.
-	Stop          []string `protobuf:"bytes,7,rep,name=stop,proto3" json:"stop,omitempty"`
+	Stop []string `protobuf:"bytes,7,rep,name=stop,proto3" json:"stop,omitempty"`
+	// Who goes first where requests wait. Default: PRIORITY_DEFAULT.
+	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=mmserve.v1.Priority" json:"priority,omitempty"`
+	// On whose behalf the request comes: up to 128 printable ASCII characters without spaces. Requests of one priority that
+	// wait take turns by tenant, and a prompt starts from what the server keeps of earlier ones only of the same tenant.
+	Tenant string `protobuf:"bytes,9,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Go on after the model ends the answer, up to max_tokens: for measurements.
+	IgnoreEos bool `protobuf:"varint,10,opt,name=ignore_eos,json=ignoreEos,proto3" json:"ignore_eos,omitempty"`
+	// Tokens before which the model does not end the answer, up to max_tokens; stop strings still do. Default: 0.
+	MinTokens     uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +378,34 @@ func (x *GenerateRequest) GetStop() []string {
 		return x.Stop
 	}
 	return nil
+}
+
+func (x *GenerateRequest) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
+}
+
+func (x *GenerateRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetIgnoreEos() bool {
+	if x != nil {
+		return x.IgnoreEos
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetMinTokens() uint32 {
+	if x != nil {
+		return x.MinTokens
+	}
+	return 0
 }
 
 type isGenerateRequest_Input interface {
@@ -633,7 +727,21 @@ type Sampling struct {
 	TopP *float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
 	// Start of the random sequence: the same request with the same seed gets the same answer from the same model and
 	// build. Default: drawn by the server. The answer says which was used.
-	Seed          *uint64 `protobuf:"varint,4,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
+	Seed *uint64 `protobuf:"varint,4,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
+	// Keeps the tokens that are at least min_p times as likely as the likeliest; 0 to 1, 0 keeps all. Default: 0.
+	MinP *float32 `protobuf:"fixed32,5,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
+	// Keeps the tokens whose information is nearest to the entropy of what the other filters left, until their
+	// probabilities reach typical_p together; above 0, up to 1. Default: 1.
+	TypicalP *float32 `protobuf:"fixed32,6,opt,name=typical_p,json=typicalP,proto3,oneof" json:"typical_p,omitempty"`
+	// Divides the positive and multiplies the negative logits of every token in the prompt or the answer so far; above 0, up
+	// to 10. Default: 1.
+	RepetitionPenalty *float32 `protobuf:"fixed32,7,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
+	// Is subtracted from the logit of each token that the answer has so far; -2 to 2. Default: 0.
+	PresencePenalty *float32 `protobuf:"fixed32,8,opt,name=presence_penalty,json=presencePenalty,proto3,oneof" json:"presence_penalty,omitempty"`
+	// Is subtracted from a token's logit as often as the answer has it so far; -2 to 2. Default: 0.
+	FrequencyPenalty *float32 `protobuf:"fixed32,9,opt,name=frequency_penalty,json=frequencyPenalty,proto3,oneof" json:"frequency_penalty,omitempty"`
+	// Is added to the logits of the given token ids; -100 to 100 each, up to 300 of them.
+	LogitBias     map[uint32]float32 `protobuf:"bytes,10,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -696,6 +804,48 @@ func (x *Sampling) GetSeed() uint64 {
 	return 0
 }
 
+func (x *Sampling) GetMinP() float32 {
+	if x != nil && x.MinP != nil {
+		return *x.MinP
+	}
+	return 0
+}
+
+func (x *Sampling) GetTypicalP() float32 {
+	if x != nil && x.TypicalP != nil {
+		return *x.TypicalP
+	}
+	return 0
+}
+
+func (x *Sampling) GetRepetitionPenalty() float32 {
+	if x != nil && x.RepetitionPenalty != nil {
+		return *x.RepetitionPenalty
+	}
+	return 0
+}
+
+func (x *Sampling) GetPresencePenalty() float32 {
+	if x != nil && x.PresencePenalty != nil {
+		return *x.PresencePenalty
+	}
+	return 0
+}
+
+func (x *Sampling) GetFrequencyPenalty() float32 {
+	if x != nil && x.FrequencyPenalty != nil {
+		return *x.FrequencyPenalty
+	}
+	return 0
+}
+
+func (x *Sampling) GetLogitBias() map[uint32]float32 {
+	if x != nil {
+		return x.LogitBias
+	}
+	return nil
+}
+
 // Usage counts tokens.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -709,8 +859,10 @@ type Usage struct {
 	CachedImageTokens uint32 `protobuf:"varint,4,opt,name=cached_image_tokens,json=cachedImageTokens,proto3" json:"cached_image_tokens,omitempty"`
 	// Tokens generated, the end-of-answer token included.
 	CompletionTokens uint32 `protobuf:"varint,5,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of prompt_tokens, those that were not run, because an earlier prompt of the same tenant began alike. Known at the end.
+	CachedTokens  uint32 `protobuf:"varint,6,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
@@ -774,6 +926,13 @@ func (x *Usage) GetCachedImageTokens() uint32 {
 func (x *Usage) GetCompletionTokens() uint32 {
 	if x != nil {
 		return x.CompletionTokens
+	}
+	return 0
+}
+
+func (x *Usage) GetCachedTokens() uint32 {
+	if x != nil {
+		return x.CachedTokens
 	}
 	return 0
 }
@@ -1326,7 +1485,7 @@ var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\x9e\x02\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa6\x03\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -1336,7 +1495,14 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"max_tokens\x18\x05 \x01(\rH\x01R\tmaxTokens\x88\x01\x01\x120\n" +
 	"\bsampling\x18\x06 \x01(\v2\x14.mmserve.v1.SamplingR\bsampling\x12\x12\n" +
-	"\x04stop\x18\a \x03(\tR\x04stopB\a\n" +
+	"\x04stop\x18\a \x03(\tR\x04stop\x120\n" +
+	"\bpriority\x18\b \x01(\x0e2\x14.mmserve.v1.PriorityR\bpriority\x12\x16\n" +
+	"\x06tenant\x18\t \x01(\tR\x06tenant\x12\x1d\n" +
+	"\n" +
+	"ignore_eos\x18\n" +
+	" \x01(\bR\tignoreEos\x12\x1d\n" +
+	"\n" +
+	"min_tokens\x18\v \x01(\rR\tminTokensB\a\n" +
 	"\x05inputB\r\n" +
 	"\v_max_tokens\"7\n" +
 	"\x04Chat\x12/\n" +
@@ -1352,23 +1518,41 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\acontent\"G\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12*\n" +
-	"\x06detail\x18\x02 \x01(\x0e2\x12.mmserve.v1.DetailR\x06detail\"\xab\x01\n" +
+	"\x06detail\x18\x02 \x01(\x0e2\x12.mmserve.v1.DetailR\x06detail\"\xd9\x04\n" +
 	"\bSampling\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
 	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +
 	"\x05top_p\x18\x03 \x01(\x02H\x02R\x04topP\x88\x01\x01\x12\x17\n" +
-	"\x04seed\x18\x04 \x01(\x04H\x03R\x04seed\x88\x01\x01B\x0e\n" +
+	"\x04seed\x18\x04 \x01(\x04H\x03R\x04seed\x88\x01\x01\x12\x18\n" +
+	"\x05min_p\x18\x05 \x01(\x02H\x04R\x04minP\x88\x01\x01\x12 \n" +
+	"\ttypical_p\x18\x06 \x01(\x02H\x05R\btypicalP\x88\x01\x01\x122\n" +
+	"\x12repetition_penalty\x18\a \x01(\x02H\x06R\x11repetitionPenalty\x88\x01\x01\x12.\n" +
+	"\x10presence_penalty\x18\b \x01(\x02H\aR\x0fpresencePenalty\x88\x01\x01\x120\n" +
+	"\x11frequency_penalty\x18\t \x01(\x02H\bR\x10frequencyPenalty\x88\x01\x01\x12B\n" +
+	"\n" +
+	"logit_bias\x18\n" +
+	" \x03(\v2#.mmserve.v1.Sampling.LogitBiasEntryR\tlogitBias\x1a<\n" +
+	"\x0eLogitBiasEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
 	"\f_temperatureB\b\n" +
 	"\x06_top_kB\b\n" +
 	"\x06_top_pB\a\n" +
-	"\x05_seed\"\xcd\x01\n" +
+	"\x05_seedB\b\n" +
+	"\x06_min_pB\f\n" +
+	"\n" +
+	"_typical_pB\x15\n" +
+	"\x13_repetition_penaltyB\x13\n" +
+	"\x11_presence_penaltyB\x14\n" +
+	"\x12_frequency_penalty\"\xf2\x01\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12\x1f\n" +
 	"\vtext_tokens\x18\x02 \x01(\rR\n" +
 	"textTokens\x12!\n" +
 	"\fimage_tokens\x18\x03 \x01(\rR\vimageTokens\x12.\n" +
 	"\x13cached_image_tokens\x18\x04 \x01(\rR\x11cachedImageTokens\x12+\n" +
-	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\"\xa7\x03\n" +
+	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x12#\n" +
+	"\rcached_tokens\x18\x06 \x01(\rR\fcachedTokens\"\xa7\x03\n" +
 	"\aTimings\x129\n" +
 	"\n" +
 	"preprocess\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -1410,7 +1594,12 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
 	"\x05usage\x18\x03 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\x12-\n" +
 	"\atimings\x18\x04 \x01(\v2\x13.mmserve.v1.TimingsR\atimingsB\x0f\n" +
-	"\r_matched_stop*P\n" +
+	"\r_matched_stop*h\n" +
+	"\bPriority\x12\x18\n" +
+	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14PRIORITY_INTERACTIVE\x10\x01\x12\x14\n" +
+	"\x10PRIORITY_DEFAULT\x10\x02\x12\x12\n" +
+	"\x0ePRIORITY_BATCH\x10\x03*P\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
@@ -1443,65 +1632,69 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 	return file_mmserve_v1_mmserve_proto_rawDescData
 }
 
-var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
-	(Role)(0),                      // 0: mmserve.v1.Role
-	(Detail)(0),                    // 1: mmserve.v1.Detail
-	(FinishReason)(0),              // 2: mmserve.v1.FinishReason
-	(*GenerateRequest)(nil),        // 3: mmserve.v1.GenerateRequest
-	(*Chat)(nil),                   // 4: mmserve.v1.Chat
-	(*Message)(nil),                // 5: mmserve.v1.Message
-	(*Prompt)(nil),                 // 6: mmserve.v1.Prompt
-	(*Part)(nil),                   // 7: mmserve.v1.Part
-	(*Image)(nil),                  // 8: mmserve.v1.Image
-	(*Sampling)(nil),               // 9: mmserve.v1.Sampling
-	(*Usage)(nil),                  // 10: mmserve.v1.Usage
-	(*Timings)(nil),                // 11: mmserve.v1.Timings
-	(*GenerateResponse)(nil),       // 12: mmserve.v1.GenerateResponse
-	(*GenerateStreamResponse)(nil), // 13: mmserve.v1.GenerateStreamResponse
-	(*StreamStart)(nil),            // 14: mmserve.v1.StreamStart
-	(*StreamDelta)(nil),            // 15: mmserve.v1.StreamDelta
-	(*StreamFinish)(nil),           // 16: mmserve.v1.StreamFinish
-	(*durationpb.Duration)(nil),    // 17: google.protobuf.Duration
+	(Priority)(0),                  // 0: mmserve.v1.Priority
+	(Role)(0),                      // 1: mmserve.v1.Role
+	(Detail)(0),                    // 2: mmserve.v1.Detail
+	(FinishReason)(0),              // 3: mmserve.v1.FinishReason
+	(*GenerateRequest)(nil),        // 4: mmserve.v1.GenerateRequest
+	(*Chat)(nil),                   // 5: mmserve.v1.Chat
+	(*Message)(nil),                // 6: mmserve.v1.Message
+	(*Prompt)(nil),                 // 7: mmserve.v1.Prompt
+	(*Part)(nil),                   // 8: mmserve.v1.Part
+	(*Image)(nil),                  // 9: mmserve.v1.Image
+	(*Sampling)(nil),               // 10: mmserve.v1.Sampling
+	(*Usage)(nil),                  // 11: mmserve.v1.Usage
+	(*Timings)(nil),                // 12: mmserve.v1.Timings
+	(*GenerateResponse)(nil),       // 13: mmserve.v1.GenerateResponse
+	(*GenerateStreamResponse)(nil), // 14: mmserve.v1.GenerateStreamResponse
+	(*StreamStart)(nil),            // 15: mmserve.v1.StreamStart
+	(*StreamDelta)(nil),            // 16: mmserve.v1.StreamDelta
+	(*StreamFinish)(nil),           // 17: mmserve.v1.StreamFinish
+	nil,                            // 18: mmserve.v1.Sampling.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 19: google.protobuf.Duration
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
-	4,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
-	6,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
-	9,  // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
-	5,  // 3: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
-	0,  // 4: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
-	7,  // 5: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
-	7,  // 6: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
-	8,  // 7: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
-	1,  // 8: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	17, // 9: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	17, // 10: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	17, // 11: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	17, // 12: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	17, // 13: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	17, // 14: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	17, // 15: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	17, // 16: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
-	2,  // 17: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
-	10, // 18: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
-	11, // 19: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
-	14, // 20: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
-	15, // 21: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
-	16, // 22: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
-	10, // 23: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
-	2,  // 24: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	10, // 25: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	11, // 26: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	3,  // 27: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	3,  // 28: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	12, // 29: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	13, // 30: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	29, // [29:31] is the sub-list for method output_type
-	27, // [27:29] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	5,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
+	7,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
+	10, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
+	0,  // 3: mmserve.v1.GenerateRequest.priority:type_name -> mmserve.v1.Priority
+	6,  // 4: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
+	1,  // 5: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
+	8,  // 6: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
+	8,  // 7: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
+	9,  // 8: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
+	2,  // 9: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
+	18, // 10: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	19, // 11: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	19, // 12: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	19, // 13: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	19, // 14: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	19, // 15: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	19, // 16: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	19, // 17: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	19, // 18: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	3,  // 19: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
+	11, // 20: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
+	12, // 21: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
+	15, // 22: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
+	16, // 23: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
+	17, // 24: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
+	11, // 25: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
+	3,  // 26: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	11, // 27: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	12, // 28: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	4,  // 29: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 30: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	13, // 31: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	14, // 32: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	31, // [31:33] is the sub-list for method output_type
+	29, // [29:31] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -1530,8 +1723,8 @@ func file_mmserve_v1_mmserve_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   14,
+			NumEnums:      4,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
