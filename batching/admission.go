@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 var (
@@ -34,6 +35,45 @@ func (e *Engine) Acquire() (*Ticket, error) {
 	return &Ticket{engine: e}, nil
 }
 
+// AcquireBy is Acquire for a request that wants its first token by deadline. It answers a *DeadlineError if that is
+// unlikely; prompt is the number of its tokens, 0 if not known yet. Without a deadline it is Acquire.
+func (e *Engine) AcquireBy(deadline time.Time, p Priority, prompt int) (*Ticket, error) {
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	t, err := e.Acquire()
+	if err != nil {
+		return nil, err
+	}
+	if err := e.meets(deadline, p, prompt); err != nil {
+		t.Release()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Estimate is how long a request that is submitted now would wait for its first token, by the pace of late; 0 while
+// nothing has been run. prompt is the number of its tokens, 0 for an average one.
+func (e *Engine) Estimate(p Priority, prompt int) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.load.estimate(p.class(), prompt, max(0, e.tickets-e.load.submitted))
+}
+
+// meets gives a *DeadlineError if the holder of a ticket is unlikely to get its first token by then.
+func (e *Engine) meets(deadline time.Time, p Priority, prompt int) error {
+	if deadline.IsZero() {
+		return nil
+	}
+	e.mu.Lock()
+	wait := e.load.estimate(p.class(), prompt, max(0, e.tickets-1-e.load.submitted))
+	e.mu.Unlock()
+	if allowed := deadline.Sub(e.clock()); wait > allowed || allowed <= 0 {
+		return &DeadlineError{Wait: wait, Allowed: allowed}
+	}
+	return nil
+}
+
 // Release gives the ticket back. It does nothing the second time or after Submit, so it may be deferred.
 func (t *Ticket) Release() {
 	t.engine.mu.Lock()
@@ -45,7 +85,8 @@ func (t *Ticket) Release() {
 }
 
 // Submit hands a request to the engine, which takes over the ticket and gives it back when the sequence ends or at
-// once if Submit fails. When ctx ends, the sequence is removed before the next step. The engine keeps r.Input's
+// once if Submit fails. When ctx ends, the sequence is removed before the next step. A *DeadlineError says that
+// r.Deadline is unlikely to be met. The engine keeps r.Input's
 // spans, which nobody may change from here on, and copies the rest.
 //
 // An accepted request always ends: its stream gets exactly one event with a FinishReason.
@@ -54,8 +95,11 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	if err := r.check(e.capacity.MaxLen); err != nil {
 		return nil, err
 	}
+	if err := e.meets(r.Deadline, r.Priority, len(r.Input.IDs)); err != nil {
+		return nil, err
+	}
 	q := newSequence(r, e.clock())
-	q.stream = newStream(func() { e.cancel(q) }, q.timing)
+	q.stream = newStream(func() { e.cancel(q, false) }, q.timing)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -66,19 +110,19 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	}
 	t.spent = true
 	// Under the lock, so that the cancellation cannot overtake the arrival.
-	stop := context.AfterFunc(ctx, func() { e.cancel(q) })
+	stop := context.AfterFunc(ctx, func() { e.cancel(q, true) })
 	q.detach = func() { stop() }
 	e.post(message{seq: q})
 	return q.stream, nil
 }
 
 // cancel asks the loop to remove q; the first call counts.
-func (e *Engine) cancel(q *sequence) {
+func (e *Engine) cancel(q *sequence, gone bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !q.unwanted && !e.stopped {
 		q.unwanted = true
-		e.post(message{seq: q, cancel: true})
+		e.post(message{seq: q, cancel: true, gone: gone})
 	}
 }
 

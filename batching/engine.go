@@ -74,12 +74,13 @@ type Engine struct {
 	started bool
 	stopped bool // Run has returned, nobody reads the inbox
 	stats   Stats
+	load    load // as of stats
 }
 
-// message tells the loop of a new sequence, or that nobody wants one any more.
+// message tells the loop of a new sequence, or that nobody wants one any more; if gone, not even what it gave.
 type message struct {
-	seq    *sequence
-	cancel bool
+	seq          *sequence
+	cancel, gone bool
 }
 
 // Stats is a snapshot between two steps. The gauges come first; from Steps on all are totals.
@@ -99,6 +100,7 @@ type Stats struct {
 	GeneratedTokens int64
 	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
 	Evictions       int64 // cached sequences whose slot was needed
+	WastedTokens    int64 // run for sequences that failed, expired, or whose context ended
 	MovedTokens     int64 // KV positions copied to keep the slots dense and to start from others' prefixes
 }
 
@@ -115,7 +117,7 @@ func New(r Runner, o Options) *Engine {
 		wake:    make(chan struct{}, 1),
 		drained: make(chan struct{}),
 	}
-	e.stats = e.sched.stats()
+	e.stats, e.load = e.sched.stats(), e.sched.load()
 	return e
 }
 
@@ -148,11 +150,12 @@ func (e *Engine) receive(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		for _, m := range e.takeInbox() {
 			if m.cancel {
-				e.deliver(e.sched.cancel(m.seq, e.clock()))
+				e.deliver(e.sched.cancel(m.seq, m.gone, e.clock()))
 			} else {
 				e.sched.add(m.seq, e.clock())
 			}
 		}
+		e.deliver(e.sched.expire(e.clock()))
 		if e.sched.busy() {
 			return true
 		}
@@ -191,7 +194,7 @@ func (e *Engine) run(ctx context.Context, p plan) (tokens []decoder.Token, err e
 // read the end can be accepted again.
 func (e *Engine) deliver(list []delivery) {
 	e.mu.Lock()
-	e.stats = e.sched.stats()
+	e.stats, e.load = e.sched.stats(), e.sched.load()
 	for _, d := range list {
 		if d.event.Finish != Running {
 			e.release()

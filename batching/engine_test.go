@@ -409,6 +409,85 @@ func TestRunEnds(t *testing.T) {
 	})
 }
 
+// A deadline that cannot be met is refused at once, before and after the prompt is known, and one that turns out not to
+// be met ends the sequence while it waits.
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, c := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), time.Millisecond, 10*time.Millisecond), Options{MaxWaiting: 9})
+		c.tickets = true
+		stop := start(e)
+		if wait := e.Estimate(PriorityDefault, 100); wait != 0 {
+			t.Errorf("an estimate of %v from nothing", wait)
+		}
+		read(t, mustSubmit(t, t.Context(), e, request("a", 100, 11)))
+		if wait := e.Estimate(PriorityDefault, 200); wait != 200*time.Millisecond {
+			t.Errorf("200 tokens are to take %v", wait)
+		}
+		_, err := e.AcquireBy(time.Now().Add(50*time.Millisecond), PriorityDefault, 0)
+		var late *DeadlineError
+		if !errors.As(err, &late) || !errors.Is(err, ErrDeadline) || late.RetryAfter() != 50*time.Millisecond {
+			t.Errorf("AcquireBy gave %v", err)
+		}
+		c.tickets = false
+		ticket, err := e.AcquireBy(time.Now().Add(150*time.Millisecond), PriorityDefault, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := request("b", 200, 1)
+		r.Deadline = time.Now().Add(150 * time.Millisecond)
+		if _, err := e.Submit(t.Context(), ticket, r); !errors.Is(err, ErrDeadline) {
+			t.Errorf("Submit gave %v", err)
+		}
+		if _, err := e.AcquireBy(time.Time{}, 7, 0); err == nil || !strings.Contains(err.Error(), "priority is 7") {
+			t.Errorf("AcquireBy gave %v", err)
+		}
+		c.tickets = true
+
+		first := mustSubmit(t, t.Context(), e, request("long", 10, 100)) // longer than an answer so far
+		time.Sleep(time.Millisecond)
+		r = request("d", 50, 9)
+		r.Deadline = time.Now().Add(200 * time.Millisecond)
+		second := mustSubmit(t, t.Context(), e, r)
+		begin := time.Now()
+		if tokens, last := read(t, second); len(tokens) > 0 || last.Finish != Expired || !errors.Is(last.Err, ErrDeadline) {
+			t.Errorf("%d tokens, %+v", len(tokens), last)
+		}
+		if took := time.Since(begin); took < 200*time.Millisecond || took > 210*time.Millisecond {
+			t.Errorf("it expired after %v", took)
+		}
+		if _, last := read(t, first); last.Finish != Length {
+			t.Errorf("the other one: %+v", last)
+		}
+		stop()
+	})
+}
+
+// What nobody has use for is wasted: that of a client that is gone, not that of a reader that has seen enough.
+func TestWastedTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, _ := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), 0, time.Second), Options{NoPrefixCache: true})
+		stop := start(e)
+		for _, gone := range []bool{false, true} {
+			ctx, leave := context.WithCancel(t.Context())
+			s := mustSubmit(t, ctx, e, request("a", 10, 100))
+			time.Sleep(2500 * time.Millisecond)
+			want := int64(0)
+			if gone {
+				want = 10 + 3
+				leave()
+			} else {
+				s.Cancel()
+			}
+			read(t, s)
+			leave()
+			if n := e.Stats().WastedTokens; n != want {
+				t.Errorf("gone %v: %d tokens are wasted, want %d", gone, n, want)
+			}
+		}
+		stop()
+	})
+}
+
 func TestSubmitRefuses(t *testing.T) {
 	e := New(decodertest.NewHash(1, 10, 40), Options{})
 	other := New(decodertest.NewHash(1, 10, 40), Options{})

@@ -67,19 +67,20 @@ func (h *history) submit(r Request) {
 
 func (h *history) cancel(id string) string {
 	h.t.Helper()
-	return h.take(h.sched.cancel(h.seqs[id], h.now))
+	return h.take(h.sched.cancel(h.seqs[id], true, h.now))
 }
 
 // step runs one step, whose Run fails with err unless nil, and says in words what it did.
 func (h *history) step(err error) string {
 	h.t.Helper()
-	if !h.sched.busy() {
-		return "idle\n"
-	}
 	h.now = h.now.Add(time.Millisecond)
+	expired := h.take(h.sched.expire(h.now))
+	if !h.sched.busy() {
+		return expired + "idle\n"
+	}
 	p := h.sched.schedule(h.now)
 	h.check(p.invariants(h.sched))
-	said := p.String()
+	said := expired + p.String()
 	h.runner.Fail = func(*decoder.Batch) error { return err }
 	tokens, failed := h.runner.Run(context.Background(), p.batch)
 	if h.sched.chunkLast {
@@ -238,6 +239,9 @@ func (h *history) command(line string) string {
 		return ""
 	case "submit":
 		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant"), Priority: priorities[text("priority")]}
+		if d := span("deadline"); d > 0 {
+			r.Deadline = h.now.Add(d)
+		}
 		if like := text("like"); like != "" {
 			r.Input.IDs = slices.Clone(h.reqs[like].Input.IDs)
 			if n := num("from"); n > 0 {
@@ -267,6 +271,9 @@ func (h *history) command(line string) string {
 		d, err := time.ParseDuration(arg)
 		h.check(err)
 		h.now = h.now.Add(d)
+	case "estimate":
+		l := h.sched.load()
+		return fmt.Sprintln(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")))
 	case "cancel":
 		return h.cancel(arg) + h.state()
 	case "step":
@@ -285,8 +292,8 @@ func (h *history) command(line string) string {
 		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
 	case "totals":
 		s := h.sched.stats()
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions)
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions, %d wasted\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -360,6 +367,9 @@ func random(t testing.TB, data []byte) {
 		switch op := next(16); {
 		case op < 5 && len(ids) < 200:
 			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)], Priority: Priority(next(3) - 1)}
+			if next(4) == 0 {
+				r.Deadline = h.now.Add(time.Duration(next(256)) * 10 * time.Millisecond)
+			}
 			if len(ids) > 0 && next(3) > 0 { // begins as another does, answer and all
 				id := ids[next(len(ids))]
 				r.Input.Spans = h.reqs[id].Input.Spans

@@ -86,6 +86,18 @@ func (s *scheduler) invariants() error {
 			return fmt.Errorf("slot %d belongs to a sequence that is nowhere", slot)
 		}
 	}
+	due := 0
+	for q := range seen {
+		if q.due >= 0 {
+			due++
+			if q.phase == ended || s.deadlines[q.due] != q || !q.timing.FirstToken.IsZero() {
+				return fmt.Errorf("%s is watched for its deadline at %d", q.id, q.due)
+			}
+		}
+	}
+	if due != len(s.deadlines) {
+		return fmt.Errorf("%d deadlines are watched of %d sequences", len(s.deadlines), due)
+	}
 	if st := s.stats(); st.Running != running || st.CachedSlots != len(owner)-running || st.Running+st.Waiting+st.CachedSlots != len(seen) {
 		return fmt.Errorf("stats count %d running, %d waiting and %d cached of %d", st.Running, st.Waiting, st.CachedSlots, len(seen))
 	}

@@ -2,10 +2,13 @@ package batching
 
 import "time"
 
-// pace is what steps have taken lately, in seconds: exponential averages, 0 until there is a measurement.
+// pace is what steps have taken and sequences needed lately: exponential averages, 0 until there is a measurement.
 type pace struct {
-	token float64 // a prompt token in a chunk
-	step  float64 // a decode step
+	token  float64 // seconds for a prompt token in a chunk
+	step   float64 // seconds for a decode step
+	prompt float64 // tokens of a prompt
+	fresh  float64 // the part of it that was not in the prefix cache
+	answer float64 // tokens that a sequence gave
 }
 
 // panel is the number of tokens below which a chunk costs more by being run than by its tokens; chunks are cut to

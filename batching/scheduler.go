@@ -33,6 +33,7 @@ type scheduler struct {
 	caching       bool
 	sharePrefixes bool
 	queue         queue // submitted, no slot yet
+	deadlines     deadlines
 	slots         slots
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
 	began         time.Time
@@ -68,6 +69,16 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 func (s *scheduler) add(q *sequence, now time.Time) {
 	q.phase = waiting
 	s.queue.push(q, false, now)
+	s.deadlines.watch(q)
+}
+
+// expire ends the sequences whose deadline has passed without a token.
+func (s *scheduler) expire(now time.Time) []delivery {
+	s.out = s.out[:0]
+	for q := s.deadlines.expired(now); q != nil; q = s.deadlines.expired(now) {
+		s.finish(q, Event{Finish: Expired, Err: ErrDeadline}, now)
+	}
+	return s.out
 }
 
 // busy says whether there is anything to run.
@@ -115,6 +126,8 @@ func (s *scheduler) start(q *sequence, now time.Time) {
 	s.batch.Moves = s.slots.enter(q, src, n, take, s.batch.Moves)
 	q.timing.FirstScheduled, q.timing.CachedTokens = now, n
 	q.charged = n
+	average(&s.pace.prompt, float64(q.target))
+	average(&s.pace.fresh, float64(q.target-n)/float64(q.target))
 	s.totals.CachedTokens += int64(n)
 }
 
@@ -155,6 +168,7 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
 		q.past += len(row.IDs)
+		q.ran += len(row.IDs)
 		s.charge(q)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
@@ -179,6 +193,7 @@ func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
 	if q.phase == prefilling {
 		s.slots.join()
 		q.timing.FirstToken = now
+		s.deadlines.release(q)
 	}
 	s.totals.GeneratedTokens++
 	q.ids = append(q.ids, t.ID)
@@ -201,10 +216,14 @@ func (s *scheduler) fail(p plan, err error, now time.Time) []delivery {
 	return s.out
 }
 
-// cancel removes q, wherever it is. If it has ended meanwhile nothing is left to do.
-func (s *scheduler) cancel(q *sequence, now time.Time) []delivery {
+// cancel removes q, wherever it is; gone says that nobody has use for what it gave. If it has ended meanwhile nothing is
+// left to do.
+func (s *scheduler) cancel(q *sequence, gone bool, now time.Time) []delivery {
 	s.out = s.out[:0]
 	if q.phase != ended {
+		if !gone {
+			q.ran = 0
+		}
 		s.finish(q, Event{Finish: Cancelled}, now)
 	}
 	return s.out
@@ -237,6 +256,12 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 		q.strip()
 	}
 	s.queue.close(q)
+	s.deadlines.release(q)
+	if event.Finish == Stop || event.Finish == Length {
+		average(&s.pace.answer, float64(len(q.ids)-q.prompt))
+	} else {
+		s.totals.WastedTokens += int64(q.ran)
+	}
 	q.phase = ended
 	q.timing.Finished = now
 	s.out = append(s.out, delivery{q, event})
@@ -253,6 +278,22 @@ func (s *scheduler) count(p plan) {
 	for _, m := range p.batch.Moves {
 		s.totals.MovedTokens += int64(m.Len + m.Back)
 	}
+}
+
+// load is what estimates are made of.
+func (s *scheduler) load() load {
+	l := load{pace: s.pace, slots: len(s.slots.at), running: s.slots.running(), decodes: len(s.slots.decoding) > 0, stall: s.stall}
+	tokens, n := 0, 0
+	if q := s.slots.prefilling; q != nil {
+		tokens = q.target - q.past
+	}
+	for i := classes - 1; i >= 0; i-- {
+		n += s.queue.classes[i].entries.Len()
+		tokens += s.queue.classes[i].tokens
+		l.waiting[i], l.tokens[i] = n, tokens
+	}
+	l.submitted = n + l.running
+	return l
 }
 
 // stats returns the totals with the gauges of this moment.

@@ -21,6 +21,9 @@ type Request struct {
 	// Stop are the ids that end the sequence; the one that did is delivered.
 	Stop     []int32
 	Sampling decoder.Sampling
+	// Deadline is when its first token has to be there; if zero, whenever. A request that is unlikely to make it is refused,
+	// and one that has not made it ends as Expired.
+	Deadline time.Time
 	// Priority is its class; the zero value is PriorityDefault.
 	Priority Priority
 	// Tenant is on whose behalf the request comes: with whom it shares a turn while it waits. Unless
@@ -76,7 +79,11 @@ type sequence struct {
 	target int     // the number of ids that prefill runs
 	past   int     // the number of positions in the KV cache; in decode all but the last of ids
 	slot   int     // where they lie, from prefill on
+	ran    int     // ids that were run for it
 	timing Timing
+
+	deadline time.Time
+	due      int // its place among the scheduler's deadlines; -1 if it has none or its first token is there
 
 	// The queue's.
 	class            int // of the queue: that of its Priority, or higher once it has aged
@@ -92,7 +99,7 @@ func newSequence(r Request, now time.Time) *sequence {
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now},
-		class:  r.Priority.class(),
+		class:  r.Priority.class(), deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
 	return q

@@ -23,11 +23,13 @@ const (
 	Cancelled
 	// Error: its step failed, or the device is lost; Event.Err says which.
 	Error
+	// Expired: its Deadline passed before its first token; Event.Err is ErrDeadline.
+	Expired
 )
 
 // String returns the reason in lower case, as it stands in logs and metrics.
 func (f FinishReason) String() string {
-	return [...]string{"running", "stop", "length", "cancelled", "error"}[f]
+	return [...]string{"running", "stop", "length", "cancelled", "error", "expired"}[f]
 }
 
 // Event is a token, an end, or the last token with the end.
@@ -37,7 +39,7 @@ type Event struct {
 	HasToken bool
 	// Finish is set in the last event and in no other.
 	Finish FinishReason
-	// Err is set if Finish is Error. Its text may hold a stack trace: it is for logs, not for clients.
+	// Err is set if Finish is Error or Expired. Its text may hold a stack trace: it is for logs, not for clients.
 	Err error
 }
 
@@ -115,8 +117,9 @@ func (s *Stream) pop() (event Event, ok, over bool) {
 	return event, true, s.over
 }
 
-// Cancel asks the engine to remove the sequence before its next step. Events may still come; the last one says
-// Cancelled unless the sequence ended otherwise before.
+// Cancel says that the reader has all it wants: the engine removes the sequence before its next step. Events may still
+// come; the last one says Cancelled unless the sequence ended otherwise before. What the sequence gave does not count
+// as wasted, other than when its context ends.
 func (s *Stream) Cancel() { s.cancel() }
 
 // Timing is what was known when the newest event was pushed, read or not.
