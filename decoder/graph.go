@@ -58,6 +58,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("the encoder gives %d states, want fewer than the %d positions", c.EncoderStates, c.MaxLen)
 	}
 	if c.EncoderStates > 0 {
+		if c.Heads*c.HeadDim != c.Hidden || c.HeadDim%8 != 0 {
+			return fmt.Errorf("decoder.n_embd %d is no multiple of 8 × n_head %d", c.Hidden, c.Heads)
+		}
 		return graph.CheckActivation("decoder.activation_function", c.Activation)
 	}
 	if c.HeadDim%16 != 0 {

@@ -24,6 +24,9 @@ type ViT struct {
 	PatchBias, PreNorm, PostNorm bool
 }
 
+// maxPatches bounds what one tile may become: its attention takes the square of it.
+const maxPatches = 1 << 16
+
 // Side is the number of patches along one side of a tile.
 func (c ViT) Side() int { return c.ImageSize / c.PatchSize }
 
@@ -60,6 +63,9 @@ func (c ViT) Validate() error {
 	}
 	if c.ImageSize < c.PatchSize {
 		return fmt.Errorf("vision_config.image_size %d is less than patch_size %d", c.ImageSize, c.PatchSize)
+	}
+	if c.Patches() > maxPatches {
+		return fmt.Errorf("vision_config.image_size %d has %d patches of %d pixels, want at most %d", c.ImageSize, c.Patches(), c.PatchSize, maxPatches)
 	}
 	return graph.CheckActivation("vision_config.hidden_act", c.Activation)
 }
