@@ -9,10 +9,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/constrain"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -74,6 +78,9 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.lap(&rec.preprocess)
 	input, err := s.tokenize(req, images)
 	if err != nil {
+		return err
+	}
+	if req.sampling.Constraint, err = s.constrain(ctx, req.constraint); err != nil {
 		return err
 	}
 	maxTokens, err := s.fit(req, input)
@@ -166,6 +173,43 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 		return fusion.Input{IDs: ids}, nil
 	}
 	return s.model.Layout.Locate(ids, images)
+}
+
+// constrain compiles a constraint, when a core is free for it; nil gives nil.
+func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (decoder.Constraint, error) {
+	if in == nil {
+		return nil, nil
+	}
+	select {
+	case s.preparing <- struct{}{}:
+		defer func() { <-s.preparing }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	compiler, err := s.model.Compiler()
+	if err != nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none: %v", s.model.Name, err)
+	}
+	var g *constrain.Grammar
+	var field string
+	switch kind := in.GetKind().(type) {
+	case *pb.Constraint_Choices:
+		field = "choices.texts"
+		g, err = compiler.Choice(kind.Choices.GetTexts())
+	case *pb.Constraint_Regex:
+		field = "regex"
+		g, err = compiler.Regexp(kind.Regex)
+	case *pb.Constraint_JsonSchema:
+		field = "json_schema"
+		g, err = compiler.JSONSchema([]byte(kind.JsonSchema))
+	default:
+		field = "json_object"
+		g, err = compiler.JSONObject()
+	}
+	if err != nil {
+		return nil, invalid("constraint."+field, "%v", err)
+	}
+	return g.Start(), nil
 }
 
 // fit gives the most tokens to generate, or says why the request does not fit the context.

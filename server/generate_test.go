@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/constrain"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/vision"
@@ -199,6 +201,63 @@ func TestEnd(t *testing.T) {
 		if out.GetUsage().GetCompletionTokens() != tt.tokens || out.GetFinishReason() != tt.finish {
 			t.Errorf("%s: %d tokens, %v; want %d, %v", tt.name, out.GetUsage().GetCompletionTokens(), out.GetFinishReason(), tt.tokens, tt.finish)
 		}
+	}
+}
+
+// TestConstraint has a model that says anything say what it is told to.
+func TestConstraint(t *testing.T) {
+	m := tinyVLM(t)
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	f := start(t, m, decodertest.NewHash(2, contextLen, vocab), server.Options{})
+	generate := func(c *pb.Constraint, seed uint64) (*pb.GenerateResponse, error) {
+		in := client.Prompt(client.Text("a small red"))
+		in.MaxTokens, in.Constraint = proto.Uint32(200), c
+		in.Sampling = &pb.Sampling{Temperature: proto.Float32(1), Seed: &seed}
+		return f.Generate(t.Context(), in)
+	}
+	choices := &pb.Choices{Texts: []string{"red", "green", "light green", "blå"}}
+	const schema = `{"type": "object", "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "minimum": 3, "maximum": 9}}, "required": ["colour", "n"]}`
+	for name, tt := range map[string]struct {
+		constraint *pb.Constraint
+		ok         func(text string) bool
+	}{
+		"choices":     {&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: choices}}, func(s string) bool { return slices.Contains(choices.GetTexts(), s) }},
+		"regex":       {&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: `\d{3}-[a-få]{2,5}`}}, regexp.MustCompile(`^\d{3}-[a-få]{2,5}$`).MatchString},
+		"json_schema": {&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}}, regexp.MustCompile(`^{"colour": ?"(red|green)", ?"n": ?[3-9]}$`).MatchString},
+	} {
+		seen := map[string]bool{}
+		for seed := range uint64(10) {
+			out, err := generate(tt.constraint, seed)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || !tt.ok(out.GetText()) {
+				t.Errorf("%s: got %q, %v", name, out.GetText(), out.GetFinishReason())
+			}
+			seen[out.GetText()] = true
+		}
+		if len(seen) < 2 {
+			t.Errorf("%s: ten seeds give one answer", name)
+		}
+	}
+	for _, tt := range []struct {
+		constraint  *pb.Constraint
+		field, says string
+	}{
+		{&pb.Constraint{}, "constraint", "want choices"},
+		{&pb.Constraint{Kind: &pb.Constraint_Choices{}}, "constraint.choices.texts", "want at least one"},
+		{&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "(a"}}, "constraint.regex", "missing"},
+		{&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "array", "uniqueItems": true}`}}, "constraint.json_schema", "uniqueItems"},
+	} {
+		_, err := generate(tt.constraint, 1)
+		checkViolation(t, err, tt.field, tt.says)
+	}
+	m.Compiler = nil
+	_, err := start(t, m, newChain(1, 430, 4), server.Options{}).Generate(t.Context(), &pb.GenerateRequest{
+		Input: question().Input, Constraint: &pb.Constraint{Kind: &pb.Constraint_JsonObject{JsonObject: true}},
+	})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a model without a compiler: %v", err)
 	}
 }
 

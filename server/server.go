@@ -22,6 +22,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/vision"
@@ -53,6 +54,9 @@ type Model struct {
 	Hidden int
 	// MaxImages is the most pictures the model takes in a prompt. 0: it sets no limit.
 	MaxImages int
+	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
+	// be none. nil: there are none.
+	Compiler func() (*constrain.Compiler, error)
 	// Defaults is how the model samples when a request does not say; Seed is not used.
 	Defaults decoder.Sampling
 }

@@ -37,6 +37,8 @@ type request struct {
 	eos       []int32 // ids that end the answer; none if they are to be ignored
 	priority  batching.Priority
 	tenant    string
+	// constraint is not compiled yet; nil if there is none.
+	constraint *pb.Constraint
 }
 
 // picture is an encoded picture and the path of the field it came in.
@@ -67,6 +69,7 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	s.validateSampling(&v, r, in.GetSampling())
 	s.validateStop(&v, r, in.GetStop())
 	s.validateEnd(&v, r, in)
+	validateConstraint(&v, r, in)
 	var ok bool
 	if r.priority, ok = priorities[in.GetPriority()]; !ok {
 		v.add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in.GetPriority())
@@ -78,6 +81,8 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 		return nil, err
 	}
 	switch {
+	case r.constraint != nil && s.model.Compiler == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none", s.model.Name)
 	case r.messages != nil && s.model.Template == nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "chat: model %q has no chat template; send a prompt", s.model.Name)
 	case len(r.pictures) > 0 && s.model.Prepare == nil:
@@ -103,6 +108,24 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 			v.add("min_tokens", "%d; want at most max_tokens and %d", n, s.model.MaxLen-1)
 		}
 		r.sampling.MinTokens, r.sampling.Stop = int(n), s.model.EOS
+	}
+}
+
+func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
+	if in.Constraint == nil {
+		return
+	}
+	r.constraint = in.GetConstraint()
+	switch kind := r.constraint.GetKind().(type) {
+	case nil:
+		v.add("constraint", "empty; want choices, regex, json_schema or json_object")
+	case *pb.Constraint_Choices:
+		if len(kind.Choices.GetTexts()) == 0 {
+			v.add("constraint.choices.texts", "none; want at least one")
+		}
+	}
+	if in.GetIgnoreEos() {
+		v.add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
 	}
 }
 

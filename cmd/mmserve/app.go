@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -114,6 +116,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		},
 		Encode:   a.encoder.Encode,
 		Defaults: a.text.Defaults,
+		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())

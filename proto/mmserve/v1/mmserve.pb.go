@@ -285,7 +285,10 @@ type GenerateRequest struct {
 	// Go on after the model ends the answer, up to max_tokens: for measurements.
 	IgnoreEos bool `protobuf:"varint,10,opt,name=ignore_eos,json=ignoreEos,proto3" json:"ignore_eos,omitempty"`
 	// Tokens before which the model does not end the answer, up to max_tokens; stop strings still do. Default: 0.
-	MinTokens     uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
+	MinTokens uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
+	// What the answer has to be: an answer with FINISH_REASON_STOP is that, unless a stop string cut it short, and one that
+	// ends otherwise could have become it. Default: anything.
+	Constraint    *Constraint `protobuf:"bytes,12,opt,name=constraint,proto3" json:"constraint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +411,13 @@ func (x *GenerateRequest) GetMinTokens() uint32 {
 	return 0
 }
 
+func (x *GenerateRequest) GetConstraint() *Constraint {
+	if x != nil {
+		return x.Constraint
+	}
+	return nil
+}
+
 type isGenerateRequest_Input interface {
 	isGenerateRequest_Input()
 }
@@ -426,6 +436,174 @@ func (*GenerateRequest_Chat) isGenerateRequest_Input() {}
 
 func (*GenerateRequest_Prompt) isGenerateRequest_Input() {}
 
+// Constraint says what an answer has to be.
+type Constraint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	//
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Constraint_Choices
+	//	*Constraint_Regex
+	//	*Constraint_JsonSchema
+	//	*Constraint_JsonObject
+	Kind          isConstraint_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Constraint) Reset() {
+	*x = Constraint{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Constraint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Constraint) ProtoMessage() {}
+
+func (x *Constraint) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
+func (*Constraint) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Constraint) GetKind() isConstraint_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Constraint) GetChoices() *Choices {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_Choices); ok {
+			return x.Choices
+		}
+	}
+	return nil
+}
+
+func (x *Constraint) GetRegex() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_Regex); ok {
+			return x.Regex
+		}
+	}
+	return ""
+}
+
+func (x *Constraint) GetJsonSchema() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_JsonSchema); ok {
+			return x.JsonSchema
+		}
+	}
+	return ""
+}
+
+func (x *Constraint) GetJsonObject() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_JsonObject); ok {
+			return x.JsonObject
+		}
+	}
+	return false
+}
+
+type isConstraint_Kind interface {
+	isConstraint_Kind()
+}
+
+type Constraint_Choices struct {
+	// One of some texts.
+	Choices *Choices `protobuf:"bytes,1,opt,name=choices,proto3,oneof"`
+}
+
+type Constraint_Regex struct {
+	// A match, as a whole, of a regular expression in RE2's syntax.
+	Regex string `protobuf:"bytes,2,opt,name=regex,proto3,oneof"`
+}
+
+type Constraint_JsonSchema struct {
+	// JSON that satisfies a schema: a subset of JSON Schema 2020-12, and a keyword beyond it is refused by name. Properties
+	// come in the schema's order.
+	JsonSchema string `protobuf:"bytes,3,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
+}
+
+type Constraint_JsonObject struct {
+	// Any JSON object. The value does not matter.
+	JsonObject bool `protobuf:"varint,4,opt,name=json_object,json=jsonObject,proto3,oneof"`
+}
+
+func (*Constraint_Choices) isConstraint_Kind() {}
+
+func (*Constraint_Regex) isConstraint_Kind() {}
+
+func (*Constraint_JsonSchema) isConstraint_Kind() {}
+
+func (*Constraint_JsonObject) isConstraint_Kind() {}
+
+// Choices are the texts that an answer is taken from.
+type Choices struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one.
+	Texts         []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Choices) Reset() {
+	*x = Choices{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Choices) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Choices) ProtoMessage() {}
+
+func (x *Choices) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Choices.ProtoReflect.Descriptor instead.
+func (*Choices) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Choices) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
 // Chat is a conversation, oldest message first.
 type Chat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -437,7 +615,7 @@ type Chat struct {
 
 func (x *Chat) Reset() {
 	*x = Chat{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[1]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +627,7 @@ func (x *Chat) String() string {
 func (*Chat) ProtoMessage() {}
 
 func (x *Chat) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[1]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +640,7 @@ func (x *Chat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chat.ProtoReflect.Descriptor instead.
 func (*Chat) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{1}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Chat) GetMessages() []*Message {
@@ -485,7 +663,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[2]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +675,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[2]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +688,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{2}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Message) GetRole() Role {
@@ -538,7 +716,7 @@ type Prompt struct {
 
 func (x *Prompt) Reset() {
 	*x = Prompt{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[3]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +728,7 @@ func (x *Prompt) String() string {
 func (*Prompt) ProtoMessage() {}
 
 func (x *Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[3]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +741,7 @@ func (x *Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prompt.ProtoReflect.Descriptor instead.
 func (*Prompt) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{3}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Prompt) GetParts() []*Part {
@@ -589,7 +767,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[4]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +779,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[4]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +792,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{4}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Part) GetContent() isPart_Content {
@@ -673,7 +851,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[5]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +863,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[5]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +876,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{5}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Image) GetData() []byte {
@@ -748,7 +926,7 @@ type Sampling struct {
 
 func (x *Sampling) Reset() {
 	*x = Sampling{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[6]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +938,7 @@ func (x *Sampling) String() string {
 func (*Sampling) ProtoMessage() {}
 
 func (x *Sampling) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[6]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +951,7 @@ func (x *Sampling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sampling.ProtoReflect.Descriptor instead.
 func (*Sampling) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{6}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Sampling) GetTemperature() float32 {
@@ -867,7 +1045,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1057,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1070,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{7}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -962,7 +1140,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1152,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1165,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{8}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Timings) GetPreprocess() *durationpb.Duration {
@@ -1073,7 +1251,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1263,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1276,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{9}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GenerateResponse) GetId() string {
@@ -1182,7 +1360,7 @@ type GenerateStreamResponse struct {
 
 func (x *GenerateStreamResponse) Reset() {
 	*x = GenerateStreamResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1372,7 @@ func (x *GenerateStreamResponse) String() string {
 func (*GenerateStreamResponse) ProtoMessage() {}
 
 func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1385,7 @@ func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateStreamResponse.ProtoReflect.Descriptor instead.
 func (*GenerateStreamResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GenerateStreamResponse) GetEvent() isGenerateStreamResponse_Event {
@@ -1288,7 +1466,7 @@ type StreamStart struct {
 
 func (x *StreamStart) Reset() {
 	*x = StreamStart{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1478,7 @@ func (x *StreamStart) String() string {
 func (*StreamStart) ProtoMessage() {}
 
 func (x *StreamStart) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1491,7 @@ func (x *StreamStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamStart.ProtoReflect.Descriptor instead.
 func (*StreamStart) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StreamStart) GetId() string {
@@ -1365,7 +1543,7 @@ type StreamDelta struct {
 
 func (x *StreamDelta) Reset() {
 	*x = StreamDelta{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1555,7 @@ func (x *StreamDelta) String() string {
 func (*StreamDelta) ProtoMessage() {}
 
 func (x *StreamDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1568,7 @@ func (x *StreamDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDelta.ProtoReflect.Descriptor instead.
 func (*StreamDelta) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StreamDelta) GetText() string {
@@ -1424,7 +1602,7 @@ type StreamFinish struct {
 
 func (x *StreamFinish) Reset() {
 	*x = StreamFinish{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1614,7 @@ func (x *StreamFinish) String() string {
 func (*StreamFinish) ProtoMessage() {}
 
 func (x *StreamFinish) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1627,7 @@ func (x *StreamFinish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamFinish.ProtoReflect.Descriptor instead.
 func (*StreamFinish) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StreamFinish) GetFinishReason() FinishReason {
@@ -1485,7 +1663,7 @@ var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa6\x03\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xde\x03\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -1502,9 +1680,23 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"ignore_eos\x18\n" +
 	" \x01(\bR\tignoreEos\x12\x1d\n" +
 	"\n" +
-	"min_tokens\x18\v \x01(\rR\tminTokensB\a\n" +
+	"min_tokens\x18\v \x01(\rR\tminTokens\x126\n" +
+	"\n" +
+	"constraint\x18\f \x01(\v2\x16.mmserve.v1.ConstraintR\n" +
+	"constraintB\a\n" +
 	"\x05inputB\r\n" +
-	"\v_max_tokens\"7\n" +
+	"\v_max_tokens\"\xa3\x01\n" +
+	"\n" +
+	"Constraint\x12/\n" +
+	"\achoices\x18\x01 \x01(\v2\x13.mmserve.v1.ChoicesH\x00R\achoices\x12\x16\n" +
+	"\x05regex\x18\x02 \x01(\tH\x00R\x05regex\x12!\n" +
+	"\vjson_schema\x18\x03 \x01(\tH\x00R\n" +
+	"jsonSchema\x12!\n" +
+	"\vjson_object\x18\x04 \x01(\bH\x00R\n" +
+	"jsonObjectB\x06\n" +
+	"\x04kind\"\x1f\n" +
+	"\aChoices\x12\x14\n" +
+	"\x05texts\x18\x01 \x03(\tR\x05texts\"7\n" +
 	"\x04Chat\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.mmserve.v1.MessageR\bmessages\"W\n" +
 	"\aMessage\x12$\n" +
@@ -1633,68 +1825,72 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
 	(Detail)(0),                    // 2: mmserve.v1.Detail
 	(FinishReason)(0),              // 3: mmserve.v1.FinishReason
 	(*GenerateRequest)(nil),        // 4: mmserve.v1.GenerateRequest
-	(*Chat)(nil),                   // 5: mmserve.v1.Chat
-	(*Message)(nil),                // 6: mmserve.v1.Message
-	(*Prompt)(nil),                 // 7: mmserve.v1.Prompt
-	(*Part)(nil),                   // 8: mmserve.v1.Part
-	(*Image)(nil),                  // 9: mmserve.v1.Image
-	(*Sampling)(nil),               // 10: mmserve.v1.Sampling
-	(*Usage)(nil),                  // 11: mmserve.v1.Usage
-	(*Timings)(nil),                // 12: mmserve.v1.Timings
-	(*GenerateResponse)(nil),       // 13: mmserve.v1.GenerateResponse
-	(*GenerateStreamResponse)(nil), // 14: mmserve.v1.GenerateStreamResponse
-	(*StreamStart)(nil),            // 15: mmserve.v1.StreamStart
-	(*StreamDelta)(nil),            // 16: mmserve.v1.StreamDelta
-	(*StreamFinish)(nil),           // 17: mmserve.v1.StreamFinish
-	nil,                            // 18: mmserve.v1.Sampling.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 19: google.protobuf.Duration
+	(*Constraint)(nil),             // 5: mmserve.v1.Constraint
+	(*Choices)(nil),                // 6: mmserve.v1.Choices
+	(*Chat)(nil),                   // 7: mmserve.v1.Chat
+	(*Message)(nil),                // 8: mmserve.v1.Message
+	(*Prompt)(nil),                 // 9: mmserve.v1.Prompt
+	(*Part)(nil),                   // 10: mmserve.v1.Part
+	(*Image)(nil),                  // 11: mmserve.v1.Image
+	(*Sampling)(nil),               // 12: mmserve.v1.Sampling
+	(*Usage)(nil),                  // 13: mmserve.v1.Usage
+	(*Timings)(nil),                // 14: mmserve.v1.Timings
+	(*GenerateResponse)(nil),       // 15: mmserve.v1.GenerateResponse
+	(*GenerateStreamResponse)(nil), // 16: mmserve.v1.GenerateStreamResponse
+	(*StreamStart)(nil),            // 17: mmserve.v1.StreamStart
+	(*StreamDelta)(nil),            // 18: mmserve.v1.StreamDelta
+	(*StreamFinish)(nil),           // 19: mmserve.v1.StreamFinish
+	nil,                            // 20: mmserve.v1.Sampling.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
-	5,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
-	7,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
-	10, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
+	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
+	9,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
+	12, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
 	0,  // 3: mmserve.v1.GenerateRequest.priority:type_name -> mmserve.v1.Priority
-	6,  // 4: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
-	1,  // 5: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
-	8,  // 6: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
-	8,  // 7: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
-	9,  // 8: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
-	2,  // 9: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	18, // 10: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	19, // 11: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	19, // 12: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	19, // 13: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	19, // 14: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	19, // 15: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	19, // 16: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	19, // 17: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	19, // 18: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
-	3,  // 19: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
-	11, // 20: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
-	12, // 21: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
-	15, // 22: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
-	16, // 23: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
-	17, // 24: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
-	11, // 25: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
-	3,  // 26: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	11, // 27: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	12, // 28: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	4,  // 29: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 30: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	13, // 31: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	14, // 32: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	31, // [31:33] is the sub-list for method output_type
-	29, // [29:31] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	5,  // 4: mmserve.v1.GenerateRequest.constraint:type_name -> mmserve.v1.Constraint
+	6,  // 5: mmserve.v1.Constraint.choices:type_name -> mmserve.v1.Choices
+	8,  // 6: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
+	1,  // 7: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
+	10, // 8: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
+	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
+	11, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
+	2,  // 11: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
+	20, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	21, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	21, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	21, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	21, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	21, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	21, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	21, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	21, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	3,  // 21: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
+	13, // 22: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
+	14, // 23: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
+	17, // 24: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
+	18, // 25: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
+	19, // 26: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
+	13, // 27: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
+	3,  // 28: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	13, // 29: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	14, // 30: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	4,  // 31: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 32: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	15, // 33: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	16, // 34: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	33, // [33:35] is the sub-list for method output_type
+	31, // [31:33] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -1706,25 +1902,31 @@ func file_mmserve_v1_mmserve_proto_init() {
 		(*GenerateRequest_Chat)(nil),
 		(*GenerateRequest_Prompt)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[4].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[1].OneofWrappers = []any{
+		(*Constraint_Choices)(nil),
+		(*Constraint_Regex)(nil),
+		(*Constraint_JsonSchema)(nil),
+		(*Constraint_JsonObject)(nil),
+	}
+	file_mmserve_v1_mmserve_proto_msgTypes[6].OneofWrappers = []any{
 		(*Part_Text)(nil),
 		(*Part_Image)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[6].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[9].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[10].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[8].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[11].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[12].OneofWrappers = []any{
 		(*GenerateStreamResponse_Start)(nil),
 		(*GenerateStreamResponse_Delta)(nil),
 		(*GenerateStreamResponse_Finish)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[13].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
