@@ -3,6 +3,7 @@ package constrain
 import (
 	"cmp"
 	"encoding/binary"
+	"math"
 	"slices"
 )
 
@@ -242,20 +243,39 @@ func (a *automaton) read(s *state, text string) *state {
 	return s
 }
 
-// single returns the state of one thread of another. What may follow the thread's terminal at once is not in it.
-func (a *automaton) single(t thread) *state {
-	return a.intern(&collector{threads: []thread{t}})
+// groups returns the states of the threads of s at each place. What may follow their terminals at once is not in them.
+func (a *automaton) groups(s *state) []*state {
+	if len(s.threads) == 1 && !s.accept {
+		return []*state{s}
+	}
+	index := make(map[place]int)
+	var groups []collector
+	for _, t := range s.threads {
+		at := placeOf(a.terms[a.code[t.pc].arg], t.at)
+		i, ok := index[at]
+		if !ok {
+			i = len(groups)
+			index[at] = i
+			groups = append(groups, collector{})
+		}
+		groups[i].threads = append(groups[i].threads, t)
+	}
+	states := make([]*state, len(groups))
+	for i := range groups {
+		states[i] = a.intern(&groups[i])
+	}
+	return states
 }
 
 // accept returns the state after the token text, which s's mask allows, in s. It is dead only if the mask does not.
 func (a *automaton) accept(s *state, text string) *state {
 	to := a.read(s, text)
-	if to != a.dead || len(s.threads) < 2 {
+	if to != a.dead || text == "" {
 		return to
 	}
-	// So many threads came up within the token that the one which reads it was forgotten.
-	for _, t := range s.threads {
-		if to := a.read(a.single(t), text); to != a.dead {
+	// So many threads came up within the token that those which read it were forgotten.
+	for _, group := range a.groups(s) {
+		if to := a.read(group, text); to != a.dead {
 			return to
 		}
 	}
@@ -359,8 +379,8 @@ func (a *automaton) maskOf(s *state) []uint64 {
 		return s.mask
 	}
 	bits := make([]uint64, a.vocab.words)
-	for _, t := range s.threads {
-		a.allow(bits, t)
+	for _, group := range a.groups(s) {
+		a.allow(bits, group)
 	}
 	if s.accept || len(s.threads) == 0 {
 		for _, id := range a.vocab.stop {
@@ -372,19 +392,19 @@ func (a *automaton) maskOf(s *state) []uint64 {
 	return bits
 }
 
-// allow sets the tokens that t can read.
-func (a *automaton) allow(bits []uint64, t thread) {
-	d := a.terms[a.code[t.pc].arg]
-	in := a.insideOf(d, t.at)
-	if d.length == nil || d.length.max < 0 {
-		in.addTo(bits)
-	} else {
-		in.addStarting(bits, d.length.max-t.ticks, a.bits)
+// allow sets the tokens that the threads of s, which are at one place, can read.
+func (a *automaton) allow(bits []uint64, s *state) {
+	first := s.threads[0]
+	in := a.insideOf(a.terms[a.code[first.pc].arg], first.at)
+	characters := int32(0) // at most so many may be started
+	for _, t := range s.threads {
+		if length := a.terms[a.code[t.pc].arg].length; length == nil || length.max < 0 {
+			characters = math.MaxInt32
+		} else {
+			characters = max(characters, length.max-t.ticks)
+		}
 	}
-	if len(in.leave) == 0 {
-		return
-	}
-	s := a.single(t)
+	in.addStarting(bits, characters, a.bits)
 	for _, node := range in.leave {
 		a.path = a.vocab.rest.path(a.path[:0], node)
 		at := s

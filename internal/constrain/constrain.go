@@ -79,7 +79,11 @@ func (c *Compiler) Choice(choices []string) (*Grammar, error) {
 // Regexp returns the grammar of the texts that match expr, in Go's syntax (that of RE2), as a whole.
 func (c *Compiler) Regexp(expr string) (*Grammar, error) {
 	return c.compile("regexp", expr, func(b *budget) (*program, error) {
-		return terminalProgram(b, func() (*dfa, error) { return patternDFA(expr, b) })
+		p, err := terminalProgram(b, func() (*dfa, error) { return patternDFA(expr, b) })
+		if err != nil {
+			return nil, fmt.Errorf("regular expression: %w", err)
+		}
+		return p, nil
 	})
 }
 

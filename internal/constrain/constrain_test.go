@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -516,5 +517,68 @@ func TestForgetting(t *testing.T) {
 		if id == fix.stop {
 			s, other = g.Start(), g.Start()
 		}
+	}
+}
+
+// parsed is the JSON value that text is, its numbers as they stand.
+func parsed(text string) (v any, err error) {
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	err = d.Decode(&v)
+	return v, err
+}
+
+// TestManyThreads holds that an output can always be ended, and validates, when so many ways of reading it come up that
+// some are forgotten.
+func TestManyThreads(t *testing.T) {
+	var branches []string
+	for i := range 8 {
+		branches = append(branches, fmt.Sprintf(`{"type":"object","properties":{"a":{"$ref":"#"},"b%d":{"const":%d}},"required":["a","b%d"]}`, i, i, i))
+	}
+	schema := `{"anyOf":[{"type":"null"},` + strings.Join(branches, ",") + `]}`
+	fix := small(t, append(fuzzTexts, `{"a":`, `{"a":{`, `null`, `,"b`, `5}`, `5},"b`)...)
+	g, err := fix.compiler.JSONSchema([]byte(schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := fix.tok.Encode(strings.Repeat(`{"a":`, 5), false)
+	// The schema written out, since a validator's time doubles thrice with each level of it.
+	var valid func(v any) bool
+	valid = func(v any) bool {
+		if v == nil {
+			return true
+		}
+		object, _ := v.(map[string]any)
+		for i := range branches {
+			if b, ok := object[fmt.Sprintf("b%d", i)].(json.Number); ok && b.String() == strconv.Itoa(i) {
+				a, given := object["a"]
+				return given && valid(a)
+			}
+		}
+		return false
+	}
+	most := 0
+	for seed := range uint64(200) {
+		rng, s, ids := newRand(seed), g.Start(), slices.Clone(open)
+		for _, id := range open {
+			s.Accept(id)
+		}
+		for range 500 {
+			most = max(most, len(s.at.threads))
+			id := fix.sample(rng, s.Mask())
+			s.Accept(id)
+			if id == fix.stop {
+				break
+			}
+			ids = append(ids, id)
+		}
+		if text := fix.tok.Decode(ids, true); !s.ended {
+			t.Errorf("%s does not end", text)
+		} else if v, err := parsed(text); err != nil || !valid(v) {
+			t.Errorf("%s is not valid (%v)", text, err)
+		}
+	}
+	if most != maxThreads {
+		t.Errorf("at most %d threads came up, want %d", most, maxThreads)
 	}
 }

@@ -13,11 +13,11 @@ const maxPattern = 16 << 10
 // parsePattern parses an expression of Go's syntax (that of RE2).
 func parsePattern(expr string) (*syntax.Regexp, error) {
 	if len(expr) > maxPattern {
-		return nil, fmt.Errorf("regular expression of %d bytes: at most %d are allowed", len(expr), maxPattern)
+		return nil, fmt.Errorf("has %d bytes: at most %d are allowed", len(expr), maxPattern)
 	}
 	re, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
-		return nil, fmt.Errorf("regular expression: %w", err)
+		return nil, err
 	}
 	return re, regular(re)
 }
@@ -26,7 +26,7 @@ func parsePattern(expr string) (*syntax.Regexp, error) {
 func regular(re *syntax.Regexp) error {
 	switch re.Op {
 	case syntax.OpBeginLine, syntax.OpEndLine, syntax.OpWordBoundary, syntax.OpNoWordBoundary:
-		return fmt.Errorf("regular expression: %s is not supported: of the assertions only those of the start and the end of the text are", re)
+		return fmt.Errorf("%s is not supported: of the assertions only those of the start and the end of the text are", re)
 	}
 	for _, sub := range re.Sub {
 		if err := regular(sub); err != nil {
@@ -43,11 +43,7 @@ func patternDFA(expr string, b *budget) (*dfa, error) {
 		return nil, err
 	}
 	n := &nfa{budget: b}
-	d, err := n.determinize(n.regexp(re, n.mark(nfaAccept, none)))
-	if err != nil {
-		return nil, fmt.Errorf("regular expression: %w", err)
-	}
-	return d, nil
+	return n.determinize(n.regexp(re, n.mark(nfaAccept, none)))
 }
 
 // regexp is what re matches.
