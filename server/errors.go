@@ -54,7 +54,10 @@ func invalid(field, format string, args ...any) error {
 
 // refusal is the status for a request that got no slot.
 func refusal(err error) error {
+	var late *batching.DeadlineError
 	switch {
+	case errors.As(err, &late):
+		return withDetail(codes.ResourceExhausted, late.Error(), &errdetails.RetryInfo{RetryDelay: durationpb.New(late.RetryAfter())})
 	case errors.Is(err, batching.ErrBusy):
 		return withDetail(codes.ResourceExhausted, "every slot is taken: try again later",
 			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})

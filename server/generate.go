@@ -65,7 +65,8 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
-	ticket, err := s.engine.Acquire()
+	deadline, _ := ctx.Deadline()
+	ticket, err := s.engine.AcquireBy(deadline, req.priority, 0)
 	if err != nil {
 		return refusal(err)
 	}
@@ -98,7 +99,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 
 	stream, err := s.engine.Submit(ctx, ticket, batching.Request{
 		ID: rec.id, Input: input, MaxTokens: maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant,
+		Priority: req.priority, Tenant: req.tenant, Deadline: deadline,
 	})
 	if err != nil {
 		return refusal(err)
@@ -309,6 +310,8 @@ func (s *Server) deliver(ctx context.Context, rec *record, stop []string, stream
 			return finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
 		case e.Finish == batching.Error:
 			return e.Err
+		case e.Finish == batching.Expired:
+			return context.DeadlineExceeded
 		case e.Finish != batching.Running:
 			return finish(finishReasons[e.Finish], nil)
 		}

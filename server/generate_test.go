@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -258,6 +259,24 @@ func TestConstraint(t *testing.T) {
 	})
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a model without a compiler: %v", err)
+	}
+}
+
+// TestDeadline holds that a request that cannot have its first token in time is refused before any work.
+func TestDeadline(t *testing.T) {
+	slow := decodertest.NewPaced(decodertest.NewHash(1, contextLen, vocab), 100*time.Millisecond, time.Millisecond)
+	f := start(t, tinyVLM(t), slow, server.Options{})
+	in := client.Prompt(client.Text(strings.Repeat("a small red circle ", 8)))
+	in.MaxTokens = proto.Uint32(3)
+	if _, err := f.Generate(t.Context(), in); err != nil { // now the pace is known: some seconds to a first token
+		t.Fatal(err)
+	}
+	in.Tenant = "another" // or it would start from the first one's prefix
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := f.Generate(ctx, in)
+	if _, ok := client.RetryDelay(err); !ok || status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "deadline") {
+		t.Errorf("got %v, want RESOURCE_EXHAUSTED with RetryInfo", err)
 	}
 }
 

@@ -38,8 +38,9 @@ const (
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken; details hold a google.rpc.RetryInfo. Without RetryInfo: the
-//	                    request is larger than the server accepts, and a retry will not help
+//	RESOURCE_EXHAUSTED  every slot is taken, or the first token is unlikely to be there by the call's deadline;
+//	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
+//	                    server accepts, and a retry will not help
 //	UNAVAILABLE         the server is draining: use another one
 //	DEADLINE_EXCEEDED, CANCELLED
 //	                    the call ended first; its work was dropped
@@ -101,8 +102,9 @@ type MMServe_GenerateStreamClient = grpc.ServerStreamingClient[GenerateStreamRes
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken; details hold a google.rpc.RetryInfo. Without RetryInfo: the
-//	                    request is larger than the server accepts, and a retry will not help
+//	RESOURCE_EXHAUSTED  every slot is taken, or the first token is unlikely to be there by the call's deadline;
+//	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
+//	                    server accepts, and a retry will not help
 //	UNAVAILABLE         the server is draining: use another one
 //	DEADLINE_EXCEEDED, CANCELLED
 //	                    the call ended first; its work was dropped
