@@ -26,6 +26,7 @@ import (
 // modelFlags say which model to run and how; serve and the in-process commands share them.
 type modelFlags struct {
 	Model        string `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
+	LoadFormat   string `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
 	Precision    string `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
 	CacheDir     string `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
 	Threads      int    `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
@@ -66,7 +67,11 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 			err = errors.Join(err, a.close())
 		}
 	}()
-	if a.model, err = model.Open(f.Model); err != nil {
+	open := model.Open
+	if f.LoadFormat == "dummy" {
+		open = model.OpenDummy
+	}
+	if a.model, err = open(f.Model); err != nil {
 		return nil, err
 	}
 	if a.text, err = a.model.OpenText(); err != nil {

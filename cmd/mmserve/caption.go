@@ -14,6 +14,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
 	"github.com/mmserve/mmserve/model"
@@ -53,9 +56,13 @@ func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wr
 	}
 	protocol := picture.Detect(os.Getenv, isTerminal(out))
 	var rows []captioned
-	failed := 0
+	failed, raw := 0, false
 	for _, f := range files {
-		row, err := k.caption(ctx, cl, f, out, protocol)
+		row, err := k.caption(ctx, cl, f, raw, out, protocol)
+		if !raw && noTemplate(err) {
+			raw = true
+			row, err = k.caption(ctx, cl, f, raw, out, protocol)
+		}
 		if ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), end())
 		}
@@ -115,8 +122,15 @@ func (k captionCmd) sources() (list []source, demo bool, err error) {
 	return list, true, err
 }
 
-// caption streams the answer for one picture, drawn beside it where the terminal can.
-func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, out io.Writer, p picture.Protocol) (captioned, error) {
+// noTemplate tells that the model completes raw prompts only.
+func noTemplate(err error) bool {
+	st := status.Convert(err)
+	return st.Code() == codes.FailedPrecondition && strings.HasPrefix(st.Message(), "chat:")
+}
+
+// caption streams the answer for one picture, drawn beside it where the terminal can. raw sends the prompt as it is,
+// without a chat template.
+func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, raw bool, out io.Writer, p picture.Protocol) (captioned, error) {
 	row := captioned{name: f.name}
 	data, err := f.read()
 	if err != nil {
@@ -125,6 +139,9 @@ func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, ou
 	part := client.ImageBytes(data)
 	part.GetImage().Detail = details[k.Detail]
 	req := client.Chat(client.User(part, client.Text(k.Prompt)))
+	if raw {
+		req = client.Prompt(part, client.Text(k.Prompt))
+	}
 	req.MaxTokens = &k.MaxTokens
 	w, err := answerWriter(out, f.name, data, p)
 	if err != nil {
