@@ -37,6 +37,9 @@ type Options struct {
 	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
 	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
 	PrefillChunk int
+	// KVTokens is the number of positions that may have memory at once; Slots × MaxLen if 0, and at least MaxLen. When
+	// running sequences need more, cached ones are evicted, and then the KV of the least important is computed again later.
+	KVTokens int
 	// PrefillShare is the part of the time that chunks get while other sequences decode, above 0 and below 1; 0.5 if 0.
 	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
 	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
@@ -89,7 +92,8 @@ type Stats struct {
 	Running       int // sequences in prefill or decode
 	Waiting       int // sequences submitted, without a slot yet
 	Accepted      int // tickets out: running, waiting, and requests that still prepare
-	KVTokens      int // positions held by running sequences, of Slots × MaxLen
+	KVTokens      int // positions held by running sequences, of KVBudget
+	KVBudget      int
 	CachedSlots   int // slots that hold what ended sequences left
 
 	Steps           int64 // batches run, failed ones too
@@ -100,7 +104,8 @@ type Stats struct {
 	GeneratedTokens int64
 	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
 	Evictions       int64 // cached sequences whose slot was needed
-	WastedTokens    int64 // run for sequences that failed, expired, or whose context ended
+	Preemptions     int64 // sequences that lost their KV to others for a time
+	WastedTokens    int64 // run for sequences that failed, expired, or whose context ended, or run again after a preemption
 	MovedTokens     int64 // KV positions copied to keep the slots dense and to start from others' prefixes
 }
 

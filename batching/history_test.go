@@ -158,6 +158,9 @@ func (p plan) String() string {
 			fmt.Fprintf(&b, "move %d positions from slot %d to %d\n", m.Len, m.From, m.To)
 		}
 	}
+	for _, r := range p.batch.Releases {
+		fmt.Fprintf(&b, "release [%d,%d) of slot %d\n", r.From, r.To, r.Slot)
+	}
 	for i, r := range p.batch.Rows {
 		verb := "decode"
 		if p.seqs[i].phase == prefilling {
@@ -232,7 +235,7 @@ func (h *history) command(line string) string {
 			r.Chunk = num("chunk")
 		}
 		*h = *newHistory(h.t, r, Options{
-			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
+			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second, KVTokens: num("kv"),
 			TenantWeights: map[string]float64{"double": 2},
 		})
 		h.token, h.decode = span("token"), span("step")
@@ -292,8 +295,8 @@ func (h *history) command(line string) string {
 		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
 	case "totals":
 		s := h.sched.stats()
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions, %d wasted\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.WastedTokens)
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions, %d preemptions, %d wasted\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -359,7 +362,8 @@ func random(t testing.TB, data []byte) {
 	if next(2) == 0 {
 		r.Chunk = chunk
 	}
-	h := newHistory(t, r, Options{PrefillChunk: chunk, NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	c := r.Capacity()
+	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
 	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}

@@ -42,7 +42,7 @@ func (s *scheduler) invariants() error {
 		if err := own(q, "waiting", waiting); err != nil {
 			return err
 		}
-		if q.past != 0 || len(q.ids) != q.prompt || !q.timing.FirstScheduled.IsZero() {
+		if q.past != 0 || len(q.ids) != q.prompt && q.timing.FirstScheduled.IsZero() {
 			return fmt.Errorf("%s waits with past %d, %d generated", q.id, q.past, len(q.ids)-q.prompt)
 		}
 	}
@@ -54,7 +54,7 @@ func (s *scheduler) invariants() error {
 			return err
 		}
 		made := len(q.ids) - q.prompt
-		if q.past != len(q.ids)-1 || q.past >= s.maxLen || made < 1 || made >= q.maxTokens {
+		if q.past != len(q.ids)-1 && (s.exact || q.past < q.prompt || q.past >= len(q.ids)) || q.past >= s.maxLen || made < 1 || made >= q.maxTokens {
 			return fmt.Errorf("%s decodes with past %d of %d ids, %d of %d generated", q.id, q.past, len(q.ids), made, q.maxTokens)
 		}
 	}
@@ -65,8 +65,8 @@ func (s *scheduler) invariants() error {
 		if err := lies(q, len(s.slots.decoding)); err != nil {
 			return err
 		}
-		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact || q.target != len(q.ids) || q.timing.CachedTokens > q.past {
-			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d, %d cached", q.id, q.past, q.target, s.chunk, q.timing.CachedTokens)
+		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact || q.target != len(q.ids) && (s.exact || q.target != q.prompt) {
+			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d", q.id, q.past, q.target, s.chunk)
 		}
 	}
 	running := len(owner)
@@ -85,6 +85,9 @@ func (s *scheduler) invariants() error {
 		if q != owner[slot] {
 			return fmt.Errorf("slot %d belongs to a sequence that is nowhere", slot)
 		}
+	}
+	if _, held := s.held(); held > s.budget {
+		return fmt.Errorf("%d KV positions are held of %d", held, s.budget)
 	}
 	due := 0
 	for q := range seen {
@@ -158,9 +161,19 @@ func (p plan) invariants(s *scheduler) error {
 	if q := s.slots.prefilling; q != nil && q.slot != len(s.slots.decoding) {
 		return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
 	}
+	touched := 0
+	for i, n := range s.slots.touched {
+		touched += n
+		if q := s.slots.at[i]; s.release && (q == nil && n > 0 || q != nil && n < q.past) {
+			return fmt.Errorf("slot %d has memory for %d positions", i, n)
+		}
+	}
+	if touched > s.budget {
+		return fmt.Errorf("%d positions have memory, the budget is %d", touched, s.budget)
+	}
 	for i, q := range p.seqs {
 		r := p.batch.Rows[i]
-		if r.Slot != q.slot || r.Past != q.past || q.phase == decoding && r.Sampler != q.sampler {
+		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs) == len(q.ids)) {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
 		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target && (end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {

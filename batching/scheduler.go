@@ -32,6 +32,8 @@ type scheduler struct {
 	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
+	budget        int   // KV positions
+	release       bool  // what is not in use is given back, or the budget would not hold
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
@@ -51,6 +53,11 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
+	if full := c.Slots * c.MaxLen; o.KVTokens <= 0 || o.KVTokens >= full {
+		s.budget = full
+	} else {
+		s.budget, s.release = max(o.KVTokens, c.MaxLen), true
+	}
 	if s.chunk <= 0 {
 		s.chunk = 256
 	}
@@ -59,6 +66,7 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		share = 0.5
 	}
 	s.stall = share / (1 - share)
+	s.totals.KVBudget = s.budget
 	if c.WholePrompt {
 		s.chunk, s.exact = c.MaxLen, false
 	}
@@ -88,13 +96,20 @@ func (s *scheduler) busy() bool { return s.queue.len() > 0 || s.slots.running() 
 func (s *scheduler) schedule(now time.Time) plan {
 	s.began = now
 	s.queue.age(now)
+	preempted := s.reclaim(now)
 	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
-	s.batch.Rows, s.seqs = s.batch.Rows[:0], s.seqs[:0]
-	s.chunkLast = s.prefillsNext(now)
+	s.batch.Releases, s.batch.Rows, s.seqs = s.batch.Releases[:0], s.batch.Rows[:0], s.seqs[:0]
+	if !preempted && !s.decodesNext() {
+		s.admit(now)
+	}
+	s.chunkLast = s.slots.prefilling != nil && !s.decodesNext()
 	if s.chunkLast {
 		s.planChunk(s.slots.prefilling)
 	} else {
 		s.planDecode()
+	}
+	if s.release {
+		s.slots.releases(&s.batch)
 	}
 	p := plan{batch: &s.batch, seqs: s.seqs}
 	for _, r := range s.batch.Rows {
@@ -105,33 +120,23 @@ func (s *scheduler) schedule(now time.Time) plan {
 	return p
 }
 
-// prefillsNext says whether the next step is a prefill chunk, and sees to it that a sequence is in prefill then.
-func (s *scheduler) prefillsNext(now time.Time) bool {
-	if s.chunkLast && len(s.slots.decoding) > 0 {
-		return false
-	}
-	if s.slots.free() {
-		if q := s.queue.next(); q != nil {
-			s.queue.remove(q)
-			s.start(q, now)
-		}
-	}
-	return s.slots.prefilling != nil
-}
+// decodesNext says whether it is the decoding sequences' turn.
+func (s *scheduler) decodesNext() bool { return s.chunkLast && len(s.slots.decoding) > 0 }
 
-// start gives q a slot, with as much of its prompt as is in another one already.
-func (s *scheduler) start(q *sequence, now time.Time) {
-	src, n := s.source(q)
-	take := n > 0 && n == s.reusable(src)
+// start gives q a slot, with its first n positions from src.
+func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 	s.batch.Moves = s.slots.enter(q, src, n, take, s.batch.Moves)
-	q.timing.FirstScheduled, q.timing.CachedTokens = now, n
-	q.charged = n
+	if q.timing.FirstScheduled.IsZero() {
+		q.timing.FirstScheduled, q.timing.CachedTokens = now, n
+	}
+	q.charged = max(q.charged, n)
 	average(&s.pace.prompt, float64(q.target))
 	average(&s.pace.fresh, float64(q.target-n)/float64(q.target))
 	s.totals.CachedTokens += int64(n)
 }
 
-// planChunk runs the next part of q's prompt. Only the last chunk wants a token.
+// planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
+// preempted and knows it.
 func (s *scheduler) planChunk(q *sequence) {
 	end := q.past + s.chunk
 	switch {
@@ -142,17 +147,21 @@ func (s *scheduler) planChunk(q *sequence) {
 	}
 	end = min(end, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
-	if end == q.target {
+	if end == len(q.ids) {
 		row.Sampler = q.sampler
 	}
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
 }
 
-// planDecode runs the newest token of each decoding sequence.
+// planDecode runs the newest token of each decoding sequence; of one that was preempted where the runner is not exact,
+// its tokens one after the other, as they were run before.
 func (s *scheduler) planDecode() {
 	for _, q := range s.slots.decoding {
-		s.batch.Rows = append(s.batch.Rows, decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:], Spans: q.spans, Sampler: q.sampler})
-		s.seqs = append(s.seqs, q)
+		row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past : q.past+1], Spans: q.spans}
+		if q.past+1 == len(q.ids) {
+			row.Sampler = q.sampler
+		}
+		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
 	}
 }
 
@@ -172,6 +181,9 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		s.charge(q)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
+			if q.past == q.target {
+				s.slots.join()
+			}
 		}
 		if row.Sampler != nil {
 			s.accept(q, tokens[0], now)
@@ -183,6 +195,9 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 
 // charge has q's tenant pay for the positions that were run.
 func (s *scheduler) charge(q *sequence) {
+	if q.past <= q.charged { // it is run again
+		return
+	}
 	prompt := max(0, min(q.past, q.prompt)-q.charged)
 	s.queue.charge(q, promptCharge*prompt+generatedCharge*(q.past-q.charged-prompt))
 	q.charged = q.past
@@ -190,8 +205,7 @@ func (s *scheduler) charge(q *sequence) {
 
 // accept gives q its next token.
 func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
-	if q.phase == prefilling {
-		s.slots.join()
+	if q.timing.FirstToken.IsZero() {
 		q.timing.FirstToken = now
 		s.deadlines.release(q)
 	}

@@ -22,9 +22,10 @@ type slots struct {
 	prefilling *sequence
 	cached     []*sequence // in the order in which they ended: the first is evicted first
 	evictions  int64
+	touched    []int // the number of positions of each slot that have memory
 }
 
-func newSlots(size int) slots { return slots{at: make([]*sequence, size)} }
+func newSlots(size int) slots { return slots{at: make([]*sequence, size), touched: make([]int, size)} }
 
 // free says whether a sequence could start its prefill.
 func (s *slots) free() bool { return s.prefilling == nil && len(s.decoding) < len(s.at) }
@@ -142,4 +143,25 @@ func (s *slots) bring(q *sequence, place int, list []decoder.Move) []decoder.Mov
 	}
 	s.at[q.slot], s.at[place], q.slot = other, q, place
 	return append(list, m)
+}
+
+// releases appends what gives back all memory but that of positions in use, after the batch's moves and before its rows.
+func (s *slots) releases(b *decoder.Batch) {
+	for _, m := range b.Moves {
+		s.touched[m.To] = max(s.touched[m.To], m.Len)
+		s.touched[m.From] = max(s.touched[m.From], m.Back)
+	}
+	for i, q := range s.at {
+		used := 0
+		if q != nil {
+			used = q.past
+		}
+		if s.touched[i] > used {
+			b.Releases = append(b.Releases, decoder.Release{Slot: i, From: used, To: s.touched[i]})
+			s.touched[i] = used
+		}
+	}
+	for _, r := range b.Rows {
+		s.touched[r.Slot] = max(s.touched[r.Slot], r.Past+len(r.IDs))
+	}
 }

@@ -30,6 +30,11 @@ type Move struct {
 	From, To, Len, Back int
 }
 
+// Release says that positions [From, To) of a KV slot hold nothing that is needed: their memory may be given back.
+type Release struct {
+	Slot, From, To int
+}
+
 // Row is one sequence's part of a step.
 type Row struct {
 	// Slot is the sequence's KV slot; Past the number of its positions already there.
@@ -43,11 +48,12 @@ type Row struct {
 }
 
 // Batch is one step. It is either a decode step, with Rows[i].Slot == i and one id a row, or a prefill
-// chunk: exactly one row in any slot with any number of ids. Moves are made first, in order. A batch
-// without rows makes its moves only.
+// chunk: exactly one row in any slot with any number of ids. Moves are made first, in order, then releases. A batch
+// without rows makes its moves and releases only.
 type Batch struct {
-	Moves []Move
-	Rows  []Row
+	Moves    []Move
+	Releases []Release
+	Rows     []Row
 }
 
 // Token is what a row with a sampler gives.

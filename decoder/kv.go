@@ -74,6 +74,20 @@ func (kv *kvCache) move(m Move) {
 	}
 }
 
+// release gives back the pages in which nothing but positions [r.From, r.To) lies.
+func (kv *kvCache) release(r Release) error {
+	from, to := panels(r.From)*kv.headDim, panels(r.To)*kv.headDim
+	for _, mem := range kv.layers {
+		for h := range kv.kvHeads {
+			row := r.Slot*kv.slotLen() + h*kv.length*kv.headDim
+			if err := mem.Discard(row+from, row+to); err != nil {
+				return fmt.Errorf("give back KV cache: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // exchange swaps two slices of one length, through a buffer that the nearest cache holds.
 func exchange(a, b []float32) {
 	var buf [1024]float32

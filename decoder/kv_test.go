@@ -58,3 +58,33 @@ func TestKVMoves(t *testing.T) {
 		}
 	}
 }
+
+// A release drops what was asked for and nothing beside it; what lies there later is what is written there later.
+func TestKVRelease(t *testing.T) {
+	const maxLen = 256 // a head's 256 positions of 32 values are 8 pages
+	kv, err := newKVCache(Config{Layers: 1, KVHeads: 2, HeadDim: 32}, 2, maxLen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kv.close()
+	for _, mem := range kv.layers {
+		for i := range mem.Slice() {
+			mem.Slice()[i] = 1
+		}
+	}
+	r := Release{Slot: 1, From: 40, To: 200} // 5,120 to 25,600 bytes of a head: pages 2 to 5
+	if err := kv.release(r); err != nil {
+		t.Fatal(err)
+	}
+	for layer, mem := range kv.layers {
+		for i, v := range mem.Slice() {
+			slot, pos := i/kv.slotLen(), i%(maxLen*32)/32
+			if gone := slot == r.Slot && pos >= 64 && pos < 192; gone != (v == 0) {
+				t.Fatalf("layer %d, slot %d, position %d is %v", layer, slot, pos, v)
+			}
+		}
+	}
+	if err := kv.release(Release{Slot: 0, From: 10, To: 20}); err != nil || kv.layers[0].Slice()[10*32] != 1 {
+		t.Errorf("a release of no whole page: %v", err)
+	}
+}

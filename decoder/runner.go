@@ -113,6 +113,11 @@ func (r *Runner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		r.kv.move(m)
 	}
+	for _, rel := range b.Releases {
+		if err := r.kv.release(rel); err != nil {
+			return nil, err
+		}
+	}
 	if len(b.Rows) == 0 {
 		return nil, nil // an attention node over no rows would crash the process
 	}

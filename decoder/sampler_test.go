@@ -100,6 +100,7 @@ func TestDistribution(t *testing.T) {
 		"min-p keeps what equals":     {Sampling{Temperature: 1, MinP: 1}, []float32{1, 3, 3, 2}, []float64{0, .5, .5, 0}},
 		"min-p after the temperature": {Sampling{Temperature: 2, MinP: .5}, ln(.64, .16, .04, .16), []float64{.5, .25, 0, .25}},
 		"min-p above 1 is off":        {Sampling{Temperature: 1, MinP: 1.5}, ln(.3, .4, .3), []float64{.3, .4, .3}},
+		"min-p above 1 after top-k":   {Sampling{Temperature: 1, MinP: 1.5, TopK: 2}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		// -log2 p is 1, 2, 3, 3 and the entropy 1.75 bits, so they rank 1/4, 1/8 and 1/8 together behind 1/2.
 		"typical-p, the nearest":     {Sampling{Temperature: 1, TypicalP: .2}, ln(.5, .25, .125, .125), []float64{0, 1, 0, 0}},
 		"typical-p, the next":        {Sampling{Temperature: 1, TypicalP: .7}, ln(.5, .25, .125, .125), []float64{2. / 3, 1. / 3, 0, 0}},
@@ -195,6 +196,22 @@ func TestFiltersAgainstFullSort(t *testing.T) {
 		}
 		if len(ids) != len(got) || len(ids) != len(want) {
 			t.Errorf("%+v over %d logits kept %d of %d different ids, want %d", c, len(logits), len(got), len(ids), len(want))
+		}
+	}
+}
+
+// Where the tokens nearest to the entropy are all unlikely: 420 that hold 51 % are at 2.94 nats from it, the best is at
+// 3.06.
+func TestTypicalBulk(t *testing.T) {
+	logits := make([]float32, 421)
+	for i := range 420 {
+		logits[i] = -6
+	}
+	for p, want := range map[float32]int{.1: 420, .5: 420, .6: 421} {
+		s := NewSampler(Sampling{Temperature: 1, TypicalP: p})
+		s.choice.reset(logits)
+		if got := len(s.filter(0, 1)); got != want {
+			t.Errorf("typical-p %g keeps %d, want %d", p, got, want)
 		}
 	}
 }

@@ -47,6 +47,14 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 			return nil, fmt.Errorf("%w: %w", decoder.ErrDevice, err)
 		}
 	}
+	for _, r := range b.Releases {
+		if r.Slot < 0 || r.Slot >= len(h.slots) || r.From < 0 || r.From >= r.To || r.To > h.maxLen {
+			return nil, fmt.Errorf("%w: release %+v", decoder.ErrDevice, r)
+		}
+		if len(h.slots[r.Slot]) > r.From {
+			h.slots[r.Slot] = h.slots[r.Slot][:r.From]
+		}
+	}
 	for i, row := range b.Rows {
 		if err := h.check(i, row, len(b.Rows)); err != nil {
 			return nil, fmt.Errorf("%w: %w", decoder.ErrDevice, err)

@@ -2,6 +2,7 @@ package ort
 
 import (
 	"fmt"
+	"os"
 	"unsafe"
 
 	ort "github.com/yalue/onnxruntime_go"
@@ -33,6 +34,18 @@ func Alloc[T Element](n int) (*Memory[T], error) {
 
 // Slice is the memory itself. It must not be used after Free.
 func (m *Memory[T]) Slice() []T { return m.s }
+
+// Discard gives the whole pages within elements [from, to) back to the system. They read as zero from then on, and get
+// pages again when they are written.
+func (m *Memory[T]) Discard(from, to int) error {
+	var z T
+	size, page := int(unsafe.Sizeof(z)), os.Getpagesize()
+	from, to = (from*size+page-1)/page*page, to*size/page*page // mappings start at a page
+	if from >= to {
+		return nil
+	}
+	return unix.Madvise(m.raw[from:to], unix.MADV_DONTNEED)
+}
 
 // Free returns the memory to the system. No tensor over it may be used any more.
 func (m *Memory[T]) Free() error {

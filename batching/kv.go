@@ -1,0 +1,101 @@
+package batching
+
+import "time"
+
+// held is the number of KV positions that are taken: those of decoding sequences, the whole prompt of the one in
+// prefill, and what is cached. running leaves the last out.
+func (s *scheduler) held() (running, all int) {
+	for _, q := range s.slots.decoding {
+		running += q.past
+	}
+	if q := s.slots.prefilling; q != nil {
+		running += q.target
+	}
+	all = running
+	for _, q := range s.slots.cached {
+		all += q.past
+	}
+	return running, all
+}
+
+// room evicts cached sequences but keep, the oldest first, until n more positions fit the budget. If they cannot fit it
+// evicts none.
+func (s *scheduler) room(n int, keep *sequence) bool {
+	running, all := s.held()
+	if keep != nil && keep.phase == ended {
+		running += keep.past
+	}
+	if running+n > s.budget {
+		return false
+	}
+	for i := 0; all+n > s.budget; {
+		q := s.slots.cached[i]
+		if q == keep {
+			i++
+			continue
+		}
+		all -= q.past
+		s.slots.evict(q)
+	}
+	return true
+}
+
+// admit gives the next waiting sequence a slot, if there is one and its prompt fits with a position more for it and
+// for each that decodes.
+func (s *scheduler) admit(now time.Time) {
+	if !s.slots.free() {
+		return
+	}
+	q := s.queue.next()
+	if q == nil {
+		return
+	}
+	src, n := s.source(q)
+	cached := n > 0 && src.phase == ended
+	take := cached && n == s.reusable(src)
+	need := min(q.target+1, s.maxLen) + len(s.slots.decoding)
+	fits := !take && s.room(need, src)
+	if !fits && cached { // in the source's own place
+		take = true
+		fits = s.room(need-src.past, src)
+	}
+	if fits {
+		s.queue.remove(q)
+		s.start(q, src, n, take, now)
+	}
+}
+
+// reclaim sees to it that every decoding sequence can grow by a position: it evicts what is cached, and when that is not
+// enough it preempts. It says whether it had to; nothing is admitted then.
+func (s *scheduler) reclaim(now time.Time) (preempted bool) {
+	for !s.room(len(s.slots.decoding), nil) {
+		s.preempt(s.victim(), now)
+		preempted = true
+	}
+	return preempted
+}
+
+// victim is the running sequence of the lowest class that arrived last.
+func (s *scheduler) victim() *sequence {
+	v := s.slots.prefilling
+	for _, q := range s.slots.decoding {
+		if v == nil || q.class < v.class || q.class == v.class && q.timing.Submitted.After(v.timing.Submitted) {
+			v = q
+		}
+	}
+	return v
+}
+
+// preempt takes q's KV away. It waits at the head of its queue to have it computed again: the sampler keeps its state,
+// so q goes on as if nothing had happened.
+func (s *scheduler) preempt(q *sequence, now time.Time) {
+	s.slots.leave(q, false)
+	q.phase, q.past = waiting, 0
+	if s.exact {
+		q.target = len(q.ids)
+	}
+	s.totals.Preemptions++
+	s.totals.WastedTokens += int64(q.ran)
+	q.ran = 0
+	s.queue.push(q, true, now)
+}
