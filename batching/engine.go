@@ -44,6 +44,9 @@ type Options struct {
 	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
 	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
 	PrefillShare float64
+	// Drafts is the most tokens of a sequence that are guessed from what was said before and then checked in one step; 0 if
+	// none. What a sequence gives does not depend on it, however its tokens are picked. Only where the runner is exact.
+	Drafts int
 	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
 	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.
 	NoPrefixCache bool
@@ -102,6 +105,8 @@ type Stats struct {
 	DecodeRows      int64 // rows of all decode steps; over Steps - PrefillSteps it is the mean batch size
 	PromptTokens    int64 // prefilled
 	GeneratedTokens int64
+	DraftedTokens   int64 // guesses that were checked, and of these
+	RightDrafts     int64 // the right ones, which count as generated too
 	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
 	Evictions       int64 // cached sequences whose slot was needed
 	Preemptions     int64 // sequences that lost their KV to others for a time

@@ -83,9 +83,11 @@ func (h *history) step(err error) string {
 	said := expired + p.String()
 	h.runner.Fail = func(*decoder.Batch) error { return err }
 	tokens, failed := h.runner.Run(context.Background(), p.batch)
-	if h.sched.chunkLast {
+	switch {
+	case len(p.seqs) == 0:
+	case h.sched.chunkLast:
 		h.now = h.now.Add(time.Duration(len(p.batch.Rows[0].IDs)) * h.token)
-	} else {
+	default:
 		h.now = h.now.Add(h.decode)
 	}
 	switch {
@@ -161,12 +163,18 @@ func (p plan) String() string {
 	for _, r := range p.batch.Releases {
 		fmt.Fprintf(&b, "release [%d,%d) of slot %d\n", r.From, r.To, r.Slot)
 	}
+	if len(p.batch.Rows) == 0 {
+		b.WriteString("nothing to run\n")
+	}
 	for i, r := range p.batch.Rows {
 		verb := "decode"
 		if p.seqs[i].phase == prefilling {
 			verb = "prefill"
 		}
 		fmt.Fprintf(&b, "%s %s in slot %d [%d,%d)", verb, p.seqs[i].id, r.Slot, r.Past, r.Past+len(r.IDs))
+		if r.Drafts > 0 {
+			fmt.Fprintf(&b, ", %d of them drafts", r.Drafts)
+		}
 		if r.Sampler != nil {
 			b.WriteString(" and sample")
 		}
@@ -234,8 +242,9 @@ func (h *history) command(line string) string {
 		if flag("inexact") {
 			r.Chunk = num("chunk")
 		}
+		r.Loop = num("loop")
 		*h = *newHistory(h.t, r, Options{
-			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second, KVTokens: num("kv"),
+			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second, KVTokens: num("kv"), Drafts: num("drafts"),
 			TenantWeights: map[string]float64{"double": 2},
 		})
 		h.token, h.decode = span("token"), span("step")
@@ -295,8 +304,8 @@ func (h *history) command(line string) string {
 		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
 	case "totals":
 		s := h.sched.stats()
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated, %d moved, %d cached, %d evictions, %d preemptions, %d wasted\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, s.WastedTokens)
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%d of %d drafts), %d moved, %d cached, %d evictions, %d preemptions, %d wasted\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts, s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -362,8 +371,9 @@ func random(t testing.TB, data []byte) {
 	if next(2) == 0 {
 		r.Chunk = chunk
 	}
+	r.Loop = next(3)
 	c := r.Capacity()
-	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)), Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
 	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}

@@ -150,7 +150,7 @@ func (q *queue) invariants() error {
 
 // invariants holds for a plan that was just made, before it has run.
 func (p plan) invariants(s *scheduler) error {
-	if len(p.batch.Rows) == 0 || len(p.batch.Rows) != len(p.seqs) {
+	if len(p.batch.Rows) == 0 && len(p.batch.Releases) == 0 || len(p.batch.Rows) != len(p.seqs) {
 		return fmt.Errorf("a plan of %d rows for %d sequences", len(p.batch.Rows), len(p.seqs))
 	}
 	for i, q := range s.slots.decoding {
@@ -164,7 +164,7 @@ func (p plan) invariants(s *scheduler) error {
 	touched := 0
 	for i, n := range s.slots.touched {
 		touched += n
-		if q := s.slots.at[i]; s.release && (q == nil && n > 0 || q != nil && n < q.past) {
+		if q := s.slots.at[i]; q == nil && n > 0 || q != nil && n < q.past {
 			return fmt.Errorf("slot %d has memory for %d positions", i, n)
 		}
 	}
@@ -173,8 +173,11 @@ func (p plan) invariants(s *scheduler) error {
 	}
 	for i, q := range p.seqs {
 		r := p.batch.Rows[i]
-		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs) == len(q.ids)) {
+		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
+		}
+		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts || made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
+			return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, r.Drafts)
 		}
 		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target && (end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)

@@ -77,11 +77,17 @@ func (s *scheduler) reclaim(now time.Time) (preempted bool) {
 
 // victim is the running sequence of the lowest class that arrived last.
 func (s *scheduler) victim() *sequence {
-	v := s.slots.prefilling
+	after := func(q, v *sequence) bool {
+		return v == nil || q.class < v.class || q.class == v.class && !q.timing.Submitted.Before(v.timing.Submitted)
+	}
+	var v *sequence
 	for _, q := range s.slots.decoding {
-		if v == nil || q.class < v.class || q.class == v.class && q.timing.Submitted.After(v.timing.Submitted) {
+		if after(q, v) {
 			v = q
 		}
+	}
+	if q := s.slots.prefilling; q != nil && after(q, v) {
+		v = q
 	}
 	return v
 }

@@ -33,7 +33,7 @@ type scheduler struct {
 	caching       bool
 	sharePrefixes bool
 	budget        int   // KV positions
-	release       bool  // what is not in use is given back, or the budget would not hold
+	drafts        int   // at most so many a row
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
@@ -53,10 +53,12 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
-	if full := c.Slots * c.MaxLen; o.KVTokens <= 0 || o.KVTokens >= full {
-		s.budget = full
-	} else {
-		s.budget, s.release = max(o.KVTokens, c.MaxLen), true
+	s.budget = c.Slots * c.MaxLen
+	if o.KVTokens > 0 {
+		s.budget = min(max(o.KVTokens, c.MaxLen), s.budget)
+	}
+	if c.Exact {
+		s.drafts = o.Drafts
 	}
 	if s.chunk <= 0 {
 		s.chunk = 256
@@ -89,10 +91,12 @@ func (s *scheduler) expire(now time.Time) []delivery {
 	return s.out
 }
 
-// busy says whether there is anything to run.
-func (s *scheduler) busy() bool { return s.queue.len() > 0 || s.slots.running() > 0 }
+// busy says whether there is anything to run, or memory to give back.
+func (s *scheduler) busy() bool {
+	return s.queue.len() > 0 || s.slots.running() > 0 || s.slots.idleMemory()
+}
 
-// schedule makes the next step's plan. The scheduler is busy; a plan has at least one row.
+// schedule makes the next step's plan. The scheduler is busy; a plan without rows gives memory back only.
 func (s *scheduler) schedule(now time.Time) plan {
 	s.began = now
 	s.queue.age(now)
@@ -108,9 +112,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 	} else {
 		s.planDecode()
 	}
-	if s.release {
-		s.slots.releases(&s.batch)
-	}
+	s.slots.releases(&s.batch, s.budget)
 	p := plan{batch: &s.batch, seqs: s.seqs}
 	for _, r := range s.batch.Rows {
 		if r.Sampler != nil {
@@ -153,21 +155,21 @@ func (s *scheduler) planChunk(q *sequence) {
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
 }
 
-// planDecode runs the newest token of each decoding sequence; of one that was preempted where the runner is not exact,
-// its tokens one after the other, as they were run before.
+// planDecode runs the newest token of each decoding sequence.
 func (s *scheduler) planDecode() {
+	width := s.draftWidth()
 	for _, q := range s.slots.decoding {
-		row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past : q.past+1], Spans: q.spans}
-		if q.past+1 == len(q.ids) {
-			row.Sampler = q.sampler
-		}
-		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+		s.batch.Rows, s.seqs = append(s.batch.Rows, q.decodeRow(width)), append(s.seqs, q)
 	}
 }
 
-// commit records that p has run. tokens are those of the rows with a sampler, in order.
+// commit records that p has run. tokens are those of the rows with a sampler, in order: of a row with drafts, up to the
+// first that is not the draft in its place.
 func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []delivery {
 	s.out = s.out[:0]
+	if len(p.seqs) == 0 {
+		return s.out
+	}
 	s.count(p)
 	if s.chunkLast {
 		s.pace.chunk(len(p.batch.Rows[0].IDs), now.Sub(s.began))
@@ -176,21 +178,35 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	}
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
-		q.past += len(row.IDs)
-		q.ran += len(row.IDs)
-		s.charge(q)
+		s.ran(q, len(row.IDs)-row.Drafts)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
 			if q.past == q.target {
 				s.slots.join()
 			}
 		}
-		if row.Sampler != nil {
-			s.accept(q, tokens[0], now)
-			tokens = tokens[1:]
+		if row.Sampler == nil {
+			continue
 		}
+		right := 0
+		for s.accept(q, tokens[0], now); right < row.Drafts && tokens[0].ID == row.IDs[1+right]; right++ {
+			tokens = tokens[1:]
+			s.ran(q, 1)
+			s.accept(q, tokens[0], now)
+		}
+		tokens = tokens[1:]
+		q.judge(row.Drafts, right)
+		s.totals.DraftedTokens += int64(row.Drafts)
+		s.totals.RightDrafts += int64(right)
 	}
 	return s.out
+}
+
+// ran records that n more positions of q are in the cache.
+func (s *scheduler) ran(q *sequence, n int) {
+	q.past += n
+	q.ran += n
+	s.charge(q)
 }
 
 // charge has q's tenant pay for the positions that were run.

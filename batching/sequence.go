@@ -24,6 +24,8 @@ type Request struct {
 	// Deadline is when its first token has to be there; if zero, whenever. A request that is unlikely to make it is refused,
 	// and one that has not made it ends as Expired.
 	Deadline time.Time
+	// NoDrafts has its tokens generated one by one, whatever Options.Drafts; they are the same.
+	NoDrafts bool
 	// Priority is its class; the zero value is PriorityDefault.
 	Priority Priority
 	// Tenant is on whose behalf the request comes: with whom it shares a turn while it waits. Unless
@@ -82,6 +84,10 @@ type sequence struct {
 	ran    int     // ids that were run for it
 	timing Timing
 
+	plain         bool    // nothing is drafted for it
+	drafted       []int32 // its newest token and what may follow, as in the plan
+	misses, pause int     // drafts that were all wrong, without a right one since; tokens until the next
+
 	deadline time.Time
 	due      int // its place among the scheduler's deadlines; -1 if it has none or its first token is there
 
@@ -98,8 +104,8 @@ func newSequence(r Request, now time.Time) *sequence {
 		id: r.ID, tenant: r.Tenant, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
-		timing: Timing{Submitted: now},
-		class:  r.Priority.class(), deadline: r.Deadline, due: -1,
+		timing: Timing{Submitted: now}, plain: r.NoDrafts,
+		class: r.Priority.class(), deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
 	return q

@@ -145,23 +145,42 @@ func (s *slots) bring(q *sequence, place int, list []decoder.Move) []decoder.Mov
 	return append(list, m)
 }
 
-// releases appends what gives back all memory but that of positions in use, after the batch's moves and before its rows.
-func (s *slots) releases(b *decoder.Batch) {
+// idleMemory says whether slots that nobody has hold memory.
+func (s *slots) idleMemory() bool {
+	for i, q := range s.at {
+		if q == nil && s.touched[i] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// releases appends what gives memory back, after the batch's moves and before its rows: that of slots that nobody has,
+// and where the budget would not hold otherwise, all that holds no positions in use. Memory that is about to be written
+// again is dear to give back and get anew.
+func (s *slots) releases(b *decoder.Batch, budget int) {
 	for _, m := range b.Moves {
 		s.touched[m.To] = max(s.touched[m.To], m.Len)
 		s.touched[m.From] = max(s.touched[m.From], m.Back)
+	}
+	width, total := b.Width(), 0
+	for _, n := range s.touched {
+		total += n
+	}
+	for _, r := range b.Rows {
+		total += max(r.Past+width-s.touched[r.Slot], 0)
 	}
 	for i, q := range s.at {
 		used := 0
 		if q != nil {
 			used = q.past
 		}
-		if s.touched[i] > used {
+		if s.touched[i] > used && (q == nil || total > budget) {
 			b.Releases = append(b.Releases, decoder.Release{Slot: i, From: used, To: s.touched[i]})
 			s.touched[i] = used
 		}
 	}
 	for _, r := range b.Rows {
-		s.touched[r.Slot] = max(s.touched[r.Slot], r.Past+len(r.IDs))
+		s.touched[r.Slot] = max(s.touched[r.Slot], r.Past+width)
 	}
 }

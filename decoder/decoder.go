@@ -41,22 +41,38 @@ type Row struct {
 	Slot, Past int
 	// IDs are the tokens of positions [Past, Past+len(IDs)).
 	IDs []int32
+	// Drafts is the number of IDs, the last ones, that are guesses of what Sampler will pick. Only in a decode step, and
+	// only if the runner is exact.
+	Drafts int
 	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
 	Spans []fusion.Span
-	// Sampler picks the token after the last of IDs; nil when no logits are wanted.
+	// Sampler picks the token after the last of IDs; nil when no logits are wanted. With drafts it picks the token after
+	// the last that is none, and as long as that is the draft in its place, the next.
 	Sampler *Sampler
 }
 
-// Batch is one step. It is either a decode step, with Rows[i].Slot == i and one id a row, or a prefill
+// Batch is one step. It is either a decode step, with Rows[i].Slot == i and one id and its drafts a row, or a prefill
 // chunk: exactly one row in any slot with any number of ids. Moves are made first, in order, then releases. A batch
 // without rows makes its moves and releases only.
+//
+// A decode step is Width positions wide: all rows have room for so many, and what lies past a row's ids in its slot
+// afterwards is not to be read.
 type Batch struct {
 	Moves    []Move
 	Releases []Release
 	Rows     []Row
 }
 
-// Token is what a row with a sampler gives.
+// Width is the number of positions that each row of the batch takes up: the ids of the longest.
+func (b *Batch) Width() int {
+	width := 0
+	for _, r := range b.Rows {
+		width = max(width, len(r.IDs))
+	}
+	return width
+}
+
+// Token is what a row with a sampler gives, with drafts one for each that was right and one more.
 type Token struct {
 	ID int32
 	// Logprobs is nil unless Sampling.Logprobs.

@@ -100,11 +100,17 @@ func grow[T ort.Element](m **ort.Memory[T], n int) error {
 
 // Capacity is what the KV cache was sized for, and what the graph's operators promise.
 func (r *Runner) Capacity() Capacity {
-	own := true
+	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt}
+}
+
+// exact tells that all layers run mmserve's own attention, which gives a position the same in whatever run.
+func (r *Runner) exact() bool {
 	for i := range r.config.Layers {
-		own = own && r.config.ownAttention(i)
+		if !r.config.ownAttention(i) {
+			return false
+		}
 	}
-	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: own, WholePrompt: r.config.WholePrompt}
+	return true
 }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
@@ -124,38 +130,58 @@ func (r *Runner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	if err := r.check(b.Rows); err != nil {
 		return nil, err
 	}
-	width := len(b.Rows[0].IDs)
-	wanted := 0
-	if err := r.reserve(len(b.Rows)*width, len(b.Rows)); err != nil {
+	width, wanted := b.Width(), 0
+	for _, row := range b.Rows {
+		wanted += row.logits()
+	}
+	if err := r.reserve(len(b.Rows)*width, max(wanted, 1)); err != nil {
 		return nil, err
 	}
+	sample := r.sample.Slice()[:0]
 	for i, row := range b.Rows {
-		if row.Sampler != nil {
-			r.sample.Slice()[wanted] = int64((i+1)*width - 1)
-			wanted++
+		for at := len(row.IDs) - row.logits(); at < len(row.IDs); at++ {
+			sample = append(sample, int64(i*width+at))
 		}
 	}
 	if wanted == 0 {
 		wanted = r.fewest
 		r.sample.Slice()[0] = 0 // an earlier, longer run's index may be out of range
 	}
-	logits, err := r.forward(b.Rows, wanted)
+	logits, err := r.forward(b.Rows, width, wanted)
 	if err != nil {
 		return nil, err
 	}
 	r.tokens = r.tokens[:0]
 	for _, row := range b.Rows {
-		if row.Sampler == nil {
-			continue
-		}
-		at := len(r.tokens) * r.config.Vocab
-		t, err := row.Sampler.Sample(logits[at : at+r.config.Vocab])
-		if err != nil {
+		if r.tokens, err = row.pick(r.tokens, logits, r.config.Vocab); err != nil {
 			return nil, err
 		}
-		r.tokens = append(r.tokens, t)
+		logits = logits[row.logits()*r.config.Vocab:]
 	}
 	return r.tokens, nil
+}
+
+// logits is the number of positions, the last of the row, whose logits are wanted.
+func (row *Row) logits() int {
+	if row.Sampler == nil {
+		return 0
+	}
+	return 1 + row.Drafts
+}
+
+// pick appends the tokens that follow from the row's logits, [row.logits(), vocab].
+func (row *Row) pick(tokens []Token, logits []float32, vocab int) ([]Token, error) {
+	for i := range row.logits() {
+		t, err := row.Sampler.Sample(logits[i*vocab : (i+1)*vocab])
+		if err != nil {
+			return tokens, err
+		}
+		tokens = append(tokens, t)
+		if i < row.Drafts && t.ID != row.IDs[len(row.IDs)-row.Drafts+i] {
+			break
+		}
+	}
+	return tokens, nil
 }
 
 // Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for
@@ -171,13 +197,14 @@ func (r *Runner) Logits(in fusion.Input) ([]float32, error) {
 	for i := range in.IDs {
 		r.sample.Slice()[i] = int64(i)
 	}
-	return r.forward(rows, len(in.IDs))
+	return r.forward(rows, len(in.IDs), len(in.IDs))
 }
 
 // check refuses what the attention kernel would answer with silently wrong values or a crash.
 func (r *Runner) check(rows []Row) error {
+	width := (&Batch{Rows: rows}).Width()
 	for i, row := range rows {
-		n := row.Past + len(row.IDs)
+		n := row.Past + width
 		switch {
 		case len(row.IDs) == 0:
 			return fmt.Errorf("decoder: row %d has no ids", i)
@@ -185,8 +212,10 @@ func (r *Runner) check(rows []Row) error {
 			return fmt.Errorf("decoder: row %d would reach position %d, the KV cache has %d", i, n, r.kv.maxLen)
 		case row.Slot < 0 || row.Slot >= r.kv.slots:
 			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, r.kv.slots)
-		case len(rows) > 1 && (len(row.IDs) != 1 || row.Slot != i || row.Past == 0):
-			return fmt.Errorf("decoder: row %d of a decode step has %d ids, slot %d, past %d; want 1 id, its own index, a past", i, len(row.IDs), row.Slot, row.Past)
+		case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || !r.exact()):
+			return fmt.Errorf("decoder: row %d has %d drafts of %d ids, sampler %t, exact %t", i, row.Drafts, len(row.IDs), row.Sampler != nil, r.exact())
+		case len(rows) > 1 && (len(row.IDs) != 1+row.Drafts || row.Slot != i || row.Past == 0):
+			return fmt.Errorf("decoder: row %d of a decode step has %d ids, %d drafts, slot %d, past %d; want 1 id that is no draft, its own index, a past", i, len(row.IDs), row.Drafts, row.Slot, row.Past)
 		case r.config.WholePrompt && row.Past > 0 && len(row.IDs) != 1:
 			return fmt.Errorf("decoder: row %d goes on with %d ids, but the model's first chunk holds the whole prompt", i, len(row.IDs))
 		case row.Past == 0 && len(row.IDs) < r.config.ShortestPrompt():
@@ -196,15 +225,18 @@ func (r *Runner) check(rows []Row) error {
 	return nil
 }
 
-// forward embeds the rows and runs the graph; the first wanted entries of sample say which positions' logits to
-// give. All rows have equally many ids.
-func (r *Runner) forward(rows []Row, wanted int) ([]float32, error) {
-	n, width, hidden := len(rows), len(rows[0].IDs), r.config.Hidden
+// forward embeds the rows, each padded to width positions, and runs the graph; the first wanted entries of sample say
+// which positions' logits to give.
+func (r *Runner) forward(rows []Row, width, wanted int) ([]float32, error) {
+	n, hidden := len(rows), r.config.Hidden
 	lengths := r.lengths.Slice()
 	for i, row := range rows {
 		dst := r.embeds.Slice()[i*width*hidden : (i+1)*width*hidden]
-		if err := r.embed.Embed(dst, row.IDs, row.Past, row.Spans); err != nil {
+		if err := r.embed.Embed(dst[:len(row.IDs)*hidden], row.IDs, row.Past, row.Spans); err != nil {
 			return nil, err
+		}
+		for at := len(row.IDs); at < width; at++ { // any finite values would do
+			copy(dst[at*hidden:], dst[:hidden])
 		}
 		lengths[i] = int32(row.Past + width - 1)
 	}

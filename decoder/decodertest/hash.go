@@ -21,6 +21,9 @@ type Hash struct {
 	// Chunk, if set, makes a runner that is not exact (decoder.Capacity): what a position holds depends on the run that
 	// wrote it. Alone then cuts the prompt into chunks of this length.
 	Chunk int
+	// Loop, if set, makes a runner that repeats itself, as captions and documents do: seven times of eight the logits are a
+	// hash of the last Loop positions only.
+	Loop int
 
 	maxLen int
 	vocab  int
@@ -56,7 +59,7 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 		}
 	}
 	for i, row := range b.Rows {
-		if err := h.check(i, row, len(b.Rows)); err != nil {
+		if err := h.check(i, row, b); err != nil {
 			return nil, fmt.Errorf("%w: %w", decoder.ErrDevice, err)
 		}
 	}
@@ -72,11 +75,16 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 		if row.Sampler == nil {
 			continue
 		}
-		t, err := h.sample(slot, row.Sampler)
-		if err != nil {
-			return nil, err
+		for end := len(slot) - row.Drafts; end <= len(slot); end++ {
+			t, err := h.sample(slot[:end], row.Sampler)
+			if err != nil {
+				return nil, err
+			}
+			h.tokens = append(h.tokens, t)
+			if end < len(slot) && t.ID != row.IDs[len(row.IDs)-len(slot)+end] {
+				break
+			}
 		}
-		h.tokens = append(h.tokens, t)
 	}
 	return h.tokens, nil
 }
@@ -97,7 +105,7 @@ func (h *Hash) move(m decoder.Move) error {
 	return nil
 }
 
-func (h *Hash) check(i int, row decoder.Row, rows int) error {
+func (h *Hash) check(i int, row decoder.Row, b *decoder.Batch) error {
 	switch {
 	case row.Slot < 0 || row.Slot >= len(h.slots):
 		return fmt.Errorf("row %d is in slot %d of %d", i, row.Slot, len(h.slots))
@@ -105,10 +113,12 @@ func (h *Hash) check(i int, row decoder.Row, rows int) error {
 		return fmt.Errorf("row %d has no ids", i)
 	case row.Past < 0 || row.Past > len(h.slots[row.Slot]):
 		return fmt.Errorf("row %d has past %d, slot %d holds %d positions", i, row.Past, row.Slot, len(h.slots[row.Slot]))
-	case row.Past+len(row.IDs) > h.maxLen:
-		return fmt.Errorf("row %d would reach position %d of %d", i, row.Past+len(row.IDs), h.maxLen)
-	case rows > 1 && (row.Slot != i || len(row.IDs) != 1 || row.Past == 0):
-		return fmt.Errorf("row %d of a decode step has slot %d, %d ids, past %d", i, row.Slot, len(row.IDs), row.Past)
+	case row.Past+b.Width() > h.maxLen:
+		return fmt.Errorf("row %d would reach position %d of %d", i, row.Past+b.Width(), h.maxLen)
+	case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || h.Chunk > 0):
+		return fmt.Errorf("row %d has %d drafts of %d ids", i, row.Drafts, len(row.IDs))
+	case len(b.Rows) > 1 && (row.Slot != i || len(row.IDs) != 1+row.Drafts || row.Past == 0):
+		return fmt.Errorf("row %d of a decode step has slot %d, %d ids, %d drafts, past %d", i, row.Slot, len(row.IDs), row.Drafts, row.Past)
 	}
 	return nil
 }
@@ -135,9 +145,9 @@ func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 
 // sample makes logits of a sequence's positions, a bell of about ±3, and asks the sampler.
 func (h *Hash) sample(kv []uint64, s *decoder.Sampler) (decoder.Token, error) {
-	var sum uint64
-	for _, x := range kv {
-		sum = mix(sum ^ x)
+	sum := digest(kv)
+	if h.Loop > 0 && sum%8 > 0 {
+		sum = digest(kv[max(len(kv)-h.Loop, 0):])
 	}
 	for i := range h.logits {
 		sum += 0x9e3779b97f4a7c15
@@ -145,6 +155,13 @@ func (h *Hash) sample(kv []uint64, s *decoder.Sampler) (decoder.Token, error) {
 		h.logits[i] = float32(uint16(x)&0x3fff+uint16(x>>16)&0x3fff+uint16(x>>32)&0x3fff)/8192 - 3
 	}
 	return s.Sample(h.logits)
+}
+
+func digest(kv []uint64) (sum uint64) {
+	for _, x := range kv {
+		sum = mix(sum ^ x)
+	}
+	return sum
 }
 
 // mix is SplitMix64's finalizer (Steele, Lea and Flood, 2014).
@@ -160,6 +177,7 @@ func mix(x uint64) uint64 {
 // last token) or by maxLen positions.
 func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int32) ([]decoder.Token, error) {
 	own := NewHash(1, h.maxLen, h.vocab)
+	own.Loop = h.Loop
 	sampler := decoder.NewSampler(s)
 	sampler.Prompt(in.IDs)
 	var kv []uint64

@@ -21,8 +21,11 @@ func NewPaced(h *Hash, ttftPerToken, tpot time.Duration) *Paced {
 
 // Run is Hash's, after the time it would take. It ends early, without a result, when ctx does.
 func (p *Paced) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	if len(b.Rows) == 0 {
+		return p.Hash.Run(ctx, b)
+	}
 	took := p.tpot
-	if len(b.Rows) == 1 && (len(b.Rows[0].IDs) > 1 || b.Rows[0].Past == 0) {
+	if len(b.Rows) == 1 && (len(b.Rows[0].IDs) > 1+b.Rows[0].Drafts || b.Rows[0].Past == 0) {
 		took = time.Duration(len(b.Rows[0].IDs)) * p.ttftPerToken
 	}
 	timer := time.NewTimer(took)

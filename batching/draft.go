@@ -1,0 +1,102 @@
+package batching
+
+import (
+	"slices"
+
+	"github.com/mmserve/mmserve/decoder"
+)
+
+const (
+	// draftPositions is the width times the rows up to which a decode step takes drafts: as long as a step is bound by the
+	// weights that it reads, a few more positions cost little.
+	draftPositions = 16
+	// longestMatch and shortestMatch bound the number of newest tokens that are looked for among those before.
+	longestMatch, shortestMatch = 4, 2
+	// longestPause is the most tokens for which a sequence is not guessed at after guesses were wrong.
+	longestPause = 64
+)
+
+// draftWidth is the number of positions that each row of a decode step may take up: 1 without drafts.
+func (s *scheduler) draftWidth() int {
+	n := len(s.slots.decoding)
+	width := min(1+s.drafts, draftPositions/max(n, 1))
+	for _, q := range s.slots.decoding {
+		width = min(width, s.maxLen-q.past)
+	}
+	if _, held := s.held(); width > 1 && held+n*width > s.budget {
+		return 1
+	}
+	return max(width, 1)
+}
+
+// decodeRow is q's part of a decode step: its newest token, and what may follow it if a row has room for that.
+func (q *sequence) decodeRow(width int) decoder.Row {
+	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past : q.past+1], Spans: q.spans}
+	if q.past+1 < len(q.ids) { // preempted where the runner is not exact: its tokens are run again as they were before
+		return row
+	}
+	row.Sampler = q.sampler
+	if drafts := q.draft(min(width-1, q.maxTokens-(len(q.ids)-q.prompt)-1)); len(drafts) > 0 {
+		q.drafted = append(append(q.drafted[:0], row.IDs[0]), drafts...)
+		row.IDs, row.Drafts = q.drafted, len(drafts)
+	}
+	return row
+}
+
+// draft guesses at most n tokens that follow q's ids: those that followed the last place at which its newest tokens
+// stood before. (Prompt lookup decoding, Saxena, 2023; transformers' PromptLookupCandidateGenerator.) A stop id is not
+// among them, as nothing follows it, nor a position of a picture.
+func (q *sequence) draft(n int) []int32 {
+	if n < 1 || q.plain {
+		return nil
+	}
+	if q.pause > 0 {
+		q.pause--
+		return nil
+	}
+	at := recurrence(q.ids)
+	if at == 0 {
+		return nil
+	}
+	drafts := q.ids[at:min(at+n, len(q.ids))]
+	for i, id := range drafts {
+		if slices.Contains(q.stop, id) {
+			return drafts[:i]
+		}
+	}
+	for _, span := range q.spans {
+		if span.Start < at+len(drafts) && at < span.Start+span.Len {
+			return drafts[:max(span.Start-at, 0)]
+		}
+	}
+	return drafts
+}
+
+// recurrence is the index after the last place before the end at which the longest possible suffix of ids stands; 0 if
+// none does.
+func recurrence(ids []int32) (after int) {
+	last, best := len(ids)-1, shortestMatch-1
+	for end := last - 1; end >= best && best < longestMatch; end-- {
+		n := 0
+		for n < longestMatch && n <= end && ids[end-n] == ids[last-n] {
+			n++
+		}
+		if n > best {
+			after, best = end+1, n
+		}
+	}
+	return after
+}
+
+// judge takes note of how many of the drafts were right. Where none was, q is left alone for a while, and twice as long
+// each time it happens again.
+func (q *sequence) judge(drafts, right int) {
+	switch {
+	case drafts == 0:
+	case right > 0:
+		q.misses = 0
+	default:
+		q.misses++
+		q.pause = min(1<<q.misses, longestPause)
+	}
+}

@@ -1,0 +1,48 @@
+package batching
+
+import "testing"
+
+func TestRecurrence(t *testing.T) {
+	for _, c := range []struct {
+		ids  []int32
+		want int
+	}{
+		{nil, 0},
+		{[]int32{1}, 0},
+		{[]int32{1, 2, 3, 4}, 0},
+		{[]int32{1, 2, 9, 2}, 0},                               // one token alone is no hint
+		{[]int32{1, 2, 9, 1, 2}, 2},                            // goes on with 9
+		{[]int32{1, 2, 8, 1, 2, 9, 1, 2}, 5},                   // the last place counts
+		{[]int32{5, 1, 2, 8, 1, 2, 9, 5, 1, 2}, 3},             // unless another matches longer
+		{[]int32{4, 5, 1, 2, 8, 4, 5, 1, 2, 9, 4, 5, 1, 2}, 9}, // four are as long as it gets
+		{[]int32{7, 7, 7}, 2},                                  // a run goes on
+	} {
+		if got := recurrence(c.ids); got != c.want {
+			t.Errorf("recurrence(%v) = %d, want %d", c.ids, got, c.want)
+		}
+	}
+}
+
+func TestDraftStops(t *testing.T) {
+	q := &sequence{ids: []int32{1, 2, 3, 4, 5, 1, 2}, stop: []int32{4}}
+	if got := q.draft(9); len(got) != 1 || got[0] != 3 {
+		t.Errorf("before a stop id %v, want [3]", got)
+	}
+	q.judge(1, 0)
+	for range 2 {
+		if got := q.draft(9); got != nil {
+			t.Errorf("after a wrong draft %v", got)
+		}
+	}
+	if got := q.draft(9); len(got) != 1 {
+		t.Errorf("after the pause %v, want a draft", got)
+	}
+	q.judge(1, 0)
+	if q.pause != 4 {
+		t.Errorf("the second pause is %d, want 4", q.pause)
+	}
+	q.judge(1, 1)
+	if q.misses != 0 {
+		t.Error("a right draft does not make good")
+	}
+}
