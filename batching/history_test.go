@@ -111,6 +111,9 @@ func (h *history) take(list []delivery) string {
 			h.t.Fatalf("%s got %+v after its end", id, d.event)
 		}
 		fmt.Fprintf(&b, "  %s:", id)
+		if r := h.reqs[id]; d.event.HasToken && r.PromptLogprobs != nil && (len(h.got[id]) == 0) != (len(d.event.Prompt) == len(r.Input.IDs)-1 && d.event.Prompt != nil) && len(r.Input.IDs) > 1 {
+			h.t.Fatalf("%s got %d prompt log-probabilities with token %d", id, len(d.event.Prompt), len(h.got[id])+1)
+		}
 		if d.event.HasToken {
 			h.got[id] = append(h.got[id], d.event.Token)
 			fmt.Fprintf(&b, " token %d", len(h.got[id]))
@@ -265,6 +268,11 @@ func (h *history) command(line string) string {
 				}
 			}
 		}
+		if twin := text("twin"); twin != "" { // another answer to the very prompt
+			r.Input, r.Group = h.reqs[twin].Input, h.reqs[twin].Group
+		} else if flag("group") {
+			r.Group = new(Group)
+		}
 		for i := range num("prompt") {
 			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
 		}
@@ -411,7 +419,19 @@ func random(t testing.TB, data []byte) {
 				r.Stop = []int32{int32(next(40)), int32(next(40)), int32(next(40))}
 			}
 			ids = append(ids, r.ID)
+			if next(3) == 0 {
+				r.Group = new(Group)
+			}
+			if next(8) == 0 {
+				r.PromptLogprobs = new(int)
+			}
 			h.submit(r)
+			for twins := next(3); r.Group != nil && twins > 0; twins-- {
+				r.ID, r.PromptLogprobs = "s"+strconv.Itoa(len(ids)), nil
+				r.Sampling.Seed++
+				ids = append(ids, r.ID)
+				h.submit(r)
+			}
 		case op < 8 && len(ids) > 0:
 			h.cancel(ids[next(len(ids))])
 		case op == 8:

@@ -10,19 +10,27 @@ import (
 // source finds the sequence whose KV q can start from, and the number of positions; 0 if there is none. It may be
 // cached or running still. Among equals a cached one is preferred: it may be taken over instead of copied.
 func (s *scheduler) source(q *sequence) (src *sequence, n int) {
-	if !s.caching {
+	if q.logprobs != nil && !q.logprobs.Complete() || s.wholePrompt {
 		return nil, 0
 	}
 	for _, list := range [][]*sequence{s.slots.cached, s.slots.decoding} {
 		for _, c := range list {
-			if c.tenant != q.tenant && !s.sharePrefixes {
+			twin := q.group != nil && q.group == c.group
+			if !twin && (!s.caching || c.tenant != q.tenant && !s.sharePrefixes) {
 				continue
 			}
 			most := min(s.reusable(c), q.target-1) // the last position is always run: its logits are wanted
+			if twin {
+				most = min(most, q.prompt)
+			}
 			if most <= n {
 				continue
 			}
-			if m := s.whole(shared(q, c, most)); m > n {
+			m := most
+			if !twin {
+				m = shared(q, c, most)
+			}
+			if m = s.whole(m); m > n {
 				src, n = c, m
 			}
 		}
@@ -76,7 +84,7 @@ func spanAt(spans []fusion.Span, i int) fusion.Span {
 
 // strip lets go of what only a running sequence needs: a cached one may stay for long.
 func (q *sequence) strip() {
-	q.sampler = nil
+	q.sampler, q.logprobs, q.group = nil, nil, nil
 	q.spans = slices.Clone(q.spans)
 	for i := range q.spans {
 		q.spans[i].Patches = nil

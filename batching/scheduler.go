@@ -29,6 +29,7 @@ type delivery struct {
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
+	wholePrompt   bool    // prompts are run in one chunk
 	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
@@ -50,7 +51,7 @@ type scheduler struct {
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s := &scheduler{
 		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots), queue: newQueue(o),
-		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
+		wholePrompt: c.WholePrompt, caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
 	s.budget = c.Slots * c.MaxLen
@@ -137,6 +138,10 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 	s.totals.CachedTokens += int64(n)
 }
 
+// logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted: logits of all of its positions
+// take memory, vocabulary × 4 bytes each.
+const logprobsChunk = 32
+
 // planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
 // preempted and knows it.
 func (s *scheduler) planChunk(q *sequence) {
@@ -147,8 +152,14 @@ func (s *scheduler) planChunk(q *sequence) {
 	case len(s.slots.decoding) > 0:
 		end = q.past + s.pace.fitting(s.stall, s.chunk)
 	}
+	if q.logprobs != nil && s.exact {
+		end = min(end, q.past+logprobsChunk)
+	}
 	end = min(end, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
+	if q.logprobs != nil && !q.logprobs.Complete() {
+		row.Prompt = q.logprobs
+	}
 	if end == len(q.ids) {
 		row.Sampler = q.sampler
 	}
@@ -221,13 +232,16 @@ func (s *scheduler) charge(q *sequence) {
 
 // accept gives q its next token.
 func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
+	q.ids = append(q.ids, t.ID)
+	event := Event{Token: t, HasToken: true, Finish: q.finish(s.maxLen)}
 	if q.timing.FirstToken.IsZero() {
 		q.timing.FirstToken = now
 		s.deadlines.release(q)
+		if q.logprobs != nil {
+			event.Prompt, q.logprobs = q.logprobs.List, nil
+		}
 	}
 	s.totals.GeneratedTokens++
-	q.ids = append(q.ids, t.ID)
-	event := Event{Token: t, HasToken: true, Finish: q.finish(s.maxLen)}
 	if event.Finish != Running {
 		s.finish(q, event, now)
 		return

@@ -21,6 +21,12 @@ type Request struct {
 	// Stop are the ids that end the sequence; the one that did is delivered.
 	Stop     []int32
 	Sampling decoder.Sampling
+	// PromptLogprobs asks for the log-probabilities of the prompt's tokens, with so many alternatives each; nil if they are
+	// not wanted. Such a prompt is run whole: it starts from no other's KV.
+	PromptLogprobs *int
+	// Group, if not nil, is what requests with one and the same Input have in common: the prompt is run once, and those that
+	// get a slot while one of the others is decoding start from that.
+	Group *Group
 	// Deadline is when its first token has to be there; if zero, whenever. A request that is unlikely to make it is refused,
 	// and one that has not made it ends as Expired.
 	Deadline time.Time
@@ -33,6 +39,9 @@ type Request struct {
 	// whether others have asked the same.
 	Tenant string
 }
+
+// Group is the identity of requests that are different answers to one prompt.
+type Group struct{ _ byte }
 
 func (r Request) check(maxLen int) error {
 	if n := len(r.Input.IDs); n < 1 || n > maxLen {
@@ -71,6 +80,8 @@ type sequence struct {
 	maxTokens int
 	stop      []int32
 	sampler   *decoder.Sampler
+	logprobs  *decoder.PromptLogprobs // nil if they are not wanted
+	group     *Group
 	stream    *Stream
 	detach    func() // lets go of the request's context
 	unwanted  bool   // a cancellation was posted; guarded by Engine.mu
@@ -104,10 +115,13 @@ func newSequence(r Request, now time.Time) *sequence {
 		id: r.ID, tenant: r.Tenant, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
-		timing: Timing{Submitted: now}, plain: r.NoDrafts,
+		timing: Timing{Submitted: now}, plain: r.NoDrafts, group: r.Group,
 		class: r.Priority.class(), deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
+	if r.PromptLogprobs != nil {
+		q.logprobs = &decoder.PromptLogprobs{IDs: slices.Clone(r.Input.IDs), Top: *r.PromptLogprobs}
+	}
 	return q
 }
 

@@ -108,18 +108,22 @@ func (c *Client) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	}
 }
 
-// Stream yields the events of an answer as they come: a start, deltas, a finish. An error comes last: a gRPC
+// Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last: a gRPC
 // status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
 func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {
 	return func(yield func(*pb.GenerateStreamResponse, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		open := max(in.GetN(), 1)
 		stream, event, err := c.open(ctx, in)
 		for err == nil {
 			if !yield(event, nil) {
 				return
 			}
 			if event.GetFinish() != nil {
+				open--
+			}
+			if open == 0 {
 				_, _ = stream.Recv() // the status, always OK after a finish; without reading it the call would end as cancelled
 				return
 			}

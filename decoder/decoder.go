@@ -46,6 +46,8 @@ type Row struct {
 	Drafts int
 	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
 	Spans []fusion.Span
+	// Prompt, if not nil, is given the logits of all positions of the row.
+	Prompt *PromptLogprobs
 	// Sampler picks the token after the last of IDs; nil when no logits are wanted. With drafts it picks the token after
 	// the last that is none, and as long as that is the draft in its place, the next.
 	Sampler *Sampler

@@ -3,6 +3,7 @@ package decoder
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/mmserve/mmserve/internal/ort"
 )
@@ -31,6 +32,20 @@ func newKVCache(c Config, slots, maxLen int) (*kvCache, error) {
 		kv.layers = append(kv.layers, m)
 	}
 	return kv, nil
+}
+
+// slack is the most positions that a sequence's memory takes beyond its own: keys come in whole panels, and memory in
+// whole pages.
+func (c Config) slack() int { return kvPanel - 1 + os.Getpagesize()/(4*c.HeadDim) }
+
+// KVBytes is the most memory that n positions of so many sequences take.
+func (c Config) KVBytes(n, sequences int) int64 {
+	return int64(n+sequences*c.slack()) * c.KVBytesPerToken()
+}
+
+// KVTokens is the number of positions, of so many sequences together, that bytes hold; 0 if there is no room.
+func (c Config) KVTokens(bytes int64, sequences int) int {
+	return max(int(bytes/c.KVBytesPerToken())-sequences*c.slack(), 0)
 }
 
 // panels rounds a number of positions up to whole panels.

@@ -69,6 +69,36 @@ func (l logSoftmax) top(dst []TokenLogprob) []TokenLogprob {
 	return dst[:n:n]
 }
 
+// PromptLogprobs collects what the model gave to the tokens of a prompt, chunk by chunk.
+type PromptLogprobs struct {
+	// IDs is the prompt; Top is as Sampling.TopLogprobs.
+	IDs []int32
+	Top int
+	// List[i] is that of IDs[i+1], given all before it: the first token has none.
+	List []Logprobs
+
+	raw peaked
+}
+
+// Complete tells that List has all the prompt's.
+func (p *PromptLogprobs) Complete() bool { return len(p.List) >= len(p.IDs)-1 }
+
+// Add takes the logits of the prompt's position at, [vocab]. Positions come in order; those that came before, as when a
+// prompt is run again, and those after the prompt are passed over.
+func (p *PromptLogprobs) Add(at int, logits []float32) error {
+	if at != len(p.List) || p.Complete() {
+		return nil
+	}
+	p.raw.reset(logits)
+	dist, err := newLogSoftmax(&p.raw)
+	if err != nil {
+		return err
+	}
+	top := make([]TokenLogprob, min(max(p.Top, 0), len(logits)))
+	p.List = append(p.List, Logprobs{dist.at(p.IDs[at+1]), dist.top(top)})
+	return nil
+}
+
 // slab is where Logprobs come from: tokens keep theirs as long as their reader likes, so they cannot be reused, but are
 // made slabLen at a time.
 type slab struct {

@@ -163,15 +163,29 @@ func (r *Runner) Run(_ context.Context, b *Batch) ([]Token, error) {
 
 // logits is the number of positions, the last of the row, whose logits are wanted.
 func (row *Row) logits() int {
-	if row.Sampler == nil {
-		return 0
+	switch {
+	case row.Prompt != nil:
+		return len(row.IDs)
+	case row.Sampler != nil:
+		return 1 + row.Drafts
 	}
-	return 1 + row.Drafts
+	return 0
 }
 
 // pick appends the tokens that follow from the row's logits, [row.logits(), vocab].
 func (row *Row) pick(tokens []Token, logits []float32, vocab int) ([]Token, error) {
-	for i := range row.logits() {
+	if row.Prompt != nil {
+		for i := range row.IDs {
+			if err := row.Prompt.Add(row.Past+i, logits[i*vocab:(i+1)*vocab]); err != nil {
+				return tokens, err
+			}
+		}
+		logits = logits[(len(row.IDs)-1-row.Drafts)*vocab:]
+	}
+	if row.Sampler == nil {
+		return tokens, nil
+	}
+	for i := range 1 + row.Drafts {
 		t, err := row.Sampler.Sample(logits[i*vocab : (i+1)*vocab])
 		if err != nil {
 			return tokens, err

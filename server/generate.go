@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
@@ -28,32 +27,49 @@ func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStream
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
 func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
-	out := new(pb.GenerateResponse)
-	var text strings.Builder
+	out := &pb.GenerateResponse{Choices: make([]*pb.Choice, max(in.GetN(), 1))}
+	texts := make([]strings.Builder, len(out.Choices))
+	for i := range out.Choices {
+		out.Choices[i] = new(pb.Choice)
+	}
+	completion := uint32(0)
 	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
 		case *pb.GenerateStreamResponse_Start:
 			out.Id, out.Model, out.ModelDigest, out.Seed = e.Start.GetId(), e.Start.GetModel(), e.Start.GetModelDigest(), e.Start.GetSeed()
 		case *pb.GenerateStreamResponse_Delta:
-			text.WriteString(e.Delta.GetText())
+			texts[e.Delta.GetIndex()].WriteString(e.Delta.GetText())
+			c := out.Choices[e.Delta.GetIndex()]
+			c.Logprobs = append(c.Logprobs, e.Delta.GetLogprobs()...)
 		case *pb.GenerateStreamResponse_Finish:
-			out.Text, out.FinishReason, out.MatchedStop = text.String(), e.Finish.GetFinishReason(), e.Finish.MatchedStop
-			out.Usage, out.Timings = e.Finish.GetUsage(), e.Finish.GetTimings()
+			f, i := e.Finish, e.Finish.GetIndex()
+			c := out.Choices[i]
+			c.Seed, c.Text = out.Seed+uint64(i), texts[i].String()
+			c.FinishReason, c.MatchedStop, c.CompletionTokens = f.GetFinishReason(), f.MatchedStop, f.GetUsage().GetCompletionTokens()
+			c.Logprobs = append(c.Logprobs, f.GetLogprobs()...)
+			out.PromptLogprobs = append(out.PromptLogprobs, f.GetPromptLogprobs()...)
+			out.Timings = f.GetTimings()
+			if completion += c.CompletionTokens; i == 0 {
+				out.Usage = f.GetUsage()
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	first := out.Choices[0]
+	out.Text, out.FinishReason, out.MatchedStop = first.Text, first.FinishReason, first.MatchedStop
+	out.Usage.CompletionTokens = completion
 	return out, nil
 }
 
 // errCut is the cause of a request's end when the server shuts down and cannot wait any longer.
 var errCut = errors.New("cut by shutdown")
 
-// generate is the life of a request, in a straight line. The slot is taken before any work and given back
+// generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
-// send is given one start, deltas, one finish.
+// send is given one start, deltas, a finish for each answer.
 func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func(*pb.GenerateStreamResponse) error) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -65,12 +81,14 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
-	deadline, _ := ctx.Deadline()
-	ticket, err := s.engine.AcquireBy(deadline, req.priority, 0)
-	if err != nil {
-		return refusal(err)
+	req.deadline, _ = ctx.Deadline()
+	tickets := make([]*batching.Ticket, req.n)
+	for i := range tickets {
+		if tickets[i], err = s.engine.AcquireBy(req.deadline, req.priority, 0); err != nil {
+			return refusal(err)
+		}
+		defer tickets[i].Release()
 	}
-	defer ticket.Release()
 
 	images, err := s.prepare(ctx, req.pictures)
 	if err != nil {
@@ -81,11 +99,11 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
-	if req.sampling.Constraint, err = s.constrain(ctx, req.constraint); err != nil {
+	grammar, err := s.constrain(ctx, req.constraint)
+	if err != nil {
 		return err
 	}
-	maxTokens, err := s.fit(req, input)
-	if err != nil {
+	if req.maxTokens, err = s.fit(req, input); err != nil {
 		return err
 	}
 	rec.prompt(input)
@@ -97,19 +115,55 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.cached = cached
 	rec.lap(&rec.encode)
 
-	stream, err := s.engine.Submit(ctx, ticket, batching.Request{
-		ID: rec.id, Input: input, MaxTokens: maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant, Deadline: deadline,
-	})
-	if err != nil {
-		return refusal(err)
+	return s.answer(ctx, rec, req, input, grammar, tickets, send)
+}
+
+// answer has all answers of a request generated and delivers each as it comes. If one fails all end.
+func (s *Server) answer(ctx context.Context, rec *record, req *request, input fusion.Input, grammar *constrain.Grammar, tickets []*batching.Ticket, send func(*pb.GenerateStreamResponse) error) error {
+	var group *batching.Group
+	if req.n > 1 {
+		var one sync.Mutex
+		whole := send
+		send = func(r *pb.GenerateStreamResponse) error {
+			one.Lock()
+			defer one.Unlock()
+			return whole(r)
+		}
+		group = new(batching.Group)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	answers := make([]*answer, req.n)
+	rec.answers = make([]answered, req.n)
+	for i, ticket := range tickets {
+		r := batching.Request{
+			ID: rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
+			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group,
+		}
+		r.Sampling.Seed += uint64(i)
+		if grammar != nil {
+			r.Sampling.Constraint = grammar.Start()
+		}
+		if req.promptLogprobs && i == 0 {
+			r.PromptLogprobs = &req.sampling.TopLogprobs
+		}
+		stream, err := s.engine.Submit(ctx, ticket, r)
+		if err != nil {
+			return refusal(err)
+		}
+		answers[i] = s.newAnswer(rec, req, i, stream, send)
 	}
 	if err := send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
-		Id: rec.id, Model: s.model.Name, ModelDigest: s.model.Digest, Seed: req.sampling.Seed, Usage: rec.usage(),
+		Id: rec.id, Model: s.model.Name, ModelDigest: s.model.Digest, Seed: req.sampling.Seed, Usage: rec.usage(answered{}),
 	}}}); err != nil {
 		return err
 	}
-	return s.deliver(ctx, rec, req.stop, stream, send)
+	if req.n == 1 {
+		return answers[0].deliver(ctx)
+	}
+	for _, a := range answers {
+		g.Go(func() error { return a.deliver(ctx) })
+	}
+	return g.Wait()
 }
 
 // prepare decodes the pictures one after the other, each when a core is free for it.
@@ -177,7 +231,7 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 }
 
 // constrain compiles a constraint, when a core is free for it; nil gives nil.
-func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (decoder.Constraint, error) {
+func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (*constrain.Grammar, error) {
 	if in == nil {
 		return nil, nil
 	}
@@ -210,7 +264,7 @@ func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (decoder.Cons
 	if err != nil {
 		return nil, invalid("constraint."+field, "%v", err)
 	}
-	return g.Start(), nil
+	return g, nil
 }
 
 // fit gives the most tokens to generate, or says why the request does not fit the context.
@@ -253,73 +307,4 @@ func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.
 		}
 	}
 	return cachedTokens, nil
-}
-
-// deliver turns the engine's tokens into text and sends it, up to a stop string or the engine's own end.
-func (s *Server) deliver(ctx context.Context, rec *record, stop []string, stream *batching.Stream, send func(*pb.GenerateStreamResponse) error) error {
-	text, stops := s.model.Tokenizer.NewStream(true), stopMatcher{stops: stop}
-	sent := 0 // tokens that deltas told of
-	delta := func(text string) error {
-		if text == "" {
-			return nil
-		}
-		d := &pb.StreamDelta{Text: text, Tokens: uint32(rec.completion - sent)}
-		sent = rec.completion
-		return send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: d}})
-	}
-	finish := func(reason pb.FinishReason, matched *string) error {
-		rec.finish = reason
-		rec.timing = stream.Timing()
-		return send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
-			FinishReason: reason, MatchedStop: matched, Usage: rec.usage(), Timings: rec.timings(),
-		}}})
-	}
-	for {
-		e, err := stream.Next(ctx)
-		switch cause := context.Cause(ctx); {
-		case errors.Is(cause, errCut):
-			if err := delta(stops.flush()); err != nil {
-				return err
-			}
-			return finish(pb.FinishReason_FINISH_REASON_CANCELLED, nil)
-		case cause != nil:
-			return cause
-		case err != nil:
-			return err
-		}
-		piece := ""
-		if e.HasToken {
-			rec.completion++
-			if !slices.Contains(s.model.EOS, e.Token.ID) {
-				piece = text.Push(e.Token.ID)
-			}
-		}
-		if e.Finish != batching.Running {
-			piece += text.Flush()
-		}
-		out, matched, found := stops.push(piece)
-		if !found && e.Finish != batching.Running {
-			out += stops.flush()
-		}
-		if err := delta(out); err != nil {
-			return err
-		}
-		switch {
-		case found:
-			stream.Cancel() // now, as sending may have to wait for the client
-			return finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
-		case e.Finish == batching.Error:
-			return e.Err
-		case e.Finish == batching.Expired:
-			return context.DeadlineExceeded
-		case e.Finish != batching.Running:
-			return finish(finishReasons[e.Finish], nil)
-		}
-	}
-}
-
-var finishReasons = map[batching.FinishReason]pb.FinishReason{
-	batching.Stop:      pb.FinishReason_FINISH_REASON_STOP,
-	batching.Length:    pb.FinishReason_FINISH_REASON_LENGTH,
-	batching.Cancelled: pb.FinishReason_FINISH_REASON_CANCELLED,
 }

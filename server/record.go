@@ -26,10 +26,17 @@ type record struct {
 
 	arrived, mark                time.Time
 	preprocess, tokenize, encode time.Duration
-	timing                       batching.Timing
 
-	tokens, image, cached, completion int
-	finish                            pb.FinishReason
+	ids                   []int32 // the prompt's, for its log-probabilities
+	tokens, image, cached int
+	answers               []answered
+}
+
+// answered is what is known of one answer; the goroutine that delivers it writes it.
+type answered struct {
+	completion int
+	finish     pb.FinishReason
+	timing     batching.Timing
 }
 
 func (s *Server) newRecord(in *pb.GenerateRequest) *record {
@@ -47,22 +54,35 @@ func (r *record) lap(stage *time.Duration) {
 	*stage, r.mark = now.Sub(r.mark), now
 }
 
-func (r *record) prompt(in fusion.Input) { r.tokens, r.image = len(in.IDs), in.ImageTokens() }
+func (r *record) prompt(in fusion.Input) {
+	r.ids, r.tokens, r.image = in.IDs, len(in.IDs), in.ImageTokens()
+}
 
-func (r *record) usage() *pb.Usage {
+func (r *record) usage(a answered) *pb.Usage {
 	return &pb.Usage{
 		PromptTokens: uint32(r.tokens), TextTokens: uint32(r.tokens - r.image), ImageTokens: uint32(r.image),
-		CachedImageTokens: uint32(r.cached), CompletionTokens: uint32(r.completion),
-		CachedTokens: uint32(r.timing.CachedTokens),
+		CachedImageTokens: uint32(r.cached), CompletionTokens: uint32(a.completion),
+		CachedTokens: uint32(a.timing.CachedTokens),
 	}
 }
 
-func (r *record) timings() *pb.Timings {
+// total sums the answers up: the tokens of all, and the times and end of the one that took longest.
+func (r *record) total() (sum answered) {
+	for _, a := range r.answers {
+		n := sum.completion + a.completion
+		if a.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !a.timing.Finished.Before(sum.timing.Finished) {
+			sum = a
+		}
+		sum.completion = n
+	}
+	return sum
+}
+
+func (r *record) timings(e batching.Timing) *pb.Timings {
 	t := &pb.Timings{
 		Preprocess: durationpb.New(r.preprocess), Tokenize: durationpb.New(r.tokenize), Encode: durationpb.New(r.encode),
 		Total: durationpb.New(time.Since(r.arrived)),
 	}
-	e := r.timing
 	if !e.FirstScheduled.IsZero() {
 		t.Queue = durationpb.New(e.FirstScheduled.Sub(e.Submitted))
 	}
@@ -85,7 +105,8 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 		err = cause // what the packages below return does not tell a client that left from a shutdown
 	}
-	if r.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
+	sum := r.total()
+	if sum.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
 		r.server.cut.Add(1)
 	}
 	if panicked != nil {
@@ -100,12 +121,12 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 	attrs = append(attrs, slog.String("code", status.Code(shown).String()))
 	if r.tokens > 0 {
 		attrs = append(attrs,
-			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", r.completion))
+			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", sum.completion))
 	}
-	if r.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
-		attrs = append(attrs, slog.String("finish", r.finish.String()))
+	if sum.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		attrs = append(attrs, slog.String("finish", sum.finish.String()))
 	}
-	t := r.timings()
+	t := r.timings(sum.timing)
 	for _, stage := range []struct {
 		key string
 		d   *durationpb.Duration

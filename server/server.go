@@ -77,6 +77,8 @@ type Options struct {
 	DrainDelay time.Duration
 	// Grace is how long running requests may take to finish once Serve stops. Default: 30 s.
 	Grace time.Duration
+	// NoDrafts has tokens generated one by one for requests that do not say speculative.
+	NoDrafts bool
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// GRPC are further options of the gRPC server that Serve runs: credentials, telemetry.

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -23,6 +24,8 @@ const (
 	maxRepetition    = 10
 	maxBias          = 100 // either sign
 	maxBiases        = 300
+	maxAnswers       = 16
+	maxTopLogprobs   = 20
 	defaultMaxTokens = 256
 )
 
@@ -37,6 +40,10 @@ type request struct {
 	eos       []int32 // ids that end the answer; none if they are to be ignored
 	priority  batching.Priority
 	tenant    string
+	deadline  time.Time // zero if there is none
+	n         int       // answers
+
+	promptLogprobs, noDrafts bool
 	// constraint is not compiled yet; nil if there is none.
 	constraint *pb.Constraint
 }
@@ -70,6 +77,7 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	s.validateStop(&v, r, in.GetStop())
 	s.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
+	s.validateAnswers(&v, r, in)
 	var ok bool
 	if r.priority, ok = priorities[in.GetPriority()]; !ok {
 		v.add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in.GetPriority())
@@ -108,6 +116,26 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 			v.add("min_tokens", "%d; want at most max_tokens and %d", n, s.model.MaxLen-1)
 		}
 		r.sampling.MinTokens, r.sampling.Stop = int(n), s.model.EOS
+	}
+}
+
+// validateAnswers settles how many answers are given and what is told of their tokens.
+func (s *Server) validateAnswers(v *violations, r *request, in *pb.GenerateRequest) {
+	if in.GetN() > maxAnswers {
+		v.add("n", "%d; want at most %d", in.GetN(), maxAnswers)
+	}
+	r.n = int(max(in.GetN(), 1))
+	switch top := in.GetTopLogprobs(); {
+	case top > maxTopLogprobs:
+		v.add("top_logprobs", "%d; want at most %d", top, maxTopLogprobs)
+	case top > 0 && !in.GetLogprobs() && !in.GetPromptLogprobs():
+		v.add("top_logprobs", "%d; want 0 without logprobs or prompt_logprobs", top)
+	}
+	r.sampling.Logprobs, r.sampling.TopLogprobs = in.GetLogprobs(), int(in.GetTopLogprobs())
+	r.promptLogprobs = in.GetPromptLogprobs()
+	r.noDrafts = s.options.NoDrafts
+	if in.Speculative != nil {
+		r.noDrafts = !in.GetSpeculative()
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/graph"
-	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -25,17 +24,25 @@ import (
 
 // modelFlags say which model to run and how; serve and the in-process commands share them.
 type modelFlags struct {
-	Model        string `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
-	LoadFormat   string `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
-	Precision    string `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
-	CacheDir     string `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
-	Threads      int    `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
-	Slots        int    `placeholder:"N" env:"MMSERVE_SLOTS" help:"Sequences whose KV cache is resident (default: what a quarter of the memory holds, at most 16)."`
-	MaxWaiting   int    `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
-	MaxLen       int    `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"Most tokens of prompt and answer together (default: what the model was made for)."`
-	PrefillChunk int    `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
-	EncoderCache int64  `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
-	MaxPixels    int64  `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
+	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
+	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
+	Precision     string             `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
+	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
+	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
+	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
+	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
+	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
+	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too."`
+	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
+	Speculative   bool               `default:"true" negatable:"" env:"MMSERVE_SPECULATIVE" help:"Guess tokens for requests that do not say."`
+	PrefillShare  float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
+	TenantWeights map[string]float64 `name:"tenant-weight" placeholder:"TENANT=WEIGHT" env:"MMSERVE_TENANT_WEIGHT" help:"Share of a tenant where several wait; 1 for the others."`
+	AgeAfter      time.Duration      `default:"30s" env:"MMSERVE_AGE_AFTER" help:"How long a request waits in one priority before it rises to the next."`
+	MaxWaiting    int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
+	MaxLen        int                `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"Most tokens of prompt and answer together (default: what the model was made for)."`
+	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
+	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
+	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
 }
 
 // app is a model that runs: its sessions, its engine, and what the server needs of it.
@@ -54,8 +61,8 @@ type app struct {
 
 // openApp starts everything below the server: ONNX Runtime, model, warm-up, KV cache, engine.
 func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) {
-	if f.Slots < 0 || f.MaxWaiting < 0 || f.MaxLen < 0 || f.PrefillChunk < 1 || f.Threads < 0 || f.EncoderCache < 0 || f.MaxPixels < 0 {
-		return nil, errors.New("--slots, --max-waiting, --max-len, --threads, --encoder-cache-mib and --max-pixels take 0 or more, --prefill-chunk 1 or more")
+	if err := f.check(); err != nil {
+		return nil, err
 	}
 	if err := startRuntime(ortLib); err != nil {
 		return nil, err
@@ -90,11 +97,11 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	if a.tower, err = a.model.OpenTower(p, o); err != nil {
 		return nil, err
 	}
-	slots := f.Slots
-	if slots == 0 {
-		slots = defaultSlots(a.model, f.MaxLen)
+	kv, err := planKV(a.model.Decoder, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	if err != nil {
+		return nil, err
 	}
-	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: slots, MaxLen: f.MaxLen, Precision: p, Session: o}); err != nil {
+	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: p, Session: o}); err != nil {
 		return nil, err
 	}
 	if err := a.warmUp(); err != nil {
@@ -102,7 +109,10 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	}
 	pre := a.text.Preprocessor
 	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
-	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk})
+	a.engine = batching.New(a.runner, batching.Options{
+		MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, KVTokens: kv.tokens, Drafts: f.Drafts,
+		NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
@@ -123,7 +133,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
 }
@@ -137,14 +147,24 @@ func (a *app) warmUp() error {
 	return err
 }
 
-// defaultSlots is the number of full-length sequences that a quarter of the usable memory holds, 1 to 16.
-func defaultSlots(m *model.Model, maxLen int) int {
-	const most = 16
-	if maxLen == 0 || maxLen > m.Decoder.MaxLen {
-		maxLen = m.Decoder.MaxLen
+// check refuses what is out of range.
+func (f modelFlags) check() error {
+	switch {
+	case f.MaxWaiting < 0 || f.MaxLen < 0 || f.Threads < 0 || f.EncoderCache < 0 || f.MaxPixels < 0 || f.Drafts < 0:
+		return errors.New("--max-waiting, --max-len, --threads, --encoder-cache-mib, --max-pixels and --drafts take 0 or more")
+	case f.Slots < 1 || f.PrefillChunk < 1:
+		return errors.New("--slots and --prefill-chunk take 1 or more")
+	case !(f.PrefillShare > 0 && f.PrefillShare < 1):
+		return errors.New("--prefill-share takes more than 0 and less than 1")
+	case f.AgeAfter <= 0:
+		return errors.New("--age-after takes more than 0s")
 	}
-	fit := int64(host.ReadMemory().Limit) / 4 / (m.Decoder.KVBytesPerToken() * int64(maxLen))
-	return int(max(1, min(fit, most)))
+	for tenant, w := range f.TenantWeights {
+		if !(w > 0) {
+			return fmt.Errorf("--tenant-weight %s=%v: want a weight above 0", tenant, w)
+		}
+	}
+	return nil
 }
 
 // close ends the engine, then frees what it ran on. It may be called on a half-open app.

@@ -12,7 +12,10 @@ import (
 )
 
 type doctorCmd struct {
-	Model string `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder to look at (default: the embedded model)."`
+	Model        string   `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder to look at (default: the embedded model)."`
+	Slots        int      `default:"16" env:"MMSERVE_SLOTS" help:"As with serve."`
+	MaxLen       int      `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"As with serve."`
+	KVCacheBytes byteSize `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"As with serve."`
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
@@ -50,6 +53,8 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		defer m.Close()
 		_, err := m.OpenText()
 		report("model", err, fmt.Sprintf("%s (%s), %s parameters", m.Name, m.Type, count(m.Parameters())))
+		kv, err := planKV(m.Decoder, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
+		report("KV cache", err, kv.String())
 	}
 	if !healthy {
 		return exitError(1)

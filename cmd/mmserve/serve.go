@@ -47,7 +47,7 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
 	log.Info("serving", "address", lis.Addr().String())
 	srv := server.New(a.server, a.engine, server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxImages: s.MaxImages,
-		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log,
+		NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log,
 	})
 	err = srv.Serve(ctx, lis)
 	log.Info("stopped", "error", err)

@@ -72,6 +72,14 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 	for _, row := range b.Rows {
 		slot := append(h.slots[row.Slot][:row.Past], h.positions(row.IDs, row.Past, row.Spans)...)
 		h.slots[row.Slot] = slot
+		if row.Prompt != nil {
+			for end := row.Past + 1; end <= len(slot); end++ {
+				h.logitsAfter(slot[:end])
+				if err := row.Prompt.Add(end-1, h.logits); err != nil {
+					return nil, err
+				}
+			}
+		}
 		if row.Sampler == nil {
 			continue
 		}
@@ -143,8 +151,14 @@ func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	return kv
 }
 
-// sample makes logits of a sequence's positions, a bell of about ±3, and asks the sampler.
+// sample asks the sampler for the token after a sequence's positions.
 func (h *Hash) sample(kv []uint64, s *decoder.Sampler) (decoder.Token, error) {
+	h.logitsAfter(kv)
+	return s.Sample(h.logits)
+}
+
+// logitsAfter makes logits of a sequence's positions, a bell of about ±3.
+func (h *Hash) logitsAfter(kv []uint64) {
 	sum := digest(kv)
 	if h.Loop > 0 && sum%8 > 0 {
 		sum = digest(kv[max(len(kv)-h.Loop, 0):])
@@ -154,7 +168,6 @@ func (h *Hash) sample(kv []uint64, s *decoder.Sampler) (decoder.Token, error) {
 		x := mix(sum)
 		h.logits[i] = float32(uint16(x)&0x3fff+uint16(x>>16)&0x3fff+uint16(x>>32)&0x3fff)/8192 - 3
 	}
-	return s.Sample(h.logits)
 }
 
 func digest(kv []uint64) (sum uint64) {

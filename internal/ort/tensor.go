@@ -29,6 +29,8 @@ func Alloc[T Element](n int) (*Memory[T], error) {
 	if err != nil {
 		return nil, fmt.Errorf("reserve %d bytes: %w", size, err)
 	}
+	// A huge page would be taken for a few positions of a KV cache. A kernel without them says no, which is as good.
+	_ = unix.Madvise(raw, unix.MADV_NOHUGEPAGE)
 	return &Memory[T]{raw: raw, s: unsafe.Slice((*T)(unsafe.Pointer(&raw[0])), n)}, nil
 }
 

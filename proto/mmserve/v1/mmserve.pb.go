@@ -288,7 +288,20 @@ type GenerateRequest struct {
 	MinTokens uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
 	// What the answer has to be: an answer with FINISH_REASON_STOP is that, unless a stop string cut it short, and one that
 	// ends otherwise could have become it. Default: anything.
-	Constraint    *Constraint `protobuf:"bytes,12,opt,name=constraint,proto3" json:"constraint,omitempty"`
+	Constraint *Constraint `protobuf:"bytes,12,opt,name=constraint,proto3" json:"constraint,omitempty"`
+	// How many answers to give to the one prompt, which is run once: 1 to 16, each of which takes a place among the server's
+	// open requests. Answer i is what a request alone gives with sampling.seed + i. Default: 1.
+	N uint32 `protobuf:"varint,13,opt,name=n,proto3" json:"n,omitempty"`
+	// Tell each token's log-probability, that which the model gave it before bias, penalties, constraint, temperature and
+	// filters.
+	Logprobs bool `protobuf:"varint,14,opt,name=logprobs,proto3" json:"logprobs,omitempty"`
+	// With logprobs or prompt_logprobs, those of so many of the likeliest tokens in each place too; up to 20. Default: 0.
+	TopLogprobs uint32 `protobuf:"varint,15,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
+	// Tell the log-probability of each token of the prompt but the first.
+	PromptLogprobs bool `protobuf:"varint,16,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	// Guess tokens from what was said before and check several in one step. It changes how fast an answer comes, never
+	// what it is. Default: as the server is set.
+	Speculative   *bool `protobuf:"varint,17,opt,name=speculative,proto3,oneof" json:"speculative,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -416,6 +429,41 @@ func (x *GenerateRequest) GetConstraint() *Constraint {
 		return x.Constraint
 	}
 	return nil
+}
+
+func (x *GenerateRequest) GetN() uint32 {
+	if x != nil {
+		return x.N
+	}
+	return 0
+}
+
+func (x *GenerateRequest) GetLogprobs() bool {
+	if x != nil {
+		return x.Logprobs
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetTopLogprobs() uint32 {
+	if x != nil {
+		return x.TopLogprobs
+	}
+	return 0
+}
+
+func (x *GenerateRequest) GetPromptLogprobs() bool {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetSpeculative() bool {
+	if x != nil && x.Speculative != nil {
+		return *x.Speculative
+	}
+	return false
 }
 
 type isGenerateRequest_Input interface {
@@ -1224,6 +1272,215 @@ func (x *Timings) GetTotal() *durationpb.Duration {
 	return nil
 }
 
+// TokenLogprob is a token and the natural log of its probability.
+type TokenLogprob struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Token id.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it stands for amid others; not always whole characters.
+	Text          []byte  `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Logprob       float32 `protobuf:"fixed32,3,opt,name=logprob,proto3" json:"logprob,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenLogprob) Reset() {
+	*x = TokenLogprob{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenLogprob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenLogprob) ProtoMessage() {}
+
+func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
+func (*TokenLogprob) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TokenLogprob) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *TokenLogprob) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *TokenLogprob) GetLogprob() float32 {
+	if x != nil {
+		return x.Logprob
+	}
+	return 0
+}
+
+// Logprobs are log-probabilities in one place of a text.
+type Logprobs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the token that stands there.
+	Token *TokenLogprob `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Those of the top_logprobs likeliest ones, the likeliest first. The token that stands there need not be among them.
+	Top           []*TokenLogprob `protobuf:"bytes,2,rep,name=top,proto3" json:"top,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Logprobs) Reset() {
+	*x = Logprobs{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Logprobs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Logprobs) ProtoMessage() {}
+
+func (x *Logprobs) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Logprobs.ProtoReflect.Descriptor instead.
+func (*Logprobs) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Logprobs) GetToken() *TokenLogprob {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *Logprobs) GetTop() []*TokenLogprob {
+	if x != nil {
+		return x.Top
+	}
+	return nil
+}
+
+// Choice is one of n answers.
+type Choice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Seed that was used.
+	Seed uint64 `protobuf:"varint,1,opt,name=seed,proto3" json:"seed,omitempty"`
+	// The answer, without special tokens and without the stop string.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Why it ends.
+	FinishReason FinishReason `protobuf:"varint,3,opt,name=finish_reason,json=finishReason,proto3,enum=mmserve.v1.FinishReason" json:"finish_reason,omitempty"`
+	// The stop string that ended it; absent if none did.
+	MatchedStop *string `protobuf:"bytes,4,opt,name=matched_stop,json=matchedStop,proto3,oneof" json:"matched_stop,omitempty"`
+	// Tokens generated, the end-of-answer token included.
+	CompletionTokens uint32 `protobuf:"varint,5,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
+	// Of each token, if asked for; of those that a stop string cut off, none.
+	Logprobs      []*Logprobs `protobuf:"bytes,6,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Choice) Reset() {
+	*x = Choice{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Choice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Choice) ProtoMessage() {}
+
+func (x *Choice) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Choice.ProtoReflect.Descriptor instead.
+func (*Choice) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Choice) GetSeed() uint64 {
+	if x != nil {
+		return x.Seed
+	}
+	return 0
+}
+
+func (x *Choice) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Choice) GetFinishReason() FinishReason {
+	if x != nil {
+		return x.FinishReason
+	}
+	return FinishReason_FINISH_REASON_UNSPECIFIED
+}
+
+func (x *Choice) GetMatchedStop() string {
+	if x != nil && x.MatchedStop != nil {
+		return *x.MatchedStop
+	}
+	return ""
+}
+
+func (x *Choice) GetCompletionTokens() uint32 {
+	if x != nil {
+		return x.CompletionTokens
+	}
+	return 0
+}
+
+func (x *Choice) GetLogprobs() []*Logprobs {
+	if x != nil {
+		return x.Logprobs
+	}
+	return nil
+}
+
 // GenerateResponse is the whole answer.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1243,15 +1500,19 @@ type GenerateResponse struct {
 	MatchedStop *string `protobuf:"bytes,7,opt,name=matched_stop,json=matchedStop,proto3,oneof" json:"matched_stop,omitempty"`
 	// Tokens in and out.
 	Usage *Usage `protobuf:"bytes,8,opt,name=usage,proto3" json:"usage,omitempty"`
-	// Where the time went.
-	Timings       *Timings `protobuf:"bytes,9,opt,name=timings,proto3" json:"timings,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Where the time of the answer that ended last went.
+	Timings *Timings `protobuf:"bytes,9,opt,name=timings,proto3" json:"timings,omitempty"`
+	// All n answers. text, finish_reason and matched_stop are the first one's; usage counts the tokens of all.
+	Choices []*Choice `protobuf:"bytes,10,rep,name=choices,proto3" json:"choices,omitempty"`
+	// Of each token of the prompt but the first, if asked for.
+	PromptLogprobs []*Logprobs `protobuf:"bytes,11,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1524,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1537,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GenerateResponse) GetId() string {
@@ -1342,8 +1603,22 @@ func (x *GenerateResponse) GetTimings() *Timings {
 	return nil
 }
 
-// GenerateStreamResponse is one event of a stream: a start, any number of deltas, a finish. A stream that breaks
-// has no finish but a status.
+func (x *GenerateResponse) GetChoices() []*Choice {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
+func (x *GenerateResponse) GetPromptLogprobs() []*Logprobs {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return nil
+}
+
+// GenerateStreamResponse is one event of a stream: a start, any number of deltas, a finish for each answer. A stream
+// that breaks has no more of them but a status.
 type GenerateStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Exactly one is set. Skip one you do not know: later versions may add some.
@@ -1360,7 +1635,7 @@ type GenerateStreamResponse struct {
 
 func (x *GenerateStreamResponse) Reset() {
 	*x = GenerateStreamResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1647,7 @@ func (x *GenerateStreamResponse) String() string {
 func (*GenerateStreamResponse) ProtoMessage() {}
 
 func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1660,7 @@ func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateStreamResponse.ProtoReflect.Descriptor instead.
 func (*GenerateStreamResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GenerateStreamResponse) GetEvent() isGenerateStreamResponse_Event {
@@ -1437,7 +1712,7 @@ type GenerateStreamResponse_Delta struct {
 }
 
 type GenerateStreamResponse_Finish struct {
-	// Last message.
+	// The end of an answer; the last message, where n is 1.
 	Finish *StreamFinish `protobuf:"bytes,3,opt,name=finish,proto3,oneof"`
 }
 
@@ -1456,7 +1731,7 @@ type StreamStart struct {
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	// Identifies the model's weights and configuration.
 	ModelDigest string `protobuf:"bytes,3,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
-	// Seed that is used.
+	// Seed that is used; that of answer i is i more.
 	Seed uint64 `protobuf:"varint,4,opt,name=seed,proto3" json:"seed,omitempty"`
 	// The prompt's tokens; completion_tokens is 0.
 	Usage         *Usage `protobuf:"bytes,5,opt,name=usage,proto3" json:"usage,omitempty"`
@@ -1466,7 +1741,7 @@ type StreamStart struct {
 
 func (x *StreamStart) Reset() {
 	*x = StreamStart{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1753,7 @@ func (x *StreamStart) String() string {
 func (*StreamStart) ProtoMessage() {}
 
 func (x *StreamStart) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1766,7 @@ func (x *StreamStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamStart.ProtoReflect.Descriptor instead.
 func (*StreamStart) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StreamStart) GetId() string {
@@ -1536,14 +1811,18 @@ type StreamDelta struct {
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// Tokens generated since the last delta: more than one where text was held back because it could have become a
 	// stop string, or where a character took several tokens.
-	Tokens        uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	Tokens uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Which of the n answers it belongs to.
+	Index uint32 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	// Of the tokens whose text has been sent by now, if asked for.
+	Logprobs      []*Logprobs `protobuf:"bytes,4,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamDelta) Reset() {
 	*x = StreamDelta{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1834,7 @@ func (x *StreamDelta) String() string {
 func (*StreamDelta) ProtoMessage() {}
 
 func (x *StreamDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1847,7 @@ func (x *StreamDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDelta.ProtoReflect.Descriptor instead.
 func (*StreamDelta) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StreamDelta) GetText() string {
@@ -1585,6 +1864,20 @@ func (x *StreamDelta) GetTokens() uint32 {
 	return 0
 }
 
+func (x *StreamDelta) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StreamDelta) GetLogprobs() []*Logprobs {
+	if x != nil {
+		return x.Logprobs
+	}
+	return nil
+}
+
 // StreamFinish ends a complete answer.
 type StreamFinish struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1592,17 +1885,23 @@ type StreamFinish struct {
 	FinishReason FinishReason `protobuf:"varint,1,opt,name=finish_reason,json=finishReason,proto3,enum=mmserve.v1.FinishReason" json:"finish_reason,omitempty"`
 	// The stop string that ended it; absent if none did.
 	MatchedStop *string `protobuf:"bytes,2,opt,name=matched_stop,json=matchedStop,proto3,oneof" json:"matched_stop,omitempty"`
-	// Tokens in and out.
+	// Tokens in and out of this answer.
 	Usage *Usage `protobuf:"bytes,3,opt,name=usage,proto3" json:"usage,omitempty"`
 	// Where the time went.
-	Timings       *Timings `protobuf:"bytes,4,opt,name=timings,proto3" json:"timings,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Timings *Timings `protobuf:"bytes,4,opt,name=timings,proto3" json:"timings,omitempty"`
+	// Which of the n answers it ends.
+	Index uint32 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
+	// Of the tokens that follow those of the last delta, if asked for.
+	Logprobs []*Logprobs `protobuf:"bytes,6,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
+	// Of each token of the prompt but the first, if asked for; with index 0 only.
+	PromptLogprobs []*Logprobs `protobuf:"bytes,7,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StreamFinish) Reset() {
 	*x = StreamFinish{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1913,7 @@ func (x *StreamFinish) String() string {
 func (*StreamFinish) ProtoMessage() {}
 
 func (x *StreamFinish) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1926,7 @@ func (x *StreamFinish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamFinish.ProtoReflect.Descriptor instead.
 func (*StreamFinish) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamFinish) GetFinishReason() FinishReason {
@@ -1658,12 +1957,33 @@ func (x *StreamFinish) GetTimings() *Timings {
 	return nil
 }
 
+func (x *StreamFinish) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StreamFinish) GetLogprobs() []*Logprobs {
+	if x != nil {
+		return x.Logprobs
+	}
+	return nil
+}
+
+func (x *StreamFinish) GetPromptLogprobs() []*Logprobs {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return nil
+}
+
 var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xde\x03\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8b\x05\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -1683,9 +2003,15 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"min_tokens\x18\v \x01(\rR\tminTokens\x126\n" +
 	"\n" +
 	"constraint\x18\f \x01(\v2\x16.mmserve.v1.ConstraintR\n" +
-	"constraintB\a\n" +
+	"constraint\x12\f\n" +
+	"\x01n\x18\r \x01(\rR\x01n\x12\x1a\n" +
+	"\blogprobs\x18\x0e \x01(\bR\blogprobs\x12!\n" +
+	"\ftop_logprobs\x18\x0f \x01(\rR\vtopLogprobs\x12'\n" +
+	"\x0fprompt_logprobs\x18\x10 \x01(\bR\x0epromptLogprobs\x12%\n" +
+	"\vspeculative\x18\x11 \x01(\bH\x02R\vspeculative\x88\x01\x01B\a\n" +
 	"\x05inputB\r\n" +
-	"\v_max_tokens\"\xa3\x01\n" +
+	"\v_max_tokensB\x0e\n" +
+	"\f_speculative\"\xa3\x01\n" +
 	"\n" +
 	"Constraint\x12/\n" +
 	"\achoices\x18\x01 \x01(\v2\x13.mmserve.v1.ChoicesH\x00R\achoices\x12\x16\n" +
@@ -1755,7 +2081,22 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\aprefill\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\aprefill\x121\n" +
 	"\x06decode\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06decode\x12-\n" +
 	"\x04ttft\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04ttft\x12/\n" +
-	"\x05total\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05total\"\xd3\x02\n" +
+	"\x05total\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05total\"L\n" +
+	"\fTokenLogprob\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\x12\x18\n" +
+	"\alogprob\x18\x03 \x01(\x02R\alogprob\"f\n" +
+	"\bLogprobs\x12.\n" +
+	"\x05token\x18\x01 \x01(\v2\x18.mmserve.v1.TokenLogprobR\x05token\x12*\n" +
+	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\x87\x02\n" +
+	"\x06Choice\x12\x12\n" +
+	"\x04seed\x18\x01 \x01(\x04R\x04seed\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12=\n" +
+	"\rfinish_reason\x18\x03 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
+	"\fmatched_stop\x18\x04 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12+\n" +
+	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x120\n" +
+	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobsB\x0f\n" +
+	"\r_matched_stop\"\xc0\x03\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -1765,7 +2106,10 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\rfinish_reason\x18\x06 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\a \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
 	"\x05usage\x18\b \x01(\v2\x11.mmserve.v1.UsageR\x05usage\x12-\n" +
-	"\atimings\x18\t \x01(\v2\x13.mmserve.v1.TimingsR\atimingsB\x0f\n" +
+	"\atimings\x18\t \x01(\v2\x13.mmserve.v1.TimingsR\atimings\x12,\n" +
+	"\achoices\x18\n" +
+	" \x03(\v2\x12.mmserve.v1.ChoiceR\achoices\x12=\n" +
+	"\x0fprompt_logprobs\x18\v \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobsB\x0f\n" +
 	"\r_matched_stop\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
 	"\x05start\x18\x01 \x01(\v2\x17.mmserve.v1.StreamStartH\x00R\x05start\x12/\n" +
@@ -1777,15 +2121,20 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12\x12\n" +
 	"\x04seed\x18\x04 \x01(\x04R\x04seed\x12'\n" +
-	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\"9\n" +
+	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\"\x81\x01\n" +
 	"\vStreamDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x16\n" +
-	"\x06tokens\x18\x02 \x01(\rR\x06tokens\"\xde\x01\n" +
+	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\rR\x05index\x120\n" +
+	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\"\xe5\x02\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
 	"\x05usage\x18\x03 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\x12-\n" +
-	"\atimings\x18\x04 \x01(\v2\x13.mmserve.v1.TimingsR\atimingsB\x0f\n" +
+	"\atimings\x18\x04 \x01(\v2\x13.mmserve.v1.TimingsR\atimings\x12\x14\n" +
+	"\x05index\x18\x05 \x01(\rR\x05index\x120\n" +
+	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
+	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobsB\x0f\n" +
 	"\r_matched_stop*h\n" +
 	"\bPriority\x12\x18\n" +
 	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -1825,7 +2174,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -1842,13 +2191,16 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*Sampling)(nil),               // 12: mmserve.v1.Sampling
 	(*Usage)(nil),                  // 13: mmserve.v1.Usage
 	(*Timings)(nil),                // 14: mmserve.v1.Timings
-	(*GenerateResponse)(nil),       // 15: mmserve.v1.GenerateResponse
-	(*GenerateStreamResponse)(nil), // 16: mmserve.v1.GenerateStreamResponse
-	(*StreamStart)(nil),            // 17: mmserve.v1.StreamStart
-	(*StreamDelta)(nil),            // 18: mmserve.v1.StreamDelta
-	(*StreamFinish)(nil),           // 19: mmserve.v1.StreamFinish
-	nil,                            // 20: mmserve.v1.Sampling.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
+	(*TokenLogprob)(nil),           // 15: mmserve.v1.TokenLogprob
+	(*Logprobs)(nil),               // 16: mmserve.v1.Logprobs
+	(*Choice)(nil),                 // 17: mmserve.v1.Choice
+	(*GenerateResponse)(nil),       // 18: mmserve.v1.GenerateResponse
+	(*GenerateStreamResponse)(nil), // 19: mmserve.v1.GenerateStreamResponse
+	(*StreamStart)(nil),            // 20: mmserve.v1.StreamStart
+	(*StreamDelta)(nil),            // 21: mmserve.v1.StreamDelta
+	(*StreamFinish)(nil),           // 22: mmserve.v1.StreamFinish
+	nil,                            // 23: mmserve.v1.Sampling.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
@@ -1863,34 +2215,43 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
 	11, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
 	2,  // 11: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	20, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	21, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	21, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	21, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	21, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	21, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	21, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	21, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	21, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
-	3,  // 21: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
-	13, // 22: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
-	14, // 23: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
-	17, // 24: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
-	18, // 25: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
-	19, // 26: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
-	13, // 27: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
-	3,  // 28: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	13, // 29: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	14, // 30: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	4,  // 31: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 32: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	15, // 33: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	16, // 34: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	33, // [33:35] is the sub-list for method output_type
-	31, // [31:33] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	23, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	24, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	24, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	24, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	24, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	24, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	24, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	24, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	24, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	15, // 21: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
+	15, // 22: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
+	3,  // 23: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
+	16, // 24: mmserve.v1.Choice.logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 25: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
+	13, // 26: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
+	14, // 27: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
+	17, // 28: mmserve.v1.GenerateResponse.choices:type_name -> mmserve.v1.Choice
+	16, // 29: mmserve.v1.GenerateResponse.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	20, // 30: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
+	21, // 31: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
+	22, // 32: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
+	13, // 33: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
+	16, // 34: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 35: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	13, // 36: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	14, // 37: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	16, // 38: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
+	16, // 39: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	4,  // 40: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 41: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	18, // 42: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	19, // 43: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	42, // [42:44] is the sub-list for method output_type
+	40, // [40:42] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -1913,20 +2274,21 @@ func file_mmserve_v1_mmserve_proto_init() {
 		(*Part_Image)(nil),
 	}
 	file_mmserve_v1_mmserve_proto_msgTypes[8].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[11].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[12].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[13].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[14].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{
 		(*GenerateStreamResponse_Start)(nil),
 		(*GenerateStreamResponse_Delta)(nil),
 		(*GenerateStreamResponse_Finish)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/host"
+)
+
+// byteSize is a number of bytes on the command line: 1073741824, 1024MiB, 1GiB.
+type byteSize int64
+
+// UnmarshalText reads a whole number with an optional binary unit.
+func (b *byteSize) UnmarshalText(text []byte) error {
+	number, shift := strings.TrimSpace(string(text)), 0
+	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if rest, ok := strings.CutSuffix(number, unit); ok {
+			number, shift = strings.TrimSpace(rest), 10*(i+1)
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n<<shift>>shift != n {
+		return fmt.Errorf("%q; want a number of bytes such as 4294967296, 4096MiB or 4GiB", text)
+	}
+	*b = byteSize(n << shift)
+	return nil
+}
+
+// kvPlan says how much KV cache there is: slots are reserved, maxLen positions each, and at most tokens of them have
+// memory at once.
+type kvPlan struct {
+	slots, maxLen, tokens int
+	bytes                 int64
+}
+
+// planKV divides a budget of bytes, 0 for a quarter of the usable memory. A model whose context is too long for that is
+// cut to what fits, unless maxLen or the budget was asked for.
+func planKV(c decoder.Config, slots, maxLen int, budget int64) (kvPlan, error) {
+	p := kvPlan{slots: slots, maxLen: maxLen, bytes: budget}
+	asked := maxLen > 0 || budget > 0
+	if p.maxLen == 0 || p.maxLen > c.MaxLen {
+		p.maxLen = c.MaxLen
+	}
+	if p.bytes == 0 {
+		p.bytes = int64(host.ReadMemory().Limit) / 4
+	}
+	p.tokens = c.KVTokens(p.bytes, slots)
+	if full := p.slots * p.maxLen; p.tokens > full {
+		p.tokens, p.bytes = full, c.KVBytes(full, slots)
+	}
+	if p.tokens >= p.maxLen {
+		return p, nil
+	}
+	if asked || p.tokens < 64 {
+		return p, fmt.Errorf("the KV cache of one sequence of %d tokens and %d slots takes %s, there are %s; give --kv-cache-bytes more, or --max-len or --slots less",
+			p.maxLen, slots, bytesText(c.KVBytes(p.maxLen, slots)), bytesText(p.bytes))
+	}
+	p.maxLen = p.tokens
+	return p, nil
+}
+
+func (p kvPlan) String() string {
+	return fmt.Sprintf("%s for %d tokens, of up to %d sequences with up to %d each", bytesText(p.bytes), p.tokens, p.slots, p.maxLen)
+}

@@ -1,0 +1,153 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/tokenizer"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+)
+
+// answer is one of the n answers of a request on its way from tokens to messages. One goroutine has it.
+type answer struct {
+	server *Server
+	rec    *record
+	index  int
+	stream *batching.Stream
+	send   func(*pb.GenerateStreamResponse) error
+
+	text  *tokenizer.Stream
+	stops stopMatcher
+	told  int // tokens that deltas told of
+
+	logprobs []logprob // not sent yet
+	prompt   []*pb.Logprobs
+	made     int // bytes of text so far, and of these
+	sent     int // those sent
+}
+
+// logprob is a token's, with the number of bytes of text that were there once it had come: it is told with the last of
+// them, as a token that only a stop string was made of is not to be known.
+type logprob struct {
+	end int
+	out *pb.Logprobs
+}
+
+func (s *Server) newAnswer(rec *record, req *request, index int, stream *batching.Stream, send func(*pb.GenerateStreamResponse) error) *answer {
+	return &answer{
+		server: s, rec: rec, index: index, stream: stream, send: send,
+		text: s.model.Tokenizer.NewStream(true), stops: stopMatcher{stops: req.stop},
+	}
+}
+
+// deliver turns the engine's tokens into text and sends it, up to a stop string or the engine's own end.
+func (a *answer) deliver(ctx context.Context) error {
+	for {
+		e, err := a.stream.Next(ctx)
+		switch cause := context.Cause(ctx); {
+		case errors.Is(cause, errCut):
+			if err := a.delta(a.stops.flush()); err != nil {
+				return err
+			}
+			return a.finish(pb.FinishReason_FINISH_REASON_CANCELLED, nil)
+		case cause != nil:
+			return cause
+		case err != nil:
+			return err
+		}
+		piece := a.read(e)
+		a.made += len(piece)
+		if e.HasToken && e.Token.Logprobs != nil {
+			a.logprobs = append(a.logprobs, logprob{a.made, a.server.logprobs(e.Token.ID, e.Token.Logprobs)})
+		}
+		out, matched, found := a.stops.push(piece)
+		if !found && e.Finish != batching.Running {
+			out += a.stops.flush()
+		}
+		if err := a.delta(out); err != nil {
+			return err
+		}
+		switch {
+		case found:
+			a.stream.Cancel() // now, as sending may have to wait for the client
+			a.logprobs = nil
+			return a.finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
+		case e.Finish == batching.Error:
+			return e.Err
+		case e.Finish == batching.Expired:
+			return context.DeadlineExceeded
+		case e.Finish != batching.Running:
+			return a.finish(finishReasons[e.Finish], nil)
+		}
+	}
+}
+
+// read is the text that is certain with e.
+func (a *answer) read(e batching.Event) (piece string) {
+	if e.HasToken {
+		a.counts().completion++
+		if !slices.Contains(a.server.model.EOS, e.Token.ID) {
+			piece = a.text.Push(e.Token.ID)
+		}
+	}
+	for i := range e.Prompt {
+		a.prompt = append(a.prompt, a.server.logprobs(a.rec.ids[i+1], &e.Prompt[i]))
+	}
+	if e.Finish != batching.Running {
+		piece += a.text.Flush()
+	}
+	return piece
+}
+
+func (a *answer) counts() *answered { return &a.rec.answers[a.index] }
+
+// delta sends text, if there is any.
+func (a *answer) delta(text string) error {
+	if text == "" {
+		return nil
+	}
+	a.sent += len(text)
+	d := &pb.StreamDelta{Text: text, Index: uint32(a.index), Tokens: uint32(a.counts().completion - a.told), Logprobs: a.due(a.sent)}
+	a.told = a.counts().completion
+	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: d}})
+}
+
+// due takes the log-probabilities of the tokens whose text has been sent once sent bytes have been.
+func (a *answer) due(sent int) (list []*pb.Logprobs) {
+	for len(a.logprobs) > 0 && a.logprobs[0].end <= sent {
+		list = append(list, a.logprobs[0].out)
+		a.logprobs = a.logprobs[1:]
+	}
+	return list
+}
+
+func (a *answer) finish(reason pb.FinishReason, matched *string) error {
+	c := a.counts()
+	c.finish, c.timing = reason, a.stream.Timing()
+	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
+		FinishReason: reason, MatchedStop: matched, Index: uint32(a.index),
+		Usage: a.rec.usage(*c), Timings: a.rec.timings(c.timing),
+		Logprobs: a.due(a.made), PromptLogprobs: a.prompt,
+	}}})
+}
+
+var finishReasons = map[batching.FinishReason]pb.FinishReason{
+	batching.Stop:      pb.FinishReason_FINISH_REASON_STOP,
+	batching.Length:    pb.FinishReason_FINISH_REASON_LENGTH,
+	batching.Cancelled: pb.FinishReason_FINISH_REASON_CANCELLED,
+}
+
+// logprobs writes a token's log-probabilities out.
+func (s *Server) logprobs(id int32, l *decoder.Logprobs) *pb.Logprobs {
+	one := func(id int32, value float32) *pb.TokenLogprob {
+		return &pb.TokenLogprob{Id: uint32(id), Text: s.model.Tokenizer.TokenBytes(id), Logprob: value}
+	}
+	out := &pb.Logprobs{Token: one(id, l.Picked)}
+	for _, t := range l.Top {
+		out.Top = append(out.Top, one(t.ID, t.Logprob))
+	}
+	return out
+}
