@@ -194,8 +194,8 @@ func (e *Engine) run(ctx context.Context, p plan) (tokens []decoder.Token, err e
 		}
 	}()
 	tokens, err = e.runner.Run(ctx, p.batch)
-	if err == nil && len(tokens) != p.samples {
-		err = fmt.Errorf("the runner gave %d tokens for %d rows that sample", len(tokens), p.samples)
+	if err == nil && len(tokens) != p.takes(tokens) {
+		err = fmt.Errorf("the runner gave %d tokens where %d rows take %d", len(tokens), len(p.seqs), p.takes(tokens))
 	}
 	return tokens, err
 }

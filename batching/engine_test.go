@@ -638,22 +638,27 @@ func TestManyClients(t *testing.T) {
 	}
 }
 
-// What a step of 32 rows costs without a model under it.
+// What a step costs without a model under it: rows decode while others wait for a slot.
 func BenchmarkStep(b *testing.B) {
-	s := newScheduler(decoder.Capacity{Slots: 32, MaxLen: 1 << 30}, Options{})
-	tokens := make([]decoder.Token, 32)
-	now := time.Now()
-	for range 32 {
-		s.add(newSequence(request("a", 100, 1<<30), now), now)
-	}
-	for len(s.slots.decoding) < 32 {
-		p := s.schedule(now)
-		s.commit(p, tokens[:p.samples], now)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		s.commit(s.schedule(now), tokens, now)
-		s.stats()
+	for _, c := range []struct{ rows, waiting int }{{32, 0}, {256, 0}, {256, 10}, {256, 10_000}} {
+		b.Run(fmt.Sprintf("rows=%d/waiting=%d", c.rows, c.waiting), func(b *testing.B) {
+			s := newScheduler(decoder.Capacity{Slots: c.rows, MaxLen: 1 << 30}, Options{})
+			tokens := make([]decoder.Token, c.rows)
+			now := time.Now()
+			for range c.rows + c.waiting {
+				s.add(newSequence(request("a", 100, 1<<30), now), now)
+			}
+			for len(s.slots.decoding) < c.rows {
+				p := s.schedule(now)
+				s.commit(p, tokens[:p.takes(tokens)], now)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				s.expire(now)
+				s.commit(s.schedule(now), tokens, now)
+				s.stats()
+			}
+		})
 	}
 }
 

@@ -91,6 +91,8 @@ func (h *history) step(err error) string {
 		h.now = h.now.Add(h.decode)
 	}
 	switch {
+	case failed == nil && p.takes(tokens) != len(tokens):
+		h.t.Fatalf("the runner gave %d tokens where the plan takes %d", len(tokens), p.takes(tokens))
 	case failed == nil:
 		return said + h.take(h.sched.commit(p, tokens, h.now))
 	case failed == err:

@@ -9,9 +9,19 @@ import (
 
 // plan is one step: the batch and whose rows they are. It is valid until the next schedule.
 type plan struct {
-	batch   *decoder.Batch
-	seqs    []*sequence // seqs[i] has batch.Rows[i]
-	samples int         // rows with a sampler: as many tokens come back
+	batch *decoder.Batch
+	seqs  []*sequence // seqs[i] has batch.Rows[i]
+}
+
+// takes is the number of tokens that the rows want, given those at the start of the list.
+func (p plan) takes(tokens []decoder.Token) int {
+	n := 0
+	for _, row := range p.batch.Rows {
+		if row.Sampler != nil {
+			n += 1 + row.Right(tokens[min(n, len(tokens)):])
+		}
+	}
+	return n
 }
 
 // delivery is an event on its way to a stream.
@@ -114,13 +124,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 		s.planDecode()
 	}
 	s.slots.releases(&s.batch, s.budget)
-	p := plan{batch: &s.batch, seqs: s.seqs}
-	for _, r := range s.batch.Rows {
-		if r.Sampler != nil {
-			p.samples++
-		}
-	}
-	return p
+	return plan{batch: &s.batch, seqs: s.seqs}
 }
 
 // decodesNext says whether it is the decoding sequences' turn.
@@ -199,13 +203,14 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		if row.Sampler == nil {
 			continue
 		}
-		right := 0
-		for s.accept(q, tokens[0], now); right < row.Drafts && tokens[0].ID == row.IDs[1+right]; right++ {
-			tokens = tokens[1:]
-			s.ran(q, 1)
-			s.accept(q, tokens[0], now)
+		right := row.Right(tokens)
+		for i, t := range tokens[:1+right] {
+			if i > 0 { // the draft before it is in the cache
+				s.ran(q, 1)
+			}
+			s.accept(q, t, now)
 		}
-		tokens = tokens[1:]
+		tokens = tokens[1+right:]
 		q.judge(row.Drafts, right)
 		s.totals.DraftedTokens += int64(row.Drafts)
 		s.totals.RightDrafts += int64(right)

@@ -53,6 +53,15 @@ type Row struct {
 	Sampler *Sampler
 }
 
+// Right is the number of the row's drafts that were right: those that lead the tokens which the row gave.
+func (row *Row) Right(tokens []Token) (n int) {
+	drafts := row.IDs[len(row.IDs)-row.Drafts:]
+	for n < min(len(drafts), len(tokens)) && tokens[n].ID == drafts[n] {
+		n++
+	}
+	return n
+}
+
 // Batch is one step. It is either a decode step, with Rows[i].Slot == i and one id and its drafts a row, or a prefill
 // chunk: exactly one row in any slot with any number of ids. Moves are made first, in order, then releases. A batch
 // without rows makes its moves and releases only.

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -122,7 +123,11 @@ func TestDefaultModelInt8(t *testing.T) {
 	defer m.Close()
 	cache := t.TempDir()
 	for _, wantFresh := range []bool{true, false} {
-		if fresh, err := m.LoadInt8(cache); err != nil || fresh != wantFresh {
+		fresh, err := m.LoadInt8(cache)
+		if errors.Is(err, graph.ErrSaturates) {
+			t.Skip(err)
+		}
+		if err != nil || fresh != wantFresh {
 			t.Fatalf("LoadInt8: fresh %t %v, want %t", fresh, err, wantFresh)
 		}
 	}

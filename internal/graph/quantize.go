@@ -326,6 +326,9 @@ func (w *Weights) getInt8(name string, shape []int) (safetensors.Tensor, error) 
 // LoadInt8 makes the quantised weights that build asks for available: from dir when an earlier start left them there,
 // or by quantising now and leaving them there. build must not open a session.
 func (w *Weights) LoadInt8(dir string, build func(w *Weights) error) (fresh bool, err error) {
+	if !HasKernels && saturates() {
+		return false, ErrSaturates
+	}
 	needs, err := Needs(build)
 	if err != nil {
 		return false, err

@@ -124,7 +124,7 @@ static OrtStatus *row_linear_compute(void *k, OrtKernelContext *ctx) {
 
   // Scratch for a few rows lies on the stack.
   _Alignas(64) uint8_t few[32 << 10];
-  const size_t need = (size_t)l->rows * ((size_t)steps * 4 + sizeof(float));
+  const size_t need = (size_t)l->rows * ((size_t)(steps * 4 * rowlinear_width()) + sizeof(float));
   uint8_t *scratch = need <= sizeof few ? few : malloc(need);
   if (!scratch) return api->CreateStatus(ORT_FAIL, "RowLinear8: out of memory");
   l->m = (float *)scratch;

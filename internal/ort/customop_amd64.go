@@ -5,7 +5,7 @@ package ort
 // #cgo CFLAGS: -O3
 // #cgo linux LDFLAGS: -ldl -lpthread
 // #include <stdlib.h>
-// #include "rowlinear_amd64.h"
+// #include "kernels_amd64.h"
 // #include "team_amd64.h"
 // char *customop_add(const char *library, void *session_options);
 import "C"
@@ -21,8 +21,18 @@ import (
 )
 
 // HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8 and
-// CachedAttention. They need AVX-512 with VNNI.
-func HasKernels() bool { return C.rowlinear_supported() != 0 }
+// CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
+func HasKernels() bool { return C.kernels() != C.KERNELS_NONE }
+
+// limitKernels has the AVX2 operators used where better ones are there too, for tests; it tells whether there are.
+func limitKernels(on bool) (better bool) {
+	C.kernels_limit(C.KERNELS_AVX512)
+	better = C.kernels() == C.KERNELS_AVX512
+	if on {
+		C.kernels_limit(C.KERNELS_AVX2)
+	}
+	return better
+}
 
 var addCustomOps sync.Mutex
 

@@ -5,7 +5,7 @@ package ort
 import ort "github.com/yalue/onnxruntime_go"
 
 // HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8 and
-// CachedAttention. They need AVX-512 with VNNI.
+// CachedAttention. They need AVX2 with FMA.
 func HasKernels() bool { return false }
 
 func configureCustomOps(*ort.SessionOptions, int) error { return nil }

@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -63,7 +64,7 @@ func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	t.Helper()
 	startLibrary(t)
 	if !HasKernels() {
-		t.Skip("this processor lacks AVX-512 VNNI: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
 	l := &attentionLayer{attentionCase: c, t: t}
 	var err error
@@ -262,4 +263,86 @@ func TestCachedAttentionRefuses(t *testing.T) {
 			t.Errorf("two positions up to %d: %v", last, err)
 		}
 	}
+}
+
+// linearGraph is a RowLinear8 of 3 panels over random weights.
+func linearGraph(k, activation int) *onnx.Graph {
+	const n, channels = 48, 48
+	rng := rand.New(rand.NewPCG(uint64(k), 1))
+	steps := (k + 3) / 4
+	weights, scale, start := make([]byte, channels*steps*4), make([]float32, channels), make([]byte, channels*4)
+	for panel := range channels / 16 {
+		for i := range steps {
+			for lane := range 16 {
+				for j := range min(4, k-i*4) {
+					w := int8(rng.IntN(255) - 127)
+					weights[((panel*steps+i)*16+lane)*4+j] = byte(w)
+					at := (panel*16 + lane) * 4
+					binary.LittleEndian.PutUint32(start[at:], binary.LittleEndian.Uint32(start[at:])-uint32(128*int32(w)))
+				}
+			}
+		}
+	}
+	for i := range scale {
+		scale[i] = rng.Float32() / 100
+	}
+	g := onnx.New("linear")
+	g.Input("x", onnx.F32, "R", k)
+	g.Inline("w", onnx.I8, []int{channels / 16, steps, 16, 4}, weights)
+	g.F32s("scale", []int{channels}, scale)
+	g.Inline("start", onnx.I32, []int{channels}, start)
+	g.F32s("bias", []int{n}, randoms(uint64(k), n))
+	g.Node(onnx.Own, "RowLinear8", onnx.Attrs{"k": k, "n": n, "activation": activation}, []string{"x", "w", "scale", "start", "bias"}, []string{"y"})
+	g.Output("y", onnx.F32, "R", n)
+	return g
+}
+
+// TestKernelsAgree holds that the operators of a better processor give the very bits of the others.
+func TestKernelsAgree(t *testing.T) {
+	startLibrary(t)
+	defer limitKernels(false)
+	if !limitKernels(false) {
+		t.Skip("this processor has no AVX-512 VNNI to compare AVX2 with")
+	}
+	both := func(t *testing.T, run func() []float32) {
+		t.Helper()
+		limitKernels(false)
+		want := run()
+		limitKernels(true)
+		if got := run(); !slices.Equal(got, want) {
+			t.Error("AVX2 and AVX-512 differ")
+		}
+	}
+	for _, k := range []int{16, 61, 576} {
+		for activation := range 4 {
+			if activation == 1 { // a gate needs pairs of panels
+				continue
+			}
+			session, err := NewSession(linearGraph(k, activation), Options{Threads: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, rows := range []int{1, 2, 5, 30} {
+				both(t, func() []float32 {
+					y := alloc(t, rows*48)
+					out, _ := View(y.Slice(), rows, 48)
+					defer out.Destroy()
+					if err := session.Run([]Tensor{view(t, randoms(7, rows*k), rows, k)}, []Tensor{out}); err != nil {
+						t.Fatal(err)
+					}
+					return y.Slice()
+				})
+			}
+			session.Close()
+		}
+	}
+	c := attentionCase{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true}
+	l := newAttentionLayer(t, c)
+	both(t, func() []float32 {
+		out, err := l.run(0, 100, []int32{99}, randoms(3, 100*(c.heads+2*c.kvHeads)*c.dim))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	})
 }

@@ -16,16 +16,21 @@ typedef struct {
   const float *bias;    // [n] or NULL
   float *y;             // [rows, n], or [rows, n/2] when gated
   int activation;
-  uint8_t *q;           // scratch, [rows, 4·⌈k/4⌉]: x in 8 bits, around 128
+  uint8_t *q;           // scratch, [rows, 4·⌈k/4⌉] of rowlinear_width bytes: x in 8 bits, around 128 in one byte or 0 in two
   float *m;             // scratch, [rows]: what one step of q is worth
 } rowlinear;
 
-// rowlinear_supported says whether this processor has the instructions (AVX-512 with VNNI).
-int rowlinear_supported(void);
+// rowlinear_width is the number of bytes that an element of q takes.
+int64_t rowlinear_width(void);
 // rowlinear_quantize fills q and m for rows [from, to).
 void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to);
 // rowlinear_multiply computes rows [row_from, row_to) of the channels in panel pairs [pair_from, pair_to), 32 channels
 // each, from q and m.
 void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+
+void rowlinear_quantize_avx2(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear_quantize_avx512(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 
 #endif

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #include <math.h>
 
-#include "vector_amd64.h"
+#include "vector_avx512_amd64.h"
 
 #define PANEL 16
 
@@ -23,7 +23,7 @@ TARGET static void rotate(const attention *a, const float *x, int64_t pos, float
   }
 }
 
-TARGET void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
+TARGET void attention_store_avx512(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
   const int64_t d = a->dim, g = group(a);
   float *keys = a->keys + (row * a->kv_heads + kv_head) * a->max_len * d;
   float *values = a->values + (row * a->kv_heads + kv_head) * a->max_len * d;
@@ -43,8 +43,6 @@ TARGET void attention_store(const attention *a, int64_t row, int64_t kv_head, in
 
 // scores_stride is the room for one query's scores over n keys.
 static int64_t scores_stride(int64_t n) { return (n + 2 * PANEL - 1) / (2 * PANEL) * (2 * PANEL); }
-
-int64_t attention_scratch(const attention *a, int64_t row) { return QUERIES * scores_stride(a->last[row] + 1); }
 
 // score computes QUERIES queries, N of them wanted, against two panels of keys.
 INLINE void score(const attention *a, const float *q, const float *keys, int panels, float *to, int64_t to_stride, const int N) {
@@ -144,7 +142,7 @@ INLINE void attend(const attention *a, int64_t row, int64_t kv_head, int64_t fro
   }
 }
 
-TARGET void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
+TARGET void attention_attend_avx512(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
   while (from < to) {
     const int64_t n = to - from < QUERIES ? to - from : QUERIES;
     switch (n) {

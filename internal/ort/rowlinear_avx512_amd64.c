@@ -2,15 +2,9 @@
 
 #include "rowlinear_amd64.h"
 
-#include "vector_amd64.h"
+#include "vector_avx512_amd64.h"
 
-int rowlinear_supported(void) {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
-}
-
-TARGET void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to) {
+TARGET void rowlinear_quantize_avx512(const rowlinear *l, int64_t from, int64_t to) {
   const int64_t k = l->k, width = (k + 3) / 4 * 4;
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), middle = _mm512_set1_epi32(128);
   for (int64_t r = from; r < to; r++) {
@@ -98,7 +92,7 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
   for (int r = 0; r < ROWS; r++) store(l, a[r], b[r], row + r, channel);
 }
 
-TARGET void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
+TARGET void rowlinear_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
   for (int64_t pair = pair_from; pair < pair_to; pair++) {
     for (int64_t row = row_from, left; (left = row_to - row) > 0;) {
       // 13 to 23 rows go in two halves: a tile of few rows costs nearly what a full one does.

@@ -1,0 +1,141 @@
+//go:build !windows
+
+#include "attention_amd64.h"
+
+#include <math.h>
+
+#include "vector_avx2_amd64.h"
+
+#define PANEL 16
+
+static int64_t group(const attention *a) { return a->heads / a->kv_heads; }
+
+// position is where new position s of a row stands in its sequence.
+static int64_t position(const attention *a, int64_t row, int64_t s) { return a->last[row] + 1 - a->width + s; }
+
+TARGET static void rotate(const attention *a, const float *x, int64_t pos, float scale, float *to, int64_t stride) {
+  const int64_t half = a->dim / 2;
+  const float *c = a->cosine + pos * half, *s = a->sine + pos * half;
+  for (int64_t i = 0; i < half; i++) {
+    to[i * stride] = (x[i] * c[i] - x[i + half] * s[i]) * scale;
+    to[(i + half) * stride] = (x[i + half] * c[i] + x[i] * s[i]) * scale;
+  }
+}
+
+TARGET void attention_store_avx2(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
+  const int64_t d = a->dim, g = group(a);
+  float *keys = a->keys + (row * a->kv_heads + kv_head) * a->max_len * d;
+  float *values = a->values + (row * a->kv_heads + kv_head) * a->max_len * d;
+  for (int64_t s = from; s < to; s++) {
+    const int64_t at = row * a->width + s, pos = position(a, row, s);
+    for (int64_t i = 0; i < g; i++)
+      rotate(a, a->q + at * a->q_stride + (kv_head * g + i) * d, pos, a->scale,
+             a->rotated + (((row * a->kv_heads + kv_head) * a->width + s) * g + i) * d, 1);
+    rotate(a, a->k + at * a->kv_stride + kv_head * d, pos, 1, keys + pos / PANEL * PANEL * d + pos % PANEL, PANEL);
+    const float *v = a->v + at * a->kv_stride + kv_head * d;
+    for (int64_t i = 0; i < d; i += 8) _mm256_storeu_ps(values + pos * d + i, _mm256_loadu_ps(v + i));
+  }
+}
+
+// QUERIES by a panel of keys, and QUERIES by 16 values, are tiles whose sums stay in registers: 12 of the 16.
+#define QUERIES 6
+
+// padded is the room for one query's scores over n keys.
+static int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+// score computes N queries against a panel of keys.
+INLINE void score(const attention *a, const float *q, const float *keys, float *to, int64_t to_stride, const int N) {
+  const int64_t d = a->dim;
+  __m256 x[QUERIES], y[QUERIES];
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++) x[i] = y[i] = _mm256_setzero_ps();
+  for (int64_t j = 0; j < d; j++) {
+    _mm_prefetch((const char *)(keys + PANEL * d + j * PANEL), _MM_HINT_T0);
+    const __m256 k0 = _mm256_loadu_ps(keys + j * PANEL), k1 = _mm256_loadu_ps(keys + j * PANEL + 8);
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) {
+      const __m256 b = _mm256_broadcast_ss(q + i * d + j);
+      x[i] = _mm256_fmadd_ps(b, k0, x[i]);
+      y[i] = _mm256_fmadd_ps(b, k1, y[i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++) {
+    _mm256_storeu_ps(to + i * to_stride, x[i]);
+    _mm256_storeu_ps(to + i * to_stride + 8, y[i]);
+  }
+}
+
+// weigh turns the scores of one query over n keys into e^(score - max), zero up to the end of the padding, and gives
+// their sum's inverse.
+INLINE float weigh(float *s, int64_t n, int64_t end) {
+  const __m256 lowest = _mm256_set1_ps(-INFINITY);
+  __m256 most = lowest;
+  for (int64_t t = 0; t < n; t += 8)
+    most = _mm256_max_ps(_mm256_blendv_ps(lowest, _mm256_loadu_ps(s + t), _mm256_castsi256_ps(lanes(n - t))), most);
+  const __m256 top = _mm256_set1_ps(reduce_max(most));
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t t = 0; t < end; t += 8) {
+    const __m256 e = _mm256_and_ps(exponential(_mm256_sub_ps(_mm256_loadu_ps(s + t), top)), _mm256_castsi256_ps(lanes(n - t)));
+    _mm256_storeu_ps(s + t, e);
+    sum[t / 8 % 2] = _mm256_add_ps(sum[t / 8 % 2], e);
+  }
+  return 1 / reduce_add(sum[0], sum[1]);
+}
+
+// mix adds up 16 of each of n vectors of values under the weights of N queries.
+INLINE void mix(const attention *a, const float *p, int64_t p_stride, const float *values, int64_t n, const float *inverse,
+                float *const *out, const int N) {
+  __m256 x[QUERIES], y[QUERIES];
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++) x[i] = y[i] = _mm256_setzero_ps();
+  for (int64_t t = 0; t < n; t++) {
+    const float *v = values + t * a->dim;
+    _mm_prefetch((const char *)(v + 16 * a->dim), _MM_HINT_T0);
+    const __m256 v0 = _mm256_loadu_ps(v), v1 = _mm256_loadu_ps(v + 8);
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) {
+      const __m256 w = _mm256_broadcast_ss(p + i * p_stride + t);
+      x[i] = _mm256_fmadd_ps(w, v0, x[i]);
+      y[i] = _mm256_fmadd_ps(w, v1, y[i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++) {
+    const __m256 w = _mm256_set1_ps(inverse[i]);
+    _mm256_storeu_ps(out[i], _mm256_mul_ps(x[i], w));
+    _mm256_storeu_ps(out[i] + 8, _mm256_mul_ps(y[i], w));
+  }
+}
+
+// attend does N queries of one row and key/value head.
+INLINE void attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, float *scores, const int N) {
+  const int64_t d = a->dim, g = group(a), head = row * a->kv_heads + kv_head;
+  const float *keys = a->keys + head * a->max_len * d, *values = a->values + head * a->max_len * d;
+  const float *q = a->rotated + (head * a->width * g + from) * d;
+  const int64_t n = position(a, row, (from + N - 1) / g) + 1; // keys that the last query sees
+  const int64_t stride = padded(n);
+  for (int64_t t = 0; t < n; t += PANEL) score(a, q, keys + t * d, scores + t, stride, N);
+  float inverse[QUERIES], *out[QUERIES];
+  for (int i = 0; i < N; i++) {
+    const int64_t s = (from + i) / g;
+    inverse[i] = weigh(scores + i * stride, position(a, row, s) + 1, stride);
+    out[i] = a->out + ((row * a->width + s) * a->heads + kv_head * g + (from + i) % g) * d;
+  }
+  for (int64_t j = 0; j < d; j += 16) {
+    mix(a, scores, stride, values + j, n, inverse, out, N);
+    for (int i = 0; i < N; i++) out[i] += 16;
+  }
+}
+
+TARGET void attention_attend_avx2(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
+  while (from < to) {
+    const int64_t n = to - from < QUERIES ? to - from : QUERIES;
+    switch (n) {
+#define CASE(N) case N: attend(a, row, kv_head, from, scratch, N); break;
+      CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+    }
+    from += n;
+  }
+}

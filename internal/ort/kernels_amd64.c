@@ -1,0 +1,45 @@
+//go:build !windows
+
+#include "kernels_amd64.h"
+
+#include "attention_amd64.h"
+#include "rowlinear_amd64.h"
+
+static int best(void) {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return KERNELS_NONE;
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    return KERNELS_AVX512;
+  return KERNELS_AVX2;
+}
+
+static int most = KERNELS_AVX512;
+
+int kernels(void) {
+  static int found = -1;
+  if (found < 0) found = best();
+  return found < most ? found : most;
+}
+
+void kernels_limit(int level) { most = level; }
+
+int64_t rowlinear_width(void) { return kernels() == KERNELS_AVX512 ? 1 : 2; }
+
+void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to) {
+  (kernels() == KERNELS_AVX512 ? rowlinear_quantize_avx512 : rowlinear_quantize_avx2)(l, from, to);
+}
+
+void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
+  (kernels() == KERNELS_AVX512 ? rowlinear_multiply_avx512 : rowlinear_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
+}
+
+void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
+  (kernels() == KERNELS_AVX512 ? attention_store_avx512 : attention_store_avx2)(a, row, kv_head, from, to);
+}
+
+int64_t attention_scratch(const attention *a, int64_t row) { return 6 * ((a->last[row] + 32) / 32 * 32); }
+
+void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
+  (kernels() == KERNELS_AVX512 ? attention_attend_avx512 : attention_attend_avx2)(a, row, kv_head, from, to, scratch);
+}

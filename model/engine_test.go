@@ -1,0 +1,160 @@
+package model
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+)
+
+// Whatever an engine does for a sequence, its tokens and their probabilities are to the last bit those that it gets when it
+// has the model to itself: in chunks of any length, beside others that come and go, from a prefix in the cache, after it was
+// preempted, with drafts, as one of several answers; texts and pictures, greedy and sampled.
+func TestEngineEqualsAlone(t *testing.T) {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+		t.Run(string(p), func(t *testing.T) {
+			if r := openRunner(t, 1, p); !r.Capacity().Exact {
+				t.Skip("without own kernels nothing is promised of chunks of other lengths")
+			} else {
+				engineEqualsAlone(t, p, r)
+			}
+		})
+	}
+}
+
+func engineEqualsAlone(t *testing.T, p graph.Precision, alone *decoder.Runner) {
+	const requests = 24
+	rng := rand.New(rand.NewPCG(7, 8))
+	list := make([]batching.Request, requests)
+	for i := range list {
+		list[i] = mixedRequest(rng, i, list[:i])
+	}
+	want := make([][]picked, requests)
+	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: alone.Capacity().MaxLen, MaxWaiting: 1})
+	for i, r := range list {
+		want[i] = receive(t, submit(t, e, r))
+	}
+	stop()
+
+	many := openRunner(t, 16, p)
+	maxLen := many.Capacity().MaxLen
+	for _, o := range []struct {
+		name string
+		batching.Options
+		check func(batching.Stats) bool
+	}{
+		{"chunks of 1", batching.Options{PrefillChunk: 1, NoPrefixCache: true}, nil},
+		{"chunks of 7", batching.Options{PrefillChunk: 7, NoPrefixCache: true}, nil},
+		{"chunks of 64", batching.Options{PrefillChunk: 64, NoPrefixCache: true}, nil},
+		{"whole prompts", batching.Options{PrefillChunk: maxLen, NoPrefixCache: true}, nil},
+		{"prefix cache", batching.Options{PrefillChunk: 64}, func(s batching.Stats) bool { return s.CachedTokens > 100 }},
+		{"preemption", batching.Options{PrefillChunk: 64, KVTokens: maxLen}, func(s batching.Stats) bool { return s.Preemptions > 2 }},
+		{"drafts", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Drafts: 4}, func(s batching.Stats) bool { return s.RightDrafts > 20 && s.RightDrafts < s.DraftedTokens }},
+		{"all of it", batching.Options{PrefillChunk: 33, KVTokens: maxLen + 100, Drafts: 7}, func(s batching.Stats) bool { return s.RightDrafts > 0 }},
+	} {
+		t.Run(o.name, func(t *testing.T) {
+			o.MaxWaiting = requests
+			e, stop := runEngine(t, many, o.Options)
+			streams := make([]*batching.Stream, requests)
+			for i, r := range list {
+				streams[i] = submit(t, e, r)
+				if i%5 == 4 { // so that some arrive while others decode
+					time.Sleep(time.Millisecond)
+				}
+			}
+			for i, s := range streams {
+				if got := receive(t, s); !slices.Equal(got, want[i]) {
+					t.Errorf("request %d gives\n%v, alone\n%v", i, got, want[i])
+				}
+			}
+			stats := e.Stats()
+			stop()
+			if o.check != nil && !o.check(stats) {
+				t.Errorf("the run did not do what it is for: %+v", stats)
+			}
+		})
+	}
+}
+
+// mixedRequest is a text or a picture with text, on its own or beginning as an earlier one, or another answer to it.
+func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Request {
+	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40), Input: fusion.Input{IDs: randomPrompt(rng, 20+rng.IntN(100))}}
+	r.Sampling = decoder.Sampling{Logprobs: true, Seed: uint64(i)}
+	if rng.IntN(3) == 0 {
+		r.Sampling.Temperature, r.Sampling.TopP, r.Sampling.RepetitionPenalty = 0.8, 0.95, 1.1
+	}
+	switch {
+	case len(earlier) > 0 && rng.IntN(4) == 0:
+		like := earlier[rng.IntN(len(earlier))].Input
+		r.Input.IDs = append(slices.Clone(like.IDs), r.Input.IDs[:15]...)
+		r.Input.Spans = like.Spans
+	case len(earlier) > 0 && rng.IntN(4) == 0:
+		twin := &earlier[rng.IntN(len(earlier))]
+		if twin.Group == nil {
+			twin.Group = new(batching.Group)
+		}
+		r.Input, r.Group = twin.Input, twin.Group
+	case rng.IntN(2) == 0:
+		const hidden, patches = 128, 16
+		span := fusion.Span{Start: 3, Len: patches, Patches: make([]float32, patches*hidden), Digest: [32]byte{1, byte(i)}}
+		for j := range span.Patches {
+			span.Patches[j] = float32(rng.NormFloat64())
+		}
+		r.Input.Spans = []fusion.Span{span}
+	}
+	return r
+}
+
+func runEngine(t *testing.T, r *decoder.Runner, o batching.Options) (e *batching.Engine, stop func()) {
+	t.Helper()
+	e = batching.New(r, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop) // before the runner's
+	return e, stop
+}
+
+func submit(t *testing.T, e *batching.Engine, r batching.Request) *batching.Stream {
+	t.Helper()
+	ticket, err := e.Acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := e.Submit(t.Context(), ticket, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func receive(t *testing.T, s *batching.Stream) []picked {
+	t.Helper()
+	var tokens []decoder.Token
+	for {
+		event, err := s.Next(t.Context())
+		if err != nil || event.Err != nil {
+			t.Fatal(err, event.Err)
+		}
+		if event.HasToken {
+			tokens = append(tokens, event.Token)
+		}
+		if event.Finish != batching.Running {
+			return picks(tokens)
+		}
+	}
+}
