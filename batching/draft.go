@@ -19,6 +19,9 @@ const (
 // draftWidth is the number of positions that each row of a decode step may take up: 1 without drafts.
 func (s *scheduler) draftWidth() int {
 	n := len(s.slots.decoding)
+	if s.drafts == 0 || !s.pace.draftsPay() {
+		return 1
+	}
 	width := min(1+s.drafts, draftPositions/max(n, 1))
 	for _, q := range s.slots.decoding {
 		width = min(width, s.maxLen-q.past)

@@ -1,6 +1,10 @@
 package batching
 
-import "testing"
+import (
+	"slices"
+	"testing"
+	"time"
+)
 
 func TestRecurrence(t *testing.T) {
 	for _, c := range []struct {
@@ -20,6 +24,32 @@ func TestRecurrence(t *testing.T) {
 		if got := recurrence(c.ids); got != c.want {
 			t.Errorf("recurrence(%v) = %d, want %d", c.ids, got, c.want)
 		}
+	}
+}
+
+// Drafts that cost more than they bring are left out for longer each time, and come back when they pay.
+func TestDraftsPay(t *testing.T) {
+	var p pace
+	offs := []int{}
+	for range 8 {
+		p.judge(4, false, 4*time.Millisecond)
+		p.judge(5, true, 9*time.Millisecond) // 1.8 ms a token where 1 would do
+		n := 0
+		for !p.draftsPay() {
+			n++
+		}
+		offs = append(offs, n)
+	}
+	if want := []int{16, 32, 64, 128, 256, 512, 512, 512}; !slices.Equal(offs, want) {
+		t.Errorf("left out for %v steps, want %v", offs, want)
+	}
+	p.judge(12, true, 9*time.Millisecond)
+	if !p.draftsPay() || p.wait != 0 {
+		t.Errorf("after a step that pays: %+v", p)
+	}
+	p.judge(0, true, time.Millisecond)
+	if !p.draftsPay() {
+		t.Error("a step without tokens counts")
 	}
 }
 

@@ -97,6 +97,7 @@ type Stats struct {
 	Accepted      int // tickets out: running, waiting, and requests that still prepare
 	KVTokens      int // positions held by running sequences, of KVBudget
 	KVBudget      int
+	KVResident    int // positions that have memory: those held, of cached sequences, and what will be written again
 	CachedSlots   int // slots that hold what ended sequences left
 
 	Steps           int64 // batches run, failed ones too

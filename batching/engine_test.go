@@ -94,7 +94,7 @@ func TestTokensAndTiming(t *testing.T) {
 		if got, want := s.Timing(), (Timing{begin, begin, ttft, ttft.Add(4 * 10 * time.Millisecond), 0}); got != want {
 			t.Errorf("timing %+v, want %+v", got, want)
 		}
-		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20, GeneratedTokens: 5, CachedSlots: 1, KVBudget: 200}); got != want {
+		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20, GeneratedTokens: 5, CachedSlots: 1, KVBudget: 200, KVResident: 24}); got != want {
 			t.Errorf("stats %+v, want %+v", got, want)
 		}
 		if err := stop(); err != nil {

@@ -250,7 +250,7 @@ func (h *history) command(line string) string {
 		r.Loop = num("loop")
 		*h = *newHistory(h.t, r, Options{
 			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second, KVTokens: num("kv"), Drafts: num("drafts"),
-			TenantWeights: map[string]float64{"double": 2},
+			TenantWeights: map[string]float64{"double": 2, "triple": 3},
 		})
 		h.token, h.decode = span("token"), span("step")
 		return ""

@@ -9,6 +9,43 @@ type pace struct {
 	prompt float64 // tokens of a prompt
 	fresh  float64 // the part of it that was not in the prefix cache
 	answer float64 // tokens that a sequence gave
+
+	// Of decode steps, by whether they had drafts: seconds for each token that came of them. While drafts cost more than
+	// they bring, off counts the steps until they are tried again, which next time is after wait.
+	plain, drafted float64
+	off, wait      int
+}
+
+// longestOff is the most steps for which drafts that do not pay are left out.
+const longestOff = 512
+
+// judge records what came of a decode step.
+func (p *pace) judge(tokens int, drafts bool, d time.Duration) {
+	if tokens == 0 {
+		return
+	}
+	perToken := d.Seconds() / float64(tokens)
+	if !drafts {
+		average(&p.plain, perToken)
+		return
+	}
+	average(&p.drafted, perToken)
+	switch {
+	case p.plain == 0 || p.drafted <= p.plain:
+		p.wait = 0
+	default:
+		p.wait = min(max(2*p.wait, 16), longestOff)
+		p.off, p.drafted = p.wait, 0
+	}
+}
+
+// draftsPay says whether the next step may have drafts, as far as the latest ones tell.
+func (p *pace) draftsPay() bool {
+	if p.off > 0 {
+		p.off--
+		return false
+	}
+	return true
 }
 
 // panel is the number of tokens below which a chunk costs more by being run than by its tokens; chunks are cut to

@@ -190,6 +190,7 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		s.pace.chunk(len(p.batch.Rows[0].IDs), now.Sub(s.began))
 	} else {
 		s.pace.decode(now.Sub(s.began))
+		s.pace.judge(p.takes(tokens), p.batch.Width() > 1, now.Sub(s.began))
 	}
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
@@ -355,6 +356,9 @@ func (s *scheduler) stats() Stats {
 	}
 	if q := s.slots.prefilling; q != nil {
 		t.KVTokens += q.past
+	}
+	for _, n := range s.slots.touched {
+		t.KVResident += n
 	}
 	return t
 }

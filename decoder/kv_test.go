@@ -1,8 +1,12 @@
 package decoder
 
 import (
+	"os"
 	"slices"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // head is what the cache keeps of the first n positions of one head, in whole panels.
@@ -57,6 +61,64 @@ func TestKVMoves(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// What Config.KVBytes says of positions with memory is what the process takes, no less than their bytes and no more than
+// a page and a panel each head; after a release it is gone.
+func TestKVResident(t *testing.T) {
+	c := Config{Layers: 6, KVHeads: 3, HeadDim: 64}
+	const slots, n = 4, 1003
+	kv, err := newKVCache(c, slots, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kv.close()
+	if r := kv.resident(t); r != 0 {
+		t.Errorf("a new cache takes %d bytes", r)
+	}
+	for slot := range slots {
+		for _, mem := range kv.layers {
+			for h := range kv.kvHeads {
+				row := mem.Slice()[slot*kv.slotLen()+h*kv.length*kv.headDim:]
+				for i := range n * kv.headDim {
+					row[i] = 1
+				}
+			}
+		}
+	}
+	least, most := slots*n*c.KVBytesPerToken(), c.KVBytes(slots*n, slots)
+	if r := kv.resident(t); r < least || r > most {
+		t.Errorf("%d positions take %d bytes, want %d to %d", slots*n, r, least, most)
+	}
+	if got := c.KVTokens(most, slots); got != slots*n {
+		t.Errorf("%d bytes hold %d positions, want %d", most, got, slots*n)
+	}
+	for slot := range slots {
+		if err := kv.release(Release{Slot: slot, From: 0, To: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := kv.resident(t); r > most-least {
+		t.Errorf("%d bytes are left after the release", r)
+	}
+}
+
+// resident is the memory behind the cache, as the kernel counts it.
+func (kv *kvCache) resident(t *testing.T) (bytes int64) {
+	t.Helper()
+	page := os.Getpagesize()
+	for _, mem := range kv.layers {
+		s := mem.Slice()
+		vec := make([]byte, (4*len(s)+page-1)/page)
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&s[0])), uintptr(4*len(s)), uintptr(unsafe.Pointer(&vec[0])))
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		for _, v := range vec {
+			bytes += int64(v&1) * int64(page)
+		}
+	}
+	return bytes
 }
 
 // A release drops what was asked for and nothing beside it; what lies there later is what is written there later.
