@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
@@ -25,6 +27,7 @@ type Runner struct {
 	fewest  int                  // rows of logits that a run must ask for
 	in, out []ort.Tensor         // scratch for one run
 	tokens  []Token
+	busy    atomic.Int64 // nanoseconds
 }
 
 // OpenOptions size a Runner.
@@ -273,7 +276,10 @@ func (r *Runner) forward(rows []Row, width, wanted int) ([]float32, error) {
 	}
 	r.in = append(append(r.in[:0], embeds, seqlens, total, sample), kv...)
 	r.out = append(append(r.out[:0], logits), kv...)
-	if err := r.session.Run(r.in, r.out); err != nil {
+	began := time.Now()
+	err = r.session.Run(r.in, r.out)
+	r.busy.Add(int64(time.Since(began)))
+	if err != nil {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	return r.logits.Slice()[:wanted*r.config.Vocab], nil
@@ -300,6 +306,9 @@ func (l *viewList) destroy() {
 		t.Destroy()
 	}
 }
+
+// Busy is the time spent within ONNX Runtime so far; what else a step takes is mmserve's own. Any goroutine may ask.
+func (r *Runner) Busy() time.Duration { return time.Duration(r.busy.Load()) }
 
 // Close frees the session and all memory.
 func (r *Runner) Close() error {

@@ -1,0 +1,197 @@
+package model
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+)
+
+// benchStreams has an engine generate n answers that do not end, each after a prompt of 64 tokens.
+func benchStreams(b *testing.B, e *batching.Engine, n int) []*batching.Stream {
+	streams := make([]*batching.Stream, n)
+	for i := range streams {
+		ids := benchIDs(64)
+		ids[0] = int32(i)
+		streams[i] = benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: ids}, MaxTokens: 1 << 20})
+	}
+	for _, s := range streams {
+		benchToken(b, s)
+	}
+	return streams
+}
+
+func benchSubmit(b *testing.B, e *batching.Engine, r batching.Request) *batching.Stream {
+	b.Helper()
+	ticket, err := e.Acquire()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := e.Submit(b.Context(), ticket, r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+func benchToken(b *testing.B, s *batching.Stream) {
+	b.Helper()
+	if e, err := s.Next(b.Context()); err != nil || !e.HasToken {
+		b.Error(e, err)
+	}
+}
+
+func benchEngine(b *testing.B, r batching.Runner, o batching.Options) *batching.Engine {
+	e := batching.New(r, o)
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	})
+	return e
+}
+
+// BenchmarkLongPromptArrives takes the gaps between tokens of 8 running streams, with nothing else to do and while a prompt
+// of 2,000 tokens is read in: the 99th percentile of these over the median of those, by the share of the time that prompts
+// get.
+func BenchmarkLongPromptArrives(b *testing.B) {
+	for _, share := range []float64{0.33, 0.5, 0.67} {
+		b.Run(fmt.Sprintf("share=%.2f", share), func(b *testing.B) {
+			e := benchEngine(b, openBenchDecoder(b, 9), batching.Options{NoPrefixCache: true, PrefillShare: share})
+			streams := benchStreams(b, e, 8)
+			var idle, busy []time.Duration
+			var ttft time.Duration
+			for b.Loop() {
+				idle = append(idle, gaps(b, streams, nil)...)
+				began := time.Now()
+				s := benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: benchIDs(2000)}, MaxTokens: 1})
+				first := make(chan struct{})
+				go func() { benchToken(b, s); ttft += time.Since(began); close(first) }()
+				busy = append(busy, gaps(b, streams, first)...)
+			}
+			slices.Sort(idle)
+			slices.Sort(busy)
+			median := idle[len(idle)/2]
+			b.ReportMetric(float64(median.Microseconds())/1000, "ms/idle-gap-p50")
+			b.ReportMetric(float64(busy[len(busy)*99/100])/float64(median), "busy-p99/idle-p50")
+			b.ReportMetric(ttft.Seconds()/float64(b.N), "s/TTFT")
+			for _, s := range streams {
+				s.Cancel()
+			}
+		})
+	}
+}
+
+// gaps reads the streams, 40 tokens each or until the end of until, and returns the time between tokens.
+func gaps(b *testing.B, streams []*batching.Stream, until <-chan struct{}) []time.Duration {
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	for _, s := range streams {
+		wg.Go(func() {
+			last := time.Time{}
+			var own []time.Duration
+			for n := 0; until != nil || n <= 40; n++ {
+				benchToken(b, s)
+				now := time.Now()
+				if !last.IsZero() {
+					own = append(own, now.Sub(last))
+				}
+				last = now
+				select {
+				case <-until:
+					n, until = 41, nil
+				default:
+				}
+			}
+			mu.Lock()
+			all = append(all, own...)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// BenchmarkSecondTurn is the time to the first token of another question about the same picture, in a prompt of 900
+// tokens, with the prefix cache and without.
+func BenchmarkSecondTurn(b *testing.B) {
+	r := openBenchDecoder(b, 2)
+	in := fusion.Input{IDs: benchIDs(880)}
+	span := fusion.Span{Start: 10, Len: 832, Digest: [32]byte{1}, Patches: make([]float32, 832*576)}
+	in.Spans = []fusion.Span{span}
+	var took [2]time.Duration
+	for i, cached := range []bool{false, true} {
+		b.Run(map[bool]string{false: "cold", true: "cached"}[cached], func(b *testing.B) {
+			e := benchEngine(b, r, batching.Options{NoPrefixCache: !cached})
+			ask := func(turn int) {
+				ids := append(slices.Clone(in.IDs), benchIDs(20 + turn%7)[turn%7:]...)
+				benchToken(b, benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: ids, Spans: in.Spans}, MaxTokens: 1}))
+			}
+			ask(0)
+			turn := 1
+			for b.Loop() {
+				ask(turn)
+				turn++
+			}
+			took[i] = b.Elapsed() / time.Duration(b.N)
+			if cached && took[0] > 0 {
+				b.ReportMetric(float64(took[1])/float64(took[0]), "of-cold")
+			}
+		})
+	}
+}
+
+// BenchmarkOutsideRun is the part of a decode step of 8 rows that is not spent within ONNX Runtime.
+func BenchmarkOutsideRun(b *testing.B) {
+	r := openBenchDecoder(b, 8)
+	e := benchEngine(b, r, batching.Options{NoPrefixCache: true})
+	streams := benchStreams(b, e, 8)
+	steps, busy := e.Stats().Steps, r.Busy()
+	began := time.Now()
+	for b.Loop() {
+		for _, s := range streams {
+			benchToken(b, s)
+		}
+	}
+	took := time.Since(began)
+	b.ReportMetric(100*float64(took-(r.Busy()-busy))/float64(took), "%-outside")
+	b.ReportMetric(float64(took.Microseconds())/1000/float64(e.Stats().Steps-steps), "ms/step")
+	for _, s := range streams {
+		s.Cancel()
+	}
+}
+
+// BenchmarkDraftWidth is what more positions a row cost: a decode step of so many rows and drafts, all of them right or not.
+func BenchmarkDraftWidth(b *testing.B) {
+	r := openBenchDecoder(b, 8)
+	if !r.Capacity().Exact {
+		b.Skip("no drafts without own kernels")
+	}
+	ids := benchIDs(300)
+	for slot := range 8 {
+		runBench(b, r, greedyRow(slot, 0, ids))
+	}
+	for _, c := range []struct{ rows, drafts int }{{1, 0}, {1, 2}, {1, 4}, {1, 7}, {2, 0}, {2, 4}, {4, 0}, {4, 3}} {
+		b.Run(fmt.Sprintf("rows=%d/drafts=%d", c.rows, c.drafts), func(b *testing.B) {
+			rows := make([]decoder.Row, c.rows)
+			for i := range rows {
+				rows[i] = greedyRow(i, len(ids), ids[:1+c.drafts])
+				rows[i].Drafts = c.drafts
+			}
+			for b.Loop() {
+				runBench(b, r, rows...)
+			}
+		})
+	}
+}
