@@ -156,7 +156,7 @@ func checkResample(n int) error {
 
 // pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
 // embeddings that somebody kept are not taken for those of the new pixels.
-const pixelsVersion = 1
+const pixelsVersion = 2
 
 // digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
 func digest(p Preprocessor, data []byte) (d [32]byte) {
