@@ -7,12 +7,14 @@ made/            small pictures that nobody publishes: odd sizes, every subsampl
                  is there already is left as it is
 decode.json      for each file its upright RGB size, SHA-256, 8x8 block means; or Pillow's refusal
 <sha256>.png     the bottom right corner, up to 160x160, of a picture from a lossy file
-tiles.png        128x128 of the middle of tiles 0, 6 and 12 that transformers' Idefics3 makes of rocket.jpg
+preprocess.png   a row for each case of preprocess.json that is a JPEG in this folder, in order: bytes that processors.py
+                 makes of it, of which it has shown that they become the pixel values that transformers gave
 resample.json    SHA-256 of astronaut.png resized by each filter
 """
 import hashlib, io, json, os, warnings
 import numpy as np
 from PIL import Image, ImageOps
+import processors
 
 warnings.simplefilter("ignore")
 os.makedirs("goldens", exist_ok=True)
@@ -99,9 +101,14 @@ for number in [1, 2, 3]:
         resample.append({"filter": number, "w": size[0], "h": size[1], "sha256": hashlib.sha256(out.tobytes()).hexdigest()})
 json.dump(resample, open("goldens/resample.json", "w"), indent=0)
 
-# transformers Idefics3ImageProcessorPil for a picture of 640x427, longest_edge 2048, tiles of 512.
-im = Image.open("photos/rocket.jpg").convert("RGB").resize((2048, 1366), 1).resize((2048, 1536), 1)
-out = Image.new("RGB", (128, 384))
-for i, tile in enumerate([im.crop((0, 0, 512, 512)), im.crop((1024, 512, 1536, 1024)), im.resize((512, 512), 1)]):
-    out.paste(tile.crop((192, 192, 320, 320)), (0, 128 * i))
-out.save("goldens/tiles.png", optimize=True)
+# Every byte would be a hundred megabytes: SAMPLES of each, evenly spread over all tiles.
+SAMPLES = 4096
+rows = []
+for case in json.load(open("goldens/preprocess.json")):
+    if not os.path.exists(case["photo"]):
+        continue
+    a = processors.pixels(case["processor"], Image.open(case["photo"]).convert("RGB"))
+    assert processors.values_sha256(case["processor"], a) == case["sha256_f32"], case
+    if case["photo"].endswith(".jpg"):
+        rows.append(a.reshape(-1)[np.arange(SAMPLES) * a.size // SAMPLES])
+Image.fromarray(np.stack(rows)).save("goldens/preprocess.png", optimize=True)
