@@ -73,8 +73,34 @@ def make():
         open(f"made/offset.{name}.gif", "wb").write(b)
 
 
+def make_tiff():
+    photo = Image.open("photos/astronaut.png").convert("RGB")
+    small = photo.crop((180, 60, 221, 91))
+    small.info.clear()  # the colour profile
+    save = lambda im, name, **options: im.save(f"made/{name}.tif", **options)
+    for o in range(1, 9):
+        save(small.resize((20, 15)), f"exif{o}", tiffinfo={274: o})
+    for mode in ["1", "L", "P", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "LAB", "F"]:
+        save(small.convert("L").convert(mode) if mode == "F" else small.convert(mode), mode)
+    gray16 = np.asarray(small.convert("L")).astype(np.uint16) * 250
+    save(Image.fromarray(gray16), "I16")
+    for name in ["lzw", "adobe_deflate", "packbits", "jpeg"]:
+        save(small, name, compression="tiff_" + name if name != "packbits" else name)
+        if name in ["lzw", "adobe_deflate"]:
+            save(small, name + ".predicted", compression="tiff_" + name, tiffinfo={317: 2})
+    for name in ["group3", "group4"]:
+        save(small.convert("1"), name, compression=name)
+    save(small.convert("1"), "group3.2d", compression="group3", tiffinfo={292: 1})
+    # The samples of each colour on their own: Pillow writes none, so the three planes of one strip follow each other.
+    out = io.BytesIO()
+    small.save(out, "TIFF", tiffinfo={284: 2})
+    open("made/planar.tif", "wb").write(out.getvalue())
+
+
 if not os.path.isdir("made"):
     make()
+if not os.path.exists("made/exif1.tif"):
+    make_tiff()
 golden = {}
 for top in ["photos", "decode", "exif", "made"]:
     for folder, _, names in sorted(os.walk(top)):
