@@ -27,6 +27,7 @@ test: ort
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
+	$(GO) test -run '^TestPixelsAsTransformers$$' -timeout 5m ./vision
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^TestGraniteShape$$' -timeout 10m ./cmd/mmserve
 
 ## lint: a wider static check than make test's; takes minutes to install the first time

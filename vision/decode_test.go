@@ -55,12 +55,20 @@ func readFile(t testing.TB, name string) []byte {
 
 // refused are the files that Decode does not take, with a part of the reason it must give.
 var refused = map[string]string{
-	"decode/pillow/16bit.cropped.tif":      "unknown format", // TIFF: no model's users send it
 	"decode/pillow/broken.png":             "truncated",
 	"decode/pillow/decompression_bomb.gif": "frame bounds larger than image bounds",
 	"decode/pillow/truncated_image.png":    "not enough pixel data",
 	"decode/pillow/truncated_jpeg.jpg":     "truncated",
 	"made/animated.webp":                   "animated WebP is not supported",
+	"made/planar.tif":                      "planar configuration 2 is not supported",
+	"made/LAB.tif":                         "unsupported feature: color model",
+	"made/CMYK.tif":                        "unsupported feature: color model",
+	"made/YCbCr.tif":                       "unsupported feature: color model",
+	"made/LA.tif":                          "unsupported feature: extra samples",
+	"made/RGBX.tif":                        "wrong number of samples for RGB",
+	"made/F.tif":                           "unsupported feature: sample format",
+	"made/jpeg.tif":                        "unsupported feature: compression value 7",
+	"made/group3.2d.tif":                   "T4 options 1 is not supported",
 }
 
 // lossyBounds are wider than those of other JPEG files, for a reason.
@@ -223,7 +231,7 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 		want   string
 	}{
 		"empty":        {nil, Limits{}, "unusable image: it is empty"},
-		"text":         {[]byte("a text that somebody named photo.jpg\n"), Limits{}, "37 bytes of unknown format, want one of jpeg, png, gif, bmp, webp"},
+		"text":         {[]byte("a text that somebody named photo.jpg\n"), Limits{}, "37 bytes of unknown format, want one of jpeg, png, gif, bmp, tiff, webp"},
 		"text, BM":     {[]byte("BMW is no header of a bitmap file"), Limits{}, "33 bytes of unknown format"},
 		"long file":    {make([]byte, 11), Limits{MaxBytes: 10}, "11 bytes, at most 10 are allowed"},
 		"png":          {hugePNG(), Limits{}, "20000×20000 = 400000000 pixels, at most 64000000 are allowed"},
@@ -232,6 +240,10 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 		"gif":          {bigGIF, Limits{}, "65535×65535 = 4294836225 pixels, at most"},
 		"bmp":          {bigBMP, Limits{}, "20000×20000 = 400000000 pixels, at most"},
 		"webp":         {hugeWebP(), Limits{}, "16384×16384 = 268435456 pixels, at most"},
+		"tiff":         {tiffBomb(20000, 20000), Limits{}, "20000×20000 = 400000000 pixels, at most"},
+		"tiff, vast":   {tiffBomb(1<<32-1, 1<<32-1), Limits{}, "image too large"},
+		"tiff, tiles":  {tiffBomb(30_000_000, 1, [4]uint32{322, 4, 1, 30_000_000}, [4]uint32{323, 4, 1, 17}), Limits{}, "tiles of 30000000×17 for a picture of 30000000×1"},
+		"tiff, shared": {tiffBomb(64, 64, [4]uint32{278, 3, 1, 1}, [4]uint32{279, 1, 64, 60}), Limits{}, "strips or tiles of"},
 		"scan bomb":    {scanBomb(t), Limits{}, "scans, at most 100 are allowed"},
 		"gif bomb":     {readFile(t, "decode/pillow/decompression_bomb.gif"), Limits{}, "gif of 44 bytes: frame bounds"},
 	} {
@@ -250,9 +262,21 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 	}
 }
 
+// tiffBomb has one pixel and what entries say.
+func tiffBomb(w, h uint32, entries ...[4]uint32) []byte {
+	b := []byte("II*\x00\x08\x00\x00\x00")
+	entries = append([][4]uint32{{256, 4, 1, w}, {257, 4, 1, h}, {258, 3, 1, 8}, {262, 3, 1, 1}}, entries...)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(entries)))
+	for _, e := range entries {
+		b = binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint16(b, uint16(e[0])), uint16(e[1]))
+		b = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, e[2]), e[3])
+	}
+	return append(b, make([]byte, 64)...)
+}
+
 func TestTruncatedAnywhere(t *testing.T) {
 	for _, name := range []string{"decode/gojpeg/video-005.gray.jpeg", "decode/pngsuite/basn2c08.png", "decode/pillow/hopper.gif",
-		"decode/pillow/hopper.webp", "decode/gopher-doc.with-alpha.lossless.webp", "made/P.bmp"} {
+		"decode/pillow/hopper.webp", "decode/gopher-doc.with-alpha.lossless.webp", "made/P.bmp", "made/lzw.tif"} {
 		data := readFile(t, name)
 		whole, err := Decode(data, Limits{})
 		if err != nil {

@@ -21,7 +21,7 @@ type Limits struct {
 	MaxBytes int64
 	// MaxPixels bounds width × height as the header gives them. Zero stands for 64,000,000, room for the 48 and
 	// 50 megapixels of today's phones; Pillow warns from 89,478,485 and refuses twice that. Decoding holds up
-	// to 11 bytes for each pixel, 24 for a progressive JPEG.
+	// to 11 bytes for each pixel, 24 for a progressive JPEG, 35 for a compressed TIFF that was made to.
 	MaxPixels int64
 }
 
@@ -56,6 +56,7 @@ var formats = []format{
 	{"png", prefix("\x89PNG\r\n\x1a\n"), readConfig(png.DecodeConfig), pngOrientation, decodePNG},
 	{"gif", isGIF, readConfig(gif.DecodeConfig), upright, decodeGIF},
 	{"bmp", isBMP, readConfig(bmp.DecodeConfig), upright, decodeBMP},
+	{"tiff", isTIFF, tiffConfig, exifOrientation, decodeTIFF},
 	{"webp", isWebP, webpConfig, webpOrientation, decodeWebP},
 }
 
@@ -115,7 +116,7 @@ func find(data []byte) *format {
 	return nil
 }
 
-// Sniff tells the format of an encoded image by its first bytes: "jpeg", "png", "gif", "bmp" or "webp".
+// Sniff tells the format of an encoded image by its first bytes: "jpeg", "png", "gif", "bmp", "tiff" or "webp".
 func Sniff(data []byte) (format string, ok bool) {
 	if f := find(data); f != nil {
 		return f.name, true

@@ -42,40 +42,8 @@ var exifMark = []byte("Exif\x00\x00")
 // 8, or 0 when the tag is missing or damaged.
 func exifOrientation(b []byte) int {
 	b = bytes.TrimPrefix(b, exifMark)
-	if len(b) < 8 {
-		return 0
-	}
-	var order binary.ByteOrder
-	switch string(b[:4]) {
-	case "II*\x00":
-		order = binary.LittleEndian
-	case "MM\x00*":
-		order = binary.BigEndian
-	default:
-		return 0
-	}
-	at := uint64(order.Uint32(b[4:]))
-	if at+2 > uint64(len(b)) {
-		return 0
-	}
-	b = b[at:]
-	n := int(order.Uint16(b))
-	const tag, short, long = 0x112, 3, 4
-	for b = b[2:]; n > 0 && len(b) >= 12; n, b = n-1, b[12:] {
-		if order.Uint16(b) != tag {
-			continue
-		}
-		v := uint32(0)
-		switch order.Uint16(b[2:]) {
-		case short:
-			v = uint32(order.Uint16(b[8:]))
-		case long:
-			v = order.Uint32(b[8:])
-		}
-		if v <= 8 {
-			return int(v)
-		}
-		return 0
+	if v := readTIFF(b).value(tagOrientation, 0); v <= 8 {
+		return int(v)
 	}
 	return 0
 }

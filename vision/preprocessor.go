@@ -12,14 +12,14 @@ import (
 // Preprocessor turns an encoded picture into the tiles that a tower takes. Implementations are values with the
 // settings of a preprocessor_config.json; their methods may be called concurrently.
 type Preprocessor interface {
-	// Side is the side of a tile in pixels.
+	// Side is the side of a tile in pixels, of a patch where pictures are not cut into tiles.
 	Side() int
 	// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
 	Grid(w, h int) Grid
 	// Prepare decodes a picture and makes it into tiles. With split false it stays one tile where the settings would
 	// cut it. Errors wrap ErrImage. It runs on the caller's goroutine and lends work to the other cores.
 	Prepare(data []byte, l Limits, split bool) (*Image, error)
-	// Normalize maps the bytes of one tile, planar RGB, to pixel values.
+	// Normalize maps the bytes of one tile, planar RGB, to pixel values; those of Qwen2VL are of any number of patches.
 	Normalize(dst []float32, src []uint8)
 }
 
@@ -34,6 +34,7 @@ var processors = map[string]func(raw []byte) (Preprocessor, error){
 		Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{Mean: clipMean, Std: clipStd},
 	}.parse,
 	"LlavaOnevisionImageProcessor": parseAnyResTiles,
+	"Qwen2VLImageProcessor":        parseQwen2VL,
 	"SiglipImageProcessor":         SingleTile{Size: 224, Resample: 3, Normalization: Normalization{Mean: half, Std: half}}.parse,
 	"ViTImageProcessor":            SingleTile{Size: 224, Resample: 2, Normalization: Normalization{Mean: half, Std: half}}.parse,
 }
@@ -128,22 +129,27 @@ func channels(name string, raw json.RawMessage, missing [3]float32) ([3]float32,
 func (n Normalization) Normalize(dst []float32, src []uint8) {
 	plane := len(src) / 3
 	for c := range 3 {
-		var table [256]float32
-		for i := range table {
-			v := float32(i)
-			if n.DoRescale {
-				v = float32(float64(i) * n.Rescale)
-			}
-			if n.DoNormalize {
-				v = (v - n.Mean[c]) / n.Std[c]
-			}
-			table[i] = v
-		}
+		table := n.table(c)
 		out := dst[c*plane:][:plane]
 		for i, b := range src[c*plane:][:plane] {
 			out[i] = table[b]
 		}
 	}
+}
+
+// table gives the pixel values of channel c by byte.
+func (n Normalization) table(c int) (table [256]float32) {
+	for i := range table {
+		v := float32(i)
+		if n.DoRescale {
+			v = float32(float64(i) * n.Rescale)
+		}
+		if n.DoNormalize {
+			v = (v - n.Mean[c]) / n.Std[c]
+		}
+		table[i] = v
+	}
+	return table
 }
 
 // checkResample refuses a filter that is not known.
@@ -156,7 +162,7 @@ func checkResample(n int) error {
 
 // pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
 // embeddings that somebody kept are not taken for those of the new pixels.
-const pixelsVersion = 1
+const pixelsVersion = 2
 
 // digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
 func digest(p Preprocessor, data []byte) (d [32]byte) {

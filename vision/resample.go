@@ -9,7 +9,8 @@ import (
 
 // Resampling is Pillow's, because the models were trained on its pixels: separable convolution whose support grows
 // with the reduction, weights rounded to 22 bits, horizontal pass, rounding to 8 bits, vertical pass (Pillow,
-// src/libImaging/Resample.c). github.com/disintegration/imaging differs in 0.005 % of the bytes.
+// src/libImaging/Resample.c). Since its version 13 the vertical pass comes first where it takes off more rows than twice
+// the columns that the other does. github.com/disintegration/imaging differs in 0.005 % of the bytes.
 
 // filter is a resampling kernel that is zero beyond ±support.
 type filter struct {
@@ -108,17 +109,28 @@ func (f filter) resize(p *RGB, w, h int) *RGB { return f.resizePart(p, w, h, 0, 
 
 // resizePart gives the cw×ch pixels at x, y of what resize gives, without making the rest of it.
 func (f filter) resizePart(p *RGB, w, h, x, y, cw, ch int) *RGB {
-	if w != p.W || cw != w {
-		out := scratchRGB(cw, p.H)
-		horizontal(out, p, f.windows(p.W, w, x, cw))
-		release(p)
-		p = out
+	across := func() {
+		if w != p.W || cw != w {
+			out := scratchRGB(cw, p.H)
+			horizontal(out, p, f.windows(p.W, w, x, cw))
+			release(p)
+			p = out
+		}
 	}
-	if h != p.H || ch != h {
-		out := scratchRGB(p.W, ch)
-		vertical(out, p, f.windows(p.H, h, y, ch))
-		release(p)
-		p = out
+	down := func() {
+		if h != p.H || ch != h {
+			out := scratchRGB(p.W, ch)
+			vertical(out, p, f.windows(p.H, h, y, ch))
+			release(p)
+			p = out
+		}
+	}
+	if h < p.H && 2*(p.W-w) < p.H-h {
+		down()
+		across()
+	} else {
+		across()
+		down()
 	}
 	return p
 }

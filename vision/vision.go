@@ -16,7 +16,8 @@ var ErrImage = errors.New("unusable image")
 // A split picture has Rows×Cols tiles in row-major order, and one tile of the whole picture.
 type Grid struct {
 	Rows, Cols int
-	// Width and Height are those of the picture in pixels where the number of its patches depends on them, else 0.
+	// Width and Height are 0 unless the number of patches depends on them: the picture's in pixels with AnyResTiles, with
+	// Qwen2VL those that it was resized to.
 	Width, Height int
 }
 
@@ -30,8 +31,9 @@ type Image struct {
 	// Width and Height are those of the picture after orientation, before any resizing, in pixels.
 	Width, Height int
 	Grid          Grid
-	// Size is the side of one tile in pixels.
+	// Size is the side of one tile in pixels, with Qwen2VL of one patch.
 	Size int
-	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised.
+	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With Qwen2VL it
+	// holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8
 }

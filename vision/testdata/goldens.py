@@ -1,16 +1,20 @@
 #!/usr/bin/python3
 """Makes made/ and goldens/ from the pictures in this folder with Pillow: run `/usr/bin/python3 goldens.py` here.
 
-Made with Debian 12's python3-pil 9.4.0 (libjpeg-turbo 2.1, libwebp 1.2.4) and python3-numpy 1.24.2.
-made/            small pictures that nobody publishes: odd sizes, every subsampling, orientation in every format
+made/ was made with Debian 12's python3-pil 9.4.0 (libjpeg-turbo 2.1, libwebp 1.2.4) and python3-numpy 1.24.2, goldens/
+with Debian sid's python3-pil 13.0.0 (libjpeg-turbo 3.1.3, libwebp 1.6.0). Both decode alike; resample.json needs 13.
+made/            small pictures that nobody publishes: odd sizes, every subsampling, orientation in every format. What
+                 is there already is left as it is
 decode.json      for each file its upright RGB size, SHA-256, 8x8 block means; or Pillow's refusal
 <sha256>.png     the bottom right corner, up to 160x160, of a picture from a lossy file
-tiles.png        128x128 of the middle of tiles 0, 6 and 12 that transformers' Idefics3 makes of rocket.jpg
+preprocess.png   a row for each case of preprocess.json that is a JPEG in this folder, in order: bytes that processors.py
+                 makes of it, of which it has shown that they become the pixel values that transformers gave
 resample.json    SHA-256 of astronaut.png resized by each filter
 """
 import hashlib, io, json, os, warnings
 import numpy as np
 from PIL import Image, ImageOps
+import processors
 
 warnings.simplefilter("ignore")
 os.makedirs("goldens", exist_ok=True)
@@ -35,7 +39,7 @@ def upright(path):
 
 
 def make():
-    os.makedirs("made", exist_ok=True)
+    os.makedirs("made")
     photo = Image.open("photos/astronaut.png").convert("RGB")
     for w, h in [(1, 1), (2, 3), (3, 2), (5, 5), (6, 4), (17, 9), (16, 33)]:
         small = photo.resize((40, 40)).crop((10, 3, 10 + w, 3 + h))
@@ -69,7 +73,34 @@ def make():
         open(f"made/offset.{name}.gif", "wb").write(b)
 
 
-make()
+def make_tiff():
+    photo = Image.open("photos/astronaut.png").convert("RGB")
+    small = photo.crop((180, 60, 221, 91))
+    small.info.clear()  # the colour profile
+    save = lambda im, name, **options: im.save(f"made/{name}.tif", **options)
+    for o in range(1, 9):
+        save(small.resize((20, 15)), f"exif{o}", tiffinfo={274: o})
+    for mode in ["1", "L", "P", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "LAB", "F"]:
+        save(small.convert("L").convert(mode) if mode == "F" else small.convert(mode), mode)
+    gray16 = np.asarray(small.convert("L")).astype(np.uint16) * 250
+    save(Image.fromarray(gray16), "I16")
+    for name in ["lzw", "adobe_deflate", "packbits", "jpeg"]:
+        save(small, name, compression="tiff_" + name if name != "packbits" else name)
+        if name in ["lzw", "adobe_deflate"]:
+            save(small, name + ".predicted", compression="tiff_" + name, tiffinfo={317: 2})
+    for name in ["group3", "group4"]:
+        save(small.convert("1"), name, compression=name)
+    save(small.convert("1"), "group3.2d", compression="group3", tiffinfo={292: 1})
+    # The samples of each colour on their own: Pillow writes none, so the three planes of one strip follow each other.
+    out = io.BytesIO()
+    small.save(out, "TIFF", tiffinfo={284: 2})
+    open("made/planar.tif", "wb").write(out.getvalue())
+
+
+if not os.path.isdir("made"):
+    make()
+if not os.path.exists("made/exif1.tif"):
+    make_tiff()
 golden = {}
 for top in ["photos", "decode", "exif", "made"]:
     for folder, _, names in sorted(os.walk(top)):
@@ -90,14 +121,20 @@ json.dump(golden, open("goldens/decode.json", "w"), indent=0)
 resample = []
 im = Image.open("photos/astronaut.png").convert("RGB").crop((100, 0, 401, 227))
 for number in [1, 2, 3]:
-    for size in [(301, 227), (301, 100), (77, 227), (64, 64), (1, 1), (640, 480), (7, 900), (333, 250)]:
+    for size in [(301, 227), (301, 100), (77, 227), (64, 64), (1, 1), (640, 480), (7, 900), (333, 250),
+                 (310, 100), (290, 150), (248, 120), (247, 120), (500, 226)]:  # about where the passes change places
         out = im.resize(size, number)
         resample.append({"filter": number, "w": size[0], "h": size[1], "sha256": hashlib.sha256(out.tobytes()).hexdigest()})
 json.dump(resample, open("goldens/resample.json", "w"), indent=0)
 
-# transformers Idefics3ImageProcessorPil for a picture of 640x427, longest_edge 2048, tiles of 512.
-im = Image.open("photos/rocket.jpg").convert("RGB").resize((2048, 1366), 1).resize((2048, 1536), 1)
-out = Image.new("RGB", (128, 384))
-for i, tile in enumerate([im.crop((0, 0, 512, 512)), im.crop((1024, 512, 1536, 1024)), im.resize((512, 512), 1)]):
-    out.paste(tile.crop((192, 192, 320, 320)), (0, 128 * i))
-out.save("goldens/tiles.png", optimize=True)
+# Every byte would be a hundred megabytes: SAMPLES of each, evenly spread over all tiles.
+SAMPLES = 4096
+rows = []
+for case in json.load(open("goldens/preprocess.json")):
+    if not os.path.exists(case["photo"]):
+        continue
+    a = processors.pixels(case["processor"], Image.open(case["photo"]).convert("RGB"))
+    assert processors.values_sha256(case["processor"], a) == case["sha256_f32"], case
+    if case["photo"].endswith(".jpg"):
+        rows.append(a.reshape(-1)[np.arange(SAMPLES) * a.size // SAMPLES])
+Image.fromarray(np.stack(rows)).save("goldens/preprocess.png", optimize=True)

@@ -889,7 +889,7 @@ func (*Part_Image) isPart_Content() {}
 // Image is a picture in a file format.
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The file's bytes: JPEG, PNG, GIF, BMP or WebP; of an animation, the first frame. Required.
+	// The file's bytes: JPEG, PNG, GIF, BMP, TIFF or WebP; of an animation, the first frame. Required.
 	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	// How many tokens the picture may cost. Default: DETAIL_AUTO.
 	Detail        Detail `protobuf:"varint,2,opt,name=detail,proto3,enum=mmserve.v1.Detail" json:"detail,omitempty"`

@@ -1,0 +1,5 @@
+//go:build race
+
+package vision
+
+func init() { raceDetector = true }
