@@ -77,6 +77,9 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	if a.text, err = a.model.OpenText(); err != nil {
 		return nil, err
 	}
+	if len(a.text.Ignored) > 0 {
+		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
+	}
 	p := graph.Precision(f.Precision)
 	if p == graph.INT8 {
 		dir := cacheDir(f.CacheDir)

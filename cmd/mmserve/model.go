@@ -50,6 +50,9 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0], size[1], g.Tiles())
 	}
 	line("chat template", "%s", map[bool]string{true: "yes", false: "none: raw prompts only"}[text.Template != nil])
+	if len(text.Ignored) > 0 {
+		line("not applied", "%s (generation_config.json)", strings.Join(text.Ignored, ", "))
+	}
 	line("weights", "%s in memory", bytesText(m.WeightBytes()))
 	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(d.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(d.KVBytesPerToken()))
 	return nil
