@@ -73,13 +73,13 @@ func (s settings) within(key string, least, most float32, above bool, v *float32
 }
 
 // notApplied are the settings that change what transformers answers and that mmserve does not have, with the number
-// that makes them do nothing; "" where any value does something.
+// that makes them do nothing; "" where any value does something. How long an answer gets is the request's alone.
 var notApplied = map[string]string{
 	"num_beams": "1", "num_beam_groups": "1", "diversity_penalty": "0", "penalty_alpha": "0", "guidance_scale": "1",
 	"no_repeat_ngram_size": "0", "encoder_no_repeat_ngram_size": "0", "encoder_repetition_penalty": "1",
 	"epsilon_cutoff": "0", "eta_cutoff": "0", "exponential_decay_length_penalty": "", "top_h": "",
 	"force_words_ids": "", "forced_bos_token_id": "", "forced_eos_token_id": "", "begin_suppress_tokens": "",
-	"min_length": "0", "max_length": "20", "max_new_tokens": "", "stop_strings": "", "watermarking_config": "",
+	"min_length": "0", "stop_strings": "", "watermarking_config": "",
 }
 
 // defaults is how the files want tokens picked where a request does not say. It is greedy unless they say do_sample;

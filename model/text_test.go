@@ -85,8 +85,8 @@ func TestDefaults(t *testing.T) {
 		{`{"repetition_penalty": 1.2, "suppress_tokens": [3], "bad_words_ids": [[5], [2], [6, 7]], "min_new_tokens": 4, "sequence_bias": [[[8], -1.5], [[1, 2], 3]]}`, `{}`,
 			decoder.Sampling{RepetitionPenalty: 1.2, Suppress: []int32{3, 5}, MinTokens: 4, Stop: []int32{2}, LogitBias: map[int32]float32{8: -1.5}},
 			[]string{"bad_words_ids (of more than one token)", "sequence_bias (of more than one token)"}},
-		{`{"num_beams": 4, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 16, "max_length": 20, "forced_eos_token_id": null, "stop_strings": []}`, `{}`,
-			decoder.Sampling{}, []string{"max_new_tokens", "num_beams"}},
+		{`{"num_beams": 4, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 16, "forced_eos_token_id": null, "stop_strings": [], "min_length": 5}`, `{}`,
+			decoder.Sampling{}, []string{"min_length", "num_beams"}},
 		// config.json counts only where there is no generation_config.json, its decoder only where it is silent itself.
 		{`{}`, `{"do_sample": true}`, decoder.Sampling{}, nil},
 		{"", `{"do_sample": true, "top_p": null, "decoder": {"do_sample": false, "top_p": 0.5}, "generator": "x"}`, decoder.Sampling{Temperature: 1, TopK: 50, TopP: 0.5}, nil},

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -67,15 +70,24 @@ func storedText(types map[string]int) string {
 }
 
 type verifyCmd struct {
-	Dir       string  `arg:"" help:"Model folder."`
-	Gold      string  `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave."`
-	Precision string  `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
-	CacheDir  string  `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
-	Tolerance float64 `default:"2e-4" help:"Largest absolute difference of image features and logits that passes."`
+	Dir       string   `arg:"" help:"Model folder."`
+	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
+	Precision string   `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
+	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
+	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
+	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
+	Image     []string `placeholder:"FILE" help:"Pictures to record with --write-gold (default: two drawn samples)."`
+	Prompt    string   `default:"Describe the image." help:"What to ask about them."`
 }
 
 // Run prints a line a case and fails when one missed.
 func (v verifyCmd) Run(c *cli, out io.Writer) error {
+	if v.WriteGold && v.Gold != "" {
+		return errors.New("--write-gold records the folder's own cases and --gold checks others: give one of them")
+	}
+	if len(v.Image) > 0 && !v.WriteGold {
+		return errors.New("--image names pictures to record: give --write-gold, too")
+	}
 	if err := startRuntime(c.OrtLib); err != nil {
 		return err
 	}
@@ -90,7 +102,11 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 			return err
 		}
 	}
-	ver, err := model.NewVerifier(m, v.Tolerance, p, ort.Options{})
+	tolerance := v.Tolerance
+	if v.Gold == "" {
+		tolerance = model.DriftTolerance(p)
+	}
+	ver, err := model.NewVerifier(m, tolerance, p, ort.Options{})
 	if err != nil {
 		return err
 	}
@@ -100,25 +116,65 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	for _, name := range unused {
 		fmt.Fprintf(out, "  unused: %s\n", name)
 	}
-	if v.Gold == "" {
-		return nil
+	if v.WriteGold {
+		pictures, err := v.pictures()
+		if err != nil {
+			return err
+		}
+		n, err := ver.WriteGold(v.Dir, pictures, v.Prompt)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "recorded %d cases\n", n)
 	}
 	cases, missed := 0, 0
-	err = ver.File(v.Gold, func(k model.Case) {
+	report := func(k model.Case) {
 		cases++
 		if !k.OK() {
 			missed++
 		}
 		fmt.Fprintln(out, caseText(k))
-	})
+	}
+	found := true
+	if v.Gold != "" {
+		err = ver.File(v.Gold, report)
+	} else {
+		found, err = ver.Own(report)
+	}
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.Tolerance)
+	if !found {
+		fmt.Fprintln(out, "no gold values: name some with --gold, or record what the model answers now with --write-gold")
+		return nil
+	}
+	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, tolerance)
 	if missed > 0 || cases == 0 {
 		return exitError(1)
 	}
 	return nil
+}
+
+// pictures are those to record cases with.
+func (v verifyCmd) pictures() (list []model.Picture, err error) {
+	for _, name := range v.Image {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, model.Picture{Name: name, Data: data})
+	}
+	if len(list) > 0 {
+		return list, nil
+	}
+	for _, name := range []string{"sample0.png", "sample5.png"} {
+		data, err := fs.ReadFile(model.Samples(), name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, model.Picture{Data: data})
+	}
+	return list, nil
 }
 
 func caseText(k model.Case) string {
