@@ -225,6 +225,55 @@ func spoil(file string, at int, data []byte) (undo func() error, err error) {
 	return func() error { return os.WriteFile(file, was, 0o600) }, os.WriteFile(file, now, 0o600)
 }
 
+// A checkpoint made up from a bare config.json of each family is inspected, recorded, verified and served.
+func TestInit(t *testing.T) {
+	families, err := filepath.Glob(filepath.Join("..", "..", "testdata", "tiny-hf", "*"))
+	if err != nil || len(families) != 7 {
+		t.Fatalf("%v %v", families, err)
+	}
+	types := []string{"f32", "bf16", "f16"}
+	for i, from := range families {
+		t.Run(filepath.Base(from), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "made")
+			dtype := types[i%len(types)]
+			args := []string{"model", "init", "--config", filepath.Join(from, "config.json"), "--out", dir, "--dtype", dtype, "--seed", "7"}
+			if code, out, errs := mmserve(t, args...); code != 0 || !strings.Contains(out, "stored as "+strings.ToUpper(dtype)) {
+				t.Fatalf("init: status %d: %s%s", code, out, errs)
+			}
+			if code, _, errs := mmserve(t, args...); code != 1 || !strings.Contains(errs, "is not empty") {
+				t.Errorf("init again: status %d: %s", code, errs)
+			}
+			if code, out, errs := mmserve(t, "model", "inspect", dir); code != 0 || !strings.Contains(out, "parameters") {
+				t.Errorf("inspect: status %d: %s%s", code, out, errs)
+			}
+			if code, out, errs := mmserve(t, "model", "verify", dir, "--write-gold"); code != 0 || !strings.Contains(out, "recorded") || !strings.Contains(out, " 0 unused") {
+				t.Errorf("verify: status %d: %s%s", code, out, errs)
+			}
+			picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "8", "--prompt", "what is it?", picture); code != 0 {
+				t.Errorf("caption: status %d: %s", code, errs)
+			}
+			if code, _, errs := mmserve(t, "caption", "--model", filepath.Join(from, "config.json"), "--load-format", "dummy", "--max-tokens", "8", picture); code != 0 {
+				t.Errorf("caption --load-format dummy: status %d: %s", code, errs)
+			}
+		})
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--out", t.TempDir()}, 2, "--config"},
+		{[]string{"--config", "none.json", "--out", t.TempDir()}, 1, "none.json"},
+		{[]string{"--config", families[0], "--out", t.TempDir(), "--dtype", "f64"}, 2, "f32"},
+		{[]string{"--config", filepath.Join("..", "..", "package.json"), "--out", t.TempDir()}, 1, `package.json: model_type "" is not supported`},
+	} {
+		if code, _, errs := mmserve(t, append([]string{"model", "init"}, c.args...)...); code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%v: status %d: %s\nwant %d, %s", c.args, code, errs, c.code, c.want)
+		}
+	}
+}
+
 // startServer runs `mmserve serve` in this process and gives a client of it.
 func startServer(t *testing.T, args ...string) *client.Client {
 	t.Helper()

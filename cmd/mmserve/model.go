@@ -18,6 +18,27 @@ import (
 type modelCmd struct {
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with gold values."`
+	Init    initCmd    `cmd:"" help:"Write a checkpoint with random weights in the shape of a config.json, to size a machine."`
+}
+
+type initCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken."`
+	Out    string `required:"" placeholder:"DIR" help:"New or empty folder to write to."`
+	Seed   uint64 `default:"1" help:"The same seed gives the same weights."`
+	DType  string `name:"dtype" enum:"f32,bf16,f16" default:"bf16" help:"Type of the weights: f32, bf16 or f16."`
+}
+
+func (i initCmd) Run(out io.Writer) error {
+	if err := model.Init(i.Config, i.Out, model.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+		return err
+	}
+	m, err := model.Open(i.Out)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	_, err = fmt.Fprintf(out, "%s: %s, %s parameters, stored as %s\n", i.Out, m.Type, count(m.Parameters()), storedText(m.StoredTypes()))
+	return err
 }
 
 type inspectCmd struct {
