@@ -98,6 +98,8 @@ type Text struct {
 	EOS []int32
 	// Defaults is how generation_config.json wants tokens picked; its Seed is not used.
 	Defaults decoder.Sampling
+	// Ignored names settings of generation_config.json that would change answers and are not applied.
+	Ignored []string
 }
 
 // Open reads the model folder dir; "" is the embedded default model.

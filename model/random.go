@@ -7,14 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/mmserve/mmserve/fusion"
+	"github.com/x448/float16"
+
+	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
@@ -22,102 +23,36 @@ import (
 const dummySeed = 1
 
 // OpenDummy opens a model of the shape of a config.json, named itself or by its folder, with seeded random weights: for
-// load tests of a model that is not there. Where the folder has no tokenizer, those of the default model are used, with
-// its prompt format and a preprocessor for the tower's pictures; what such a model answers means nothing.
+// load tests of a model that is not there. Where the folder has no tokenizer, one is made up (see Init); what such a
+// model answers means nothing.
 func OpenDummy(path string) (*Model, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	dir, config := abs, "config.json"
+	dir := abs
 	if st, err := os.Stat(abs); err != nil {
 		return nil, fmt.Errorf("model folder: %w", err)
 	} else if !st.IsDir() {
-		dir, config = filepath.Split(abs)
-	}
-	raw, err := os.ReadFile(filepath.Join(dir, config))
-	if err != nil {
-		return nil, err
-	}
-	_, spec, err := ReadSpec(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", config, err)
+		dir = filepath.Dir(abs)
 	}
 	made, err := os.MkdirTemp("", "mmserve-dummy-")
 	if err != nil {
 		return nil, err
 	}
-	files := layered{os.DirFS(made), os.DirFS(dir)}
-	_, err = fs.Stat(files, "tokenizer.json")
-	bare := errors.Is(err, fs.ErrNotExist)
-	if bare {
-		files[1] = defaultFiles()
-	}
-	m, err := openRandom(filepath.Base(filepath.Clean(dir)), made, files, raw, spec, bare)
+	m, err := openDummy(abs, made)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(made))
 	}
-	m.made = made
+	m.Name, m.made = filepath.Base(dir), made
 	return m, nil
 }
 
-// openRandom writes what is made up into the folder made and opens it with what files has besides.
-func openRandom(name, made string, files fs.FS, config []byte, spec Spec, bare bool) (*Model, error) {
-	if err := os.WriteFile(filepath.Join(made, "config.json"), config, 0o600); err != nil {
+func openDummy(config, made string) (*Model, error) {
+	if err := Init(config, made, InitOptions{Seed: dummySeed}); err != nil {
 		return nil, err
 	}
-	if bare {
-		if err := os.WriteFile(filepath.Join(made, "preprocessor_config.json"), spec.preprocessorConfig(), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	if err := writeRandom(filepath.Join(made, "model.safetensors"), spec, dummySeed); err != nil {
-		return nil, err
-	}
-	m, err := open(name, files, func() (*safetensors.Checkpoint, error) { return safetensors.Open(made) })
-	if err != nil || !bare {
-		return m, err
-	}
-	if err := m.speakDefault(); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
-}
-
-// preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with any image processor.
-func (s Spec) preprocessorConfig() []byte {
-	return fmt.Appendf(nil, `{"size": {"height": %[1]d, "width": %[1]d, "longest_edge": %[2]d}, "max_image_size": {"longest_edge": %[1]d},
-		"crop_size": {"height": %[1]d, "width": %[1]d}}`, s.Tower.ImageSize, min(4*s.Tower.ImageSize, 4096))
-}
-
-// speakDefault makes the model read prompts of the default model's tokenizer.
-func (m *Model) speakDefault() error {
-	d, err := Open("")
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if m.Decoder.Vocab < d.Decoder.Vocab {
-		return fmt.Errorf("the model has %d token ids, the default model's tokenizer, which stands in, %d", m.Decoder.Vocab, d.Decoder.Vocab)
-	}
-	m.Layout.ImageTokenID = d.Layout.ImageTokenID
-	if f := m.Layout.Frame; f != nil && !f.OnePicture { // whose start the default model's tokenizer has, too
-		m.Layout.Frame = &fusion.Frame{End: f.End}
-	}
-	return nil
-}
-
-// layered looks a file up in each of its file systems in turn.
-type layered []fs.FS
-
-// Open implements fs.FS.
-func (l layered) Open(name string) (f fs.File, err error) {
-	for _, files := range l {
-		if f, err = files.Open(name); !errors.Is(err, fs.ErrNotExist) {
-			return f, err
-		}
-	}
-	return nil, err
+	return Open(made)
 }
 
 // WriteRandom writes model.safetensors into dir for the config.json that is there: bfloat16, normal with a deviation of
@@ -131,28 +66,93 @@ func WriteRandom(dir string, seed uint64) error {
 	if err != nil {
 		return fmt.Errorf("config.json: %w", err)
 	}
-	return writeRandom(filepath.Join(dir, "model.safetensors"), spec, seed)
+	return writeRandom(dir, spec, InitOptions{Seed: seed})
 }
 
-func writeRandom(path string, spec Spec, seed uint64) error {
+// writeRandom writes the model's tensors into one file of dir or, where they are too large for one, several and their
+// index.
+func writeRandom(dir string, spec Spec, o InitOptions) error {
 	needs, err := spec.Needs()
 	if err != nil {
 		return err
 	}
-	// The header needs sizes only; the data is made tensor by tensor, so that memory stays small.
-	head := make([]safetensors.Tensor, len(needs))
-	var most int
-	sizes := make([]int, len(needs))
-	for i, n := range needs {
-		sizes[i] = 1
-		for _, d := range n.Dims {
-			sizes[i] *= d
+	d := newDraw(spec, o)
+	var shards [][]graph.Shape
+	var size, total int64
+	for _, n := range needs {
+		bytes := int64(elements(n)) * d.dtype.Size()
+		if total += bytes; len(shards) == 0 || size > 0 && size+bytes > o.shardBytes() {
+			shards, size = append(shards, nil), 0
 		}
-		most = max(most, sizes[i])
+		shards[len(shards)-1] = append(shards[len(shards)-1], n)
+		size += bytes
 	}
-	zeros := make([]byte, 2*most)
-	for i, n := range needs {
-		head[i] = safetensors.Tensor{Name: n.Name, DType: safetensors.BF16, Shape: n.Dims, Data: zeros[:2*sizes[i]]}
+	if len(shards) == 1 {
+		return d.file(filepath.Join(dir, "model.safetensors"), needs)
+	}
+	owner := map[string]string{}
+	for i, shard := range shards {
+		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, len(shards))
+		if err := d.file(filepath.Join(dir, name), shard); err != nil {
+			return err
+		}
+		for _, n := range shard {
+			owner[n.Name] = name
+		}
+	}
+	return writeJSON(filepath.Join(dir, "model.safetensors.index.json"), map[string]any{"metadata": map[string]int64{"total_size": total}, "weight_map": owner})
+}
+
+func elements(s graph.Shape) int {
+	n := 1
+	for _, d := range s.Dims {
+		n *= d
+	}
+	return n
+}
+
+// draw makes tensors up, one after the other.
+type draw struct {
+	spec  Spec
+	dtype safetensors.DType
+	rng   *rand.Rand
+	table []uint16 // values to draw from, which is many times faster than to compute each
+}
+
+func newDraw(spec Spec, o InitOptions) *draw {
+	d := &draw{spec, o.dtype(), rand.New(rand.NewPCG(o.Seed, 0)), make([]uint16, 1<<16)}
+	for i := range d.table {
+		d.table[i] = d.bits(float32(d.rng.NormFloat64() * 0.02))
+	}
+	return d
+}
+
+// bits is a value in half precision: as float16, or as bfloat16 for both bfloat16 and float32, which so are equal.
+func (d *draw) bits(v float32) uint16 {
+	if d.dtype == safetensors.F16 {
+		return float16.Fromfloat32(v).Bits()
+	}
+	return uint16(math.Float32bits(v) >> 16)
+}
+
+func (d *draw) append(dst []byte, bits uint16) []byte {
+	if d.dtype == safetensors.F32 {
+		return binary.LittleEndian.AppendUint32(dst, uint32(bits)<<16)
+	}
+	return binary.LittleEndian.AppendUint16(dst, bits)
+}
+
+// file writes a safetensors file. The header needs sizes only; the data is made tensor by tensor, so that memory stays
+// small.
+func (d *draw) file(path string, list []graph.Shape) error {
+	head := make([]safetensors.Tensor, len(list))
+	var most int
+	for _, n := range list {
+		most = max(most, elements(n))
+	}
+	zeros := make([]byte, int(d.dtype.Size())*most)
+	for i, n := range list {
+		head[i] = safetensors.Tensor{Name: n.Name, DType: d.dtype, Shape: n.Dims, Data: zeros[:int(d.dtype.Size())*elements(n)]}
 	}
 	f, err := os.Create(path)
 	if err != nil {
@@ -163,14 +163,8 @@ func writeRandom(path string, spec Spec, seed uint64) error {
 	if err := safetensors.Write(&headerOnly{w: w}, head); err != nil {
 		return err
 	}
-	rng := rand.New(rand.NewPCG(seed, 0))
-	table := normals(rng)
-	for i, n := range needs {
-		norm := float32(1)
-		if spec.Decoder.UnitNorms && strings.HasPrefix(n.Name, spec.checkpointName("text.")) {
-			norm = 0 // it is added to 1
-		}
-		if err := writeTensor(w, rng, table, n.Name, sizes[i], norm); err != nil {
+	for _, n := range list {
+		if err := d.tensor(w, n.Name, elements(n)); err != nil {
 			return err
 		}
 	}
@@ -193,33 +187,27 @@ func (h *headerOnly) Write(p []byte) (int, error) {
 	return h.w.Write(p)
 }
 
-// normals is a table of bfloat16 values to draw from: drawing is many times faster than computing each.
-func normals(rng *rand.Rand) []uint16 {
-	table := make([]uint16, 1<<16)
-	for i := range table {
-		table[i] = uint16(math.Float32bits(float32(rng.NormFloat64()*0.02)) >> 16)
-	}
-	return table
-}
-
-func writeTensor(w io.Writer, rng *rand.Rand, table []uint16, name string, n int, norm float32) error {
+func (d *draw) tensor(w io.Writer, name string, n int) error {
 	constant := func(v float32) error {
-		_, err := w.Write(bytes.Repeat(binary.LittleEndian.AppendUint16(nil, uint16(math.Float32bits(v)>>16)), n))
+		_, err := w.Write(bytes.Repeat(d.append(nil, d.bits(v)), n))
 		return err
 	}
 	switch {
 	case strings.HasSuffix(name, "bias"):
 		return constant(0)
 	case strings.Contains(name, "norm"), strings.Contains(name, ".ln_"):
-		return constant(norm)
+		if d.spec.Decoder.UnitNorms && strings.HasPrefix(name, d.spec.checkpointName("text.")) {
+			return constant(0) // it is added to 1
+		}
+		return constant(1)
 	}
 	buf := make([]byte, 0, 1<<16)
 	for n > 0 {
 		buf = buf[:0]
 		for ; n > 0 && len(buf) < cap(buf); n -= min(n, 4) {
-			r := rng.Uint64()
+			r := d.rng.Uint64()
 			for range min(n, 4) {
-				buf = binary.LittleEndian.AppendUint16(buf, table[uint16(r)])
+				buf = d.append(buf, d.table[uint16(r)])
 				r >>= 16
 			}
 		}

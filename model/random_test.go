@@ -48,7 +48,7 @@ func TestWriteRandom(t *testing.T) {
 	}
 }
 
-// Every family answers from a bare config.json: the default model's tokenizer stands in for the one that is not there.
+// Every family answers from a bare config.json: a tokenizer is made up for the one that is not there.
 func TestOpenDummy(t *testing.T) {
 	startLibrary(t)
 	sample, err := os.ReadFile(filepath.Join("tiny-vlm", "samples", "sample0.png"))
@@ -62,7 +62,7 @@ func TestOpenDummy(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := filepath.Join(t.TempDir(), "any-name.json")
-			write(t, path, bytes.Replace(config, []byte(`"vocab_size": 100`), []byte(`"vocab_size": 800`), 1))
+			write(t, path, config)
 			m, err := OpenDummy(path)
 			if err != nil {
 				t.Fatal(err)
@@ -78,9 +78,6 @@ func TestOpenDummy(t *testing.T) {
 			}()
 			answer(t, m, sample)
 		})
-	}
-	if _, err := OpenDummy(filepath.Join("..", "testdata", "tiny-hf", "llava")); err == nil {
-		t.Error("a model of 100 ids was given a tokenizer of 768")
 	}
 }
 

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
-	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/tokenizer"
@@ -69,36 +69,11 @@ func (m *Model) openText() (*Text, error) {
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
-	if t.Defaults, err = m.defaults(); err != nil {
+	if t.EOS, err = m.eos(t.Tokenizer, special); err != nil {
 		return nil, err
 	}
-	t.EOS, err = m.eos(t.Tokenizer, special)
+	t.Defaults, t.Ignored, err = m.defaults(t.EOS)
 	return t, err
-}
-
-// defaults is greedy unless generation_config.json says do_sample; what it then leaves open is as transformers'
-// GenerationConfig has it: temperature 1, the 50 likeliest tokens, all of their probability.
-func (m *Model) defaults() (decoder.Sampling, error) {
-	c := struct {
-		DoSample    bool     `json:"do_sample"`
-		Temperature *float32 `json:"temperature"`
-		TopK        *int     `json:"top_k"`
-		TopP        *float32 `json:"top_p"`
-	}{}
-	if _, err := m.readJSON("generation_config.json", &c); err != nil || !c.DoSample {
-		return decoder.Sampling{}, err
-	}
-	s := decoder.Sampling{Temperature: 1, TopK: 50, TopP: 1}
-	if c.Temperature != nil {
-		s.Temperature = *c.Temperature
-	}
-	if c.TopK != nil {
-		s.TopK = *c.TopK
-	}
-	if c.TopP != nil {
-		s.TopP = *c.TopP
-	}
-	return s, nil
 }
 
 // addPlaceholder gives a tokenizer that knows no pictures a token for them, unless it has one.
@@ -191,13 +166,25 @@ func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, err
 }
 
 func (m *Model) templateSource() (source, file string, err error) {
-	file = "chat_template.jinja"
-	raw, err := fs.ReadFile(m.files, file)
-	if err == nil {
-		return string(raw), file, nil
+	named := map[string]string{} // in files of their own
+	names, err := fs.Glob(m.files, "additional_chat_templates/*.jinja")
+	if err != nil {
+		return "", "", err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return "", file, err
+	for _, file := range append(names, "chat_template.jinja") {
+		raw, err := fs.ReadFile(m.files, file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", file, err
+		}
+		named[file] = string(raw)
+	}
+	for _, file := range []string{"chat_template.jinja", "additional_chat_templates/default.jinja"} {
+		if source, ok := named[file]; ok {
+			return source, file, nil
+		}
 	}
 	for _, file := range []string{"chat_template.json", "processor_config.json", "tokenizer_config.json"} {
 		var c struct {
@@ -209,22 +196,48 @@ func (m *Model) templateSource() (source, file string, err error) {
 		if len(c.Template) == 0 || string(c.Template) == "null" {
 			continue
 		}
-		var named []struct{ Name, Template string }
-		if json.Unmarshal(c.Template, &named) == nil {
-			for _, n := range named {
-				if n.Name == "default" {
-					return n.Template, file, nil
-				}
-			}
-			return "", file, fmt.Errorf("%s: chat_template is a list without one named \"default\"", file)
-		}
-		var text string
-		if err := json.Unmarshal(c.Template, &text); err != nil {
+		source, err := defaultTemplate(c.Template)
+		if err != nil {
 			return "", file, fmt.Errorf("%s: chat_template: %w", file, err)
 		}
-		return text, file, nil
+		return source, file, nil
+	}
+	if len(names) > 0 {
+		return "", names[0], fmt.Errorf("there is no chat_template.jinja, and none of %s is the default", strings.Join(names, ", "))
 	}
 	return "", "", nil
+}
+
+// defaultTemplate reads a template that is written as a string, as a list of templates with names or as an object of
+// them.
+func defaultTemplate(raw json.RawMessage) (string, error) {
+	switch raw[0] {
+	case '[':
+		var list []struct{ Name, Template string }
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return "", err
+		}
+		var names []string
+		for _, t := range list {
+			if t.Name == "default" {
+				return t.Template, nil
+			}
+			names = append(names, t.Name)
+		}
+		return "", fmt.Errorf("none of %q is named \"default\"", names)
+	case '{':
+		var named map[string]string
+		if err := json.Unmarshal(raw, &named); err != nil {
+			return "", err
+		}
+		if t, ok := named["default"]; ok {
+			return t, nil
+		}
+		return "", fmt.Errorf("none of %q is named \"default\"", slices.Sorted(maps.Keys(named)))
+	}
+	var source string
+	err := json.Unmarshal(raw, &source)
+	return source, err
 }
 
 // preprocessor reads preprocessor_config.json, or the image_processor section of a newer processor_config.json.

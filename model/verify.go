@@ -1,15 +1,13 @@
 package model
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -54,13 +52,14 @@ type Verifier struct {
 	model     *Model
 	tower     *vision.Tower
 	runner    *decoder.Runner
+	precision graph.Precision
 	tolerance float64
 }
 
 // NewVerifier opens the model's sessions with one KV slot. tolerance bounds the absolute difference of image
 // features and logits; for INT8 the model's LoadInt8 comes first.
 func NewVerifier(m *Model, tolerance float64, p graph.Precision, o ort.Options) (*Verifier, error) {
-	v := &Verifier{model: m, tolerance: tolerance}
+	v := &Verifier{model: m, precision: p, tolerance: tolerance}
 	var err error
 	if v.tower, err = m.OpenTower(p, o); err != nil {
 		return nil, err
@@ -93,26 +92,21 @@ func (v *Verifier) File(path string, report func(Case)) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(path)
+	return v.lines(text, os.DirFS(filepath.Dir(path)), filepath.Base(path), report)
+}
+
+// lines runs the cases of a gold.jsonl, whose pictures are in files.
+func (v *Verifier) lines(text *Text, files fs.FS, name string, report func(Case)) error {
+	cases, err := readGold(files, name)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 64<<20)
-	for n := 1; lines.Scan(); n++ {
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
-			continue
-		}
-		var g goldCase
-		if err := json.Unmarshal(lines.Bytes(), &g); err != nil {
-			return fmt.Errorf("%s, line %d: %w", path, n, err)
-		}
+	for _, g := range cases {
 		c := Case{ID: g.ID}
-		c.Checks, c.Err = v.conversation(text, filepath.Dir(path), g)
+		c.Checks, c.Err = v.conversation(text, files, g)
 		report(c)
 	}
-	return lines.Err()
+	return nil
 }
 
 // tensors compares stage by stage, each fed with gold input: features from gold pixels, logits and ids from the
@@ -240,19 +234,38 @@ func (v *Verifier) encode(pixels []float32) ([]float32, error) {
 
 // greedy continues a prompt by n tokens, or up to an id of stop.
 func (v *Verifier) greedy(in fusion.Input, n int, stop ...int32) ([]int32, error) {
-	row := decoder.Row{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}
-	var got []int32
+	steps, err := v.steps(in, n, stop...)
+	got := make([]int32, len(steps))
+	for i, s := range steps {
+		got[i] = s.id
+	}
+	return got, err
+}
+
+// step is a token of a greedy answer, the log of its probability, and how far that of the next likely is below it.
+type step struct {
+	id              int32
+	logprob, margin float64
+}
+
+func (v *Verifier) steps(in fusion.Input, n int, stop ...int32) ([]step, error) {
+	row := decoder.Row{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{Logprobs: true, TopLogprobs: 2})}
+	var got []step
 	for len(got) < n {
 		out, err := v.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})
 		if err != nil {
 			return got, err
 		}
-		got = append(got, out[0].ID)
-		if slices.Contains(stop, out[0].ID) {
+		s := step{id: out[0].ID, logprob: float64(out[0].Logprobs.Picked), margin: math.Inf(1)}
+		if top := out[0].Logprobs.Top; len(top) > 1 {
+			s.margin = float64(top[0].Logprob - top[1].Logprob)
+		}
+		got = append(got, s)
+		if slices.Contains(stop, s.id) {
 			break
 		}
 		row.Past += len(row.IDs)
-		row.IDs = got[len(got)-1:]
+		row.IDs = []int32{s.id}
 	}
 	return got, nil
 }
@@ -277,101 +290,118 @@ func sameIDs(name string, got, want []int32) Check {
 	return Check{Name: name, Value: float64(same) / float64(n), Exact: true, OK: slices.Equal(got, want)}
 }
 
-// goldCase is a line of gold.jsonl.
-type goldCase struct {
-	ID       string   `json:"id"`
-	Images   []string `json:"images"`
-	Messages []struct {
-		Role    string `json:"role"`
-		Content []struct {
-			Type string `json:"type"`
-			Text string `json:"text"`
-		} `json:"content"`
-	} `json:"messages"`
-	PromptText string       `json:"prompt_text"`
-	PromptIDs  []int32      `json:"prompt_ids"`
-	PixelSHA   string       `json:"pixel_sha256_f32"`
-	PixelMean  float64      `json:"pixel_mean"`
-	PixelStd   float64      `json:"pixel_std"`
-	Top        [][2]float64 `json:"first_step_top5"`
-	Generated  []int32      `json:"generated_ids"`
-}
-
 // conversation takes a case the whole way that a request takes.
-func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, error) {
-	if text.Template == nil {
-		return nil, errors.New("the model has no chat template")
-	}
-	var msgs []chat.Message
-	for _, m := range g.Messages {
-		msg := chat.Message{Role: m.Role}
-		for _, p := range m.Content {
-			msg.Parts = append(msg.Parts, chat.Part{Image: p.Type == "image", Text: p.Text})
-		}
-		msgs = append(msgs, msg)
-	}
-	prompt, err := text.Template.Render(msgs)
+func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, error) {
+	p, err := v.prepare(text, files, g)
 	if err != nil {
 		return nil, err
 	}
-	checks := []Check{sameText(prompt, g.PromptText)}
-	var images []*vision.Image
-	var grids []vision.Grid
-	for _, name := range g.Images {
-		data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
-		if err != nil {
-			return nil, err
-		}
-		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), len(g.Images) == 1 || !v.model.Layout.SplitAlone)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		images, grids = append(images, img), append(grids, img.Grid)
+	checks := []Check{sameText(p.prompt, g.PromptText), sameIDs("prompt_ids", p.input.IDs, g.PromptIDs)}
+	if len(p.pixels) > 0 {
+		checks = append(checks, samePixels(p.pixels, g))
 	}
-	expanded, err := v.model.Layout.ExpandPrompt(prompt.Text, grids)
-	if err != nil {
-		return nil, err
-	}
-	special := text.AddSpecial && (text.BOS == "" || !strings.HasPrefix(prompt.Text, text.BOS))
-	ids := text.Tokenizer.EncodeGuarded(expanded, prompt.Guard, special)
-	checks = append(checks, sameIDs("prompt_ids", ids, g.PromptIDs))
-	in, err := v.model.Layout.Locate(ids, images)
-	if err != nil {
-		return nil, err
-	}
-	var all []float32
-	for i, img := range images {
-		values := make([]float32, len(img.Pixels))
-		_, tilePixels, _ := v.tower.Limits()
-		for at := 0; at < len(values); at += tilePixels {
-			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
-		}
-		patches, err := v.encode(values)
-		if err != nil {
-			return nil, err
-		}
-		if err := in.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
-			return nil, err
-		}
-		all = append(all, values...)
-	}
-	if len(all) > 0 {
-		checks = append(checks, samePixels(all, g))
+	if g.Precision != "" && g.Precision != v.precision {
+		return checks, nil // its numbers are another precision's
 	}
 	if len(g.Top) > 0 {
-		logits, err := v.runner.Logits(in)
+		logits, err := v.runner.Logits(p.input)
 		if err != nil {
 			return nil, err
 		}
 		last := logits[len(logits)-v.model.Decoder.Vocab:]
 		worst := 0.0
 		for _, t := range g.Top {
+			if t[0] < 0 || int(t[0]) >= len(last) {
+				return nil, fmt.Errorf("first_step_top5: id %v; the model has %d", t[0], len(last))
+			}
 			worst = max(worst, math.Abs(float64(last[int(t[0])])-t[1]))
 		}
 		checks = append(checks, Check{Name: "logits", Value: worst, OK: worst <= v.tolerance})
 	}
-	got, err := v.greedy(in, len(g.Generated), text.EOS...)
-	return append(checks, sameIDs("generated_ids", got, g.Generated)), err
+	got, err := v.steps(p.input, len(g.Generated), text.EOS...)
+	if err != nil {
+		return checks, err
+	}
+	ids := make([]int32, len(got))
+	worst := 0.0
+	for i, s := range got {
+		ids[i] = s.id
+		if i < len(g.Logprobs) && s.id == g.Generated[i] {
+			worst = max(worst, math.Abs(s.logprob-g.Logprobs[i]))
+		}
+	}
+	checks = append(checks, sameIDs("generated_ids", ids, g.Generated))
+	if len(g.Logprobs) > 0 {
+		checks = append(checks, Check{Name: "logprobs", Value: worst, OK: worst <= v.tolerance})
+	}
+	return checks, nil
+}
+
+// prepared is a case on its way into the decoder.
+type prepared struct {
+	prompt chat.Prompt
+	input  fusion.Input
+	pixels []float32 // normalised, of all pictures
+}
+
+func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err error) {
+	special := text.AddSpecial
+	switch {
+	case len(g.Prompt) > 0:
+		p.prompt, err = chat.Raw(parts(g.Prompt), v.model.Layout.Placeholder, text.Guarded)
+	case text.Template == nil:
+		err = errors.New("the model has no chat template")
+	default:
+		var msgs []chat.Message
+		for _, m := range g.Messages {
+			msgs = append(msgs, chat.Message{Role: m.Role, Parts: parts(m.Content)})
+		}
+		p.prompt, err = text.Template.Render(msgs)
+		special = special && (text.BOS == "" || !strings.HasPrefix(p.prompt.Text, text.BOS))
+	}
+	if err != nil {
+		return p, err
+	}
+	var images []*vision.Image
+	var grids []vision.Grid
+	for _, name := range g.Images {
+		data, err := picture(files, name)
+		if err != nil {
+			return p, err
+		}
+		split := g.Detail != "low" && (len(g.Images) == 1 || !v.model.Layout.SplitAlone)
+		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), split)
+		if err != nil {
+			return p, fmt.Errorf("%.100s: %w", name, err)
+		}
+		images, grids = append(images, img), append(grids, img.Grid)
+	}
+	expanded, err := v.model.Layout.ExpandPrompt(p.prompt.Text, grids)
+	if err != nil {
+		return p, err
+	}
+	ids := text.Tokenizer.EncodeGuarded(expanded, p.prompt.Guard, special)
+	if p.input = (fusion.Input{IDs: ids}); len(images) > 0 {
+		if p.input, err = v.model.Layout.Locate(ids, images); err != nil {
+			return p, err
+		}
+	}
+	_, tilePixels, _ := v.tower.Limits()
+	for i, img := range images {
+		values := make([]float32, len(img.Pixels))
+		for at := 0; at < len(values); at += tilePixels {
+			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+		}
+		patches, err := v.encode(values)
+		if err != nil {
+			return p, err
+		}
+		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
+			return p, err
+		}
+		p.pixels = append(p.pixels, values...)
+	}
+	return p, nil
 }
 
 // pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the
@@ -380,6 +410,16 @@ const pixelTolerance = 0.1 * 2 / 255
 
 // samePixels compares by digest, and where that differs by mean and standard deviation.
 func samePixels(values []float32, g goldCase) Check {
+	sum, mean, std := pixelSummary(values)
+	if sum == g.PixelSHA {
+		return Check{Name: "pixel_values", OK: true}
+	}
+	d := max(math.Abs(mean-g.PixelMean), math.Abs(std-g.PixelStd))
+	return Check{Name: "pixel_values", Value: d, OK: d <= pixelTolerance}
+}
+
+// pixelSummary is the SHA-256 of the values as little-endian float32, their mean and standard deviation.
+func pixelSummary(values []float32) (sha string, mean, std float64) {
 	h := sha256.New()
 	var sum, square float64
 	var word [4]byte
@@ -389,23 +429,23 @@ func samePixels(values []float32, g goldCase) Check {
 		sum += float64(x)
 		square += float64(x) * float64(x)
 	}
-	if hex.EncodeToString(h.Sum(nil)) == g.PixelSHA {
-		return Check{Name: "pixel_values", OK: true}
-	}
 	n := float64(len(values))
-	mean := sum / n
-	d := max(math.Abs(mean-g.PixelMean), math.Abs(math.Sqrt(square/n-mean*mean)-g.PixelStd))
-	return Check{Name: "pixel_values", Value: d, OK: d <= pixelTolerance}
+	mean = sum / n
+	return hex.EncodeToString(h.Sum(nil)), mean, math.Sqrt(square/n - mean*mean)
 }
 
 // sameText compares a prompt without its guards.
 func sameText(got chat.Prompt, want string) Check {
-	text := got.Text
-	if got.Guard != 0 {
-		text = strings.ReplaceAll(text, string(got.Guard), "")
-	}
-	if text != want {
+	if plainText(got) != want {
 		return Check{Name: "prompt_text", Exact: true}
 	}
 	return Check{Name: "prompt_text", Value: 1, Exact: true, OK: true}
+}
+
+// plainText is a prompt without its guards.
+func plainText(p chat.Prompt) string {
+	if p.Guard == 0 {
+		return p.Text
+	}
+	return strings.ReplaceAll(p.Text, string(p.Guard), "")
 }

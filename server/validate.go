@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -280,6 +281,9 @@ func (s *Server) validateBias(v *violations, r *request, bias map[uint32]float32
 	if len(bias) > maxBiases {
 		v.add("sampling.logit_bias", "%d ids; at most %d are allowed", len(bias), maxBiases)
 		return
+	}
+	if len(bias) > 0 { // the model's own stay as they are
+		r.sampling.LogitBias = maps.Clone(r.sampling.LogitBias)
 	}
 	for id, b := range bias {
 		if int64(id) >= int64(s.model.Vocab) || !(b >= -maxBias && b <= maxBias) {

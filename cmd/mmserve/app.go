@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type modelFlags struct {
 	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
 	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
 	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
+	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
 }
 
 // app is a model that runs: its sessions, its engine, and what the server needs of it.
@@ -84,6 +86,9 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	if a.text, err = a.model.OpenText(); err != nil {
 		return nil, err
 	}
+	if len(a.text.Ignored) > 0 {
+		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
+	}
 	p := graph.Precision(f.Precision)
 	if p == graph.INT8 {
 		dir := cacheDir(f.CacheDir)
@@ -106,6 +111,11 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	}
 	if err := a.warmUp(); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
+	}
+	if f.SelfTest {
+		if err := a.selfTest(p, log); err != nil {
+			return nil, err
+		}
 	}
 	pre := a.text.Preprocessor
 	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
@@ -145,6 +155,34 @@ func (a *app) warmUp() error {
 	}
 	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{{IDs: make([]int32, a.model.Decoder.ShortestPrompt()), Sampler: decoder.NewSampler(decoder.Sampling{})}}})
 	return err
+}
+
+// selfTest runs the gold cases that the model's folder carries. One that differs is an error that names it.
+func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
+	started := time.Now()
+	cases, computed, missed := 0, 0, 0
+	var first model.Case
+	found, err := a.model.SelfTest(a.text, a.tower, a.runner, p, func(c model.Case) {
+		cases++
+		if slices.ContainsFunc(c.Checks, func(k model.Check) bool { return k.Name == "generated_ids" }) {
+			computed++
+		}
+		if !c.OK() {
+			if missed++; missed == 1 {
+				first = c
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("self-test: %w", err)
+	case missed > 0:
+		return fmt.Errorf("self-test: %d of %d cases of %s's mmserve-gold.jsonl differ (--no-self-test serves all the same); the first: %s",
+			missed, cases, a.model.Name, caseText(first))
+	case found:
+		log.Info("self-test passed", "cases", cases, "computed", computed, "seconds", time.Since(started).Seconds())
+	}
+	return nil
 }
 
 // check refuses what is out of range.

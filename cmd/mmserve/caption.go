@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
@@ -124,7 +123,7 @@ func (k captionCmd) sources() (list []source, demo bool, err error) {
 
 // noTemplate tells that the model completes raw prompts only.
 func noTemplate(err error) bool {
-	st := status.Convert(err)
+	st := grpcStatus(err)
 	return st.Code() == codes.FailedPrecondition && strings.HasPrefix(st.Message(), "chat:")
 }
 

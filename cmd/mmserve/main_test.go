@@ -145,6 +145,135 @@ func TestVerifyCommand(t *testing.T) {
 	}
 }
 
+// A folder's own gold cases: recorded, checked before serving, and what drift does.
+func TestSelfTest(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "drifty")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "model", "tiny-vlm"))); err != nil {
+		t.Fatal(err)
+	}
+	gold := filepath.Join(dir, "mmserve-gold.jsonl")
+	if err := os.Remove(gold); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := mmserve(t, "model", "verify", dir); code != 0 || !strings.Contains(out, "no gold values") {
+		t.Errorf("without gold: status %d: %s%s", code, out, errs)
+	}
+	cache := t.TempDir()
+	for _, args := range [][]string{{}, {"--precision", "int8"}} {
+		code, out, errs := mmserve(t, append([]string{"model", "verify", dir, "--write-gold", "--cache-dir", cache}, args...)...)
+		if code != 0 || !strings.Contains(out, "recorded 4 cases") || !strings.Contains(out, " 0 missed") {
+			t.Fatalf("write %v: status %d: %s%s", args, code, out, errs)
+		}
+	}
+	if code, out, errs := mmserve(t, "model", "verify", dir); code != 0 || !strings.Contains(out, "8 cases, 0 missed") {
+		t.Errorf("verify: status %d: %s%s", code, out, errs)
+	}
+	sample := filepath.Join(dir, "samples", "sample0.png")
+	if code, _, errs := mmserve(t, "caption", "--model", dir, sample); code != 0 {
+		t.Fatalf("caption: status %d: %s", code, errs)
+	}
+	serve := []string{"serve", "--listen", "127.0.0.1:0", "--model", dir}
+	for _, c := range []struct {
+		name  string
+		spoil func() (undo func() error, err error)
+		want  []string
+	}{
+		{"weights", func() (func() error, error) {
+			return spoil(filepath.Join(dir, "model.safetensors"), 3_000_000, make([]byte, 200_000))
+		},
+			[]string{"8 cases", "MISS  picture 1, fp32", "logprobs OFF BY"}},
+		{"template", func() (func() error, error) { return spoil(filepath.Join(dir, "chat_template.jinja"), 0, []byte(" ")) },
+			[]string{"MISS  picture 1, fp32", "prompt_text 0.0% AGREE"}},
+		{"picture", func() (func() error, error) {
+			return spoil(gold, 0, []byte(`{"id": "lost", "images": ["samples/none.png"], "prompt": [{"type": "image"}]}`+"\n"))
+		}, []string{"1 of ", "MISS lost", "samples/none.png"}},
+		{"outside", func() (func() error, error) {
+			return spoil(gold, 0, []byte(`{"id": "out", "images": ["../../secret.png"], "prompt": [{"type": "image"}]}`+"\n"))
+		}, []string{"MISS out", "invalid"}},
+		{"file", func() (func() error, error) { return spoil(gold, 0, []byte("[]\n")) }, []string{"mmserve-gold.jsonl, line 1"}},
+	} {
+		undo, err := c.spoil()
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, _, errs := mmserve(t, serve...)
+		for _, want := range append(c.want, "self-test") {
+			if code != 1 || !strings.Contains(errs, want) {
+				t.Errorf("%s: status %d: %s\nwant %q", c.name, code, errs, want)
+			}
+		}
+		if code, _, errs := mmserve(t, "caption", "--no-self-test", "--model", dir, sample); c.name != "template" && code != 0 {
+			t.Errorf("%s, --no-self-test: status %d: %s", c.name, code, errs)
+		}
+		if err := undo(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// spoil overwrites a file from a place on, or where that is 0 puts data before what is there.
+func spoil(file string, at int, data []byte) (undo func() error, err error) {
+	was, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	now := append(append([]byte(nil), data...), was...)
+	if at > 0 {
+		now = append([]byte(nil), was...)
+		copy(now[at:], data)
+	}
+	return func() error { return os.WriteFile(file, was, 0o600) }, os.WriteFile(file, now, 0o600)
+}
+
+// A checkpoint made up from a bare config.json of each family is inspected, recorded, verified and served.
+func TestInit(t *testing.T) {
+	families, err := filepath.Glob(filepath.Join("..", "..", "testdata", "tiny-hf", "*"))
+	if err != nil || len(families) != 7 {
+		t.Fatalf("%v %v", families, err)
+	}
+	types := []string{"f32", "bf16", "f16"}
+	for i, from := range families {
+		t.Run(filepath.Base(from), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "made")
+			dtype := types[i%len(types)]
+			args := []string{"model", "init", "--config", filepath.Join(from, "config.json"), "--out", dir, "--dtype", dtype, "--seed", "7"}
+			if code, out, errs := mmserve(t, args...); code != 0 || !strings.Contains(out, "stored as "+strings.ToUpper(dtype)) {
+				t.Fatalf("init: status %d: %s%s", code, out, errs)
+			}
+			if code, _, errs := mmserve(t, args...); code != 1 || !strings.Contains(errs, "is not empty") {
+				t.Errorf("init again: status %d: %s", code, errs)
+			}
+			if code, out, errs := mmserve(t, "model", "inspect", dir); code != 0 || !strings.Contains(out, "parameters") {
+				t.Errorf("inspect: status %d: %s%s", code, out, errs)
+			}
+			if code, out, errs := mmserve(t, "model", "verify", dir, "--write-gold"); code != 0 || !strings.Contains(out, "recorded") || !strings.Contains(out, " 0 unused") {
+				t.Errorf("verify: status %d: %s%s", code, out, errs)
+			}
+			picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "8", "--prompt", "what is it?", picture); code != 0 {
+				t.Errorf("caption: status %d: %s", code, errs)
+			}
+			if code, _, errs := mmserve(t, "caption", "--model", filepath.Join(from, "config.json"), "--load-format", "dummy", "--max-tokens", "8", picture); code != 0 {
+				t.Errorf("caption --load-format dummy: status %d: %s", code, errs)
+			}
+		})
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--out", t.TempDir()}, 2, "--config"},
+		{[]string{"--config", "none.json", "--out", t.TempDir()}, 1, "none.json"},
+		{[]string{"--config", families[0], "--out", t.TempDir(), "--dtype", "f64"}, 2, "f32"},
+		{[]string{"--config", filepath.Join("..", "..", "package.json"), "--out", t.TempDir()}, 1, `package.json: model_type "" is not supported`},
+	} {
+		if code, _, errs := mmserve(t, append([]string{"model", "init"}, c.args...)...); code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%v: status %d: %s\nwant %d, %s", c.args, code, errs, c.code, c.want)
+		}
+	}
+}
+
 // startServer runs `mmserve serve` in this process and gives a client of it.
 func startServer(t *testing.T, args ...string) *client.Client {
 	t.Helper()

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -15,6 +18,27 @@ import (
 type modelCmd struct {
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with gold values."`
+	Init    initCmd    `cmd:"" help:"Write a checkpoint with random weights in the shape of a config.json, to size a machine."`
+}
+
+type initCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken."`
+	Out    string `required:"" placeholder:"DIR" help:"New or empty folder to write to."`
+	Seed   uint64 `default:"1" help:"The same seed gives the same weights."`
+	DType  string `name:"dtype" enum:"f32,bf16,f16" default:"bf16" help:"Type of the weights: f32, bf16 or f16."`
+}
+
+func (i initCmd) Run(out io.Writer) error {
+	if err := model.Init(i.Config, i.Out, model.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+		return err
+	}
+	m, err := model.Open(i.Out)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	_, err = fmt.Fprintf(out, "%s: %s, %s parameters, stored as %s\n", i.Out, m.Type, count(m.Parameters()), storedText(m.StoredTypes()))
+	return err
 }
 
 type inspectCmd struct {
@@ -50,6 +74,9 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0], size[1], g.Tiles())
 	}
 	line("chat template", "%s", map[bool]string{true: "yes", false: "none: raw prompts only"}[text.Template != nil])
+	if len(text.Ignored) > 0 {
+		line("not applied", "%s (generation_config.json)", strings.Join(text.Ignored, ", "))
+	}
 	line("weights", "%s in memory", bytesText(m.WeightBytes()))
 	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(d.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(d.KVBytesPerToken()))
 	return nil
@@ -64,15 +91,24 @@ func storedText(types map[string]int) string {
 }
 
 type verifyCmd struct {
-	Dir       string  `arg:"" help:"Model folder."`
-	Gold      string  `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave."`
-	Precision string  `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
-	CacheDir  string  `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
-	Tolerance float64 `default:"2e-4" help:"Largest absolute difference of image features and logits that passes."`
+	Dir       string   `arg:"" help:"Model folder."`
+	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
+	Precision string   `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
+	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
+	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
+	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
+	Image     []string `placeholder:"FILE" help:"Pictures to record with --write-gold (default: two drawn samples)."`
+	Prompt    string   `default:"Describe the image." help:"What to ask about them."`
 }
 
 // Run prints a line a case and fails when one missed.
 func (v verifyCmd) Run(c *cli, out io.Writer) error {
+	if v.WriteGold && v.Gold != "" {
+		return errors.New("--write-gold records the folder's own cases and --gold checks others: give one of them")
+	}
+	if len(v.Image) > 0 && !v.WriteGold {
+		return errors.New("--image names pictures to record: give --write-gold, too")
+	}
 	if err := startRuntime(c.OrtLib); err != nil {
 		return err
 	}
@@ -87,7 +123,11 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 			return err
 		}
 	}
-	ver, err := model.NewVerifier(m, v.Tolerance, p, ort.Options{})
+	tolerance := v.Tolerance
+	if v.Gold == "" {
+		tolerance = model.DriftTolerance(p)
+	}
+	ver, err := model.NewVerifier(m, tolerance, p, ort.Options{})
 	if err != nil {
 		return err
 	}
@@ -97,25 +137,65 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	for _, name := range unused {
 		fmt.Fprintf(out, "  unused: %s\n", name)
 	}
-	if v.Gold == "" {
-		return nil
+	if v.WriteGold {
+		pictures, err := v.pictures()
+		if err != nil {
+			return err
+		}
+		n, err := ver.WriteGold(v.Dir, pictures, v.Prompt)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "recorded %d cases\n", n)
 	}
 	cases, missed := 0, 0
-	err = ver.File(v.Gold, func(k model.Case) {
+	report := func(k model.Case) {
 		cases++
 		if !k.OK() {
 			missed++
 		}
 		fmt.Fprintln(out, caseText(k))
-	})
+	}
+	found := true
+	if v.Gold != "" {
+		err = ver.File(v.Gold, report)
+	} else {
+		found, err = ver.Own(report)
+	}
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.Tolerance)
+	if !found {
+		fmt.Fprintln(out, "no gold values: name some with --gold, or record what the model answers now with --write-gold")
+		return nil
+	}
+	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, tolerance)
 	if missed > 0 || cases == 0 {
 		return exitError(1)
 	}
 	return nil
+}
+
+// pictures are those to record cases with.
+func (v verifyCmd) pictures() (list []model.Picture, err error) {
+	for _, name := range v.Image {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, model.Picture{Name: name, Data: data})
+	}
+	if len(list) > 0 {
+		return list, nil
+	}
+	for _, name := range []string{"sample0.png", "sample5.png"} {
+		data, err := fs.ReadFile(model.Samples(), name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, model.Picture{Data: data})
+	}
+	return list, nil
 }
 
 func caseText(k model.Case) string {

@@ -32,8 +32,17 @@ func (w warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= sl
 
 // plain takes the wrapping off a gRPC error: a person at a terminal wants its message.
 func plain(err error) error {
-	if s, ok := status.FromError(err); ok {
+	if s := grpcStatus(err); s != nil {
 		return errors.New(s.Message())
 	}
 	return err
+}
+
+// grpcStatus finds the status of a call in an error, whatever it was joined with; nil if there is none.
+func grpcStatus(err error) *status.Status {
+	var s interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &s) {
+		return nil
+	}
+	return s.GRPCStatus()
 }

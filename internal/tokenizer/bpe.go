@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -59,18 +60,17 @@ type bpeFile struct {
 	Merges                  json.RawMessage  `json:"merges"`
 }
 
-// newBPE returns the model and its vocabulary.
-func newBPE(raw json.RawMessage) (*bpe, map[string]int32, error) {
+func newBPE(raw json.RawMessage) (*bpe, error) {
 	var f bpeFile
 	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, nil, fmt.Errorf("model: %w", err)
+		return nil, fmt.Errorf("model: %w", err)
 	}
 	if f.Dropout != nil && *f.Dropout != 0 {
-		return nil, nil, fmt.Errorf("model.dropout: %v given, only null and 0 are supported", *f.Dropout)
+		return nil, fmt.Errorf("model.dropout: %v given, only null and 0 are supported", *f.Dropout)
 	}
 	pairs, err := mergePairs(f.Merges)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	m := &bpe{
 		vocab:        f.Vocab,
@@ -87,19 +87,19 @@ func newBPE(raw json.RawMessage) (*bpe, map[string]int32, error) {
 	for rank, p := range pairs {
 		left, ok := m.vocab[p[0]]
 		if !ok {
-			return nil, nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, p[0])
+			return nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, p[0])
 		}
 		right, ok := m.vocab[p[1]]
 		if !ok {
-			return nil, nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, p[1])
+			return nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, p[1])
 		}
 		if len(p[1]) < len(m.prefix) {
-			return nil, nil, fmt.Errorf("model.merges[%d]: %q is shorter than model.continuing_subword_prefix %q", rank, p[1], m.prefix)
+			return nil, fmt.Errorf("model.merges[%d]: %q is shorter than model.continuing_subword_prefix %q", rank, p[1], m.prefix)
 		}
 		whole := p[0] + p[1][len(m.prefix):]
 		id, ok := m.vocab[whole]
 		if !ok {
-			return nil, nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, whole)
+			return nil, fmt.Errorf("model.merges[%d]: %q is not in model.vocab", rank, whole)
 		}
 		m.merges[[2]int32{left, right}] = merge{int32(rank), id}
 		if strings.HasPrefix(p[1], metaspace) && !strings.HasSuffix(p[0], metaspace) {
@@ -111,14 +111,20 @@ func newBPE(raw json.RawMessage) (*bpe, map[string]int32, error) {
 			m.unk = id
 		}
 	}
-	for b := range m.bytes {
-		id, ok := m.vocab[fmt.Sprintf("<0x%02X>", b)]
+	m.bytes = byteTokens(m.vocab)
+	return m, nil
+}
+
+// byteTokens returns the ids of <0x00> to <0xFF>, -1 for those that ids has not.
+func byteTokens(ids map[string]int32) (bytes [256]int32) {
+	for b := range bytes {
+		id, ok := ids[fmt.Sprintf("<0x%02X>", b)]
 		if !ok {
 			id = -1
 		}
-		m.bytes[b] = id
+		bytes[b] = id
 	}
-	return m, f.Vocab, nil
+	return bytes
 }
 
 // mergePairs reads merges written as "a b" or as ["a","b"].
@@ -153,6 +159,28 @@ func mergePairs(raw json.RawMessage) ([][2]string, error) {
 		pairs = append(pairs, [2]string{left, right})
 	}
 	return pairs, nil
+}
+
+func (m *bpe) without(ids map[int32]bool) model {
+	isWord := func(_ string, id int32) bool { return ids[id] && id != m.unk }
+	isMerged := func(_ [2]int32, mg merge) bool { return ids[mg.id] }
+	if !(m.ignoreMerges && some(m.vocab, isWord)) && !some(m.merges, isMerged) {
+		return m
+	}
+	vocab, merges := maps.Clone(m.vocab), maps.Clone(m.merges)
+	maps.DeleteFunc(vocab, isWord)
+	maps.DeleteFunc(merges, isMerged)
+	return &bpe{vocab: vocab, merges: merges, prefix: m.prefix, suffix: m.suffix, bytes: m.bytes, byteFallback: m.byteFallback,
+		unk: m.unk, fuseUnk: m.fuseUnk, ignoreMerges: m.ignoreMerges, atSpaces: m.atSpaces}
+}
+
+func some[K comparable, V any](m map[K]V, is func(K, V) bool) bool {
+	for k, v := range m {
+		if is(k, v) {
+			return true
+		}
+	}
+	return false
 }
 
 // boundary cuts SentencePiece text, which has no pre-tokenizer, before its spaces. No

@@ -388,3 +388,88 @@ func (d metaspaceDecoder) stage(next stage, fused bool) stage {
 		return token
 	}, next, fused)
 }
+
+// wordPieceDecoder joins tokens that go on with a word, which start with prefix, and puts
+// a space before the others. cleanUp then takes spaces away that English would not have.
+type wordPieceDecoder struct {
+	prefix  string
+	cleanUp bool
+}
+
+func (wordPieceDecoder) fuses() bool { return false }
+
+func (d wordPieceDecoder) raw(token string, fused bool) string {
+	if fused {
+		return token
+	}
+	return d.cleaned(d.joined(token))
+}
+
+func (d wordPieceDecoder) joined(token string) string {
+	if after, ok := strings.CutPrefix(token, d.prefix); ok {
+		return after
+	}
+	return " " + token
+}
+
+// cleaned applies the reference's replacements, in its order, within one token.
+func (d wordPieceDecoder) cleaned(token string) string {
+	if !d.cleanUp || !strings.Contains(token, " ") {
+		return token
+	}
+	for _, r := range [][2]string{{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"},
+		{" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}} {
+		token = strings.ReplaceAll(token, r[0], r[1])
+	}
+	return token
+}
+
+func (d wordPieceDecoder) stage(next stage, fused bool) stage {
+	first := true
+	return stageOf(func(token string) string {
+		if !first {
+			token = d.joined(token)
+		}
+		first = false
+		return d.cleaned(token)
+	}, next, fused)
+}
+
+// wordEndDecoder turns the suffix that ends a word into a space, in the last token into
+// nothing.
+type wordEndDecoder string
+
+func (wordEndDecoder) fuses() bool { return false }
+
+func (d wordEndDecoder) raw(token string, _ bool) string {
+	return strings.ReplaceAll(token, string(d), " ")
+}
+
+func (d wordEndDecoder) stage(next stage, fused bool) stage {
+	var s stage = &wordEndStage{suffix: string(d), next: next}
+	if fused {
+		s = &whole{next: s}
+	}
+	return s
+}
+
+type wordEndStage struct {
+	suffix string
+	held   string // the last token so far
+	some   bool
+	next   stage
+}
+
+func (s *wordEndStage) push(token string) {
+	if s.some {
+		s.next.push(strings.ReplaceAll(s.held, s.suffix, " "))
+	}
+	s.held, s.some = token, true
+}
+
+func (s *wordEndStage) flush() {
+	if s.some {
+		s.next.push(strings.ReplaceAll(s.held, s.suffix, ""))
+	}
+	s.next.flush()
+}

@@ -125,12 +125,12 @@ func (lowercaseNormalizer) rewrite(s string, edit func(int, int, string)) {
 	}
 }
 
-// stripAccentsNormalizer removes combining marks.
-type stripAccentsNormalizer struct{}
+// stripAccentsNormalizer removes the combining marks in a table.
+type stripAccentsNormalizer struct{ marks *unicode.RangeTable }
 
-func (stripAccentsNormalizer) rewrite(s string, edit func(int, int, string)) {
+func (n stripAccentsNormalizer) rewrite(s string, edit func(int, int, string)) {
 	for i, r := range s {
-		if unicode.Is(unicode.M, r) {
+		if r >= utf8.RuneSelf && unicode.Is(n.marks, r) {
 			edit(i, i+utf8.RuneLen(r), "")
 		}
 	}

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
@@ -14,8 +17,8 @@ import (
 // maxID bounds the ids of a file, which index a table: far more than any vocabulary has.
 const maxID = 1 << 22
 
-// Parse reads a tokenizer.json. Models other than BPE, and steps that it does not know,
-// are an error that names them.
+// Parse reads a tokenizer.json. Models other than BPE, Unigram and WordPiece, and steps
+// that it does not know, are an error that names them.
 func Parse(tokenizerJSON []byte) (*Tokenizer, error) {
 	var f struct {
 		AddedTokens   []addedToken    `json:"added_tokens"`
@@ -55,7 +58,17 @@ func Parse(tokenizerJSON []byte) (*Tokenizer, error) {
 			t.preTokenizers, t.byteLevel = t.preTokenizers[:n-1], true
 		}
 	}
-	t.cache = newWordCache()
+	special := make(map[int32]bool)
+	for _, a := range t.added {
+		if a.Special {
+			special[a.ID] = true
+		}
+	}
+	t.asIs.cache = newWordCache()
+	t.guarded = t.asIs
+	if m := t.asIs.model.without(special); m != t.asIs.model {
+		t.guarded = words{m, newWordCache()}
+	}
 	return t, nil
 }
 
@@ -78,28 +91,18 @@ func (t *Tokenizer) readModel(raw json.RawMessage) error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return fmt.Errorf("model is missing")
 	}
-	var f struct {
-		Type   string
-		Merges json.RawMessage
-	}
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return fmt.Errorf("model: %w", err)
-	}
-	if f.Type != "BPE" && !(f.Type == "" && len(f.Merges) > 0) { // old files do not name it
-		return fmt.Errorf("model.type %q is not supported, only BPE is", f.Type)
-	}
-	m, vocab, err := newBPE(raw)
+	vocab, err := t.newModel(raw)
 	if err != nil {
 		return err
 	}
-	t.model = m
-	t.ids = make(map[string]int32, len(vocab))
+	t.ids = make(map[string]int32)
 	for content, id := range vocab {
 		e, err := t.entry(id, content)
 		if err != nil {
 			return fmt.Errorf("model.vocab: %w", err)
 		}
 		t.ids[content] = id
+		t.vocab++
 		// Of two tokens with one id the first in byte order counts, so that the order of a
 		// map does not show.
 		if !e.known || content < e.content {
@@ -107,6 +110,52 @@ func (t *Tokenizer) readModel(raw json.RawMessage) error {
 		}
 	}
 	return nil
+}
+
+// newModel sets the model and returns its vocabulary.
+func (t *Tokenizer) newModel(raw json.RawMessage) (vocab iter.Seq2[string, int32], err error) {
+	var f struct {
+		Type     string
+		Merges   json.RawMessage
+		Vocab    json.RawMessage
+		MaxRunes *int `json:"max_input_chars_per_word"`
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if f.Type == "" { // old files do not name it
+		switch {
+		case len(f.Merges) > 0:
+			f.Type = "BPE"
+		case f.MaxRunes != nil:
+			f.Type = "WordPiece"
+		case len(f.Vocab) > 0 && f.Vocab[0] == '[':
+			f.Type = "Unigram"
+		}
+	}
+	switch f.Type {
+	case "BPE":
+		m, err := newBPE(raw)
+		if err != nil {
+			return nil, err
+		}
+		t.asIs.model, vocab = m, maps.All(m.vocab)
+	case "WordPiece":
+		m, err := newWordPiece(raw)
+		if err != nil {
+			return nil, err
+		}
+		t.asIs.model, vocab = m, maps.All(m.ids)
+	case "Unigram":
+		m, tokens, err := newUnigram(raw)
+		if err != nil {
+			return nil, err
+		}
+		t.asIs.model, vocab = m, tokens
+	default:
+		return nil, fmt.Errorf("model.type %q is not supported; supported are BPE, Unigram, WordPiece", f.Type)
+	}
+	return vocab, nil
 }
 
 // entry returns the place of id in the table, which it makes as large as it takes.
@@ -123,7 +172,7 @@ func (t *Tokenizer) entry(id int32, content string) (*entry, error) {
 // addTokens gives the added tokens their ids as the reference does: that of the model's
 // vocabulary or, whatever the file says, the next one after all others.
 func (t *Tokenizer) addTokens(tokens []addedToken) error {
-	next := int32(len(t.ids))
+	next := t.vocab
 	last := map[string]int{} // by content: a later one replaces an earlier one
 	special := map[string]bool{}
 	for i, tok := range tokens {
@@ -247,7 +296,7 @@ func readNormalizer(raw json.RawMessage) ([]normalizer, error) {
 		case "Lowercase":
 			step = lowercaseNormalizer{}
 		case "StripAccents":
-			step = stripAccentsNormalizer{}
+			step = stripAccentsNormalizer{unicode.M}
 		case "Strip":
 			step = stripNormalizer{f.StripLeft, f.StripRight}
 		case "Prepend":
@@ -258,6 +307,17 @@ func readNormalizer(raw json.RawMessage) ([]normalizer, error) {
 				return nil, fmt.Errorf("normalizer Replace: %w", err)
 			}
 			step = replaceNormalizer{find, f.Content}
+		case "BertNormalizer":
+			bert, err := readBert(e)
+			if err != nil {
+				return nil, fmt.Errorf("normalizer BertNormalizer: %w", err)
+			}
+			steps = append(steps, bert...)
+			continue
+		case "Precompiled":
+			if step, err = readPrecompiled(e); err != nil {
+				return nil, fmt.Errorf("normalizer Precompiled: %w", err)
+			}
 		default:
 			return nil, fmt.Errorf("normalizer.type %q is not supported", f.Type)
 		}
@@ -366,6 +426,9 @@ var preTokenizerTypes = map[string]func(json.RawMessage) ([]preTokenizer, error)
 		}
 		return []preTokenizer{splitter{find: runeSet(isPunctuation), behavior: f.Behavior}}, f.Behavior.check()
 	},
+	"BertPreTokenizer": func(json.RawMessage) ([]preTokenizer, error) {
+		return []preTokenizer{splitter{find: runeSet(isSpace), behavior: removed}, splitter{find: runeSet(isPunctuation), behavior: isolated}}, nil
+	},
 	"CharDelimiterSplit": func(raw json.RawMessage) ([]preTokenizer, error) {
 		var f struct{ Delimiter string }
 		err := json.Unmarshal(raw, &f)
@@ -411,6 +474,9 @@ func readDecoder(raw json.RawMessage) ([]decoder, error) {
 			Pattern     patternFile
 			Content     string
 			Start, Stop int
+			Prefix      *string
+			Cleanup     *bool
+			Suffix      *string
 		}
 		if err := json.Unmarshal(e, &f); err != nil {
 			return nil, fmt.Errorf("decoder: %w", err)
@@ -440,6 +506,21 @@ func readDecoder(raw json.RawMessage) ([]decoder, error) {
 				return nil, fmt.Errorf("decoder Metaspace: %w", err)
 			}
 			step = metaspaceDecoder{m.Replacement, m.PrependScheme != "never"}
+		case "WordPiece":
+			w := wordPieceDecoder{prefix: "##", cleanUp: true}
+			if f.Prefix != nil {
+				w.prefix = *f.Prefix
+			}
+			if f.Cleanup != nil {
+				w.cleanUp = *f.Cleanup
+			}
+			step = w
+		case "BPEDecoder":
+			b := wordEndDecoder("</w>")
+			if f.Suffix != nil {
+				b = wordEndDecoder(*f.Suffix)
+			}
+			step = b
 		default:
 			return nil, fmt.Errorf("decoder.type %q is not supported", f.Type)
 		}

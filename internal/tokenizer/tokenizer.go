@@ -18,6 +18,7 @@ import (
 type Tokenizer struct {
 	ids     map[string]int32 // the model's vocabulary and the added tokens
 	entries []entry          // by id
+	vocab   int32            // how many tokens the model's vocabulary has
 	added   []AddedToken     // ascending by ID
 
 	raw        matcher // added tokens found in the text as it is
@@ -26,8 +27,8 @@ type Tokenizer struct {
 	normalizers   []normalizer
 	preTokenizers []preTokenizer
 	byteLevel     bool // the words are mapped to the byte-level alphabet before the model sees them
-	model         model
-	cache         *wordCache
+	asIs          words
+	guarded       words // where the model gives no special token, whatever a word says
 	decoders      []decoder
 
 	prefix, suffix []int32 // the template's tokens around a text
@@ -39,9 +40,17 @@ type Tokenizer struct {
 // safe for concurrent use.
 type model interface {
 	tokenize(dst []int32, word string) []int32
+	// without returns a model that gives none of ids, but for what stands for unknown text.
+	without(ids map[int32]bool) model
 	// boundary returns how many bytes of s, at least one of a non-empty s, can be
 	// tokenized by themselves without changing the tokens of s.
 	boundary(s string) int
+}
+
+// words is a model and what it made of words.
+type words struct {
+	model model
+	cache *wordCache
 }
 
 // entry is what an id stands for.
@@ -67,19 +76,24 @@ type scratch struct {
 // file's template (such as a beginning-of-sequence token) are put around them. A byte
 // run that is not UTF-8 counts as one U+FFFD.
 func (t *Tokenizer) Encode(text string, addSpecial bool) []int32 {
-	return t.EncodeGuarded(text, 0, addSpecial)
+	return t.encode(text, nil, addSpecial, t.asIs)
 }
 
 // EncodeGuarded is Encode of text without the rune guard, where no added token is found
-// across a place at which a guard stood. White space that a token strips from its
+// across a place at which a guard stood, and where special tokens are added tokens only:
+// a model that has them in its vocabulary does not make them of a word. White space that a token strips from its
 // sides is not part of it and may be on the other side of a guard. Normalizers and
 // pre-tokenizers see the text without guards. Guard 0 means that there are none.
 func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []int32 {
-	text = strings.ToValidUTF8(text, string(utf8.RuneError))
 	var marks []mark
 	if guard != 0 {
-		text, marks = takeMarks(text, guard)
+		text, marks = takeMarks(strings.ToValidUTF8(text, string(utf8.RuneError)), guard)
 	}
+	return t.encode(text, marks, addSpecial, t.guarded)
+}
+
+func (t *Tokenizer) encode(text string, marks []mark, addSpecial bool, w words) []int32 {
+	text = strings.ToValidUTF8(text, string(utf8.RuneError))
 	ids := make([]int32, 0, len(text)/4+len(t.prefix)+len(t.suffix))
 	if addSpecial {
 		ids = append(ids, t.prefix...)
@@ -99,7 +113,7 @@ func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []in
 				ids = append(ids, id)
 				return
 			}
-			ids = t.encodeWords(ids, piece{section[start:end], first && start == 0}, sc)
+			ids = t.encodeWords(ids, piece{section[start:end], first && start == 0}, sc, w)
 		})
 	})
 	clear(sc.words[:cap(sc.words)]) // drop what refers to the caller's text
@@ -112,39 +126,39 @@ func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []in
 }
 
 // encodeWords appends the ids of p, in which no added token is.
-func (t *Tokenizer) encodeWords(ids []int32, p piece, sc *scratch) []int32 {
-	words, next := append(sc.words[:0], p), sc.next
+func (t *Tokenizer) encodeWords(ids []int32, p piece, sc *scratch, w words) []int32 {
+	pieces, next := append(sc.words[:0], p), sc.next
 	for _, pre := range t.preTokenizers {
 		next = next[:0]
-		for _, w := range words {
-			if w.text != "" {
-				next = pre.split(next, w)
+		for _, p := range pieces {
+			if p.text != "" {
+				next = pre.split(next, p)
 			}
 		}
-		words, next = next, words
+		pieces, next = next, pieces
 	}
-	for _, w := range words {
-		for rest := w.text; rest != ""; {
-			n := t.model.boundary(rest)
-			ids = t.encodeWord(ids, rest[:n])
+	for _, p := range pieces {
+		for rest := p.text; rest != ""; {
+			n := w.model.boundary(rest)
+			ids = t.encodeWord(ids, rest[:n], w)
 			rest = rest[n:]
 		}
 	}
-	sc.words, sc.next = words, next
+	sc.words, sc.next = pieces, next
 	return ids
 }
 
-func (t *Tokenizer) encodeWord(ids []int32, word string) []int32 {
-	if hit, ok := t.cache.get(word); ok {
+func (t *Tokenizer) encodeWord(ids []int32, word string, w words) []int32 {
+	if hit, ok := w.cache.get(word); ok {
 		return append(ids, hit...)
 	}
 	from := len(ids)
 	if t.byteLevel {
-		ids = t.model.tokenize(ids, toByteLevel(word))
+		ids = w.model.tokenize(ids, toByteLevel(word))
 	} else {
-		ids = t.model.tokenize(ids, word)
+		ids = w.model.tokenize(ids, word)
 	}
-	t.cache.put(word, ids[from:])
+	w.cache.put(word, ids[from:])
 	return ids
 }
 

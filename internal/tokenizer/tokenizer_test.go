@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -211,8 +212,14 @@ func TestParseErrors(t *testing.T) {
 	for _, c := range []struct{ file, want string }{
 		{``, "unexpected end of JSON"},
 		{`{}`, "model is missing"},
-		{`{"model":{"type":"Unigram"}}`, `model.type "Unigram"`},
-		{`{"model":{"type":"WordPiece"}}`, `model.type "WordPiece"`},
+		{`{"model":{"type":"WordLevel"}}`, `model.type "WordLevel" is not supported; supported are BPE, Unigram, WordPiece`},
+		{`{"model":{"vocab":{"a":0}}}`, `model.type ""`},
+		{`{"model":{"type":"Unigram"}}`, "model.unk_id is missing"},
+		{`{"model":{"type":"Unigram","unk_id":1,"vocab":[["a",0]]}}`, "model.unk_id is 1, model.vocab has 1 tokens"},
+		{`{"model":{"type":"Unigram","unk_id":0,"vocab":[["a"]]}}`, "a list of 1 given"},
+		{`{"model":{"type":"Unigram","unk_id":0,"vocab":{"a":0}}}`, "cannot unmarshal object"},
+		{`{"model":{"type":"WordPiece"}}`, `model.unk_token: "[UNK]" is not in model.vocab`},
+		{`{"model":{"type":"WordPiece","unk_token":"a","vocab":{"a":0},"max_input_chars_per_word":-1}}`, "-1 given"},
 		{`{"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}}`, `model.merges[0]: "b" is not in model.vocab`},
 		{`{"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}`, `"ab" is not in model.vocab`},
 		{`{"model":{"type":"BPE","vocab":{"a":0},"merges":["a b c"]}}`, `"a b c" given`},
@@ -222,7 +229,10 @@ func TestParseErrors(t *testing.T) {
 		{`{"model":{"type":"BPE","vocab":{"a":-1},"merges":[]}}`, `token "a" has id -1`},
 		{`{"model":{"type":"BPE","vocab":{"a":99999999},"merges":[]}}`, `token "a" has id 99999999`},
 		{`{"model":{"type":"BPE","dropout":0.1,"vocab":{"a":0},"merges":[]}}`, "model.dropout: 0.1 given"},
-		{`{` + bpe + `,"normalizer":{"type":"Precompiled"}}`, `normalizer.type "Precompiled"`},
+		{`{` + bpe + `,"normalizer":{"type":"Precompiled"}}`, "precompiled_charsmap has 0 bytes"},
+		{`{` + bpe + `,"normalizer":{"type":"Precompiled","precompiled_charsmap":"CAAAAAAAAAA="}}`, "says that 8 of 4 bytes are its trie"},
+		{`{` + bpe + `,"normalizer":{"type":"Precompiled","precompiled_charsmap":"BAAAAAAAAAD/"}}`, "not UTF-8"},
+		{`{` + bpe + `,"normalizer":{"type":"BertNormalizer","lowercase":1}}`, "normalizer BertNormalizer"},
 		{`{` + bpe + `,"normalizer":{"type":"Sequence","normalizers":[{"type":"NFC"},{"type":"Nmt"}]}}`, `normalizer.type "Nmt"`},
 		{`{` + bpe + `,"normalizer":{"type":"Replace","pattern":{"String":""},"content":""}}`, "empty String"},
 		{`{` + bpe + `,"normalizer":{"type":"Replace","pattern":{"Regex":"(a)"},"content":"$1"}}`, "refers to groups"},
@@ -262,6 +272,13 @@ func FuzzParse(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(small)
+	}
+	for _, model := range []string{
+		`{"type":"Unigram","unk_id":0,"byte_fallback":true,"vocab":[["?",0],["a",-1],["b",-1],["ab",-1.5],["▁",-2],["<0xC3>",-3],["<0xA9>",-3],["<s>",0]]}`,
+		`{"type":"WordPiece","unk_token":"?","max_input_chars_per_word":5,"vocab":{"?":0,"a":1,"##b":2,"<s>":3}}`,
+	} {
+		f.Add([]byte(`{"model":` + model + `,"normalizer":{"type":"BertNormalizer"},"pre_tokenizer":{"type":"BertPreTokenizer"},"decoder":{"type":"WordPiece"},"added_tokens":[{"content":"<s>","special":true}]}`))
+		f.Add([]byte(`{"model":` + model + `,"pre_tokenizer":{"type":"Metaspace","replacement":"▁"},"decoder":{"type":"BPEDecoder","suffix":"b"}}`))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		tok, err := Parse(data)
@@ -311,7 +328,7 @@ func FuzzEncodeGuarded(f *testing.F) {
 		if !utf8.ValidString(before) || !utf8.ValidString(after) {
 			return // a run of bytes is one U+FFFD only while no guard is in it
 		}
-		for _, name := range []string{"granite-docling", "phi-3-vision"} {
+		for _, name := range []string{"granite-docling", "phi-3-vision", "wordpiece", "unigram"} {
 			tok := load(t, name)
 			added := longAdded(tok)
 			ids := tok.EncodeGuarded(guardAll(before)+guardAll(after), guard, false)
@@ -323,6 +340,32 @@ func FuzzEncodeGuarded(f *testing.F) {
 				t.Errorf("%s: %q with guards\n got %v\nwant %v", name, plain, ids, want)
 			}
 		}
+	})
+}
+
+// FuzzPrecompiled reads rules from bytes, and rewrites a text by them.
+func FuzzPrecompiled(f *testing.F) {
+	// A trie of one rule, from a to b: unit 0 leads to 1^'a', which leads to its value.
+	units := make([]uint32, 128)
+	units[0] = 1 << 10
+	units[1^'a'] = 'a' | 1<<8 | 1<<10
+	charsmap, err := binary.Append(binary.LittleEndian.AppendUint32(nil, 4*128), binary.LittleEndian, units)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(charsmap, "b\x00"...), "xaa\r\nＡe\u0301\u200d👍🏽")
+	f.Fuzz(func(t *testing.T, charsmap []byte, s string) {
+		n, err := newPrecompiled(charsmap)
+		if err != nil || !utf8.ValidString(s) {
+			return
+		}
+		last := 0
+		n.rewrite(s, func(start, end int, with string) {
+			if start < last || end <= start || end > len(s) || !utf8.ValidString(with) {
+				t.Errorf("%q: [%d, %d) becomes %q, after %d", s, start, end, with, last)
+			}
+			last = end
+		})
 	})
 }
 
@@ -344,7 +387,7 @@ func english(b *testing.B) string {
 }
 
 func BenchmarkEncodeEnglish(b *testing.B) {
-	for _, name := range files {
+	for _, name := range allFiles {
 		b.Run(name, func(b *testing.B) { benchmarkEncode(b, name, english(b)) })
 	}
 }
@@ -355,7 +398,7 @@ func BenchmarkEncodeEnglishCold(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, name := range files {
+	for _, name := range allFiles {
 		b.Run(name, func(b *testing.B) {
 			tok, err := Parse(readGzip(b, name+".json.gz"))
 			if err != nil {
@@ -363,7 +406,7 @@ func BenchmarkEncodeEnglishCold(b *testing.B) {
 			}
 			b.SetBytes(int64(len(text)))
 			for b.Loop() {
-				tok.cache = newWordCache()
+				tok.asIs.cache = newWordCache()
 				tok.Encode(string(text), true)
 			}
 		})
@@ -372,14 +415,14 @@ func BenchmarkEncodeEnglishCold(b *testing.B) {
 
 // BenchmarkEncodeLongWord is one word of 20,000 bytes, which the cache does not help.
 func BenchmarkEncodeLongWord(b *testing.B) {
-	for _, name := range files {
+	for _, name := range allFiles {
 		b.Run(name, func(b *testing.B) { benchmarkEncode(b, name, strings.Repeat("a", 20000)) })
 	}
 }
 
 func BenchmarkEncodeCorpus(b *testing.B) {
 	text := strings.Join(corpus(b), "\n")
-	for _, name := range files {
+	for _, name := range allFiles {
 		b.Run(name, func(b *testing.B) { benchmarkEncode(b, name, text) })
 	}
 }
@@ -408,7 +451,7 @@ func BenchmarkScanner(b *testing.B) {
 }
 
 func BenchmarkStream(b *testing.B) {
-	for _, name := range files {
+	for _, name := range allFiles {
 		b.Run(name, func(b *testing.B) {
 			tok := load(b, name)
 			ids := tok.Encode(english(b), false)

@@ -1,5 +1,6 @@
-// Makes ../corpus.json.gz, ../golden-*.json.gz and ../variants.json.gz with the reference
-// implementation, the node binding of huggingface/tokenizers:
+// Makes ../corpus.json.gz, ../golden-*.json.gz, ../decode-*.json.gz, ../variants.json.gz and
+// ../models.json.gz with the reference implementation, the node binding of
+// huggingface/tokenizers (../wordpiece.json.gz and ../unigram.json.gz are made by models.mjs):
 //
 //   npm install --prefix /tmp/gold tokenizers@0.23.2
 //   NODE_PATH=/tmp/gold/node_modules node gen.mjs
@@ -12,7 +13,7 @@ import { gunzipSync, gzipSync } from "node:zlib";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const { Tokenizer } = createRequire(import.meta.url)("tokenizers");
+const { Tokenizer, bertNormalizer, bertPreTokenizer } = createRequire(import.meta.url)("tokenizers");
 const data = join(dirname(fileURLToPath(import.meta.url)), "..");
 const write = (name, value) => writeFileSync(join(data, name), gzipSync(JSON.stringify(value), { level: 9 }));
 
@@ -87,12 +88,23 @@ const corpus = [
 ].map((s) => s.toWellFormed?.() ?? Buffer.from(s).toString());
 const unique = [...new Set(corpus)];
 
+// BERT's steps have the reference's own tables, of Unicode 8 or so: a text with a later
+// mark, punctuation or format character cannot be compared.
+const cleaner = bertNormalizer({ cleanText: true, handleChineseChars: false, stripAccents: true, lowercase: false });
+const cutter = bertPreTokenizer();
+const later = (json, text) => json.normalizer?.type === "BertNormalizer" && [...text].some((c) => /[\p{M}\p{P}\p{Cf}]/u.test(c) && (
+  /[\p{Mn}\p{Cf}]/u.test(c) !== (cleaner.normalizeString("a" + c + "b") === "ab") || /\p{P}/u.test(c) !== (cutter.preTokenizeString("a" + c + "b").length === 3)));
+
 async function golden(json, texts, decodes) {
   const t = Tokenizer.fromString(JSON.stringify(json));
   t.disableTruncation();
   t.disablePadding();
   const out = [];
   for (const text of texts) {
+    if (later(json, text)) {
+      out.push({ o: true });
+      continue;
+    }
     const ids = (await t.encode(text, null, { addSpecialTokens: false })).getIds();
     const withSpecial = (await t.encode(text, null, { addSpecialTokens: true })).getIds();
     // i: ids, s: with special tokens if they differ, d and k: decoded keeping and skipping special
@@ -115,7 +127,7 @@ console.log(unique.length, "strings");
 for (const n of names) write(`golden-${n}.json.gz`, await golden(files[n], unique, true));
 
 // The ids decode to other bytes than text ever has: cut characters, bytes in a wrong order.
-for (const n of names) {
+async function decodes(n) {
   const t = Tokenizer.fromString(JSON.stringify(files[n]));
   const size = t.getVocabSize();
   const lists = times(150, () => times(1 + below(12), () => below(random() < 0.5 ? size : Math.min(size, 300))));
@@ -123,6 +135,7 @@ for (const n of names) {
   for (const ids of lists) out.push({ ids, kept: await t.decode(ids, false), skipped: await t.decode(ids, true) });
   write(`decode-${n}.json.gz`, out);
 }
+for (const n of names) await decodes(n);
 
 // Variants of small files: every step and option.
 const split = (pattern, behavior = "Isolated", invert = false) => ({ type: "Split", pattern, behavior, invert });
@@ -191,15 +204,56 @@ const patches = {
 };
 const some = unique.filter((s, i) => s.length < 300 && i % 6 === 0).concat(marks, runes, [
   "The image OF the cat", "  the  image's of the  ", "<mask>", "a <mask> b", "a<mask>b", " a a ", "an a", "É é", "<|im_start|>the THE The<|im_end|> The", "   lead", "x▁y ▁z", "é\u00e9 a\u0301", "İstanbul ΣΑΣ", " <s> a</s>  b", "<s>", "the a thea ae", "ſ'ſ 'S don'ſ"]);
-const variants = [];
-for (const [name, patch] of Object.entries(patches)) {
-  const json = structuredClone(files[base]);
-  for (const [key, value] of Object.entries(patch)) json[key] = key === "model" && !value.type ? { ...json.model, ...value } : value;
-  try {
-    variants.push({ name, json, golden: await golden(json, some, true) });
-  } catch (e) {
-    console.log(name, String(e));
+async function variants(file, base, patches, some) {
+  const variants = [];
+  for (const [name, patch] of Object.entries(patches)) {
+    const json = structuredClone(base);
+    for (const [key, value] of Object.entries(patch)) json[key] = key === "model" && !value.type ? { ...json.model, ...value } : value;
+    try {
+      variants.push({ name, json, golden: await golden(json, some, true) });
+    } catch (e) {
+      console.log(name, String(e));
+    }
   }
+  write(file, { texts: some, variants });
+  console.log(variants.length, "variants,", some.length, "strings each");
 }
-write("variants.json.gz", { texts: some, variants });
-console.log(variants.length, "variants,", some.length, "strings each");
+await variants("variants.json.gz", files[base], patches, some);
+
+// WordPiece and Unigram: the two trained models, then options on small ones. Scores are sums
+// of powers of two, because the reference reads other decimals with an error of up to one bit.
+for (const n of ["wordpiece", "unigram"]) {
+  files[n] = JSON.parse(gunzipSync(readFileSync(join(data, n + ".json.gz"))));
+  write(`golden-${n}.json.gz`, await golden(files[n], unique, true));
+  await decodes(n);
+}
+const { unigram: uni, wordpiece } = files;
+const pieces = (limit) => Object.fromEntries(Object.entries(wordpiece.model.vocab).filter(([, id]) => id < limit));
+const bert = (options) => ({ normalizer: { ...wordpiece.normalizer, ...options } });
+const scores = (list) => list.map((s, i) => [s, [0, -1, -2, -3, -2.5][i % 5]]); // many ways to cut have the same score
+const letters = ["<unk>", "▁", "a", "b", "c", "e", "t", "h", "o", "s", "ab", "ba", "aa", "aaa", "abc", "bc", "th", "the", "▁the", "▁t", "▁a", "he", "▁ab", "es", "'s", "é", "中", "ée", "<s>", "x<unk>", "1", "12", "123", "23", ".", "..", "..."];
+const small = { type: "Unigram", unk_id: 0, vocab: scores(letters), byte_fallback: false };
+const plain = { normalizer: null, post_processor: null, added_tokens: [] };
+const models = {
+  "bert-cased": { ...bert({ lowercase: false }), model: { vocab: pieces(500) } },
+  "bert-accents": { ...bert({ strip_accents: false }), model: { vocab: pieces(500) } },
+  "bert-strip-cased": { ...bert({ strip_accents: true, lowercase: false }), model: { vocab: pieces(500) } },
+  "bert-raw": { ...bert({ clean_text: false, handle_chinese_chars: false }), model: { vocab: pieces(500) } },
+  "bert-short-words": { model: { max_input_chars_per_word: 4, vocab: pieces(1500) }, decoder: { type: "WordPiece", prefix: "##", cleanup: false } },
+  "wordpiece-prefix": { normalizer: { type: "Lowercase" }, model: { continuing_subword_prefix: "", vocab: pieces(600) }, decoder: { type: "WordPiece", prefix: "", cleanup: true } },
+  "wordpiece-untyped": { normalizer: null, pre_tokenizer: { type: "WhitespaceSplit" }, decoder: null, model: (({ type, ...rest }) => ({ ...rest, vocab: pieces(400) }))(wordpiece.model) },
+  "unigram-ties": { ...plain, model: small, decoder: uni.decoder },
+  "unigram-first": { ...plain, model: small, pre_tokenizer: { ...uni.pre_tokenizer, prepend_scheme: "first", split: false }, decoder: { ...uni.decoder.decoders[1], prepend_scheme: "first" } },
+  "unigram-no-pre-tokenizer": { ...plain, model: small, pre_tokenizer: null, decoder: null },
+  "unigram-bytes": { ...plain, normalizer: { type: "NFKC" }, model: { ...small, byte_fallback: true, vocab: scores(letters.concat(times(256, (b) => "<0x" + b.toString(16).toUpperCase().padStart(2, "0") + ">"))) } },
+  "unigram-some-bytes": { ...plain, model: { ...small, byte_fallback: true, vocab: scores(letters.concat(times(224, (b) => "<0x" + b.toString(16).toUpperCase().padStart(2, "0") + ">"))) } },
+  "unigram-last-unk": { ...plain, model: { ...small, unk_id: letters.length - 1 } },
+  "unigram-twice": { ...plain, model: { ...small, vocab: scores(letters.concat(["a", "the", "▁the"])) }, added_tokens: [added("of", {})] },
+  "unigram-high-scores": { ...plain, model: { ...small, vocab: letters.map((s, i) => [s, (i * 7 % 11) / 4 - 1]) } },
+  "unigram-words": { normalizer: uni.normalizer.normalizers[0], pre_tokenizer: seq({ type: "WhitespaceSplit" }, uni.pre_tokenizer), model: { byte_fallback: false } },
+  "unigram-strip": { normalizer: { type: "Sequence", normalizers: [uni.normalizer.normalizers[0], { type: "Strip", strip_left: false, strip_right: true }, { type: "Replace", pattern: { Regex: " {2,}" }, content: "▁" }] } },
+  "word-ends": { ...plain, pre_tokenizer: { type: "WhitespaceSplit" }, decoder: { type: "BPEDecoder", suffix: "</w>" }, model: patches.suffix.model },
+};
+const bases = Object.fromEntries(Object.entries(models).map(([name, patch]) => [name, { ...(name.startsWith("unigram") ? uni : wordpiece), ...patch,
+  model: patch.model?.type === undefined && name !== "wordpiece-untyped" ? { ...(name.startsWith("unigram") ? uni : wordpiece).model, ...patch.model } : patch.model }]));
+await variants("models.json.gz", {}, bases, some);
