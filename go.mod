@@ -8,6 +8,7 @@ require (
 	github.com/dlclark/regexp2 v1.12.0
 	github.com/mitsuhiko/minijinja/minijinja-go/v2 v2.24.0
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
+	github.com/x448/float16 v0.8.4
 	github.com/yalue/onnxruntime_go v1.36.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/image v0.47.0
