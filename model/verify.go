@@ -53,7 +53,7 @@ func (c Case) OK() bool {
 type Verifier struct {
 	model     *Model
 	tower     *vision.Tower
-	runner    *decoder.Runner
+	runner    Runner
 	tolerance float64
 }
 
