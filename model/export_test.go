@@ -32,6 +32,17 @@ func tinyDir(name string) string { return filepath.Join("..", "testdata", "tiny-
 // openExported writes an export of a model and opens it.
 func openExported(t testing.TB, m *Model, o exporttest.Options) *Model {
 	t.Helper()
+	e, err := Open(writeExport(t, m, o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// writeExport writes a folder with an export of a model.
+func writeExport(t testing.TB, m *Model, o exporttest.Options) string {
+	t.Helper()
 	dir := t.TempDir()
 	entries, err := os.ReadDir(m.dir(t))
 	if err != nil {
@@ -55,12 +66,7 @@ func openExported(t testing.TB, m *Model, o exporttest.Options) *Model {
 	if err := exporttest.Write(dir, s, o); err != nil {
 		t.Fatal(err)
 	}
-	e, err := Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	return e
+	return dir
 }
 
 // dir is the folder that a test opened the model from.
@@ -281,4 +287,47 @@ func (c exportChoice) types() string {
 		list = append(list, dtype)
 	}
 	return strings.Join(list, " ")
+}
+
+// A folder of the hub's cache has links to files elsewhere, of other names.
+func TestExportOfLinks(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("llava"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	root := t.TempDir()
+	snapshot, blobs := filepath.Join(root, "snapshots", "1"), filepath.Join(root, "blobs")
+	for _, d := range []string{filepath.Join(snapshot, "onnx"), blobs} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := writeExport(t, m, exporttest.Options{External: true})
+	err = filepath.WalkDir(from, func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(from, p)
+		blob := filepath.Join(blobs, "blob-"+filepath.Base(p))
+		if err := os.Rename(p, blob); err != nil {
+			return err
+		}
+		return os.Symlink(blob, filepath.Join(snapshot, rel))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Open(snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 1, Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	run(t, r, loggedRow(0, 0, []int32{3, 4, 5}))
 }
