@@ -68,9 +68,6 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	if o.KVTokens > 0 {
 		s.budget = min(max(o.KVTokens, c.MaxLen), s.budget)
 	}
-	if c.Exact {
-		s.drafts = o.Drafts
-	}
 	if s.chunk <= 0 {
 		s.chunk = 256
 	}
@@ -82,6 +79,9 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s.totals.KVBudget = s.budget
 	if c.WholePrompt {
 		s.chunk, s.exact = c.MaxLen, false
+	}
+	if s.exact {
+		s.drafts = o.Drafts
 	}
 	return s
 }

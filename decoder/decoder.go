@@ -42,7 +42,7 @@ type Row struct {
 	// IDs are the tokens of positions [Past, Past+len(IDs)).
 	IDs []int32
 	// Drafts is the number of IDs, the last ones, that are guesses of what Sampler will pick. Only in a decode step, and
-	// only if the runner is exact.
+	// only if the runner is exact and prompts need not be run whole.
 	Drafts int
 	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
 	Spans []fusion.Span

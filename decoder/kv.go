@@ -104,8 +104,8 @@ func (kv *kvCache) release(r Release) error {
 }
 
 // exchange swaps two slices of one length, through a buffer that the nearest cache holds.
-func exchange(a, b []float32) {
-	var buf [1024]float32
+func exchange[T float32 | uint8](a, b []T) {
+	var buf [1024]T
 	for len(a) > 0 {
 		n := copy(buf[:], a)
 		copy(a[:n], b)

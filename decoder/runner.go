@@ -219,24 +219,30 @@ func (r *Runner) Logits(in fusion.Input) ([]float32, error) {
 
 // check refuses what the attention kernel would answer with silently wrong values or a crash.
 func (r *Runner) check(rows []Row) error {
+	return checkRows(rows, r.Capacity(), r.config.ShortestPrompt())
+}
+
+// checkRows refuses rows that are no step for a runner of the given capacity. shortest is the fewest ids that a
+// sequence starts with.
+func checkRows(rows []Row, c Capacity, shortest int) error {
 	width := (&Batch{Rows: rows}).Width()
 	for i, row := range rows {
 		n := row.Past + width
 		switch {
 		case len(row.IDs) == 0:
 			return fmt.Errorf("decoder: row %d has no ids", i)
-		case row.Past < 0 || n > r.kv.maxLen:
-			return fmt.Errorf("decoder: row %d would reach position %d, the KV cache has %d", i, n, r.kv.maxLen)
-		case row.Slot < 0 || row.Slot >= r.kv.slots:
-			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, r.kv.slots)
-		case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || !r.exact()):
-			return fmt.Errorf("decoder: row %d has %d drafts of %d ids, sampler %t, exact %t", i, row.Drafts, len(row.IDs), row.Sampler != nil, r.exact())
+		case row.Past < 0 || n > c.MaxLen:
+			return fmt.Errorf("decoder: row %d would reach position %d, the KV cache has %d", i, n, c.MaxLen)
+		case row.Slot < 0 || row.Slot >= c.Slots:
+			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, c.Slots)
+		case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || !c.Exact):
+			return fmt.Errorf("decoder: row %d has %d drafts of %d ids, sampler %t, exact %t", i, row.Drafts, len(row.IDs), row.Sampler != nil, c.Exact)
 		case len(rows) > 1 && (len(row.IDs) != 1+row.Drafts || row.Slot != i || row.Past == 0):
 			return fmt.Errorf("decoder: row %d of a decode step has %d ids, %d drafts, slot %d, past %d; want 1 id that is no draft, its own index, a past", i, len(row.IDs), row.Drafts, row.Slot, row.Past)
-		case r.config.WholePrompt && row.Past > 0 && len(row.IDs) != 1:
+		case c.WholePrompt && row.Past > 0 && len(row.IDs) != 1:
 			return fmt.Errorf("decoder: row %d goes on with %d ids, but the model's first chunk holds the whole prompt", i, len(row.IDs))
-		case row.Past == 0 && len(row.IDs) < r.config.ShortestPrompt():
-			return fmt.Errorf("decoder: row %d starts with %d ids, the model wants at least %d", i, len(row.IDs), r.config.ShortestPrompt())
+		case row.Past == 0 && len(row.IDs) < shortest:
+			return fmt.Errorf("decoder: row %d starts with %d ids, the model wants at least %d", i, len(row.IDs), shortest)
 		}
 	}
 	return nil

@@ -52,15 +52,21 @@ func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) err
 			}
 		}
 	}
+	return Place(dst[:len(ids)*e.hidden], e.hidden, past, spans)
+}
+
+// Place writes the patches of spans over dst, [n, hidden], which holds positions [past, past+n) of a sequence.
+func Place(dst []float32, hidden, past int, spans []Span) error {
+	n := len(dst) / hidden
 	for _, s := range spans {
-		lo, hi := max(s.Start, past), min(s.Start+s.Len, past+len(ids))
+		lo, hi := max(s.Start, past), min(s.Start+s.Len, past+n)
 		if lo >= hi {
 			continue
 		}
 		if s.Patches == nil {
 			return fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
 		}
-		copy(dst[(lo-past)*e.hidden:(hi-past)*e.hidden], s.Patches[(lo-s.Start)*e.hidden:])
+		copy(dst[(lo-past)*hidden:(hi-past)*hidden], s.Patches[(lo-s.Start)*hidden:])
 	}
 	return nil
 }

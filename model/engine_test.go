@@ -30,7 +30,7 @@ func TestEngineEqualsAlone(t *testing.T) {
 	}
 }
 
-func engineEqualsAlone(t *testing.T, p graph.Precision, alone *decoder.Runner) {
+func engineEqualsAlone(t *testing.T, p graph.Precision, alone Runner) {
 	const requests = 24
 	rng := rand.New(rand.NewPCG(7, 8))
 	list := make([]batching.Request, requests)
@@ -113,7 +113,7 @@ func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Re
 	return r
 }
 
-func runEngine(t *testing.T, r *decoder.Runner, o batching.Options) (e *batching.Engine, stop func()) {
+func runEngine(t *testing.T, r batching.Runner, o batching.Options) (e *batching.Engine, stop func()) {
 	t.Helper()
 	e = batching.New(r, o)
 	ctx, cancel := context.WithCancel(t.Context())

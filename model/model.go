@@ -4,6 +4,7 @@
 package model
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,8 @@ type Spec struct {
 	Processor string
 	// Prefixes rename the checkpoint's tensors to the names the graphs use.
 	Prefixes []graph.Prefix
+	// WholePictures makes one tile of every picture, whatever the image processor says.
+	WholePictures bool
 }
 
 // validate refuses a tower or connector that no graph can be built from; the decoder was checked where it was read.
@@ -76,10 +79,20 @@ type Model struct {
 	// Type is config.json's model_type.
 	Type string
 	Spec
-	Weights *graph.Weights
+	Weights *graph.Weights // nil where the graphs are ready-made
 	ckpt    *safetensors.Checkpoint
+	export  *export // nil where they are built from a checkpoint
 	files   fs.FS
 	made    string // OpenDummy's folder, which Close removes
+}
+
+// Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
+// goroutine uses it at a time.
+type Runner interface {
+	Capacity() decoder.Capacity
+	Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error)
+	Logits(in fusion.Input) ([]float32, error)
+	Close() error
 }
 
 // Text is the part of a model that turns messages into ids and pictures into tiles.
@@ -102,7 +115,8 @@ type Text struct {
 	Ignored []string
 }
 
-// Open reads the model folder dir; "" is the embedded default model.
+// Open reads the model folder dir; "" is the embedded default model. A folder without a checkpoint but with ready-made
+// ONNX graphs is an export.
 func Open(dir string) (*Model, error) {
 	if dir == "" {
 		return openFS(defaultName, defaultFiles())
@@ -113,6 +127,9 @@ func Open(dir string) (*Model, error) {
 	}
 	if !st.IsDir() {
 		return nil, fmt.Errorf("model folder: %s is a file; name the folder that holds config.json", dir)
+	}
+	if len(exportFiles(dir)) > 0 && !hasWeights(dir) {
+		return openExport(dir, "", "the folder has no safetensors")
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -153,17 +170,37 @@ func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, err
 
 // OpenTower opens the vision tower's session.
 func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, error) {
+	if m.export != nil {
+		return vision.OpenExport(m.export.graphs[visionGraph].File, m.Tower, m.Connector, o)
+	}
 	return vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
 }
 
-// OpenDecoder opens the decoder's session and reserves its KV cache.
-func (m *Model) OpenDecoder(o decoder.OpenOptions) (*decoder.Runner, error) {
-	return decoder.Open(m.Decoder, m.Weights, o)
+// OpenDecoder opens the decoder's sessions and reserves its KV cache.
+func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
+	if m.export != nil {
+		r, err := m.export.openDecoder(m.Type, m.Decoder, o)
+		if err != nil {
+			return nil, err
+		}
+		return r, nil
+	}
+	r, err := decoder.Open(m.Decoder, m.Weights, o)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
-// Parameters is the number of weights in the checkpoint, tied ones once.
+// Parameters is the number of weights in the checkpoint, tied ones once, or in the graphs.
 func (m *Model) Parameters() int64 {
 	var n int64
+	for _, g := range m.Graphs() {
+		n += g.Parameters
+	}
+	if m.export != nil {
+		return n
+	}
 	for _, name := range m.ckpt.Names() {
 		t, _ := m.ckpt.Tensor(name)
 		n += int64(t.Elems())
@@ -175,19 +212,58 @@ func (m *Model) Parameters() int64 {
 func (m *Model) Tensors() int { return len(m.ckpt.Names()) }
 
 // Digest identifies the model: the SHA-256 of its config.json, tokenizer.json and weights. It reads them all.
-func (m *Model) Digest() []byte {
+func (m *Model) Digest() ([]byte, error) {
 	h := sha256.New()
 	for _, name := range []string{"config.json", "tokenizer.json"} {
 		raw, _ := fs.ReadFile(m.files, name) // a file that is not there counts as empty
 		fmt.Fprintln(h, name, len(raw))
 		h.Write(raw)
 	}
+	if m.export != nil {
+		if err := m.export.digest(h); err != nil {
+			return nil, err
+		}
+		return h.Sum(nil), nil
+	}
 	h.Write(m.ckpt.Digest())
-	return h.Sum(nil)
+	return h.Sum(nil), nil
 }
 
-// WeightBytes is the memory that the weights take once they run, as float32.
-func (m *Model) WeightBytes() int64 { return 4 * m.Parameters() }
+// WeightBytes is the memory that the weights take once they run: as float32, or what the files of an export have.
+func (m *Model) WeightBytes() int64 {
+	if m.export == nil {
+		return 4 * m.Parameters()
+	}
+	var n int64
+	for _, g := range m.Graphs() {
+		n += g.Bytes
+	}
+	return n
+}
+
+// KVBytesPerToken is the memory that one position takes over all layers.
+func (m *Model) KVBytesPerToken() int64 {
+	if m.export != nil {
+		return m.export.kvBytesPerToken()
+	}
+	return m.Decoder.KVBytesPerToken()
+}
+
+// KVBytes is the most memory that n positions of so many sequences take.
+func (m *Model) KVBytes(n, sequences int) int64 {
+	if m.export != nil {
+		return int64(n) * m.KVBytesPerToken()
+	}
+	return m.Decoder.KVBytes(n, sequences)
+}
+
+// KVTokens is the number of positions, of so many sequences together, that bytes hold; 0 if there is no room.
+func (m *Model) KVTokens(bytes int64, sequences int) int {
+	if m.export != nil {
+		return int(bytes / m.KVBytesPerToken())
+	}
+	return m.Decoder.KVTokens(bytes, sequences)
+}
 
 // StoredTypes counts tensors by their type in the checkpoint.
 func (m *Model) StoredTypes() map[string]int {
@@ -201,6 +277,9 @@ func (m *Model) StoredTypes() map[string]int {
 
 // Close unmaps the checkpoint. Sessions over it must be closed before.
 func (m *Model) Close() error {
+	if m.export != nil {
+		return nil
+	}
 	err := m.ckpt.Close()
 	if m.made != "" {
 		err = errors.Join(err, os.RemoveAll(m.made))
@@ -211,6 +290,9 @@ func (m *Model) Close() error {
 // LoadInt8 makes int8 forms of the linear weights available, from dir or by quantising now and keeping them there.
 // fresh tells that they were made now.
 func (m *Model) LoadInt8(dir string) (fresh bool, err error) {
+	if m.export != nil {
+		return false, errors.New("--precision: ready-made ONNX graphs have the precision they were made with; choose among them with --onnx-dtype")
+	}
 	return m.Weights.LoadInt8(dir, func(w *graph.Weights) error {
 		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, graph.INT8); err != nil {
 			return err

@@ -11,7 +11,7 @@ import (
 )
 
 // openRunner opens the embedded model's decoder.
-func openRunner(t *testing.T, slots int, p graph.Precision) *decoder.Runner {
+func openRunner(t *testing.T, slots int, p graph.Precision) Runner {
 	t.Helper()
 	startLibrary(t)
 	m, err := Open("")
@@ -70,7 +70,7 @@ func picks(tokens []decoder.Token) []picked {
 	return list
 }
 
-func run(t *testing.T, r *decoder.Runner, rows ...decoder.Row) []picked {
+func run(t *testing.T, r Runner, rows ...decoder.Row) []picked {
 	t.Helper()
 	out, err := r.Run(t.Context(), &decoder.Batch{Rows: rows})
 	if err != nil {
@@ -150,7 +150,7 @@ func TestRefusedBatches(t *testing.T) {
 	}
 }
 
-func refusedBatches(t *testing.T, r *decoder.Runner) {
+func refusedBatches(t *testing.T, r Runner) {
 	ids := []int32{9, 9, 9}
 	for want, rows := range map[string][]decoder.Row{
 		"no ids":               {loggedRow(0, 0, nil)},

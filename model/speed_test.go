@@ -126,7 +126,7 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	b.ReportMetric(b.Elapsed().Seconds()*1000/max(float64(tiles), 1), "ms/tile")
 }
 
-func openBenchDecoder(b *testing.B, slots int) *decoder.Runner {
+func openBenchDecoder(b *testing.B, slots int) Runner {
 	m, p, o := openBench(b)
 	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: o})
 	if err != nil {
@@ -145,7 +145,7 @@ func benchIDs(n int) []int32 {
 	return ids
 }
 
-func runBench(b *testing.B, r *decoder.Runner, rows ...decoder.Row) {
+func runBench(b *testing.B, r Runner, rows ...decoder.Row) {
 	if _, err := r.Run(b.Context(), &decoder.Batch{Rows: rows}); err != nil {
 		b.Fatal(err)
 	}

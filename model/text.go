@@ -267,6 +267,9 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if p.Side() != m.Tower.ImageSize {
 		return nil, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Tower.ImageSize)
 	}
+	if m.WholePictures {
+		return whole{p}, nil
+	}
 	return p, nil
 }
 

@@ -51,7 +51,7 @@ func (c Case) OK() bool {
 type Verifier struct {
 	model     *Model
 	tower     *vision.Tower
-	runner    *decoder.Runner
+	runner    Runner
 	precision graph.Precision
 	tolerance float64
 }

@@ -118,13 +118,22 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 // Tower is an opened vision tower with its connector. It is used by one goroutine at a time.
 type Tower struct {
 	session *ort.Session
-	pixels  *ort.Memory[float32]
-	patches *ort.Memory[float32]
+	pixels  *ort.Floats
+	patches *ort.Floats
 	// MaxTiles is the most tiles one Run takes. TilePixels and TilePatches are float32 elements for one tile.
 	MaxTiles, TilePixels, TilePatches int
 	shape                             ViT
 	connector                         Connector
 	newline                           []float32 // AnyRes's vector
+	feeds                             feeds
+}
+
+// feeds are the shapes of a graph's values for n tiles.
+type feeds struct {
+	pixels, patches func(n int) []int
+	// mask tells of each pixel that it is one, in graphs that want to know; it has shape masks.
+	mask  *ort.Memory[uint8]
+	masks func(n int) []int
 }
 
 // targetPatches bounds the patches of one run: enough to fill the matrix kernels, small enough that
@@ -171,15 +180,23 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 			return nil, err
 		}
 	}
-	if tw.pixels, err = ort.Alloc[float32](tw.MaxTiles * tw.TilePixels); err != nil {
-		tw.Close()
-		return nil, err
+	tw.feeds = feeds{
+		pixels:  func(n int) []int { return []int{n, 3, t.ImageSize, t.ImageSize} },
+		patches: func(n int) []int { return []int{n, c.Tokens(t), c.Width()} },
 	}
-	if tw.patches, err = ort.Alloc[float32](tw.MaxTiles * tw.TilePatches); err != nil {
+	if err := tw.reserve(onnx.F32, onnx.F32); err != nil {
 		tw.Close()
 		return nil, err
 	}
 	return tw, nil
+}
+
+// reserve makes room for a run's pixel values and patch embeddings, which are of the given types in the graph.
+func (t *Tower) reserve(pixels, patches onnx.DType) (err error) {
+	if t.pixels, err = ort.AllocFloats(pixels, t.MaxTiles*t.TilePixels); err == nil {
+		t.patches, err = ort.AllocFloats(patches, t.MaxTiles*t.TilePatches)
+	}
+	return err
 }
 
 // Input is where the normalised pixel values of the next Run go: tile i at [i*TilePixels, (i+1)*TilePixels).
@@ -190,20 +207,30 @@ func (t *Tower) Run(n int) ([]float32, error) {
 	if n < 1 || n > t.MaxTiles {
 		return nil, fmt.Errorf("vision tower: %d tiles in one run, want 1 to %d", n, t.MaxTiles)
 	}
-	in, err := ort.View(t.pixels.Slice(), n, 3, t.shape.ImageSize, t.shape.ImageSize)
+	t.pixels.Store(n * t.TilePixels)
+	px, err := t.pixels.View(t.feeds.pixels(n)...)
 	if err != nil {
 		return nil, err
 	}
-	defer in.Destroy()
-	out, err := ort.View(t.patches.Slice(), n, t.connector.Tokens(t.shape), t.connector.Width())
+	defer px.Destroy()
+	in := []ort.Tensor{px}
+	if t.feeds.mask != nil {
+		mask, err := ort.ViewAs(t.feeds.mask.Slice(), onnx.Bool, t.feeds.masks(n)...)
+		if err != nil {
+			return nil, err
+		}
+		defer mask.Destroy()
+		in = append(in, mask)
+	}
+	out, err := t.patches.View(t.feeds.patches(n)...)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Destroy()
-	if err := t.session.Run([]ort.Tensor{in}, []ort.Tensor{out}); err != nil {
+	if err := t.session.Run(in, []ort.Tensor{out}); err != nil {
 		return nil, fmt.Errorf("vision tower: %w", err)
 	}
-	return t.patches.Slice()[:n*t.TilePatches], nil
+	return t.patches.Load(0, n*t.TilePatches), nil
 }
 
 // Pack makes the patch embeddings of a picture out of those of its tiles, in order. The result may be patches itself.
@@ -216,9 +243,13 @@ func (t *Tower) Pack(g Grid, patches []float32) []float32 {
 
 // Close frees the session and its memory.
 func (t *Tower) Close() error {
-	err := t.session.Close()
+	var err error
+	if t.session != nil {
+		err = t.session.Close()
+	}
 	t.pixels.Free()
 	t.patches.Free()
+	t.feeds.mask.Free()
 	return err
 }
 

@@ -28,6 +28,7 @@ type modelFlags struct {
 	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
 	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
 	Precision     string             `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
+	ONNXDType     string             `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
 	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
 	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
@@ -53,7 +54,7 @@ type app struct {
 	text    *model.Text
 	tower   *vision.Tower
 	encoder *vision.Encoder
-	runner  *decoder.Runner
+	runner  model.Runner
 	engine  *batching.Engine
 	server  server.Model
 
@@ -76,11 +77,15 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 			err = errors.Join(err, a.close())
 		}
 	}()
-	open := model.Open
-	if f.LoadFormat == "dummy" {
-		open = model.OpenDummy
+	switch {
+	case f.LoadFormat == "dummy" && f.ONNXDType != "":
+		return nil, errors.New("--onnx-dtype: --load-format dummy runs no ready-made graphs")
+	case f.LoadFormat == "dummy":
+		a.model, err = model.OpenDummy(f.Model)
+	default:
+		a.model, err = openModel(f.Model, f.ONNXDType)
 	}
-	if a.model, err = open(f.Model); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if a.text, err = a.model.OpenText(); err != nil {
@@ -102,7 +107,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	if a.tower, err = a.model.OpenTower(p, o); err != nil {
 		return nil, err
 	}
-	kv, err := planKV(a.model.Decoder, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	kv, err := planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
 	if err != nil {
 		return nil, err
 	}
@@ -127,12 +132,16 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
+	digest, err := a.model.Digest()
+	if err != nil {
+		return nil, err
+	}
 	limits := vision.DefaultLimits()
 	if f.MaxPixels > 0 {
 		limits.MaxPixels = f.MaxPixels
 	}
 	a.server = server.Model{
-		Name: a.model.Name, Digest: hex.EncodeToString(a.model.Digest()),
+		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: a.runner.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
@@ -143,9 +152,30 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes,
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
+}
+
+// openModel opens a model folder; a choice among its ready-made graphs asks for them.
+func openModel(dir, onnxDType string) (*model.Model, error) {
+	switch {
+	case onnxDType == "":
+		return model.Open(dir)
+	case dir == "":
+		return nil, errors.New("--onnx-dtype: the embedded model has no ready-made graphs")
+	}
+	return model.OpenExport(dir, onnxDType)
+}
+
+// precision names that of the decoder.
+func (a *app) precision(p graph.Precision) string {
+	for _, g := range a.model.Graphs() {
+		if g.Session == "decoder_model_merged" {
+			return g.DType
+		}
+	}
+	return string(p)
 }
 
 // warmUp runs the tower and the decoder once, so that the first request pays for no lazy allocation.

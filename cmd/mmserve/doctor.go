@@ -53,7 +53,7 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		defer m.Close()
 		_, err := m.OpenText()
 		report("model", err, fmt.Sprintf("%s (%s), %s parameters", m.Name, m.Type, count(m.Parameters())))
-		kv, err := planKV(m.Decoder, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
+		kv, err := planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
 		report("KV cache", err, kv.String())
 	}
 	if !healthy {

@@ -5,8 +5,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/host"
+	"github.com/mmserve/mmserve/model"
 )
 
 // byteSize is a number of bytes on the command line: 1073741824, 1024MiB, 1GiB.
@@ -38,25 +38,25 @@ type kvPlan struct {
 
 // planKV divides a budget of bytes, 0 for a quarter of the usable memory. A model whose context is too long for that is
 // cut to what fits, unless maxLen or the budget was asked for.
-func planKV(c decoder.Config, slots, maxLen int, budget int64) (kvPlan, error) {
+func planKV(m *model.Model, slots, maxLen int, budget int64) (kvPlan, error) {
 	p := kvPlan{slots: slots, maxLen: maxLen, bytes: budget}
 	asked := maxLen > 0 || budget > 0
-	if p.maxLen == 0 || p.maxLen > c.MaxLen {
-		p.maxLen = c.MaxLen
+	if p.maxLen == 0 || p.maxLen > m.Decoder.MaxLen {
+		p.maxLen = m.Decoder.MaxLen
 	}
 	if p.bytes == 0 {
 		p.bytes = int64(host.ReadMemory().Limit) / 4
 	}
-	p.tokens = c.KVTokens(p.bytes, slots)
+	p.tokens = m.KVTokens(p.bytes, slots)
 	if full := p.slots * p.maxLen; p.tokens > full {
-		p.tokens, p.bytes = full, c.KVBytes(full, slots)
+		p.tokens, p.bytes = full, m.KVBytes(full, slots)
 	}
 	if p.tokens >= p.maxLen {
 		return p, nil
 	}
 	if asked || p.tokens < 64 {
 		return p, fmt.Errorf("the KV cache of one sequence of %d tokens and %d slots takes %s, there are %s; give --kv-cache-bytes more, or --max-len or --slots less",
-			p.maxLen, slots, bytesText(c.KVBytes(p.maxLen, slots)), bytesText(p.bytes))
+			p.maxLen, slots, bytesText(m.KVBytes(p.maxLen, slots)), bytesText(p.bytes))
 	}
 	p.maxLen = p.tokens
 	return p, nil

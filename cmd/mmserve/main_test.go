@@ -337,9 +337,11 @@ func answer(t *testing.T, c *client.Client, req *pb.GenerateRequest) (string, *p
 
 // 32 streams at once, of mixed lengths, pictures and samplers, give what each gives alone.
 func TestManyStreamsEqualAlone(t *testing.T) {
-	for _, precision := range []string{"fp32", "int8"} {
-		t.Run(precision, func(t *testing.T) {
-			c := startServer(t, "--slots", "8", "--precision", precision, "--cache-dir", t.TempDir(), "--prefill-chunk", "16")
+	for name, args := range map[string][]string{
+		"fp32": nil, "int8": {"--precision", "int8", "--cache-dir", t.TempDir()}, "export": {"--model", exportFolder(t)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startServer(t, append(args, "--slots", "8", "--prefill-chunk", "16")...)
 			var requests []*pb.GenerateRequest
 			for i := range 32 {
 				var parts []*pb.Part

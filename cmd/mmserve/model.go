@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -42,11 +43,12 @@ func (i initCmd) Run(out io.Writer) error {
 }
 
 type inspectCmd struct {
-	Dir string `arg:"" optional:"" help:"Model folder (default: the embedded model)."`
+	Dir       string `arg:"" optional:"" help:"Model folder (default: the embedded model)."`
+	ONNXDType string `name:"onnx-dtype" placeholder:"NAME" help:"Look at the folder's ready-made graphs, and which; as for serve."`
 }
 
 func (i inspectCmd) Run(out io.Writer) error {
-	m, err := model.Open(i.Dir)
+	m, err := openModel(i.Dir, i.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -60,9 +62,17 @@ func (i inspectCmd) Run(out io.Writer) error {
 		fmt.Fprintf(out, "%-18s "+format+"\n", append([]any{label}, args...)...)
 	}
 	line("name", "%s", m.Name)
-	line("family", "%s, straight from safetensors", m.Type)
-	line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
-	line("precision", "fp32")
+	line("family", "%s", m.Type)
+	line("path", "%s", m.Path())
+	if graphs := m.Graphs(); graphs != nil {
+		line("parameters", "%s", count(m.Parameters()))
+		for _, g := range graphs {
+			line("graph", "%s, %s: %s (%s)", filepath.Base(g.Path), bytesText(g.Bytes), g.DType, g.Why)
+		}
+	} else {
+		line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
+		line("precision", "fp32")
+	}
 	line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
@@ -78,7 +88,7 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("not applied", "%s (generation_config.json)", strings.Join(text.Ignored, ", "))
 	}
 	line("weights", "%s in memory", bytesText(m.WeightBytes()))
-	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(d.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(d.KVBytesPerToken()))
+	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(m.KVBytesPerToken()))
 	return nil
 }
 
@@ -95,6 +105,7 @@ type verifyCmd struct {
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
 	Precision string   `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
 	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
+	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
 	Image     []string `placeholder:"FILE" help:"Pictures to record with --write-gold (default: two drawn samples)."`
@@ -112,7 +123,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if err := startRuntime(c.OrtLib); err != nil {
 		return err
 	}
-	m, err := model.Open(v.Dir)
+	m, err := openModel(v.Dir, v.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -132,10 +143,15 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		return err
 	}
 	defer ver.Close()
-	unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
-	fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
-	for _, name := range unused {
-		fmt.Fprintf(out, "  unused: %s\n", name)
+	for _, g := range m.Graphs() {
+		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
+	}
+	if m.Weights != nil {
+		unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
+		fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
+		for _, name := range unused {
+			fmt.Fprintf(out, "  unused: %s\n", name)
+		}
 	}
 	if v.WriteGold {
 		pictures, err := v.pictures()

@@ -1,6 +1,6 @@
 // Package onnx writes ONNX models: nodes, inputs, outputs, and initializers that are inline or lie in another
-// file as external data. It is a writer only, of the part of the format that mmserve's own graphs use; no
-// importable Go package offers the message types.
+// file as external data. It knows the part of the format that mmserve's own graphs use; no importable Go package offers
+// the message types. Of models that others wrote it reads what they take and give (ReadHead).
 //
 // Field numbers are those of onnx.proto3 (IR version 10).
 package onnx
@@ -34,6 +34,34 @@ const (
 	irVersion = 10
 	opset     = 21
 )
+
+// names are what the format calls the types.
+var names = map[DType]string{
+	F32: "float32", U8: "uint8", I8: "int8", I32: "int32", I64: "int64", Bool: "bool", F16: "float16", BF16: "bfloat16",
+}
+
+// String gives the format's name.
+func (t DType) String() string {
+	if s, ok := names[t]; ok {
+		return s
+	}
+	return "type " + strconv.Itoa(int(t))
+}
+
+// Size is the number of bytes of one value, 0 for types not listed here.
+func (t DType) Size() int {
+	switch t {
+	case U8, I8, Bool:
+		return 1
+	case F16, BF16:
+		return 2
+	case F32, I32:
+		return 4
+	case I64:
+		return 8
+	}
+	return 0
+}
 
 // Contrib is the operator domain of ONNX Runtime's own operators.
 const Contrib = "com.microsoft"

@@ -33,6 +33,12 @@ type graph interface {
 
 // NewSession loads a graph.
 func NewSession(g graph, o Options) (*Session, error) {
+	return load(o, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
+	})
+}
+
+func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (*Session, error) {
 	p, err := lookup(o.Provider)
 	if err != nil {
 		return nil, err
@@ -68,14 +74,15 @@ func NewSession(g graph, o Options) (*Session, error) {
 	if err := p.configure(so, threads, o.ProviderOptions); err != nil {
 		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
 	}
-	s, err := ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
+	s, err := create(so)
 	if err != nil {
 		return nil, err
 	}
 	return &Session{s}, nil
 }
 
-// Run executes the graph: one tensor for each input and output, in the order in which the graph declared them.
+// Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
+// named them.
 func (s *Session) Run(in, out []Tensor) error {
 	values := make([]ort.Value, len(in)+len(out))
 	for i, t := range in {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"unsafe"
 
+	"github.com/mmserve/mmserve/internal/onnx"
 	ort "github.com/yalue/onnxruntime_go"
 	"golang.org/x/sys/unix"
 )
@@ -78,6 +79,33 @@ func View[T Element](data []T, dims ...int) (Tensor, error) {
 		return Tensor{}, err
 	}
 	return Tensor{v}, nil
+}
+
+// ViewAs shapes the start of data as values of type t. data must lie in a Memory; a tensor without values needs some, too.
+func ViewAs(data []byte, t onnx.DType, dims ...int) (Tensor, error) {
+	shape := make(ort.Shape, len(dims))
+	n := t.Size()
+	for i, d := range dims {
+		shape[i] = int64(d)
+		n *= d
+	}
+	if n > len(data) || len(data) == 0 {
+		return Tensor{}, fmt.Errorf("a tensor of %s of shape %v needs %d bytes, the memory has %d", t, dims, n, len(data))
+	}
+	v, err := ort.NewCustomDataTensor(shape, data[:max(n, 1)], ort.TensorElementDataType(t)) // the numbers are the same
+	if err != nil {
+		return Tensor{}, err
+	}
+	return Tensor{v}, nil
+}
+
+// Scalar is a tensor without dimensions.
+func Scalar(v int64) (Tensor, error) {
+	s, err := ort.NewScalar(v)
+	if err != nil {
+		return Tensor{}, err
+	}
+	return Tensor{s}, nil
 }
 
 // Destroy frees the view.

@@ -1,0 +1,391 @@
+package decoder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// Exported is a decoder that somebody else made into ONNX graphs, as Optimum and transformers.js lay them out: one that
+// embeds ids, and one that takes the keys and values of a step's past and gives them with the step's own. What it feeds
+// them follows from what they declare. One goroutine uses it at a time.
+type Exported struct {
+	config  ExportConfig
+	embed   *idEmbedder
+	session *ort.Session
+	feeds   []feed // one for each of the graph's inputs
+	kv      *concatCache
+	outputs []onnx.Value // logits, then what kv keeps
+	hidden  int
+
+	together   bool // rows of different lengths may share a run
+	keep, lone bool // the graph takes num_logits_to_keep; use_cache_branch
+
+	embeds    *ort.Floats
+	logits    *ort.Floats
+	mask      *ort.Memory[int64]
+	positions *ort.Memory[int64]
+	flags     *ort.Memory[uint8]
+	in, out   []ort.Tensor // scratch for one run
+	tokens    []Token
+}
+
+// ExportConfig is what the graphs of an exported decoder leave open.
+type ExportConfig struct {
+	// Vocab is the number of ids that have an embedding and logits; MaxLen that of positions of one sequence.
+	Vocab, MaxLen int
+	// FirstPosition is what position_ids calls the first position.
+	FirstPosition int
+}
+
+// exportStep is one run of an exported decoder.
+type exportStep struct {
+	concatStep
+	views viewList
+	kept  int // positions of each row that get logits
+}
+
+// feed makes the tensor of one input.
+type feed func(s *exportStep) ort.Tensor
+
+// OpenExported opens the graphs and reserves the caches.
+func OpenExported(c ExportConfig, embed, decoder ort.File, o OpenOptions) (*Exported, error) {
+	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
+		o.MaxLen = c.MaxLen
+	}
+	if o.Slots < 1 {
+		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
+	}
+	x := &Exported{config: c}
+	err := x.open(embed, decoder, o)
+	if err == nil && o.Slots > 1 {
+		err = x.probe()
+	}
+	if err != nil {
+		return nil, errors.Join(err, x.Close())
+	}
+	return x, nil
+}
+
+func (x *Exported) open(embed, decoder ort.File, o OpenOptions) (err error) {
+	if x.embed, err = newIDEmbedder(embed, x.config.Vocab, o.Session); err != nil {
+		return err
+	}
+	fail := func(err error) error { return fmt.Errorf("%s: %w", decoder.Path, err) }
+	var caches []onnx.Value
+	for _, in := range decoder.Inputs {
+		f, err := x.bind(in, len(caches))
+		if err != nil {
+			return fail(err)
+		}
+		if isPast(in.Name) {
+			caches = append(caches, in)
+		}
+		x.feeds = append(x.feeds, f)
+	}
+	logits, ok := onnx.Find(decoder.Outputs, "logits")
+	if !ok {
+		return fail(errors.New("it has no output logits"))
+	}
+	x.outputs = []onnx.Value{logits}
+	names := []string{"logits"}
+	for _, in := range caches {
+		name := strings.Replace(in.Name, "past_key_values", "present", 1)
+		v, ok := onnx.Find(decoder.Outputs, name)
+		if !ok || v.Type != in.Type {
+			return fail(fmt.Errorf("it has input %s of %s, but no output %s like it", in.Name, in.Type, name))
+		}
+		x.outputs, names = append(x.outputs, v), append(names, name)
+	}
+	if n := len(logits.Dims); n != 3 {
+		return fail(fmt.Errorf("output logits has %d dimensions, want 3", n))
+	}
+	if n := logits.Dims[2].Size; n > 0 && n != x.config.Vocab {
+		return fail(fmt.Errorf("output logits has %d values a position, config.json's vocabulary has %d", n, x.config.Vocab))
+	}
+	if x.hidden == 0 {
+		return fail(errors.New("it has no input inputs_embeds"))
+	}
+	if x.kv, err = newConcatCache(caches, o.Slots, o.MaxLen); err != nil {
+		return fail(err)
+	}
+	if x.session, err = ort.OpenFile(decoder, names, o.Session); err != nil {
+		return fail(err)
+	}
+	return x.reserve(o.Slots, 1, o.Slots*o.MaxLen, o.Slots)
+}
+
+func isPast(name string) bool { return strings.HasPrefix(name, "past_key_values.") }
+
+// bind says what an input is fed with; cache is the number of caches before it.
+func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
+	want := func(t onnx.DType, dims int) error {
+		if in.Type != t || len(in.Dims) != dims {
+			return fmt.Errorf("input %s is %s of %d dimensions, want %s of %d", in.Name, in.Type, len(in.Dims), t, dims)
+		}
+		return nil
+	}
+	switch {
+	case in.Name == "inputs_embeds":
+		if len(in.Dims) != 3 || in.Dims[2].Size < 1 {
+			return nil, fmt.Errorf("input inputs_embeds has shape %v, want three dimensions, the last known", in.Dims)
+		}
+		x.hidden = in.Dims[2].Size
+		var err error
+		x.embeds, err = ort.AllocFloats(in.Type, 1)
+		return func(s *exportStep) ort.Tensor {
+			return s.floats(x.embeds, len(s.rows), s.width, x.hidden)
+		}, err
+	case in.Name == "attention_mask":
+		return func(s *exportStep) ort.Tensor {
+			return view(&s.views, x.mask.Slice(), len(s.rows), s.past+s.width)
+		}, want(onnx.I64, 2)
+	case in.Name == "position_ids":
+		return func(s *exportStep) ort.Tensor {
+			return view(&s.views, x.positions.Slice(), len(s.rows), s.width)
+		}, want(onnx.I64, 2)
+	case in.Name == "num_logits_to_keep" || in.Name == "logits_to_keep":
+		x.keep = true
+		return func(s *exportStep) ort.Tensor { return s.add(ort.Scalar(int64(s.kept))) }, want(onnx.I64, 0)
+	case in.Name == "use_cache_branch":
+		x.lone = true
+		return func(s *exportStep) ort.Tensor {
+			x.flags.Slice()[0] = 0
+			if s.past > 0 {
+				x.flags.Slice()[0] = 1
+			}
+			return s.add(ort.ViewAs(x.flags.Slice(), onnx.Bool, 1))
+		}, want(onnx.Bool, 1)
+	case isPast(in.Name):
+		return func(s *exportStep) ort.Tensor {
+			t := x.kv.tensors[cache]
+			return s.add(ort.ViewAs(t.buffers(s.concatStep)[0].Slice(), t.value.Type, len(s.rows), t.heads, s.past, t.dim))
+		}, nil
+	}
+	return nil, fmt.Errorf("input %s (%s) is not supported", in.Name, in.Type)
+}
+
+// add keeps a view until the step's end.
+func (s *exportStep) add(t ort.Tensor, err error) ort.Tensor {
+	if err != nil {
+		s.views.err = errors.Join(s.views.err, err)
+		return t
+	}
+	s.views.list = append(s.views.list, t)
+	return t
+}
+
+func (s *exportStep) floats(f *ort.Floats, dims ...int) ort.Tensor { return s.add(f.View(dims...)) }
+
+// reserve makes room for a run over n rows of width ids, with a mask of masked positions and k rows of logits.
+func (x *Exported) reserve(n, width, masked, k int) error {
+	err := growFloats(&x.embeds, x.embeds.Type(), n*width*x.hidden)
+	if err == nil {
+		err = growFloats(&x.logits, x.outputs[0].Type, k*x.config.Vocab)
+	}
+	if err == nil {
+		err = grow(&x.mask, masked)
+	}
+	if err == nil {
+		err = grow(&x.positions, n*width)
+	}
+	if err == nil {
+		err = grow(&x.flags, 1)
+	}
+	return err
+}
+
+func growFloats(f **ort.Floats, t onnx.DType, n int) error {
+	if *f != nil && len((*f).Slice()) >= n {
+		return nil
+	}
+	bigger, err := ort.AllocFloats(t, n)
+	if err != nil {
+		return err
+	}
+	(*f).Free()
+	*f = bigger
+	return nil
+}
+
+// Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first step
+// takes a whole prompt there.
+func (x *Exported) Capacity() Capacity {
+	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.lone}
+}
+
+// Together tells whether rows of different lengths share a run. Where the graph has given other answers then, each row
+// has a run of its own.
+func (x *Exported) Together() bool { return x.together }
+
+// Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
+// The slice is valid until the next Run.
+func (x *Exported) Run(_ context.Context, b *Batch) ([]Token, error) {
+	for _, m := range b.Moves {
+		x.kv.move(m)
+	}
+	for _, rel := range b.Releases {
+		if err := x.kv.release(rel); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkRows(b.Rows, x.Capacity(), 1); err != nil {
+		return nil, err
+	}
+	x.tokens = x.tokens[:0]
+	share := 1
+	if x.together {
+		share = max(len(b.Rows), 1)
+	}
+	for rows := range slices.Chunk(b.Rows, share) {
+		want := 1
+		if rows[0].Prompt != nil { // a chunk, and so the only row
+			want = len(rows[0].IDs)
+		}
+		logits, err := x.forward(rows, want)
+		if err != nil {
+			return nil, err
+		}
+		for i, row := range rows {
+			if x.tokens, err = row.pick(x.tokens, logits(i), x.config.Vocab); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return x.tokens, nil
+}
+
+// Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for
+// verification; nothing else may use the runner meanwhile. The slice is valid until the next call.
+func (x *Exported) Logits(in fusion.Input) ([]float32, error) {
+	rows := []Row{{IDs: in.IDs, Spans: in.Spans}}
+	if err := checkRows(rows, x.Capacity(), 1); err != nil {
+		return nil, err
+	}
+	if _, err := x.forward(rows, len(in.IDs)); err != nil {
+		return nil, err
+	}
+	return x.logits.Load(0, len(in.IDs)*x.config.Vocab), nil
+}
+
+// forward runs the graph over rows of equally many ids, for the logits of the last want positions of each, and gives
+// those of a row.
+func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, err error) {
+	s := &exportStep{concatStep: x.kv.begin(rows), kept: want}
+	defer s.views.destroy()
+	n, width, total := len(rows), s.width, s.past+s.width
+	if !x.keep {
+		s.kept = width
+	}
+	if err := x.reserve(n, width, n*total, n*s.kept); err != nil {
+		return nil, err
+	}
+	for i, row := range rows {
+		dst := x.embeds.Slice()[i*width*x.hidden : (i+1)*width*x.hidden]
+		if err := x.embed.embed(dst, row.IDs, row.Past, row.Spans); err != nil {
+			return nil, err
+		}
+		pad := s.past - row.Past
+		mask := x.mask.Slice()[i*total : (i+1)*total]
+		for j := range mask {
+			mask[j] = 1
+		}
+		clear(mask[:pad])
+		for j := range width {
+			x.positions.Slice()[i*width+j] = int64(x.config.FirstPosition + row.Past + j)
+		}
+	}
+	x.embeds.Store(n * width * x.hidden)
+	x.in, x.out = x.in[:0], x.out[:0]
+	for _, f := range x.feeds {
+		x.in = append(x.in, f(s))
+	}
+	x.out = append(x.out, s.floats(x.logits, n, s.kept, x.config.Vocab))
+	for _, t := range x.kv.tensors {
+		x.out = append(x.out, s.add(ort.ViewAs(t.buffers(s.concatStep)[1].Slice(), t.value.Type, n, t.heads, total, t.dim)))
+	}
+	if s.views.err != nil {
+		return nil, s.views.err
+	}
+	if err := x.session.Run(x.in, x.out); err != nil {
+		return nil, fmt.Errorf("decoder: %w", err)
+	}
+	x.kv.end(s.concatStep)
+	return func(row int) []float32 {
+		end := (row + 1) * s.kept * x.config.Vocab
+		return x.logits.Load(end-want*x.config.Vocab, end)
+	}, nil
+}
+
+// probeTolerance is the largest difference, in parts of the range of a row's logits, that may lie between a run of its
+// own and one with others. Rounding stays far below: 1e-6 in float32, 2e-3 where values are float16. A graph that counts
+// padding, or that scales activations by what else is in the run, is far above.
+const probeTolerance = 5e-3
+
+// probe finds out whether rows of different lengths may share a run. What the graph declares does not tell: some take
+// their positions or lengths from shapes, and some quantise all rows of a run with one scale.
+func (x *Exported) probe() error {
+	lengths := []int{2, 9}
+	if x.kv.maxLen <= lengths[1] {
+		return nil
+	}
+	ids := make([]int32, lengths[1]+1)
+	for i := range ids {
+		ids[i] = int32(i * 7919 % x.config.Vocab)
+	}
+	var rows []Row
+	var alone [][]float32
+	for i, n := range lengths {
+		if _, err := x.forward([]Row{{Slot: i, IDs: ids[:n]}}, 1); err != nil {
+			return err
+		}
+		row := Row{Slot: i, Past: n, IDs: ids[n : n+1]}
+		last, err := x.forward([]Row{row}, 1)
+		if err != nil {
+			return err
+		}
+		rows, alone = append(rows, row), append(alone, slices.Clone(last(0)))
+	}
+	last, err := x.forward(rows, 1)
+	if err != nil {
+		return nil // a graph for one row
+	}
+	x.together = true
+	for i, want := range alone {
+		got := last(i)
+		allowed := probeTolerance * float64(slices.Max(want)-slices.Min(want))
+		for j := range want {
+			if !(math.Abs(float64(got[j]-want[j])) <= allowed) {
+				x.together = false
+			}
+		}
+	}
+	return nil
+}
+
+// Close frees the sessions and all memory.
+func (x *Exported) Close() error {
+	var err error
+	if x.session != nil {
+		err = x.session.Close()
+	}
+	if x.embed != nil {
+		err = errors.Join(err, x.embed.close())
+	}
+	if x.kv != nil {
+		err = errors.Join(err, x.kv.close())
+	}
+	x.embeds.Free()
+	x.logits.Free()
+	x.mask.Free()
+	x.positions.Free()
+	x.flags.Free()
+	return err
+}

@@ -1,0 +1,344 @@
+package model
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// export is a folder of ready-made ONNX graphs in the layout of Optimum and transformers.js: onnx/<session><suffix>.onnx.
+type export struct {
+	why    string
+	graphs map[string]Graph
+}
+
+// Graph is a file of an export.
+type Graph struct {
+	// Session is what the layout calls it: vision_encoder, embed_tokens, decoder_model_merged.
+	Session string
+	// DType is the layout's name of how its weights are stored; Why says how the choice came about.
+	DType, Why string
+	// Bytes is the size of the file and of its external data.
+	Bytes int64
+	ort.File
+}
+
+// The sessions of an export.
+const (
+	visionGraph  = "vision_encoder"
+	embedGraph   = "embed_tokens"
+	decoderGraph = "decoder_model_merged"
+)
+
+// exportDTypes are the layout's names of how weights are stored, most faithful first, and the suffixes of their files.
+// Any other name has itself as the suffix. Reference: transformers.js DEFAULT_DTYPE_SUFFIX_MAPPING.
+var exportDTypes = []struct{ name, suffix string }{
+	{"fp32", ""}, {"fp16", "_fp16"}, {"q8", "_quantized"}, {"int8", "_int8"}, {"uint8", "_uint8"},
+	{"q4", "_q4"}, {"q4f16", "_q4f16"}, {"bnb4", "_bnb4"}, {"q2", "_q2"}, {"q2f16", "_q2f16"}, {"q1", "_q1"}, {"q1f16", "_q1f16"},
+}
+
+func suffixOf(dtype string) string {
+	for _, d := range exportDTypes {
+		if d.name == dtype {
+			return d.suffix
+		}
+	}
+	return "_" + dtype
+}
+
+// exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
+var exportFamilies = map[string]struct {
+	// adapt changes a Spec where exports compute something else.
+	adapt func(*Spec)
+	// first is what position_ids calls the first position.
+	first int
+}{
+	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholePictures},
+	"paligemma": {first: 1},
+}
+
+// wholePictures has every picture be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
+// put tiles together.
+func wholePictures(s *Spec) {
+	if c, ok := s.Connector.(vision.AnyRes); ok {
+		s.Connector = c.MLP
+	}
+	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
+	s.Layout.Expand = func(vision.Grid) string { return run }
+	s.Layout.PictureTokens = nil
+	s.WholePictures = true
+}
+
+// OpenExport reads a model folder with ready-made ONNX graphs. dtypes chooses among their files: a name such as "q4" for
+// all of them, or "decoder_model_merged=q4,vision_encoder=fp16"; what it leaves open is as config.json wants it, and else
+// the most faithful file that is there.
+func OpenExport(dir, dtypes string) (*Model, error) {
+	return openExport(dir, dtypes, "--onnx-dtype asks for it")
+}
+
+func openExport(dir, dtypes, why string) (*Model, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{Name: filepath.Base(abs), files: os.DirFS(abs), export: &export{why: why, graphs: map[string]Graph{}}}
+	if err := m.readExport(abs, dtypes); err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return m, nil
+}
+
+func (m *Model) readExport(dir, dtypes string) error {
+	raw, err := fs.ReadFile(m.files, "config.json")
+	if err != nil {
+		return err
+	}
+	if m.Type, m.Spec, err = ReadSpec(raw); err != nil {
+		return fmt.Errorf("config.json: %w", err)
+	}
+	f, ok := exportFamilies[m.Type]
+	if !ok {
+		return fmt.Errorf("config.json: ONNX graphs of model_type %q are not supported; supported are %s", m.Type, strings.Join(slices.Sorted(maps.Keys(exportFamilies)), ", "))
+	}
+	if f.adapt != nil {
+		f.adapt(&m.Spec)
+	}
+	choose, err := newExportChoice(dir, dtypes, raw)
+	if err != nil {
+		return err
+	}
+	for _, session := range []string{visionGraph, embedGraph, decoderGraph} {
+		g, err := choose.graph(session)
+		if err != nil {
+			return err
+		}
+		m.export.graphs[session] = g
+	}
+	return m.believeGraphs()
+}
+
+// believeGraphs takes the decoder's sizes from what its graph declares: config.json may be silent, or about another
+// export.
+func (m *Model) believeGraphs() error {
+	g := m.export.graphs[decoderGraph]
+	if m.export.kvBytesPerToken() == 0 {
+		return fmt.Errorf("%s has no inputs past_key_values.… of a known size: mmserve runs decoders that keep keys and values", g.Path)
+	}
+	d := &m.Decoder
+	size := func(list []onnx.Value, name string, dim int, into *int) {
+		if v, ok := onnx.Find(list, name); ok && len(v.Dims) > dim && v.Dims[dim].Size > 0 {
+			*into = v.Dims[dim].Size
+		}
+	}
+	size(g.Outputs, "logits", 2, &d.Vocab)
+	size(g.Inputs, "past_key_values.0.key", 1, &d.KVHeads)
+	size(g.Inputs, "past_key_values.0.key", 3, &d.HeadDim)
+	hidden := d.Hidden
+	size(g.Inputs, "inputs_embeds", 2, &hidden)
+	if hidden != m.Connector.Width() {
+		return fmt.Errorf("%s takes embeddings of %d values, config.json says %d", g.Path, hidden, m.Connector.Width())
+	}
+	return nil
+}
+
+// exportChoice picks the file of each session.
+type exportChoice struct {
+	dir      string
+	files    []string
+	asked    map[string]string // session → dtype; "" is for those not named
+	declared map[string]string
+}
+
+func newExportChoice(dir, dtypes string, config []byte) (c exportChoice, err error) {
+	c = exportChoice{filepath.Join(dir, "onnx"), exportFiles(dir), map[string]string{}, map[string]string{}}
+	for _, item := range strings.Split(dtypes, ",") {
+		session, dtype, named := strings.Cut(item, "=")
+		if !named {
+			session, dtype = "", item
+		}
+		if dtype = strings.TrimSpace(dtype); dtype != "" {
+			c.asked[strings.TrimSpace(session)] = dtype
+		}
+	}
+	var file struct {
+		JS struct {
+			DType json.RawMessage `json:"dtype"`
+		} `json:"transformers.js_config"`
+	}
+	if err := json.Unmarshal(config, &file); err != nil {
+		return c, fmt.Errorf("config.json: transformers.js_config: %w", err)
+	}
+	if len(file.JS.DType) == 0 || string(file.JS.DType) == "null" {
+		return c, nil
+	}
+	var all string
+	if json.Unmarshal(file.JS.DType, &all) == nil {
+		c.declared[""] = all
+	} else if err := json.Unmarshal(file.JS.DType, &c.declared); err != nil {
+		return c, fmt.Errorf("config.json: transformers.js_config.dtype: %w", err)
+	}
+	return c, nil
+}
+
+func (c exportChoice) graph(session string) (g Graph, err error) {
+	g.Session = session
+	if g.DType, g.Why, err = c.pick(session); err != nil {
+		return g, err
+	}
+	if g.File, err = ort.ReadFile(filepath.Join(c.dir, session+suffixOf(g.DType)+".onnx")); err != nil {
+		return g, err
+	}
+	for _, name := range append([]string{filepath.Base(g.Path)}, g.Data...) {
+		if !filepath.IsLocal(name) {
+			return g, fmt.Errorf("%s: external data at %q, want a file beside it", g.Path, name)
+		}
+		st, err := os.Stat(filepath.Join(c.dir, filepath.FromSlash(name)))
+		if err != nil {
+			return g, fmt.Errorf("%s: %w", g.Path, err)
+		}
+		g.Bytes += st.Size()
+	}
+	return g, nil
+}
+
+// pick chooses a session's dtype and says why.
+func (c exportChoice) pick(session string) (dtype, why string, err error) {
+	there := c.there(session)
+	if len(there) == 0 {
+		return "", "", fmt.Errorf("onnx/ has no %s*.onnx", session)
+	}
+	if dtype, ok := find(c.asked, session); ok {
+		if !slices.Contains(there, dtype) {
+			return "", "", fmt.Errorf("--onnx-dtype: onnx/ has no %s as %s; it has %s", session, dtype, strings.Join(there, ", "))
+		}
+		return dtype, "asked for", nil
+	}
+	if dtype, ok := find(c.declared, session); ok && slices.Contains(there, dtype) {
+		return dtype, "as config.json's transformers.js_config wants it", nil
+	}
+	if len(there) == 1 {
+		return there[0], "the only one there", nil
+	}
+	return there[0], "the most faithful of " + strings.Join(there, ", "), nil
+}
+
+func find(list map[string]string, session string) (string, bool) {
+	if dtype, ok := list[session]; ok {
+		return dtype, true
+	}
+	dtype, ok := list[""]
+	return dtype, ok
+}
+
+// there lists the dtypes of a session's files, most faithful first.
+func (c exportChoice) there(session string) []string {
+	var list, others []string
+	for _, d := range exportDTypes {
+		if slices.Contains(c.files, session+d.suffix+".onnx") {
+			list = append(list, d.name)
+		}
+	}
+	for _, f := range c.files {
+		dtype, ok := strings.CutPrefix(strings.TrimSuffix(f, ".onnx"), session+"_")
+		if ok && suffixOf(dtype) == "_"+dtype && !slices.Contains(list, dtype) {
+			others = append(others, dtype)
+		}
+	}
+	return append(list, others...)
+}
+
+// exportFiles lists the graphs of a folder in the layout.
+func exportFiles(dir string) []string {
+	entries, _ := os.ReadDir(filepath.Join(dir, "onnx"))
+	var list []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".onnx") {
+			list = append(list, e.Name())
+		}
+	}
+	return list
+}
+
+// hasWeights tells whether a folder has a checkpoint.
+func hasWeights(dir string) bool {
+	entries, _ := os.ReadDir(dir)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), ".safetensors") })
+}
+
+// whole makes one tile of every picture.
+type whole struct{ vision.Preprocessor }
+
+func (whole) Grid(int, int) vision.Grid { return vision.Grid{} }
+
+func (p whole) Prepare(data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
+	return p.Preprocessor.Prepare(data, l, false)
+}
+
+// Path says how the model is run, and why.
+func (m *Model) Path() string {
+	if m.export != nil {
+		return "ready-made ONNX graphs: " + m.export.why
+	}
+	if list, _ := fs.Glob(m.files, "onnx/*.onnx"); len(list) > 0 {
+		return "straight from safetensors, which goes before the graphs in onnx/ unless --onnx-dtype asks for them"
+	}
+	return "straight from safetensors"
+}
+
+// Graphs are the files of a model that is run from ready-made graphs, nil for one that is not.
+func (m *Model) Graphs() []Graph {
+	if m.export == nil {
+		return nil
+	}
+	var list []Graph
+	for _, session := range slices.Sorted(maps.Keys(m.export.graphs)) {
+		list = append(list, m.export.graphs[session])
+	}
+	return list
+}
+
+func (e *export) openDecoder(modelType string, d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {
+	return decoder.OpenExported(decoder.ExportConfig{
+		Vocab: d.Vocab, MaxLen: d.MaxLen, FirstPosition: exportFamilies[modelType].first,
+	}, e.graphs[embedGraph].File, e.graphs[decoderGraph].File, o)
+}
+
+// digest hashes the graphs and their data.
+func (e *export) digest(w io.Writer) error {
+	for _, session := range slices.Sorted(maps.Keys(e.graphs)) {
+		g := e.graphs[session]
+		for _, name := range append([]string{filepath.Base(g.Path)}, g.Data...) {
+			f, err := os.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(w, f)
+			if err := errors.Join(err, f.Close()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// kvBytesPerToken counts a position three times: where it is kept, and in the past and the present of a step.
+func (e *export) kvBytesPerToken() (n int64) {
+	for _, in := range e.graphs[decoderGraph].Inputs {
+		if strings.HasPrefix(in.Name, "past_key_values.") && len(in.Dims) == 4 {
+			n += 3 * int64(max(in.Dims[1].Size, 0)) * int64(max(in.Dims[3].Size, 0)) * int64(in.Type.Size())
+		}
+	}
+	return n
+}

@@ -1,0 +1,333 @@
+package model
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/exporttest"
+)
+
+// exportVariants are the exports that the tests make, by what sets them apart.
+var exportVariants = map[string]exporttest.Options{
+	"plain":           {},
+	"caches of half":  {Half: true, KeepLogits: true},
+	"cache branch":    {CacheBranch: true},
+	"kept logits":     {KeepLogits: true, External: true},
+	"shape positions": {ShapePositions: true},
+	"group query":     {GroupQuery: true, KeepLogits: true},
+}
+
+func tinyDir(name string) string { return filepath.Join("..", "testdata", "tiny-hf", name) }
+
+// openExported writes an export of a model and opens it.
+func openExported(t testing.TB, m *Model, o exporttest.Options) *Model {
+	t.Helper()
+	e, err := Open(writeExport(t, m, o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// writeExport writes a folder with an export of a model.
+func writeExport(t testing.TB, m *Model, o exporttest.Options) string {
+	t.Helper()
+	dir := t.TempDir()
+	entries, err := os.ReadDir(m.dir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.IsDir() || strings.HasSuffix(e.Name(), ".safetensors") {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(m.dir(t), e.Name()))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, e.Name()), raw, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Tiles = m.Type == "idefics3" || m.Type == "smolvlm"
+	o.FirstPosition = exportFamilies[m.Type].first
+	s := exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: m.Decoder, Weights: m.Weights}
+	if err := exporttest.Write(dir, s, o); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// dir is the folder that a test opened the model from.
+func (m *Model) dir(t testing.TB) string {
+	t.Helper()
+	if m.Name == defaultName {
+		return "tiny-vlm"
+	}
+	return tinyDir(m.Name)
+}
+
+// An export gives what transformers computed, whichever way it was made.
+func TestExportGold(t *testing.T) {
+	startLibrary(t)
+	for _, name := range []string{"idefics3", "smolvlm", "llava"} {
+		for variant, o := range exportVariants {
+			t.Run(name+"/"+variant, func(t *testing.T) {
+				m, err := Open(tinyDir(name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				e := openExported(t, m, o)
+				tolerance := 2e-4
+				if o.Half {
+					tolerance = 2e-2
+				}
+				v, err := NewVerifier(e, tolerance, graph.FP32, ort.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer v.Close()
+				cases := 0
+				err = v.File(filepath.Join(tinyDir(name), "gold.safetensors"), func(c Case) {
+					cases++
+					t.Logf("%+v", c.Checks)
+					if !c.OK() {
+						t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
+					}
+				})
+				if err != nil || cases != 1 {
+					t.Errorf("%d cases, %v", cases, err)
+				}
+			})
+		}
+	}
+}
+
+// exportPrompts are prompts of other lengths, four of them with a picture.
+func exportPrompts(m *Model) []fusion.Input {
+	rng := rand.New(rand.NewPCG(5, 5))
+	list := make([]fusion.Input, 5)
+	for i := range list {
+		in := &list[i]
+		text := func(n int) {
+			for range n {
+				in.IDs = append(in.IDs, int32(3+rng.IntN(80)))
+			}
+		}
+		text(1 + 3*i)
+		if i != 2 {
+			patches := make([]float32, m.Layout.PatchTokens*m.Decoder.Hidden)
+			for j := range patches {
+				patches[j] = float32(rng.NormFloat64())
+			}
+			in.Spans = []fusion.Span{{Start: len(in.IDs), Len: m.Layout.PatchTokens, Patches: patches}}
+			in.IDs = append(in.IDs, slices.Repeat([]int32{m.Layout.ImageTokenID}, m.Layout.PatchTokens)...)
+		}
+		text(2 + 5*((i*3)%5))
+	}
+	return list
+}
+
+// continuations runs greedy steps of prompts, one after the other and then all in each step.
+func continuations(t *testing.T, r Runner, prompts []fusion.Input, steps int) (alone, together [][]picked) {
+	t.Helper()
+	alone, together = make([][]picked, len(prompts)), make([][]picked, len(prompts))
+	next := func(row decoder.Row, tok picked) decoder.Row {
+		row.Past, row.IDs = row.Past+len(row.IDs), []int32{tok.ID}
+		return row
+	}
+	rows := make([]decoder.Row, len(prompts))
+	for i, p := range prompts {
+		row := loggedRow((i+1)%len(prompts), 0, p.IDs)
+		row.Spans = p.Spans
+		for range steps {
+			tok := run(t, r, row)[0]
+			alone[i] = append(alone[i], tok)
+			row = next(row, tok)
+		}
+		rows[i] = loggedRow(i, 0, p.IDs)
+		rows[i].Spans = p.Spans
+	}
+	for i := range rows {
+		together[i] = run(t, r, rows[i])
+		rows[i] = next(rows[i], together[i][0])
+	}
+	for range steps - 1 {
+		for i, tok := range run(t, r, rows...) {
+			together[i] = append(together[i], tok)
+			rows[i] = next(rows[i], tok)
+		}
+	}
+	return alone, together
+}
+
+// The export of a checkpoint gives the greedy ids of the checkpoint itself, alone and in a ragged batch of 5.
+func TestExportEqualsCheckpoint(t *testing.T) {
+	startLibrary(t)
+	const steps = 12
+	for _, name := range []string{"idefics3", "llava", "smolvlm"} {
+		m, err := Open(tinyDir(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		prompts := exportPrompts(m)
+		open := func(t *testing.T, m *Model) Runner {
+			r, err := m.OpenDecoder(decoder.OpenOptions{Slots: len(prompts), Session: ort.Options{Threads: 1}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { r.Close() })
+			return r
+		}
+		want, _ := continuations(t, open(t, m), prompts, steps)
+		for variant, o := range exportVariants {
+			t.Run(name+"/"+variant, func(t *testing.T) {
+				r := open(t, openExported(t, m, o))
+				ragged := !o.ShapePositions && !o.GroupQuery
+				if got := r.(*decoder.Exported).Together(); got != ragged {
+					t.Errorf("rows share a run: %t, want %t", got, ragged)
+				}
+				alone, together := continuations(t, r, prompts, steps)
+				tolerance := 1e-4
+				if o.Half {
+					tolerance = 2e-2
+				}
+				for i := range prompts {
+					for how, got := range map[string][]picked{"alone": alone[i], "together": together[i]} {
+						if err := samePicks(got, want[i], tolerance); err != nil {
+							t.Errorf("prompt %d %s: %v", i, how, err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+func samePicks(got, want []picked, tolerance float64) error {
+	for i, w := range want {
+		if got[i].ID != w.ID || !(math.Abs(float64(got[i].Logprob-w.Logprob)) <= tolerance) {
+			return fmt.Errorf("step %d: %+v, the checkpoint %+v", i, got[i], w)
+		}
+	}
+	return nil
+}
+
+// The embedded model's export answers as transformers does with the checkpoint, from messages and pictures to ids.
+func TestExportDefaultModel(t *testing.T) {
+	startLibrary(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for _, c := range gold(t, openExported(t, m, exporttest.Options{KeepLogits: true}), 2e-4, graph.FP32) {
+		if !c.OK() {
+			t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
+		}
+	}
+}
+
+// Which files are run, by what was asked, what config.json says and what is there.
+func TestExportChoice(t *testing.T) {
+	dir := t.TempDir()
+	files := []string{"vision_encoder.onnx", "vision_encoder_fp16.onnx", "embed_tokens_q4f16.onnx", "decoder_model_merged_q4.onnx", "decoder_model_merged_quantized.onnx", "decoder_model_merged_odd.onnx"}
+	for asked, want := range map[string]string{
+		"":                        "fp32 q4f16 q8",
+		"odd":                     "error",
+		"decoder_model_merged=q4": "fp32 q4f16 q4",
+		"decoder_model_merged=odd,vision_encoder=fp16": "fp16 q4f16 odd",
+		"vision_encoder=q4":                            "error",
+	} {
+		c, err := newExportChoice(dir, asked, []byte(`{}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.files = files
+		if got := c.types(); got != want {
+			t.Errorf("%q gives %s, want %s", asked, got, want)
+		}
+	}
+	for config, want := range map[string]string{
+		`{"dtype": "fp16"}`:                         "fp16 q4f16 q8",
+		`{"dtype": {"decoder_model_merged": "q4"}}`: "fp32 q4f16 q4",
+	} {
+		c, err := newExportChoice(dir, "", []byte(`{"transformers.js_config": `+config+`}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.files = files
+		if got := c.types(); got != want {
+			t.Errorf("%s gives %s, want %s", config, got, want)
+		}
+	}
+}
+
+// types are the dtypes of the three sessions.
+func (c exportChoice) types() string {
+	var list []string
+	for _, session := range []string{visionGraph, embedGraph, decoderGraph} {
+		dtype, _, err := c.pick(session)
+		if err != nil {
+			return "error"
+		}
+		list = append(list, dtype)
+	}
+	return strings.Join(list, " ")
+}
+
+// A folder of the hub's cache has links to files elsewhere, of other names.
+func TestExportOfLinks(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("llava"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	root := t.TempDir()
+	snapshot, blobs := filepath.Join(root, "snapshots", "1"), filepath.Join(root, "blobs")
+	for _, d := range []string{filepath.Join(snapshot, "onnx"), blobs} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := writeExport(t, m, exporttest.Options{External: true})
+	err = filepath.WalkDir(from, func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(from, p)
+		blob := filepath.Join(blobs, "blob-"+filepath.Base(p))
+		if err := os.Rename(p, blob); err != nil {
+			return err
+		}
+		return os.Symlink(blob, filepath.Join(snapshot, rel))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Open(snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 1, Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	run(t, r, loggedRow(0, 0, []int32{3, 4, 5}))
+}
