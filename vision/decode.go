@@ -155,17 +155,6 @@ func fromImage(m image.Image) (*RGB, error) {
 		return interleaved(m.Pix, m.Stride, 8, 0, 2, 4)
 	case *image.NRGBA64:
 		return interleaved(m.Pix, m.Stride, 8, 0, 2, 4)
-	case *image.CMYK:
-		for y := range p.H {
-			in, out := m.Pix[y*m.Stride:][:4*p.W], p.row(y)
-			for x := range p.W {
-				white := 255 - uint32(in[4*x+3])
-				for c := range 3 {
-					out[3*x+c] = uint8(white - mulDiv255(uint32(in[4*x+c]), white))
-				}
-			}
-		}
-		return p, nil
 	case *image.Paletted:
 		var table [256][3]uint8
 		for i, c := range m.Palette[:min(len(m.Palette), 256)] {
@@ -187,10 +176,4 @@ func fromImage(m image.Image) (*RGB, error) {
 		return p, nil
 	}
 	return nil, fmt.Errorf("pixels of %T are not supported", m)
-}
-
-// mulDiv255 is a*b/255, rounded, as Pillow's CMYK conversion takes it.
-func mulDiv255(a, b uint32) uint32 {
-	t := a*b + 128
-	return (t>>8 + t) >> 8
 }

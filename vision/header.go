@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"image"
 	"image/gif"
-	"image/jpeg"
 	"image/png"
 	"io"
 	"strings"
@@ -21,7 +20,7 @@ type Limits struct {
 	MaxBytes int64
 	// MaxPixels bounds width × height as the header gives them. Zero stands for 64,000,000, room for the 48 and
 	// 50 megapixels of today's phones; Pillow warns from 89,478,485 and refuses twice that. Decoding holds up
-	// to 11 bytes for each pixel, 24 for a progressive JPEG, 35 for a compressed TIFF that was made to.
+	// to 11 bytes for each pixel, 15 for a progressive JPEG, 35 for a compressed TIFF that was made to.
 	MaxPixels int64
 }
 
@@ -93,19 +92,6 @@ func isWebP(data []byte) bool {
 // maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
 // make the decoder pass over all its blocks thousands of times.
 const maxScans = 100
-
-func jpegConfig(data []byte) (image.Config, error) {
-	scans := 0
-	for marker := range jpegSegments(data) {
-		if marker == markerSOS {
-			scans++
-		}
-	}
-	if scans > maxScans {
-		return image.Config{}, fmt.Errorf("%d scans, at most %d are allowed", scans, maxScans)
-	}
-	return jpeg.DecodeConfig(bytes.NewReader(data))
-}
 
 func find(data []byte) *format {
 	for i := range formats {

@@ -3,9 +3,11 @@ package vision
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"image"
-	"image/jpeg"
 	"iter"
+
+	"github.com/mmserve/mmserve/internal/jpeg"
 )
 
 const (
@@ -51,31 +53,83 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
+func jpegConfig(data []byte) (image.Config, error) {
+	scans := 0
+	for marker := range jpegSegments(data) {
+		if marker == markerSOS {
+			scans++
+		}
+	}
+	if scans > maxScans {
+		return image.Config{}, fmt.Errorf("%d scans, at most %d are allowed", scans, maxScans)
+	}
+	c, err := jpeg.DecodeConfig(data)
+	return image.Config{Width: c.Width, Height: c.Height}, err
+}
+
+// decodeJPEG upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
+// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs.
 func decodeJPEG(data []byte) (*RGB, error) {
-	m, err := jpeg.Decode(bytes.NewReader(data))
+	m, err := jpeg.Decode(data)
 	if err != nil {
 		return nil, err
 	}
-	if m, ok := m.(*image.YCbCr); ok {
-		return fromJFIF(m), nil
-	}
-	return fromImage(m)
-}
-
-// fromJFIF converts Y'CbCr of full range as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
-// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs.
-func fromJFIF(m *image.YCbCr) *RGB {
-	p := newRGB(m.Rect.Dx(), m.Rect.Dy())
+	p := newRGB(m.Width, m.Height)
 	eachBand(p.H, 8*p.W, func(lo, hi int) {
-		up := newUpsampler(m.SubsampleRatio, p.W, p.H)
-		cb, cr := make([]uint8, up.width()), make([]uint8, up.width())
+		var ups []*upsampler
+		for i := range m.Planes {
+			ups = append(ups, newUpsampler(&m.Planes[i], p.W))
+		}
+		var rows [4][]uint8
 		for y := lo; y < hi; y++ {
-			up.row(cb, m.Cb, m.CStride, y)
-			up.row(cr, m.Cr, m.CStride, y)
-			jfifRow(p.row(y), m.Y[y*m.YStride:][:p.W], cb, cr)
+			for i, up := range ups {
+				rows[i] = up.row(y)[:p.W]
+			}
+			out := p.row(y)
+			switch m.Model {
+			case jpeg.Gray:
+				interleave(out, rows[0], rows[0], rows[0])
+			case jpeg.YCbCr:
+				jfifRow(out, rows[0], rows[1], rows[2])
+			case jpeg.RGB:
+				interleave(out, rows[0], rows[1], rows[2])
+			case jpeg.CMYK:
+				interleave(out, rows[0], rows[1], rows[2])
+				for i, v := range out {
+					out[i] = 255 - v
+				}
+				inkRow(out, rows[3])
+			case jpeg.YCCK:
+				jfifRow(out, rows[0], rows[1], rows[2])
+				inkRow(out, rows[3])
+			}
 		}
 	})
-	return p
+	return p, nil
+}
+
+func interleave(dst, r, g, b []uint8) {
+	g, b = g[:len(r)], b[:len(r)]
+	for x, v := range r {
+		out := dst[3*x : 3*x+3]
+		out[0], out[1], out[2] = v, g[x], b[x]
+	}
+}
+
+// inkRow makes colours of inks. black is as Adobe's files have it, 255 for none, and Pillow takes all files for those.
+func inkRow(inks, black []uint8) {
+	for x, k := range black {
+		for c := range 3 {
+			i := &inks[3*x+c]
+			*i = k - uint8(mulDiv255(uint32(*i), uint32(k)))
+		}
+	}
+}
+
+// mulDiv255 is a*b/255, rounded, as Pillow's CMYK conversion takes it.
+func mulDiv255(a, b uint32) uint32 {
+	t := a*b + 128
+	return (t>>8 + t) >> 8
 }
 
 // jfifRow converts one row in the 16-bit fixed point of libjpeg's jdcolor.c.
@@ -98,55 +152,43 @@ func clip8(v int32) uint8 {
 	return uint8(^(v >> 31)) // 0 below, 255 above
 }
 
-// upsampler brings chroma rows to the picture's width and height, as libjpeg-turbo's jdsample.c does: weights 3/4
+// upsampler brings the rows of a plane to the picture's width and height, as libjpeg-turbo's jdsample.c does: weights 3/4
 // and 1/4 to the two nearest samples along an axis that has half of them, repetition for all else.
 type upsampler struct {
-	w, h           int // of the chroma plane
-	stepX, stepY   int // pixels for each sample
+	*jpeg.Plane
 	smoothX, fancy bool
+	out            []uint8
 	column         []int32 // one row, blended vertically
 }
 
-func newUpsampler(ratio image.YCbCrSubsampleRatio, w, h int) *upsampler {
-	u := &upsampler{stepX: 1, stepY: 1}
-	switch ratio {
-	case image.YCbCrSubsampleRatio422:
-		u.stepX = 2
-	case image.YCbCrSubsampleRatio420:
-		u.stepX, u.stepY = 2, 2
-	case image.YCbCrSubsampleRatio440:
-		u.stepY = 2
-	case image.YCbCrSubsampleRatio411:
-		u.stepX = 4
-	case image.YCbCrSubsampleRatio410:
-		u.stepX, u.stepY = 4, 2
-	}
-	u.w, u.h = (w+u.stepX-1)/u.stepX, (h+u.stepY-1)/u.stepY
-	u.smoothX = u.stepX == 2 && u.w > 2 // libjpeg repeats samples of planes narrower than that
-	u.fancy = u.smoothX || u.stepX == 1 && u.stepY == 2
-	u.column = make([]int32, u.w)
+func newUpsampler(p *jpeg.Plane, width int) *upsampler {
+	u := &upsampler{Plane: p}
+	u.smoothX = p.StepX == 2 && p.StepY <= 2 && p.Width > 2 // libjpeg repeats samples of planes narrower than that
+	u.fancy = u.smoothX || p.StepX == 1 && p.StepY == 2
+	u.out = make([]uint8, p.Width*p.StepX)
+	u.column = make([]int32, p.Width)
 	return u
 }
 
-// width is what row needs of its destination: the picture's width, rounded up to whole samples.
-func (u *upsampler) width() int { return u.w * u.stepX }
-
-// row writes the chroma of the picture's row y.
-func (u *upsampler) row(dst, plane []uint8, stride, y int) {
-	near := plane[y/u.stepY*stride:][:u.w]
+// row gives the samples for the picture's row y, rounded up to whole ones, until it is called again.
+func (u *upsampler) row(y int) []uint8 {
+	dst, near := u.out, u.Pix[y/u.StepY*u.Stride:][:u.Width]
 	if !u.fancy {
-		for x := range dst {
-			dst[x] = near[x/u.stepX]
+		if u.StepX == 1 {
+			return near
 		}
-		return
+		for x := range dst {
+			dst[x] = near[x/u.StepX]
+		}
+		return dst
 	}
 	odd := y & 1
 	far := near
-	if u.stepY == 2 {
-		far = plane[min(max(y/2-1+2*odd, 0), u.h-1)*stride:][:u.w]
+	if u.StepY == 2 {
+		far = u.Pix[min(max(y/2-1+2*odd, 0), u.Height-1)*u.Stride:][:u.Width]
 	}
 	switch {
-	case u.smoothX && u.stepY == 2: // h2v2: 9/16, 3/16, 3/16, 1/16
+	case u.smoothX && u.StepY == 2: // h2v2: 9/16, 3/16, 3/16, 1/16
 		for x, n := range near {
 			u.column[x] = 3*int32(n) + int32(far[x])
 		}
@@ -162,6 +204,7 @@ func (u *upsampler) row(dst, plane []uint8, stride, y int) {
 			dst[x] = uint8((3*int32(n) + int32(far[x]) + bias) >> 2)
 		}
 	}
+	return dst
 }
 
 // spread doubles column: each sample gives a left pixel, blended with its left neighbour, and a right one. The two

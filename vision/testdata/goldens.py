@@ -5,16 +5,13 @@ made/ was made with Debian 12's python3-pil 9.4.0 (libjpeg-turbo 2.1, libwebp 1.
 with Debian sid's python3-pil 13.0.0 (libjpeg-turbo 3.1.3, libwebp 1.6.0). Both decode alike; resample.json needs 13.
 made/            small pictures that nobody publishes: odd sizes, every subsampling, orientation in every format. What
                  is there already is left as it is
-decode.json      for each file its upright RGB size, SHA-256, 8x8 block means; or Pillow's refusal
-<sha256>.png     the bottom right corner, up to 160x160, of a picture from a lossy file
-preprocess.png   a row for each case of preprocess.json that is a JPEG in this folder, in order: bytes that processors.py
-                 makes of it, of which it has shown that they become the pixel values that transformers gave
+decode.json      for each file its upright RGB size and SHA-256, of truncated ones the means of 8x8 blocks too; or Pillow's
+                 refusal. What lies in the folder that the script may be given comes under elsewhere/
 resample.json    SHA-256 of astronaut.png resized by each filter
 """
-import hashlib, io, json, os, warnings
+import hashlib, io, json, os, sys, warnings
 import numpy as np
 from PIL import Image, ImageOps
-import processors
 
 warnings.simplefilter("ignore")
 os.makedirs("goldens", exist_ok=True)
@@ -102,20 +99,20 @@ if not os.path.isdir("made"):
 if not os.path.exists("made/exif1.tif"):
     make_tiff()
 golden = {}
-for top in ["photos", "decode", "exif", "made"]:
-    for folder, _, names in sorted(os.walk(top)):
+elsewhere = sys.argv[1] if len(sys.argv) > 1 else None
+for top in ["photos", "pictures", "decode", "exif", "made", elsewhere]:
+    for folder, _, names in sorted(os.walk(top or "")):
         for name in sorted(names):
             path = os.path.join(folder, name)
+            key = path.replace(elsewhere, "elsewhere", 1) if top == elsewhere else path
             try:
                 im = upright(path)
             except Exception as e:
-                golden[path] = {"refused": type(e).__name__}
+                golden[key] = {"refused": type(e).__name__}
                 continue
-            sha = hashlib.sha256(im.tobytes()).hexdigest()
-            golden[path] = {"w": im.width, "h": im.height, "sha256": sha, "means": means(np.asarray(im))}
-            if name.endswith((".jpg", ".jpeg")):
-                box = (max(im.width - 160, 0), max(im.height - 160, 0), im.width, im.height)
-                im.crop(box).save(f"goldens/{sha}.png", optimize=True)
+            golden[key] = {"w": im.width, "h": im.height, "sha256": hashlib.sha256(im.tobytes()).hexdigest()}
+            if "truncated" in name:
+                golden[key]["means"] = means(np.asarray(im))
 json.dump(golden, open("goldens/decode.json", "w"), indent=0)
 
 resample = []
@@ -126,15 +123,3 @@ for number in [1, 2, 3]:
         out = im.resize(size, number)
         resample.append({"filter": number, "w": size[0], "h": size[1], "sha256": hashlib.sha256(out.tobytes()).hexdigest()})
 json.dump(resample, open("goldens/resample.json", "w"), indent=0)
-
-# Every byte would be a hundred megabytes: SAMPLES of each, evenly spread over all tiles.
-SAMPLES = 4096
-rows = []
-for case in json.load(open("goldens/preprocess.json")):
-    if not os.path.exists(case["photo"]):
-        continue
-    a = processors.pixels(case["processor"], Image.open(case["photo"]).convert("RGB"))
-    assert processors.values_sha256(case["processor"], a) == case["sha256_f32"], case
-    if case["photo"].endswith(".jpg"):
-        rows.append(a.reshape(-1)[np.arange(SAMPLES) * a.size // SAMPLES])
-Image.fromarray(np.stack(rows)).save("goldens/preprocess.png", optimize=True)

@@ -1,0 +1,332 @@
+// Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were trained
+// on them; image/jpeg rounds otherwise. It reads Huffman-coded pictures of 8 bits, sequential and progressive, of one, three
+// or four components. What the samples become (upsampling, colour) is the caller's.
+//
+// Reference: ITU-T T.81; for what that leaves open, libjpeg-turbo.
+package jpeg
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Model is what the components of a picture mean.
+type Model int
+
+const (
+	Gray Model = iota
+	YCbCr
+	RGB
+	CMYK
+	// YCCK is CMYK whose first three, as red, green and blue, were converted to YCbCr.
+	YCCK
+)
+
+// Config is what the header says.
+type Config struct {
+	Width, Height int
+	Components    int
+}
+
+// Image is a decoded picture: a plane of samples for each component.
+type Image struct {
+	Config
+	Model  Model
+	Planes []Plane
+}
+
+// Plane holds the samples of one component. Stride is at least Width; what lies beyond Width and Height is of no meaning.
+type Plane struct {
+	Pix           []uint8
+	Stride        int
+	Width, Height int
+	// StepX and StepY are the pixels for each sample, across and down.
+	StepX, StepY int
+}
+
+var (
+	errTruncated = errors.New("truncated")
+	errCode      = errors.New("bad Huffman code")
+)
+
+// Markers. Those from markerRST0 to markerEOI, markerTEM and 0 stand alone; the others have a payload.
+const (
+	markerTEM   = 0x01
+	markerSOF0  = 0xc0
+	markerSOF1  = 0xc1
+	markerSOF2  = 0xc2
+	markerDHT   = 0xc4
+	markerSOF15 = 0xcf
+	markerJPG   = 0xc8
+	markerDAC   = 0xcc
+	markerRST0  = 0xd0
+	markerRST7  = 0xd7
+	markerSOI   = 0xd8
+	markerEOI   = 0xd9
+	markerSOS   = 0xda
+	markerDQT   = 0xdb
+	markerDRI   = 0xdd
+	markerAPP0  = 0xe0
+	markerAPP14 = 0xee
+)
+
+// component is one of the frame's.
+type component struct {
+	id   uint8
+	h, v int // sampling factors
+	tq   uint8
+	// columns and rows are the blocks that the picture needs; stride and height those of whole MCUs.
+	columns, rows  int
+	stride, height int
+	quant          *[64]int32 // in force when the first scan began, as libjpeg keeps it
+	dc             int32      // prediction
+	coefficients   []int16    // of a progressive picture: 64 for each block, natural order
+	pix            []uint8
+}
+
+type decoder struct {
+	data         []byte
+	at           int
+	config       Config
+	progressive  bool
+	list         []component
+	maxH, maxV   int
+	mcusX, mcusY int
+	quant        [4]*[64]int32
+	huffman      [2][4]*table // DC and AC
+	restart      int          // MCUs between markers, 0 for none
+	jfif         bool
+	adobe        int // transform of Adobe's marker, -1 without
+	model        Model
+	scans        int
+	bits         bits
+	run          int // blocks still to pass over in a progressive scan of AC
+}
+
+// DecodeConfig reads up to the header of the frame.
+func DecodeConfig(data []byte) (Config, error) {
+	d := decoder{data: data, adobe: -1}
+	err := d.segments(true)
+	return d.config, err
+}
+
+// Decode decodes a picture. It lends work to the other cores.
+func Decode(data []byte) (*Image, error) {
+	d := decoder{data: data, adobe: -1}
+	if err := d.segments(false); err != nil {
+		return nil, err
+	}
+	m := &Image{Config: d.config, Model: d.model}
+	for i := range d.list {
+		c := &d.list[i]
+		if c.quant == nil {
+			return nil, errors.New("a component has no scan")
+		}
+		stepX, stepY := d.maxH/c.h, d.maxV/c.v
+		m.Planes = append(m.Planes, Plane{
+			Pix: c.pix, Stride: 8 * c.stride,
+			Width: ceil(d.config.Width, stepX), Height: ceil(d.config.Height, stepY), StepX: stepX, StepY: stepY,
+		})
+	}
+	if d.progressive {
+		d.transformAll()
+		for i := range d.list {
+			m.Planes[i].Pix = d.list[i].pix
+		}
+	}
+	return m, nil
+}
+
+func ceil(n, by int) int { return (n + by - 1) / by }
+
+// segments reads the file to its end, or to the frame's header only.
+func (d *decoder) segments(headerOnly bool) error {
+	if len(d.data) < 2 || d.data[0] != 0xff || d.data[1] != markerSOI {
+		return errors.New("no SOI marker")
+	}
+	d.at = 2
+	for {
+		marker, ok := d.marker()
+		if !ok {
+			// The end may be missing where nothing can be: a progressive picture could have another scan.
+			if d.config.Width > 0 && !headerOnly && !d.progressive && d.complete() {
+				return nil
+			}
+			return errTruncated
+		}
+		switch {
+		case marker == markerEOI:
+			if d.scans == 0 {
+				return errors.New("no scan")
+			}
+			return nil
+		case marker == markerTEM, marker >= markerRST0 && marker <= markerSOI:
+			continue
+		}
+		if len(d.data)-d.at < 2 {
+			return errTruncated
+		}
+		n := int(binary.BigEndian.Uint16(d.data[d.at:]))
+		if n < 2 {
+			return errors.New("bad segment length")
+		}
+		if n > len(d.data)-d.at {
+			return errTruncated
+		}
+		b := d.data[d.at+2 : d.at+n]
+		d.at += n
+		var err error
+		switch {
+		case marker == markerDHT:
+			err = d.huffmanTables(b)
+		case marker == markerDAC:
+			err = errors.New("arithmetic coding is not supported")
+		case marker >= markerSOF0 && marker <= markerSOF15 && marker != markerJPG:
+			if err = d.frame(marker, b); err == nil && headerOnly {
+				return nil
+			}
+		case marker == markerSOS:
+			err = d.scan(b)
+		case marker == markerDQT:
+			err = d.quantTables(b)
+		case marker == markerDRI:
+			if len(b) != 2 {
+				return errors.New("bad DRI length")
+			}
+			d.restart = int(binary.BigEndian.Uint16(b))
+		case marker == markerAPP0:
+			d.jfif = d.jfif || len(b) >= 5 && string(b[:5]) == "JFIF\x00"
+		case marker == markerAPP14:
+			if len(b) >= 12 && string(b[:5]) == "Adobe" {
+				d.adobe = int(b[11])
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// marker passes over what is none and reads the next.
+func (d *decoder) marker() (byte, bool) {
+	for ; d.at+1 < len(d.data); d.at++ {
+		if m := d.data[d.at+1]; d.data[d.at] == 0xff && m != 0 && m != 0xff {
+			d.at += 2
+			return m, true
+		}
+	}
+	return 0, false
+}
+
+// complete tells that every component had its scan.
+func (d *decoder) complete() bool {
+	for _, c := range d.list {
+		if c.quant == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *decoder) frame(marker byte, b []byte) error {
+	switch {
+	case d.list != nil:
+		return errors.New("two frames")
+	case marker > markerSOF2:
+		return fmt.Errorf("frames of type %d are not supported, want 0, 1 or 2", marker-markerSOF0)
+	case len(b) < 6:
+		return errors.New("bad SOF length")
+	case b[0] != 8:
+		return fmt.Errorf("samples of %d bits are not supported, want 8", b[0])
+	}
+	d.progressive = marker == markerSOF2
+	c := Config{Height: int(binary.BigEndian.Uint16(b[1:])), Width: int(binary.BigEndian.Uint16(b[3:])), Components: int(b[5])}
+	if c.Width == 0 || c.Height == 0 {
+		return fmt.Errorf("%d×%d pixels, want at least 1×1", c.Width, c.Height)
+	}
+	if c.Components != 1 && c.Components != 3 && c.Components != 4 {
+		return fmt.Errorf("%d components are not supported, want 1, 3 or 4", c.Components)
+	}
+	if len(b) != 6+3*c.Components {
+		return errors.New("bad SOF length")
+	}
+	list := make([]component, c.Components)
+	for i := range list {
+		e := b[6+3*i:]
+		list[i] = component{id: e[0], h: int(e[1] >> 4), v: int(e[1] & 15), tq: e[2]}
+		for _, other := range list[:i] {
+			if other.id == e[0] {
+				return errors.New("two components with one name")
+			}
+		}
+		if h, v := list[i].h, list[i].v; h < 1 || h > 4 || v < 1 || v > 4 || e[2] > 3 {
+			return fmt.Errorf("component with sampling factors %d×%d and quantisation table %d, want 1 to 4 and 0 to 3", h, v, e[2])
+		}
+		d.maxH, d.maxV = max(d.maxH, list[i].h), max(d.maxV, list[i].v)
+	}
+	d.mcusX, d.mcusY = ceil(c.Width, 8*d.maxH), ceil(c.Height, 8*d.maxV)
+	for i := range list {
+		p := &list[i]
+		if d.maxH%p.h != 0 || d.maxV%p.v != 0 {
+			return fmt.Errorf("sampling factors %d×%d beside %d×%d are not supported", p.h, p.v, d.maxH, d.maxV)
+		}
+		p.columns, p.rows = ceil(c.Width, 8*d.maxH/p.h), ceil(c.Height, 8*d.maxV/p.v)
+		p.stride, p.height = d.mcusX*p.h, d.mcusY*p.v
+	}
+	d.config, d.list = c, list
+	return nil
+}
+
+func (d *decoder) quantTables(b []byte) error {
+	for len(b) > 0 {
+		wide, to := b[0]>>4, b[0]&15
+		n := 64
+		if wide == 1 {
+			n = 128
+		}
+		if wide > 1 || to > 3 || len(b) < 1+n {
+			return errors.New("bad quantisation table")
+		}
+		q := new([64]int32)
+		for i := range q {
+			if wide == 1 {
+				q[natural[i]] = int32(binary.BigEndian.Uint16(b[1+2*i:]))
+			} else {
+				q[natural[i]] = int32(b[1+i])
+			}
+		}
+		d.quant[to] = q
+		b = b[1+n:]
+	}
+	return nil
+}
+
+// guessModel follows libjpeg: JFIF is YCbCr, then Adobe's marker counts, then the names of the components.
+func (d *decoder) guessModel() Model {
+	switch {
+	case len(d.list) == 1:
+		return Gray
+	case len(d.list) == 4 && d.adobe <= 0:
+		return CMYK
+	case len(d.list) == 4:
+		return YCCK
+	case d.jfif:
+		return YCbCr
+	case d.adobe == 0, d.adobe < 0 && d.list[0].id == 'R' && d.list[1].id == 'G' && d.list[2].id == 'B':
+		return RGB
+	}
+	return YCbCr
+}
+
+// natural maps the order of the file, a zigzag, to rows of eight.
+var natural = [64]uint8{
+	0, 1, 8, 16, 9, 2, 3, 10,
+	17, 24, 32, 25, 18, 11, 4, 5,
+	12, 19, 26, 33, 40, 48, 41, 34,
+	27, 20, 13, 6, 7, 14, 21, 28,
+	35, 42, 49, 56, 57, 50, 43, 36,
+	29, 22, 15, 23, 30, 37, 44, 51,
+	58, 59, 52, 45, 38, 31, 39, 46,
+	53, 60, 61, 54, 47, 55, 62, 63,
+}
