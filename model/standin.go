@@ -199,6 +199,8 @@ func (v *vocabulary) fill(base map[string]int32, merges []json.RawMessage) error
 			break
 		}
 	}
+	// Two line breaks are one token in real vocabularies, and stand before the whole picture where tiles do.
+	merges = append(slices.Clip(merges), json.RawMessage(`["Ċ", "Ċ"]`))
 	for _, raw := range merges {
 		var pair [2]string
 		if json.Unmarshal(raw, &pair) != nil {

@@ -49,8 +49,9 @@ func ParsePreprocessor(preprocessorConfigJSON []byte, class string) (Preprocesso
 		return nil, err
 	}
 	if c.Type == "" {
-		c.Type = strings.Replace(c.Extractor, "FeatureExtractor", "ImageProcessor", 1)
+		c.Type = c.Extractor
 	}
+	c.Type = strings.Replace(c.Type, "FeatureExtractor", "ImageProcessor", 1) // which either key may have
 	if c.Type != "" {
 		class = strings.TrimSuffix(strings.TrimSuffix(c.Type, "Fast"), "Pil")
 	}

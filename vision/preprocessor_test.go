@@ -99,6 +99,8 @@ func TestParsePreprocessor(t *testing.T) {
 			Size: 300, ShortestEdge: 336, Pad: true, Resample: 2, Normalization: Normalization{DoRescale: true, Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
 		`{"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "do_rescale": null}`: SingleTile{Size: 64, Resample: 2,
 			Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: half, Std: half}},
+		`{"feature_extractor_type": "ViTFeatureExtractor", "image_processor_type": "ViTFeatureExtractor", "size": 64}`: SingleTile{Size: 64, Resample: 2,
+			Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: half, Std: half}},
 		// Without a crop CLIP's processor takes an exact size too.
 		`{` + clip + `, "size": {"height": 8, "width": 8}, "do_center_crop": false, "image_mean": 0, "image_std": 1}`: SingleTile{Size: 8,
 			Resample: 3, Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Std: [3]float32{1, 1, 1}}},

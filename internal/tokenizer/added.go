@@ -110,8 +110,9 @@ func (m *matcher) longest(s string, i, limit int) (token int32, end int) {
 }
 
 // split calls yield for the added tokens in s, with their ids, and for the text between
-// them, with id -1. Every byte of s is in one call.
-func (m *matcher) split(s string, marks []mark, yield func(start, end int, id int32)) {
+// them, with id -1. Every byte of s is in one call. A token for which allow, if it is not
+// nil, is false is text.
+func (m *matcher) split(s string, marks []mark, allow func(start, end int, t *addedToken) bool, yield func(start, end int, id int32)) {
 	done := 0 // s[:done] has been given to yield
 	for i := 0; i < len(s); {
 		if !m.starts[s[i]] {
@@ -134,6 +135,9 @@ func (m *matcher) split(s string, marks []mark, yield func(start, end int, id in
 		start := i
 		i = end
 		if token.SingleWord && (endsWithWord(s[:start]) || startsWithWord(s[end:])) {
+			continue
+		}
+		if allow != nil && !allow(start, end, token) {
 			continue
 		}
 		if token.LStrip {

@@ -93,7 +93,6 @@ func TestGuards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	added := longAdded(tok)
 	for _, c := range []struct{ text, want string }{
 		{"a<bc<ba", "a[<bc][<b]a"},
 		{"|<bc|", "[<bc]"},
@@ -111,16 +110,8 @@ func TestGuards(t *testing.T) {
 		{"e\u0301|x", "éx"},
 		{"a|e\u0301x", "a[éx]"},
 	} {
-		var got strings.Builder
-		for _, id := range tok.EncodeGuarded(c.text, '|', false) {
-			content, _, _ := tok.Token(id)
-			if added[id] {
-				content = "[" + content + "]"
-			}
-			got.WriteString(content)
-		}
-		if got.String() != c.want {
-			t.Errorf("%q: got %s, want %s", c.text, got.String(), c.want)
+		if got := bracketed(tok, tok.EncodeGuarded(c.text, '|', false)); got != c.want {
+			t.Errorf("%q: got %s, want %s", c.text, got, c.want)
 		}
 	}
 }
@@ -155,4 +146,50 @@ func TestGuardedModelsGiveNoSpecialTokens(t *testing.T) {
 			t.Errorf("%s: %v: a special token that is not guarded", name, ids)
 		}
 	}
+}
+
+// TestGuardedTokensAreVerbatim: a special token that is looked for in the normalized text
+// has to be written as it is; another one may be what the text became.
+func TestGuardedTokensAreVerbatim(t *testing.T) {
+	tok, err := Parse([]byte(`{
+		"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"},
+			{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+		"model": {"type": "BPE", "vocab": {"▁":0,"<":1,">":2,"m":3,"k":4,"x":5,"y":6}, "merges": []},
+		"added_tokens": [{"content":"<M>","normalized":true,"special":true}, {"content":"XY","normalized":true}]
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, encode, guarded string }{
+		{"<M>", "[▁<m>]", "[▁<m>]"},
+		{"x <M> y", "▁x[▁<m>]▁y", "▁x[▁<m>]▁y"},
+		{"x <M>\u0301y", "▁x[▁<m>]y", "▁x[▁<m>]y"}, // what a user typed after it changes nothing
+		{"k\u0301 <M>\u0301\u0301 y", "▁k[▁<m>]▁y", "▁k[▁<m>]▁y"},
+		{"x <m>", "▁x[▁<m>]", "▁x▁<m>"},
+		{"x ＜M＞", "▁x[▁<m>]", "▁x▁<m>"},
+		{"x <M\u0301>", "▁x[▁<m>]", "▁x▁<m>"},
+		{"ﬀ", "▁", "▁"}, // two letters that the vocabulary has not
+		{"x xy", "▁x[▁xy]", "▁x[▁xy]"},
+	} {
+		if got := bracketed(tok, tok.Encode(c.text, false)); got != c.encode {
+			t.Errorf("%q: %s, want %s", c.text, got, c.encode)
+		}
+		if got := bracketed(tok, tok.EncodeGuarded(c.text, guard, false)); got != c.guarded {
+			t.Errorf("%q guarded: %s, want %s", c.text, got, c.guarded)
+		}
+	}
+}
+
+// bracketed puts added tokens in brackets.
+func bracketed(tok *Tokenizer, ids []int32) string {
+	added := longAdded(tok)
+	var b strings.Builder
+	for _, id := range ids {
+		content, _, _ := tok.Token(id)
+		if added[id] {
+			content = "[" + content + "]"
+		}
+		b.WriteString(content)
+	}
+	return b.String()
 }

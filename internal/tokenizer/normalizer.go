@@ -20,8 +20,9 @@ type normalizer interface {
 type edit struct{ start, end, newStart, newEnd int }
 
 // normalize applies the steps to s and moves marks along. first says whether s starts
-// where the text does; the result says whether the normalized text still does.
-func normalize(steps []normalizer, s string, marks []mark, first bool) (string, []mark, bool) {
+// where the text does; the result says whether the normalized text still does. The edits
+// of each step that made some are added to trace, if it is not nil.
+func normalize(steps []normalizer, s string, marks []mark, first bool, trace *trace) (string, []mark, bool) {
 	for _, step := range steps {
 		var b strings.Builder
 		var edits []edit
@@ -34,7 +35,7 @@ func normalize(steps []normalizer, s string, marks []mark, first bool) (string, 
 			if b.Len() == 0 && end > start && with == "" {
 				first = false
 			}
-			if len(marks) > 0 {
+			if len(marks) > 0 || trace != nil {
 				edits = append(edits, edit{start, end, b.Len(), b.Len() + len(with)})
 			}
 			b.WriteString(with)
@@ -47,6 +48,9 @@ func normalize(steps []normalizer, s string, marks []mark, first bool) (string, 
 		s = b.String()
 		if len(marks) > 0 {
 			marks = moveMarks(marks, edits)
+		}
+		if trace != nil {
+			*trace = append(*trace, edits)
 		}
 	}
 	return s, marks, first
@@ -73,6 +77,32 @@ func moveOffset(edits []edit, offset int) (lo, hi int) {
 		offset += edits[n-1].newEnd - edits[n-1].end
 	}
 	return offset, offset
+}
+
+// trace is the edits of each step.
+type trace [][]edit
+
+// source returns the range of the text before all steps that became [start, end). What
+// was removed at its ends is not part of it.
+func (t trace) source(start, end int) (int, int) {
+	for i := len(t) - 1; i >= 0; i-- {
+		edits := t[i]
+		from := sort.Search(len(edits), func(i int) bool { return edits[i].newEnd > start })
+		switch {
+		case from < len(edits) && edits[from].newStart < start:
+			start = edits[from].start
+		case from > 0:
+			start += edits[from-1].end - edits[from-1].newEnd
+		}
+		to := sort.Search(len(edits), func(i int) bool { return edits[i].newEnd >= end })
+		switch {
+		case to < len(edits) && edits[to].newStart < end:
+			end = edits[to].end
+		case to > 0:
+			end += edits[to-1].end - edits[to-1].newEnd
+		}
+	}
+	return start, max(start, end)
 }
 
 // prependNormalizer puts a string before a text that is not empty.

@@ -201,7 +201,7 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 		}
 		*e = entry{content, true, tok.Special}
 		if tok.Normalized { // it decodes to what was found
-			e.content, _, _ = normalize(t.normalizers, content, nil, true)
+			e.content, _, _ = normalize(t.normalizers, content, nil, true, nil)
 		}
 		tokens[last[content]] = tok
 	}
@@ -212,8 +212,9 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 				continue
 			}
 			if tok.Normalized {
-				content, _, _ := normalize(t.normalizers, tok.Content, nil, true)
+				content, _, _ := normalize(t.normalizers, tok.Content, nil, true, nil)
 				t.normalized.add(content, tok)
+				t.verbatim = t.verbatim || tok.Special
 			} else {
 				t.raw.add(tok.Content, tok)
 			}

@@ -23,6 +23,7 @@ type Tokenizer struct {
 
 	raw        matcher // added tokens found in the text as it is
 	normalized matcher // added tokens found in the normalized text
+	verbatim   bool    // some of those are special
 
 	normalizers   []normalizer
 	preTokenizers []preTokenizer
@@ -76,12 +77,13 @@ type scratch struct {
 // file's template (such as a beginning-of-sequence token) are put around them. A byte
 // run that is not UTF-8 counts as one U+FFFD.
 func (t *Tokenizer) Encode(text string, addSpecial bool) []int32 {
-	return t.encode(text, nil, addSpecial, t.asIs)
+	return t.encode(text, nil, addSpecial, false)
 }
 
 // EncodeGuarded is Encode of text without the rune guard, where no added token is found
-// across a place at which a guard stood, and where special tokens are added tokens only:
-// a model that has them in its vocabulary does not make them of a word. White space that a token strips from its
+// across a place at which a guard stood, and where special tokens are found as they are
+// written only: what becomes one by normalization is text, and a model that has them in
+// its vocabulary does not make them of a word. White space that a token strips from its
 // sides is not part of it and may be on the other side of a guard. Normalizers and
 // pre-tokenizers see the text without guards. Guard 0 means that there are none.
 func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []int32 {
@@ -89,10 +91,14 @@ func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []in
 	if guard != 0 {
 		text, marks = takeMarks(strings.ToValidUTF8(text, string(utf8.RuneError)), guard)
 	}
-	return t.encode(text, marks, addSpecial, t.guarded)
+	return t.encode(text, marks, addSpecial, true)
 }
 
-func (t *Tokenizer) encode(text string, marks []mark, addSpecial bool, w words) []int32 {
+func (t *Tokenizer) encode(text string, marks []mark, addSpecial, guarded bool) []int32 {
+	w := t.asIs
+	if guarded {
+		w = t.guarded
+	}
 	text = strings.ToValidUTF8(text, string(utf8.RuneError))
 	ids := make([]int32, 0, len(text)/4+len(t.prefix)+len(t.suffix))
 	if addSpecial {
@@ -102,13 +108,25 @@ func (t *Tokenizer) encode(text string, marks []mark, addSpecial bool, w words) 
 	if sc == nil {
 		sc = new(scratch)
 	}
-	t.raw.split(text, marks, func(start, end int, id int32) {
+	t.raw.split(text, marks, nil, func(start, end int, id int32) {
 		if id >= 0 {
 			ids = append(ids, id)
 			return
 		}
-		section, inside, first := normalize(t.normalizers, text[start:end], within(marks, start, end), start == 0)
-		t.normalized.split(section, inside, func(start, end int, id int32) {
+		var edits *trace
+		var allow func(int, int, *addedToken) bool
+		if raw := text[start:end]; guarded && t.verbatim {
+			edits = new(trace)
+			allow = func(start, end int, token *addedToken) bool {
+				if !token.Special {
+					return true
+				}
+				start, end = edits.source(start, end)
+				return strings.TrimSpace(raw[start:end]) == strings.TrimSpace(token.Content)
+			}
+		}
+		section, inside, first := normalize(t.normalizers, text[start:end], within(marks, start, end), start == 0, edits)
+		t.normalized.split(section, inside, allow, func(start, end int, id int32) {
 			if id >= 0 {
 				ids = append(ids, id)
 				return
