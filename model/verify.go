@@ -133,6 +133,9 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
+	if v.model.Pictures != nil {
+		return nil, errors.New("pictures of any size: supported are gold files of conversations, gold.jsonl")
+	}
 	_, tilePixels, _ := v.tower.Limits()
 	if len(values)%tilePixels != 0 {
 		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tilePixels)
@@ -341,12 +344,21 @@ func (v *Verifier) conversation(text *Text, dir string, g goldCase) ([]Check, er
 	}
 	var all []float32
 	for i, img := range images {
-		values := make([]float32, len(img.Pixels))
-		_, tilePixels, _ := v.tower.Limits()
-		for at := 0; at < len(values); at += tilePixels {
-			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+		var values, patches []float32
+		if v.model.Pictures != nil {
+			patches, err = v.tower.Picture(img, func(dst []float32, src []uint8) {
+				text.Preprocessor.Normalize(dst, src)
+				values = slices.Clone(dst)
+			})
+			patches = slices.Clone(patches)
+		} else {
+			values = make([]float32, len(img.Pixels))
+			_, tilePixels, _ := v.tower.Limits()
+			for at := 0; at < len(values); at += tilePixels {
+				text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+			}
+			patches, err = v.encode(values)
 		}
-		patches, err := v.encode(values)
 		if err != nil {
 			return nil, err
 		}
