@@ -25,6 +25,7 @@ type Exported struct {
 	outputs []onnx.Value // logits, then what kv keeps
 	hidden  int
 
+	axes       int  // of positions: 1, or 3 where they are places in time, height and width
 	together   bool // rows of different lengths may share a run
 	keep, lone bool // the graph takes num_logits_to_keep; use_cache_branch
 
@@ -63,7 +64,7 @@ func OpenExported(c ExportConfig, embed, decoder ort.File, o OpenOptions) (*Expo
 	if o.Slots < 1 {
 		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
 	}
-	x := &Exported{config: c}
+	x := &Exported{config: c, axes: 1}
 	err := x.open(embed, decoder, o)
 	if err == nil && o.Slots > 1 {
 		err = x.probe()
@@ -113,6 +114,9 @@ func (x *Exported) open(embed, decoder ort.File, o OpenOptions) (err error) {
 	if x.hidden == 0 {
 		return fail(errors.New("it has no input inputs_embeds"))
 	}
+	if x.logits, err = ort.AllocFloats(logits.Type, 1); err != nil {
+		return fail(fmt.Errorf("output logits: %w", err))
+	}
 	if x.kv, err = newConcatCache(caches, o.Slots, o.MaxLen); err != nil {
 		return fail(err)
 	}
@@ -147,6 +151,13 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 		return func(s *exportStep) ort.Tensor {
 			return view(&s.views, x.mask.Slice(), len(s.rows), s.past+s.width)
 		}, want(onnx.I64, 2)
+	case in.Name == "position_ids" && len(in.Dims) == 3: // in time, height and width
+		if x.axes = in.Dims[0].Size; x.axes != 3 {
+			return nil, fmt.Errorf("input position_ids has shape %v, want 3 first", in.Dims)
+		}
+		return func(s *exportStep) ort.Tensor {
+			return view(&s.views, x.positions.Slice(), x.axes, len(s.rows), s.width)
+		}, want(onnx.I64, 3)
 	case in.Name == "position_ids":
 		return func(s *exportStep) ort.Tensor {
 			return view(&s.views, x.positions.Slice(), len(s.rows), s.width)
@@ -186,33 +197,20 @@ func (s *exportStep) floats(f *ort.Floats, dims ...int) ort.Tensor { return s.ad
 
 // reserve makes room for a run over n rows of width ids, with a mask of masked positions and k rows of logits.
 func (x *Exported) reserve(n, width, masked, k int) error {
-	err := growFloats(&x.embeds, x.embeds.Type(), n*width*x.hidden)
+	err := x.embeds.Grow(n * width * x.hidden)
 	if err == nil {
-		err = growFloats(&x.logits, x.outputs[0].Type, k*x.config.Vocab)
+		err = x.logits.Grow(k * x.config.Vocab)
 	}
 	if err == nil {
 		err = grow(&x.mask, masked)
 	}
 	if err == nil {
-		err = grow(&x.positions, n*width)
+		err = grow(&x.positions, x.axes*n*width)
 	}
 	if err == nil {
 		err = grow(&x.flags, 1)
 	}
 	return err
-}
-
-func growFloats(f **ort.Floats, t onnx.DType, n int) error {
-	if *f != nil && len((*f).Slice()) >= n {
-		return nil
-	}
-	bigger, err := ort.AllocFloats(t, n)
-	if err != nil {
-		return err
-	}
-	(*f).Free()
-	*f = bigger
-	return nil
 }
 
 // Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first step
@@ -298,9 +296,11 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 			mask[j] = 1
 		}
 		clear(mask[:pad])
-		for j := range width {
-			x.positions.Slice()[i*width+j] = int64(x.config.FirstPosition + row.Past + j)
-		}
+		places(row.Spans, row.Past, width, func(j int, p [3]int64) {
+			for a := range x.axes {
+				x.positions.Slice()[(a*n+i)*width+j] = p[a] + int64(x.config.FirstPosition)
+			}
+		})
 	}
 	x.embeds.Store(n * width * x.hidden)
 	x.in, x.out = x.in[:0], x.out[:0]

@@ -40,7 +40,7 @@ func (e *idEmbedder) embed(dst []float32, ids []int32, past int, spans []fusion.
 	if err := grow(&e.ids, n); err != nil {
 		return err
 	}
-	if err := growFloats(&e.embeds, e.embeds.Type(), n*hidden); err != nil {
+	if err := e.embeds.Grow(n * hidden); err != nil {
 		return err
 	}
 	wide := e.ids.Slice()[:n]

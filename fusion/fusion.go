@@ -16,6 +16,8 @@ type Layout struct {
 	PatchTokens int
 	// PictureTokens is the number of patch embeddings of a picture cut as g; nil where every tile has PatchTokens.
 	PictureTokens func(g vision.Grid) int
+	// Map is the shape of the map that a picture's patches form, for a decoder whose positions follow it; else nil.
+	Map func(g vision.Grid) (rows, cols int)
 	// SplitAlone leaves pictures whole where a prompt has more than one.
 	SplitAlone bool
 	// Frame is set for a model whose prompts are pictures, then text, with nothing else to tell them apart.
@@ -36,6 +38,8 @@ type Span struct {
 	Start, Len int
 	// Image is the index of the picture in the request; Offset the first row of its patches used here.
 	Image, Offset int
+	// Rows and Cols are the picture's Layout.Map, 0 without.
+	Rows, Cols int
 	// Digest is that picture's vision.Image.Digest.
 	Digest [32]byte
 	// Patches is [Len, hidden] float32, row-major; nil until Attach.

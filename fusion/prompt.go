@@ -74,7 +74,11 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 		if last >= 0 && in.Spans[last].Image == image && in.Spans[last].Start+in.Spans[last].Len == at {
 			in.Spans[last].Len++
 		} else {
-			in.Spans = append(in.Spans, Span{Start: at, Len: 1, Image: image, Offset: offset, Digest: images[image].Digest})
+			s := Span{Start: at, Len: 1, Image: image, Offset: offset, Digest: images[image].Digest}
+			if l.Map != nil {
+				s.Rows, s.Cols = l.Map(images[image].Grid)
+			}
+			in.Spans = append(in.Spans, s)
 		}
 		if offset++; offset == l.patches(images[image]) {
 			image, offset = image+1, 0

@@ -59,14 +59,40 @@ func suffixOf(dtype string) string {
 }
 
 // exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
-var exportFamilies = map[string]struct {
+var exportFamilies = map[string]exportFamily{
+	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholePictures},
+	"paligemma": {first: 1},
+}
+
+type exportFamily struct {
+	// read is set for model types that are run from graphs only.
+	read family
 	// adapt changes a Spec where exports compute something else.
 	adapt func(*Spec)
 	// first is what position_ids calls the first position.
 	first int
-}{
-	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholePictures},
-	"paligemma": {first: 1},
+}
+
+// exportTypes lists the model types of exportFamilies, sorted.
+func exportTypes() []string { return slices.Sorted(maps.Keys(exportFamilies)) }
+
+// readExportSpec reads the config.json of an export.
+func readExportSpec(config []byte) (modelType string, s Spec, err error) {
+	if modelType, err = readModelType(config); err != nil {
+		return "", Spec{}, err
+	}
+	f, ok := exportFamilies[modelType]
+	if !ok {
+		return "", Spec{}, fmt.Errorf("ONNX graphs of model_type %q are not supported; supported are %s", modelType, strings.Join(exportTypes(), ", "))
+	}
+	read := f.read
+	if read == nil {
+		read = families[modelType]
+	}
+	if s, err = read(config); err == nil && f.adapt != nil {
+		f.adapt(&s)
+	}
+	return modelType, s, err
 }
 
 // wholePictures has every picture be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
@@ -105,15 +131,8 @@ func (m *Model) readExport(dir, dtypes string) error {
 	if err != nil {
 		return err
 	}
-	if m.Type, m.Spec, err = ReadSpec(raw); err != nil {
+	if m.Type, m.Spec, err = readExportSpec(raw); err != nil {
 		return fmt.Errorf("config.json: %w", err)
-	}
-	f, ok := exportFamilies[m.Type]
-	if !ok {
-		return fmt.Errorf("config.json: ONNX graphs of model_type %q are not supported; supported are %s", m.Type, strings.Join(slices.Sorted(maps.Keys(exportFamilies)), ", "))
-	}
-	if f.adapt != nil {
-		f.adapt(&m.Spec)
 	}
 	choose, err := newExportChoice(dir, dtypes, raw)
 	if err != nil {
@@ -147,8 +166,8 @@ func (m *Model) believeGraphs() error {
 	size(g.Inputs, "past_key_values.0.key", 3, &d.HeadDim)
 	hidden := d.Hidden
 	size(g.Inputs, "inputs_embeds", 2, &hidden)
-	if hidden != m.Connector.Width() {
-		return fmt.Errorf("%s takes embeddings of %d values, config.json says %d", g.Path, hidden, m.Connector.Width())
+	if hidden != d.Hidden {
+		return fmt.Errorf("%s takes embeddings of %d values, config.json says %d", g.Path, hidden, d.Hidden)
 	}
 	return nil
 }
@@ -271,6 +290,21 @@ func exportFiles(dir string) []string {
 	return list
 }
 
+// runsExport tells why Open runs a folder's graphs; it is empty where Open does not.
+func runsExport(dir string) string {
+	if len(exportFiles(dir)) == 0 {
+		return ""
+	}
+	if !hasWeights(dir) {
+		return "the folder has no safetensors"
+	}
+	raw, _ := os.ReadFile(filepath.Join(dir, "config.json"))
+	if t, err := readModelType(raw); err == nil && families[t] == nil && exportFamilies[t].read != nil {
+		return fmt.Sprintf("model_type %q is run from such graphs only", t)
+	}
+	return ""
+}
+
 // hasWeights tells whether a folder has a checkpoint.
 func hasWeights(dir string) bool {
 	entries, _ := os.ReadDir(dir)
@@ -307,6 +341,13 @@ func (m *Model) Graphs() []Graph {
 		list = append(list, m.export.graphs[session])
 	}
 	return list
+}
+
+func (e *export) openTower(s Spec, o ort.Options) (*vision.Tower, error) {
+	if s.Pictures != nil {
+		return vision.OpenPictureExport(e.graphs[visionGraph].File, *s.Pictures, o)
+	}
+	return vision.OpenExport(e.graphs[visionGraph].File, s.Tower, s.Connector, o)
 }
 
 func (e *export) openDecoder(modelType string, d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -25,6 +26,7 @@ var exportVariants = map[string]exporttest.Options{
 	"kept logits":     {KeepLogits: true, External: true},
 	"shape positions": {ShapePositions: true},
 	"group query":     {GroupQuery: true, KeepLogits: true},
+	"three axes":      {Sections: []int{2, 3, 3}, KeepLogits: true},
 }
 
 func tinyDir(name string) string { return filepath.Join("..", "testdata", "tiny-hf", name) }
@@ -44,7 +46,7 @@ func openExported(t testing.TB, m *Model, o exporttest.Options) *Model {
 func writeExport(t testing.TB, m *Model, o exporttest.Options) string {
 	t.Helper()
 	dir := t.TempDir()
-	entries, err := os.ReadDir(m.dir(t))
+	entries, err := fs.ReadDir(m.files, ".")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +54,7 @@ func writeExport(t testing.TB, m *Model, o exporttest.Options) string {
 		if e.IsDir() || strings.HasSuffix(e.Name(), ".safetensors") {
 			continue
 		}
-		raw, err := os.ReadFile(filepath.Join(m.dir(t), e.Name()))
+		raw, err := fs.ReadFile(m.files, e.Name())
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, e.Name()), raw, 0o600)
 		}
@@ -67,15 +69,6 @@ func writeExport(t testing.TB, m *Model, o exporttest.Options) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// dir is the folder that a test opened the model from.
-func (m *Model) dir(t testing.TB) string {
-	t.Helper()
-	if m.Name == defaultName {
-		return "tiny-vlm"
-	}
-	return tinyDir(m.Name)
 }
 
 // An export gives what transformers computed, whichever way it was made.
@@ -220,7 +213,7 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 func samePicks(got, want []picked, tolerance float64) error {
 	for i, w := range want {
 		if got[i].ID != w.ID || !(math.Abs(float64(got[i].Logprob-w.Logprob)) <= tolerance) {
-			return fmt.Errorf("step %d: %+v, the checkpoint %+v", i, got[i], w)
+			return fmt.Errorf("step %d: %+v, want %+v", i, got[i], w)
 		}
 	}
 	return nil

@@ -36,6 +36,8 @@ type Spec struct {
 	Processor string
 	// Prefixes rename the checkpoint's tensors to the names the graphs use.
 	Prefixes []graph.Prefix
+	// Pictures is set for a tower that takes pictures of any size, which Tower and Connector then do not describe.
+	Pictures *vision.Pictures
 	// WholePictures makes one tile of every picture, whatever the image processor says.
 	WholePictures bool
 }
@@ -58,18 +60,26 @@ func Families() []string { return slices.Sorted(maps.Keys(families)) }
 
 // ReadSpec reads a config.json without the rest of its folder.
 func ReadSpec(config []byte) (modelType string, s Spec, err error) {
+	if modelType, err = readModelType(config); err != nil {
+		return "", Spec{}, err
+	}
+	read, ok := families[modelType]
+	switch {
+	case exportFamilies[modelType].read != nil:
+		return "", Spec{}, fmt.Errorf("model_type %q is not supported from a checkpoint, only from ready-made ONNX graphs", modelType)
+	case !ok:
+		return "", Spec{}, fmt.Errorf("model_type %q is not supported; supported are %s", modelType, strings.Join(Families(), ", "))
+	}
+	s, err = read(config)
+	return modelType, s, err
+}
+
+func readModelType(config []byte) (string, error) {
 	var head struct {
 		ModelType string `json:"model_type"`
 	}
-	if err := json.Unmarshal(config, &head); err != nil {
-		return "", Spec{}, err
-	}
-	read, ok := families[head.ModelType]
-	if !ok {
-		return "", Spec{}, fmt.Errorf("model_type %q is not supported; supported are %s", head.ModelType, strings.Join(Families(), ", "))
-	}
-	s, err = read(config)
-	return head.ModelType, s, err
+	err := json.Unmarshal(config, &head)
+	return head.ModelType, err
 }
 
 // Model is a folder that was read. Its values do not change; it holds no session.
@@ -128,8 +138,8 @@ func Open(dir string) (*Model, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("model folder: %s is a file; name the folder that holds config.json", dir)
 	}
-	if len(exportFiles(dir)) > 0 && !hasWeights(dir) {
-		return openExport(dir, "", "the folder has no safetensors")
+	if why := runsExport(dir); why != "" {
+		return openExport(dir, "", why)
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -171,7 +181,7 @@ func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, err
 // OpenTower opens the vision tower's session.
 func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, error) {
 	if m.export != nil {
-		return vision.OpenExport(m.export.graphs[visionGraph].File, m.Tower, m.Connector, o)
+		return m.export.openTower(m.Spec, o)
 	}
 	return vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
 }

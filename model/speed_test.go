@@ -10,6 +10,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/exporttest"
 )
 
 // The benchmarks of this file run the checkpoint that MMSERVE_BENCH_MODEL names, at MMSERVE_BENCH_PRECISION (int8) and
@@ -148,5 +149,38 @@ func benchIDs(n int) []int32 {
 func runBench(b *testing.B, r Runner, rows ...decoder.Row) {
 	if _, err := r.Run(b.Context(), &decoder.Batch{Rows: rows}); err != nil {
 		b.Fatal(err)
+	}
+}
+
+// BenchmarkExportDecode runs decode steps of an export of the checkpoint from 300 positions on: of rows that go on, which
+// take the step before as it is, and of rows whose past has to be gathered.
+func BenchmarkExportDecode(b *testing.B) {
+	m, _, o := openBench(b)
+	r, err := openExported(b, m, exporttest.Options{KeepLogits: true, External: true}).OpenDecoder(decoder.OpenOptions{Slots: 16, MaxLen: 512, Session: o})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	ids := benchIDs(300)
+	for slot := range 16 {
+		runBench(b, r, greedyRow(slot, 0, ids))
+	}
+	for _, n := range []int{1, 4, 8, 16} {
+		for step, name := range []string{"gathered", "going on"} {
+			b.Run(fmt.Sprintf("rows=%d/%s", n, name), func(b *testing.B) {
+				rows := make([]decoder.Row, n)
+				for i := range rows {
+					rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+				}
+				for b.Loop() {
+					runBench(b, r, rows...)
+					for i := range rows {
+						if rows[i].Past += step; rows[i].Past == len(ids)+64 {
+							rows[i].Past = len(ids)
+						}
+					}
+				}
+			})
+		}
 	}
 }

@@ -264,6 +264,12 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	if m.Pictures != nil {
+		if p.Side() != m.Pictures.PatchSize {
+			return nil, fmt.Errorf("%s: patches are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Pictures.PatchSize)
+		}
+		return p, nil
+	}
 	if p.Side() != m.Tower.ImageSize {
 		return nil, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Tower.ImageSize)
 	}

@@ -127,6 +127,9 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
+	if v.model.Pictures != nil {
+		return nil, errors.New("pictures of any size: supported are gold files of conversations, gold.jsonl")
+	}
 	_, tilePixels, _ := v.tower.Limits()
 	if len(values)%tilePixels != 0 {
 		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tilePixels)
@@ -386,13 +389,8 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 			return p, err
 		}
 	}
-	_, tilePixels, _ := v.tower.Limits()
 	for i, img := range images {
-		values := make([]float32, len(img.Pixels))
-		for at := 0; at < len(values); at += tilePixels {
-			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
-		}
-		patches, err := v.encode(values)
+		values, patches, err := v.see(text, img)
 		if err != nil {
 			return p, err
 		}
@@ -402,6 +400,24 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 		p.pixels = append(p.pixels, values...)
 	}
 	return p, nil
+}
+
+// see gives a picture's normalised values and its patches.
+func (v *Verifier) see(text *Text, img *vision.Image) (values, patches []float32, err error) {
+	if v.model.Pictures != nil {
+		patches, err = v.tower.Picture(img, func(dst []float32, src []uint8) {
+			text.Preprocessor.Normalize(dst, src)
+			values = slices.Clone(dst)
+		})
+		return values, slices.Clone(patches), err
+	}
+	values = make([]float32, len(img.Pixels))
+	_, tilePixels, _ := v.tower.Limits()
+	for at := 0; at < len(values); at += tilePixels {
+		text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+	}
+	patches, err = v.encode(values)
+	return values, patches, err
 }
 
 // pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the

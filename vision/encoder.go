@@ -3,6 +3,7 @@ package vision
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -15,9 +16,11 @@ type runner interface {
 	Input() []float32
 	Run(n int) ([]float32, error)
 	Pack(g Grid, patches []float32) []float32
+	Picture(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error)
 }
 
-// Limits gives MaxTiles, TilePixels and TilePatches.
+// Limits gives MaxTiles, TilePixels and TilePatches. MaxTiles is 0 for a tower whose pictures come in any size, one in
+// each run of Picture; the others' come in tiles, in runs of Run.
 func (t *Tower) Limits() (maxTiles, tilePixels, tilePatches int) {
 	return t.MaxTiles, t.TilePixels, t.TilePatches
 }
@@ -176,6 +179,9 @@ func (e *Encoder) drain(list []*job) []*job {
 // step fills one run with tiles in the order in which the images came, and hands out what came back.
 func (e *Encoder) step(list []*job) []*job {
 	maxTiles, tilePixels, tilePatches := e.tower.Limits()
+	if maxTiles == 0 {
+		return e.picture(list)
+	}
 	type place struct {
 		job  *job
 		tile int
@@ -218,4 +224,19 @@ func (e *Encoder) step(list []*job) []*job {
 		}
 	}
 	return kept
+}
+
+// picture encodes the first of the images under way, of any size.
+func (e *Encoder) picture(list []*job) []*job {
+	if len(list) == 0 {
+		return list
+	}
+	j := list[0]
+	patches, err := e.tower.Picture(j.image, e.normalize)
+	e.mu.Lock()
+	e.stats.Runs++
+	e.stats.Tiles++
+	e.mu.Unlock()
+	e.cache.finish(j.entry, slices.Clone(patches), err)
+	return slices.Delete(list, 0, 1)
 }

@@ -20,6 +20,9 @@ type countingTower struct {
 
 func (f *countingTower) Limits() (int, int, int) { return 4, 1, 2 }
 func (f *countingTower) Input() []float32        { return f.in }
+func (f *countingTower) Picture(*Image, func([]float32, []uint8)) ([]float32, error) {
+	return nil, errors.New("pictures come in tiles")
+}
 func (f *countingTower) Run(n int) ([]float32, error) {
 	if f.hold != nil {
 		<-f.hold

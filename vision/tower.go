@@ -126,6 +126,7 @@ type Tower struct {
 	connector                         Connector
 	newline                           []float32 // AnyRes's vector
 	feeds                             feeds
+	pictures                          *anySize // nil where pictures come in tiles
 }
 
 // feeds are the shapes of a graph's values for n tiles.
@@ -250,6 +251,9 @@ func (t *Tower) Close() error {
 	t.pixels.Free()
 	t.patches.Free()
 	t.feeds.mask.Free()
+	if t.pictures != nil {
+		t.pictures.thw.Free()
+	}
 	return err
 }
 

@@ -180,7 +180,7 @@ func (a *app) precision(p graph.Precision) string {
 
 // warmUp runs the tower and the decoder once, so that the first request pays for no lazy allocation.
 func (a *app) warmUp() error {
-	if _, err := a.tower.Run(1); err != nil {
+	if err := a.tower.WarmUp(); err != nil {
 		return err
 	}
 	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{{IDs: make([]int32, a.model.Decoder.ShortestPrompt()), Sampler: decoder.NewSampler(decoder.Sampling{})}}})

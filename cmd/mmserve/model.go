@@ -73,11 +73,17 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
 		line("precision", "fp32")
 	}
-	line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
+	if p := m.Pictures; p != nil {
+		line("vision tower", "pictures of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
+	} else {
+		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
+	}
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
 	line("context", "%d tokens", d.MaxLen)
-	line("tokens per tile", "%d", m.Layout.PatchTokens)
+	if m.Pictures == nil {
+		line("tokens per tile", "%d", m.Layout.PatchTokens)
+	}
 	for _, size := range [][2]int{{512, 512}, {1300, 876}, {4032, 3024}} {
 		g := text.Preprocessor.Grid(size[0], size[1])
 		expanded := m.Layout.Expand(g)

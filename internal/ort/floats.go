@@ -34,8 +34,19 @@ func AllocFloats(t onnx.DType, n int) (*Floats, error) {
 	return f, nil
 }
 
-// Type is the graph's.
-func (f *Floats) Type() onnx.DType { return f.t }
+// Grow makes room for n values. What was there is lost.
+func (f *Floats) Grow(n int) error {
+	if n <= len(f.wide.Slice()) {
+		return nil
+	}
+	bigger, err := AllocFloats(f.t, n)
+	if err != nil {
+		return err
+	}
+	f.Free()
+	*f = *bigger
+	return nil
+}
 
 // Slice is the memory as Go sees it.
 func (f *Floats) Slice() []float32 { return f.wide.Slice() }

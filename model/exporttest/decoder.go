@@ -18,7 +18,10 @@ func (s Source) decoder(n *net) {
 	length := n.size(x, 1)
 	past := n.Op("Sub", nil, n.size(a.mask, 1), length)
 	positions := n.Op("Unsqueeze", nil, n.Op("Add", nil, n.span(length), past), n.I64s(0))
-	if !n.options.ShapePositions && !n.options.GroupQuery {
+	switch {
+	case n.options.Sections != nil:
+		positions = n.Input("position_ids", onnx.I64, 3, "batch_size", "sequence_length")
+	case !n.options.ShapePositions && !n.options.GroupQuery:
 		positions = n.Op("Sub", nil, n.Input("position_ids", onnx.I64, "batch_size", "sequence_length"), n.I64s(int64(n.options.FirstPosition)))
 	}
 	if n.options.CacheBranch {
@@ -101,13 +104,32 @@ func (a *attention) positions(length, past, positions string) {
 		return
 	}
 	at := func(table string) string {
-		return n.Op("Unsqueeze", nil, n.Op("Gather", onnx.Attrs{"axis": 0}, table, positions), n.I64s(1))
+		x := n.Op("Gather", onnx.Attrs{"axis": 0}, table, positions)
+		if n.options.Sections != nil { // [3, b, s, dim/2]
+			x = a.sections(x)
+		}
+		return n.Op("Unsqueeze", nil, x, n.I64s(1))
 	}
 	a.cos, a.sin = at(table("cos", cos)), at(table("sin", sin))
 	queries := n.Op("Unsqueeze", nil, n.Op("Add", nil, n.span(length), past), n.I64s(1))
 	a.near = n.Op("Sub", nil, queries, n.span(n.Op("Add", nil, length, past)))
 	causal := n.Op("GreaterOrEqual", nil, a.near, n.I64s(0))
 	a.seen = n.Op("And", nil, causal, n.cast(n.Op("Unsqueeze", nil, a.mask, n.I64s(1, 2)), onnx.Bool))
+}
+
+// sections takes the first frequencies from the places in time, the next from those in height, the last from those in
+// width. Reference: transformers apply_multimodal_rotary_pos_emb.
+func (a *attention) sections(x string) string {
+	n := a.net
+	sizes := make([]int64, len(n.options.Sections))
+	for i, s := range n.options.Sections {
+		sizes[i] = int64(s)
+	}
+	parts := n.OpN("", "Split", onnx.Attrs{"axis": -1}, []string{x, n.I64s(sizes...)}, len(sizes))
+	for i := range parts {
+		parts[i] = n.Op("Gather", onnx.Attrs{"axis": 0}, parts[i], n.Op("Squeeze", nil, n.I64s(int64(i))))
+	}
+	return n.Op("Concat", onnx.Attrs{"axis": -1}, parts...)
 }
 
 // layer is the attention of layer i over x.

@@ -19,6 +19,8 @@ type Source struct {
 	Connector vision.Connector
 	Decoder   decoder.Config
 	Weights   *graph.Weights
+	// Pictures replaces the tower: one made-up linear layer over the patches of each block.
+	Pictures *vision.Pictures
 }
 
 // Options are what exports differ in.
@@ -40,6 +42,9 @@ type Options struct {
 	ShapePositions bool
 	// GroupQuery uses ONNX Runtime's operator, which wants padding behind a row and not before it.
 	GroupQuery bool
+	// Sections are the parts of a head's frequencies that turn by the places in time, height and width: position_ids are
+	// those of Qwen2-VL.
+	Sections []int
 	// FirstPosition is what position_ids calls the first position.
 	FirstPosition int
 }

@@ -11,6 +11,10 @@ import (
 // vision writes the tower and the connector.
 // Reference: transformers SiglipVisionTransformer, CLIPVisionTransformer, Idefics3Connector, LlavaMultiModalProjector.
 func (s Source) vision(n *net) {
+	if s.Pictures != nil {
+		s.blocks(n)
+		return
+	}
 	t := s.Tower
 	var x string
 	if n.options.Tiles {
@@ -26,6 +30,24 @@ func (s Source) vision(n *net) {
 	}
 	x = s.tower(n, x)
 	n.result(s.connector(n, x), "image_features", onnx.F32, "num_images", s.Connector.Tokens(t), s.Connector.Width())
+}
+
+// blocks writes a stand-in for Qwen2-VL's tower: every block of patches and its place in the picture through one layer.
+func (s Source) blocks(n *net) {
+	p := s.Pictures
+	values, block := 2*3*p.PatchSize*p.PatchSize, p.MergeSize*p.MergeSize
+	x := n.Input("pixel_values", onnx.F32, "patches", values)
+	thw := n.Input("image_grid_thw", onnx.I64, "num_images", 3)
+	x = n.Op("Reshape", nil, x, n.I64s(-1, int64(block*values)))
+	weight := make([]float32, block*values*p.Width)
+	for i := range weight {
+		weight[i] = float32(math.Sin(float64(7*i))) / float32(values)
+	}
+	x = n.Op("MatMul", nil, x, n.constant("blocks", []int{block * values, p.Width}, weight))
+	wide := n.Op("Slice", nil, thw, n.I64s(2), n.I64s(3), n.I64s(1))
+	column := n.Op("Mod", nil, n.span(n.size(x, 0)), n.Op("Div", nil, n.Op("Reshape", nil, wide, n.I64s(-1)), n.I64s(int64(p.MergeSize))))
+	x = n.Op("Add", nil, x, n.Op("Unsqueeze", nil, n.cast(column, onnx.F32), n.I64s(1)))
+	n.result(x, "image_features", onnx.F32, "tokens", p.Width)
 }
 
 func (s Source) tower(n *net, x string) string {

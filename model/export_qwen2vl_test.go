@@ -1,0 +1,156 @@
+package model
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/exporttest"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Both generations of files give the same; one without text_config has its values beside the tower's.
+func TestReadQwen2VL(t *testing.T) {
+	for name, config := range map[string]string{
+		"flat": `{"model_type": "qwen2_vl", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+			"vocab_size": 151936, "max_position_embeddings": 32768, "vision_config": {"in_chans": 3, "spatial_patch_size": 14, "hidden_size": 1536}}`,
+		"nested": `{"model_type": "qwen2_5_vl", "image_token_id": 151655, "text_config": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+			"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}, "vision_config": {"patch_size": 14, "spatial_merge_size": 2}}`,
+	} {
+		_, s, err := readExportSpec([]byte(config))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := decoder.Config{Hidden: 1536, Layers: 28, Heads: 12, KVHeads: 2, HeadDim: 128, Vocab: 151936, MaxLen: 32768}
+		if got := fmt.Sprint(s.Decoder); got != fmt.Sprint(want) || *s.Pictures != (vision.Pictures{PatchSize: 14, MergeSize: 2, Width: 1536}) {
+			t.Errorf("%s: %s %+v", name, got, *s.Pictures)
+		}
+		g := vision.Grid{Width: 4 * 28, Height: 3 * 28}
+		if rows, cols := s.Layout.Map(g); rows != 3 || cols != 4 || s.Layout.Expand(g) != strings.Repeat("<|image_pad|>", 12) {
+			t.Errorf("%s: %d rows, %d columns, %q", name, rows, cols, s.Layout.Expand(g))
+		}
+		if _, _, err := ReadSpec([]byte(config)); err == nil || !strings.Contains(err.Error(), "only from ready-made ONNX graphs") {
+			t.Errorf("%s as a checkpoint: %v", name, err)
+		}
+	}
+	for _, config := range []string{
+		`{"model_type": "qwen2_vl", "hidden_size": 0}`,
+		`{"model_type": "qwen2_vl", "vision_config": {"patch_size": 0}}`,
+		`{"model_type": "qwen2_vl", "vocab_size": 99999999999}`,
+		`{"model_type": "gemma3"}`,
+	} {
+		if _, _, err := readExportSpec([]byte(config)); err == nil {
+			t.Errorf("%s was taken", config)
+		}
+	}
+}
+
+// drawnPicture is one prepared for a tower of patches of 4 pixels in blocks of 2.
+func drawnPicture(rng *rand.Rand, rows, cols int) *vision.Image {
+	img := &vision.Image{Size: 4, Grid: vision.Grid{Width: 8 * cols, Height: 8 * rows}, Pixels: make([]uint8, 3*64*rows*cols)}
+	for i := range img.Pixels {
+		img.Pixels[i] = uint8(rng.UintN(256))
+	}
+	return img
+}
+
+// twice makes pixel values of bytes as Qwen2-VL has them: each patch in two frames.
+func twice(dst []float32, src []uint8) {
+	for i := range dst {
+		channel, at := i/32, i%16
+		dst[i] = float32(src[channel*16+at])/128 - 1
+	}
+}
+
+// Pictures of any size, positions in three axes: prompts give the same ids alone, together and in chunks.
+func TestExportedQwen2VL(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("llava"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	d := m.Decoder
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"model_type": "qwen2_vl", "image_token_id": 90, "hidden_size": %d, "num_attention_heads": %d, "vocab_size": %d,
+		"max_position_embeddings": 512, "vision_config": {"patch_size": 4}}`, d.Hidden, d.Heads, d.Vocab)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := exporttest.Source{Decoder: d, Weights: m.Weights, Pictures: &vision.Pictures{PatchSize: 4, MergeSize: 2, Width: d.Hidden}}
+	if err := exporttest.Write(dir, s, exporttest.Options{Sections: []int{2, 3, 3}}); err != nil {
+		t.Fatal(err)
+	}
+	e, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	tower, err := e.OpenTower(graph.FP32, ort.Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tower.Close()
+	if err := tower.WarmUp(); err != nil {
+		t.Error(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 9))
+	encoder := vision.NewEncoder(tower, twice, 1<<20)
+	defer encoder.Close()
+	prompts := make([]fusion.Input, 5)
+	for i := range prompts {
+		ids := []int32{3, 4}
+		var images []*vision.Image
+		for j := range i % 3 {
+			img := drawnPicture(rng, 1+i, 2+3*j)
+			img.Digest[0], img.Digest[1] = byte(i), byte(j)
+			images = append(images, img)
+			ids = append(ids, slices.Repeat([]int32{90}, e.Layout.PictureTokens(img.Grid))...)
+			ids = append(ids, int32(10+i))
+		}
+		if prompts[i], err = e.Layout.Locate(append(ids, 5, 6), images); err != nil {
+			t.Fatal(err)
+		}
+		for j, img := range images {
+			patches, _, err := encoder.Encode(t.Context(), img)
+			if err == nil {
+				err = prompts[i].Attach(j, patches, d.Hidden)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, _, err := encoder.Encode(t.Context(), &vision.Image{Size: 4, Grid: vision.Grid{Width: 9, Height: 8}, Digest: [32]byte{9}}); err == nil {
+		t.Error("a picture that is no whole blocks was taken")
+	}
+	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 5, Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	alone, together := continuations(t, r, prompts, 8)
+	for i := range prompts {
+		if err := samePicks(together[i], alone[i], 1e-4); err != nil {
+			t.Errorf("prompt %d together: %v", i, err)
+		}
+		var tok []picked
+		for at := 0; at < len(prompts[i].IDs); at += 5 {
+			row := loggedRow(1, at, prompts[i].IDs[at:min(at+5, len(prompts[i].IDs))])
+			row.Spans = prompts[i].Spans
+			tok = run(t, r, row)
+		}
+		if err := samePicks(tok, alone[i][:1], 1e-4); err != nil {
+			t.Errorf("prompt %d in chunks: %v", i, err)
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package vision
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// Pictures says how a tower takes pictures of any size: cut into patches, of which a square block becomes one patch
+// embedding. A prepared picture's Grid has the width and height it was resized to, its Size is a patch's, and its Pixels
+// are patches, those of a block side by side.
+type Pictures struct {
+	// PatchSize is the side of a patch in pixels, MergeSize that of a block in patches, Width the length of a patch
+	// embedding.
+	PatchSize, MergeSize, Width int
+}
+
+// Map is the shape of the map that a picture's patch embeddings form.
+func (p Pictures) Map(g Grid) (rows, cols int) {
+	block := p.PatchSize * p.MergeSize
+	return g.Height / block, g.Width / block
+}
+
+// Tokens is the number of a picture's patch embeddings.
+func (p Pictures) Tokens(g Grid) int {
+	rows, cols := p.Map(g)
+	return rows * cols
+}
+
+// OpenPictureExport opens a tower with its connector that somebody else made into an ONNX graph, for pictures of any
+// size.
+func OpenPictureExport(f ort.File, p Pictures, o ort.Options) (*Tower, error) {
+	t := &Tower{pictures: &anySize{Pictures: p}}
+	if err := t.exportPictures(f, o); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", f.Path, err), t.Close())
+	}
+	return t, nil
+}
+
+// anySize is what a tower for pictures of any size has besides.
+type anySize struct {
+	Pictures
+	values int                // of pixels that the graph takes for a patch
+	thw    *ort.Memory[int64] // patches in time, down and across
+}
+
+func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
+	p := t.pictures
+	if len(f.Inputs) != 2 || f.Inputs[0].Name != "pixel_values" || len(f.Inputs[0].Dims) != 2 ||
+		f.Inputs[1].Type != onnx.I64 || f.Inputs[1].Name != "image_grid_thw" && f.Inputs[1].Name != "grid_thw" {
+		return errors.New("want two inputs: pixel_values of two dimensions, and image_grid_thw or grid_thw of int64")
+	}
+	out, ok := onnx.Find(f.Outputs, "image_features")
+	if !ok || len(out.Dims) != 2 {
+		return errors.New("want an output image_features of two dimensions")
+	}
+	pixels := f.Inputs[0]
+	area := 3 * p.PatchSize * p.PatchSize
+	if p.values = pixels.Dims[1].Size; p.values < 1 || p.values%area != 0 {
+		return fmt.Errorf("input pixel_values has %d values a patch, want a multiple of %d", p.values, area)
+	}
+	if n := out.Dims[1].Size; n > 0 && n != p.Width {
+		return fmt.Errorf("output image_features has %d values a patch, the decoder takes %d", n, p.Width)
+	}
+	var err error
+	if p.thw, err = ort.Alloc[int64](3); err != nil {
+		return err
+	}
+	if t.pixels, err = ort.AllocFloats(pixels.Type, 1); err != nil {
+		return err
+	}
+	if t.patches, err = ort.AllocFloats(out.Type, 1); err != nil {
+		return err
+	}
+	t.session, err = ort.OpenFile(f, []string{out.Name}, o)
+	return err
+}
+
+// Picture encodes a picture of any size. normalize maps the bytes of its patches to what the graph takes. The result is
+// valid until the next call.
+func (t *Tower) Picture(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error) {
+	p := t.pictures
+	if p == nil {
+		return nil, errors.New("vision tower: pictures come in tiles")
+	}
+	if err := p.check(img); err != nil {
+		return nil, err
+	}
+	tall, wide := img.Grid.Height/p.PatchSize, img.Grid.Width/p.PatchSize
+	n, tokens := tall*wide, p.Tokens(img.Grid)
+	if err := t.pixels.Grow(n * p.values); err != nil {
+		return nil, err
+	}
+	if err := t.patches.Grow(tokens * p.Width); err != nil {
+		return nil, err
+	}
+	normalize(t.pixels.Slice()[:n*p.values], img.Pixels)
+	t.pixels.Store(n * p.values)
+	copy(p.thw.Slice(), []int64{1, int64(tall), int64(wide)})
+	in, err := t.pixels.View(n, p.values)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Destroy()
+	thw, err := ort.View(p.thw.Slice(), 1, 3)
+	if err != nil {
+		return nil, err
+	}
+	defer thw.Destroy()
+	out, err := t.patches.View(tokens, p.Width)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Destroy()
+	if err := t.session.Run([]ort.Tensor{in, thw}, []ort.Tensor{out}); err != nil {
+		return nil, fmt.Errorf("vision tower: %w", err)
+	}
+	return t.patches.Load(0, tokens*p.Width), nil
+}
+
+// check refuses a picture that was not prepared for the tower.
+func (p Pictures) check(img *Image) error {
+	block := p.PatchSize * p.MergeSize
+	w, h := img.Grid.Width, img.Grid.Height
+	if img.Size != p.PatchSize || w < block || h < block || w%block != 0 || h%block != 0 || len(img.Pixels) != 3*w*h {
+		return fmt.Errorf("vision tower: a picture of %d×%d pixels in patches of %d, want whole blocks of %d pixels in patches of %d", w, h, img.Size, block, p.PatchSize)
+	}
+	return nil
+}
+
+// WarmUp runs the tower once, over a picture of no meaning.
+func (t *Tower) WarmUp() error {
+	if t.pictures == nil {
+		_, err := t.Run(1)
+		return err
+	}
+	block := t.pictures.PatchSize * t.pictures.MergeSize
+	_, err := t.Picture(&Image{
+		Grid: Grid{Width: block, Height: block}, Size: t.pictures.PatchSize, Pixels: make([]uint8, 3*block*block),
+	}, func([]float32, []uint8) {})
+	return err
+}
