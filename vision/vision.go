@@ -5,7 +5,10 @@
 // batches the tiles of concurrent callers into one tower run.
 package vision
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
 // The wrapped text is safe to show to that caller; it never holds pixel content.
@@ -34,4 +37,6 @@ type Image struct {
 	Size int
 	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised.
 	Pixels []uint8
+	// Decoded is when the pixels of the file were known: resizing began.
+	Decoded time.Time
 }
