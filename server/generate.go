@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -58,21 +59,23 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.shutdown, func() { end(errCut) })()
-	rec := s.newRecord(in)
+	ctx, rec := s.newRecord(ctx, in)
 	defer func() { err = rec.close(ctx, recover(), err) }()
 
 	req, err := s.validate(in)
 	if err != nil {
 		return err
 	}
+	method, _ := grpc.Method(ctx)
+	rec.asked(req, method == pb.MMServe_GenerateStream_FullMethodName)
 	deadline, _ := ctx.Deadline()
 	ticket, err := s.engine.AcquireBy(deadline, req.priority, 0)
 	if err != nil {
-		return refusal(err)
+		return rec.refuse(err)
 	}
 	defer ticket.Release()
 
-	images, err := s.prepare(ctx, req.pictures)
+	images, err := s.prepare(ctx, rec, req.pictures)
 	if err != nil {
 		return err
 	}
@@ -99,11 +102,12 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 
 	stream, err := s.engine.Submit(ctx, ticket, batching.Request{
 		ID: rec.id, Input: input, MaxTokens: maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant, Deadline: deadline,
+		Priority: req.priority, Tenant: req.tenant, Deadline: deadline, Tag: rec.tag(),
 	})
 	if err != nil {
-		return refusal(err)
+		return rec.refuse(err)
 	}
+	defer func() { rec.timing = stream.Timing() }()
 	if err := send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
 		Id: rec.id, Model: s.model.Name, ModelDigest: s.model.Digest, Seed: req.sampling.Seed, Usage: rec.usage(),
 	}}}); err != nil {
@@ -113,7 +117,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 }
 
 // prepare decodes the pictures one after the other, each when a core is free for it.
-func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Image, error) {
+func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) ([]*vision.Image, error) {
 	images := make([]*vision.Image, len(pictures))
 	for i, p := range pictures {
 		select {
@@ -121,6 +125,7 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+		began := time.Now()
 		img, err := func() (*vision.Image, error) {
 			defer func() { <-s.preparing }() // also when a decoder panics
 			if len(pictures) > 1 && s.model.Layout.SplitAlone {
@@ -128,6 +133,7 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 			}
 			return s.model.Prepare(p.data, p.detail)
 		}()
+		rec.pictures = append(rec.pictures, preparation{began, time.Now(), len(p.data), img})
 		if errors.Is(err, vision.ErrImage) {
 			return nil, invalid(p.field, "%v", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -21,24 +22,50 @@ import (
 
 // record is what a request leaves behind: counts and times, never content. One goroutine writes it.
 type record struct {
-	server *Server
-	id     string
+	server     *Server
+	id, tenant string
+	operation  string
+	span       trace.Span
+	progress   *progress // nil if the trace is not recorded
 
 	arrived, mark                time.Time
 	preprocess, tokenize, encode time.Duration
 	timing                       batching.Timing
+	pictures                     []preparation
 
 	tokens, image, cached, completion int
 	finish                            pb.FinishReason
+	refused                           error // the engine's, if it took the request not
 }
 
-func (s *Server) newRecord(in *pb.GenerateRequest) *record {
+// newRecord begins a request's record and its span, which is in the context that it gives.
+func (s *Server) newRecord(ctx context.Context, in *pb.GenerateRequest) (context.Context, *record) {
 	now := time.Now()
-	rec := &record{server: s, arrived: now, mark: now, id: in.GetRequestId()}
+	rec := &record{server: s, arrived: now, mark: now, id: in.GetRequestId(), operation: operationChat}
 	if rec.id == "" || !validID(rec.id) {
 		rec.id = rand.Text()
 	}
-	return rec
+	if validID(in.GetTenant()) {
+		rec.tenant = in.GetTenant()
+	}
+	if in.GetPrompt() != nil {
+		rec.operation = operationComplete
+	}
+	return rec.begin(ctx), rec
+}
+
+// refuse is the status for a request that the engine does not take.
+func (r *record) refuse(err error) error {
+	r.refused = err
+	return refusal(err)
+}
+
+// tag is what the engine's steps are told by; nil if nobody wants to know.
+func (r *record) tag() any {
+	if r.progress == nil {
+		return nil
+	}
+	return r.progress
 }
 
 // lap ends a stage: it took from the end of the one before until now.
@@ -98,6 +125,9 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 		attrs = append(attrs, slog.Any("error", err))
 	}
 	attrs = append(attrs, slog.String("code", status.Code(shown).String()))
+	if r.tenant != "" {
+		attrs = append(attrs, slog.String("tenant", r.tenant))
+	}
 	if r.tokens > 0 {
 		attrs = append(attrs,
 			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", r.completion))
@@ -117,7 +147,11 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 			attrs = append(attrs, slog.Float64(stage.key, float64(d.Microseconds())/1000))
 		}
 	}
-	r.server.options.Logger.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
+	ctx = context.WithoutCancel(ctx)
+	r.server.options.Logger.LogAttrs(ctx, level, "request", attrs...)
+	stages := r.stages()
+	r.measure(ctx, status.Code(shown), stages)
+	r.spans(ctx, status.Code(shown), stages)
 	return shown
 }
 

@@ -52,8 +52,9 @@ type app struct {
 	stopped chan error
 }
 
-// openApp starts everything below the server: ONNX Runtime, model, warm-up, KV cache, engine.
-func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) {
+// openApp starts everything below the server: ONNX Runtime, model, warm-up, KV cache, engine. steps, unless nil, is told of
+// the engine's steps.
+func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.Logger) (_ *app, err error) {
 	if f.Slots < 0 || f.MaxWaiting < 0 || f.MaxLen < 0 || f.PrefillChunk < 1 || f.Threads < 0 || f.EncoderCache < 0 || f.MaxPixels < 0 {
 		return nil, errors.New("--slots, --max-waiting, --max-len, --threads, --encoder-cache-mib and --max-pixels take 0 or more, --prefill-chunk 1 or more")
 	}
@@ -102,7 +103,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	}
 	pre := a.text.Preprocessor
 	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
-	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk})
+	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, Observe: steps})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
@@ -119,9 +120,10 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode:   a.encoder.Encode,
-		Defaults: a.text.Defaults,
-		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
+		Encode:       a.encoder.Encode,
+		EncoderStats: a.encoder.Stats,
+		Defaults:     a.text.Defaults,
+		Compiler:     sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
