@@ -29,6 +29,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
@@ -215,7 +216,7 @@ func start(t testing.TB, m server.Model, r batching.Runner, o server.Options) *f
 		steps = o.Telemetry.Step
 	}
 	f.engine = newEngine(t, r, steps)
-	o.Logger = slog.New(slog.NewTextHandler(f.log, nil))
+	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))
 	lis := bufconn.Listen(1 << 20)
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())
