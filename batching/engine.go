@@ -259,5 +259,10 @@ func (e *Engine) Stats() Stats {
 	defer e.mu.Unlock()
 	s := e.stats
 	s.Accepted = e.tickets
+	for _, m := range e.inbox {
+		if !m.cancel {
+			s.Waiting++
+		}
+	}
 	return s
 }
