@@ -88,7 +88,22 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
 	t.decode, t.prefill = phase("decode"), phase("prefill")
+	t.zero()
 	return t, errors.Join(append(errs, t.observe())...)
+}
+
+// zero starts the counters of what happens seldom: a rate sees no first event in a series that begins with it.
+func (t *Telemetry) zero() {
+	for _, reason := range []string{"busy", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
+		t.rejected.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyReason.String(reason))))
+	}
+	for _, outcome := range []string{
+		"stop", "length", "cancelled", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+		"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
+	} {
+		t.finished.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
+	}
+	t.images.Add(context.Background(), 0)
 }
 
 func phase(name string) []metric.RecordOption {

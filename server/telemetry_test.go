@@ -4,7 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -199,7 +202,63 @@ func TestRejectedByReason(t *testing.T) {
 	eventually(t, "the caller that left is counted", func() bool {
 		return value(t, f.scrape(t), "mmserve_requests_finished_total", "outcome=CANCELLED") == 1
 	})
-	if n := value(t, f.scrape(t), "mmserve_requests_rejected_total", "reason=left"); n != -1 {
+	if n := value(t, f.scrape(t), "mmserve_requests_rejected_total", "reason=left"); n != 0 {
 		t.Errorf("a request that ran counts as rejected: %v", n)
 	}
+}
+
+// The gauges that deploy/gateway names are there, with the types and meanings of the gateway's model server protocol.
+func TestGatewayProtocol(t *testing.T) {
+	raw, err := os.ReadFile("../deploy/gateway/epp-config.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := map[string]string{}
+	for _, m := range regexp.MustCompile(`(\w+)Spec: "(\w+)"`).FindAllStringSubmatch(string(raw), -1) {
+		spec[m[1]] = m[2]
+	}
+	m := tinyVLM(t)
+	runner := endless(2)
+	runner.step = make(chan struct{})
+	f := startScraped(t, m, runner)
+	read := func(name string) float64 {
+		families := f.scrape(t)
+		if kind := families[spec[name]].GetType(); kind != dto.MetricType_GAUGE {
+			t.Fatalf("%s is %q, a %v; want a gauge", name, spec[name], kind)
+		}
+		return value(t, families, spec[name])
+	}
+	for _, name := range []string{"queuedRequests", "runningRequests", "kvUsage"} {
+		if v := read(name); v != 0 {
+			t.Errorf("%s of an idle server is %v", name, v)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		go f.Generate(ctx, client.Prompt(client.Text(strings.Repeat(" small", 100))))
+	}
+	eventually(t, "both wait", func() bool { return f.engine.Stats().Waiting == 2 })
+	if q, r := read("queuedRequests"), read("runningRequests"); q != 2 || r != 0 {
+		t.Errorf("queued %v, running %v; want the 2 that have no slot yet", q, r)
+	}
+	for range 3 {
+		runner.step <- struct{}{}
+	}
+	eventually(t, "both run", func() bool { return f.engine.Stats().Running == 2 })
+	tokens := float64(f.engine.Stats().KVTokens)
+	if q, r, kv := read("queuedRequests"), read("runningRequests"), read("kvUsage"); q != 0 || r != 2 || kv != tokens/(2*contextLen) || kv < 0.1 || kv > 1 {
+		t.Errorf("queued %v, running %v, KV %v with %v positions held", q, r, kv, tokens)
+	}
+	// The budget in blocks.
+	info := f.scrape(t)[spec["cacheInfo"]].GetMetric()[0]
+	labels := map[string]string{}
+	for _, l := range info.GetLabel() {
+		labels[l.GetName()] = l.GetValue()
+	}
+	if labels["block_size"] != "16" || labels["num_gpu_blocks"] != strconv.Itoa(2*contextLen/16) {
+		t.Errorf("cache info %v", labels)
+	}
+	cancel()
+	close(runner.step)
 }
