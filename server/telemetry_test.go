@@ -14,6 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	notrace "go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/protobuf/proto"
 
@@ -261,4 +262,46 @@ func TestGatewayProtocol(t *testing.T) {
 	}
 	cancel()
 	close(runner.step)
+}
+
+// docs/observability.md has a line for every metric that is served.
+func TestMetricsAreDocumented(t *testing.T) {
+	docs, err := os.ReadFile("../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := startScraped(t, tinyVLM(t), newChain(1, 430, 4))
+	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("a"))); err != nil {
+		t.Fatal(err)
+	}
+	for name := range f.scrape(t) {
+		ours := strings.HasPrefix(name, "mmserve_") || strings.HasPrefix(name, "gen_ai_")
+		if ours && !strings.Contains(string(docs), "`"+name+"`") {
+			t.Errorf("docs/observability.md does not name %s", name)
+		}
+	}
+}
+
+// A slow bucket names a trace in it.
+func TestExemplars(t *testing.T) {
+	sdk, err := telemetry.Start(t.Context(), telemetry.Options{Prometheus: true}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sdk.Close(context.Background())
+	tel, err := server.NewTelemetry(sdktrace.NewTracerProvider(), sdk.Meter, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{Telemetry: tel})
+	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("a"))); err != nil {
+		t.Fatal(err)
+	}
+	in := httptest.NewRequest("GET", "/metrics", nil)
+	in.Header.Set("Accept", "application/openmetrics-text;version=1.0.0")
+	w := httptest.NewRecorder()
+	sdk.Scrape.ServeHTTP(w, in)
+	if !regexp.MustCompile(`gen_ai_server_time_to_first_token_seconds_bucket\{.*# \{.*trace_id="[0-9a-f]{32}"`).MatchString(w.Body.String()) {
+		t.Errorf("no exemplar in\n%s", w.Body)
+	}
 }
