@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test lint proto ort fuzz bench bench-peers clean
+.PHONY: run build test test-observability otelcol lint proto ort fuzz bench bench-peers clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -29,6 +29,17 @@ test: ort
 	$(GO) test -race -timeout 15m ./...
 	$(GO) test -run '^TestPixelsAsTransformers$$' -timeout 5m ./vision
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^TestGraniteShape$$' -timeout 10m ./cmd/mmserve
+
+## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there
+test-observability: build otelcol
+	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends prometheus; } || echo "no Prometheus: its tests are skipped"
+	MMSERVE_TEST_OBSERVABILITY=1 $(GO) test -count=1 -v -timeout 10m ./deploy/observability
+
+## otelcol: bin/otelcol, a small OpenTelemetry Collector for test-observability
+otelcol: bin/otelcol
+
+bin/otelcol: tools/otelcol/main.go tools/otelcol/go.mod
+	cd tools/otelcol && $(GO) build -o ../../bin/otelcol . || echo "no Collector: its test is skipped"
 
 ## lint: a wider static check than make test's; takes minutes to install the first time
 lint:

@@ -56,6 +56,8 @@ type Options struct {
 	TenantWeights map[string]float64
 	// AgeAfter is how long a request waits in one class before it rises to the next; 30 s if 0, never if below 0.
 	AgeAfter time.Duration
+	// Observe, if set, is told of every step, on the goroutine that steps: it must not wait.
+	Observe func(Step)
 	// Clock is time.Now if nil.
 	Clock func() time.Time
 }
@@ -67,6 +69,8 @@ type Engine struct {
 	capacity decoder.Capacity
 	limit    int        // tickets: slots + MaxWaiting
 	sched    *scheduler // owned by the goroutine in Run
+	observer func(Step)
+	rows     []StepRow // reused for each Step; of the goroutine in Run
 
 	// wake has room for one note: the inbox is not empty.
 	wake chan struct{}
@@ -81,6 +85,7 @@ type Engine struct {
 	stopped bool // Run has returned, nobody reads the inbox
 	stats   Stats
 	load    load // as of stats
+	stepped time.Time
 }
 
 // message tells the loop of a new sequence, or that nobody wants one any more; if gone, not even what it gave.
@@ -122,7 +127,7 @@ func New(r Runner, o Options) *Engine {
 	}
 	c := r.Capacity()
 	e := &Engine{
-		runner: r, clock: o.Clock, capacity: c,
+		runner: r, clock: o.Clock, capacity: c, observer: o.Observe,
 		limit:   c.Slots + max(o.MaxWaiting, 0),
 		sched:   newScheduler(c, o),
 		wake:    make(chan struct{}, 1),
@@ -194,10 +199,12 @@ func (e *Engine) run(ctx context.Context, p plan) (tokens []decoder.Token, err e
 			err = fmt.Errorf("%w: the runner panicked: %v\n%s", decoder.ErrDevice, v, debug.Stack())
 		}
 	}()
+	began := e.clock()
 	tokens, err = e.runner.Run(ctx, p.batch)
 	if err == nil && len(tokens) != p.takes(tokens) {
 		err = fmt.Errorf("the runner gave %d tokens where %d rows take %d", len(tokens), len(p.seqs), p.takes(tokens))
 	}
+	e.observe(p, began, err)
 	return tokens, err
 }
 
@@ -205,7 +212,9 @@ func (e *Engine) run(ctx context.Context, p plan) (tokens []decoder.Token, err e
 // read the end can be accepted again.
 func (e *Engine) deliver(list []delivery) {
 	e.mu.Lock()
+	before := e.stats
 	e.stats, e.load = e.sched.stats(), e.sched.load()
+	e.mark(before)
 	for _, d := range list {
 		if d.event.Finish != Running {
 			e.release()
@@ -256,5 +265,10 @@ func (e *Engine) Stats() Stats {
 	defer e.mu.Unlock()
 	s := e.stats
 	s.Accepted = e.tickets
+	for _, m := range e.inbox {
+		if !m.cancel {
+			s.Waiting++
+		}
+	}
 	return s
 }

@@ -38,6 +38,8 @@ type Request struct {
 	// Options.SharePrefixes, it starts from the KV of that tenant's sequences only: the time of a first token tells
 	// whether others have asked the same.
 	Tenant string
+	// Tag comes back in the rows of Options.Observe; the engine does not look at it.
+	Tag any
 }
 
 // Group is the identity of requests that are different answers to one prompt.
@@ -76,6 +78,7 @@ const (
 type sequence struct {
 	id        string
 	tenant    string
+	tag       any
 	spans     []fusion.Span
 	maxTokens int
 	stop      []int32
@@ -112,7 +115,7 @@ type sequence struct {
 
 func newSequence(r Request, now time.Time) *sequence {
 	q := &sequence{
-		id: r.ID, tenant: r.Tenant, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
+		id: r.ID, tenant: r.Tenant, tag: r.Tag, spans: r.Input.Spans, maxTokens: r.MaxTokens, stop: slices.Clone(r.Stop),
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now}, plain: r.NoDrafts, group: r.Group,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -74,23 +75,25 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.shutdown, func() { end(errCut) })()
-	rec := s.newRecord(in)
+	ctx, rec := s.newRecord(ctx, in)
 	defer func() { err = rec.close(ctx, recover(), err) }()
 
 	req, err := s.validate(in)
 	if err != nil {
 		return err
 	}
+	method, _ := grpc.Method(ctx)
+	rec.asked(req, method == pb.MMServe_GenerateStream_FullMethodName)
 	req.deadline, _ = ctx.Deadline()
 	tickets := make([]*batching.Ticket, req.n)
 	for i := range tickets {
 		if tickets[i], err = s.engine.AcquireBy(req.deadline, req.priority, 0); err != nil {
-			return refusal(err)
+			return rec.refuse(err)
 		}
 		defer tickets[i].Release()
 	}
 
-	images, err := s.prepare(ctx, req.pictures)
+	images, err := s.prepare(ctx, rec, req.pictures)
 	if err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 	for i, ticket := range tickets {
 		r := batching.Request{
 			ID: rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group,
+			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group, Tag: rec.tag(),
 		}
 		r.Sampling.Seed += uint64(i)
 		if grammar != nil {
@@ -148,8 +151,9 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		}
 		stream, err := s.engine.Submit(ctx, ticket, r)
 		if err != nil {
-			return refusal(err)
+			return rec.refuse(err)
 		}
+		defer func() { rec.answers[i].timing = stream.Timing() }()
 		answers[i] = s.newAnswer(rec, req, i, stream, send)
 	}
 	if err := send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
@@ -167,7 +171,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 }
 
 // prepare decodes the pictures one after the other, each when a core is free for it.
-func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Image, error) {
+func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) ([]*vision.Image, error) {
 	images := make([]*vision.Image, len(pictures))
 	for i, p := range pictures {
 		select {
@@ -175,6 +179,7 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+		began := time.Now()
 		img, err := func() (*vision.Image, error) {
 			defer func() { <-s.preparing }() // also when a decoder panics
 			if len(pictures) > 1 && s.model.Layout.SplitAlone {
@@ -182,6 +187,7 @@ func (s *Server) prepare(ctx context.Context, pictures []picture) ([]*vision.Ima
 			}
 			return s.model.Prepare(p.data, p.detail)
 		}()
+		rec.pictures = append(rec.pictures, preparation{began, time.Now(), len(p.data), img})
 		if errors.Is(err, vision.ErrImage) {
 			return nil, invalid(p.field, "%v", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -21,15 +22,21 @@ import (
 
 // record is what a request leaves behind: counts and times, never content. One goroutine writes it.
 type record struct {
-	server *Server
-	id     string
+	server     *Server
+	id, tenant string
+	operation  string
+	span       trace.Span
+	progress   *progress // nil if the trace is not recorded
 
 	arrived, mark                time.Time
 	preprocess, tokenize, encode time.Duration
+	pictures                     []preparation
 
 	ids                   []int32 // the prompt's, for its log-probabilities
 	tokens, image, cached int
 	answers               []answered
+	sum                   answered // of all answers, once they have ended
+	refused               error    // the engine's, if it took the request not
 }
 
 // answered is what is known of one answer; the goroutine that delivers it writes it.
@@ -39,13 +46,34 @@ type answered struct {
 	timing     batching.Timing
 }
 
-func (s *Server) newRecord(in *pb.GenerateRequest) *record {
+// newRecord begins a request's record and its span, which is in the context that it gives.
+func (s *Server) newRecord(ctx context.Context, in *pb.GenerateRequest) (context.Context, *record) {
 	now := time.Now()
-	rec := &record{server: s, arrived: now, mark: now, id: in.GetRequestId()}
+	rec := &record{server: s, arrived: now, mark: now, id: in.GetRequestId(), operation: operationChat}
 	if rec.id == "" || !validID(rec.id) {
 		rec.id = rand.Text()
 	}
-	return rec
+	if validID(in.GetTenant()) {
+		rec.tenant = in.GetTenant()
+	}
+	if in.GetPrompt() != nil {
+		rec.operation = operationComplete
+	}
+	return rec.begin(ctx), rec
+}
+
+// refuse is the status for a request that the engine does not take.
+func (r *record) refuse(err error) error {
+	r.refused = err
+	return refusal(err)
+}
+
+// tag is what the engine's steps are told by; nil if nobody wants to know.
+func (r *record) tag() any {
+	if r.progress == nil {
+		return nil
+	}
+	return r.progress
 }
 
 // lap ends a stage: it took from the end of the one before until now.
@@ -70,7 +98,7 @@ func (r *record) usage(a answered) *pb.Usage {
 func (r *record) total() (sum answered) {
 	for _, a := range r.answers {
 		n := sum.completion + a.completion
-		if a.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !a.timing.Finished.Before(sum.timing.Finished) {
+		if sum.timing.Submitted.IsZero() || a.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !a.timing.Finished.Before(sum.timing.Finished) {
 			sum = a
 		}
 		sum.completion = n
@@ -105,8 +133,8 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 		err = cause // what the packages below return does not tell a client that left from a shutdown
 	}
-	sum := r.total()
-	if sum.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
+	r.sum = r.total()
+	if r.sum.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
 		r.server.cut.Add(1)
 	}
 	if panicked != nil {
@@ -119,14 +147,17 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 		attrs = append(attrs, slog.Any("error", err))
 	}
 	attrs = append(attrs, slog.String("code", status.Code(shown).String()))
+	if r.tenant != "" {
+		attrs = append(attrs, slog.String("tenant", r.tenant))
+	}
 	if r.tokens > 0 {
 		attrs = append(attrs,
-			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", sum.completion))
+			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", r.sum.completion))
 	}
-	if sum.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
-		attrs = append(attrs, slog.String("finish", sum.finish.String()))
+	if r.sum.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		attrs = append(attrs, slog.String("finish", r.sum.finish.String()))
 	}
-	t := r.timings(sum.timing)
+	t := r.timings(r.sum.timing)
 	for _, stage := range []struct {
 		key string
 		d   *durationpb.Duration
@@ -138,7 +169,11 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 			attrs = append(attrs, slog.Float64(stage.key, float64(d.Microseconds())/1000))
 		}
 	}
-	r.server.options.Logger.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
+	ctx = context.WithoutCancel(ctx)
+	r.server.options.Logger.LogAttrs(ctx, level, "request", attrs...)
+	stages := r.stages()
+	r.measure(ctx, status.Code(shown), stages)
+	r.spans(ctx, status.Code(shown), stages)
 	return shown
 }
 

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -52,6 +53,8 @@ type Model struct {
 	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
+	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
+	EncoderStats func() vision.EncoderStats
 	// MaxImages is the most pictures the model takes in a prompt. 0: it sets no limit.
 	MaxImages int
 	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
@@ -81,6 +84,8 @@ type Options struct {
 	NoDrafts bool
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
+	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.
+	Telemetry *Telemetry
 	// GRPC are further options of the gRPC server that Serve runs: credentials, telemetry.
 	GRPC []grpc.ServerOption
 }
@@ -93,6 +98,9 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Grace, 30*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Telemetry == nil {
+		o.Telemetry = noTelemetry()
 	}
 	return o
 }
@@ -131,6 +139,7 @@ func New(m Model, e *batching.Engine, o Options) *Server {
 	}
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
 	s.shutdown, s.cutAll = context.WithCancel(context.Background())
+	s.options.Telemetry.watch(s)
 	return s
 }
 
@@ -140,6 +149,15 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterMMServeServer(r, s)
 	healthpb.RegisterHealthServer(r, s.health)
 	s.health.SetServingStatus(pb.MMServe_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
+}
+
+// Ready says why the server takes no requests, nil if it does.
+func (s *Server) Ready() error {
+	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{Service: pb.MMServe_ServiceDesc.ServiceName})
+	if err == nil && r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		err = errors.New("the server is shutting down")
+	}
+	return err
 }
 
 // CutError is what Serve returns when requests were still running at the end of the grace period.

@@ -29,6 +29,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
@@ -210,8 +211,12 @@ type fixture struct {
 func start(t testing.TB, m server.Model, r batching.Runner, o server.Options) *fixture {
 	t.Helper()
 	f := &fixture{log: new(syncBuffer), served: make(chan error, 1)}
-	f.engine = newEngine(t, r)
-	o.Logger = slog.New(slog.NewTextHandler(f.log, nil))
+	var steps func(batching.Step)
+	if o.Telemetry != nil {
+		steps = o.Telemetry.Step
+	}
+	f.engine = newEngine(t, r, steps)
+	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))
 	lis := bufconn.Listen(1 << 20)
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())
@@ -278,10 +283,10 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// newEngine runs an engine until the test ends.
-func newEngine(t testing.TB, r batching.Runner) *batching.Engine {
+// newEngine runs an engine until the test ends; steps, unless nil, is told of its steps.
+func newEngine(t testing.TB, r batching.Runner, steps func(batching.Step)) *batching.Engine {
 	t.Helper()
-	e := batching.New(r, batching.Options{})
+	e := batching.New(r, batching.Options{Observe: steps})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()

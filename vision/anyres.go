@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 )
 
 // AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the whole
@@ -104,7 +105,7 @@ func (p AnyResTiles) Prepare(data []byte, l Limits, split bool) (*Image, error) 
 		return nil, err
 	}
 	s, f := p.Size, filters[p.Resample]
-	img := &Image{Width: rgb.W, Height: rgb.H, Size: s}
+	img := &Image{Width: rgb.W, Height: rgb.H, Size: s, Decoded: time.Now()}
 	if !split {
 		single := SingleTile{Size: s, Pad: true, Resample: p.Resample, Normalization: p.Normalization}
 		img.Digest, img.Pixels = digest(single, data), make([]uint8, 3*s*s)

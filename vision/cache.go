@@ -94,8 +94,8 @@ func (c *cache) finish(e *entry, patches []float32, err error) {
 	}
 }
 
-func (c *cache) size() int64 {
+func (c *cache) size() (bytes int64, entries int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.used
+	return c.used, c.order.Len()
 }

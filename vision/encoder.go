@@ -46,8 +46,9 @@ type EncoderStats struct {
 	Runs, Tiles int64
 	// Hits counts Encode calls answered from the cache or by joining an encode under way; Misses the others.
 	Hits, Misses int64
-	// CacheBytes is what the cache holds now.
-	CacheBytes int64
+	// CacheBytes is what the cache holds now, CacheEntries of how many images.
+	CacheBytes   int64
+	CacheEntries int
 }
 
 // job is one image on its way through the worker.
@@ -122,7 +123,7 @@ func (e *Encoder) Stats() EncoderStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.stats
-	s.CacheBytes = e.cache.size()
+	s.CacheBytes, s.CacheEntries = e.cache.size()
 	return s
 }
 

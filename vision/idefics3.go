@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Idefics3 is the preprocessing of the Idefics3 and SmolVLM families, with the values of preprocessor_config.json.
@@ -140,7 +141,7 @@ func (p Idefics3) Prepare(data []byte, l Limits, split bool) (*Image, error) {
 	}
 	p.Split = p.Split && split
 	s := p.MaxImageSize
-	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s}
+	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s, Decoded: time.Now()}
 	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
 	f := filters[p.Resample]
 

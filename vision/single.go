@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // SingleTile is the preprocessing of towers that see a picture as one square: CLIP, SigLIP and ViT, with the values of
@@ -123,7 +124,7 @@ func (p SingleTile) Prepare(data []byte, l Limits, _ bool) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Size: p.Size, Pixels: make([]uint8, 3*p.Size*p.Size)}
+	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Size: p.Size, Pixels: make([]uint8, 3*p.Size*p.Size), Decoded: time.Now()}
 	if p.Pad {
 		rgb = squared(rgb, p.Mean)
 	}

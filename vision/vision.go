@@ -5,7 +5,10 @@
 // batches the tiles of concurrent callers into one tower run.
 package vision
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
 // The wrapped text is safe to show to that caller; it never holds pixel content.
@@ -36,4 +39,6 @@ type Image struct {
 	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With Qwen2VL it
 	// holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8
+	// Decoded is when the pixels of the file were known: resizing began.
+	Decoded time.Time
 }

@@ -62,8 +62,9 @@ type app struct {
 	stopped chan error
 }
 
-// openApp starts everything below the server: ONNX Runtime, model, warm-up, KV cache, engine.
-func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) {
+// openApp starts everything below the server: ONNX Runtime, model, warm-up, KV cache, engine. steps, unless nil, is told of
+// the engine's steps.
+func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.Logger) (_ *app, err error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
@@ -127,6 +128,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	a.engine = batching.New(a.runner, batching.Options{
 		MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, KVTokens: kv.tokens, Drafts: f.Drafts,
 		NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
+		Observe: steps,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan error, 1)
@@ -148,9 +150,10 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode:   a.encoder.Encode,
-		Defaults: a.text.Defaults,
-		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
+		Encode:       a.encoder.Encode,
+		EncoderStats: a.encoder.Stats,
+		Defaults:     a.text.Defaults,
+		Compiler:     sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())

@@ -31,7 +31,7 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 		}
 		return cl, cl.Close, nil
 	}
-	a, err := openApp(c.OrtLib, f.modelFlags, log)
+	a, err := openApp(c.OrtLib, f.modelFlags, nil, log)
 	if err != nil {
 		return nil, nil, err
 	}

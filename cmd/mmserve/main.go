@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/mmserve/mmserve/internal/telemetry"
 )
 
 // version is set by the linker.
@@ -60,8 +62,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "mmserve:", err)
 		return 2
 	}
-	log := newLogger(stderr, c.LogLevel, c.LogFormat)
-	err = k.Run(&c, log)
+	level := new(slog.LevelVar)
+	log := newLogger(stderr, c.LogLevel, c.LogFormat, level)
+	err = k.Run(&c, log, level)
 	var exit exitError
 	switch {
 	case err == nil:
@@ -73,25 +76,29 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
-func newLogger(w io.Writer, level, format string) *slog.Logger {
-	var l slog.Level
+// newLogger writes lines of l and above, which starts at level.
+func newLogger(w io.Writer, level, format string, l *slog.LevelVar) *slog.Logger {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		panic(err) // the flag's enum allows valid levels only
 	}
 	o := &slog.HandlerOptions{Level: l}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.New(telemetry.TraceIDs(slog.NewJSONHandler(w, o)))
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.New(telemetry.TraceIDs(slog.NewTextHandler(w, o)))
 }
 
 type versionCmd struct{}
 
 func (versionCmd) Run(out io.Writer) error {
-	v := version
-	if b, ok := debug.ReadBuildInfo(); ok && v == "devel" && b.Main.Version != "" {
-		v = b.Main.Version
-	}
-	_, err := fmt.Fprintln(out, "mmserve", v)
+	_, err := fmt.Fprintln(out, "mmserve", programVersion())
 	return err
+}
+
+// programVersion is what the linker was told, or what Go knows of the module.
+func programVersion() string {
+	if b, ok := debug.ReadBuildInfo(); ok && version == "devel" && b.Main.Version != "" {
+		return b.Main.Version
+	}
+	return version
 }

@@ -274,19 +274,25 @@ func TestInit(t *testing.T) {
 	}
 }
 
-// startServer runs `mmserve serve` in this process and gives a client of it.
-func startServer(t *testing.T, args ...string) *client.Client {
+// freeAddress is one that nobody listens on.
+func freeAddress(t *testing.T) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := lis.Addr().String()
-	lis.Close()
+	defer lis.Close()
+	return lis.Addr().String()
+}
+
+// startServer runs `mmserve serve` in this process and gives a client of it.
+func startServer(t *testing.T, args ...string) *client.Client {
+	t.Helper()
+	addr := freeAddress(t)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan int, 1)
 	go func() {
-		done <- run(ctx, append([]string{"--log-level", "error", "serve", "--listen", addr}, args...), io.Discard, os.Stderr)
+		done <- run(ctx, append([]string{"--log-level", "error", "serve", "--listen", addr, "--admin-address", ""}, args...), io.Discard, os.Stderr)
 	}()
 	t.Cleanup(func() {
 		stop()

@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
+	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/server"
 )
 
 type serveCmd struct {
 	modelFlags
+	telemetryFlags
 	Listen          string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
 	MaxMessageBytes int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
 	MaxImages       int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most pictures in one request."`
@@ -21,7 +24,7 @@ type serveCmd struct {
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
+func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
 	if s.MaxMessageBytes < 1 || s.MaxImages < 1 {
 		return errors.New("--max-message-bytes and --max-images take 1 or more")
 	}
@@ -32,7 +35,23 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
 		return fmt.Errorf("--listen %s: %w", s.Listen, err)
 	}
 	defer lis.Close()
-	a, err := openApp(c.OrtLib, s.modelFlags, log)
+	var srv atomic.Pointer[server.Server] // nil while the model loads
+	o, err := s.observe(ctx, log, level, func() error {
+		if s := srv.Load(); s != nil {
+			return s.Ready()
+		}
+		return errors.New("the model is loading")
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.close()) }()
+	log = slog.New(o.sdk.Handler(log.Handler()))
+	var steps func(batching.Step)
+	if o.server != nil {
+		steps = o.server.Step
+	}
+	a, err := openApp(c.OrtLib, s.modelFlags, steps, log)
 	if err != nil {
 		return err
 	}
@@ -45,11 +64,11 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
 		a.stopped <- err // for close
 	}()
 	log.Info("serving", "address", lis.Addr().String())
-	srv := server.New(a.server, a.engine, server.Options{
+	srv.Store(server.New(a.server, a.engine, server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxImages: s.MaxImages,
-		NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log,
-	})
-	err = srv.Serve(ctx, lis)
+		NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+	}))
+	err = srv.Load().Serve(ctx, lis)
 	log.Info("stopped", "error", err)
 	return errors.Join(err, a.close())
 }

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/telemetry"
+	"github.com/mmserve/mmserve/server"
+)
+
+// telemetryFlags say where the server shows what it does; the standard OTEL_* variables say what is sent elsewhere.
+type telemetryFlags struct {
+	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port; off if empty. It shows what is in memory: keep it private."`
+	TraceSteps   int    `default:"16" env:"MMSERVE_TRACE_STEPS" help:"Of the engine's steps that run traced requests, one in so many gets a span of its own; 0: none."`
+}
+
+// flushTime is how long telemetry has to be sent when the server ends.
+const flushTime = 5 * time.Second
+
+// observability is what watches a server.
+type observability struct {
+	sdk    *telemetry.Telemetry
+	server *server.Telemetry // nil if everything is off
+	admin  *http.Server
+	free   func()
+	done   chan error // the admin listener's end
+}
+
+// observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads.
+func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, level *slog.LevelVar, ready func() error) (o *observability, err error) {
+	if f.TraceSteps < 0 {
+		return nil, fmt.Errorf("--trace-steps is %d, want 0 or more", f.TraceSteps)
+	}
+	options := telemetry.Options{
+		Version: programVersion(), Prometheus: f.AdminAddress != "",
+		Traces: exported("TRACES"), Metrics: exported("METRICS"), Logs: exported("LOGS"),
+	}
+	o = &observability{}
+	if o.sdk, err = telemetry.Start(ctx, options, log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.close())
+		}
+	}()
+	if options.Traces || options.Metrics || options.Prometheus {
+		if o.server, err = server.NewTelemetry(o.sdk.Tracer, o.sdk.Meter, f.TraceSteps); err != nil {
+			return o, err
+		}
+	}
+	if f.AdminAddress == "" {
+		return o, nil
+	}
+	lis, err := net.Listen("tcp", f.AdminAddress)
+	if err != nil {
+		return o, fmt.Errorf("--admin-address %s: %w", f.AdminAddress, err)
+	}
+	if o.admin, o.free, err = admin.New(admin.Options{Metrics: o.sdk.Scrape, Ready: ready, Level: level}); err != nil {
+		return o, errors.Join(err, lis.Close())
+	}
+	o.done = make(chan error, 1)
+	go func() { o.done <- o.admin.Serve(lis) }()
+	log.Info("admin", "address", lis.Addr().String())
+	return o, nil
+}
+
+// exported says whether a signal leaves the process: the variables that name an exporter or an endpoint turn it on.
+func exported(signal string) bool {
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
+		return false
+	}
+	switch os.Getenv("OTEL_" + signal + "_EXPORTER") {
+	case "none", "prometheus": // the admin listener answers Prometheus, whatever is exported
+		return false
+	case "":
+		return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT") != ""
+	}
+	return true
+}
+
+// grpc are the options that have RPCs traced and measured.
+func (o *observability) grpc() []grpc.ServerOption {
+	if o.server == nil {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(o.sdk.Tracer), otelgrpc.WithMeterProvider(o.sdk.Meter), otelgrpc.WithPropagators(o.sdk.Propagator),
+		otelgrpc.WithFilter(measured)))}
+}
+
+// measured leaves out probes, and methods that nobody declared: their names are the caller's, and each would be a series.
+func measured(info *stats.RPCTagInfo) bool {
+	service, method, ok := strings.Cut(strings.TrimPrefix(info.FullMethodName, "/"), "/")
+	if !ok || service == grpc_health_v1.Health_ServiceDesc.ServiceName {
+		return false
+	}
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
+	s, ok := d.(protoreflect.ServiceDescriptor)
+	return err == nil && ok && s.Methods().ByName(protoreflect.Name(method)) != nil
+}
+
+// close sends what is left and ends the admin listener, last of all.
+func (o *observability) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	err := o.sdk.Close(ctx)
+	if o.done == nil {
+		return err
+	}
+	err = errors.Join(err, o.admin.Close())
+	if serve := <-o.done; !errors.Is(serve, http.ErrServerClosed) {
+		err = errors.Join(err, serve)
+	}
+	o.free()
+	return err
+}

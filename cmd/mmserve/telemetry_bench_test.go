@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/telemetry"
+	"github.com/mmserve/mmserve/server"
+)
+
+// discard takes spans in the form in which they would be sent.
+type discard struct{}
+
+func (discard) Start(context.Context) error                                  { return nil }
+func (discard) Stop(context.Context) error                                   { return nil }
+func (discard) UploadTraces(context.Context, []*tracepb.ResourceSpans) error { return nil }
+
+// benchServer serves the embedded model in memory, watched or not.
+func benchServer(b *testing.B, watched bool) *client.Client {
+	b.Helper()
+	log := slog.New(slog.DiscardHandler)
+	o := &observability{}
+	var err error
+	if o.sdk, err = telemetry.Start(b.Context(), telemetry.Options{Prometheus: true}, log); err != nil {
+		b.Fatal(err)
+	}
+	var steps func(batching.Step)
+	if watched {
+		exporter, err := otlptrace.New(b.Context(), discard{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tp := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithSampler(sdktrace.AlwaysSample()))
+		b.Cleanup(func() { tp.Shutdown(context.Background()) })
+		o.sdk.Tracer = tp
+		if o.server, err = server.NewTelemetry(tp, o.sdk.Meter, 16); err != nil {
+			b.Fatal(err)
+		}
+		steps = o.server.Step
+	}
+	a, err := openApp("", modelFlags{LoadFormat: "auto", Precision: "fp32", Slots: 8, PrefillChunk: 256, MaxWaiting: 8, EncoderCache: 16}, steps, log)
+	if err != nil {
+		b.Fatal(err)
+	}
+	lis := bufconn.Listen(1 << 20)
+	ctx, stop := context.WithCancel(context.Background())
+	srv := server.New(a.server, a.engine, server.Options{Logger: log, Telemetry: o.server, GRPC: o.grpc()})
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ctx, lis) }()
+	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		conn.Close()
+		stop()
+		<-done
+		a.close()
+	})
+	return client.New(conn)
+}
+
+// processorTime is what the process has used: unlike the clock it does not tell of what else the machine does.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkTelemetry decodes eight streams with everything on (every request traced, one step in 16, metrics) and with
+// everything off, in turn. on/off is the median of the ratios of their tokens by processor time.
+func BenchmarkTelemetry(b *testing.B) {
+	const streams, tokens = 8, 256
+	off, on := benchServer(b, false), benchServer(b, true)
+	round := func(c *client.Client) (perToken time.Duration, allocs float64) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		began := processorTime(b)
+		var wg sync.WaitGroup
+		for range streams {
+			wg.Go(func() {
+				in := client.Chat(client.User(client.Text("Count.")))
+				n := uint32(tokens)
+				in.MaxTokens, in.IgnoreEos = &n, true
+				for _, err := range c.Stream(b.Context(), in) {
+					if err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		took := processorTime(b) - began
+		runtime.ReadMemStats(&after)
+		return took / (streams * tokens), float64(after.Mallocs-before.Mallocs) / (streams * tokens)
+	}
+	round(off)
+	round(on)
+	var ratios, offAllocs, onAllocs []float64
+	var offTime, onTime time.Duration
+	for i := 0; b.Loop(); i++ {
+		order := []*client.Client{off, on}
+		if i%2 == 1 {
+			slices.Reverse(order)
+		}
+		var times [2]time.Duration // off, on
+		for _, c := range order {
+			t, allocs := round(c)
+			if c == off {
+				times[0], offAllocs = t, append(offAllocs, allocs)
+			} else {
+				times[1], onAllocs = t, append(onAllocs, allocs)
+			}
+		}
+		ratios = append(ratios, float64(times[0])/float64(times[1]))
+		offTime, onTime = offTime+times[0], onTime+times[1]
+	}
+	median := func(x []float64) float64 { slices.Sort(x); return x[len(x)/2] }
+	n := time.Duration(len(ratios))
+	b.ReportMetric(median(ratios), "on/off")
+	b.ReportMetric(float64((offTime / n).Nanoseconds()), "off-cpu-ns/token")
+	b.ReportMetric(float64((onTime / n).Nanoseconds()), "on-cpu-ns/token")
+	b.ReportMetric(median(offAllocs), "off-allocs/token")
+	b.ReportMetric(median(onAllocs), "on-allocs/token")
+	b.ReportMetric(0, "ns/op")
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/stats"
+
+	"github.com/mmserve/mmserve/client"
+)
+
+// The admin listener of a server that answers.
+func TestAdmin(t *testing.T) {
+	admin := freeAddress(t)
+	c := startServer(t, "--slots", "2", "--admin-address", admin)
+	if _, err := c.Generate(t.Context(), client.Chat(client.User(client.ImageBytes(sample(t, 0)), client.Text("Describe the image.")))); err != nil {
+		t.Fatal(err)
+	}
+	get := func(path string) string {
+		resp, err := http.Get("http://" + admin + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(path, resp.StatusCode, err)
+		}
+		return string(b)
+	}
+	out := get("/metrics")
+	for _, want := range []string{
+		`mmserve_requests_finished_total{outcome="stop"} 1`,
+		`mmserve_encoder_requests_total{result="miss"} 1`,
+		`mmserve_encoder_cache_entries 1`,
+		`gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="mmserve",gen_ai_request_model="tiny-vlm",gen_ai_response_model="tiny-vlm"} 1`,
+		`rpc_server_call_duration_seconds_count{rpc_method="mmserve.v1.MMServe/Generate",rpc_response_status_code="OK",rpc_system_name="grpc"} 1`,
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+	if got := get("/readyz"); got != "ok\n" {
+		t.Errorf("readyz %q", got)
+	}
+}
+
+func TestMeasuredMethods(t *testing.T) {
+	for method, want := range map[string]bool{
+		"/mmserve.v1.MMServe/GenerateStream":                        true,
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": true,
+		"/grpc.health.v1.Health/Check":                              false,
+		"/mmserve.v1.MMServe/Nothing":                               false,
+		"/what.a.Caller/Likes":                                      false,
+		"/mmserve.v1.GenerateRequest/model":                         false,
+		"nonsense":                                                  false,
+		"":                                                          false,
+	} {
+		if got := measured(&stats.RPCTagInfo{FullMethodName: method}); got != want {
+			t.Errorf("%q: %v, want %v", method, got, want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+// Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, and gRPC's own
+// channelz. It has no authentication and shows what is in memory: it belongs on a loopback or a private address.
+package admin
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	grpcadmin "google.golang.org/grpc/admin"
+	"google.golang.org/grpc/reflection"
+)
+
+// Options are what the listener shows.
+type Options struct {
+	// Metrics answers /metrics.
+	Metrics http.Handler
+	// Ready says why the server takes no requests, nil if it does. It is called concurrently.
+	Ready func() error
+	// Level is read and changed at /loglevel.
+	Level *slog.LevelVar
+}
+
+// New returns the HTTP server, without an address, and what frees the rest once it is closed.
+func New(o Options) (_ *http.Server, free func(), _ error) {
+	g := grpc.NewServer()
+	cleanup, err := grpcadmin.Register(g)
+	if err != nil {
+		return nil, nil, err
+	}
+	reflection.Register(g)
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", o.Metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := o.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /loglevel", func(w http.ResponseWriter, _ *http.Request) { writeLevel(w, o.Level) })
+	mux.HandleFunc("PUT /loglevel", func(w http.ResponseWriter, r *http.Request) { setLevel(w, r, o.Level) })
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			g.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+	return s, func() { cleanup(); g.Stop() }, nil
+}
+
+// levelBytes is the longest text of a level, with room for a line's end.
+const levelBytes = 16
+
+func setLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, levelBytes))
+	var l slog.Level
+	if err != nil || l.UnmarshalText([]byte(strings.TrimSpace(string(body)))) != nil {
+		http.Error(w, "want debug, info, warn or error", http.StatusBadRequest)
+		return
+	}
+	level.Set(l)
+	writeLevel(w, level)
+}
+
+func writeLevel(w http.ResponseWriter, level *slog.LevelVar) {
+	fmt.Fprintln(w, strings.ToLower(level.Level().String()))
+}

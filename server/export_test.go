@@ -1,0 +1,4 @@
+package server
+
+// NewProgress is the tag of a request whose trace is recorded.
+func NewProgress() any { return new(progress) }

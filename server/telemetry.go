@@ -1,0 +1,300 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	nometric "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	notrace "go.opentelemetry.io/otel/trace/noop"
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/grpc/codes"
+
+	"github.com/mmserve/mmserve/batching"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Telemetry is what a server measures: its traces and instruments. No label says who asked: what callers choose freely
+// (tenants, ids) would make a series each.
+type Telemetry struct {
+	tracer trace.Tracer
+	meter  metric.Meter
+
+	duration, firstToken, outputToken, stage metric.Float64Histogram
+	finished, rejected, images               metric.Int64Counter
+	stepDuration                             metric.Float64Histogram
+	stepRows                                 metric.Int64Histogram
+	decode, prefill                          []metric.RecordOption // of a step's phase
+
+	utilization, stalled metric.Float64ObservableGauge
+	observed             []observed
+
+	// every is how many steps that run traced requests there are to one that gets a span; 0 for none. traced, which
+	// counts them, is the engine's goroutine's.
+	every, traced int
+}
+
+// observed is an instrument that is read from snapshots.
+type observed struct {
+	instrument metric.Int64Observable
+	attrs      []metric.ObserveOption
+	value      func(snapshot) int64
+}
+
+// snapshot is what the engine and the encoder count.
+type snapshot struct {
+	batching.Stats
+	encoder vision.EncoderStats
+}
+
+// NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
+// the requests in it; none if it is 0.
+func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans int) (*Telemetry, error) {
+	t := &Telemetry{tracer: tp.Tracer(scope), meter: mp.Meter(scope), every: stepSpans}
+	var errs []error
+	histogram := func(name, unit, description string, buckets []float64) metric.Float64Histogram {
+		h, err := t.meter.Float64Histogram(name, metric.WithUnit(unit), metric.WithDescription(description), metric.WithExplicitBucketBoundaries(buckets...))
+		errs = append(errs, err)
+		return h
+	}
+	counter := func(name, unit, description string) metric.Int64Counter {
+		c, err := t.meter.Int64Counter(name, metric.WithUnit(unit), metric.WithDescription(description))
+		errs = append(errs, err)
+		return c
+	}
+	gauge := func(name, unit, description string) metric.Float64ObservableGauge {
+		g, err := t.meter.Float64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description))
+		errs = append(errs, err)
+		return g
+	}
+	t.duration = histogram(metricRequestDuration, "s", "From a request's arrival to its end.", requestBuckets)
+	t.firstToken = histogram(metricFirstToken, "s", "From a request's arrival to its first token.", firstTokenBuckets)
+	t.outputToken = histogram(metricOutputToken, "s", "Time for each token after the first, of requests that gave two or more.", outputTokenBuckets)
+	t.stage = histogram(metricStageDuration, "s", "Time of a request in one of its stages.", stageBuckets)
+	t.stepDuration = histogram(metricStepDuration, "s", "Time of one step of the engine.", stepBuckets)
+	var err error
+	t.stepRows, err = t.meter.Int64Histogram(metricStepRows, metric.WithUnit("{row}"), metric.WithDescription("Sequences in one step of the engine."),
+		metric.WithExplicitBucketBoundaries(rowBuckets...))
+	errs = append(errs, err)
+	t.finished = counter(metricFinished, "{request}", "Requests that ended, each once.")
+	t.rejected = counter(metricRejected, "{request}", "Requests that ended before the engine took them.")
+	t.images = counter(metricImages, "{image}", "Pictures decoded and cut into tiles.")
+	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
+	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
+	t.decode, t.prefill = phase("decode"), phase("prefill")
+	t.zero()
+	return t, errors.Join(append(errs, t.observe())...)
+}
+
+// zero starts the counters of what happens seldom: a rate sees no first event in a series that begins with it.
+func (t *Telemetry) zero() {
+	for _, reason := range []string{"busy", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
+		t.rejected.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyReason.String(reason))))
+	}
+	for _, outcome := range []string{
+		"stop", "length", "cancelled", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+		"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
+	} {
+		t.finished.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
+	}
+	t.images.Add(context.Background(), 0)
+}
+
+func phase(name string) []metric.RecordOption {
+	return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(keyPhase.String(name)))}
+}
+
+// noTelemetry is for servers that are given none.
+func noTelemetry() *Telemetry {
+	t, err := NewTelemetry(notrace.NewTracerProvider(), nometric.NewMeterProvider(), 0)
+	if err != nil {
+		panic(err) // these providers give no errors
+	}
+	return t
+}
+
+// observe makes the instruments that are read when somebody asks.
+func (t *Telemetry) observe() error {
+	var errs []error
+	var instrument metric.Int64Observable
+	add := func(value func(snapshot) int64, attrs ...attribute.KeyValue) {
+		t.observed = append(t.observed, observed{instrument, []metric.ObserveOption{metric.WithAttributeSet(attribute.NewSet(attrs...))}, value})
+	}
+	gauge := func(name, unit, description string) {
+		g, err := t.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description))
+		instrument, errs = g, append(errs, err)
+	}
+	counter := func(name, unit, description string) {
+		c, err := t.meter.Int64ObservableCounter(name, metric.WithUnit(unit), metric.WithDescription(description))
+		instrument, errs = c, append(errs, err)
+	}
+	gauge(metricRunning, "{request}", "Sequences in prefill or decode.")
+	add(func(s snapshot) int64 { return int64(s.Running) })
+	gauge(metricWaiting, "{request}", "Sequences that are ready and have no slot yet.")
+	add(func(s snapshot) int64 { return int64(s.Waiting) })
+	gauge(metricPreparing, "{request}", "Accepted requests that the engine does not have yet.")
+	add(func(s snapshot) int64 { return int64(max(0, s.Accepted-s.Running-s.Waiting)) })
+	gauge(metricSlots, "{slot}", "Sequences that can run at once.")
+	add(func(s snapshot) int64 { return int64(s.Slots) })
+	gauge(metricCachedSlots, "{slot}", "Slots that hold what ended sequences left.")
+	add(func(s snapshot) int64 { return int64(s.CachedSlots) })
+	gauge(metricKVTokens, "{token}", "KV positions that running sequences hold.")
+	add(func(s snapshot) int64 { return int64(s.KVTokens) })
+	gauge(metricKVBudget, "{token}", "KV positions that may be held.")
+	add(func(s snapshot) int64 { return int64(s.KVBudget) })
+	counter(metricTokens, "{token}", "Tokens: prompt (run in prefill), cached (of prompts, found in the prefix cache), generated, wasted (run for nothing).")
+	add(func(s snapshot) int64 { return s.PromptTokens }, keyKind.String("prompt"))
+	add(func(s snapshot) int64 { return s.CachedTokens }, keyKind.String("cached"))
+	add(func(s snapshot) int64 { return s.GeneratedTokens }, keyKind.String("generated"))
+	add(func(s snapshot) int64 { return s.WastedTokens }, keyKind.String("wasted"))
+	counter(metricSteps, "{step}", "Steps of the engine.")
+	add(func(s snapshot) int64 { return s.PrefillSteps }, keyPhase.String("prefill"))
+	add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
+	counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
+	add(func(s snapshot) int64 { return s.FailedSteps })
+	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV to others for a time.")
+	add(func(s snapshot) int64 { return s.Preemptions })
+	counter(metricEvictions, "{sequence}", "Cached sequences whose slot was needed.")
+	add(func(s snapshot) int64 { return s.Evictions })
+	counter(metricMoves, "{token}", "KV positions copied between slots.")
+	add(func(s snapshot) int64 { return s.MovedTokens })
+	counter(metricEncoderCalls, "{image}", "Pictures that needed patch embeddings: hit (cached or under way), miss.")
+	add(func(s snapshot) int64 { return s.encoder.Hits }, keyResult.String("hit"))
+	add(func(s snapshot) int64 { return s.encoder.Misses }, keyResult.String("miss"))
+	counter(metricEncoderRuns, "{run}", "Runs of the vision tower.")
+	add(func(s snapshot) int64 { return s.encoder.Runs })
+	counter(metricEncoderTiles, "{tile}", "Tiles in the runs of the vision tower.")
+	add(func(s snapshot) int64 { return s.encoder.Tiles })
+	gauge(metricEncoderSize, "By", "Patch embeddings in the encoder cache.")
+	add(func(s snapshot) int64 { return s.encoder.CacheBytes })
+	gauge(metricEncoderEntries, "{image}", "Pictures in the encoder cache.")
+	add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
+	return errors.Join(errs...)
+}
+
+// block is the number of positions that the gateway protocol's cache metric counts as one. mmserve's KV has no blocks: a
+// prefix is shared to the position, memory comes in pages.
+const block = 16
+
+// watch has the instruments read from s from now on.
+func (t *Telemetry) watch(s *Server) {
+	var errs []error
+	info := func(name, description string, attrs ...attribute.KeyValue) {
+		set := metric.WithAttributeSet(attribute.NewSet(attrs...))
+		_, err := t.meter.Int64ObservableGauge(name, metric.WithDescription(description),
+			metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+				o.Observe(1, set)
+				return nil
+			}))
+		errs = append(errs, err)
+	}
+	info(metricModelInfo, "Always 1; the labels say which model is served.", keyModel.String(s.model.Name), keyDigest.String(s.model.Digest))
+	info(metricCacheConfig, "Always 1; the labels give the KV budget in blocks, as the gateway protocol asks for it.",
+		keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(s.engine.Stats().KVBudget/block)))
+	instruments := []metric.Observable{t.utilization, t.stalled}
+	for _, o := range t.observed {
+		instruments = append(instruments, o.instrument)
+	}
+	_, err := t.meter.RegisterCallback(func(_ context.Context, to metric.Observer) error {
+		now := snapshot{Stats: s.engine.Stats()}
+		if s.model.EncoderStats != nil {
+			now.encoder = s.model.EncoderStats()
+		}
+		to.ObserveFloat64(t.utilization, float64(now.KVTokens)/float64(max(1, now.KVBudget)))
+		to.ObserveFloat64(t.stalled, s.engine.Stalled().Seconds())
+		for _, o := range t.observed {
+			to.ObserveInt64(o.instrument, o.value(now), o.attrs...)
+		}
+		return nil
+	}, instruments...)
+	if err := errors.Join(append(errs, err)...); err != nil {
+		otel.Handle(err)
+	}
+}
+
+// Step measures a step; it is for batching.Options.Observe.
+func (t *Telemetry) Step(s batching.Step) {
+	ctx, attrs := context.Background(), t.decode
+	if s.Prefill {
+		attrs = t.prefill
+	}
+	t.stepDuration.Record(ctx, s.Ended.Sub(s.Began).Seconds(), attrs...)
+	t.stepRows.Record(ctx, int64(len(s.Rows)), attrs...)
+	t.trace(s)
+}
+
+// measure is the end of every request: its metrics, each once.
+func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage) {
+	t, model := r.server.options.Telemetry, r.server.model.Name
+	attrs := []attribute.KeyValue{keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model), keyResponseModel.String(model)}
+	set := metric.WithAttributeSet(attribute.NewSet(attrs...))
+	if e := r.sum.timing; !e.FirstToken.IsZero() {
+		t.firstToken.Record(ctx, e.FirstToken.Sub(r.arrived).Seconds(), set)
+	}
+	for _, s := range stages {
+		t.stage.Record(ctx, s.took.Seconds(), metric.WithAttributeSet(attribute.NewSet(keyStage.String(s.name))))
+	}
+	for _, a := range r.answers {
+		last := a.timing.Finished
+		if last.IsZero() { // cut by a stop string: the engine may still be at it
+			last = time.Now()
+		}
+		if a.completion > 1 {
+			t.outputToken.Record(ctx, last.Sub(a.timing.FirstToken).Seconds()/float64(a.completion-1), set)
+		}
+	}
+	for _, p := range r.pictures {
+		if p.image != nil {
+			t.images.Add(ctx, 1)
+		}
+	}
+	outcome, ok := finishNames[r.sum.finish]
+	if failure != codes.OK {
+		outcome = code.Code_name[int32(failure)]
+		attrs = append(attrs, keyErrorType.String(outcome))
+	} else if !ok {
+		outcome = "none" // cannot be: an answer without an end
+	}
+	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
+	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
+	if failure != codes.OK && r.sum.timing.Submitted.IsZero() {
+		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(keyReason.String(r.reason(failure)))))
+	}
+}
+
+// reason says in one word why a request was not taken.
+func (r *record) reason(failure codes.Code) string {
+	var late *batching.DeadlineError
+	switch {
+	case errors.As(r.refused, &late):
+		return "deadline"
+	case errors.Is(r.refused, batching.ErrBusy):
+		return "busy"
+	case errors.Is(r.refused, batching.ErrDraining), failure == codes.Unavailable:
+		return "draining"
+	}
+	switch failure {
+	case codes.InvalidArgument:
+		return "invalid"
+	case codes.NotFound:
+		return "model"
+	case codes.FailedPrecondition:
+		return "unsupported"
+	case codes.Canceled, codes.DeadlineExceeded:
+		return "left"
+	}
+	return "error"
+}
+
+// finishNames are the ends of answers as they stand in metrics and traces.
+var finishNames = map[pb.FinishReason]string{
+	pb.FinishReason_FINISH_REASON_STOP:      "stop",
+	pb.FinishReason_FINISH_REASON_LENGTH:    "length",
+	pb.FinishReason_FINISH_REASON_CANCELLED: "cancelled",
+}

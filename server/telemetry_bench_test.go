@@ -1,0 +1,40 @@
+package server_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/sdk/metric"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/server"
+)
+
+// BenchmarkStep is what a decode step of eight sequences costs the engine's goroutine beyond the step.
+func BenchmarkStep(b *testing.B) {
+	tp := sdktrace.NewTracerProvider()
+	defer tp.Shutdown(context.Background())
+	t, err := server.NewTelemetry(tp, metric.NewMeterProvider(metric.WithReader(metric.NewManualReader())), 16)
+	if err != nil {
+		b.Fatal(err)
+	}
+	now := time.Now()
+	s := batching.Step{Began: now, Ended: now.Add(time.Millisecond), Rows: make([]batching.StepRow, 8)}
+	b.Run("metrics", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			t.Step(s)
+		}
+	})
+	b.Run("traced", func(b *testing.B) {
+		for i := range s.Rows {
+			s.Rows[i].Tag = server.NewProgress()
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			t.Step(s)
+		}
+	})
+}
