@@ -1,3 +1,7 @@
 package loadtest
 
-var ReadEvents = readEvents
+var (
+	ReadEvents = readEvents
+	Gauges     = gauges
+	Stamp      = Picture.stamp
+)

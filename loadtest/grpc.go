@@ -2,35 +2,59 @@ package loadtest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// GRPC is a server of mmserve.v1. Raw sends prompts instead of chats, for models without a chat template.
+// GRPC is a server of mmserve.v1.
 type GRPC struct {
-	Client *client.Client
-	Addr   string
-	Raw    bool
+	client *client.Client
+	conn   *grpc.ClientConn
+	raw    bool
 }
 
-// DialGRPC makes a target of the server at addr.
-func DialGRPC(addr string, raw bool) (*GRPC, error) {
-	c, err := client.Dial(addr)
-	return &GRPC{c, addr, raw}, err
+// DialGRPC makes a target of the server at addr, any gRPC target. If raw, it sends prompts instead of chats, for models
+// without a chat template.
+func DialGRPC(addr string, raw bool, opts ...grpc.DialOption) (*GRPC, error) {
+	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts...)...)
+	if err != nil {
+		return nil, err
+	}
+	return &GRPC{client.New(conn), conn, raw}, nil
 }
 
-func (g *GRPC) String() string { return "grpc://" + g.Addr }
+func (g *GRPC) String() string { return "grpc://" + g.conn.Target() }
 
 // Close closes the connection.
-func (g *GRPC) Close() error { return g.Client.Close() }
+func (g *GRPC) Close() error { return g.conn.Close() }
+
+// Ready waits until the server says that it serves.
+func (g *GRPC) Ready(ctx context.Context) error {
+	for {
+		r, err := healthpb.NewHealthClient(g.conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		if err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING {
+			return nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%v is not ready: %w", g, errors.Join(ctx.Err(), err))
+		}
+	}
+}
 
 // Generate implements Target.
 func (g *GRPC) Generate(ctx context.Context, r *Request, token func(int)) (a Answer, err error) {
-	for e, err := range g.Client.Stream(ctx, g.message(r)) {
+	for e, err := range g.client.Stream(ctx, g.message(r)) {
 		switch {
 		case err != nil:
 			return a, err
@@ -65,7 +89,7 @@ func (g *GRPC) message(r *Request) *pb.GenerateRequest {
 	}
 	parts = append(parts, client.Text(r.Text))
 	in := client.Chat(client.User(parts...))
-	if g.Raw {
+	if g.raw {
 		in = client.Prompt(parts...)
 	}
 	limit := uint32(r.MaxTokens)

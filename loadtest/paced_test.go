@@ -14,11 +14,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/fusion"
@@ -86,14 +84,13 @@ func startPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batc
 	serving, stopServing := context.WithCancel(context.Background())
 	s := server.New(tinyText(t), e, server.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	go func() { served <- s.Serve(serving, lis) }()
-	conn, err := grpc.NewClient("passthrough:///memory",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	target, err := loadtest.DialGRPC("passthrough:memory", false,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		conn.Close()
+		target.Close()
 		stopServing()
 		if err := <-served; err != nil {
 			t.Errorf("server: %v", err)
@@ -103,7 +100,7 @@ func startPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batc
 			t.Errorf("engine: %v", err)
 		}
 	})
-	return &loadtest.GRPC{Client: client.New(conn), Addr: "memory"}, e
+	return target, e
 }
 
 // TestPace has the load generator measure, through a whole server, a decoder whose times are known. Time is that of a
@@ -113,6 +110,9 @@ func TestPace(t *testing.T) {
 		const perToken, perStep = 2 * time.Millisecond, 25 * time.Millisecond
 		target, _ := startPaced(t, 4, perToken, perStep, batching.Options{NoPrefixCache: true})
 		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:10,40"), IgnoreEOS: true, Name: "pace"}
+		if err := target.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		// One at a time: nobody waits for another's prefill.
 		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 0.25, 400*time.Second), Mix: mix})
 		if err != nil {

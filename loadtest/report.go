@@ -109,9 +109,14 @@ func NewReport(r *Result, a About) *Report {
 
 func (r *Report) timeline(run *Result) {
 	width := max(1, math.Ceil(run.Took.Seconds()/maxParts))
-	parts := make([]Part, int(run.Took.Seconds()/width)+1)
+	// The last part is shorter, or longer if almost nothing would be left for it.
+	took := run.Took.Seconds()
+	parts := make([]Part, max(1, int(took/width+0.75)))
 	for i := range parts {
 		parts[i].From, parts[i].Seconds = float64(i)*width, width
+	}
+	if last := &parts[len(parts)-1]; took > last.From {
+		last.Seconds = took - last.From
 	}
 	at := func(t time.Duration) *Part {
 		return &parts[min(max(int(t.Seconds()/width), 0), len(parts)-1)]
@@ -260,8 +265,8 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintf(w, "goodput %.3g requests/s (%s), attainment %.1f %%\n", s.Goodput, r.SLO, 100*s.Attainment)
 	}
 	k := &s.Tokens
-	fmt.Fprintf(w, "tokens: prompt %d (%d of pictures, %d cached), output %d by the server, %d received; %d answers differ, %d of them by the end-of-answer token\n",
-		k.Prompt, k.Image, k.Cached, k.Output, k.OutputReceived, k.Mismatches, k.EndTokens)
+	fmt.Fprintf(w, "tokens: prompt %d (%d of pictures, %d cached), output %d by the server, %d received; %d answers differ, by %d that were not received and %d too many\n",
+		k.Prompt, k.Image, k.Cached, k.Output, k.OutputReceived, k.Mismatches, k.Missing, k.Extra)
 	if len(r.Stages) > 0 {
 		fmt.Fprintln(t, "rate\tOK/due\tgoodput\tattained\trequests/s\ttokens/s\tTTFT p50\tp99\tTPOT p50\tp99\tE2E p50\tp99\t")
 		for _, g := range r.Stages {

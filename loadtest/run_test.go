@@ -24,6 +24,11 @@ func (f fake) Generate(ctx context.Context, r *loadtest.Request, token func(int)
 func (fake) String() string { return "fake" }
 func (fake) Close() error   { return nil }
 
+// instant answers at once.
+var instant = fake(func(context.Context, *loadtest.Request, func(int)) (loadtest.Answer, error) {
+	return loadtest.Answer{}, nil
+})
+
 // sleep waits for d or for the end of ctx.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
@@ -194,7 +199,7 @@ func TestErrorsByCode(t *testing.T) {
 		if s.OK != 5 || s.Errors["TRANSPORT"] != 5 {
 			t.Errorf("%+v", s)
 		}
-		if k := s.Tokens; k.Output != 20 || k.OutputReceived != 15 || k.Mismatches != 5 || k.EndTokens != 5 || k.MismatchedTotal != 5 {
+		if k := s.Tokens; k.Output != 20 || k.OutputReceived != 15 || k.Mismatches != 5 || k.Missing != 5 || k.Extra != 0 {
 			t.Errorf("tokens %+v", k)
 		}
 	})

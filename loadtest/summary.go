@@ -20,7 +20,7 @@ var Formulas = []struct{ Name, Text string }{
 	{"goodput", "requests due in the window whose whole answer kept the SLO ÷ the window's length"},
 	{"attainment", "the same ÷ (requests due in the window − those abandoned on purpose)"},
 	{"lag", "sent − due: what this program was late by"},
-	{"token mismatch", "answers whose tokens received differ from the server's count; an end-of-answer token has no text and is not received"},
+	{"token mismatch", "answers whose tokens received differ from the server's count; special tokens at the end of an answer have no text and are not received"},
 }
 
 // TTFT is the time to the first text; false if none came.
@@ -126,15 +126,15 @@ type Summary struct {
 
 	// Tokens of whole answers.
 	Tokens struct {
-		Prompt          int `json:"prompt"`
-		Image           int `json:"image"`
-		CachedImage     int `json:"cached_image"`
-		Cached          int `json:"cached"`
-		Output          int `json:"output"`
-		OutputReceived  int `json:"output_received"`
-		Mismatches      int `json:"mismatches"`       // answers where the two differ
-		EndTokens       int `json:"end_tokens"`       // of these, by the one token that ends an answer
-		MismatchedTotal int `json:"mismatched_total"` // sum of the differences' sizes
+		Prompt         int `json:"prompt"`
+		Image          int `json:"image"`
+		CachedImage    int `json:"cached_image"`
+		Cached         int `json:"cached"`
+		Output         int `json:"output"`
+		OutputReceived int `json:"output_received"`
+		Mismatches     int `json:"mismatches"` // answers where the two differ
+		Missing        int `json:"missing"`    // tokens that the server counts and that were not received
+		Extra          int `json:"extra"`      // the other way round
 	} `json:"tokens"`
 	// Server has the stages by the server's clock, where it tells.
 	Server map[string]Quantiles `json:"server,omitempty"`
@@ -218,11 +218,9 @@ func (s *Summary) count(q *Sample) {
 	t.Output += a.Completion
 	received := q.received()
 	t.OutputReceived += received
-	if d := a.Completion - received; d != 0 {
+	if received != a.Completion {
 		t.Mismatches++
-		t.MismatchedTotal += max(d, -d)
-		if d == 1 && a.Finish == "stop" {
-			t.EndTokens++
-		}
 	}
+	t.Missing += max(0, a.Completion-received)
+	t.Extra += max(0, received-a.Completion)
 }

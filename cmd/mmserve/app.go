@@ -35,6 +35,7 @@ type modelFlags struct {
 	MaxLen       int    `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"Most tokens of prompt and answer together (default: what the model was made for)."`
 	PrefillChunk int    `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
 	EncoderCache int64  `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
+	Pace         string `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 	MaxPixels    int64  `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
 }
 
@@ -56,6 +57,9 @@ type app struct {
 func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) {
 	if f.Slots < 0 || f.MaxWaiting < 0 || f.MaxLen < 0 || f.PrefillChunk < 1 || f.Threads < 0 || f.EncoderCache < 0 || f.MaxPixels < 0 {
 		return nil, errors.New("--slots, --max-waiting, --max-len, --threads, --encoder-cache-mib and --max-pixels take 0 or more, --prefill-chunk 1 or more")
+	}
+	if f.Pace != "" {
+		return openPaced(f, log)
 	}
 	if err := startRuntime(ortLib); err != nil {
 		return nil, err
@@ -100,9 +104,17 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	if err := a.warmUp(); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
 	}
+	a.encoder = vision.NewEncoder(a.tower, a.text.Preprocessor.Normalize, f.EncoderCache<<20)
+	a.start(a.runner, a.encoder.Encode, f)
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
+		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
+	return a, nil
+}
+
+// start runs the engine over r, and says what the server needs.
+func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error), f modelFlags) {
 	pre := a.text.Preprocessor
-	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
-	a.engine = batching.New(a.runner, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk})
+	a.engine = batching.New(r, batching.Options{MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
@@ -113,19 +125,16 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 	}
 	a.server = server.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(a.model.Digest()),
-		MaxLen: a.runner.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
+		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode:   a.encoder.Encode,
+		Encode:   encode,
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "precision", p, "slots", slots,
-		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
-	return a, nil
 }
 
 // warmUp runs the tower and the decoder once, so that the first request pays for no lazy allocation.
