@@ -1,7 +1,13 @@
 package loadtest
 
+import "google.golang.org/grpc"
+
 var (
 	ReadEvents = readEvents
 	Gauges     = gauges
+	CodeOf     = codeOf
 	Stamp      = Picture.stamp
 )
+
+// Conn is the target's connection, for other calls.
+func (g *GRPC) Conn() *grpc.ClientConn { return g.conn }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/loadtest"
+	"github.com/mmserve/mmserve/server"
 )
 
 // goodput loads a paced server that has room for 8 sequences at a rate, each call with a deadline, and counts the answers
@@ -14,18 +15,18 @@ import (
 func goodput(t *testing.T, rate float64, output string, deadline time.Duration) loadtest.Summary {
 	var s loadtest.Summary
 	synctest.Test(t, func(t *testing.T) {
-		target, engine := startPaced(t, 8, 500*time.Microsecond, 20*time.Millisecond, batching.Options{MaxWaiting: 64, NoPrefixCache: true})
+		f := newPaced(t, 8, 500*time.Microsecond, 20*time.Millisecond, batching.Options{MaxWaiting: 64, NoPrefixCache: true}, server.Options{})
 		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, output), IgnoreEOS: true, Name: "o"}
 		const warmUp, d = 15 * time.Second, 75 * time.Second
 		r, err := loadtest.Run(t.Context(), loadtest.Config{
-			Target: target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process(t, "poisson")},
+			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process(t, "poisson")},
 			Mix: mix, WarmUp: warmUp, Deadline: deadline,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		s = loadtest.Summarize(r.Samples, warmUp, d, loadtest.SLO{E2E: deadline})
-		st := engine.Stats()
+		st := f.engine.Stats()
 		t.Logf("due %5.2f/s: good %5.2f/s, attained %5.1f %%, TTFT p50 %4.0f p99 %4.0f ms, %v, wasted %d of %d tokens", s.DueRate, s.Goodput, 100*s.Attainment, s.TTFT.P50, s.TTFT.P99, s.Errors,
 			st.WastedTokens, st.GeneratedTokens+st.PromptTokens)
 	})

@@ -3,8 +3,6 @@ package loadtest_test
 import (
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"math"
 	"net"
 	"os"
@@ -72,27 +70,39 @@ func (s spelled) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, er
 	return tokens, err
 }
 
-// startPaced serves a decoder with a pace on a connection in memory, until the test ends.
-func startPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options) (*loadtest.GRPC, *batching.Engine) {
+// pacedServer is a server over a decoder with a pace, and what its test looks at.
+type pacedServer struct {
+	target *loadtest.GRPC
+	engine *batching.Engine
+	hash   *decodertest.Hash
+	log    *syncBuffer
+	stop   context.CancelFunc // as SIGTERM does
+	served chan error         // what Serve returned
+}
+
+// newPaced serves on a connection in memory until the test ends.
+func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options, so server.Options) *pacedServer {
 	t.Helper()
-	runner := spelled{decodertest.NewPaced(decodertest.NewHash(slots, contextLen, vocab), perToken, perStep)}
-	e := batching.New(runner, o)
+	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, vocab), log: new(syncBuffer), served: make(chan error, 1)}
+	f.engine = batching.New(spelled{decodertest.NewPaced(f.hash, perToken, perStep)}, o)
 	ctx, stop := context.WithCancel(context.Background())
-	ended, served := make(chan error, 1), make(chan error, 1)
-	go func() { ended <- e.Run(ctx) }()
+	ended := make(chan error, 1)
+	go func() { ended <- f.engine.Run(ctx) }()
 	lis := bufconn.Listen(1 << 20)
-	serving, stopServing := context.WithCancel(context.Background())
-	s := server.New(tinyText(t), e, server.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	go func() { served <- s.Serve(serving, lis) }()
-	target, err := loadtest.DialGRPC("passthrough:memory", false,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
-	if err != nil {
+	var serving context.Context
+	serving, f.stop = context.WithCancel(context.Background())
+	so.Logger = jsonLog(f.log)
+	s := server.New(tinyText(t), f.engine, so)
+	go func() { f.served <- s.Serve(serving, lis) }()
+	var err error
+	if f.target, err = loadtest.DialGRPC("passthrough:memory", false,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		target.Close()
-		stopServing()
-		if err := <-served; err != nil {
+		f.target.Close()
+		f.stop()
+		if err := <-f.served; err != nil {
 			t.Errorf("server: %v", err)
 		}
 		stop()
@@ -100,7 +110,7 @@ func startPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batc
 			t.Errorf("engine: %v", err)
 		}
 	})
-	return target, e
+	return f
 }
 
 // TestPace has the load generator measure, through a whole server, a decoder whose times are known. Time is that of a
@@ -108,7 +118,7 @@ func startPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batc
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perToken, perStep = 2 * time.Millisecond, 25 * time.Millisecond
-		target, _ := startPaced(t, 4, perToken, perStep, batching.Options{NoPrefixCache: true})
+		target := newPaced(t, 4, perToken, perStep, batching.Options{NoPrefixCache: true}, server.Options{}).target
 		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:10,40"), IgnoreEOS: true, Name: "pace"}
 		if err := target.Ready(t.Context()); err != nil {
 			t.Fatal(err)
