@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test lint proto ort fuzz bench bench-peers loadtest clean
+.PHONY: run build test lint proto ort fuzz bench bench-peers loadtest soak clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -58,6 +58,12 @@ LOADTEST ?= --rate 8 --duration 15s --warm-up 3s --prompt uniform:4,40 --output 
 loadtest: build
 	@$(BIN) --log-level warn serve --listen 127.0.0.1:18089 & pid=$$!; trap "kill $$pid; wait $$pid" EXIT; \
 	$(BIN) bench --server 127.0.0.1:18089 --wait 60s --slo ttft=1s,tpot=100ms --json bin/loadtest.json --html bin/loadtest.html $(LOADTEST)
+
+## soak: the embedded model at 80 % of what it carries, for SOAK, with everything that goes wrong (docs/reliability.md)
+SOAK ?= 10m
+soak: build
+	$(GO) build -o bin/soak ./cmd/soak
+	bin/soak -duration $(SOAK)
 
 clean:
 	rm -rf bin node_modules

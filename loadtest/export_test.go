@@ -5,7 +5,6 @@ import "google.golang.org/grpc"
 var (
 	ReadEvents = readEvents
 	Gauges     = gauges
-	CodeOf     = codeOf
 	Stamp      = Picture.stamp
 )
 

@@ -246,7 +246,7 @@ func (l *load) one(run context.Context, r *Request, s Sample) {
 		l.mu.Unlock()
 	})
 	s.Ended = time.Since(l.start)
-	s.Answer, s.Code = answer, codeOf(err)
+	s.Answer, s.Code = answer, CodeOf(err)
 	switch {
 	case err == nil && answer.Finish == finishCancelled:
 		s.Code = codeCut

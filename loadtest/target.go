@@ -58,8 +58,8 @@ type httpError struct {
 
 func (e *httpError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.status, e.text) }
 
-// codeOf names an error: gRPC's codes in capitals, HTTP_429, TRUNCATED for a stream that broke off.
-func codeOf(err error) string {
+// CodeOf names an error: gRPC's codes in capitals, HTTP_429, TRUNCATED for a stream that broke off.
+func CodeOf(err error) string {
 	var http *httpError
 	switch {
 	case err == nil:
