@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
@@ -68,7 +69,8 @@ func (r *Report) differentWork(old *Report) []string {
 }
 
 // WriteDifference writes how the report differs from an earlier one.
-func (r *Report) WriteDifference(w io.Writer, old *Report) error {
+func (r *Report) WriteDifference(out io.Writer, old *Report) error {
+	w := new(bytes.Buffer)
 	fmt.Fprintf(w, "against %s of %s (version %s):\n", old.Target, old.Started.Format("2006-01-02 15:04:05 MST"), old.Version)
 	for _, d := range r.differentWork(old) {
 		fmt.Fprintf(w, "  not the same work: %s\n", d)
@@ -85,5 +87,7 @@ func (r *Report) WriteDifference(w io.Writer, old *Report) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%+.1f %%\t%s\t\n", c.Name, number(c.Old), number(c.New), c.Percent(), word)
 	}
-	return t.Flush()
+	t.Flush()
+	_, err := out.Write(w.Bytes())
+	return err
 }

@@ -75,7 +75,7 @@ func TestOpenAI(t *testing.T) {
 	mix := text(t)
 	mix.PictureShare, mix.PicturesEach, mix.Pictures, mix.Fresh = 1, lengths(t, "1"), pictures, true
 	mix.Tenants, mix.IgnoreEOS = []loadtest.Weighted{{Value: "acme", Weight: 1}}, true
-	r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 100, 105*time.Millisecond), Mix: mix})
+	r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 100, 100*time.Millisecond), Mix: mix})
 	if err != nil {
 		t.Fatal(err)
 	}

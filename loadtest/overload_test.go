@@ -1,6 +1,7 @@
 package loadtest_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,4 +64,37 @@ func TestGoodputOfWholeAnswers(t *testing.T) {
 	}
 	overload(t, "uniform:1,4", 10, 12, 14, 17, 20)
 	overload(t, "uniform:10,50", 5, 6, 7, 8)
+}
+
+// TestKnee holds that a search finds, within one step, the knee that trying every rate finds.
+func TestKnee(t *testing.T) {
+	attained := func(rate float64, seed uint64) (share float64) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newPaced(t, 4, 500*time.Microsecond, 20*time.Millisecond, batching.Options{MaxWaiting: 1000, NoPrefixCache: true}, server.Options{})
+			mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:5,15"), IgnoreEOS: true, Name: "k"}
+			const warmUp, d = 5 * time.Second, 45 * time.Second
+			r, err := loadtest.Run(t.Context(), loadtest.Config{
+				Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process(t, "poisson")}, Mix: mix, WarmUp: warmUp, Seed: seed,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			share = loadtest.Summarize(r.Samples, warmUp, d, loadtest.SLO{TTFT: time.Second}).Attainment
+		})
+		t.Logf("%.2f requests/s: %.1f %%", rate, 100*share)
+		return share
+	}
+	search := loadtest.Search{From: 2, To: 40, Ratio: 1.2, Attain: 0.95}
+	found, err := search.Find(t.Context(), func(_ context.Context, rate float64) (float64, error) { return attained(rate, 1), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var swept float64
+	for rate := search.From; attained(rate, 2) >= search.Attain; rate *= search.Ratio {
+		swept = rate
+	}
+	t.Logf("the search says %.2f requests/s, the sweep %.2f", found.Rate, swept)
+	if found.Rate > swept*search.Ratio*1.001 || found.Rate < swept/search.Ratio/1.001 {
+		t.Errorf("the search says %.2f requests/s, the sweep %.2f: more than a step of %v apart", found.Rate, swept, search.Ratio)
+	}
 }

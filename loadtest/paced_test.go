@@ -129,7 +129,7 @@ func TestPace(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := loadtest.Summarize(r.Samples, 0, 400*time.Second, loadtest.SLO{})
-		if s.OK != 99 || s.Tokens.Mismatches != 0 || s.Tokens.Output == 0 {
+		if s.OK != 100 || s.Tokens.Mismatches != 0 || s.Tokens.Output == 0 {
 			t.Fatalf("%+v", s)
 		}
 		wantTTFT := ms(perToken) * float64(s.Tokens.Prompt) / float64(s.OK)

@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -75,8 +76,9 @@ type About struct {
 	Version, Target string
 	Options         map[string]string
 	SLO             SLO
-	// Attain, if above 0, has the report name a knee: of the stages' rates, the last before the first whose attainment is
-	// below it.
+	// Knee is what a search found. If it is nil and Attain above 0, the report names one: of the stages' rates, the last
+	// before the first whose attainment is below it.
+	Knee   *Knee
 	Attain float64
 }
 
@@ -97,7 +99,7 @@ func NewReport(r *Result, a About) *Report {
 			out.Stages = append(out.Stages, StageReport{w.Rate, w.From.Seconds(), Summarize(r.Samples, w.From, w.To, a.SLO)})
 		}
 		slices.SortStableFunc(out.Stages, func(a, b StageReport) int { return int(math.Copysign(1, a.Rate-b.Rate)) })
-		if a.Attain > 0 {
+		if out.Knee = a.Knee; out.Knee == nil && a.Attain > 0 {
 			out.Knee = kneeOf(out.Stages, a.Attain)
 		}
 	}
@@ -230,7 +232,8 @@ func WriteLedger(w io.Writer, r *Result) error {
 }
 
 // WriteText writes the report for a terminal.
-func (r *Report) WriteText(w io.Writer) error {
+func (r *Report) WriteText(out io.Writer) error {
+	w := new(bytes.Buffer)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	s := &r.Summary
 	fmt.Fprintf(w, "%s: %d requests due in %.1f s (%.3g/s), %d OK, %d abandoned, %d failed\n", r.Target, s.Due, s.WindowSeconds, s.DueRate, s.OK, s.Abandoned, s.Due-s.OK-s.Abandoned)
@@ -282,7 +285,8 @@ func (r *Report) WriteText(w io.Writer) error {
 	for _, f := range Formulas {
 		fmt.Fprintf(w, "  %s = %s\n", f.Name, f.Text)
 	}
-	return nil
+	_, err := out.Write(w.Bytes())
+	return err
 }
 
 // serverStages in the order in which a request goes through them.

@@ -18,7 +18,7 @@ type Arrival struct {
 	Prompt, Output int
 }
 
-// Stage is a time with one rate of arrivals.
+// Stage is a time with one rate of arrivals. The first is at its beginning, and it has Rate × Duration of them.
 type Stage struct {
 	Rate     float64 // requests/s
 	Duration time.Duration
@@ -161,16 +161,19 @@ func (s Schedule) Arrivals(rng *rand.Rand) iter.Seq[Arrival] {
 			return
 		}
 		for i, stage := range s.Stages {
-			begin, at := s.begin(i), 0.0
-			for {
-				at += s.Process.gap(rng) / stage.Rate
-				d := begin + time.Duration(math.Round(at*1e9))
-				if at > stage.Duration.Seconds() || d >= begin+stage.Duration {
-					break
-				}
-				if !next(Arrival{At: d, Stage: i}) {
+			// The gaps are drawn twice: first for their sum. Without scaling them to it, the rate of a short stage would be
+			// off by its own chance, and near saturation a few percent decide.
+			n, begin, seed := int(math.Round(stage.Rate*stage.Duration.Seconds())), s.begin(i), rng.Uint64()
+			sum, draw := 0.0, rand.New(rand.NewPCG(seed, 0))
+			for range n {
+				sum += s.Process.gap(draw)
+			}
+			at, draw := 0.0, rand.New(rand.NewPCG(seed, 0))
+			for range n {
+				if !next(Arrival{At: begin + time.Duration(math.Round(at/sum*float64(stage.Duration))), Stage: i}) {
 					return
 				}
+				at += s.Process.gap(draw)
 			}
 		}
 	}

@@ -38,10 +38,10 @@ func TestRamp(t *testing.T) {
 	}
 	s := loadtest.Schedule{Stages: stages, Process: process(t, "constant")}
 	counts := map[int]int{}
-	for a := range s.Arrivals(nil) {
+	for a := range s.Arrivals(rand.New(rand.NewPCG(1, 1))) {
 		counts[a.Stage]++
 	}
-	if s.Duration() != 30*time.Second || counts[0] != 9 || counts[1] != 24 || counts[2] != 39 {
+	if s.Duration() != 30*time.Second || counts[0] != 10 || counts[1] != 25 || counts[2] != 40 {
 		t.Errorf("%v: %v", s.Duration(), counts)
 	}
 	for _, bad := range []string{"", "1:2", "0:2:1", "5:2:1", "1:2:x", "1:2:-1", "1:1e9:1", "NaN:2:1", "1:Inf:1"} {
@@ -162,6 +162,18 @@ func TestSearch(t *testing.T) {
 		if k.Above == 0 && capacity < 90 || k.Rate == 0 && capacity >= 1 {
 			t.Errorf("capacity %.2f: no bound: %+v", capacity, k)
 		}
+	}
+	// A try that noise spoils does not count, if there is another.
+	s.Tries, s.From = 2, 10
+	n := 0
+	k, err := s.Find(t.Context(), func(_ context.Context, rate float64) (float64, error) {
+		if n++; n%2 == 1 || rate > 30 {
+			return 0, nil
+		}
+		return 1, nil
+	})
+	if err != nil || k.Rate > 30 || k.Above < 30 {
+		t.Errorf("with every other try spoilt: %+v, %v", k, err)
 	}
 	for _, bad := range []loadtest.Search{{}, {From: 2, To: 1, Ratio: 1.1, Attain: 1}, {From: 1, To: 2, Ratio: 1, Attain: 1}, {From: 1, To: 2, Ratio: 2, Attain: 1.5}} {
 		if bad.Check() == nil {

@@ -12,6 +12,9 @@ type Search struct {
 	From, To, Ratio float64
 	// Attain is the part of the requests that have to be good for a rate to be sustained.
 	Attain float64
+	// Tries is how often a rate is tried before it counts as not sustained, against noise that only ever makes things worse;
+	// 1 if 0.
+	Tries int
 }
 
 // Check says what is wrong with the search.
@@ -43,11 +46,17 @@ func (s Search) Find(ctx context.Context, try func(ctx context.Context, rate flo
 	stride := max(1, int(math.Round(math.Log(2)/math.Log(s.Ratio))))
 	good, bad := -1, last+1 // steps
 	for step := 0; bad-good > 1; {
-		attained, err := try(ctx, s.rate(step))
-		if err != nil {
-			return Knee{}, err
+		sustained := false
+		for range max(1, s.Tries) {
+			attained, err := try(ctx, s.rate(step))
+			if err != nil {
+				return Knee{}, err
+			}
+			if sustained = attained >= s.Attain; sustained {
+				break
+			}
 		}
-		if attained >= s.Attain {
+		if sustained {
 			good = step
 		} else {
 			bad = step

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -35,6 +34,7 @@ type benchCmd struct {
 	Ramp     string        `placeholder:"FROM:TO:STEP" group:"Schedule" help:"Go through these rates one after the other."`
 	Search   string        `placeholder:"FROM:TO" group:"Schedule" help:"Find the highest rate between these at which --attain of the requests keep --slo."`
 	Ratio    float64       `default:"1.1" group:"Schedule" help:"From one step of --search to the next."`
+	Tries    int           `default:"2" group:"Schedule" help:"How often --search tries a rate before it counts as not sustained."`
 	Attain   float64       `default:"0.95" group:"Schedule" help:"Part of the requests that have to be good for a rate to count as sustained."`
 	Trace    string        `placeholder:"FILE" group:"Schedule" help:"Take the times from a trace: time[,prompt tokens[,output tokens]] a line, or JSON lines with timestamp, input_length, output_length."`
 	Speed    float64       `default:"1" group:"Schedule" help:"Play --trace so many times as fast."`
@@ -103,11 +103,11 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 	if !b.Quiet {
 		c.Progress = progress(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
 	}
-	result, err := b.load(ctx, c, slo)
+	result, knee, err := b.load(ctx, c, slo)
 	if err != nil {
 		return err
 	}
-	about := loadtest.About{Version: version, Target: c.Target.String(), Options: b.options(k), SLO: slo, Attain: b.Attain}
+	about := loadtest.About{Version: version, Target: c.Target.String(), Options: b.options(k), SLO: slo, Knee: knee, Attain: b.Attain}
 	report := loadtest.NewReport(result, about)
 	if err := report.WriteText(out); err != nil {
 		return err
@@ -131,19 +131,20 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 }
 
 // load runs the schedule, or a search.
-func (b benchCmd) load(ctx context.Context, c loadtest.Config, slo loadtest.SLO) (*loadtest.Result, error) {
+func (b benchCmd) load(ctx context.Context, c loadtest.Config, slo loadtest.SLO) (*loadtest.Result, *loadtest.Knee, error) {
 	if b.Search == "" {
-		return loadtest.Run(ctx, c)
+		r, err := loadtest.Run(ctx, c)
+		return r, nil, err
 	}
-	search := loadtest.Search{Ratio: b.Ratio, Attain: b.Attain}
+	search := loadtest.Search{Ratio: b.Ratio, Attain: b.Attain, Tries: b.Tries}
 	if n, err := fmt.Sscanf(b.Search+" ", "%f:%f ", &search.From, &search.To); n != 2 || err != nil {
-		return nil, fmt.Errorf("--search %q: want FROM:TO in requests/s", b.Search)
+		return nil, nil, fmt.Errorf("--search %q: want FROM:TO in requests/s", b.Search)
 	}
 	if slo == (loadtest.SLO{}) {
-		return nil, errors.New("--search needs --slo: a rate is sustained when answers keep it")
+		return nil, nil, errors.New("--search needs --slo: a rate is sustained when answers keep it")
 	}
 	var runs []*loadtest.Result
-	_, err := search.Find(ctx, func(ctx context.Context, rate float64) (float64, error) {
+	knee, err := search.Find(ctx, func(ctx context.Context, rate float64) (float64, error) {
 		c.Schedule.Stages = []loadtest.Stage{{Rate: rate, Duration: b.Duration}}
 		// The names of requests go on being new.
 		mix := *c.Mix
@@ -164,10 +165,13 @@ func (b benchCmd) load(ctx context.Context, c loadtest.Config, slo loadtest.SLO)
 		}
 		return s.Attainment, nil
 	})
-	if err != nil && (!errors.Is(err, errInterrupted) || len(runs) == 0) {
-		return nil, err
+	switch {
+	case err == nil:
+		return loadtest.Join(runs), &knee, nil
+	case errors.Is(err, errInterrupted) && len(runs) > 0:
+		return loadtest.Join(runs), nil, nil
 	}
-	return loadtest.Join(runs), nil
+	return nil, nil, err
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -298,11 +302,11 @@ func (b benchCmd) options(k *kong.Context) map[string]string {
 	}
 	for flag, unused := range map[string]bool{
 		"images-each": b.Images == 0, "image-sizes": b.Images == 0 || b.ImageDir != "", "image-png": b.Images == 0 || b.ImageDir != "", "image-pool": b.Images == 0 || b.ImageDir != "",
-		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "speed": b.Trace == "", "attain": b.Search == "" && b.Ramp == "",
+		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "tries": b.Search == "", "speed": b.Trace == "", "attain": b.Search == "" && b.Ramp == "",
 		"rate": len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0, "arrivals": b.Trace != "", "duration": b.Trace != "",
 	} {
 		if unused {
-			maps.DeleteFunc(o, func(name, _ string) bool { return name == flag })
+			delete(o, flag)
 		}
 	}
 	return o
