@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-observability otelcol lint proto ort fuzz bench bench-peers clean
+.PHONY: run build test test-observability otelcol lint proto ort fuzz bench bench-peers loadtest soak clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -64,6 +64,18 @@ bench: ort
 ## bench-peers: mmserve against what users would pick instead, side by side (docs/performance.md says how to get them)
 bench-peers: build
 	$(GO) run ./cmd/bench-peers
+
+## loadtest: the embedded model under load for a quarter of a minute; the report is bin/loadtest.html
+LOADTEST ?= --rate 8 --duration 15s --warm-up 3s --prompt uniform:4,40 --output uniform:8,48 --images 0.25 --image-sizes 512x512:2,640x480
+loadtest: build
+	@$(BIN) --log-level warn serve --listen 127.0.0.1:18089 & pid=$$!; trap "kill $$pid; wait $$pid" EXIT; \
+	$(BIN) bench --server 127.0.0.1:18089 --wait 60s --slo ttft=1s,tpot=100ms --json bin/loadtest.json --html bin/loadtest.html $(LOADTEST)
+
+## soak: the embedded model at 80 % of what it carries, for SOAK, with everything that goes wrong (docs/reliability.md)
+SOAK ?= 10m
+soak: build
+	$(GO) build -o bin/soak ./cmd/soak
+	bin/soak -duration $(SOAK)
 
 clean:
 	rm -rf bin node_modules

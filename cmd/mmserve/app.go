@@ -46,6 +46,7 @@ type modelFlags struct {
 	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
 	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
 	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
+	Pace          string             `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
 
 // app is a model that runs: its sessions, its engine, and what the server needs of it.
@@ -67,6 +68,9 @@ type app struct {
 func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.Logger) (_ *app, err error) {
 	if err := f.check(); err != nil {
 		return nil, err
+	}
+	if f.Pace != "" {
+		return openPaced(f, steps, log)
 	}
 	if err := startRuntime(ortLib); err != nil {
 		return nil, err
@@ -123,10 +127,25 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 			return nil, err
 		}
 	}
+	a.encoder = vision.NewEncoder(a.tower, a.text.Preprocessor.Normalize, f.EncoderCache<<20)
+	if err := a.start(a.runner, a.encoder.Encode, f, kv.tokens, steps); err != nil {
+		return nil, err
+	}
+	a.server.EncoderStats = a.encoder.Stats
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p),
+		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
+	return a, nil
+}
+
+// start runs the engine over r, and says what the server needs.
+func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error), f modelFlags, kvTokens int, steps func(batching.Step)) error {
 	pre := a.text.Preprocessor
-	a.encoder = vision.NewEncoder(a.tower, pre.Normalize, f.EncoderCache<<20)
-	a.engine = batching.New(a.runner, batching.Options{
-		MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, KVTokens: kv.tokens, Drafts: f.Drafts,
+	digest, err := a.model.Digest()
+	if err != nil {
+		return err
+	}
+	a.engine = batching.New(r, batching.Options{
+		MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, KVTokens: kvTokens, Drafts: f.Drafts,
 		NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
 		Observe: steps,
 	})
@@ -134,30 +153,23 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
-	digest, err := a.model.Digest()
-	if err != nil {
-		return nil, err
-	}
 	limits := vision.DefaultLimits()
 	if f.MaxPixels > 0 {
 		limits.MaxPixels = f.MaxPixels
 	}
 	a.server = server.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
-		MaxLen: a.runner.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
+		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode:       a.encoder.Encode,
-		EncoderStats: a.encoder.Stats,
-		Defaults:     a.text.Defaults,
-		Compiler:     sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
+		Encode:   encode,
+		Defaults: a.text.Defaults,
+		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes,
-		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
-	return a, nil
+	return nil
 }
 
 // openModel opens a model folder; a choice among its ready-made graphs asks for them.

@@ -13,6 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/internal/telemetry"
+	"github.com/mmserve/mmserve/loadtest"
 )
 
 // version is set by the linker.
@@ -27,6 +28,7 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
 	Caption captionCmd `cmd:"" help:"Describe picture files, streaming the answers."`
 	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
+	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Version versionCmd `cmd:"" help:"Print the version."`
@@ -48,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	exited := false
 	parser, err := kong.New(&c, kong.Name("mmserve"),
 		kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."),
-		kong.Writers(stdout, stderr), kong.UsageOnError(),
+		kong.Writers(stdout, stderr), kong.UsageOnError(), kong.Vars{"imageSizes": loadtest.DefaultPictureSizes},
 		kong.Exit(func(code int) { status, exited = code, true }),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
 	if err != nil {

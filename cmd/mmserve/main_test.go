@@ -288,6 +288,17 @@ func freeAddress(t *testing.T) string {
 // startServer runs `mmserve serve` in this process and gives a client of it.
 func startServer(t *testing.T, args ...string) *client.Client {
 	t.Helper()
+	c, err := client.Dial(serveAt(t, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// serveAt runs `mmserve serve` in this process until the test ends, and says where.
+func serveAt(t *testing.T, args ...string) string {
+	t.Helper()
 	addr := freeAddress(t)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan int, 1)
@@ -304,16 +315,15 @@ func startServer(t *testing.T, args ...string) *client.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	defer c.Close()
 	for range 200 {
-		_, err = c.Generate(t.Context(), &pb.GenerateRequest{})
-		if status.Code(err) == codes.InvalidArgument {
-			return c
+		if _, err = c.Generate(t.Context(), &pb.GenerateRequest{}); status.Code(err) == codes.InvalidArgument {
+			return addr
 		}
 		time.Sleep(50 * time.Millisecond) // the process is starting: there is nothing to wait on but its port
 	}
 	t.Fatalf("the server did not come up: %v", err)
-	return nil
+	return ""
 }
 
 func sample(t *testing.T, n int) []byte {

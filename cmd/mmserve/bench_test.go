@@ -1,0 +1,95 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/loadtest"
+)
+
+// TestBench loads the embedded model, and compares the report with one of the same run.
+func TestBench(t *testing.T) {
+	addr, dir := serveAt(t), t.TempDir()
+	metrics := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "# TYPE mmserve_requests_running gauge\nmmserve_requests_running 3\n# TYPE other gauge\nother 1\n")
+	}))
+	defer metrics.Close()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	args := []string{"bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1500ms", "--warm-up", "300ms", "--prompt", "uniform:4,12", "--output", "8", "--images", "0.3",
+		"--image-sizes", "64x64,80x60", "--image-pool", "4", "--tenants", "a:2,b", "--priorities", "interactive,batch", "--slo", "e2e=60s", "--metrics-url", metrics.URL,
+		"--json", file("r.json"), "--html", file("r.html"), "--ledger", file("r.jsonl")}
+	code, out, errs := mmserve(t, args...)
+	if code != 0 || !strings.Contains(out, "attainment 100.0 %") || !strings.Contains(out, "tpot = (e2e") {
+		t.Fatalf("status %d: %s%s", code, out, errs)
+	}
+	f, err := os.Open(file("r.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	report, err := loadtest.ReadReport(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := report.Summary
+	if s.Due < 20 || s.OK != s.Due || s.Tokens.Output != 8*s.OK || s.Tokens.Image == 0 || s.Tokens.Extra != 0 || s.Server["prefill"].Count != s.OK {
+		t.Errorf("summary %+v", s)
+	}
+	if len(report.Metrics) != 1 || report.Metrics[0].Name != "mmserve_requests_running" || report.Metrics[0].Points[0][1] != 3 {
+		t.Errorf("metrics %+v", report.Metrics)
+	}
+	page, err := os.ReadFile(file("r.html"))
+	if err != nil || strings.Contains(string(page), "http://") || strings.Contains(string(page), "<script") || strings.Count(string(page), "<svg") < 7 {
+		t.Errorf("the page is not whole, or not by itself: %v, %d plots", err, strings.Count(string(page), "<svg"))
+	}
+	ledger, err := os.ReadFile(file("r.jsonl"))
+	if n := strings.Count(string(ledger), `"code":"OK"`); err != nil || n < s.OK {
+		t.Errorf("%d lines of %d requests in the ledger: %v", n, s.OK, err)
+	}
+	code, out, errs = mmserve(t, append(args, "--compare", file("r.json"))...)
+	if code != 0 || !strings.Contains(out, "then") || strings.Contains(out, "not the same work") {
+		t.Errorf("compared: status %d: %s%s", code, out, errs)
+	}
+}
+
+func TestBenchErrors(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"--rate 0", "--rate"},
+		{"--arrivals pareto", "poisson, constant or gamma:SHAPE"},
+		{"--prompt many", "--prompt: lengths"},
+		{"--images 2 --image-pool 1 --image-sizes 8x8", "want 0 to 1"},
+		{"--images 1 --image-sizes 8", "WIDTHxHEIGHT"},
+		{"--images 1 --image-dir /none", "no such file"},
+		{"--slo fast", "--slo: SLO \"fast\""},
+		{"--search 1:10", "--search needs --slo"},
+		{"--search 1 --slo e2e=1s", "FROM:TO"},
+		{"--ramp 1:2:1 --search 1:10", "exclude each other"},
+		{"--warm-up 60s", "leaves nothing"},
+		{"--priorities urgent", "interactive, default or batch"},
+		{"--openai localhost", "http://host:port"},
+		{"--compare none.json", "--compare"},
+		{"--server 127.0.0.1:1 --rate 100 --duration 100ms --warm-up 0s", "no request was answered"},
+	} {
+		code, out, errs := mmserve(t, append([]string{"bench", "--quiet"}, strings.Fields(c.args)...)...)
+		if code != 1 || !strings.Contains(errs, c.want) {
+			t.Errorf("%s: status %d, %s%s; want %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+// TestPacedServer holds that a server without a model takes pictures, and gives the tokens that were asked for.
+func TestPacedServer(t *testing.T) {
+	addr := serveAt(t, "--pace", "10us,1ms")
+	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1s", "--warm-up", "0s", "--prompt", "8", "--output", "20", "--images", "0.5", "--image-sizes", "64x64", "--image-pool", "2")
+	if code != 0 || !strings.Contains(out, "0 failed") || !strings.Contains(out, "0 answers differ") {
+		t.Errorf("status %d: %s%s", code, out, errs)
+	}
+	if code, _, errs := mmserve(t, "serve", "--pace", "fast"); code != 1 || !strings.Contains(errs, "as 1ms,20ms") {
+		t.Errorf("status %d: %s", code, errs)
+	}
+}

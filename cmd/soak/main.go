@@ -1,0 +1,176 @@
+// Command soak runs `mmserve serve` for a long time at 80 % of what it can carry, with everything going on that
+// happens to servers: senders that give up, read slowly, send nonsense, are killed; SIGTERM under load and a restart; a
+// full disk. It fails unless every request is accounted for, in the senders' books and the server's log, and memory, file
+// descriptors and goroutines are at the end what they were at the beginning.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/mmserve/mmserve/loadtest"
+)
+
+func main() {
+	if len(os.Args) == 4 && os.Args[1] == victimArg {
+		victim(os.Args[2], os.Args[3])
+		return
+	}
+	bin := flag.String("mmserve", "bin/mmserve", "mmserve's binary")
+	duration := flag.Duration("duration", 10*time.Minute, "time under load")
+	rate := flag.Float64("rate", 0, "requests/s (default: 80 % of what a search finds)")
+	share := flag.Float64("share", 0.8, "part of the rate that a search finds")
+	addr := flag.String("listen", "127.0.0.1:18091", "where the server listens")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *bin, *addr, *duration, *rate, *share); err != nil {
+		fmt.Fprintln(os.Stderr, "soak:", err)
+		os.Exit(1)
+	}
+}
+
+// serveArgs are the server's flags besides its address.
+var serveArgs = []string{"--slots", "8", "--max-waiting", "32", "--grace", "30s", "--max-message-bytes", "8388608", "--encoder-cache-mib", "16"}
+
+func run(ctx context.Context, bin, addr string, d time.Duration, rate, share float64) error {
+	dir, err := os.MkdirTemp("", "mmserve-soak")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	failed := 0
+	check := func(what string, ok bool, format string, args ...any) {
+		word := "ok    "
+		if !ok {
+			word = "FAILED"
+			failed++
+		}
+		fmt.Printf("%s  %s: %s\n", word, what, fmt.Sprintf(format, args...))
+	}
+	mix, err := newMix()
+	if err != nil {
+		return err
+	}
+
+	// How many goroutines does a server have that has answered and is idle again?
+	first, err := startServer(ctx, bin, addr, filepath.Join(dir, "log-0"))
+	if err != nil {
+		return err
+	}
+	if rate == 0 {
+		knee, err := findRate(ctx, addr, mix)
+		if err != nil {
+			return errors.Join(err, first.kill())
+		}
+		rate = share * knee
+		fmt.Printf("a search finds %.3g requests/s sustained; the load is %.3g\n", knee, rate)
+	}
+	idle, err := first.goroutines(ctx)
+	if err != nil {
+		return err
+	}
+
+	// Three lives of the server, the first the longest: memory is judged in it.
+	var total loadtest.Account
+	codes := map[string]int{}
+	for life, part := range []float64{0.6, 0.2, 0.2} {
+		s, err := startServer(ctx, bin, addr, filepath.Join(dir, fmt.Sprintf("log-%d", life+1)))
+		if err != nil {
+			return err
+		}
+		t := &trouble{addr: addr, mix: mix, rate: rate, life: life + 1}
+		samples, err := t.live(ctx, s, time.Duration(part*float64(d)))
+		if err != nil {
+			return errors.Join(err, s.kill())
+		}
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), s.kill())
+		}
+		log, err := s.requests()
+		if err != nil {
+			return err
+		}
+		a := loadtest.Reconcile(samples, log)
+		for _, q := range samples {
+			codes[q.Code]++
+		}
+		total.Sent, total.Logged, total.Matched, total.Unheard = total.Sent+a.Sent, total.Logged+a.Logged, total.Matched+a.Matched, total.Unheard+a.Unheard
+		total.AnsweredTokens, total.LoggedTokens = total.AnsweredTokens+a.AnsweredTokens, total.LoggedTokens+a.LoggedTokens
+		total.Problems = append(total.Problems, a.Problems...)
+		u := s.usage
+		if life == 0 && len(u) >= 40 {
+			early, late := u[len(u)/4:len(u)/2], u[3*len(u)/4:]
+			before, after := early.median(rss), late.median(rss)
+			check("memory", after <= before*1.05+16, "%.0f MB in the second quarter, %.0f MB in the last (allowed: 5 %% and 16 MB)", before, after)
+		}
+		if life == 0 {
+			check("file descriptors", t.fdsAfter <= t.fdsBefore+2, "%d before the load, at most %.0f under it, %d after it", t.fdsBefore, u.most(fds), t.fdsAfter)
+			check("goroutines", t.goroutines <= idle+4, "%d in an idle server that has answered, %d after the load", idle, t.goroutines)
+			continue
+		}
+		check(fmt.Sprintf("SIGTERM under load, %d", life), s.exit == nil, "exit %v after %v", exitCode(s.exit), s.drained.Round(time.Millisecond))
+	}
+	check("books", len(total.Problems) == 0 && total.Matched+total.Unheard == total.Sent,
+		"%d requests sent, %d in the log; %d ended alike in both, %d never came to the server; %d problems", total.Sent, total.Logged, total.Matched, total.Unheard, len(total.Problems))
+	for _, p := range total.Problems[:min(len(total.Problems), 20)] {
+		fmt.Println("        " + p)
+	}
+	check("tokens", total.AnsweredTokens == total.LoggedTokens && total.AnsweredTokens > 0, "%d in whole answers, %d in the log for them", total.AnsweredTokens, total.LoggedTokens)
+	fmt.Println("        ends:", codes)
+	check("no failure of the server's", codes["INTERNAL"] == 0 && codes["TRUNCATED"] == 0, "%d INTERNAL, %d broken streams", codes["INTERNAL"], codes["TRUNCATED"])
+
+	status, text := fullDisk(ctx, bin, addr, dir)
+	check("full disk", status == nil, "%s", text)
+	if failed > 0 {
+		return fmt.Errorf("%d checks failed", failed)
+	}
+	return nil
+}
+
+// findRate searches for the rate at which answers still come within two seconds.
+func findRate(ctx context.Context, addr string, mix *loadtest.Mix) (float64, error) {
+	target, err := loadtest.DialGRPC(addr, false)
+	if err != nil {
+		return 0, err
+	}
+	defer target.Close()
+	process, err := loadtest.ParseProcess("poisson")
+	if err != nil {
+		return 0, err
+	}
+	steps := 0
+	k, err := loadtest.Search{From: 2, To: 200, Ratio: 1.25, Attain: 0.95}.Find(ctx, func(ctx context.Context, rate float64) (float64, error) {
+		m := *mix
+		m.Name, m.AbandonShare = fmt.Sprintf("search-%d", steps), 0
+		steps++
+		const warmUp, d = 2 * time.Second, 8 * time.Second
+		r, err := loadtest.Run(ctx, loadtest.Config{Target: target, Mix: &m, Seed: uint64(steps), WarmUp: warmUp, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process}})
+		if err != nil {
+			return 0, err
+		}
+		return loadtest.Summarize(r.Samples, warmUp, d, loadtest.SLO{E2E: 2 * time.Second}).Attainment, ctx.Err()
+	})
+	if err == nil && k.Rate == 0 {
+		err = errors.New("not even 2 requests/s are answered within two seconds")
+	}
+	return k.Rate, err
+}
+
+// newMix is what the steady load is made of: texts and pictures, short answers and long ones, some given up.
+func newMix() (*loadtest.Mix, error) {
+	m := &loadtest.Mix{IgnoreEOS: true, PictureShare: 0.3, Fresh: true, AbandonShare: 0.1, AbandonAfter: 200 * time.Millisecond, Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}}
+	var err [4]error
+	m.Prompt, err[0] = loadtest.ParseLengths("lognormal:12,0.8")
+	m.Output, err[1] = loadtest.ParseLengths("uniform:1,80")
+	m.PicturesEach, err[2] = loadtest.ParseLengths("1")
+	m.Pictures, err[3] = loadtest.DrawPictures(16, "256x256:2,512x512:2,640x480", 0.2, 1)
+	return m, errors.Join(err[:]...)
+}

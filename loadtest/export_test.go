@@ -1,0 +1,12 @@
+package loadtest
+
+import "google.golang.org/grpc"
+
+var (
+	ReadEvents = readEvents
+	Gauges     = gauges
+	Stamp      = Picture.stamp
+)
+
+// Conn is the target's connection, for other calls.
+func (g *GRPC) Conn() *grpc.ClientConn { return g.conn }
