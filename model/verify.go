@@ -300,8 +300,11 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 	if len(p.pixels) > 0 {
 		checks = append(checks, samePixels(p.pixels, g))
 	}
-	if g.Precision != "" && g.Precision != v.precision {
-		return checks, nil // its numbers are another precision's
+	if g.Precision != "" && g.Precision != v.precision || len(g.Top)+len(g.Generated) == 0 {
+		return checks, nil // its numbers are another precision's, or it has none
+	}
+	if err := v.attach(p); err != nil {
+		return checks, err
 	}
 	if len(g.Top) > 0 {
 		logits, err := v.runner.Logits(p.input)
@@ -341,6 +344,7 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 type prepared struct {
 	prompt chat.Prompt
 	input  fusion.Input
+	images []*vision.Image
 	pixels []float32 // normalised, of all pictures
 }
 
@@ -387,21 +391,31 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 		}
 	}
 	_, tilePixels, _ := v.tower.Limits()
-	for i, img := range images {
+	for _, img := range images {
 		values := make([]float32, len(img.Pixels))
 		for at := 0; at < len(values); at += tilePixels {
 			text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
 		}
-		patches, err := v.encode(values)
-		if err != nil {
-			return p, err
-		}
-		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
-			return p, err
-		}
 		p.pixels = append(p.pixels, values...)
 	}
+	p.images = images
 	return p, nil
+}
+
+// attach runs the pictures through the tower.
+func (v *Verifier) attach(p prepared) error {
+	at := 0
+	for i, img := range p.images {
+		patches, err := v.encode(p.pixels[at : at+len(img.Pixels)])
+		if err != nil {
+			return err
+		}
+		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
+			return err
+		}
+		at += len(img.Pixels)
+	}
+	return nil
 }
 
 // pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the
