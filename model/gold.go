@@ -152,8 +152,8 @@ type Picture struct {
 	Data []byte
 }
 
-// WriteGold records cases in the folder's mmserve-gold.jsonl: of the pictures one by one with a question, of the first two
-// together and of a text alone, as far as the model takes such prompts. Cases of another precision stay in the file. It
+// WriteGold records cases in the folder's mmserve-gold.jsonl: of the pictures one by one with a question, of the first in all
+// its tiles, of the first two together and of a text alone, as far as the model takes such prompts. Cases of another precision stay in the file. It
 // returns the number of cases recorded.
 func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (int, error) {
 	text, err := v.model.OpenText()
@@ -176,16 +176,21 @@ func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (i
 			return 0, err
 		}
 	}
-	cases := v.goldPrompts(text, dir, pictures, question)
-	for _, g := range cases {
-		if err := v.record(text, files, &g); err != nil {
+	n := 0
+	for _, g := range v.goldPrompts(text, dir, pictures, question) {
+		keep, err := v.record(text, files, &g)
+		if err != nil {
 			return 0, fmt.Errorf("case %q: %w", g.ID, err)
 		}
+		if !keep {
+			continue
+		}
+		n++
 		if err := w.Encode(g); err != nil {
 			return 0, err
 		}
 	}
-	return len(cases), os.WriteFile(filepath.Join(dir, goldName), b.Bytes(), 0o644)
+	return n, os.WriteFile(filepath.Join(dir, goldName), b.Bytes(), 0o644)
 }
 
 // goldPrompts makes the cases without what comes of them.
@@ -207,11 +212,10 @@ func (v *Verifier) goldPrompts(text *Text, dir string, pictures []Picture, quest
 		list = append(list, g)
 	}
 	for i, p := range pictures {
-		detail := "low" // cheap to check at every start; the first one has all its tiles
-		if i == 0 {
-			detail = ""
-		}
-		add(fmt.Sprintf("picture %d", i+1), detail, p)
+		add(fmt.Sprintf("picture %d", i+1), "low", p)
+	}
+	if len(pictures) > 0 {
+		add("picture 1 in tiles", "", pictures[0])
 	}
 	if f := v.model.Layout.Frame; f == nil || !f.OnePicture {
 		if f == nil && len(pictures) > 1 {
@@ -230,27 +234,34 @@ func reference(dir string, p Picture) string {
 	return "data:image;base64," + base64.StdEncoding.EncodeToString(p.Data)
 }
 
-// record computes what a case gives, up to the first token that another machine might pick otherwise.
-func (v *Verifier) record(text *Text, files fs.FS, g *goldCase) error {
+// record computes what a case gives, up to the first token that another machine might pick otherwise. Many tiles would
+// make every start slow: of them the prompt and the pixels are recorded. keep is false for a picture that should be in
+// tiles and is in one.
+func (v *Verifier) record(text *Text, files fs.FS, g *goldCase) (keep bool, err error) {
 	p, err := v.prepare(text, files, *g)
 	if err != nil {
-		return err
+		return false, err
 	}
-	g.PromptText, g.PromptIDs = plainText(p.prompt), p.input.IDs
+	g.PromptText, g.PromptIDs, g.Generated = plainText(p.prompt), p.input.IDs, []int32{}
 	if len(p.pixels) > 0 {
 		g.PixelSHA, g.PixelMean, g.PixelStd = pixelSummary(p.pixels)
+	}
+	if len(p.images) > 0 && g.Detail == "" {
+		return p.images[0].Grid.Tiles() > 1, nil
+	}
+	if err := v.attach(p); err != nil {
+		return false, err
 	}
 	const most = 16
 	steps, err := v.steps(p.input, min(most, v.runner.Capacity().MaxLen-len(p.input.IDs)), text.EOS...)
 	if err != nil {
-		return err
+		return false, err
 	}
-	g.Generated = []int32{}
 	for _, s := range steps {
 		if s.margin < 4*v.tolerance {
 			break
 		}
 		g.Generated, g.Logprobs = append(g.Generated, s.id), append(g.Logprobs, s.logprob)
 	}
-	return nil
+	return true, nil
 }

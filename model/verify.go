@@ -303,8 +303,11 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 	if len(p.pixels) > 0 {
 		checks = append(checks, samePixels(p.pixels, g))
 	}
-	if g.Precision != "" && g.Precision != v.precision {
-		return checks, nil // its numbers are another precision's
+	if g.Precision != "" && g.Precision != v.precision || len(g.Top)+len(g.Generated) == 0 {
+		return checks, nil // its numbers are another precision's, or it has none
+	}
+	if err := v.attach(p); err != nil {
+		return checks, err
 	}
 	if len(g.Top) > 0 {
 		logits, err := v.runner.Logits(p.input)
@@ -342,9 +345,11 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 
 // prepared is a case on its way into the decoder.
 type prepared struct {
-	prompt chat.Prompt
-	input  fusion.Input
-	pixels []float32 // normalised, of all pictures
+	prompt  chat.Prompt
+	input   fusion.Input
+	images  []*vision.Image
+	patches [][]float32 // of each, nil unless made with its pixels
+	pixels  []float32   // normalised, of all pictures
 }
 
 func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err error) {
@@ -389,35 +394,52 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 			return p, err
 		}
 	}
+	p.patches = make([][]float32, len(images))
 	for i, img := range images {
-		values, patches, err := v.see(text, img)
+		values, err := v.see(text, img, &p.patches[i])
 		if err != nil {
-			return p, err
-		}
-		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
 			return p, err
 		}
 		p.pixels = append(p.pixels, values...)
 	}
+	p.images = images
 	return p, nil
 }
 
-// see gives a picture's normalised values and its patches.
-func (v *Verifier) see(text *Text, img *vision.Image) (values, patches []float32, err error) {
+// see gives a picture's normalised values. A tower that takes pictures of any size gives its patches with them.
+func (v *Verifier) see(text *Text, img *vision.Image, patches *[]float32) (values []float32, err error) {
 	if v.model.Pictures != nil {
-		patches, err = v.tower.Picture(img, func(dst []float32, src []uint8) {
+		*patches, err = v.tower.Picture(img, func(dst []float32, src []uint8) {
 			text.Preprocessor.Normalize(dst, src)
 			values = slices.Clone(dst)
 		})
-		return values, slices.Clone(patches), err
+		*patches = slices.Clone(*patches)
+		return values, err
 	}
 	values = make([]float32, len(img.Pixels))
 	_, tilePixels, _ := v.tower.Limits()
 	for at := 0; at < len(values); at += tilePixels {
 		text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
 	}
-	patches, err = v.encode(values)
-	return values, patches, err
+	return values, nil
+}
+
+// attach runs the pictures through the tower.
+func (v *Verifier) attach(p prepared) (err error) {
+	at := 0
+	for i, img := range p.images {
+		patches := p.patches[i]
+		if patches == nil {
+			if patches, err = v.encode(p.pixels[at : at+len(img.Pixels)]); err != nil {
+				return err
+			}
+			at += len(img.Pixels)
+		}
+		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the

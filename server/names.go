@@ -28,6 +28,8 @@ const (
 	metricKVUtilization  = "mmserve.kv.utilization"
 	metricKVTokens       = "mmserve.kv.tokens"
 	metricKVBudget       = "mmserve.kv.budget"
+	metricKVResident     = "mmserve.kv.resident"
+	metricDrafts         = "mmserve.engine.drafts"
 	metricSteps          = "mmserve.engine.steps"
 	metricFailedSteps    = "mmserve.engine.steps.failed"
 	metricStepDuration   = "mmserve.engine.step.duration"

@@ -53,6 +53,8 @@ type Model struct {
 	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
+	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
+	KVBytesPerToken int64
 	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
 	EncoderStats func() vision.EncoderStats
 	// MaxImages is the most pictures the model takes in a prompt. 0: it sets no limit.

@@ -51,6 +51,7 @@ type observed struct {
 type snapshot struct {
 	batching.Stats
 	encoder vision.EncoderStats
+	kvBytes int64 // a position's
 }
 
 // NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
@@ -148,6 +149,11 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return int64(s.KVTokens) })
 	gauge(metricKVBudget, "{token}", "KV positions that may be held.")
 	add(func(s snapshot) int64 { return int64(s.KVBudget) })
+	gauge(metricKVResident, "By", "Memory behind KV positions: of running and cached sequences, and what will be written again.")
+	add(func(s snapshot) int64 { return int64(s.KVResident) * s.kvBytes })
+	counter(metricDrafts, "{token}", "Guessed tokens that were checked: right (and so generated without a step), wrong.")
+	add(func(s snapshot) int64 { return s.RightDrafts }, keyResult.String("right"))
+	add(func(s snapshot) int64 { return s.DraftedTokens - s.RightDrafts }, keyResult.String("wrong"))
 	counter(metricTokens, "{token}", "Tokens: prompt (run in prefill), cached (of prompts, found in the prefix cache), generated, wasted (run for nothing).")
 	add(func(s snapshot) int64 { return s.PromptTokens }, keyKind.String("prompt"))
 	add(func(s snapshot) int64 { return s.CachedTokens }, keyKind.String("cached"))
@@ -202,7 +208,7 @@ func (t *Telemetry) watch(s *Server) {
 		instruments = append(instruments, o.instrument)
 	}
 	_, err := t.meter.RegisterCallback(func(_ context.Context, to metric.Observer) error {
-		now := snapshot{Stats: s.engine.Stats()}
+		now := snapshot{Stats: s.engine.Stats(), kvBytes: s.model.KVBytesPerToken}
 		if s.model.EncoderStats != nil {
 			now.encoder = s.model.EncoderStats()
 		}

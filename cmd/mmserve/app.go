@@ -165,7 +165,7 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
 			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
 		},
-		Encode:   encode,
+		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
