@@ -129,7 +129,7 @@ func gifFirstFrame(data []byte) (offset, transparent int, err error) {
 // fromImage drops alpha and the low bytes of 16-bit samples.
 func fromImage(m image.Image) (*RGB, error) {
 	r := m.Bounds()
-	p := newRGB(r.Dx(), r.Dy())
+	p := scratchRGB(r.Dx(), r.Dy())
 	// interleaved reads pixels of n bytes of which r, g, b are at the given places.
 	interleaved := func(pix []uint8, stride, n, r, g, b int) (*RGB, error) {
 		eachBand(p.H, 3*p.W, func(lo, hi int) {

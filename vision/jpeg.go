@@ -74,7 +74,7 @@ func decodeJPEG(data []byte) (*RGB, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := newRGB(m.Width, m.Height)
+	p := scratchRGB(m.Width, m.Height)
 	eachBand(p.H, 8*p.W, func(lo, hi int) {
 		var ups []*upsampler
 		for i := range m.Planes {
@@ -105,6 +105,7 @@ func decodeJPEG(data []byte) (*RGB, error) {
 			}
 		}
 	})
+	m.Release()
 	return p, nil
 }
 

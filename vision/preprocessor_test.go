@@ -1,6 +1,8 @@
 package vision
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 	"testing"
 )
@@ -136,6 +138,27 @@ func TestParsePreprocessor(t *testing.T) {
 	} {
 		if p, err := ParsePreprocessor([]byte(config), ""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %+v %v, want an error with %q", config, p, err, want)
+		}
+	}
+}
+
+// A padded tile is the same where do_pad asks for it and where a picture of several, or of low detail, is left whole.
+func TestSquaresAsPillow(t *testing.T) {
+	configs := map[string]string{
+		"llava":     `{"image_processor_type": "LlavaImageProcessor", "do_pad": true, "size": {"shortest_edge": 336}, "crop_size": 336}`,
+		"onevision": processorConfigs["llava_onevision_384"],
+	}
+	for _, c := range readGolden[[]struct{ Photo, Processor, SHA256 string }](t, "squares.json") {
+		p, err := ParsePreprocessor([]byte(configs[c.Processor]), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := p.Prepare(readFile(t, c.Photo), Limits{}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(img.Pixels); hex.EncodeToString(sum[:]) != c.SHA256 || img.Grid != (Grid{}) {
+			t.Errorf("%s, %s: other pixels than Pillow's in %+v", c.Processor, c.Photo, img.Grid)
 		}
 	}
 }

@@ -139,23 +139,23 @@ func (f filter) resizePart(p *RGB, w, h, x, y, cw, ch int) *RGB {
 func horizontal(dst, src *RGB, ws []window) {
 	work := 3 * dst.W * len(ws[0].weights)
 	eachBand((src.H+1)/2, 2*work, func(lo, hi int) {
-		packed := make([]int64, 3*src.W)
+		packed := make([][3]int64, src.W)
 		for pair := lo; pair < hi; pair++ {
 			y0, y1 := 2*pair, min(2*pair+1, src.H-1)
 			a, b := src.row(y0), src.row(y1)
-			for i := range packed {
-				packed[i] = int64(a[i]) | int64(b[i])<<32
+			for x := range packed {
+				a, b := (*[3]uint8)(a[3*x:]), (*[3]uint8)(b[3*x:])
+				packed[x] = [3]int64{int64(a[0]) | int64(b[0])<<32, int64(a[1]) | int64(b[1])<<32, int64(a[2]) | int64(b[2])<<32}
 			}
 			a, b = dst.row(y0), dst.row(y1)
 			for x, win := range ws {
 				red, green, blue := int64(bothHalves), int64(bothHalves), int64(bothHalves)
-				in := packed[3*win.first:]
-				for _, w := range win.weights {
-					px := in[:3]
+				in := packed[win.first:][:len(win.weights)]
+				for i, w := range win.weights {
+					px := &in[i]
 					red += px[0] * w
 					green += px[1] * w
 					blue += px[2] * w
-					in = in[3:]
 				}
 				a[3*x], b[3*x] = lanes(red)
 				a[3*x+1], b[3*x+1] = lanes(green)

@@ -106,7 +106,7 @@ func decodeWebP(data []byte) (*RGB, error) {
 // fromVP8 converts the planes of a lossy WebP as libwebp does: its fancy upsampling (upsampling.c) and Y'CbCr of
 // range 16 to 235 in 14-bit fixed point (yuv.h). Go's image.YCbCr means full range and would give washed-out colours.
 func fromVP8(m *image.YCbCr) *RGB {
-	p := newRGB(m.Rect.Dx(), m.Rect.Dy())
+	p := scratchRGB(m.Rect.Dx(), m.Rect.Dy())
 	chromaRows := (p.H + 1) / 2
 	eachBand(p.H, 8*p.W, func(lo, hi int) {
 		u, v := make([]uint8, p.W), make([]uint8, p.W)

@@ -22,7 +22,7 @@ func (d *decoder) transformAll() {
 	defer wg.Wait()
 	for i := range d.list {
 		c := &d.list[i]
-		c.pix = make([]uint8, 64*c.stride*c.height)
+		c.pix = newPix(64 * c.stride * c.height)
 		n := min(runtime.GOMAXPROCS(0), c.height)
 		for j := range n {
 			from, to := c.height*j/n, c.height*(j+1)/n

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 )
 
 // Model is what the components of a picture mean.
@@ -43,6 +44,25 @@ type Plane struct {
 	Width, Height int
 	// StepX and StepY are the pixels for each sample, across and down.
 	StepX, StepY int
+}
+
+// planes holds *[]uint8 that were released, megabytes each.
+var planes sync.Pool
+
+// newPix gives memory with anything in it.
+func newPix(n int) []uint8 {
+	if p, ok := planes.Get().(*[]uint8); ok && cap(*p) >= n {
+		return (*p)[:n]
+	}
+	return make([]uint8, n)
+}
+
+// Release gives the planes back for other pictures. It is not needed; m must not be used after it.
+func (m *Image) Release() {
+	for i := range m.Planes {
+		planes.Put(&m.Planes[i].Pix)
+	}
+	m.Planes = nil
 }
 
 var (

@@ -216,6 +216,7 @@ func TestRefuses(t *testing.T) {
 		"SOS, name":          {with(markerSOS, 5, 77), "not in the frame"},
 		"SOS, tables":        {with(markerSOS, 6, 0x22), "no Huffman table"},
 		"SOS, count":         {with(markerSOS, 4, 2), "bad SOS length"},
+		"large for so few":   {with(markerSOF0, 5, 0xff, 0xff, 0xff, 0xff), "truncated"},
 		"two frames":         {bytes.Join([][]byte{gray[:segment(markerSOS)], gray[segment(markerSOF0):segment(markerSOS)]}, nil), "two frames"},
 	} {
 		if _, err := Decode(c.data); err == nil || !strings.Contains(err.Error(), c.want) {

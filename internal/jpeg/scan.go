@@ -68,10 +68,14 @@ func (d *decoder) scan(b []byte) error {
 			if c.quant = d.quant[c.tq]; c.quant == nil {
 				return errors.New("no quantisation table")
 			}
+			// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large picture.
+			if c.columns*c.rows > 8*(len(d.data)-d.at) {
+				return errTruncated
+			}
 			if d.progressive {
 				c.coefficients = make([]int16, 64*c.stride*c.height)
 			} else {
-				c.pix = make([]uint8, 64*c.stride*c.height)
+				c.pix = newPix(64 * c.stride * c.height)
 			}
 		}
 		list = append(list, s)

@@ -7,6 +7,7 @@ made/            small pictures that nobody publishes: odd sizes, every subsampl
                  is there already is left as it is
 decode.json      for each file its upright RGB size and SHA-256, of truncated ones the means of 8x8 blocks too; or Pillow's
                  refusal. What lies in the folder that the script may be given comes under elsewhere/
+squares.json     SHA-256 of the bytes of one tile that is padded to a square, planes of red, green and blue
 resample.json    SHA-256 of astronaut.png resized by each filter
 """
 import hashlib, io, json, os, sys, warnings
@@ -123,3 +124,15 @@ for number in [1, 2, 3]:
         out = im.resize(size, number)
         resample.append({"filter": number, "w": size[0], "h": size[1], "sha256": hashlib.sha256(out.tobytes()).hexdigest()})
 json.dump(resample, open("goldens/resample.json", "w"), indent=0)
+
+# The tile that LlavaImageProcessor makes with do_pad, and LlavaOnevisionImageProcessor of each of several pictures: the
+# picture between two bars of the mean's colour, then resized.
+squares = []
+for photo in ["photos/rocket.jpg", "pictures/cars.jpg", "exif/orientation_6.jpg", "made/17x9.444.jpg", "made/16x33.444.jpg"]:
+    im = upright(photo)
+    for processor, mean, side in [("llava", (0.48145466, 0.4578275, 0.40821073), 336), ("onevision", (0.5, 0.5, 0.5), 384)]:
+        square = Image.new("RGB", (max(im.size),) * 2, tuple(int(x * 255) for x in mean))
+        square.paste(im, ((square.width - im.width) // 2, (square.height - im.height) // 2))
+        planes = np.asarray(square.resize((side, side), 3)).transpose(2, 0, 1)
+        squares.append({"photo": photo, "processor": processor, "sha256": hashlib.sha256(planes.tobytes()).hexdigest()})
+json.dump(squares, open("goldens/squares.json", "w"), indent=0)
