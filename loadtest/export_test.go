@@ -3,9 +3,9 @@ package loadtest
 import "google.golang.org/grpc"
 
 var (
-	ReadEvents = readEvents
-	Gauges     = gauges
-	Stamp      = Picture.stamp
+	ReadEvents  = readEvents
+	ReadMetrics = readMetrics
+	Stamp       = Picture.stamp
 )
 
 // Conn is the target's connection, for other calls.

@@ -6,6 +6,7 @@ import (
 	"html/template"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 )
@@ -32,6 +33,8 @@ func (r *Report) WriteHTML(w io.Writer, old *Report) error {
 	s := &r.Summary
 	data := struct {
 		*Report
+		Head           Summary // what the cards show: of a test of several rates, that at the knee
+		HeadRate       float64
 		Knee           string
 		Failed         int
 		Codes, Options []nameValue
@@ -41,10 +44,17 @@ func (r *Report) WriteHTML(w io.Writer, old *Report) error {
 		Old            *Report
 		Changes        []Change
 		DifferentWork  []string
-	}{Report: r, Failed: s.Due - s.OK - s.Abandoned, Old: old}
+	}{Report: r, Head: r.Summary, Old: old}
+	stages := bestTries(r.Stages)
 	if r.Knee != nil {
 		data.Knee = r.Knee.sentence()
+		for _, g := range stages {
+			if math.Abs(g.Rate/r.Knee.Rate-1) < 1e-6 {
+				data.Head, data.HeadRate = g.Summary, g.Rate
+			}
+		}
 	}
+	data.Failed = data.Head.Due - data.Head.OK - data.Head.Abandoned
 	for _, code := range slices.Sorted(maps.Keys(s.Errors)) {
 		data.Codes = append(data.Codes, nameValue{code, fmt.Sprint(s.Errors[code])})
 	}
@@ -116,7 +126,8 @@ func cdf(c [][2]float64, scale float64) [][2]float64 {
 
 // ratePlots are over the rates of a ramp or a search.
 func (r *Report) ratePlots(old *Report) []*plot {
-	if len(r.Stages) < 2 {
+	stages := bestTries(r.Stages)
+	if len(stages) < 2 {
 		return nil
 	}
 	throughput := &plot{title: "Throughput against rate", x: "requests/s due", y: "requests/s"}
@@ -129,24 +140,38 @@ func (r *Report) ratePlots(old *Report) []*plot {
 	}
 	done := func(s *StageReport) float64 { return s.Throughput }
 	throughput.lines = []line{
-		{name: "ended", points: series(r.Stages, done)},
-		{name: "good", points: series(r.Stages, func(s *StageReport) float64 { return s.Goodput })},
-		{name: "due", points: series(r.Stages, func(s *StageReport) float64 { return s.DueRate }), dashed: true},
+		{name: "ended", points: series(stages, done)},
+		{name: "good", points: series(stages, func(s *StageReport) float64 { return s.Goodput })},
+		{name: "due", points: series(stages, func(s *StageReport) float64 { return s.DueRate }), dashed: true},
 	}
 	latency.lines = []line{
-		{name: "TTFT p50", points: series(r.Stages, func(s *StageReport) float64 { return s.TTFT.P50 })},
-		{name: "TTFT p99", points: series(r.Stages, func(s *StageReport) float64 { return s.TTFT.P99 })},
-		{name: "E2E p50", points: series(r.Stages, func(s *StageReport) float64 { return s.E2E.P50 })},
-		{name: "E2E p99", points: series(r.Stages, func(s *StageReport) float64 { return s.E2E.P99 })},
+		{name: "TTFT p50", points: series(stages, func(s *StageReport) float64 { return s.TTFT.P50 })},
+		{name: "TTFT p99", points: series(stages, func(s *StageReport) float64 { return s.TTFT.P99 })},
+		{name: "E2E p50", points: series(stages, func(s *StageReport) float64 { return s.E2E.P50 })},
+		{name: "E2E p99", points: series(stages, func(s *StageReport) float64 { return s.E2E.P99 })},
 	}
 	if old != nil {
-		throughput.lines = append(throughput.lines, line{name: "ended, earlier", points: series(old.Stages, done), old: true})
+		throughput.lines = append(throughput.lines, line{name: "ended, earlier", points: series(bestTries(old.Stages), done), old: true})
 	}
 	if r.Knee != nil && r.Knee.Rate > 0 {
 		m := mark{r.Knee.Rate, "knee " + number(r.Knee.Rate) + "/s"}
 		throughput.marks, latency.marks = []mark{m}, []mark{m}
 	}
 	return []*plot{throughput, latency}
+}
+
+// bestTries leaves of each rate, of stages in their order, the one with the highest attainment.
+func bestTries(stages []StageReport) (best []StageReport) {
+	for _, g := range stages {
+		n := len(best)
+		switch {
+		case n == 0 || best[n-1].Rate != g.Rate:
+			best = append(best, g)
+		case g.Attainment > best[n-1].Attainment:
+			best[n-1] = g
+		}
+	}
+	return best
 }
 
 func (r *Report) latencyPlot() *plot {

@@ -3,6 +3,7 @@ package loadtest_test
 import (
 	"bytes"
 	"encoding/xml"
+	"fmt"
 	"image"
 	"io"
 	"math/rand/v2"
@@ -151,6 +152,10 @@ vllm:kv_cache_usage_perc{model="b"} 0.5
 mmserve_requests_waiting 2
 # TYPE http_requests_running_total counter
 http_requests_running_total 9
+# TYPE mmserve_engine_step_rows histogram
+mmserve_engine_step_rows_bucket{phase="decode",le="+Inf"} 2
+mmserve_engine_step_rows_sum{phase="decode"} 6
+mmserve_engine_step_rows_count{phase="decode"} 2
 # TYPE go_goroutines gauge
 go_goroutines 12
 `)
@@ -178,6 +183,10 @@ go_goroutines 12
 			}
 		}
 	}
+	gauges, rows, err := loadtest.ReadMetrics(strings.NewReader("# TYPE m_step_rows histogram\nm_step_rows_sum{phase=\"decode\"} 6\nm_step_rows_count{phase=\"decode\"} 2\n"))
+	if err != nil || len(gauges) != 0 || fmt.Sprint(rows) != "map[m_step_rows decode:{6 2}]" {
+		t.Errorf("gauges %v, rows %v, %v", gauges, rows, err)
+	}
 	s := &loadtest.Scraper{URL: srv.URL + "0", Client: srv.Client()}
 	if _, err := loadtest.Run(t.Context(), loadtest.Config{Target: instant, Schedule: constant(t, 100, 50*time.Millisecond), Mix: text(t), Scraper: s}); err != nil || s.Err() == nil {
 		t.Errorf("a scrape of nothing: %v, %v", err, s.Err())
@@ -185,9 +194,10 @@ go_goroutines 12
 	srv.Client().CloseIdleConnections()
 }
 
-func FuzzGauges(f *testing.F) {
+func FuzzReadMetrics(f *testing.F) {
 	f.Add([]byte("# TYPE a gauge\na{b=\"c\"} 1\n"))
-	f.Fuzz(func(t *testing.T, b []byte) { _, _ = loadtest.Gauges(bytes.NewReader(b)) })
+	f.Add([]byte("# TYPE a_step_rows histogram\na_step_rows_sum{phase=\"x\"} 3\na_step_rows_count{phase=\"x\"} 1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = loadtest.ReadMetrics(bytes.NewReader(b)) })
 }
 
 // TestPictures decodes what was drawn and stamped: other bytes, the same picture.

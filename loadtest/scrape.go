@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -28,14 +29,18 @@ type Scraper struct {
 	URL    string
 	Client *http.Client // http.DefaultClient if nil
 	// Match says which metrics to keep. Default: gauges whose names tell of running and waiting requests or of the use
-	// of the KV cache, as mmserve, vLLM, SGLang and TGI call them.
+	// of the KV cache, as mmserve, vLLM, SGLang and TGI call them, and the means of histograms of batch sizes.
 	Match *regexp.Regexp
 
 	failed error
+	rows   map[string]histogram // as of the last scrape
 }
+
+type histogram struct{ sum, count float64 }
 
 var (
 	batchNames = regexp.MustCompile(`(?i)(requests?_|reqs?_|^mmserve_)(running|waiting|queued|deferred|processing)|num_(running|queue|waiting)_|(batch_current_size|queue_size)$`)
+	rowNames   = regexp.MustCompile(`(?i)(step_rows|batch_size)$`) // histograms
 	kvNames    = regexp.MustCompile(`(?i)(kv_cache|kv_usage|kv_utili[sz]ation|cache_usage|token_usage)`)
 )
 
@@ -92,10 +97,16 @@ func (s *Scraper) scrape(ctx context.Context, start time.Time, found map[string]
 	if r.StatusCode != http.StatusOK {
 		return fmt.Errorf("metrics: %s: %s", s.URL, r.Status)
 	}
-	values, err := gauges(io.LimitReader(r.Body, maxMetrics))
+	values, rows, err := readMetrics(io.LimitReader(r.Body, maxMetrics))
 	if err != nil {
 		return fmt.Errorf("metrics: %s: %w", s.URL, err)
 	}
+	for name, h := range rows {
+		if last, ok := s.rows[name]; ok && h.count > last.count {
+			values["mean "+name] = (h.sum - last.sum) / (h.count - last.count)
+		}
+	}
+	s.rows = rows
 	for name, v := range values {
 		kind := kindOf(name)
 		if s.Match != nil && !s.Match.MatchString(name) || s.Match == nil && kind == "other" {
@@ -113,31 +124,47 @@ func kindOf(name string) string {
 	switch {
 	case kvNames.MatchString(name):
 		return "kv"
-	case batchNames.MatchString(name):
+	case batchNames.MatchString(name), strings.HasPrefix(name, "mean "):
 		return "batch"
 	}
 	return "other"
 }
 
-// gauges reads the text format. Of a gauge with several sets of labels it gives the sum, of a fraction the largest.
-func gauges(r io.Reader) (map[string]float64, error) {
+// readMetrics reads the text format. Of a gauge with several sets of labels it gives the sum, of a fraction the largest.
+// Histograms of batch sizes it gives for each set of labels.
+func readMetrics(r io.Reader) (gauges map[string]float64, rows map[string]histogram, err error) {
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	out := map[string]float64{}
+	gauges, rows = map[string]float64{}, map[string]histogram{}
 	for name, f := range families {
-		if f.GetType() != dto.MetricType_GAUGE {
-			continue
-		}
 		for _, m := range f.GetMetric() {
-			if v := m.GetGauge().GetValue(); kindOf(name) == "kv" {
-				out[name] = max(out[name], v)
-			} else {
-				out[name] += v
+			switch {
+			case f.GetType() == dto.MetricType_GAUGE && kindOf(name) == "kv":
+				gauges[name] = max(gauges[name], m.GetGauge().GetValue())
+			case f.GetType() == dto.MetricType_GAUGE:
+				gauges[name] += m.GetGauge().GetValue()
+			case f.GetType() == dto.MetricType_HISTOGRAM && rowNames.MatchString(name):
+				h := m.GetHistogram()
+				rows[name+labels(m)] = histogram{h.GetSampleSum(), float64(h.GetSampleCount())}
 			}
 		}
 	}
-	return out, nil
+	return gauges, rows, nil
+}
+
+// labels are those that tell the series of a metric apart in a plot.
+func labels(m *dto.Metric) string {
+	var list []string
+	for _, l := range m.GetLabel() {
+		if !strings.HasPrefix(l.GetName(), "otel_") {
+			list = append(list, l.GetValue())
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return " " + strings.Join(list, " ")
 }
