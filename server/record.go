@@ -171,9 +171,7 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	r.server.options.Logger.LogAttrs(ctx, level, "request", attrs...)
-	stages := r.stages()
-	r.measure(ctx, status.Code(shown), stages)
-	r.spans(ctx, status.Code(shown), stages)
+	r.report(ctx, status.Code(shown))
 	return shown
 }
 

@@ -125,7 +125,9 @@ func (r *record) stages() []stage {
 
 // begin starts the span of a request under the RPC's.
 func (r *record) begin(ctx context.Context) context.Context {
-	ctx, r.span = r.server.options.Telemetry.tracer.Start(ctx, r.operation+" "+r.server.model.Name, trace.WithTimestamp(r.arrived))
+	model := r.server.model.Name
+	ctx, r.span = r.server.options.Telemetry.tracer.Start(ctx, r.operation+" "+model, trace.WithTimestamp(r.arrived),
+		trace.WithAttributes(keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model))) // what samplers go by
 	if r.span.IsRecording() {
 		r.progress = &progress{span: r.span.SpanContext()}
 	}
@@ -164,7 +166,6 @@ func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) 
 		span.End(trace.WithTimestamp(s.began.Add(s.took)))
 	}
 	r.span.SetAttributes(
-		keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(r.server.model.Name),
 		keyResponseModel.String(r.server.model.Name), keyResponseID.String(r.id), keyInputTokens.Int(r.tokens),
 		keyTextInput.Int(r.tokens-r.image), keyImageInput.Int(r.image), keyCacheRead.Int(r.sum.timing.CachedTokens), keyOutputTokens.Int(r.sum.completion),
 	)

@@ -235,7 +235,17 @@ func (t *Telemetry) Step(s batching.Step) {
 	t.trace(s)
 }
 
-// measure is the end of every request: its metrics, each once.
+// report gives the metrics and the spans of a request that has ended; where both are off it does nothing.
+func (r *record) report(ctx context.Context, failure codes.Code) {
+	if !r.span.IsRecording() && !r.server.options.Telemetry.duration.Enabled(ctx) {
+		return
+	}
+	stages := r.stages()
+	r.measure(ctx, failure, stages)
+	r.spans(ctx, failure, stages)
+}
+
+// measure counts a request, once.
 func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage) {
 	t, model := r.server.options.Telemetry, r.server.model.Name
 	attrs := []attribute.KeyValue{keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model), keyResponseModel.String(model)}

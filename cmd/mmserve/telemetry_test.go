@@ -63,3 +63,15 @@ func TestMeasuredMethods(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a caller names as a method, there is a bounded number that is measured.
+func FuzzMeasured(f *testing.F) {
+	f.Add("/mmserve.v1.MMServe/Generate")
+	f.Add("/grpc.health.v1.Health/Check")
+	f.Add("//..")
+	f.Fuzz(func(t *testing.T, method string) {
+		if measured(&stats.RPCTagInfo{FullMethodName: method}) && (len(method) > 100 || strings.Count(method, "/") > 2) {
+			t.Errorf("%q is measured", method)
+		}
+	})
+}

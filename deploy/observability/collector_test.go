@@ -1,13 +1,17 @@
 package observability_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"html/template"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/metadata"
 
@@ -125,6 +129,11 @@ func TestCollector(t *testing.T) {
 	if got := tree(list, callerTrace, callerSpan, ""); got != want {
 		t.Errorf("the collector has\n%swant\n%s", got, want)
 	}
+	if path := os.Getenv("MMSERVE_TRACE_HTML"); path != "" {
+		if err := os.WriteFile(path, waterfall(t, list), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	chat := list[slices.IndexFunc(list, func(s span) bool { return s.Name == "chat tiny-vlm" })]
 	linked := 0
 	for _, s := range list {
@@ -146,4 +155,52 @@ func TestCollector(t *testing.T) {
 			t.Errorf("%s holds content", file)
 		}
 	}
+}
+
+// page draws a trace as a waterfall.
+var page = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><title>A request with a picture</title>
+<style>body{font:14px sans-serif;margin:24px;width:1100px}h1{font-size:17px}div.r{display:flex;align-items:center;height:26px;border-bottom:1px solid #eee}
+span.n{width:330px;white-space:pre}span.t{position:relative;flex:1;height:14px}i{position:absolute;height:14px;background:#4878a8;border-radius:2px;min-width:2px}
+span.d{width:90px;text-align:right;color:#555}</style><h1>A request with a picture, as an OpenTelemetry Collector got it</h1>
+{{range .}}<div class="r"><span class="n">{{.Name}}</span><span class="t"><i style="left:{{.Left}}%;width:{{.Width}}%"></i></span><span class="d">{{.Took}}</span></div>
+{{end}}`))
+
+type bar struct {
+	Name        string
+	Left, Width float64
+	Took        time.Duration
+}
+
+func waterfall(t *testing.T, list []span) []byte {
+	t.Helper()
+	at := func(nanos string) int64 {
+		n, err := strconv.ParseInt(nanos, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	var bars []bar
+	var zero, whole int64
+	var walk func(parent, indent string)
+	walk = func(parent, indent string) {
+		for _, s := range list {
+			if s.TraceID != callerTrace || s.ParentSpanID != parent {
+				continue
+			}
+			began, ended := at(s.StartTimeUnixNano), at(s.EndTimeUnixNano)
+			if whole == 0 {
+				zero, whole = began, ended-began
+			}
+			percent := 100 / float64(whole)
+			bars = append(bars, bar{indent + s.Name, float64(began-zero) * percent, float64(ended-began) * percent, time.Duration(ended - began).Round(time.Microsecond)})
+			walk(s.SpanID, indent+"    ")
+		}
+	}
+	walk(callerSpan, "")
+	var b bytes.Buffer
+	if err := page.Execute(&b, bars); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
