@@ -160,8 +160,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 	}
 	switch {
 	case in.Name == "inputs_embeds":
-		if len(in.Dims) != 3 || in.Dims[2].Size < 1 {
-			return nil, fmt.Errorf("input inputs_embeds has shape %v, want three dimensions, the last known", in.Dims)
+		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
+			return nil, fmt.Errorf("input inputs_embeds has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
 		}
 		x.hidden = in.Dims[2].Size
 		var err error
@@ -176,8 +176,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 			return view(&s.views, x.ids.Slice(), len(s.rows), s.width)
 		}, errors.Join(err, want(onnx.I64, 2))
 	case in.Name == "encoder_hidden_states":
-		if len(in.Dims) != 3 || in.Dims[2].Size < 1 {
-			return nil, fmt.Errorf("input encoder_hidden_states has shape %v, want three dimensions, the last known", in.Dims)
+		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
+			return nil, fmt.Errorf("input encoder_hidden_states has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
 		}
 		x.encoder().declared = in
 		return func(s *exportStep) ort.Tensor { return s.add(x.states.hidden(s.rows[0].Slot)) }, nil

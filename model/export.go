@@ -186,10 +186,30 @@ func (m *Model) believeGraphs() error {
 	}
 	hidden := d.Hidden
 	size(g.Inputs, "inputs_embeds", 2, &hidden)
+	if c, ok := m.Connector.(vision.Given); ok {
+		d.Hidden, c.TextHidden = hidden, hidden
+		tower := m.export.graphs[m.export.family.graphs()[0]]
+		size(tower.Outputs, "image_features", 1, &c.PerTile)
+		size(tower.Inputs, "pixel_values", 2, &m.Tower.ImageSize)
+		if c.PerTile < 1 || c.PerTile > 1<<16 || m.Tower.ImageSize < 1 || m.Tower.ImageSize > 1<<13 {
+			return fmt.Errorf("%s gives %d patches of a picture of %d pixels, want at most %d of %d", tower.Path, c.PerTile, m.Tower.ImageSize, 1<<16, 1<<13)
+		}
+		m.given(c)
+	}
+	if d.Vocab > 1<<24 {
+		return fmt.Errorf("%s gives %d logits, want at most %d", g.Path, d.Vocab, 1<<24)
+	}
 	if hidden != d.Hidden {
 		return fmt.Errorf("%s takes embeddings of %d values, config.json says %d", g.Path, hidden, d.Hidden)
 	}
 	return nil
+}
+
+// given makes one tile of every picture, and a run of placeholders of what the graph gives for it.
+func (s *Spec) given(c vision.Given) {
+	run := strings.Repeat(s.Layout.Placeholder, c.PerTile)
+	s.Connector, s.Layout.PatchTokens = c, c.PerTile
+	s.Layout.Expand = func(vision.Grid) string { return run }
 }
 
 // exportChoice picks the file of each session.
