@@ -22,14 +22,15 @@ type Exported struct {
 	session *ort.Session
 	feeds   []feed // one for each of the graph's inputs
 	kv      *concatCache
-	outputs []onnx.Value // logits, then what kv keeps
 	hidden  int
+	states  *encoderStates // nil for a decoder alone
 
 	axes       int  // of positions: 1, or 3 where they are places in time, height and width
 	together   bool // rows of different lengths may share a run
 	keep, lone bool // the graph takes num_logits_to_keep; use_cache_branch
 
-	embeds    *ort.Floats
+	embeds    *ort.Floats // nil where the graph takes ids
+	ids       *ort.Memory[int64]
 	logits    *ort.Floats
 	mask      *ort.Memory[int64]
 	positions *ort.Memory[int64]
@@ -44,6 +45,16 @@ type ExportConfig struct {
 	Vocab, MaxLen int
 	// FirstPosition is what position_ids calls the first position.
 	FirstPosition int
+	// EncoderStates is the number of a sequence's first positions that are the encoder's, in an encoder-decoder for which
+	// it is always the same. In others Start is the number of ids at a prompt's end that are the decoder's. Both are 0 for a
+	// decoder alone.
+	EncoderStates, Start int
+}
+
+// ExportFiles are the graphs of an exported decoder. Embed has no path where the decoder takes ids, Encoder none where
+// patches are what it attends to, or where there is nothing such.
+type ExportFiles struct {
+	Embed, Encoder, Decoder ort.File
 }
 
 // exportStep is one run of an exported decoder.
@@ -57,7 +68,7 @@ type exportStep struct {
 type feed func(s *exportStep) ort.Tensor
 
 // OpenExported opens the graphs and reserves the caches.
-func OpenExported(c ExportConfig, embed, decoder ort.File, o OpenOptions) (*Exported, error) {
+func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, error) {
 	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
 		o.MaxLen = c.MaxLen
 	}
@@ -65,8 +76,8 @@ func OpenExported(c ExportConfig, embed, decoder ort.File, o OpenOptions) (*Expo
 		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
 	}
 	x := &Exported{config: c, axes: 1}
-	err := x.open(embed, decoder, o)
-	if err == nil && o.Slots > 1 {
+	err := x.open(f, o)
+	if err == nil && o.Slots > 1 && x.states == nil {
 		err = x.probe()
 	}
 	if err != nil {
@@ -75,55 +86,66 @@ func OpenExported(c ExportConfig, embed, decoder ort.File, o OpenOptions) (*Expo
 	return x, nil
 }
 
-func (x *Exported) open(embed, decoder ort.File, o OpenOptions) (err error) {
-	if x.embed, err = newIDEmbedder(embed, x.config.Vocab, o.Session); err != nil {
-		return err
+func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
+	if f.Embed.Path != "" {
+		if x.embed, err = newIDEmbedder(f.Embed, x.config.Vocab, o.Session); err != nil {
+			return err
+		}
 	}
-	fail := func(err error) error { return fmt.Errorf("%s: %w", decoder.Path, err) }
-	var caches []onnx.Value
-	for _, in := range decoder.Inputs {
-		f, err := x.bind(in, len(caches))
+	fail := func(err error) error { return fmt.Errorf("%s: %w", f.Decoder.Path, err) }
+	var own, cross []onnx.Value
+	for _, in := range f.Decoder.Inputs {
+		list := &own
+		if strings.Contains(in.Name, ".encoder.") {
+			list = &cross
+		}
+		feed, err := x.bind(in, len(*list))
 		if err != nil {
 			return fail(err)
 		}
 		if isPast(in.Name) {
-			caches = append(caches, in)
+			*list = append(*list, in)
 		}
-		x.feeds = append(x.feeds, f)
+		x.feeds = append(x.feeds, feed)
 	}
-	logits, ok := onnx.Find(decoder.Outputs, "logits")
+	logits, ok := onnx.Find(f.Decoder.Outputs, "logits")
 	if !ok {
 		return fail(errors.New("it has no output logits"))
 	}
-	x.outputs = []onnx.Value{logits}
-	names := []string{"logits"}
-	for _, in := range caches {
+	outputs := []string{"logits"}
+	for _, in := range slices.Concat(own, cross) {
 		name := strings.Replace(in.Name, "past_key_values", "present", 1)
-		v, ok := onnx.Find(decoder.Outputs, name)
+		v, ok := onnx.Find(f.Decoder.Outputs, name)
 		if !ok || v.Type != in.Type {
 			return fail(fmt.Errorf("it has input %s of %s, but no output %s like it", in.Name, in.Type, name))
 		}
-		x.outputs, names = append(x.outputs, v), append(names, name)
+		outputs = append(outputs, name)
 	}
-	if n := len(logits.Dims); n != 3 {
+	switch n := len(logits.Dims); {
+	case n != 3:
 		return fail(fmt.Errorf("output logits has %d dimensions, want 3", n))
-	}
-	if n := logits.Dims[2].Size; n > 0 && n != x.config.Vocab {
-		return fail(fmt.Errorf("output logits has %d values a position, config.json's vocabulary has %d", n, x.config.Vocab))
-	}
-	if x.hidden == 0 {
-		return fail(errors.New("it has no input inputs_embeds"))
+	case logits.Dims[2].Size > 0 && logits.Dims[2].Size != x.config.Vocab:
+		return fail(fmt.Errorf("output logits has %d values a position, config.json's vocabulary has %d", logits.Dims[2].Size, x.config.Vocab))
+	case (x.embeds == nil) == (x.ids == nil), x.embeds != nil && x.embed == nil:
+		return fail(errors.New("want an input inputs_embeds and a graph that embeds ids, or an input input_ids"))
+	case (x.states != nil) != (x.config.EncoderStates+x.config.Start > 0), len(cross) > 0 && !x.lone:
+		return fail(errors.New("want encoder_hidden_states in an encoder-decoder and nowhere else, and use_cache_branch where caches of its own hold what they project to"))
 	}
 	if x.logits, err = ort.AllocFloats(logits.Type, 1); err != nil {
 		return fail(fmt.Errorf("output logits: %w", err))
 	}
-	if x.kv, err = newConcatCache(caches, o.Slots, o.MaxLen); err != nil {
+	if x.kv, err = newConcatCache(own, o.Slots, o.MaxLen); err != nil {
 		return fail(err)
 	}
-	if x.session, err = ort.OpenFile(decoder, names, o.Session); err != nil {
+	if x.states != nil {
+		if err := x.states.open(f.Encoder, cross, o); err != nil {
+			return err
+		}
+	}
+	if x.session, err = ort.OpenFile(f.Decoder, outputs, o.Session); err != nil {
 		return fail(err)
 	}
-	return x.reserve(o.Slots, 1, o.Slots*o.MaxLen, o.Slots)
+	return nil
 }
 
 func isPast(name string) bool { return strings.HasPrefix(name, "past_key_values.") }
@@ -138,8 +160,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 	}
 	switch {
 	case in.Name == "inputs_embeds":
-		if len(in.Dims) != 3 || in.Dims[2].Size < 1 {
-			return nil, fmt.Errorf("input inputs_embeds has shape %v, want three dimensions, the last known", in.Dims)
+		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
+			return nil, fmt.Errorf("input inputs_embeds has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
 		}
 		x.hidden = in.Dims[2].Size
 		var err error
@@ -147,6 +169,20 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 		return func(s *exportStep) ort.Tensor {
 			return s.floats(x.embeds, len(s.rows), s.width, x.hidden)
 		}, err
+	case in.Name == "input_ids":
+		var err error
+		x.ids, err = ort.Alloc[int64](1)
+		return func(s *exportStep) ort.Tensor {
+			return view(&s.views, x.ids.Slice(), len(s.rows), s.width)
+		}, errors.Join(err, want(onnx.I64, 2))
+	case in.Name == "encoder_hidden_states":
+		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
+			return nil, fmt.Errorf("input encoder_hidden_states has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
+		}
+		x.encoder().declared = in
+		return func(s *exportStep) ort.Tensor { return s.add(x.states.hidden(s.rows[0].Slot)) }, nil
+	case in.Name == "encoder_attention_mask":
+		return func(s *exportStep) ort.Tensor { return s.add(x.encoder().seen(s.rows[0].Slot)) }, want(onnx.I64, 2)
 	case in.Name == "attention_mask":
 		return func(s *exportStep) ort.Tensor {
 			return view(&s.views, x.mask.Slice(), len(s.rows), s.past+s.width)
@@ -174,6 +210,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 			}
 			return s.add(ort.ViewAs(x.flags.Slice(), onnx.Bool, 1))
 		}, want(onnx.Bool, 1)
+	case isPast(in.Name) && strings.Contains(in.Name, ".encoder."):
+		return func(s *exportStep) ort.Tensor { return s.add(x.states.past(cache, s.rows[0].Slot, s.past == 0)) }, nil
 	case isPast(in.Name):
 		return func(s *exportStep) ort.Tensor {
 			t := x.kv.tensors[cache]
@@ -197,7 +235,12 @@ func (s *exportStep) floats(f *ort.Floats, dims ...int) ort.Tensor { return s.ad
 
 // reserve makes room for a run over n rows of width ids, with a mask of masked positions and k rows of logits.
 func (x *Exported) reserve(n, width, masked, k int) error {
-	err := x.embeds.Grow(n * width * x.hidden)
+	var err error
+	if x.embeds != nil {
+		err = x.embeds.Grow(n * width * x.hidden)
+	} else {
+		err = grow(&x.ids, n*width)
+	}
 	if err == nil {
 		err = x.logits.Grow(k * x.config.Vocab)
 	}
@@ -216,7 +259,15 @@ func (x *Exported) reserve(n, width, masked, k int) error {
 // Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first step
 // takes a whole prompt there.
 func (x *Exported) Capacity() Capacity {
-	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.lone}
+	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.lone || x.states != nil}
+}
+
+// shortest is the fewest ids that a sequence starts with.
+func (x *Exported) shortest() int {
+	if x.states == nil {
+		return 1
+	}
+	return max(x.config.EncoderStates, x.config.Start) + 1
 }
 
 // Together tells whether rows of different lengths share a run. Where the graph has given other answers then, each row
@@ -228,13 +279,19 @@ func (x *Exported) Together() bool { return x.together }
 func (x *Exported) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		x.kv.move(m)
+		if x.states != nil {
+			x.states.move(m)
+		}
 	}
 	for _, rel := range b.Releases {
+		if x.states != nil {
+			rel = x.states.behind(rel)
+		}
 		if err := x.kv.release(rel); err != nil {
 			return nil, err
 		}
 	}
-	if err := checkRows(b.Rows, x.Capacity(), 1); err != nil {
+	if err := checkRows(b.Rows, x.Capacity(), x.shortest()); err != nil {
 		return nil, err
 	}
 	x.tokens = x.tokens[:0]
@@ -264,18 +321,31 @@ func (x *Exported) Run(_ context.Context, b *Batch) ([]Token, error) {
 // verification; nothing else may use the runner meanwhile. The slice is valid until the next call.
 func (x *Exported) Logits(in fusion.Input) ([]float32, error) {
 	rows := []Row{{IDs: in.IDs, Spans: in.Spans}}
-	if err := checkRows(rows, x.Capacity(), 1); err != nil {
+	if err := checkRows(rows, x.Capacity(), x.shortest()); err != nil {
 		return nil, err
 	}
-	if _, err := x.forward(rows, len(in.IDs)); err != nil {
+	if x.states == nil {
+		_, err := x.forward(rows, len(in.IDs))
+		return x.logits.Load(0, len(in.IDs)*x.config.Vocab), err
+	}
+	// What the encoder reads has no logits.
+	n := len(in.IDs) - x.config.encoded(len(in.IDs))
+	if _, err := x.forward(rows, n); err != nil {
 		return nil, err
 	}
-	return x.logits.Load(0, len(in.IDs)*x.config.Vocab), nil
+	logits := make([]float32, len(in.IDs)*x.config.Vocab)
+	copy(logits[(len(in.IDs)-n)*x.config.Vocab:], x.logits.Load(0, n*x.config.Vocab))
+	return logits, nil
 }
 
 // forward runs the graph over rows of equally many ids, for the logits of the last want positions of each, and gives
 // those of a row.
 func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, err error) {
+	if x.states != nil {
+		if rows, err = x.encode(rows); err != nil {
+			return nil, err
+		}
+	}
 	s := &exportStep{concatStep: x.kv.begin(rows), kept: want}
 	defer s.views.destroy()
 	n, width, total := len(rows), s.width, s.past+s.width
@@ -286,8 +356,7 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 		return nil, err
 	}
 	for i, row := range rows {
-		dst := x.embeds.Slice()[i*width*x.hidden : (i+1)*width*x.hidden]
-		if err := x.embed.embed(dst, row.IDs, row.Past, row.Spans); err != nil {
+		if err := x.enter(i, row); err != nil {
 			return nil, err
 		}
 		pad := s.past - row.Past
@@ -302,7 +371,9 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 			}
 		})
 	}
-	x.embeds.Store(n * width * x.hidden)
+	if x.embeds != nil {
+		x.embeds.Store(n * width * x.hidden)
+	}
 	x.in, x.out = x.in[:0], x.out[:0]
 	for _, f := range x.feeds {
 		x.in = append(x.in, f(s))
@@ -311,6 +382,9 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 	for _, t := range x.kv.tensors {
 		x.out = append(x.out, s.add(ort.ViewAs(t.buffers(s.concatStep)[1].Slice(), t.value.Type, n, t.heads, total, t.dim)))
 	}
+	if x.states != nil {
+		x.out = append(x.out, x.states.present(s)...)
+	}
 	if s.views.err != nil {
 		return nil, s.views.err
 	}
@@ -318,10 +392,28 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	x.kv.end(s.concatStep)
+	if x.states != nil {
+		x.states.keep(s)
+	}
 	return func(row int) []float32 {
 		end := (row + 1) * s.kept * x.config.Vocab
 		return x.logits.Load(end-want*x.config.Vocab, end)
 	}, nil
+}
+
+// enter writes the ids of row i of a run, or their embeddings.
+func (x *Exported) enter(i int, row Row) error {
+	width := len(row.IDs)
+	if x.embeds != nil {
+		return x.embed.embed(x.embeds.Slice()[i*width*x.hidden:(i+1)*width*x.hidden], row.IDs, row.Past, row.Spans)
+	}
+	for j, id := range row.IDs {
+		if id < 0 || int(id) >= x.config.Vocab {
+			return fmt.Errorf("token id %d has no embedding: the table has %d rows", id, x.config.Vocab)
+		}
+		x.ids.Slice()[i*width+j] = int64(id)
+	}
+	return nil
 }
 
 // probeTolerance is the largest difference, in parts of the range of a row's logits, that may lie between a run of its
@@ -382,7 +474,11 @@ func (x *Exported) Close() error {
 	if x.kv != nil {
 		err = errors.Join(err, x.kv.close())
 	}
+	if x.states != nil {
+		err = errors.Join(err, x.states.close())
+	}
 	x.embeds.Free()
+	x.ids.Free()
 	x.logits.Free()
 	x.mask.Free()
 	x.positions.Free()

@@ -45,8 +45,8 @@ type concatStep struct {
 func newConcatCache(inputs []onnx.Value, slots, maxLen int) (*concatCache, error) {
 	c := &concatCache{slots: slots, maxLen: maxLen}
 	for _, in := range inputs {
-		if len(in.Dims) != 4 || in.Dims[1].Size < 1 || in.Dims[3].Size < 1 || in.Type.Size() == 0 {
-			return nil, errors.Join(fmt.Errorf("input %s is %s of shape %v, want four dimensions of which the second, heads, and the last, values of a head, are known", in.Name, in.Type, in.Dims), c.close())
+		if len(in.Dims) != 4 || !sane(in.Dims[1]) || !sane(in.Dims[3]) || in.Type.Size() == 0 {
+			return nil, errors.Join(fmt.Errorf("input %s is %s of shape %v, want four dimensions of which the second, heads, and the last, values of a head, are known and at most %d", in.Name, in.Type, in.Dims, most), c.close())
 		}
 		t := &concatTensor{value: in, heads: in.Dims[1].Size, dim: in.Dims[3].Size}
 		t.vector = t.dim * in.Type.Size()
@@ -64,6 +64,11 @@ func newConcatCache(inputs []onnx.Value, slots, maxLen int) (*concatCache, error
 	}
 	return c, nil
 }
+
+// most bounds what one dimension of a graph may be; sane tells of one that is known and within it.
+const most = 1 << 16
+
+func sane(d onnx.Dim) bool { return d.Size >= 1 && d.Size <= most }
 
 // begin gathers what the rows of a step have had so far, unless it is there already.
 func (c *concatCache) begin(rows []Row) concatStep {

@@ -20,14 +20,18 @@ type Layout struct {
 	Map func(g vision.Grid) (rows, cols int)
 	// SplitAlone leaves pictures whole where a prompt has more than one.
 	SplitAlone bool
+	// AddPlaceholder gives the tokenizer a token for the placeholder, with ImageTokenID, where it has none.
+	AddPlaceholder bool
 	// Frame is set for a model whose prompts are pictures, then text, with nothing else to tell them apart.
 	Frame *Frame
 }
 
 // Frame is what stands around the text of a prompt: Start between the last picture and it, End after it. Placeholders
-// that a prompt lacks are put before it.
+// that a prompt lacks are put before it. Before stands before the first picture.
 type Frame struct {
-	Start, End string
+	Before, Start, End string
+	// Ask is what to say for the text of a prompt; nil for the text itself.
+	Ask func(text string) string
 	// OnePicture makes a prompt one picture and nothing else: its text is not read.
 	OnePicture bool
 }

@@ -46,11 +46,15 @@ func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 // around frames a prompt. Reference: transformers PaliGemmaProcessor (build_string_from_input).
 func (f *Frame) around(text, placeholder string, pictures int) string {
 	at := strings.LastIndex(text, placeholder)
-	if at < 0 {
-		return strings.Repeat(placeholder, pictures) + f.Start + text + f.End
+	head := strings.Repeat(placeholder, pictures)
+	if at >= 0 {
+		at += len(placeholder)
+		head, text = text[:at], text[at:]
 	}
-	at += len(placeholder)
-	return text[:at] + f.Start + text[at:] + f.End
+	if f.Ask != nil {
+		text = f.Ask(text)
+	}
+	return f.Before + head + f.Start + text + f.End
 }
 
 // Locate finds the positions that take patch embeddings and gives each run of them to its picture: as many as the first

@@ -21,12 +21,13 @@ import (
 // export is a folder of ready-made ONNX graphs in the layout of Optimum and transformers.js: onnx/<session><suffix>.onnx.
 type export struct {
 	why    string
+	family exportFamily
 	graphs map[string]Graph
 }
 
 // Graph is a file of an export.
 type Graph struct {
-	// Session is what the layout calls it: vision_encoder, embed_tokens, decoder_model_merged.
+	// Session is what the layout calls it: vision_encoder, embed_tokens, encoder_model, decoder_model_merged.
 	Session string
 	// DType is the layout's name of how its weights are stored; Why says how the choice came about.
 	DType, Why string
@@ -39,8 +40,12 @@ type Graph struct {
 const (
 	visionGraph  = "vision_encoder"
 	embedGraph   = "embed_tokens"
+	encoderGraph = "encoder_model"
 	decoderGraph = "decoder_model_merged"
 )
+
+// usual are the sessions of most families: the tower's, which comes first, and the decoder's, which comes last.
+var usual = []string{visionGraph, embedGraph, decoderGraph}
 
 // exportDTypes are the layout's names of how weights are stored, most faithful first, and the suffixes of their files.
 // Any other name has itself as the suffix. Reference: transformers.js DEFAULT_DTYPE_SUFFIX_MAPPING.
@@ -61,7 +66,8 @@ func suffixOf(dtype string) string {
 // exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
 var exportFamilies = map[string]exportFamily{
 	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholePictures},
-	"paligemma": {first: 1},
+	"paligemma":              {first: 1},
+	"vision-encoder-decoder": {sessions: []string{encoderGraph, decoderGraph}},
 }
 
 type exportFamily struct {
@@ -69,8 +75,19 @@ type exportFamily struct {
 	read family
 	// adapt changes a Spec where exports compute something else.
 	adapt func(*Spec)
+	// sessions replace the usual ones.
+	sessions []string
 	// first is what position_ids calls the first position.
 	first int
+	// start is the number of ids at a prompt's end that are the decoder's, in an encoder-decoder without EncoderStates.
+	start int
+}
+
+func (f exportFamily) graphs() []string {
+	if f.sessions == nil {
+		return usual
+	}
+	return f.sessions
 }
 
 // exportTypes lists the model types of exportFamilies, sorted.
@@ -138,7 +155,8 @@ func (m *Model) readExport(dir, dtypes string) error {
 	if err != nil {
 		return err
 	}
-	for _, session := range []string{visionGraph, embedGraph, decoderGraph} {
+	m.export.family = exportFamilies[m.Type]
+	for _, session := range m.export.family.graphs() {
 		g, err := choose.graph(session)
 		if err != nil {
 			return err
@@ -162,14 +180,36 @@ func (m *Model) believeGraphs() error {
 		}
 	}
 	size(g.Outputs, "logits", 2, &d.Vocab)
-	size(g.Inputs, "past_key_values.0.key", 1, &d.KVHeads)
-	size(g.Inputs, "past_key_values.0.key", 3, &d.HeadDim)
+	for _, cache := range []string{"past_key_values.0.key", "past_key_values.0.decoder.key"} {
+		size(g.Inputs, cache, 1, &d.KVHeads)
+		size(g.Inputs, cache, 3, &d.HeadDim)
+	}
 	hidden := d.Hidden
 	size(g.Inputs, "inputs_embeds", 2, &hidden)
+	if c, ok := m.Connector.(vision.Given); ok {
+		d.Hidden, c.TextHidden = hidden, hidden
+		tower := m.export.graphs[m.export.family.graphs()[0]]
+		size(tower.Outputs, "image_features", 1, &c.PerTile)
+		size(tower.Inputs, "pixel_values", 2, &m.Tower.ImageSize)
+		if c.PerTile < 1 || c.PerTile > 1<<16 || m.Tower.ImageSize < 1 || m.Tower.ImageSize > 1<<13 {
+			return fmt.Errorf("%s gives %d patches of a picture of %d pixels, want at most %d of %d", tower.Path, c.PerTile, m.Tower.ImageSize, 1<<16, 1<<13)
+		}
+		m.given(c)
+	}
+	if d.Vocab > 1<<24 {
+		return fmt.Errorf("%s gives %d logits, want at most %d", g.Path, d.Vocab, 1<<24)
+	}
 	if hidden != d.Hidden {
 		return fmt.Errorf("%s takes embeddings of %d values, config.json says %d", g.Path, hidden, d.Hidden)
 	}
 	return nil
+}
+
+// given makes one tile of every picture, and a run of placeholders of what the graph gives for it.
+func (s *Spec) given(c vision.Given) {
+	run := strings.Repeat(s.Layout.Placeholder, c.PerTile)
+	s.Connector, s.Layout.PatchTokens = c, c.PerTile
+	s.Layout.Expand = func(vision.Grid) string { return run }
 }
 
 // exportChoice picks the file of each session.
@@ -344,16 +384,21 @@ func (m *Model) Graphs() []Graph {
 }
 
 func (e *export) openTower(s Spec, o ort.Options) (*vision.Tower, error) {
+	f := e.graphs[e.family.graphs()[0]].File
 	if s.Pictures != nil {
-		return vision.OpenPictureExport(e.graphs[visionGraph].File, *s.Pictures, o)
+		return vision.OpenPictureExport(f, *s.Pictures, o)
 	}
-	return vision.OpenExport(e.graphs[visionGraph].File, s.Tower, s.Connector, o)
+	return vision.OpenExport(f, s.Tower, s.Connector, o)
 }
 
-func (e *export) openDecoder(modelType string, d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {
+func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {
+	f := decoder.ExportFiles{Embed: e.graphs[embedGraph].File, Decoder: e.graphs[decoderGraph].File}
+	if sessions := e.family.graphs(); sessions[0] != encoderGraph {
+		f.Encoder = e.graphs[encoderGraph].File
+	}
 	return decoder.OpenExported(decoder.ExportConfig{
-		Vocab: d.Vocab, MaxLen: d.MaxLen, FirstPosition: exportFamilies[modelType].first,
-	}, e.graphs[embedGraph].File, e.graphs[decoderGraph].File, o)
+		Vocab: d.Vocab, MaxLen: d.MaxLen, FirstPosition: e.family.first, EncoderStates: d.EncoderStates, Start: e.family.start,
+	}, f, o)
 }
 
 // digest hashes the graphs and their data.

@@ -40,6 +40,11 @@ func (t *graphText) read(config []byte) (d decoder.Config, err error) {
 			return d, fmt.Errorf("text_config: %w", err)
 		}
 	}
+	return t.config()
+}
+
+// config is what is known of the decoder.
+func (t graphText) config() (d decoder.Config, err error) {
 	d = decoder.Config{Hidden: t.Hidden, Layers: t.Layers, Heads: t.Heads, KVHeads: t.Heads, Vocab: t.Vocab, MaxLen: t.MaxLen}
 	if t.KVHeads != nil {
 		d.KVHeads = *t.KVHeads

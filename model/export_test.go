@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"math"
@@ -105,6 +106,104 @@ func TestExportGold(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// An encoder-decoder's export gives what transformers computed: one whose decoder reads the encoder's states in every
+// step, and one that keeps what they project to.
+func TestExportOfEncoderDecoder(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("vitgpt2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	const other = "vit-gpt2-with-caches"
+	exportFamilies[other] = exportFamily{read: vitGPT2, sessions: []string{visionGraph, embedGraph, encoderGraph, decoderGraph}}
+	defer delete(exportFamilies, other)
+	for modelType, o := range map[string]exporttest.Options{m.Type: {}, other: {CrossCaches: true}} {
+		t.Run(modelType, func(t *testing.T) {
+			dir := writeExport(t, m, o)
+			raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, "config.json"), bytes.ReplaceAll(raw, []byte(m.Type), []byte(modelType)), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.Close()
+			v, err := NewVerifier(e, 2e-4, graph.FP32, ort.Options{Threads: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			err = v.File(filepath.Join(tinyDir("vitgpt2"), "gold.safetensors"), func(c Case) {
+				t.Logf("%+v", c.Checks)
+				if !c.OK() {
+					t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			movedEncoderDecoder(t, e)
+		})
+	}
+}
+
+// movedEncoderDecoder has sequences change places between steps; each must go on as if it had not.
+func movedEncoderDecoder(t *testing.T, e *Model) {
+	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	rng := rand.New(rand.NewPCG(4, 4))
+	rows := make([]decoder.Row, 2)
+	var want [2][]picked
+	for i := range rows {
+		n := e.Decoder.EncoderStates
+		states := make([]float32, n*e.Decoder.Hidden)
+		for j := range states {
+			states[j] = float32(rng.NormFloat64())
+		}
+		rows[i] = loggedRow(2, 0, append(slices.Repeat([]int32{1}, n), 3))
+		rows[i].Spans = []fusion.Span{{Len: n, Patches: states}}
+		row := rows[i]
+		for range 4 {
+			tok := run(t, r, row)[0]
+			want[i] = append(want[i], tok)
+			row.Past, row.IDs = row.Past+len(row.IDs), []int32{tok.ID}
+		}
+	}
+	for i := range rows {
+		rows[i].Slot = i
+		tok := run(t, r, rows[i])[0]
+		rows[i].Past, rows[i].IDs = len(rows[i].IDs), []int32{tok.ID}
+	}
+	swap := []decoder.Move{{From: 1, To: 0, Len: rows[1].Past, Back: rows[0].Past}}
+	for step := 1; step < 4; step++ {
+		rows[0], rows[1] = rows[1], rows[0]
+		want[0], want[1] = want[1], want[0]
+		rows[0].Slot, rows[1].Slot = 0, 1
+		swap[0].Len, swap[0].Back = rows[0].Past, rows[1].Past
+		out, err := r.Run(t.Context(), &decoder.Batch{Moves: swap, Rows: rows})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, tok := range picks(out) {
+			if err := samePicks([]picked{tok}, want[i][step:step+1], 1e-5); err != nil {
+				t.Errorf("after %d exchanges, row %d: %v", step, i, err)
+			}
+			rows[i].Past, rows[i].IDs = rows[i].Past+1, []int32{tok.ID}
+		}
+	}
+	if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{loggedRow(0, 0, []int32{1, 2})}}); err == nil {
+		t.Error("a prompt without its picture was taken")
 	}
 }
 

@@ -189,7 +189,7 @@ func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, erro
 // OpenDecoder opens the decoder's sessions and reserves its KV cache.
 func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 	if m.export != nil {
-		r, err := m.export.openDecoder(m.Type, m.Decoder, o)
+		r, err := m.export.openDecoder(m.Decoder, o)
 		if err != nil {
 			return nil, err
 		}
@@ -200,6 +200,20 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// ShortestRow is the shortest prompt that the decoder takes, of no meaning.
+func (m *Model) ShortestRow() decoder.Row {
+	n := m.Decoder.ShortestPrompt()
+	if m.export != nil && m.export.family.start > 0 {
+		n = m.export.family.start + 1
+	}
+	row := decoder.Row{IDs: make([]int32, n)}
+	if m.export != nil && n > 1 { // patches are what an encoder reads
+		row.Spans = []fusion.Span{{Len: n - max(m.export.family.start, 1)}}
+		row.Spans[0].Patches = make([]float32, row.Spans[0].Len*m.Decoder.Hidden)
+	}
+	return row
 }
 
 // Parameters is the number of weights in the checkpoint, tied ones once, or in the graphs.

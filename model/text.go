@@ -32,7 +32,7 @@ func (m *Model) openText() (*Text, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Layout.Frame != nil && m.Layout.Frame.OnePicture {
+	if m.Layout.AddPlaceholder {
 		if raw, err = addPlaceholder(raw, m.Layout); err != nil {
 			return nil, fmt.Errorf("tokenizer.json: %w", err)
 		}
@@ -44,9 +44,11 @@ func (m *Model) openText() (*Text, error) {
 	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
 	}
-	if f := m.Layout.Frame; f != nil && f.Start != "" {
-		if _, ok := t.Tokenizer.TokenID(f.Start); !ok {
-			return nil, fmt.Errorf("tokenizer.json has no token %q, which goes before the text of a prompt", f.Start)
+	if f := m.Layout.Frame; f != nil {
+		for _, s := range []string{f.Before, f.Start} {
+			if _, ok := t.Tokenizer.TokenID(s); !ok && strings.HasPrefix(s, "<") { // a special token, not words
+				return nil, fmt.Errorf("tokenizer.json has no token %q, which goes before the text of a prompt", s)
+			}
 		}
 	}
 	for _, a := range t.Tokenizer.AddedTokens() {

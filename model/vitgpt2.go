@@ -90,6 +90,8 @@ func vitGPT2(config []byte) (Spec, error) {
 		Placeholder: "<image>", ImageTokenID: int32(d.Vocab), PatchTokens: states,
 		Expand: func(vision.Grid) string { return run },
 		Frame:  &fusion.Frame{Start: "<|endoftext|>", OnePicture: true},
+
+		AddPlaceholder: true,
 	}
 	return s, s.Decoder.Validate()
 }

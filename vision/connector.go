@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -197,6 +198,25 @@ func between(i, in, out int) (lo, hi int, share float32) {
 	lo = min(int(at), in-1)
 	return lo, min(lo+1, in-1), at - float32(lo)
 }
+
+// Given is the connector of a tower that is a ready-made graph with it: nothing is known of them but what they give.
+type Given struct {
+	// PerTile is the number of patch embeddings of a tile.
+	PerTile, TextHidden int
+}
+
+// Tokens is what the graph gives.
+func (c Given) Tokens(ViT) int { return c.PerTile }
+
+// Width is the text model's.
+func (c Given) Width() int { return c.TextHidden }
+
+// Validate refuses every tower: no graph can be built.
+func (c Given) Validate(ViT) error {
+	return errors.New("the connector is known as a ready-made graph only")
+}
+
+func (c Given) build(_ *graph.Builder, x string, _ ViT) string { return x }
 
 // Linear is the connector of PaliGemma: one linear layer with bias, for each hidden state.
 type Linear struct {

@@ -58,8 +58,8 @@ func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
 	}
 	pixels := f.Inputs[0]
 	area := 3 * p.PatchSize * p.PatchSize
-	if p.values = pixels.Dims[1].Size; p.values < 1 || p.values%area != 0 {
-		return fmt.Errorf("input pixel_values has %d values a patch, want a multiple of %d", p.values, area)
+	if p.values = pixels.Dims[1].Size; p.values < 1 || p.values%area != 0 || p.values > 8*area {
+		return fmt.Errorf("input pixel_values has %d values a patch, want 1 to 8 times %d", p.values, area)
 	}
 	if n := out.Dims[1].Size; n > 0 && n != p.Width {
 		return fmt.Errorf("output image_features has %d values a patch, the decoder takes %d", n, p.Width)

@@ -198,7 +198,9 @@ func (a *app) warmUp() error {
 	if err := a.tower.WarmUp(); err != nil {
 		return err
 	}
-	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{{IDs: make([]int32, a.model.Decoder.ShortestPrompt()), Sampler: decoder.NewSampler(decoder.Sampling{})}}})
+	row := a.model.ShortestRow()
+	row.Sampler = decoder.NewSampler(decoder.Sampling{})
+	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})
 	return err
 }
 

@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -82,7 +83,7 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 }
 
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
-// named them.
+// named them. What the graph gives for an output that is the zero Tensor is dropped.
 func (s *Session) Run(in, out []Tensor) error {
 	values := make([]ort.Value, len(in)+len(out))
 	for i, t := range in {
@@ -91,7 +92,13 @@ func (s *Session) Run(in, out []Tensor) error {
 	for i, t := range out {
 		values[len(in)+i] = t.v
 	}
-	return s.s.Run(values[:len(in)], values[len(in):])
+	err := s.s.Run(values[:len(in)], values[len(in):])
+	for i, t := range out {
+		if v := values[len(in)+i]; t.v == nil && v != nil {
+			err = errors.Join(err, v.Destroy())
+		}
+	}
+	return err
 }
 
 // Close frees the session. No Run may be under way.

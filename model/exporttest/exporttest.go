@@ -45,6 +45,9 @@ type Options struct {
 	// Sections are the parts of a head's frequencies that turn by the places in time, height and width: position_ids are
 	// those of Qwen2-VL.
 	Sections []int
+	// CrossCaches has an encoder-decoder keep what the encoder's states project to, as exports of BART do: caches of the
+	// encoder that mean nothing after the first step, embeddings for ids, and an encoder of its own, which changes nothing.
+	CrossCaches bool
 	// FirstPosition is what position_ids calls the first position.
 	FirstPosition int
 }
@@ -55,11 +58,7 @@ func Write(dir string, s Source, o Options) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	for name, build := range map[string]func(*net){
-		"vision_encoder":       s.vision,
-		"embed_tokens":         s.embed,
-		"decoder_model_merged": s.decoder,
-	} {
+	for name, build := range s.graphs(o) {
 		n := &net{Graph: onnx.New(name), weights: s.Weights, options: o, data: name + o.Suffix + ".onnx_data"}
 		build(n)
 		if n.err != nil {
@@ -75,6 +74,19 @@ func Write(dir string, s Source, o Options) error {
 		}
 	}
 	return nil
+}
+
+// graphs are what builds each session's graph.
+func (s Source) graphs(o Options) map[string]func(*net) {
+	switch {
+	case s.Decoder.EncoderStates > 0 && o.CrossCaches:
+		return map[string]func(*net){
+			"vision_encoder": s.vision, "embed_tokens": s.embed, "encoder_model": s.same, "decoder_model_merged": s.crossDecoder,
+		}
+	case s.Decoder.EncoderStates > 0:
+		return map[string]func(*net){"encoder_model": s.vision, "decoder_model_merged": s.crossDecoder}
+	}
+	return map[string]func(*net){"vision_encoder": s.vision, "embed_tokens": s.embed, "decoder_model_merged": s.decoder}
 }
 
 func (s Source) embed(n *net) {

@@ -29,7 +29,11 @@ func (s Source) vision(n *net) {
 		x = n.Input("pixel_values", onnx.F32, "batch_size", 3, t.ImageSize, t.ImageSize)
 	}
 	x = s.tower(n, x)
-	n.result(s.connector(n, x), "image_features", onnx.F32, "num_images", s.Connector.Tokens(t), s.Connector.Width())
+	name := "image_features"
+	if s.Decoder.EncoderStates > 0 && !n.options.CrossCaches {
+		name = "last_hidden_state"
+	}
+	n.result(s.connector(n, x), name, onnx.F32, "num_images", s.Connector.Tokens(t), s.Connector.Width())
 }
 
 // blocks writes a stand-in for Qwen2-VL's tower: every block of patches and its place in the picture through one layer.
@@ -104,6 +108,8 @@ func (s Source) connector(n *net, x string) string {
 		x = n.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, x)
 		x = n.Op("Reshape", nil, x, n.I64s(0, -1, int64(hidden)*r*r))
 		return n.linear(x, "connector.modality_projection.proj", hidden*c.Scale*c.Scale, c.TextHidden, false)
+	case vision.Identity:
+		return x
 	case vision.MLP:
 		x = n.activation(c.Activation, n.linear(x, "connector.linear_1", hidden, c.TextHidden, c.Bias))
 		return n.linear(x, "connector.linear_2", c.TextHidden, c.TextHidden, c.Bias)

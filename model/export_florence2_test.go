@@ -1,0 +1,145 @@
+package model
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/exporttest"
+	"github.com/mmserve/mmserve/vision"
+)
+
+func TestFlorence2Prompts(t *testing.T) {
+	_, s, err := readExportSpec([]byte(`{"model_type": "florence2", "text_config": {"d_model": 768, "decoder_start_token_id": 2, "forced_bos_token_id": 0}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.given(vision.Given{PerTile: 2, TextHidden: 768})
+	for text, want := range map[string]string{
+		"<CAPTION>":                           "What does the image describe?",
+		" <OD>\n":                             "Locate the objects with category name in the image.",
+		"<OPEN_VOCABULARY_DETECTION> a cat":   "Locate a cat in the image.",
+		"<OPEN_VOCABULARY_DETECTION>":         "<OPEN_VOCABULARY_DETECTION>",
+		"<CAPTION> of a cat":                  "<CAPTION> of a cat",
+		"What is 1 > 0?":                      "What is 1 > 0?",
+		"<CAPTION_TO_PHRASE_GROUNDING>a {in}": "Locate the phrases in the caption: a {in}",
+	} {
+		got, err := s.Layout.ExpandPrompt(text, []vision.Grid{{}})
+		if want = "<image><image><s>" + want + "</s></s><s>"; err != nil || got != want {
+			t.Errorf("%q gives %q %v, want %q", text, got, err, want)
+		}
+	}
+	for _, config := range []string{
+		`{"model_type": "florence2", "text_config": {"decoder_start_token_id": 3}}`,
+		`{"model_type": "florence2", "text_config": {"vocab_size": 0}}`,
+	} {
+		if _, _, err := readExportSpec([]byte(config)); err == nil {
+			t.Errorf("%s was taken", config)
+		}
+	}
+}
+
+func TestMoondreamPrompts(t *testing.T) {
+	_, s, err := readExportSpec([]byte(`{"model_type": "moondream1", "image_token_index": -200, "text_config": {"model_type": "phi"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.given(vision.Given{PerTile: 3, TextHidden: 2048})
+	got, err := s.Layout.ExpandPrompt("What is this?", []vision.Grid{{}})
+	if want := "<|endoftext|><image><image><image>\n\nQuestion: What is this?\n\nAnswer:"; err != nil || got != want {
+		t.Errorf("%q %v, want %q", got, err, want)
+	}
+	raw, err := addPlaceholder([]byte(`{"added_tokens": []}`), s.Layout)
+	if want := `{"added_tokens":[{"id":51200,"content":"\u003cimage\u003e","special":true}]}`; err != nil || string(raw) != want {
+		t.Errorf("%s %v, want %s", raw, err, want)
+	}
+}
+
+// What Florence-2's encoder reads is patches and a prompt of any length. With an encoder that changes nothing this is a
+// ViT-GPT2 that has so many states.
+func TestExportedFlorence2(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("vitgpt2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	d := m.Decoder
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"model_type": "florence2", "text_config": {"d_model": %d, "decoder_layers": %d, "decoder_attention_heads": %d, "vocab_size": %d,
+		"max_position_embeddings": %d}}`, d.Hidden, d.Layers, d.Heads, d.Vocab, d.MaxLen)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: d, Weights: m.Weights}
+	if err := exporttest.Write(dir, s, exporttest.Options{CrossCaches: true}); err != nil {
+		t.Fatal(err)
+	}
+	e, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	states := d.EncoderStates
+	if e.Layout.PatchTokens != states || e.Tower.ImageSize != m.Tower.ImageSize || e.Decoder.Hidden != d.Hidden {
+		t.Errorf("%d patches of pictures of %d pixels, width %d: not the graphs' %d, %d, %d", e.Layout.PatchTokens, e.Tower.ImageSize, e.Decoder.Hidden, states, m.Tower.ImageSize, d.Hidden)
+	}
+	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	table, err := m.Weights.Get("text.embed_tokens.weight", d.Vocab, d.Hidden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(6, 6))
+	prompts, want := make([]fusion.Input, 3), make([][]picked, 3)
+	for i := range prompts {
+		patches := make([]float32, states*d.Hidden)
+		for j := range patches {
+			patches[j] = float32(rng.NormFloat64())
+		}
+		text := make([]int32, 1+4*i)
+		whole := slices.Clone(patches)
+		for j := range text {
+			text[j] = int32(rng.IntN(80))
+			row := make([]float32, d.Hidden)
+			if err := table.FloatsInto(row, int(text[j])*d.Hidden); err != nil {
+				t.Fatal(err)
+			}
+			whole = append(whole, row...)
+		}
+		prompts[i].IDs = slices.Concat(slices.Repeat([]int32{e.Layout.ImageTokenID}, states), text, []int32{2, 0})
+		prompts[i].Spans = []fusion.Span{{Len: states, Patches: patches}}
+
+		c := d
+		c.EncoderStates = states + len(text)
+		c.MaxLen += len(text)
+		own, err := decoder.Open(c, m.Weights, decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := slices.Concat(make([]int32, c.EncoderStates), []int32{2, 0})
+		alone, _ := continuations(t, own, []fusion.Input{{IDs: ids, Spans: []fusion.Span{{Len: c.EncoderStates, Patches: whole}}}}, 6)
+		want[i] = alone[0]
+		own.Close()
+	}
+	alone, together := continuations(t, r, prompts, 6)
+	for i := range prompts {
+		for how, got := range map[string][]picked{"alone": alone[i], "together": together[i]} {
+			if err := samePicks(got, want[i], 1e-5); err != nil {
+				t.Errorf("prompt %d %s: %v", i, how, err)
+			}
+		}
+	}
+	row := e.ShortestRow()
+	row.Sampler = decoder.NewSampler(decoder.Sampling{Logprobs: true})
+	run(t, r, row)
+}
