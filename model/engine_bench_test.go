@@ -1,7 +1,6 @@
 package model
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -19,25 +18,12 @@ func benchStreams(b *testing.B, e *batching.Engine, n int) []*batching.Stream {
 	for i := range streams {
 		ids := benchIDs(64)
 		ids[0] = int32(i)
-		streams[i] = benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: ids}, MaxTokens: 1 << 20})
+		streams[i] = submit(b, e, batching.Request{Input: fusion.Input{IDs: ids}, MaxTokens: 1 << 20})
 	}
 	for _, s := range streams {
 		benchToken(b, s)
 	}
 	return streams
-}
-
-func benchSubmit(b *testing.B, e *batching.Engine, r batching.Request) *batching.Stream {
-	b.Helper()
-	ticket, err := e.Acquire()
-	if err != nil {
-		b.Fatal(err)
-	}
-	s, err := e.Submit(b.Context(), ticket, r)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return s
 }
 
 func benchToken(b *testing.B, s *batching.Stream) {
@@ -48,16 +34,7 @@ func benchToken(b *testing.B, s *batching.Stream) {
 }
 
 func benchEngine(b *testing.B, r batching.Runner, o batching.Options) *batching.Engine {
-	e := batching.New(r, o)
-	ctx, cancel := context.WithCancel(b.Context())
-	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx) }()
-	b.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			b.Error(err)
-		}
-	})
+	e, _ := runEngine(b, r, o)
 	return e
 }
 
@@ -74,7 +51,7 @@ func BenchmarkLongPromptArrives(b *testing.B) {
 			for b.Loop() {
 				idle = append(idle, gaps(b, streams, nil)...)
 				began := time.Now()
-				s := benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: benchIDs(2000)}, MaxTokens: 1})
+				s := submit(b, e, batching.Request{Input: fusion.Input{IDs: benchIDs(2000)}, MaxTokens: 1})
 				first := make(chan struct{})
 				go func() { benchToken(b, s); ttft += time.Since(began); close(first) }()
 				busy = append(busy, gaps(b, streams, first)...)
@@ -136,7 +113,7 @@ func BenchmarkSecondTurn(b *testing.B) {
 			e := benchEngine(b, r, batching.Options{NoPrefixCache: !cached})
 			ask := func(turn int) {
 				ids := append(slices.Clone(in.IDs), benchIDs(20 + turn%7)[turn%7:]...)
-				benchToken(b, benchSubmit(b, e, batching.Request{Input: fusion.Input{IDs: ids, Spans: in.Spans}, MaxTokens: 1}))
+				benchToken(b, submit(b, e, batching.Request{Input: fusion.Input{IDs: ids, Spans: in.Spans}, MaxTokens: 1}))
 			}
 			ask(0)
 			turn := 1

@@ -115,7 +115,7 @@ func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Re
 	return r
 }
 
-func runEngine(t *testing.T, r batching.Runner, o batching.Options) (e *batching.Engine, stop func()) {
+func runEngine(t testing.TB, r batching.Runner, o batching.Options) (e *batching.Engine, stop func()) {
 	t.Helper()
 	e = batching.New(r, o)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -131,7 +131,7 @@ func runEngine(t *testing.T, r batching.Runner, o batching.Options) (e *batching
 	return e, stop
 }
 
-func submit(t *testing.T, e *batching.Engine, r batching.Request) *batching.Stream {
+func submit(t testing.TB, e *batching.Engine, r batching.Request) *batching.Stream {
 	t.Helper()
 	ticket, err := e.Acquire()
 	if err != nil {

@@ -1,40 +1,13 @@
 //go:build !windows
 
-#include "attention_amd64.h"
-
 #include <math.h>
 
 #include "vector_avx2_amd64.h"
 
-#define PANEL 16
-
-static int64_t group(const attention *a) { return a->heads / a->kv_heads; }
-
-// position is where new position s of a row stands in its sequence.
-static int64_t position(const attention *a, int64_t row, int64_t s) { return a->last[row] + 1 - a->width + s; }
-
-TARGET static void rotate(const attention *a, const float *x, int64_t pos, float scale, float *to, int64_t stride) {
-  const int64_t half = a->dim / 2;
-  const float *c = a->cosine + pos * half, *s = a->sine + pos * half;
-  for (int64_t i = 0; i < half; i++) {
-    to[i * stride] = (x[i] * c[i] - x[i + half] * s[i]) * scale;
-    to[(i + half) * stride] = (x[i + half] * c[i] + x[i] * s[i]) * scale;
-  }
-}
+#include "attention_store_amd64.h"
 
 TARGET void attention_store_avx2(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
-  const int64_t d = a->dim, g = group(a);
-  float *keys = a->keys + (row * a->kv_heads + kv_head) * a->max_len * d;
-  float *values = a->values + (row * a->kv_heads + kv_head) * a->max_len * d;
-  for (int64_t s = from; s < to; s++) {
-    const int64_t at = row * a->width + s, pos = position(a, row, s);
-    for (int64_t i = 0; i < g; i++)
-      rotate(a, a->q + at * a->q_stride + (kv_head * g + i) * d, pos, a->scale,
-             a->rotated + (((row * a->kv_heads + kv_head) * a->width + s) * g + i) * d, 1);
-    rotate(a, a->k + at * a->kv_stride + kv_head * d, pos, 1, keys + pos / PANEL * PANEL * d + pos % PANEL, PANEL);
-    const float *v = a->v + at * a->kv_stride + kv_head * d;
-    for (int64_t i = 0; i < d; i += 8) _mm256_storeu_ps(values + pos * d + i, _mm256_loadu_ps(v + i));
-  }
+  store(a, row, kv_head, from, to);
 }
 
 // QUERIES by a panel of keys, and QUERIES by 16 values, are tiles whose sums stay in registers: 12 of the 16.
