@@ -139,6 +139,43 @@ func TestStandInTokenizer(t *testing.T) {
 	}
 }
 
+// Every family's text files can be made up for a vocabulary that has room for all special tokens.
+func TestStandInsOfFamilies(t *testing.T) {
+	for name := range tinyCheckpoints {
+		raw, err := os.ReadFile(filepath.Join("..", "testdata", "tiny-hf", name, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, dir := filepath.Join(t.TempDir(), "config.json"), t.TempDir()
+		write(t, file, []byte(strings.Replace(string(raw), `"vocab_size": 100`, `"vocab_size": 1500`, 1)))
+		if err := Init(file, dir, InitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		m, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		text, err := m.OpenText()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		fence, special, ok := text.Tokenizer.Token(tokenID(text, "<fake_token_around_image>"))
+		if wants := name == "idefics3" || name == "smolvlm"; wants != (ok && special && fence != "") {
+			t.Errorf("%s: the fence around pictures is a token: %t", name, ok)
+		}
+	}
+}
+
+// tokenID is -1 for what is no token.
+func tokenID(t *Text, content string) int32 {
+	if id, ok := t.Tokenizer.TokenID(content); ok {
+		return id
+	}
+	return -1
+}
+
 func TestInitTooFewIDs(t *testing.T) {
 	spec := Spec{}
 	spec.Decoder.Vocab = 20

@@ -149,7 +149,7 @@ func (s Spec) newVocabulary(given special) (*vocabulary, error) {
 	const roomy = 1000
 	if len(v.tokens) >= roomy {
 		for _, t := range betweenTiles.FindAllString(s.Layout.Expand(vision.Grid{Rows: 6, Cols: 6}), -1) {
-			if _, ok := v.ids[t]; !ok {
+			if _, ok := v.ids[t]; !ok && t != s.Layout.Placeholder {
 				v.put(t, -1)
 				v.special = append(v.special, t)
 			}
