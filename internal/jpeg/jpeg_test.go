@@ -104,6 +104,33 @@ func TestDecodeAsImageJPEG(t *testing.T) {
 	}
 }
 
+// The blocks of a component that has a scan alone are its own, whatever its sampling factors.
+func TestLoneComponent(t *testing.T) {
+	data := readPicture(t, "video-005.gray.jpeg")
+	want, err := Decode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	factors := &data[bytes.Index(data, []byte{0xff, markerSOF0})+11]
+	for _, *factors = range []byte{0x22, 0x41, 0x14, 0x44} {
+		got, err := Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := want.Planes[0], got.Planes[0]
+		if a.Width != b.Width || a.Height != b.Height || b.StepX != 1 || b.StepY != 1 {
+			t.Errorf("factors %#x: a plane of %d×%d, steps %d×%d", *factors, b.Width, b.Height, b.StepX, b.StepY)
+			continue
+		}
+		for y := range a.Height {
+			if !bytes.Equal(a.Pix[y*a.Stride:][:a.Width], b.Pix[y*b.Stride:][:b.Width]) {
+				t.Errorf("factors %#x: other samples in row %d", *factors, y)
+				break
+			}
+		}
+	}
+}
+
 // The transform is within one level of the exact one.
 func TestInverseDCT(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
