@@ -22,7 +22,7 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
-// TestChaos runs a server for a minute and a half of a synctest bubble's time, with everything going on that clients do, steps
+// TestChaos runs a server for forty seconds of a synctest bubble's time, with everything going on that clients do, steps
 // that fail and a clock that jumps, then drains it under load; and accounts for every request: one line in the log for
 // each that was sent, with the end its sender saw, and nothing left in the engine. That no goroutine is left is held by the
 // bubble and by goleak.
@@ -35,13 +35,13 @@ func TestChaos(t *testing.T) {
 			MaxWaiting: 12, PrefillChunk: 64, Clock: func() time.Time { return time.Now().Add(time.Duration(jump.Load())) },
 		}, server.Options{Grace: time.Minute})
 		f.hash.Fail = func(*decoder.Batch) error {
-			if rng.IntN(1000) == 0 {
+			if rng.IntN(500) == 0 {
 				return errors.New("a step failed on purpose")
 			}
 			return nil
 		}
 
-		const d = 90 * time.Second
+		const d = 40 * time.Second
 		mix := &loadtest.Mix{
 			Prompt: lengths(t, "lognormal:20,0.8"), Output: lengths(t, "uniform:1,60"), IgnoreEOS: true, AbandonShare: 0.2, AbandonAfter: 300 * time.Millisecond,
 			Tenants: []loadtest.Weighted{{Value: "a", Weight: 2}, {Value: "b", Weight: 1}}, Priorities: []loadtest.Weighted{{Value: "interactive", Weight: 1}, {Value: "batch", Weight: 1}}, Name: "load",
@@ -102,7 +102,7 @@ func TestChaos(t *testing.T) {
 			}
 			keep(in.RequestId, err, int(out.GetUsage().GetCompletionTokens()))
 		})
-		every(7*time.Second, func(n int) { jump.Store([]int64{int64(time.Hour), -int64(time.Hour), 0}[n%3]) })
+		every(4*time.Second, func(n int) { jump.Store([]int64{int64(time.Hour), -int64(time.Hour), 0}[n%3]) })
 
 		r, err := loadtest.Run(t.Context(), loadtest.Config{
 			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 10, Duration: d}}, Process: process(t, "gamma:0.5")}, Mix: mix, Seed: 9,
@@ -141,7 +141,7 @@ func TestChaos(t *testing.T) {
 		for _, p := range a.Problems[:min(len(a.Problems), 10)] {
 			t.Error(p)
 		}
-		if a.Sent < 1000 || a.Matched+a.Unheard != a.Sent || a.AnsweredTokens != a.LoggedTokens || counts["OK"] < 500 {
+		if a.Sent < 500 || a.Matched+a.Unheard != a.Sent || a.AnsweredTokens != a.LoggedTokens || counts["OK"] < 200 {
 			t.Errorf("the books do not balance: %+v", a)
 		}
 		for _, code := range []string{"ABANDONED", "INVALID_ARGUMENT", "INTERNAL", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE"} {
@@ -160,11 +160,11 @@ func TestEveryTokenIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newPaced(t, 4, 100*time.Microsecond, 5*time.Millisecond, batching.Options{MaxWaiting: 8}, server.Options{})
 		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:5,30"), Output: lengths(t, "uniform:1,30"), IgnoreEOS: true, Name: "count"}
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 50, Duration: 8 * time.Second}}, Process: process(t, "poisson")}, Mix: mix})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 50, Duration: 4 * time.Second}}, Process: process(t, "poisson")}, Mix: mix})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := loadtest.Summarize(r.Samples, 0, 8*time.Second, loadtest.SLO{})
+		s := loadtest.Summarize(r.Samples, 0, 4*time.Second, loadtest.SLO{})
 		st := f.engine.Stats()
 		if s.OK == 0 || s.Errors["RESOURCE_EXHAUSTED"] == 0 || s.OK+s.Errors["RESOURCE_EXHAUSTED"] != s.Due {
 			t.Fatalf("%+v", s)
