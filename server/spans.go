@@ -81,7 +81,10 @@ type stage struct {
 	attributes []attribute.KeyValue
 }
 
-// stages are those that were reached, in order. What they are told by is the same as in Timings.
+// preparing are the stages before the engine's, in order.
+var preparing = [...]string{stagePreprocess, stageTokenize, stageEncode}
+
+// stages are those that were completed, or that the engine has, in order. What they are told by is the same as in Timings.
 func (r *record) stages() []stage {
 	var list []stage
 	at := r.arrived
@@ -157,6 +160,9 @@ func (r *record) asked(req *request, stream bool) {
 func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) {
 	if !r.span.IsRecording() {
 		return
+	}
+	if n := len(stages); failure != codes.OK && r.timing.Submitted.IsZero() && (n > 0 || len(r.pictures) > 0) && n < len(preparing) {
+		stages = append(stages, stage{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
 	}
 	for _, s := range stages {
 		sctx, span := r.server.options.Telemetry.tracer.Start(ctx, "mmserve."+s.name, trace.WithTimestamp(s.began), trace.WithAttributes(s.attributes...))

@@ -190,6 +190,9 @@ func TestSpansOfUnfinishedRequests(t *testing.T) {
 		t.Fatal("a bad picture was taken")
 	}
 	spans := ended(t, rec, 1)
+	if got, want := tree(spans, "b7ad6b7169203331", ""), "mmserve.v1.MMServe/Generate\n  chat tiny-vlm\n    mmserve.preprocess\n      mmserve.image.decode\n"; got != want {
+		t.Errorf("a bad picture's trace is\n%swant\n%s", got, want)
+	}
 	chat := find(t, spans, "chat tiny-vlm")
 	if attr(chat, "error.type") != "INVALID_ARGUMENT" || chat.Status().Code != otelcodes.Unset {
 		t.Errorf("a bad request has %s, %v; it is no error of the server's", attr(chat, "error.type"), chat.Status())
