@@ -133,7 +133,7 @@ func openApp(ortLib string, f modelFlags, log *slog.Logger) (_ *app, err error) 
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
 	}
 	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && slots > 1 {
-		log.Warn("the decoder's graph gives other answers when rows share a run: each has one of its own, which takes longer")
+		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "slots", slots,
 		"context", a.server.MaxLen, "seconds", time.Since(started).Seconds())
