@@ -86,6 +86,7 @@ func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, erro
 	return x, nil
 }
 
+// open opens what f names and checks that it fits together; what the decoder's graph declares says what it is fed.
 func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
 	if f.Embed.Path != "" {
 		if x.embed, err = newIDEmbedder(f.Embed, x.config.Vocab, o.Session); err != nil {
@@ -179,10 +180,12 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
 			return nil, fmt.Errorf("input encoder_hidden_states has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
 		}
-		x.encoder().declared = in
-		return func(s *exportStep) ort.Tensor { return s.add(x.states.hidden(s.rows[0].Slot)) }, nil
+		e := x.encoder()
+		e.declared = in
+		return func(s *exportStep) ort.Tensor { return s.add(e.hidden(s.rows[0].Slot)) }, nil
 	case in.Name == "encoder_attention_mask":
-		return func(s *exportStep) ort.Tensor { return s.add(x.encoder().seen(s.rows[0].Slot)) }, want(onnx.I64, 2)
+		e := x.encoder()
+		return func(s *exportStep) ort.Tensor { return s.add(e.seen(s.rows[0].Slot)) }, want(onnx.I64, 2)
 	case in.Name == "attention_mask":
 		return func(s *exportStep) ort.Tensor {
 			return view(&s.views, x.mask.Slice(), len(s.rows), s.past+s.width)
@@ -211,7 +214,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 			return s.add(ort.ViewAs(x.flags.Slice(), onnx.Bool, 1))
 		}, want(onnx.Bool, 1)
 	case isPast(in.Name) && strings.Contains(in.Name, ".encoder."):
-		return func(s *exportStep) ort.Tensor { return s.add(x.states.past(cache, s.rows[0].Slot, s.past == 0)) }, nil
+		e := x.encoder()
+		return func(s *exportStep) ort.Tensor { return s.add(e.past(cache, s.rows[0].Slot, s.past == 0)) }, nil
 	case isPast(in.Name):
 		return func(s *exportStep) ort.Tensor {
 			t := x.kv.tensors[cache]
