@@ -77,7 +77,7 @@ func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, erro
 	}
 	x := &Exported{config: c, axes: 1}
 	err := x.open(f, o)
-	if err == nil && o.Slots > 1 && x.states == nil {
+	if err == nil && o.Slots > 1 && x.states == nil && !scalesRuns(f.Decoder) {
 		err = x.probe()
 	}
 	if err != nil {
@@ -86,6 +86,7 @@ func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, erro
 	return x, nil
 }
 
+// open opens what f names and checks that it fits together; what the decoder's graph declares says what it is fed.
 func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
 	if f.Embed.Path != "" {
 		if x.embed, err = newIDEmbedder(f.Embed, x.config.Vocab, o.Session); err != nil {
@@ -179,10 +180,12 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 		if len(in.Dims) != 3 || !sane(in.Dims[2]) {
 			return nil, fmt.Errorf("input encoder_hidden_states has shape %v, want three dimensions, the last known and at most %d", in.Dims, most)
 		}
-		x.encoder().declared = in
-		return func(s *exportStep) ort.Tensor { return s.add(x.states.hidden(s.rows[0].Slot)) }, nil
+		e := x.encoder()
+		e.declared = in
+		return func(s *exportStep) ort.Tensor { return s.add(e.hidden(s.rows[0].Slot)) }, nil
 	case in.Name == "encoder_attention_mask":
-		return func(s *exportStep) ort.Tensor { return s.add(x.encoder().seen(s.rows[0].Slot)) }, want(onnx.I64, 2)
+		e := x.encoder()
+		return func(s *exportStep) ort.Tensor { return s.add(e.seen(s.rows[0].Slot)) }, want(onnx.I64, 2)
 	case in.Name == "attention_mask":
 		return func(s *exportStep) ort.Tensor {
 			return view(&s.views, x.mask.Slice(), len(s.rows), s.past+s.width)
@@ -211,7 +214,8 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 			return s.add(ort.ViewAs(x.flags.Slice(), onnx.Bool, 1))
 		}, want(onnx.Bool, 1)
 	case isPast(in.Name) && strings.Contains(in.Name, ".encoder."):
-		return func(s *exportStep) ort.Tensor { return s.add(x.states.past(cache, s.rows[0].Slot, s.past == 0)) }, nil
+		e := x.encoder()
+		return func(s *exportStep) ort.Tensor { return s.add(e.past(cache, s.rows[0].Slot, s.past == 0)) }, nil
 	case isPast(in.Name):
 		return func(s *exportStep) ort.Tensor {
 			t := x.kv.tensors[cache]
@@ -359,12 +363,12 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 		if err := x.enter(i, row); err != nil {
 			return nil, err
 		}
-		pad := s.past - row.Past
 		mask := x.mask.Slice()[i*total : (i+1)*total]
-		for j := range mask {
-			mask[j] = 1
+		clear(mask)
+		from := x.kv.offset(s.past, row.Past)
+		for j := range row.Past + width {
+			mask[from+j] = 1
 		}
-		clear(mask[:pad])
 		places(row.Spans, row.Past, width, func(j int, p [3]int64) {
 			for a := range x.axes {
 				x.positions.Slice()[(a*n+i)*width+j] = p[a] + int64(x.config.FirstPosition)
@@ -418,11 +422,18 @@ func (x *Exported) enter(i int, row Row) error {
 
 // probeTolerance is the largest difference, in parts of the range of a row's logits, that may lie between a run of its
 // own and one with others. Rounding stays far below: 1e-6 in float32, 2e-3 where values are float16. A graph that counts
-// padding, or that scales activations by what else is in the run, is far above.
+// padding is far above.
 const probeTolerance = 5e-3
 
-// probe finds out whether rows of different lengths may share a run. What the graph declares does not tell: some take
-// their positions or lengths from shapes, and some quantise all rows of a run with one scale.
+// scalesRuns tells whether a graph quantises all rows of a run with one scale: what else is in the run would then change a
+// row's answer, by little enough to be missed.
+func scalesRuns(f ort.File) bool {
+	return f.Operators["DynamicQuantizeLinear"] || f.Operators["DynamicQuantizeMatMul"]
+}
+
+// probe finds out whether rows of different lengths may share a run, and where the shorter ones are padded: before their
+// past, or behind as ONNX Runtime's GroupQueryAttention has it. What the graph declares does not tell: some take their
+// positions from shapes.
 func (x *Exported) probe() error {
 	lengths := []int{2, 9}
 	if x.kv.maxLen <= lengths[1] {
@@ -445,21 +456,29 @@ func (x *Exported) probe() error {
 		}
 		rows, alone = append(rows, row), append(alone, slices.Clone(last(0)))
 	}
-	last, err := x.forward(rows, 1)
-	if err != nil {
-		return nil // a graph for one row
-	}
-	x.together = true
-	for i, want := range alone {
-		got := last(i)
-		allowed := probeTolerance * float64(slices.Max(want)-slices.Min(want))
-		for j := range want {
-			if !(math.Abs(float64(got[j]-want[j])) <= allowed) {
-				x.together = false
-			}
+	for _, x.kv.behind = range []bool{false, true} {
+		last, err := x.forward(rows, 1)
+		if err != nil {
+			continue // a graph for one row
+		}
+		if x.together = near(last, alone); x.together {
+			return nil
 		}
 	}
 	return nil
+}
+
+// near tells whether rows of logits are those wanted but for rounding.
+func near(got func(row int) []float32, want [][]float32) bool {
+	for i, w := range want {
+		allowed := probeTolerance * float64(slices.Max(w)-slices.Min(w))
+		for j, v := range got(i) {
+			if !(math.Abs(float64(v-w[j])) <= allowed) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Close frees the sessions and all memory.

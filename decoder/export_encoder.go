@@ -45,7 +45,7 @@ func (x *Exported) encoder() *encoderStates {
 
 func (e *encoderStates) open(f ort.File, cross []onnx.Value, o OpenOptions) (err error) {
 	if len(e.declared.Dims) != 3 {
-		return errors.New("decoder: an encoder's mask without its states")
+		return errors.New("decoder: inputs of an encoder-decoder without encoder_hidden_states")
 	}
 	e.width, e.maxLen, e.lengths = e.declared.Dims[2].Size, o.MaxLen, make([]int, o.Slots)
 	if e.cross, err = newConcatCache(cross, o.Slots, o.MaxLen); err != nil {
@@ -81,18 +81,11 @@ func (e *encoderStates) open(f ort.File, cross []onnx.Value, o OpenOptions) (err
 	if e.out, err = ort.AllocFloats(out.Type, o.MaxLen*e.width); err != nil {
 		return err
 	}
-	// The order of its two inputs is the file's.
-	f.Inputs = sorted(f.Inputs)
+	if f.Inputs[0].Name == "inputs_embeds" { // run feeds the mask first
+		f.Inputs = []onnx.Value{f.Inputs[1], f.Inputs[0]}
+	}
 	e.session, err = ort.OpenFile(f, []string{out.Name}, o.Session)
 	return err
-}
-
-// sorted puts the mask before the embeddings.
-func sorted(inputs []onnx.Value) []onnx.Value {
-	if inputs[0].Name == "inputs_embeds" {
-		return []onnx.Value{inputs[1], inputs[0]}
-	}
-	return inputs
 }
 
 // encode runs the encoder over the first part of a sequence that starts, and gives the row as the decoder knows it: with
@@ -113,7 +106,9 @@ func (x *Exported) encode(rows []Row) ([]Row, error) {
 		e.lengths[row.Slot] = n
 		row.IDs, row.Past = row.IDs[n:], n
 	}
-	row.Past -= e.lengths[row.Slot]
+	if row.Past -= e.lengths[row.Slot]; row.Past < 0 {
+		return nil, fmt.Errorf("decoder: slot %d has no encoder's states for a sequence of this length", row.Slot)
+	}
 	row.Spans = nil
 	return []Row{row}, nil
 }

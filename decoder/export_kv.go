@@ -9,13 +9,15 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// concatCache keeps the keys and values of an exported decoder, whose graph takes a step's past and gives that past with
-// the step's positions after it. The truth lies slot by slot in store. A step's past is gathered from there, every row as
-// long as the longest, with zeros before the others'; what a step adds is scattered back. Decode steps of the same rows
-// take what the step before gave as it is.
+// concatCache keeps the keys and values of an exported decoder, whose graph takes a step's past and gives it back with the
+// step's positions. The truth lies slot by slot in store. A step's past is gathered from there, every row as long as the
+// longest, with zeros before the others' or behind; what a step adds is scattered back. Decode steps of the same rows take
+// what the step before gave as it is.
 type concatCache struct {
 	slots, maxLen int
-	tensors       []*concatTensor
+	// behind pads behind a row's past; the step's positions then come right after it and not after the padding.
+	behind  bool
+	tensors []*concatTensor
 	// resident are the rows whose keys and values the last decode step left in each tensor's batch[0].
 	resident []residentRow
 }
@@ -91,13 +93,23 @@ func (c *concatCache) begin(rows []Row) concatStep {
 		for i, r := range rows {
 			for h := range t.heads {
 				row := dst[(i*t.heads+h)*s.past*t.vector:][:s.past*t.vector]
-				pad := (s.past - r.Past) * t.vector
-				clear(row[:pad])
-				copy(row[pad:], c.position(t, r.Slot, h, 0))
+				from := c.offset(s.past, r.Past) * t.vector
+				to := from + r.Past*t.vector
+				clear(row[:from])
+				copy(row[from:to], c.position(t, r.Slot, h, 0))
+				clear(row[to:])
 			}
 		}
 	}
 	return s
+}
+
+// offset is where a row's positions start in a step whose longest has longest.
+func (c *concatCache) offset(longest, past int) int {
+	if c.behind {
+		return 0
+	}
+	return longest - past
 }
 
 // buffers are the past and present that a step uses.
@@ -123,7 +135,8 @@ func (c *concatCache) end(s concatStep) {
 		for i, r := range s.rows {
 			for h := range t.heads {
 				row := src[(i*t.heads+h)*length*t.vector:][:length*t.vector]
-				copy(c.position(t, r.Slot, h, r.Past), row[s.past*t.vector:])
+				from := (c.offset(s.past, r.Past) + r.Past) * t.vector
+				copy(c.position(t, r.Slot, h, r.Past), row[from:from+s.width*t.vector])
 			}
 		}
 		if s.decode {

@@ -288,7 +288,7 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 		for variant, o := range exportVariants {
 			t.Run(name+"/"+variant, func(t *testing.T) {
 				r := open(t, openExported(t, m, o))
-				ragged := !o.ShapePositions && !o.GroupQuery
+				ragged := !o.ShapePositions
 				if got := r.(*decoder.Exported).Together(); got != ragged {
 					t.Errorf("rows share a run: %t, want %t", got, ragged)
 				}
@@ -305,6 +305,31 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// A graph that quantises all rows of a run with one scale runs each row alone: answers are the same bits whatever else runs.
+func TestExportOfDynamicInt8(t *testing.T) {
+	startLibrary(t)
+	m, err := Open(tinyDir("llava"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	prompts := exportPrompts(m)
+	r, err := openExported(t, m, exporttest.Options{Dynamic: true}).OpenDecoder(decoder.OpenOptions{Slots: len(prompts), Session: ort.Options{Threads: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if r.(*decoder.Exported).Together() {
+		t.Error("rows share a run")
+	}
+	alone, together := continuations(t, r, prompts, 6)
+	for i := range prompts {
+		if err := samePicks(together[i], alone[i], 0); err != nil {
+			t.Errorf("prompt %d: %v", i, err)
 		}
 	}
 }
@@ -422,4 +447,31 @@ func TestExportOfLinks(t *testing.T) {
 	}
 	defer r.Close()
 	run(t, r, loggedRow(0, 0, []int32{3, 4, 5}))
+}
+
+// Folders that are refused say what is missing, or what they are.
+func TestRefusedExports(t *testing.T) {
+	for _, c := range []struct {
+		files map[string]string
+		want  string
+	}{
+		{map[string]string{"genai_config.json": "{}"}, "layout of onnxruntime-genai"},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "gemma3"}`}, `ONNX graphs of model_type "gemma3" are not supported; supported are florence2, idefics3`},
+		{map[string]string{"onnx/decoder_model_merged.onnx": "", "config.json": `{"model_type": "moondream1"}`}, "onnx/ has no vision_encoder"},
+		{map[string]string{"onnx/vision_encoder.onnx": "version https://git-lfs.github.com/spec/v1", "config.json": `{"model_type": "moondream1"}`}, "not an ONNX model"},
+	} {
+		dir := t.TempDir()
+		for name, text := range c.files {
+			p := filepath.Join(dir, filepath.FromSlash(name))
+			if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: %v, want %q", c.files, err, c.want)
+		}
+	}
 }

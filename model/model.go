@@ -138,6 +138,9 @@ func Open(dir string) (*Model, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("model folder: %s is a file; name the folder that holds config.json", dir)
 	}
+	if _, err := os.Stat(filepath.Join(dir, "genai_config.json")); err == nil && len(exportFiles(dir)) == 0 && !hasWeights(dir) {
+		return nil, fmt.Errorf("%s: genai_config.json: exports in the layout of onnxruntime-genai are not supported; supported is that of transformers.js, onnx/…", dir)
+	}
 	if why := runsExport(dir); why != "" {
 		return openExport(dir, "", why)
 	}

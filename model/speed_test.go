@@ -6,11 +6,13 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model/exporttest"
+	"golang.org/x/sys/unix"
 )
 
 // The benchmarks of this file run the checkpoint that MMSERVE_BENCH_MODEL names, at MMSERVE_BENCH_PRECISION (int8) and
@@ -152,35 +154,55 @@ func runBench(b *testing.B, r Runner, rows ...decoder.Row) {
 	}
 }
 
-// BenchmarkExportDecode runs decode steps of an export of the checkpoint from 300 positions on: of rows that go on, which
-// take the step before as it is, and of rows whose past has to be gathered.
+// BenchmarkExportDecode runs decode steps from 300 positions on: of the checkpoint, and of an export of it, of rows that go
+// on, which take the step before as it is, and of rows whose past has to be gathered.
 func BenchmarkExportDecode(b *testing.B) {
-	m, _, o := openBench(b)
-	r, err := openExported(b, m, exporttest.Options{KeepLogits: true, External: true}).OpenDecoder(decoder.OpenOptions{Slots: 16, MaxLen: 512, Session: o})
-	if err != nil {
-		b.Fatal(err)
+	m, p, o := openBench(b)
+	open := func(m *Model, p graph.Precision) Runner {
+		r, err := m.OpenDecoder(decoder.OpenOptions{Slots: 16, MaxLen: 512, Precision: p, Session: o})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { r.Close() })
+		return r
 	}
-	defer r.Close()
 	ids := benchIDs(300)
+	own, exported := open(m, p), open(openExported(b, m, exporttest.Options{KeepLogits: true, External: true}), "")
 	for slot := range 16 {
-		runBench(b, r, greedyRow(slot, 0, ids))
+		runBench(b, own, greedyRow(slot, 0, ids))
+		runBench(b, exported, greedyRow(slot, 0, ids))
 	}
 	for _, n := range []int{1, 4, 8, 16} {
-		for step, name := range []string{"gathered", "going on"} {
-			b.Run(fmt.Sprintf("rows=%d/%s", n, name), func(b *testing.B) {
+		for _, k := range []struct {
+			name string
+			r    Runner
+			step int
+		}{{"checkpoint", own, 1}, {"going on", exported, 1}, {"gathered", exported, 0}} {
+			b.Run(fmt.Sprintf("rows=%d/%s", n, k.name), func(b *testing.B) {
 				rows := make([]decoder.Row, n)
 				for i := range rows {
 					rows[i] = greedyRow(i, len(ids), ids[i:i+1])
 				}
+				before := processTime(b)
 				for b.Loop() {
-					runBench(b, r, rows...)
+					runBench(b, k.r, rows...)
 					for i := range rows {
-						if rows[i].Past += step; rows[i].Past == len(ids)+64 {
+						if rows[i].Past += k.step; rows[i].Past == len(ids)+64 {
 							rows[i].Past = len(ids)
 						}
 					}
 				}
+				b.ReportMetric(float64((processTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
 			})
 		}
 	}
+}
+
+// processTime is what the process has had of the processors.
+func processTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -161,7 +161,7 @@ func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) 
 	if !r.span.IsRecording() {
 		return
 	}
-	if n := len(stages); failure != codes.OK && r.timing.Submitted.IsZero() && (n > 0 || len(r.pictures) > 0) && n < len(preparing) {
+	if n := len(stages); failure != codes.OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.pictures) > 0) && n < len(preparing) {
 		stages = append(stages, stage{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
 	}
 	for _, s := range stages {

@@ -132,6 +132,9 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return nil, err
 	}
 	a.server.EncoderStats = a.encoder.Stats
+	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
+		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
+	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p),
 		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
 	return a, nil

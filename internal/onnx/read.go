@@ -1,6 +1,7 @@
 package onnx
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ type Head struct {
 	Inputs, Outputs []Value
 	// Parameters is the number of values of all initializers of the main graph.
 	Parameters int64
+	// Operators are the types of the nodes, those of branches and loops too.
+	Operators map[string]bool
 	// Data are the files that hold external data, relative to the model's, each once.
 	Data []string
 }
@@ -48,7 +51,7 @@ const maxText = 1 << 12
 
 // ReadHead reads a model of size bytes. It passes over the weights, so that files of any size take little time and memory.
 func ReadHead(r io.ReaderAt, size int64) (Head, error) {
-	var h Head
+	h := Head{Operators: map[string]bool{}}
 	found := false
 	weights := map[string]bool{}
 	err := section{r, 0, size}.each(func(f field) error {
@@ -80,9 +83,11 @@ func (h *Head) graph(s section, weights map[string]bool) error {
 			return nil
 		}
 		switch f.num {
-		case 5: // GraphProto.initializer
+		case 1: // GraphProto.node
+			return h.node(f.body, 0)
+		case 5: // initializer
 			return h.initializer(f.body, weights)
-		case 11, 12: // GraphProto.input, output
+		case 11, 12: // input, output
 			v, err := readValue(f.body)
 			if f.num == 11 {
 				h.Inputs = append(h.Inputs, v)
@@ -90,6 +95,41 @@ func (h *Head) graph(s section, weights map[string]bool) error {
 				h.Outputs = append(h.Outputs, v)
 			}
 			return err
+		}
+		return nil
+	})
+}
+
+// maxNested bounds how deep graphs lie in one another.
+const maxNested = 16
+
+// node reads a node's operator, and those of the graphs that it holds.
+func (h *Head) node(s section, nested int) error {
+	if nested > maxNested {
+		return fmt.Errorf("graphs are more than %d deep in one another", maxNested)
+	}
+	s, err := s.small()
+	if err != nil {
+		return err
+	}
+	return s.each(func(f field) error {
+		switch {
+		case f.num == 4 && f.typ == protowire.BytesType: // NodeProto.op_type
+			op, err := f.body.text()
+			h.Operators[op] = true
+			return err
+		case f.num == 5 && f.typ == protowire.BytesType: // attribute
+			return f.body.each(func(f field) error {
+				if f.num != 6 && f.num != 11 || f.typ != protowire.BytesType { // AttributeProto.g, graphs
+					return nil
+				}
+				return f.body.each(func(f field) error {
+					if f.num != 1 || f.typ != protowire.BytesType { // GraphProto.node
+						return nil
+					}
+					return h.node(f.body, nested+1)
+				})
+			})
 		}
 		return nil
 	})
@@ -267,6 +307,16 @@ func (s *section) next() (field, error) {
 }
 
 const maxVarint = 10
+
+// small reads a message into memory if it is small, so that its fields need no reading of the file one by one.
+func (s section) small() (section, error) {
+	const most = 1 << 14
+	if s.end-s.at > most {
+		return s, nil
+	}
+	b, err := s.peek(most)
+	return section{bytes.NewReader(b), 0, int64(len(b))}, err
+}
 
 // peek reads up to n of the next bytes.
 func (s *section) peek(n int) ([]byte, error) {

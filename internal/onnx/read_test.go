@@ -16,7 +16,12 @@ func sample() []byte {
 	g.F32s("w", []int{2, 2}, []float32{1, 2, 3, 4})
 	g.External("far", F32, []int{5, 6}, "sample.onnx_data", 8, 120)
 	g.External("farther", F32, []int{7}, "sample.onnx_data", 128, 28)
-	g.Node("", "Identity", nil, []string{"x"}, []string{"y"})
+	cond := g.Op("Cast", Attrs{"to": int(Bool)}, "keep")
+	same := func(op string) func(*Graph) []string {
+		return func(g *Graph) []string { return []string{g.Op(op, nil, "x")} }
+	}
+	inner := func(g *Graph) []string { return g.If(cond, same("Abs"), same("Neg")) }
+	g.Node("", "Identity", nil, []string{g.If(cond, inner, same("Relu"))[0]}, []string{"y"})
 	g.Output("y", Bool, "batch", 0)
 	return g.Bytes()
 }
@@ -34,6 +39,7 @@ func TestReadHead(t *testing.T) {
 		},
 		Outputs:    []Value{{"y", Bool, []Dim{{-1, "batch"}, {0, ""}}}},
 		Parameters: 4 + 30 + 7,
+		Operators:  map[string]bool{"Cast": true, "If": true, "Abs": true, "Neg": true, "Relu": true, "Identity": true},
 		Data:       []string{"sample.onnx_data"},
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -45,6 +45,8 @@ type Options struct {
 	// Sections are the parts of a head's frequencies that turn by the places in time, height and width: position_ids are
 	// those of Qwen2-VL.
 	Sections []int
+	// Dynamic quantises the decoder's linear layers to 8 bits, and what they take by one scale for all of a run.
+	Dynamic bool
 	// CrossCaches has an encoder-decoder keep what the encoder's states project to, as exports of BART do: caches of the
 	// encoder that mean nothing after the first step, embeddings for ids, and an encoder of its own, which changes nothing.
 	CrossCaches bool

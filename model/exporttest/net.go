@@ -3,6 +3,7 @@ package exporttest
 import (
 	"encoding/binary"
 	"math"
+	"strings"
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/onnx"
@@ -65,11 +66,34 @@ func (n *net) linear(x, prefix string, in, out int, bias bool) string {
 			turned[i*out+o] = v[o*in+i]
 		}
 	}
-	y := n.Op("MatMul", nil, x, n.constant(prefix+".weight_t", []int{in, out}, turned))
+	var y string
+	if n.options.Dynamic && strings.HasPrefix(n.data, "decoder") {
+		y = n.dynamic(x, prefix, in, out, turned)
+	} else {
+		y = n.Op("MatMul", nil, x, n.constant(prefix+".weight_t", []int{in, out}, turned))
+	}
 	if bias {
 		y = n.Op("Add", nil, y, n.weight(prefix+".bias", out))
 	}
 	return y
+}
+
+// dynamic is x·w in 8 bits.
+func (n *net) dynamic(x, prefix string, in, out int, w []float32) string {
+	var most float32
+	for _, v := range w {
+		most = max(most, v, -v)
+	}
+	data := make([]byte, len(w))
+	for i, v := range w {
+		data[i] = byte(int8(math.RoundToEven(float64(v / most * 127))))
+	}
+	if !n.Has(prefix + ".weight_q") {
+		n.Inline(prefix+".weight_q", onnx.I8, []int{in, out}, data)
+	}
+	q := n.OpN("", "DynamicQuantizeLinear", nil, []string{x}, 3)
+	y := n.cast(n.Op("MatMulInteger", nil, q[0], prefix+".weight_q", q[2]), onnx.F32)
+	return n.Op("Mul", nil, y, n.Op("Mul", nil, q[1], n.F32(most/127)))
 }
 
 func (n *net) layerNorm(x, prefix string, dim int, eps float32) string {
