@@ -35,7 +35,7 @@ func (e *Engine) Acquire() (*Ticket, error) {
 	return &Ticket{engine: e}, nil
 }
 
-// AcquireBy is Acquire for a request that wants its first token by deadline. It answers a *DeadlineError if that is
+// AcquireBy is Acquire for a request that wants its answer by deadline. It answers a *DeadlineError if that is
 // unlikely; prompt is the number of its tokens, 0 if not known yet. Without a deadline it is Acquire.
 func (e *Engine) AcquireBy(deadline time.Time, p Priority, prompt int) (*Ticket, error) {
 	if err := p.check(); err != nil {
@@ -45,7 +45,7 @@ func (e *Engine) AcquireBy(deadline time.Time, p Priority, prompt int) (*Ticket,
 	if err != nil {
 		return nil, err
 	}
-	if err := e.meets(deadline, p, prompt); err != nil {
+	if err := e.meets(deadline, p, prompt, 0, false); err != nil {
 		t.Release()
 		return nil, err
 	}
@@ -60,13 +60,15 @@ func (e *Engine) Estimate(p Priority, prompt int) time.Duration {
 	return e.load.estimate(p.class(), prompt, max(0, e.tickets-e.load.submitted))
 }
 
-// meets gives a *DeadlineError if the holder of a ticket is unlikely to get its first token by then.
-func (e *Engine) meets(deadline time.Time, p Priority, prompt int) error {
+// meets gives a *DeadlineError if the holder of a ticket is unlikely to get its answer by then; most and endless are
+// pace.answering's.
+func (e *Engine) meets(deadline time.Time, p Priority, prompt, most int, endless bool) error {
 	if deadline.IsZero() {
 		return nil
 	}
 	e.mu.Lock()
 	wait := e.load.estimate(p.class(), prompt, max(0, e.tickets-1-e.load.submitted))
+	wait += e.load.pace.answering(most, endless)
 	e.mu.Unlock()
 	if allowed := deadline.Sub(e.clock()); wait > allowed || allowed <= 0 {
 		return &DeadlineError{Wait: wait, Allowed: allowed}
@@ -95,7 +97,7 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	if err := r.check(e.capacity.MaxLen); err != nil {
 		return nil, err
 	}
-	if err := e.meets(r.Deadline, r.Priority, len(r.Input.IDs)); err != nil {
+	if err := e.meets(r.Deadline, r.Priority, len(r.Input.IDs), r.MaxTokens, len(r.Stop) == 0); err != nil {
 		return nil, err
 	}
 	q := newSequence(r, e.clock())

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// ErrDeadline says that a request's first token cannot be there, or was not there, by its Deadline.
+// ErrDeadline says that a request's answer cannot be complete by its Deadline, or that its first token was not there by then.
 var ErrDeadline = errors.New("the deadline cannot be met")
 
 // DeadlineError is ErrDeadline before any work was done.
 type DeadlineError struct {
-	// Wait is the estimated time to a first token, of which the request allows Allowed.
+	// Wait is the estimated time to the end of the answer, of which the request allows Allowed.
 	Wait, Allowed time.Duration
 }
 
 func (e *DeadlineError) Error() string {
-	return fmt.Sprintf("%v: a first token takes about %v, allowed are %v", ErrDeadline, e.Wait.Round(time.Millisecond), e.Allowed.Round(time.Millisecond))
+	return fmt.Sprintf("%v: an answer takes about %v, allowed are %v", ErrDeadline, e.Wait.Round(time.Millisecond), e.Allowed.Round(time.Millisecond))
 }
 
 // Is makes it ErrDeadline.
@@ -56,7 +56,7 @@ func (l *load) estimate(class, prompt, unseen int) time.Duration {
 	}
 	chunks := own + (float64(l.tokens[class])+float64(unseen)*average)*token
 	ends := max(0, l.waiting[class]+unseen+1-(l.slots-l.running))
-	slot := own + float64(ends)*l.pace.answer*l.pace.step/float64(l.slots)
+	slot := own + float64(ends)*l.pace.answer*l.pace.tpot/float64(l.slots)
 	return time.Duration(max(chunks, slot) * float64(time.Second))
 }
 

@@ -3,6 +3,7 @@ package batching
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/mmserve/mmserve/decoder"
@@ -209,7 +210,7 @@ type checked struct {
 	Runner
 	engine *Engine
 	// tickets says that every ticket out is a submitted request's.
-	tickets bool
+	tickets atomic.Bool
 }
 
 func newChecked(r Runner, o Options) (*Engine, *checked) {
@@ -224,7 +225,7 @@ func (c *checked) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, e
 	if err == nil {
 		err = plan{batch: b, seqs: s.seqs}.invariants(s)
 	}
-	if err == nil && c.tickets {
+	if err == nil && c.tickets.Load() {
 		err = c.engine.ticketInvariants(0)
 	}
 	if err != nil {

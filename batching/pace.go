@@ -9,6 +9,8 @@ type pace struct {
 	prompt float64 // tokens of a prompt
 	fresh  float64 // the part of it that was not in the prefix cache
 	answer float64 // tokens that a sequence gave
+	long   float64 // the same of one that gave many: few give more
+	tpot   float64 // seconds from one token of a sequence to the next
 
 	// Of decode steps, by whether they had drafts: seconds for each token that came of them. While drafts cost more than
 	// they bring, off counts the steps until they are tried again, which next time is after wait.
@@ -61,6 +63,38 @@ func (p *pace) chunk(n int, d time.Duration) {
 
 // decode records that a decode step took d.
 func (p *pace) decode(d time.Duration) { average(&p.step, d.Seconds()) }
+
+// answered records an answer of n tokens, the last of which came d after the first. One that was cut tells only that there
+// are answers so long; were it left out, those that miss their deadlines would not count.
+func (p *pace) answered(n int, d time.Duration, cut bool) {
+	if n > 1 {
+		average(&p.tpot, d.Seconds()/float64(n-1))
+	}
+	if !cut {
+		average(&p.answer, float64(n))
+	}
+	switch x := float64(n); {
+	case p.long == 0:
+		p.long = x
+	case x > p.long:
+		p.long += (x - p.long) / 2
+	case !cut:
+		p.long += (x - p.long) / 16
+	}
+}
+
+// answering is how long an answer takes after its first token. It is taken for a long one, of at most so many tokens if
+// most is above 0, and of just so many if nothing else can end it.
+func (p *pace) answering(most int, endless bool) time.Duration {
+	n := p.long
+	switch {
+	case endless:
+		n = float64(most)
+	case most > 0:
+		n = min(n, float64(most))
+	}
+	return time.Duration(max(n-1, 0) * p.tpot * float64(time.Second))
+}
 
 func average(a *float64, x float64) {
 	switch {

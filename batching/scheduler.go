@@ -93,13 +93,31 @@ func (s *scheduler) add(q *sequence, now time.Time) {
 	s.deadlines.watch(q)
 }
 
-// expire ends the sequences whose deadline has passed without a token.
+// expire ends the sequences whose deadline has passed without a token, and those whose turn it is and whose answer would
+// not be complete by theirs: what they take would be lost to those that can make it.
 func (s *scheduler) expire(now time.Time) []delivery {
 	s.out = s.out[:0]
+	late := Event{Finish: Expired, Err: ErrDeadline}
 	for q := s.deadlines.expired(now); q != nil; q = s.deadlines.expired(now) {
-		s.finish(q, Event{Finish: Expired, Err: ErrDeadline}, now)
+		s.finish(q, late, now)
+	}
+	if s.slots.free() {
+		for q := s.queue.next(); q != nil && s.doomed(q, now); q = s.queue.next() {
+			s.finish(q, late, now)
+		}
 	}
 	return s.out
+}
+
+// doomed says whether q, if it started now, would probably not be done by its deadline. One that has given tokens is not
+// given up.
+func (s *scheduler) doomed(q *sequence, now time.Time) bool {
+	if q.deadline.IsZero() || !q.timing.FirstToken.IsZero() {
+		return false
+	}
+	l := load{pace: s.pace, slots: 1, stall: s.stall, decodes: len(s.slots.decoding) > 0}
+	need := l.estimate(0, q.target, 0) + s.pace.answering(q.maxTokens, len(q.stop) == 0)
+	return now.Add(need).After(q.deadline)
 }
 
 // busy says whether there is anything to run, or memory to give back.
@@ -307,9 +325,11 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	}
 	s.queue.close(q)
 	s.deadlines.release(q)
-	if event.Finish == Stop || event.Finish == Length {
-		average(&s.pace.answer, float64(len(q.ids)-q.prompt))
-	} else {
+	whole := event.Finish == Stop || event.Finish == Length
+	if n := len(q.ids) - q.prompt; n > 0 {
+		s.pace.answered(n, now.Sub(q.timing.FirstToken), !whole)
+	}
+	if !whole {
 		s.totals.WastedTokens += int64(q.ran)
 	}
 	q.phase = ended

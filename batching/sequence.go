@@ -27,8 +27,8 @@ type Request struct {
 	// Group, if not nil, is what requests with one and the same Input have in common: the prompt is run once, and those that
 	// get a slot while one of the others is decoding start from that.
 	Group *Group
-	// Deadline is when its first token has to be there; if zero, whenever. A request that is unlikely to make it is refused,
-	// and one that has not made it ends as Expired.
+	// Deadline is when its answer has to be complete; if zero, whenever. A request that is unlikely to make it is refused,
+	// and one that has no token by then, or that could not make it when its turn comes, ends as Expired.
 	Deadline time.Time
 	// NoDrafts has its tokens generated one by one, whatever Options.Drafts; they are the same.
 	NoDrafts bool

@@ -23,7 +23,7 @@ const (
 	Cancelled
 	// Error: its step failed, or the device is lost; Event.Err says which.
 	Error
-	// Expired: its Deadline passed before its first token; Event.Err is ErrDeadline.
+	// Expired: its Deadline passed before its first token, or could not be met any more; Event.Err is ErrDeadline.
 	Expired
 )
 

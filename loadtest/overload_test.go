@@ -48,22 +48,22 @@ func overload(t *testing.T, perToken time.Duration, output string, rates ...floa
 	return over.Goodput / peak
 }
 
-// TestGoodputUnderOverload holds that a server that gets twice what it can carry goes on doing what it can, where answers
-// end with their first token: by that, deadlines are refused and expire.
+// TestGoodputUnderOverload holds that a server that gets twice what it can carry goes on doing what it can, whether an
+// answer is its first token or takes a large part of the deadline.
 func TestGoodputUnderOverload(t *testing.T) {
-	if share := overload(t, 2*time.Millisecond, "1", 5, 6); share < 0.95 {
-		t.Errorf("goodput at twice the saturating rate is %.1f %% of the best, want 95 %% or more", 100*share)
+	for _, c := range []struct {
+		perToken time.Duration
+		output   string
+		rates    []float64 // the best is among them
+	}{
+		{2 * time.Millisecond, "1", []float64{5, 6}},
+		{500 * time.Microsecond, "uniform:1,4", []float64{14, 17}},
+		{500 * time.Microsecond, "uniform:10,50", []float64{7, 8}},
+	} {
+		if share := overload(t, c.perToken, c.output, c.rates...); share < 0.95 {
+			t.Errorf("answers of %s tokens: goodput at twice the saturating rate is %.1f %% of the best, want 95 %% or more", c.output, 100*share)
+		}
 	}
-}
-
-// TestGoodputOfWholeAnswers measures the same where the answers take a large part of the deadline. It is not held to
-// anything: what a deadline leaves for an answer after its first token is nobody's promise so far.
-func TestGoodputOfWholeAnswers(t *testing.T) {
-	if !testing.Verbose() {
-		t.Skip("a measurement: run it with -v")
-	}
-	overload(t, 500*time.Microsecond, "uniform:1,4", 10, 12, 14, 17, 20)
-	overload(t, 500*time.Microsecond, "uniform:10,50", 5, 6, 7, 8)
 }
 
 // TestKnee holds that a search finds, within one step, the knee that trying every rate finds.

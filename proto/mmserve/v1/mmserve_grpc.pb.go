@@ -38,7 +38,7 @@ const (
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, or the first token is unlikely to be there by the call's deadline;
+//	RESOURCE_EXHAUSTED  every slot is taken, or the answer is unlikely to be complete by the call's deadline;
 //	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
 //	                    server accepts, and a retry will not help
 //	UNAVAILABLE         the server is draining: use another one
@@ -102,7 +102,7 @@ type MMServe_GenerateStreamClient = grpc.ServerStreamingClient[GenerateStreamRes
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, or the first token is unlikely to be there by the call's deadline;
+//	RESOURCE_EXHAUSTED  every slot is taken, or the answer is unlikely to be complete by the call's deadline;
 //	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
 //	                    server accepts, and a retry will not help
 //	UNAVAILABLE         the server is draining: use another one
