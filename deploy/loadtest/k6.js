@@ -1,6 +1,6 @@
 // Loads mmserve with k6 (v1.4.0): open-loop arrivals, and the time to the first piece of text as a metric of its own.
 //
-//   k6 run -e ADDR=127.0.0.1:8080 -e RATE=10 -e DURATION=30s -e PICTURE=photo.jpg deploy/loadtest/k6.js
+//   k6 run -e ADDR=127.0.0.1:8080 -e RATE=10 -e DURATION=30s -e PICTURE=$PWD/photo.jpg deploy/loadtest/k6.js
 //
 // PICTURE is optional. A run fails when a threshold does.
 import encoding from 'k6/encoding';
@@ -24,7 +24,7 @@ const tokens = new Counter('output_tokens');
 const failures = new Counter('failures');
 
 const client = new grpc.Client();
-client.load(['proto'], 'mmserve/v1/mmserve.proto');
+client.load(['../../proto'], 'mmserve/v1/mmserve.proto');
 let connected = false;
 
 export default function () {
