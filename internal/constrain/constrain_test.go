@@ -563,7 +563,7 @@ func TestManyThreads(t *testing.T) {
 		for _, id := range open {
 			s.Accept(id)
 		}
-		for range 500 {
+		for range 5000 {
 			most = max(most, len(s.at.threads))
 			id := fix.sample(rng, s.Mask())
 			s.Accept(id)
