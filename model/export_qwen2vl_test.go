@@ -130,6 +130,24 @@ func TestExportedQwen2VL(t *testing.T) {
 			}
 		}
 	}
+	pre, err := vision.ParsePreprocessor([]byte(`{"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2,
+		"min_pixels": 64, "max_pixels": 4096, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}`), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(filepath.Join("tiny-vlm", "samples", "sample0.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := pre.Prepare(file, vision.DefaultLimits(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prepared := vision.NewEncoder(tower, pre.Normalize, 1<<20)
+	defer prepared.Close()
+	if patches, _, err := prepared.Encode(t.Context(), img); err != nil || len(patches) != e.Layout.PictureTokens(img.Grid)*d.Hidden {
+		t.Errorf("a picture of %d×%d gives %d values: %v", img.Grid.Width, img.Grid.Height, len(patches), err)
+	}
 	if _, _, err := encoder.Encode(t.Context(), &vision.Image{Size: 4, Grid: vision.Grid{Width: 9, Height: 8}, Digest: [32]byte{9}}); err == nil {
 		t.Error("a picture that is no whole blocks was taken")
 	}
