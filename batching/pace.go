@@ -50,13 +50,13 @@ func (p *pace) draftsPay() bool {
 	return true
 }
 
-// panel is the number of tokens below which a chunk costs more by being run than by its tokens; chunks are cut to
-// multiples of it.
-const panel = 16
+// Chunks are cut to multiples of panel, and where that takes too long to multiples of sliver: with fewer tokens a chunk
+// costs more by being run than by its tokens.
+const panel, sliver = 16, 4
 
 // chunk records that a chunk of n tokens took d.
 func (p *pace) chunk(n int, d time.Duration) {
-	if n >= panel {
+	if n >= sliver {
 		average(&p.token, d.Seconds()/float64(n))
 	}
 }
@@ -106,8 +106,9 @@ func average(a *float64, x float64) {
 	}
 }
 
-// fitting is the number of prompt tokens, a multiple of panel from panel to most, with which a chunk takes factor times
-// as long as a decode step. It steers itself: a chunk that took too long makes the next one shorter.
+// fitting is the number of prompt tokens, a multiple of panel or sliver up to most, with which a chunk takes factor times
+// as long as a decode step. It steers itself: a chunk that took too long makes the next one shorter, and as a token costs
+// more the fewer there are and the more came before, the length settles where the time is right.
 func (p *pace) fitting(factor float64, most int) int {
 	if p.token == 0 || p.step == 0 {
 		return most
@@ -116,5 +117,8 @@ func (p *pace) fitting(factor float64, most int) int {
 	if n >= float64(most) {
 		return most
 	}
-	return min(max(int(n)/panel, 1)*panel, most)
+	if n >= panel {
+		return min(int(n)/panel*panel, most)
+	}
+	return min(max(int(n)/sliver, 1)*sliver, most)
 }

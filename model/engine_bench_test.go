@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -38,28 +39,65 @@ func benchEngine(b *testing.B, r batching.Runner, o batching.Options) *batching.
 	return e
 }
 
+// stamped notes when each decode step of so many rows ended.
+type stamped struct {
+	batching.Runner
+	rows int
+
+	mu   sync.Mutex
+	ends []time.Time
+}
+
+func (s *stamped) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	tokens, err := s.Runner.Run(ctx, b)
+	if len(b.Rows) == s.rows {
+		s.mu.Lock()
+		s.ends = append(s.ends, time.Now())
+		s.mu.Unlock()
+	}
+	return tokens, err
+}
+
+// gaps are the times between the steps so far, in ascending order; the next call begins anew.
+func (s *stamped) gaps() []time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []time.Duration
+	for i := 1; i < len(s.ends); i++ {
+		list = append(list, s.ends[i].Sub(s.ends[i-1]))
+	}
+	s.ends = nil
+	slices.Sort(list)
+	return list
+}
+
 // BenchmarkLongPromptArrives takes the gaps between tokens of 8 running streams, with nothing else to do and while a prompt
 // of 2,000 tokens is read in: the 99th percentile of these over the median of those, by the share of the time that prompts
 // get.
 func BenchmarkLongPromptArrives(b *testing.B) {
 	for _, share := range []float64{0.33, 0.5, 0.67} {
 		b.Run(fmt.Sprintf("share=%.2f", share), func(b *testing.B) {
-			e := benchEngine(b, openBenchDecoder(b, 9), batching.Options{NoPrefixCache: true, PrefillShare: share})
+			r := &stamped{Runner: openBenchDecoder(b, 9), rows: 8}
+			e := benchEngine(b, r, batching.Options{NoPrefixCache: true, PrefillShare: share})
 			streams := benchStreams(b, e, 8)
 			var idle, busy []time.Duration
 			var ttft time.Duration
 			for b.Loop() {
-				idle = append(idle, gaps(b, streams, nil)...)
+				r.gaps()
+				time.Sleep(3 * time.Second)
+				idle = append(idle, r.gaps()...)
 				began := time.Now()
 				s := submit(b, e, batching.Request{Input: fusion.Input{IDs: benchIDs(2000)}, MaxTokens: 1})
-				first := make(chan struct{})
-				go func() { benchToken(b, s); ttft += time.Since(began); close(first) }()
-				busy = append(busy, gaps(b, streams, first)...)
+				benchToken(b, s)
+				ttft += time.Since(began)
+				busy = append(busy, r.gaps()...)
 			}
 			slices.Sort(idle)
 			slices.Sort(busy)
 			median := idle[len(idle)/2]
-			b.ReportMetric(float64(median.Microseconds())/1000, "ms/idle-gap-p50")
+			b.ReportMetric(float64(median.Microseconds())/1000, "ms/idle-p50")
+			b.ReportMetric(float64(idle[len(idle)*99/100])/float64(median), "idle-p99/idle-p50")
+			b.ReportMetric(float64(busy[len(busy)/2])/float64(median), "busy-p50/idle-p50")
 			b.ReportMetric(float64(busy[len(busy)*99/100])/float64(median), "busy-p99/idle-p50")
 			b.ReportMetric(ttft.Seconds()/float64(b.N), "s/TTFT")
 			for _, s := range streams {
@@ -67,37 +105,6 @@ func BenchmarkLongPromptArrives(b *testing.B) {
 			}
 		})
 	}
-}
-
-// gaps reads the streams, 40 tokens each or until the end of until, and returns the time between tokens.
-func gaps(b *testing.B, streams []*batching.Stream, until <-chan struct{}) []time.Duration {
-	var mu sync.Mutex
-	var all []time.Duration
-	var wg sync.WaitGroup
-	for _, s := range streams {
-		wg.Go(func() {
-			last := time.Time{}
-			var own []time.Duration
-			for n := 0; until != nil || n <= 40; n++ {
-				benchToken(b, s)
-				now := time.Now()
-				if !last.IsZero() {
-					own = append(own, now.Sub(last))
-				}
-				last = now
-				select {
-				case <-until:
-					n, until = 41, nil
-				default:
-				}
-			}
-			mu.Lock()
-			all = append(all, own...)
-			mu.Unlock()
-		})
-	}
-	wg.Wait()
-	return all
 }
 
 // BenchmarkSecondTurn is the time to the first token of another question about the same picture, in a prompt of 900
