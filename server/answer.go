@@ -20,6 +20,7 @@ type answer struct {
 	send   func(*pb.GenerateStreamResponse) error
 
 	text  *tokenizer.Stream
+	ends  []int32 // ids without text
 	stops stopMatcher
 	told  int // tokens that deltas told of
 
@@ -38,7 +39,7 @@ type logprob struct {
 
 func (s *Server) newAnswer(rec *record, req *request, index int, stream *batching.Stream, send func(*pb.GenerateStreamResponse) error) *answer {
 	return &answer{
-		server: s, rec: rec, index: index, stream: stream, send: send,
+		server: s, rec: rec, index: index, stream: stream, send: send, ends: req.ends,
 		text: s.model.Tokenizer.NewStream(true), stops: stopMatcher{stops: req.stop},
 	}
 }
@@ -89,7 +90,7 @@ func (a *answer) deliver(ctx context.Context) error {
 func (a *answer) read(e batching.Event) (piece string) {
 	if e.HasToken {
 		a.counts().completion++
-		if !slices.Contains(a.server.model.EOS, e.Token.ID) {
+		if !slices.Contains(a.ends, e.Token.ID) {
 			piece = a.text.Push(e.Token.ID)
 		}
 	}

@@ -172,3 +172,32 @@ func TestLogprobsOfStop(t *testing.T) {
 		t.Errorf("the tokens told of spell %q, want %q", got, want)
 	}
 }
+
+// TestStopTokenIDs holds that a token of the caller's ends an answer, without text, and even if the model's do not.
+func TestStopTokenIDs(t *testing.T) {
+	m := tinyVLM(t)
+	hash := decodertest.NewHash(1, contextLen, vocab)
+	f := start(t, m, hash, server.Options{})
+	const prompt = "a small red circle"
+	want, err := hash.Alone(fusion.Input{IDs: m.Tokenizer.Encode(prompt, false)}, decoder.Sampling{}, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := client.Prompt(client.Text(prompt))
+	in.MaxTokens, in.IgnoreEos, in.StopTokenIds = proto.Uint32(20), true, []uint32{uint32(want[8].ID)}
+	out, err := f.Generate(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := make([]int32, 8)
+	for i := range ids {
+		ids[i] = want[i].ID
+	}
+	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil || out.GetUsage().GetCompletionTokens() != 9 || out.GetText() != m.Tokenizer.Decode(ids, true) {
+		t.Errorf("%v", out)
+	}
+	in.MinTokens = 12
+	if out, err = f.Generate(t.Context(), in); err != nil || out.GetUsage().GetCompletionTokens() < 12 {
+		t.Errorf("with min_tokens %v, %v", out, err)
+	}
+}

@@ -465,6 +465,8 @@ func bad() map[string]struct {
 		"logit_bias id":        {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}), "sampling.logit_bias[2147483648]", "want ids below"},
 		"min_tokens":           {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6}, "min_tokens", "6; want at most max_tokens"},
 		"priority":             {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
+		"stop_token_ids":       {&pb.GenerateRequest{Input: question().Input, StopTokenIds: []uint32{1, 1 << 31}}, "stop_token_ids[1]", "2147483648; want ids below"},
+		"many stop_token_ids":  {&pb.GenerateRequest{Input: question().Input, StopTokenIds: make([]uint32, 17)}, "stop_token_ids", "17 ids; at most 16"},
 		"n":                    {&pb.GenerateRequest{Input: question().Input, N: 17}, "n", "17; want at most 16"},
 		"top_logprobs":         {&pb.GenerateRequest{Input: question().Input, Logprobs: true, TopLogprobs: 21}, "top_logprobs", "21; want at most 20"},
 		"top_logprobs alone":   {&pb.GenerateRequest{Input: question().Input, TopLogprobs: 2}, "top_logprobs", "want 0 without logprobs"},

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -26,6 +27,7 @@ const (
 	maxBias          = 100 // either sign
 	maxBiases        = 300
 	maxAnswers       = 16
+	maxStopIDs       = 16
 	maxTopLogprobs   = 20
 	defaultMaxTokens = 256
 )
@@ -38,7 +40,8 @@ type request struct {
 	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
 	sampling  decoder.Sampling
 	stop      []string
-	eos       []int32 // ids that end the answer; none if they are to be ignored
+	eos       []int32 // ids that end the answer
+	ends      []int32 // these and the model's end-of-answer tokens if they are ignored: ids that have no text
 	priority  batching.Priority
 	tenant    string
 	deadline  time.Time // zero if there is none
@@ -112,11 +115,22 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 	if !in.GetIgnoreEos() {
 		r.eos = s.model.EOS
 	}
+	if n := len(in.GetStopTokenIds()); n > maxStopIDs {
+		v.add("stop_token_ids", "%d ids; at most %d are allowed", n, maxStopIDs)
+	}
+	r.ends = s.model.EOS
+	for i, id := range in.GetStopTokenIds() {
+		if int64(id) >= int64(s.model.Vocab) {
+			v.add(fmt.Sprintf("stop_token_ids[%d]", i), "%d; want ids below %d", id, s.model.Vocab)
+			continue
+		}
+		r.eos, r.ends = append(slices.Clip(r.eos), int32(id)), append(slices.Clip(r.ends), int32(id))
+	}
 	if n := in.GetMinTokens(); n > 0 {
 		if int64(n) >= int64(s.model.MaxLen) || in.MaxTokens != nil && n > in.GetMaxTokens() {
 			v.add("min_tokens", "%d; want at most max_tokens and %d", n, s.model.MaxLen-1)
 		}
-		r.sampling.MinTokens, r.sampling.Stop = int(n), s.model.EOS
+		r.sampling.MinTokens, r.sampling.Stop = int(n), r.ends
 	}
 }
 
@@ -155,6 +169,9 @@ func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
 	}
 	if in.GetIgnoreEos() {
 		v.add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
+	}
+	if n := len(in.GetStopTokenIds()); n > 0 {
+		v.add("stop_token_ids", "%d ids; want none with a constraint, which says where the answer ends", n)
 	}
 }
 

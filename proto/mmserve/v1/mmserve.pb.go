@@ -301,7 +301,9 @@ type GenerateRequest struct {
 	PromptLogprobs bool `protobuf:"varint,16,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// Guess tokens from what was said before and check several in one step. It changes how fast an answer comes, never
 	// what it is. Default: as the server is set.
-	Speculative   *bool `protobuf:"varint,17,opt,name=speculative,proto3,oneof" json:"speculative,omitempty"`
+	Speculative *bool `protobuf:"varint,17,opt,name=speculative,proto3,oneof" json:"speculative,omitempty"`
+	// Tokens that end the answer, as the model's own end-of-answer tokens do, ignore_eos or not; up to 16 ids.
+	StopTokenIds  []uint32 `protobuf:"varint,18,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -464,6 +466,13 @@ func (x *GenerateRequest) GetSpeculative() bool {
 		return *x.Speculative
 	}
 	return false
+}
+
+func (x *GenerateRequest) GetStopTokenIds() []uint32 {
+	if x != nil {
+		return x.StopTokenIds
+	}
+	return nil
 }
 
 type isGenerateRequest_Input interface {
@@ -1983,7 +1992,7 @@ var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8b\x05\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb1\x05\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -2008,7 +2017,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\blogprobs\x18\x0e \x01(\bR\blogprobs\x12!\n" +
 	"\ftop_logprobs\x18\x0f \x01(\rR\vtopLogprobs\x12'\n" +
 	"\x0fprompt_logprobs\x18\x10 \x01(\bR\x0epromptLogprobs\x12%\n" +
-	"\vspeculative\x18\x11 \x01(\bH\x02R\vspeculative\x88\x01\x01B\a\n" +
+	"\vspeculative\x18\x11 \x01(\bH\x02R\vspeculative\x88\x01\x01\x12$\n" +
+	"\x0estop_token_ids\x18\x12 \x03(\rR\fstopTokenIdsB\a\n" +
 	"\x05inputB\r\n" +
 	"\v_max_tokensB\x0e\n" +
 	"\f_speculative\"\xa3\x01\n" +
