@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
@@ -20,7 +21,8 @@ import (
 
 // TestAnswers holds that n answers are those of n requests with seeds one apart, and that their prompt is run once.
 func TestAnswers(t *testing.T) {
-	f := start(t, tinyVLM(t), decodertest.NewHash(4, contextLen, vocab), server.Options{})
+	e := newEngine(t, decodertest.NewHash(4, contextLen, vocab), batching.Options{NoPrefixCache: true})
+	f := serve(t, tinyVLM(t), e, server.Options{})
 	in := client.Prompt(client.Text("a small red circle on the left"))
 	in.MaxTokens, in.Sampling = proto.Uint32(12), &pb.Sampling{Temperature: proto.Float32(1), Seed: proto.Uint64(5)}
 	in.N = 4

@@ -210,12 +210,17 @@ type fixture struct {
 // start serves model m over runner r until the test ends.
 func start(t testing.TB, m server.Model, r batching.Runner, o server.Options) *fixture {
 	t.Helper()
-	f := &fixture{log: new(syncBuffer), served: make(chan error, 1)}
-	var steps func(batching.Step)
+	var engine batching.Options
 	if o.Telemetry != nil {
-		steps = o.Telemetry.Step
+		engine.Observe = o.Telemetry.Step
 	}
-	f.engine = newEngine(t, r, steps)
+	return serve(t, m, newEngine(t, r, engine), o)
+}
+
+// serve is start over an engine.
+func serve(t testing.TB, m server.Model, e *batching.Engine, o server.Options) *fixture {
+	t.Helper()
+	f := &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: e}
 	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))
 	lis := bufconn.Listen(1 << 20)
 	var ctx context.Context
@@ -284,9 +289,9 @@ func (s *syncBuffer) String() string {
 }
 
 // newEngine runs an engine until the test ends; steps, unless nil, is told of its steps.
-func newEngine(t testing.TB, r batching.Runner, steps func(batching.Step)) *batching.Engine {
+func newEngine(t testing.TB, r batching.Runner, o batching.Options) *batching.Engine {
 	t.Helper()
-	e := batching.New(r, batching.Options{Observe: steps})
+	e := batching.New(r, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
