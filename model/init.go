@@ -68,7 +68,7 @@ func Init(config, dir string, o InitOptions) error {
 		return err
 	}
 	if len(list) > 0 {
-		return fmt.Errorf("%s is not empty", dir)
+		return fmt.Errorf("%s is not empty: name a new folder", dir)
 	}
 	if raw, err = withDType(raw, initDTypes[o.DType].config); err != nil {
 		return fmt.Errorf("%s: %w", name, err)

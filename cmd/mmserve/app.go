@@ -237,15 +237,23 @@ func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
 
 // check refuses what is out of range.
 func (f modelFlags) check() error {
-	switch {
-	case f.MaxWaiting < 0 || f.MaxLen < 0 || f.Threads < 0 || f.EncoderCache < 0 || f.MaxPixels < 0 || f.Drafts < 0:
-		return errors.New("--max-waiting, --max-len, --threads, --encoder-cache-mib, --max-pixels and --drafts take 0 or more")
-	case f.Slots < 1 || f.PrefillChunk < 1:
-		return errors.New("--slots and --prefill-chunk take 1 or more")
-	case !(f.PrefillShare > 0 && f.PrefillShare < 1):
-		return errors.New("--prefill-share takes more than 0 and less than 1")
-	case f.AgeAfter <= 0:
-		return errors.New("--age-after takes more than 0s")
+	for _, c := range []struct {
+		flag         string
+		value, least int64
+	}{
+		{"--slots", int64(f.Slots), 1}, {"--prefill-chunk", int64(f.PrefillChunk), 1}, {"--drafts", int64(f.Drafts), 0},
+		{"--max-waiting", int64(f.MaxWaiting), 0}, {"--max-len", int64(f.MaxLen), 0}, {"--threads", int64(f.Threads), 0},
+		{"--encoder-cache-mib", f.EncoderCache, 0}, {"--max-pixels", f.MaxPixels, 0},
+	} {
+		if c.value < c.least {
+			return fmt.Errorf("%s %d: want %d or more", c.flag, c.value, c.least)
+		}
+	}
+	if !(f.PrefillShare > 0 && f.PrefillShare < 1) {
+		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
+	}
+	if f.AgeAfter <= 0 {
+		return fmt.Errorf("--age-after %v: want more than 0s", f.AgeAfter)
 	}
 	for tenant, w := range f.TenantWeights {
 		if !(w > 0) {

@@ -59,7 +59,7 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"fly"}, 2, "unexpected argument fly"},
 		{[]string{"serve", "--max-images", "many"}, 2, "--max-images"},
 		{[]string{"caption", "--precision", "fp8"}, 2, "must be one of"},
-		{[]string{"caption", "--prefill-chunk", "0"}, 1, "--prefill-chunk take 1 or more"},
+		{[]string{"caption", "--prefill-chunk", "0"}, 1, "--prefill-chunk 0: want 1 or more"},
 		{[]string{"model", "inspect", empty}, 1, "no config.json"},
 		{[]string{"model", "inspect", file}, 1, "is a file"},
 		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no such file"},
