@@ -198,6 +198,13 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		}
 		return r, nil
 	}
+	if ort.HasMemory(o.Session.Provider) {
+		r, err := decoder.OpenResident(m.Decoder, m.Weights, o)
+		if err != nil {
+			return nil, err
+		}
+		return r, nil
+	}
 	r, err := decoder.Open(m.Decoder, m.Weights, o)
 	if err != nil {
 		return nil, err

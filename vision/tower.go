@@ -95,17 +95,19 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 	if c.PreNorm {
 		x = b.LayerNorm(x, prefix+"pre_layrnorm", c.Hidden, c.Eps) // the checkpoints' own spelling
 	}
+	x = b.Rows(x, c.Hidden)
 	for i := range c.Layers {
 		p := fmt.Sprintf("%sencoder.layers.%d.", prefix, i)
 		n := b.LayerNorm(x, p+"layer_norm1", c.Hidden, c.Eps)
 		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
 		qkv := b.Split(b.JointLinear(n, c.Hidden, true, outs...), outs...)
-		a := b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": c.Heads, "scale": invSqrt(head)}, qkv...)
-		x = b.Op("Add", nil, x, b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true))
+		a := b.SelfAttention(qkv, c.Heads, head, positions, invSqrt(head))
+		x = b.Op("Add", nil, x, b.Wide(b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true)))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)
 		m := b.Activated(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true, c.Activation)
-		x = b.Op("Add", nil, x, b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true))
+		x = b.Op("Add", nil, x, b.Wide(b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true)))
 	}
+	x = b.Blocks(x, positions, c.Hidden)
 	if c.PostNorm {
 		x = b.LayerNorm(x, prefix+"post_layernorm", c.Hidden, c.Eps)
 	}
@@ -144,6 +146,10 @@ const targetPatches = 1024
 // TowerGraph builds the graph of a tower with its connector: pixel_values [tiles, 3, S, S] to image_features
 // [tiles, tokens, text hidden].
 func TowerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision) (*graph.Builder, error) {
+	return towerGraph(w, t, c, p, graph.Target{})
+}
+
+func towerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision, on graph.Target) (*graph.Builder, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err
 	}
@@ -151,16 +157,21 @@ func TowerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision) (*graph
 		return nil, err
 	}
 	b := graph.NewBuilder("vision", w, p)
+	b.Target = on
 	x := b.Input("pixel_values", onnx.F32, "tiles", 3, t.ImageSize, t.ImageSize)
 	x = c.build(b, t.build(b, "vision.", x), t)
-	b.Name(x, "image_features")
+	b.Name(b.Wide(x), "image_features")
 	b.Output("image_features", onnx.F32, "tiles", c.Tokens(t), c.Width())
 	return b, b.Err()
 }
 
 // OpenTower opens a session over TowerGraph.
 func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Options) (*Tower, error) {
-	b, err := TowerGraph(w, t, c, p)
+	on, err := graph.TargetOf(o, p)
+	if err != nil {
+		return nil, err
+	}
+	b, err := towerGraph(w, t, c, p, on)
 	if err != nil {
 		return nil, err
 	}

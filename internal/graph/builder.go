@@ -14,6 +14,8 @@ type Builder struct {
 	*onnx.Graph
 	// UnitNorms adds one to the weights of RMS norms, as Gemma does.
 	UnitNorms bool
+	// Target is where the graph will run; the zero value is the cpu provider.
+	Target
 	w         *Weights
 	precision Precision
 	rows      map[string][2]string // value → its quantised rows and their magnitudes
@@ -81,6 +83,9 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	if b.precision == INT8 {
 		return b.linear8(x, prefix+".weight", in, out, biases)
 	}
+	if b.Device {
+		return b.gemm(x, prefix, in, out, bias)
+	}
 	y := b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
 	if bias {
 		y = b.Op("Add", nil, y, biases[0])
@@ -90,14 +95,14 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 
 // LayerNorm normalises the last axis, with weight and bias.
 func (b *Builder) LayerNorm(x, prefix string, dim int, eps float32) string {
-	return b.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps},
-		x, b.Weight(prefix+".weight", dim), b.Weight(prefix+".bias", dim))
+	return b.Narrow(b.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps},
+		b.Wide(x), b.Weight(prefix+".weight", dim), b.Weight(prefix+".bias", dim)))
 }
 
 // RMSNorm is x·rsqrt(mean(x²)+eps)·w over the last axis.
 func (b *Builder) RMSNorm(x, prefix string, dim int, eps float32) string {
-	return b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
-		x, b.normWeight(prefix+".weight", dim))
+	return b.Narrow(b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
+		b.Wide(x), b.normWeight(prefix+".weight", dim)))
 }
 
 // normWeight is the factor of an RMS norm; the session folds the sum into a constant.
@@ -109,11 +114,11 @@ func (b *Builder) normWeight(name string, dim int) string {
 	return w
 }
 
-// AddRMSNorm adds a residual and normalises the sum; it returns the normalised value and the sum.
+// AddRMSNorm adds a residual, which is float32, and normalises the sum; it returns the normalised value and the sum.
 func (b *Builder) AddRMSNorm(x, residual, prefix string, dim int, eps float32) (normed, sum string) {
 	out := b.OpN(onnx.Contrib, "SkipSimplifiedLayerNormalization", onnx.Attrs{"epsilon": eps},
-		[]string{x, residual, b.normWeight(prefix+".weight", dim)}, 4)
-	return out[0], out[3]
+		[]string{b.Wide(x), residual, b.normWeight(prefix+".weight", dim)}, 4)
+	return b.Narrow(out[0]), out[3]
 }
 
 // activations maps the names of transformers' ACT2FN that are supported.

@@ -20,9 +20,12 @@ type Options struct {
 	ExternalDir string
 }
 
-// Session is a loaded graph. Run may be called by several goroutines at once on the CPU provider.
+// Session is a loaded graph. Run may be called by several goroutines at once; on a device they wait for each other.
 type Session struct {
-	s *ort.DynamicAdvancedSession
+	s         *ort.DynamicAdvancedSession
+	device    *Device        // nil on the cpu provider
+	allocator *ort.Allocator // of the device's memory; made when it is first asked for
+	tensors   map[*deviceValue]struct{}
 }
 
 // graph is what NewSession needs of a graph that was built in memory.
@@ -75,11 +78,16 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 	if err := p.configure(so, threads, o.ProviderOptions); err != nil {
 		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
 	}
-	s, err := create(so)
-	if err != nil {
+	session := &Session{}
+	if p, ok := p.(interface{ memory() string }); ok {
+		session.device = deviceOf(o.Provider, p.memory(), 0)
+		session.device.lock.Lock() // weights are copied
+		defer session.device.lock.Unlock()
+	}
+	if session.s, err = create(so); err != nil {
 		return nil, err
 	}
-	return &Session{s}, nil
+	return session, nil
 }
 
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
@@ -92,7 +100,11 @@ func (s *Session) Run(in, out []Tensor) error {
 	for i, t := range out {
 		values[len(in)+i] = t.v
 	}
+	if err := s.enter(in, out); err != nil {
+		return err
+	}
 	err := s.s.Run(values[:len(in)], values[len(in):])
+	s.leave()
 	for i, t := range out {
 		if v := values[len(in)+i]; t.v == nil && v != nil {
 			err = errors.Join(err, v.Destroy())
@@ -101,5 +113,13 @@ func (s *Session) Run(in, out []Tensor) error {
 	return err
 }
 
-// Close frees the session. No Run may be under way.
-func (s *Session) Close() error { return s.s.Destroy() }
+// Close frees the session and what it reserved on its device. No Run may be under way.
+func (s *Session) Close() error {
+	if s.device != nil {
+		s.device.lock.Lock()
+		defer s.device.lock.Unlock()
+	}
+	err := errors.Join(s.release(), s.s.Destroy())
+	s.s = nil
+	return err
+}

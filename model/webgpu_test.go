@@ -1,0 +1,67 @@
+package model
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// onWebGPU skips a test that `make test-webgpu` did not start.
+func onWebGPU(t testing.TB) ort.Options {
+	t.Helper()
+	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
+		t.Skip("`make test-webgpu` runs it")
+	}
+	startLibrary(t)
+	return ort.Options{Provider: "webgpu"}
+}
+
+// The gold cases of the embedded model, which transformers computed, on the device: in fp32 all tokens, in fp16 99 %.
+func TestWebGPUGold(t *testing.T) {
+	o := onWebGPU(t)
+	for _, p := range []struct {
+		graph.Precision
+		tolerance, least float64
+	}{{graph.FP32, 1e-4, 1}, {graph.FP16, 0.1, 0.99}} {
+		t.Run(string(p.Precision), func(t *testing.T) {
+			m, err := Open("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			v, err := NewVerifier(m, p.tolerance, p.Precision, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			cases, same, worst := 0, 0.0, 0.0
+			err = v.File(filepath.Join("..", "testdata", "tiny-vlm-gold", "gold.jsonl"), func(c Case) {
+				if cases++; c.Err != nil {
+					t.Errorf("%s: %v", c.ID, c.Err)
+				}
+				for _, k := range c.Checks {
+					switch k.Name {
+					case "generated_ids":
+						same += k.Value
+						continue
+					case "logits":
+						worst = max(worst, k.Value)
+					}
+					if !k.OK {
+						t.Errorf("%s: %+v", c.ID, k)
+					}
+				}
+			})
+			if err != nil || cases == 0 {
+				t.Fatalf("%d cases, %v", cases, err)
+			}
+			t.Logf("%.2f %% of the tokens of %d cases, logits off by %.2g at most", 100*same/float64(cases), cases, worst)
+			if same < p.least*float64(cases) {
+				t.Errorf("%.2f %% of the tokens are the same, want %g", 100*same/float64(cases), 100*p.least)
+			}
+		})
+	}
+}
