@@ -198,7 +198,7 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		}
 		return r, nil
 	}
-	if ort.HasMemory(o.Session.Provider) {
+	if o.Session.Provider.Can().DeviceTensors {
 		r, err := decoder.OpenResident(m.Decoder, m.Weights, o)
 		if err != nil {
 			return nil, err

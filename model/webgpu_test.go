@@ -16,7 +16,11 @@ func onWebGPU(t testing.TB) ort.Options {
 		t.Skip("`make test-webgpu` runs it")
 	}
 	startLibrary(t)
-	return ort.Options{Provider: "webgpu"}
+	p, err := ort.ParseProvider("webgpu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ort.Options{Provider: p}
 }
 
 // The gold cases of the embedded model, which transformers computed, on the device: in fp32 all tokens, in fp16 99 %.

@@ -21,17 +21,13 @@ type Target struct {
 
 // TargetOf asks the provider that sessions of these options run on. A precision that it does not have is an error.
 func TargetOf(o ort.Options, p Precision) (Target, error) {
-	name := o.Provider
-	if name == "" {
-		name = "cpu"
-	}
-	if !ort.HasMemory(name) {
-		if p == FP16 {
-			return Target{}, fmt.Errorf("precision fp16: the execution provider %s multiplies in 16 bits no faster; it takes fp32 and int8", name)
-		}
+	name, can := o.Provider.Name(), o.Provider.Can()
+	switch {
+	case p == FP16 && !can.FP16:
+		return Target{}, fmt.Errorf("precision fp16: the execution provider %s multiplies in 16 bits no faster; it takes fp32 and int8", name)
+	case !can.DeviceTensors:
 		return Target{}, nil
-	}
-	if p != FP32 && p != FP16 && p != "" {
+	case p != FP32 && p != FP16 && p != "":
 		return Target{}, fmt.Errorf("precision %s: the execution provider %s takes fp32 and fp16", p, name)
 	}
 	fused, err := ort.FusedAttention(o)

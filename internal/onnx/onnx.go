@@ -48,6 +48,9 @@ func (t DType) String() string {
 	return "type " + strconv.Itoa(int(t))
 }
 
+// reckons tells whether shapes, lengths, positions and truths are of the type.
+func (t DType) reckons() bool { return t == I32 || t == I64 || t == Bool }
+
 // Size is the number of bytes of one value, 0 for types not listed here.
 func (t DType) Size() int {
 	switch t {
@@ -79,12 +82,13 @@ type Graph struct {
 	inputNames, outputNames              []string
 	named                                map[string]bool
 	consts                               map[string]string
-	serial                               *int // shared with subgraphs, whose names must differ from those around them
+	serial                               *int            // shared with subgraphs, whose names must differ from those around them
+	integers                             map[string]bool // values, and names of nodes that touch no others; shared as well
 }
 
 // New starts an empty graph.
 func New(name string) *Graph {
-	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int)}
+	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), integers: map[string]bool{}}
 }
 
 // Inputs lists the names of the graph's inputs in the order they were added.
@@ -128,8 +132,13 @@ func (g *Graph) Node(domain, op string, attrs Attrs, in, out []string) {
 	for _, s := range out {
 		n.text(2, s)
 	}
-	n.text(3, g.fresh("n"))
+	name := g.fresh("n")
+	n.text(3, name)
 	n.text(4, op)
+	g.integers[name] = g.reckons(op, attrs, in)
+	for _, s := range out {
+		g.integers[s] = g.integers[name]
+	}
 	for _, k := range slices.Sorted(maps.Keys(attrs)) {
 		n.bytes(5, attribute(k, attrs[k]))
 	}
@@ -138,6 +147,24 @@ func (g *Graph) Node(domain, op string, attrs Attrs, in, out []string) {
 	}
 	g.nodes = append(g.nodes, n)
 }
+
+// reckons tells whether a node gives integers (or truths) out of nothing but integers and shapes.
+func (g *Graph) reckons(op string, attrs Attrs, in []string) bool {
+	switch op {
+	case "Shape", "Size":
+		return true
+	case "If": // its branches give what they give
+		return false
+	case "Cast":
+		if to, ok := attrs["to"].(int); !ok || !DType(to).reckons() {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(in, func(s string) bool { return s != "" && !g.integers[s] })
+}
+
+// Reckons tells whether the node of that name computes with integers and shapes only. Such a node is no work for a device.
+func (g *Graph) Reckons(node string) bool { return g.integers[node] }
 
 func attribute(name string, v any) []byte {
 	const float, integer, str, graph, ints = 1, 2, 3, 5, 7
@@ -171,6 +198,7 @@ func attribute(name string, v any) []byte {
 func (g *Graph) Input(name string, dt DType, dims ...any) string {
 	g.inputs = append(g.inputs, valueInfo(name, dt, dims))
 	g.inputNames = append(g.inputNames, name)
+	g.integers[name] = dt.reckons()
 	return name
 }
 
@@ -208,7 +236,7 @@ func (g *Graph) Inline(name string, dt DType, dims []int, data []byte) string {
 	t := tensorHead(name, dt, dims)
 	t.bytes(9, data)
 	g.initializers = append(g.initializers, t)
-	g.named[name] = true
+	g.named[name], g.integers[name] = true, dt.reckons()
 	return name
 }
 
@@ -229,7 +257,7 @@ func (g *Graph) External(name string, dt DType, dims []int, location string, off
 	}
 	t.varint(14, external)
 	g.initializers = append(g.initializers, t)
-	g.named[name] = true
+	g.named[name], g.integers[name] = true, dt.reckons()
 	return name
 }
 
@@ -289,7 +317,7 @@ func (g *Graph) constant(key string, dt DType, dims []int, data []byte) string {
 func (g *Graph) If(cond string, then, otherwise func(*Graph) []string) []string {
 	branch := func(name string, build func(*Graph) []string) (*Graph, int) {
 		sub := New(name)
-		sub.serial = g.serial
+		sub.serial, sub.integers = g.serial, g.integers
 		results := build(sub)
 		for _, r := range results {
 			var v message

@@ -8,19 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// HasMemory tells whether a provider keeps tensors in memory of its own.
-func HasMemory(provider string) bool {
-	p, err := lookup(provider)
-	if err != nil {
-		return false
-	}
-	_, ok := p.(interface{ memory() string })
-	return ok
-}
-
 var fusedAttention struct {
 	sync.Mutex
-	right map[string]bool // by provider
+	right map[string]bool // by Provider.String
 }
 
 // FusedAttention tells whether a provider's fused attention gives what its plain operators give, for as many positions as
@@ -29,7 +19,7 @@ var fusedAttention struct {
 func FusedAttention(o Options) (bool, error) {
 	fusedAttention.Lock()
 	defer fusedAttention.Unlock()
-	if right, ok := fusedAttention.right[o.Provider]; ok {
+	if right, ok := fusedAttention.right[o.Provider.String()]; ok {
 		return right, nil
 	}
 	const heads, dim, n = 2, 32, 64
@@ -84,6 +74,6 @@ func FusedAttention(o Options) (bool, error) {
 	if fusedAttention.right == nil {
 		fusedAttention.right = map[string]bool{}
 	}
-	fusedAttention.right[o.Provider] = right
+	fusedAttention.right[o.Provider.String()] = right
 	return right, nil
 }

@@ -1,14 +1,14 @@
 package ort
 
-// #cgo linux LDFLAGS: -ldl
-// #include <stdlib.h>
 // #include "device.h"
 import "C"
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -17,13 +17,12 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-// Device is an accelerator: its memory and its queue, which all sessions on it share. A run beside another, or beside a
-// copy, corrupts or crashes where the provider has one queue for the process, as webgpu does, so there is one lock around
-// each.
+// Device is an accelerator with the memory that all sessions on it share. Copies take turns with runs where the provider
+// cannot do two things at a time: on webgpu, a copy during a run corrupts or crashes.
 type Device struct {
 	name, memory string
 	id           int
-	lock         sync.Mutex
+	turn         *sync.Mutex // the provider's; nil where it needs none
 
 	toDevice, toHost, held atomic.Int64
 }
@@ -50,18 +49,36 @@ var devices struct {
 	list []*Device
 }
 
-// deviceOf is the one Device of that provider and number.
-func deviceOf(provider, memory string, id int) *Device {
+// deviceOf is the one Device that a provider's sessions run on; nil if it has no tensors in a memory of its own.
+func deviceOf(p Provider) *Device {
+	if !p.Can().DeviceTensors {
+		return nil
+	}
+	id := 0
+	for _, key := range []string{"deviceId", "device_id"} {
+		if n, err := strconv.Atoi(p.options[key]); err == nil {
+			id = n
+		}
+	}
 	devices.Lock()
 	defer devices.Unlock()
 	for _, d := range devices.list {
-		if d.name == provider && d.id == id {
+		if d.name == p.Name() && d.id == id {
 			return d
 		}
 	}
-	d := &Device{name: provider, memory: memory, id: id}
+	d := &Device{name: p.Name(), memory: p.Memory(), id: id, turn: p.turn()}
 	devices.list = append(devices.list, d)
 	return d
+}
+
+// take waits for the device's turn, if it has one, and returns what ends it.
+func (d *Device) take() (end func()) {
+	if d.turn == nil {
+		return func() {}
+	}
+	d.turn.Lock()
+	return d.turn.Unlock
 }
 
 // deviceValue is a tensor in a device's memory. The embedded Value, a tensor of one element, supplies DataType, whose
@@ -107,9 +124,7 @@ func (v *deviceValue) Destroy() error {
 	if v.raw == nil {
 		return nil
 	}
-	d := v.session.device
-	d.lock.Lock()
-	defer d.lock.Unlock()
+	defer v.session.device.take()()
 	return v.free()
 }
 
@@ -117,11 +132,14 @@ func (v *deviceValue) free() error {
 	if v.raw == nil {
 		return nil
 	}
-	var err error
-	for _, a := range v.aliases {
-		err = errors.Join(err, a.free())
+	a, err := api()
+	if err != nil {
+		return err
 	}
-	C.device_release(v.raw)
+	for _, alias := range v.aliases {
+		err = errors.Join(err, alias.free())
+	}
+	C.device_release(a, v.raw)
 	v.raw, v.inner, v.aliases = nil, ort.ValueInternalData{}, nil
 	if v.of == nil {
 		v.session.device.held.Add(-v.bytes())
@@ -139,10 +157,10 @@ func (v *deviceValue) bytes() int64 {
 }
 
 // hold makes the value Go's after raw was set.
-func (v *deviceValue) hold() error {
+func (v *deviceValue) hold(a *C.OrtApi) error {
 	one, err := ort.NewCustomDataTensor(ort.NewShape(1), make([]byte, v.t.Size()), ort.TensorElementDataType(v.t))
 	if err != nil {
-		C.device_release(v.raw)
+		C.device_release(a, v.raw)
 		return err
 	}
 	v.Value = one
@@ -163,18 +181,23 @@ func (s *Session) Tensor(t onnx.DType, dims ...int) (Tensor, error) {
 	if v.bytes() <= 0 {
 		return Tensor{}, fmt.Errorf("a tensor of %s of shape %v has no size", t, dims)
 	}
-	s.device.lock.Lock()
-	defer s.device.lock.Unlock()
+	defer s.take()()
 	if err := s.reach(); err != nil {
 		return Tensor{}, err
 	}
+	a, err := api()
+	if err != nil {
+		return Tensor{}, err
+	}
+	allocator, err := pointer(s.allocator, "o")
+	if err != nil {
+		return Tensor{}, err
+	}
 	shape := v.GetShape()
-	// The binding keeps the C pointer in a field of its own; reflect reads it without assuming a layout.
-	allocator := reflect.ValueOf(s.allocator).Elem().FieldByName("o").UnsafePointer()
-	if err := fault(C.device_tensor(allocator, (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(t), &v.raw)); err != nil {
+	if err := apiError(C.device_tensor(a, allocator, (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(t), &v.raw)); err != nil {
 		return Tensor{}, fmt.Errorf("reserve %d bytes on %s: %w", v.bytes(), s.device.Name(), err)
 	}
-	if err := v.hold(); err != nil {
+	if err := v.hold(a); err != nil {
 		return Tensor{}, err
 	}
 	s.tensors[v] = struct{}{}
@@ -189,12 +212,6 @@ func (s *Session) reach() error {
 	}
 	if s.allocator != nil {
 		return nil
-	}
-	_, library := Loaded()
-	path := C.CString(library)
-	defer C.free(unsafe.Pointer(path))
-	if err := fault(C.device_start(path)); err != nil {
-		return err
 	}
 	where, err := ort.NewMemoryInfo(s.device.memory, ort.AllocatorTypeDevice, s.device.id, ort.MemTypeDefault)
 	if err != nil {
@@ -233,11 +250,15 @@ func (t Tensor) Start(dims ...int) (Tensor, error) {
 	if v.bytes() <= 0 || v.bytes() > of.bytes() {
 		return Tensor{}, fmt.Errorf("a tensor of shape %v needs %d bytes, the memory has %d", dims, v.bytes(), of.bytes())
 	}
-	shape := v.GetShape()
-	if err := fault(C.device_alias(of.raw, C.size_t(v.bytes()), (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(v.t), &v.raw)); err != nil {
+	a, err := api()
+	if err != nil {
 		return Tensor{}, err
 	}
-	if err := v.hold(); err != nil {
+	shape := v.GetShape()
+	if err := apiError(C.device_alias(a, of.raw, C.size_t(v.bytes()), (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(v.t), &v.raw)); err != nil {
+		return Tensor{}, err
+	}
+	if err := v.hold(a); err != nil {
 		return Tensor{}, err
 	}
 	of.aliases = append(of.aliases, v)
@@ -265,20 +286,26 @@ func Copy(dst, src Tensor) error {
 	if on == nil {
 		on = other
 	}
-	on.lock.Lock()
-	defer on.lock.Unlock()
+	a, err := api()
+	if err != nil {
+		return err
+	}
+	from, err := pointer(src.v.GetInternals(), "ortValue")
+	if err != nil {
+		return err
+	}
+	to, err := pointer(dst.v.GetInternals(), "ortValue")
+	if err != nil {
+		return err
+	}
+	defer on.take()()
 	if d == nil {
 		on.toDevice.Add(src.bytes())
 	}
 	if other == nil {
 		on.toHost.Add(src.bytes())
 	}
-	return fault(C.device_copy(valueOf(src), valueOf(dst)))
-}
-
-// valueOf is a tensor's OrtValue.
-func valueOf(t Tensor) unsafe.Pointer {
-	return reflect.ValueOf(t.v.GetInternals()).Elem().Field(0).UnsafePointer()
+	return apiError(C.device_copy(a, from, to))
 }
 
 // device is where a tensor lies; nil for the process's own memory.
@@ -298,9 +325,9 @@ func (t Tensor) bytes() int64 {
 	return t.v.GetShape().FlattenedSize() * int64(onnx.DType(t.v.DataType()).Size())
 }
 
-// enter checks that a run's tensors are in the process's memory or on the session's own device (any other would be
-// written to, silently, as if it were), and takes the device's lock if there is one.
-func (s *Session) enter(in, out []Tensor) error {
+// admit checks that a run's tensors are in the process's memory or on the session's own device (any other would be
+// written to, silently, as if it were), and counts what will be copied.
+func (s *Session) admit(in, out []Tensor) error {
 	for _, list := range [...][]Tensor{in, out} {
 		for _, t := range list {
 			if d, err := t.device(); err != nil {
@@ -310,19 +337,31 @@ func (s *Session) enter(in, out []Tensor) error {
 			}
 		}
 	}
-	if s.device != nil {
-		s.device.lock.Lock()
-		s.device.toDevice.Add(hostBytes(in))
-		s.device.toHost.Add(hostBytes(out))
+	if s.device == nil {
+		return nil
 	}
+	if s.crosses == nil {
+		if err := s.findCrossing(len(in), len(out)); err != nil {
+			return err
+		}
+	}
+	s.device.toDevice.Add(crossing(in, s.crosses))
+	s.device.toHost.Add(crossing(out, s.crosses[len(in):]))
 	return nil
 }
 
-// leave ends what enter began.
-func (s *Session) leave() {
-	if s.device != nil {
-		s.device.lock.Unlock()
+// findCrossing asks which inputs and outputs lie on the device for the graph: shapes and the like are read by the processor.
+func (s *Session) findCrossing(in, out int) error {
+	a, err := api()
+	if err != nil {
+		return err
 	}
+	session, err := pointer(s.s, "s", "ortSession")
+	if err != nil {
+		return err
+	}
+	s.crosses = bytes.Repeat([]byte{1}, in+out)
+	return apiError(C.device_crossing(a, (*C.OrtSession)(session), C.size_t(in), C.size_t(out), (*C.char)(unsafe.Pointer(&s.crosses[0]))))
 }
 
 func (s *Session) where() string {
@@ -332,21 +371,12 @@ func (s *Session) where() string {
 	return s.device.Name()
 }
 
-// hostBytes is what those tensors take that lie in the process's memory.
-func hostBytes(list []Tensor) (n int64) {
-	for _, t := range list {
-		if d, _ := t.device(); d == nil && t.v != nil {
+// crossing is what those tensors take that lie in the process's memory and not so for the graph.
+func crossing(list []Tensor, crosses []byte) (n int64) {
+	for i, t := range list {
+		if d, _ := t.device(); d == nil && t.v != nil && crosses[i] != 0 {
 			n += t.bytes()
 		}
 	}
 	return n
-}
-
-// fault makes an error of a C message.
-func fault(message *C.char) error {
-	if message == nil {
-		return nil
-	}
-	defer C.free(unsafe.Pointer(message))
-	return errors.New(C.GoString(message))
 }

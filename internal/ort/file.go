@@ -39,7 +39,7 @@ func OpenFile(f File, outputs []string, o Options) (*Session, error) {
 	for i, v := range f.Inputs {
 		inputs[i] = v.Name
 	}
-	return load(o, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+	return load(o, nil, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSession(f.Path, inputs, outputs, so)
 	})
 }

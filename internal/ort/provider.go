@@ -3,47 +3,180 @@ package ort
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/mmserve/mmserve/internal/onnx"
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-// provider is one way to run graphs. Its file registers it in init.
-type provider interface {
-	name() string
-	// configure adds the provider to a session's options after checking its own. threads is what the session was given.
-	configure(so *ort.SessionOptions, threads int, options map[string]string) error
+// Provider is an execution provider with its settings, which are checked. The zero value is cpu without any.
+type Provider struct {
+	kind    *kind // nil is cpu
+	options map[string]string
 }
 
-var providers = map[string]provider{}
+// Capabilities are what a provider's sessions can do.
+type Capabilities struct {
+	// FP16 says that graphs in float16 run as such.
+	FP16 bool
+	// GraphCapture says that a run of fixed shapes and addresses can be recorded and played again.
+	GraphCapture bool
+	// DeviceTensors says that sessions take and give tensors in the provider's memory.
+	DeviceTensors bool
+	// OneRunAtATime says that no two runs, of whatever sessions, and no copy may overlap on one device.
+	OneRunAtATime bool
+}
 
-func register(p provider) { providers[p.name()] = p }
+// kind is one way to run graphs. Its file registers it in init.
+type kind struct {
+	// name is what users call it, ep what ONNX Runtime calls it where it says which nodes it runs.
+	name, ep string
+	// memory is the name of its device's memory, "" for the processor's.
+	memory string
+	can    Capabilities
+	// library is the stem of a shared library that must lie beside ONNX Runtime's, "" for none.
+	library string
+	// needs says what else must be there, for whoever has to install it.
+	needs string
+	// auto is its place among those that "auto" tries, the highest first; 0 is never. worth, unless nil, says why it is not
+	// worth a try on this machine.
+	auto  int
+	worth func() error
+	// options may be set; defaults are set unless the user says otherwise.
+	options  map[string]option
+	defaults map[string]string
+	// configure adds the provider to a session's options. threads is what the session was given.
+	configure func(so *ort.SessionOptions, threads int, options map[string]string) error
 
-// Providers lists the execution providers this build knows, sorted. That one is known does not mean that it
+	oneRun sync.Mutex // see Capabilities.OneRunAtATime
+}
+
+var kinds = map[string]*kind{}
+
+func register(k *kind) { kinds[k.name] = k }
+
+// Providers lists the execution providers that this build knows, sorted. That one is known does not mean that it
 // works here: see Probe.
-func Providers() []string { return slices.Sorted(maps.Keys(providers)) }
+func Providers() []string { return slices.Sorted(maps.Keys(kinds)) }
 
-func lookup(name string) (provider, error) {
-	if name == "" {
-		name = "cpu"
-	}
-	p, ok := providers[name]
+// ParseProvider reads NAME or NAME:key=value,key=value. A name, a key or a value that is not allowed is an error that says
+// what is.
+func ParseProvider(text string) (Provider, error) {
+	name, settings, _ := strings.Cut(text, ":")
+	k, ok := kinds[name]
 	if !ok {
-		return nil, fmt.Errorf("unknown execution provider %q; known are %s", name, strings.Join(Providers(), ", "))
+		return Provider{}, fmt.Errorf("unknown execution provider %q; known are %s", name, strings.Join(Providers(), ", "))
+	}
+	p := Provider{kind: k, options: maps.Clone(k.defaults)}
+	if settings == "" {
+		return p, nil
+	}
+	if p.options == nil {
+		p.options = map[string]string{}
+	}
+	for pair := range strings.SplitSeq(settings, ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		o, known := k.options[key]
+		switch {
+		case !known && len(k.options) == 0:
+			return Provider{}, fmt.Errorf("execution provider %s: unknown option %q; it takes none", name, key)
+		case !known:
+			return Provider{}, fmt.Errorf("execution provider %s: unknown option %q; it takes %s", name, key, strings.Join(slices.Sorted(maps.Keys(k.options)), ", "))
+		case !ok:
+			return Provider{}, fmt.Errorf("execution provider %s: option %q has no value; want %s=%s", name, key, key, o.allowed)
+		case !o.ok(value):
+			return Provider{}, fmt.Errorf("execution provider %s: option %s is %q; want %s", name, key, value, o.allowed)
+		}
+		p.options[key] = value
 	}
 	return p, nil
 }
 
-// Probe runs a small graph on a provider. Only this shows that the provider works: being compiled into the
-// library is not enough.
-func Probe(name string) error {
+func (p Provider) is() *kind {
+	if p.kind == nil {
+		return kinds["cpu"]
+	}
+	return p.kind
+}
+
+// Name is what users call the provider.
+func (p Provider) Name() string { return p.is().name }
+
+// Memory is the name of its device's memory, "" where tensors lie in the processor's.
+func (p Provider) Memory() string { return p.is().memory }
+
+// Can says what its sessions can do.
+func (p Provider) Can() Capabilities { return p.is().can }
+
+// Kernels says whether graphs for the provider may use the operators of domain "mmserve".
+func (p Provider) Kernels() bool { return p.is().name == "cpu" && HasKernels() }
+
+// String is the provider as ParseProvider reads it, with all that is set.
+func (p Provider) String() string {
+	text := p.Name()
+	sep := ":"
+	for _, k := range slices.Sorted(maps.Keys(p.options)) {
+		text += sep + k + "=" + p.options[k]
+		sep = ","
+	}
+	return text
+}
+
+// turn is the lock that the provider's sessions run under, nil where they may overlap.
+func (p Provider) turn() *sync.Mutex {
+	if !p.Can().OneRunAtATime {
+		return nil
+	}
+	return &p.is().oneRun
+}
+
+// configure adds the provider to a session's options.
+func (p Provider) configure(so *ort.SessionOptions, threads int) error {
+	k := p.is()
+	if err := k.present(); err != nil {
+		return fmt.Errorf("execution provider %s: %w", k.name, err)
+	}
+	if err := k.configure(so, threads, p.options); err != nil {
+		return fmt.Errorf("execution provider %s: %w%s", k.name, err, k.hint())
+	}
+	return nil
+}
+
+// present says whether the provider's library is where ONNX Runtime looks for it. Asked without it, ONNX Runtime says less
+// and writes it on the terminal.
+func (k *kind) present() error {
+	_, library := Loaded()
+	if k.library == "" || library == "" {
+		return nil
+	}
+	ext := filepath.Ext(strings.TrimSuffix(library, ".1"))
+	file := filepath.Join(filepath.Dir(library), "lib"+k.library+ext)
+	if _, err := os.Stat(file); err != nil {
+		return fmt.Errorf("failed to load %s: it is not there%s", file, k.hint())
+	}
+	return nil
+}
+
+func (k *kind) hint() string {
+	if k.needs == "" {
+		return ""
+	}
+	return " (it needs " + k.needs + ")"
+}
+
+// Probe runs a small graph on the provider, and checks that it ran there. Only this shows that the provider works: being
+// compiled into the library is not enough.
+func (p Provider) Probe() error {
 	g := onnx.New("probe")
-	g.Input("x", onnx.F32, 4)
-	g.Node("", "Add", nil, []string{"x", g.F32s("one", []int{4}, []float32{1, 1, 1, 1})}, []string{"y"})
-	g.Output("y", onnx.F32, 4)
-	s, err := NewSession(g, Options{Provider: name, Threads: 1})
+	g.Input("x", onnx.F32, "n", 4)
+	w := g.F32s("w", []int{4, 4}, []float32{2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2})
+	g.Node("", "Add", nil, []string{g.Op("MatMul", nil, "x", w), g.F32s("one", []int{4}, []float32{1, 1, 1, 1})}, []string{"y"})
+	g.Output("y", onnx.F32, "n", 4)
+	s, err := NewSession(g, Options{Provider: p, Threads: 1})
 	if err != nil {
 		return err
 	}
@@ -54,21 +187,21 @@ func Probe(name string) error {
 	}
 	defer mem.Free()
 	copy(mem.Slice(), []float32{1, 2, 3, 4})
-	x, err := View(mem.Slice()[:4], 4)
+	x, err := View(mem.Slice()[:4], 1, 4)
 	if err != nil {
 		return err
 	}
 	defer x.Destroy()
-	y, err := View(mem.Slice()[4:], 4)
+	y, err := View(mem.Slice()[4:], 1, 4)
 	if err != nil {
 		return err
 	}
 	defer y.Destroy()
 	if err := s.Run([]Tensor{x}, []Tensor{y}); err != nil {
-		return err
+		return fmt.Errorf("execution provider %s: %w", p.Name(), err)
 	}
-	if got := mem.Slice()[4:]; !slices.Equal(got, []float32{2, 3, 4, 5}) {
-		return fmt.Errorf("execution provider %s computed %v for [1 2 3 4] + 1", name, got)
+	if got := mem.Slice()[4:]; !slices.Equal(got, []float32{3, 5, 7, 9}) {
+		return fmt.Errorf("execution provider %s computed %v for 2·[1 2 3 4] + 1", p.Name(), got)
 	}
 	return nil
 }

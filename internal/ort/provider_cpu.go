@@ -1,23 +1,16 @@
 package ort
 
-import (
-	"fmt"
+import ort "github.com/yalue/onnxruntime_go"
 
-	ort "github.com/yalue/onnxruntime_go"
-)
+// cpuName is what ONNX Runtime calls its default provider, which runs what no other takes.
+const cpuName = "CPUExecutionProvider"
 
-func init() { register(cpu{}) }
-
-// cpu is ONNX Runtime's default provider; it is always there and takes no options. mmserve's own operators run on it.
-type cpu struct{}
-
-var _ provider = cpu{}
-
-func (cpu) name() string { return "cpu" }
-
-func (cpu) configure(so *ort.SessionOptions, threads int, options map[string]string) error {
-	for k := range options {
-		return fmt.Errorf("unknown option %q; it takes none", k)
-	}
-	return configureCustomOps(so, threads)
+// ONNX Runtime's default provider; it is always there and takes no options. mmserve's own operators run on it.
+func init() {
+	register(&kind{
+		name: "cpu", ep: cpuName, auto: 1,
+		configure: func(so *ort.SessionOptions, threads int, _ map[string]string) error {
+			return configureCustomOps(so, threads)
+		},
+	})
 }

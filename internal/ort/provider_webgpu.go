@@ -1,47 +1,58 @@
 package ort
 
 import (
-	"fmt"
-	"maps"
-	"slices"
-	"strings"
+	"errors"
+	"path/filepath"
+	"runtime"
 
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-func init() { register(webgpu{}) }
-
-// webgpu runs graphs on any GPU that Dawn can drive: through Vulkan, Metal or Direct3D 12.
-type webgpu struct{}
-
-var _ provider = webgpu{}
-
-func (webgpu) name() string { return "webgpu" }
-
-// webgpuOptions are the settings that ONNX Runtime reads; it ignores unknown ones without a word.
-var webgpuOptions = map[string][]string{
-	"preferredLayout":        {"NCHW", "NHWC"},
-	"enableInt64":            {"0", "1"},
-	"validationMode":         {"disabled", "wgpuOnly", "basic", "full"},
-	"dawnBackendType":        {"Vulkan", "D3D12"},
-	"powerPreference":        {"high-performance", "low-power"},
-	"storageBufferCacheMode": {"disabled", "lazyRelease", "simple", "bucket"},
-	"enableGraphCapture":     {"0", "1"},
+// Any GPU, through Dawn: Vulkan on Linux, Metal on macOS, Direct3D 12 on Windows.
+// Reference: onnxruntime/core/providers/webgpu/webgpu_provider_options.h.
+func init() {
+	cache := oneOf("disabled", "lazyRelease", "simple", "bucket")
+	register(&kind{
+		name: "webgpu", ep: "WebGpuExecutionProvider", memory: "WebGPU_Buf",
+		can:   Capabilities{FP16: true, GraphCapture: true, DeviceTensors: true, OneRunAtATime: true},
+		needs: "a GPU with a Vulkan, Metal or Direct3D 12 driver",
+		auto:  2, worth: hasGPU,
+		options: map[string]option{
+			"dawnBackendType":              oneOf("Vulkan", "D3D12"),
+			"deviceId":                     device,
+			"enableGraphCapture":           flag,
+			"enableInt64":                  flag,
+			"enableRobustness":             flag,
+			"maxNumPendingDispatches":      whole(1, 4096),
+			"maxStorageBufferBindingSize":  size,
+			"powerPreference":              oneOf("high-performance", "low-power"),
+			"preferredLayout":              oneOf("NCHW", "NHWC"),
+			"preserveDevice":               flag,
+			"sessionBufferPoolGenerations": whole(0, 64),
+			"storageBufferCacheMode":       cache,
+			"uniformBufferCacheMode":       cache,
+			"queryResolveBufferCacheMode":  cache,
+			"defaultBufferCacheMode":       cache,
+			"validationMode":               oneOf("disabled", "wgpuOnly", "basic", "full"),
+		},
+		// With the other layout, convolutions are rewritten into nodes that the report of placement does not list.
+		defaults: map[string]string{"preferredLayout": "NCHW", "powerPreference": "high-performance"},
+		configure: func(so *ort.SessionOptions, _ int, options map[string]string) error {
+			return so.AppendExecutionProvider("WebGPU", options)
+		},
+	})
 }
 
-func (webgpu) configure(so *ort.SessionOptions, _ int, options map[string]string) error {
-	set := map[string]string{"preferredLayout": "NCHW"} // with the other layout ONNX Runtime reports no placement
-	for k, v := range options {
-		allowed, ok := webgpuOptions[k]
-		if !ok {
-			return fmt.Errorf("unknown option %q; known are %s", k, strings.Join(slices.Sorted(maps.Keys(webgpuOptions)), ", "))
-		}
-		if !slices.Contains(allowed, v) {
-			return fmt.Errorf("option %s is %q; it takes %s", k, v, strings.Join(allowed, ", "))
-		}
-		set[k] = v
+// hasGPU tells whether the system knows a GPU. Without one, Vulkan may still run, on the processor and slower than the cpu
+// provider.
+func hasGPU() error {
+	if runtime.GOOS != "linux" {
+		return nil
 	}
-	return so.AppendExecutionProvider("WebGPU", set)
+	for _, pattern := range []string{"/dev/dri/renderD*", "/dev/nvidia[0-9]*", "/dev/dxg"} {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return nil
+		}
+	}
+	return errors.New("no GPU in /dev (Vulkan in software is slower than the cpu provider)")
 }
-
-func (webgpu) memory() string { return "WebGPU_Buf" }

@@ -2,30 +2,32 @@ package ort
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
+	"sync"
 
 	ort "github.com/yalue/onnxruntime_go"
 )
 
 // Options say how a session runs its graph.
 type Options struct {
-	// Provider is the execution provider's name; "" is "cpu".
-	Provider string
-	// ProviderOptions are the provider's own settings. An unknown key is an error.
-	ProviderOptions map[string]string
+	Provider Provider
+	// AllowCPUFallback opens a session though the provider leaves work to the processor; see Placement.
+	AllowCPUFallback bool
 	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
 	Threads int
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
 }
 
-// Session is a loaded graph. Run may be called by several goroutines at once; on a device they wait for each other.
+// Session is a loaded graph. Run may be called by several goroutines at once; a provider that cannot do that makes them wait.
 type Session struct {
 	s         *ort.DynamicAdvancedSession
-	device    *Device        // nil on the cpu provider
+	turn      *sync.Mutex // held while the provider works; nil where it need not
+	placement Placement
+	device    *Device        // nil where tensors lie in the process's memory
 	allocator *ort.Allocator // of the device's memory; made when it is first asked for
 	tensors   map[*deviceValue]struct{}
+	crosses   []byte // 1 for inputs, then outputs, that lie on the device for the graph; nil until the first run
 }
 
 // graph is what NewSession needs of a graph that was built in memory.
@@ -33,20 +35,18 @@ type graph interface {
 	Bytes() []byte
 	Inputs() []string
 	Outputs() []string
+	Reckons(node string) bool
 }
 
 // NewSession loads a graph.
 func NewSession(g graph, o Options) (*Session, error) {
-	return load(o, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+	return load(o, g.Reckons, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
 	})
 }
 
-func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (*Session, error) {
-	p, err := lookup(o.Provider)
-	if err != nil {
-		return nil, err
-	}
+// load opens a session. reckons, unless nil, tells of the graph's nodes by name whether they touch integers only.
+func load(o Options, reckons func(string) bool, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
 	so, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 		threads = runtime.GOMAXPROCS(0)
 	}
 	// Spinning doubles the CPU cost of two sessions in one process; mmserve's own operators have threads of their own.
-	entries := map[string]string{"session.intra_op.allow_spinning": "0"}
+	entries := map[string]string{"session.intra_op.allow_spinning": "0", "session.record_ep_graph_assignment_info": "1"}
 	if o.ExternalDir != "" {
 		entries["session.model_external_initializers_file_folder_path"] = o.ExternalDir
 	}
@@ -75,20 +75,35 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 			return nil, err
 		}
 	}
-	if err := p.configure(so, threads, o.ProviderOptions); err != nil {
-		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
-	}
-	session := &Session{}
-	if p, ok := p.(interface{ memory() string }); ok {
-		session.device = deviceOf(o.Provider, p.memory(), 0)
-		session.device.lock.Lock() // weights are copied
-		defer session.device.lock.Unlock()
+	session := &Session{turn: o.Provider.turn(), device: deviceOf(o.Provider)}
+	defer session.take()()
+	if err := o.Provider.configure(so, threads); err != nil {
+		return nil, err
 	}
 	if session.s, err = create(so); err != nil {
 		return nil, err
 	}
+	nodes, err := placement(session.s)
+	if err == nil {
+		session.placement, err = o.Provider.judge(nodes, reckons, o.AllowCPUFallback)
+	}
+	if err != nil {
+		return nil, errors.Join(err, session.s.Destroy())
+	}
 	return session, nil
 }
+
+// take waits until no other session of a provider that runs one at a time is at work. It returns what ends this turn.
+func (s *Session) take() (done func()) {
+	if s.turn == nil {
+		return func() {}
+	}
+	s.turn.Lock()
+	return s.turn.Unlock
+}
+
+// Placement says where the graph's nodes run.
+func (s *Session) Placement() Placement { return s.placement }
 
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
 // named them. What the graph gives for an output that is the zero Tensor is dropped.
@@ -100,11 +115,11 @@ func (s *Session) Run(in, out []Tensor) error {
 	for i, t := range out {
 		values[len(in)+i] = t.v
 	}
-	if err := s.enter(in, out); err != nil {
+	if err := s.admit(in, out); err != nil {
 		return err
 	}
+	defer s.take()()
 	err := s.s.Run(values[:len(in)], values[len(in):])
-	s.leave()
 	for i, t := range out {
 		if v := values[len(in)+i]; t.v == nil && v != nil {
 			err = errors.Join(err, v.Destroy())
@@ -115,10 +130,7 @@ func (s *Session) Run(in, out []Tensor) error {
 
 // Close frees the session and what it reserved on its device. No Run may be under way.
 func (s *Session) Close() error {
-	if s.device != nil {
-		s.device.lock.Lock()
-		defer s.device.lock.Unlock()
-	}
+	defer s.take()()
 	err := errors.Join(s.release(), s.s.Destroy())
 	s.s = nil
 	return err
