@@ -152,7 +152,7 @@ func (b *Builder) Activation(name, x string) string {
 		b.fail(CheckActivation("activation", name))
 		return x
 	}
-	return f(b, x)
+	return b.Narrow(f(b, b.Wide(x)))
 }
 
 // Name gives value x the name that a graph output must have.

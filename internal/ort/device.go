@@ -240,7 +240,8 @@ func (s *Session) release() error {
 	return err
 }
 
-// Start shapes the start of a device tensor's memory, in the same type. It is freed with the tensor, or before.
+// Start shapes the start of a device tensor's memory, in the same type. It is freed with the tensor, or before. Kernels
+// write four values at a time: a run that gives a tensor of another number of them may write past it.
 func (t Tensor) Start(dims ...int) (Tensor, error) {
 	of, ok := t.v.(*deviceValue)
 	if !ok || of.raw == nil || of.of != nil {

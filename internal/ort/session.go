@@ -128,9 +128,12 @@ func (s *Session) Run(in, out []Tensor) error {
 	return err
 }
 
-// Close frees the session and what it reserved on its device. No Run may be under way.
+// Close frees the session and what it reserved on its device. No Run may be under way. Doing so again does nothing.
 func (s *Session) Close() error {
 	defer s.take()()
+	if s.s == nil {
+		return nil
+	}
 	err := errors.Join(s.release(), s.s.Destroy())
 	s.s = nil
 	return err
