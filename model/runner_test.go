@@ -14,6 +14,11 @@ import (
 func openRunner(t *testing.T, slots int, p graph.Precision) Runner {
 	t.Helper()
 	startLibrary(t)
+	return openRunnerOn(t, slots, p, ort.Options{})
+}
+
+func openRunnerOn(t *testing.T, slots int, p graph.Precision, o ort.Options) Runner {
+	t.Helper()
 	m, err := Open("")
 	if err != nil {
 		t.Fatal(err)
@@ -23,7 +28,7 @@ func openRunner(t *testing.T, slots int, p graph.Precision) Runner {
 			t.Fatal(err)
 		}
 	}
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: ort.Options{}})
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: o})
 	if err != nil {
 		t.Fatal(err)
 	}
