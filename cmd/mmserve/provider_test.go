@@ -42,7 +42,7 @@ func TestProviderFlags(t *testing.T) {
 	}{
 		{[]string{"--provider", "abacus"}, `--provider: unknown execution provider "abacus"; known are coreml, cpu, cuda`},
 		{[]string{"--provider", "cpu:speed=11"}, `--provider: execution provider cpu: unknown option "speed"; it takes none`},
-		{[]string{"--vision-provider", "webgpu:preferredLayout=CHW"}, `--vision-provider: execution provider webgpu: option preferredLayout is "CHW"; want NCHW or NHWC`},
+		{[]string{"--vision-provider", "webgpu:powerPreference=high"}, `--vision-provider: execution provider webgpu: option powerPreference is "high"; want high-performance or low-power`},
 	} {
 		code, out, errs := mmserve(t, append([]string{"caption"}, c.args...)...)
 		if code != 1 || !strings.Contains(errs, c.want) {
