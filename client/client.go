@@ -108,6 +108,11 @@ func (c *Client) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	}
 }
 
+// ServerInfo says what the server serves, and where it runs.
+func (c *Client) ServerInfo(ctx context.Context) (*pb.GetServerInfoResponse, error) {
+	return c.rpc.GetServerInfo(ctx, &pb.GetServerInfoRequest{})
+}
+
 // Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last: a gRPC
 // status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
 func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {

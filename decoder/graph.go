@@ -35,6 +35,8 @@ type Config struct {
 	// EncoderStates makes it GPT-2 with cross-attention: the first EncoderStates positions of a sequence, where the
 	// patch embeddings are, hold the states of the encoder, which text attends to. 0 for the other decoders.
 	EncoderStates int
+
+	plain bool // built for a provider without mmserve's own operators
 }
 
 // Validate refuses values that no graph can be built from, naming the field.

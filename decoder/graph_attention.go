@@ -29,7 +29,7 @@ func (c Config) window(i int) int {
 
 // ownAttention tells whether layer i runs mmserve's own operator instead of ONNX Runtime's.
 func (c Config) ownAttention(i int) bool {
-	return graph.HasKernels && c.window(i) == 0 && c.Softcap == 0 && c.EncoderStates == 0
+	return graph.HasKernels && !c.plain && c.window(i) == 0 && c.Softcap == 0 && c.EncoderStates == 0
 }
 
 // layer adds grouped-query attention of layer i, which rotates q and k, writes k and v into the cache in place and

@@ -47,6 +47,7 @@ func Open(c Config, w *graph.Weights, o OpenOptions) (*Runner, error) {
 	if o.Slots < 1 {
 		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
 	}
+	c.plain = !o.Session.Provider.Kernels()
 	b, err := c.Graph(w, o.Precision)
 	if err != nil {
 		return nil, err

@@ -45,6 +45,8 @@ const (
 	metricEncoderEntries = "mmserve.encoder.cache.entries"
 	metricModelInfo      = "mmserve.model.info"
 	metricCacheConfig    = "mmserve.cache.config.info"
+	metricSessionNodes   = "mmserve.session.nodes"
+	metricFallbackNodes  = "mmserve.session.fallback.nodes"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"
@@ -92,6 +94,8 @@ const (
 	keyResult          = attribute.Key("result")
 	keyModel           = attribute.Key("model")
 	keyDigest          = attribute.Key("digest")
+	keyGraph           = attribute.Key("graph")
+	keyPlace           = attribute.Key("provider")
 	keyBlockSize       = attribute.Key("block_size")
 	keyBlocks          = attribute.Key("num_gpu_blocks")
 	keyTenant          = attribute.Key("mmserve.tenant")

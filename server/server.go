@@ -62,8 +62,20 @@ type Model struct {
 	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
 	// be none. nil: there are none.
 	Compiler func() (*constrain.Compiler, error)
+	// Sessions say where the model's graphs run; none where no model does. ProviderReason says why there, if somebody chose.
+	Sessions       []Session
+	ProviderReason string
 	// Defaults is how the model samples when a request does not say; Seed is not used.
 	Defaults decoder.Sampling
+}
+
+// Session is one of the model's graphs and where its nodes run.
+type Session struct {
+	// Graph names the graph, Provider the execution provider that it was opened on.
+	Graph, Provider string
+	// Nodes counts its nodes by the execution provider that runs them, Fallbacks by operator those that the processor runs
+	// for want of a kernel.
+	Nodes, Fallbacks map[string]int
 }
 
 // Options bound what a request may ask for and say how the server stops. A zero field takes its default.
@@ -84,6 +96,8 @@ type Options struct {
 	Grace time.Duration
 	// NoDrafts has tokens generated one by one for requests that do not say speculative.
 	NoDrafts bool
+	// Version is mmserve's, for GetServerInfo.
+	Version string
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.

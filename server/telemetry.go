@@ -188,18 +188,48 @@ func (t *Telemetry) observe() error {
 // prefix is shared to the position, memory comes in pages.
 const block = 16
 
+// point is a value that does not change.
+type point struct {
+	value int64
+	attrs attribute.Set
+}
+
+// placement counts the nodes of the model's graphs by where they run, and those that fell back to the processor.
+func (m *Model) placement() (nodes, fallbacks []point) {
+	for _, at := range m.Sessions {
+		graph := keyGraph.String(at.Graph)
+		for place, n := range at.Nodes {
+			nodes = append(nodes, point{int64(n), attribute.NewSet(graph, keyPlace.String(place))})
+		}
+		fell := point{attrs: attribute.NewSet(graph, keyPlace.String(at.Provider))}
+		for _, n := range at.Fallbacks {
+			fell.value += int64(n)
+		}
+		fallbacks = append(fallbacks, fell)
+	}
+	return nodes, fallbacks
+}
+
 // watch has the instruments read from s from now on.
 func (t *Telemetry) watch(s *Server) {
 	var errs []error
-	info := func(name, description string, attrs ...attribute.KeyValue) {
-		set := metric.WithAttributeSet(attribute.NewSet(attrs...))
-		_, err := t.meter.Int64ObservableGauge(name, metric.WithDescription(description),
+	// constant is a gauge whose values do not change.
+	constant := func(name, unit, description string, points ...point) {
+		_, err := t.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description),
 			metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-				o.Observe(1, set)
+				for _, p := range points {
+					o.Observe(p.value, metric.WithAttributeSet(p.attrs))
+				}
 				return nil
 			}))
 		errs = append(errs, err)
 	}
+	info := func(name, description string, attrs ...attribute.KeyValue) {
+		constant(name, "", description, point{1, attribute.NewSet(attrs...)})
+	}
+	nodes, fallbacks := s.model.placement()
+	constant(metricSessionNodes, "{node}", "Nodes of a graph by the execution provider that runs them.", nodes...)
+	constant(metricFallbackNodes, "{node}", "Nodes of a graph that the processor runs for want of a kernel.", fallbacks...)
 	info(metricModelInfo, "Always 1; the labels say which model is served.", keyModel.String(s.model.Name), keyDigest.String(s.model.Digest))
 	info(metricCacheConfig, "Always 1; the labels give the KV budget in blocks, as the gateway protocol asks for it.",
 		keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(s.engine.Stats().KVBudget/block)))

@@ -25,6 +25,7 @@ import (
 
 // modelFlags say which model to run and how; serve and the in-process commands share them.
 type modelFlags struct {
+	providerFlags
 	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
 	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
 	Precision     string             `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
@@ -99,6 +100,16 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if len(a.text.Ignored) > 0 {
 		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}
+	where, err := f.providerFlags.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := where.check(f.Precision); err != nil {
+		return nil, err
+	}
+	if where.why != "" {
+		log.Info(where.why)
+	}
 	p := graph.Precision(f.Precision)
 	if p == graph.INT8 {
 		dir := cacheDir(f.CacheDir)
@@ -108,15 +119,16 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		}
 		log.Info("int8 weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
 	}
-	o := ort.Options{Threads: f.Threads}
-	if a.tower, err = a.model.OpenTower(p, o); err != nil {
+	var sessions []ort.Placement
+	opened := func(at ort.Placement) { sessions = append(sessions, at) }
+	if a.tower, err = a.model.OpenTower(p, f.options(where.vision, f.Threads, opened)); err != nil {
 		return nil, err
 	}
 	kv, err := planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
 	if err != nil {
 		return nil, err
 	}
-	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: p, Session: o}); err != nil {
+	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: p, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
 		return nil, err
 	}
 	if err := a.warmUp(); err != nil {
@@ -132,10 +144,17 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return nil, err
 	}
 	a.server.EncoderStats = a.encoder.Stats
+	a.server.ProviderReason = where.why
+	for _, at := range sessions {
+		a.server.Sessions = append(a.server.Sessions, server.Session(at))
+		if len(at.Fallbacks) > 0 {
+			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
+		}
+	}
 	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p),
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
 		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
 }

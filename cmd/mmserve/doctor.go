@@ -3,9 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
+	"slices"
 	"strings"
 
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
@@ -16,6 +20,10 @@ type doctorCmd struct {
 	Slots        int      `default:"16" env:"MMSERVE_SLOTS" help:"As with serve."`
 	MaxLen       int      `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"As with serve."`
 	KVCacheBytes byteSize `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"As with serve."`
+
+	Provider         string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Open the model's sessions as serve does, and show where their nodes run."`
+	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"As with serve."`
+	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"As with serve."`
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
@@ -42,7 +50,14 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 	}
 	report("onnxruntime", err, v+" at "+lib)
 	if lib != "" {
-		report("provider", ort.Provider{}.Probe(), "cpu works (ran a graph)")
+		for _, name := range ort.Providers() {
+			err := ort.Working(name)
+			if err != nil && name != "cpu" {
+				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name, strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
+				continue
+			}
+			report("provider", err, name+" works (ran a graph)")
+		}
 	}
 	m, err := model.Open(d.Model)
 	if err != nil {
@@ -53,6 +68,9 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		report("model", err, fmt.Sprintf("%s (%s), %s parameters", m.Name, m.Type, count(m.Parameters())))
 		kv, err := planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
 		report("KV cache", err, kv.String())
+		if err == nil && lib != "" && d.Provider+d.VisionProvider != "" {
+			report("placement", d.place(m, kv, func(at ort.Placement) { fmt.Fprintf(out, "%-11s %s\n", "placement", placementText(at)) }), "all sessions opened")
+		}
 	}
 	if !healthy {
 		return exitError(1)
@@ -60,11 +78,40 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 	return nil
 }
 
-func wrap(what string, err error) error {
+// place opens the model's sessions, tells where their nodes run, and closes them.
+func (d doctorCmd) place(m *model.Model, kv kvPlan, opened func(ort.Placement)) error {
+	f := providerFlags{d.Provider, d.VisionProvider, d.AllowCPUFallback}
+	where, err := f.open()
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return err
 	}
-	return nil
+	tower, err := m.OpenTower(graph.FP32, f.options(where.vision, 0, opened))
+	if err != nil {
+		return err
+	}
+	defer tower.Close()
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Session: f.options(where.decoder, 0, opened)})
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+// placementText is a line that says where a graph's nodes run.
+func placementText(at ort.Placement) string {
+	text := fmt.Sprintf("%s on %s:%s", at.Graph, at.Provider, countsText(at.Nodes))
+	if len(at.Fallbacks) > 0 {
+		text += "; on the processor for want of a kernel:" + countsText(at.Fallbacks)
+	}
+	return text
+}
+
+func countsText(m map[string]int) string {
+	var text strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		fmt.Fprintf(&text, " %d %s", m[k], k)
+	}
+	return text.String()
 }
 
 // startRuntime finds and loads ONNX Runtime.

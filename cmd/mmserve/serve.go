@@ -66,7 +66,7 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	log.Info("serving", "address", lis.Addr().String())
 	srv.Store(server.New(a.server, a.engine, server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxImages: s.MaxImages,
-		NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		Version: programVersion(), NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 	}))
 	err = srv.Load().Serve(ctx, lis)
 	log.Info("stopped", "error", err)

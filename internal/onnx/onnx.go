@@ -91,6 +91,9 @@ func New(name string) *Graph {
 	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), integers: map[string]bool{}}
 }
 
+// Title is the name that New was given.
+func (g *Graph) Title() string { return g.name }
+
 // Inputs lists the names of the graph's inputs in the order they were added.
 func (g *Graph) Inputs() []string { return g.inputNames }
 

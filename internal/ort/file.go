@@ -3,6 +3,7 @@ package ort
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/mmserve/mmserve/internal/onnx"
 	ort "github.com/yalue/onnxruntime_go"
@@ -39,7 +40,7 @@ func OpenFile(f File, outputs []string, o Options) (*Session, error) {
 	for i, v := range f.Inputs {
 		inputs[i] = v.Name
 	}
-	return load(o, nil, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+	return load(o, filepath.Base(f.Path), nil, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSession(f.Path, inputs, outputs, so)
 	})
 }

@@ -12,6 +12,8 @@ type node struct{ provider, domain, op, name string }
 
 // Placement says where the nodes of a session's graph run.
 type Placement struct {
+	// Graph is the graph's name, or that of its file.
+	Graph string
 	// Provider is the one the session was asked for.
 	Provider string
 	// Nodes counts the graph's nodes by where they run, as ONNX Runtime calls it.

@@ -71,7 +71,7 @@ func ParseProvider(text string) (Provider, error) {
 	if !ok {
 		return Provider{}, fmt.Errorf("unknown execution provider %q; known are %s", name, strings.Join(Providers(), ", "))
 	}
-	p := Provider{kind: k, options: maps.Clone(k.defaults)}
+	p := k.plain()
 	if settings == "" {
 		return p, nil
 	}
@@ -167,6 +167,38 @@ func (k *kind) hint() string {
 	}
 	return " (it needs " + k.needs + ")"
 }
+
+// Choose gives the best provider that works here, and says what became of the better ones.
+func Choose() (p Provider, why string) {
+	ranked := slices.SortedFunc(maps.Values(kinds), func(a, b *kind) int { return b.auto - a.auto })
+	var passed []string
+	for _, k := range ranked {
+		if k.auto == 0 {
+			break
+		}
+		p = k.plain()
+		err := error(nil)
+		if k.worth != nil {
+			err = k.worth()
+		}
+		if err == nil {
+			if err = p.Probe(); err == nil {
+				break
+			}
+		}
+		passed = append(passed, k.name+": "+strings.TrimPrefix(err.Error(), "execution provider "+k.name+": "))
+	}
+	if len(passed) == 0 {
+		return p, "the first choice, and it ran a graph"
+	}
+	return p, "it ran a graph, and others did not. " + strings.Join(passed, "; ")
+}
+
+// plain is the provider as it is without settings of the user's.
+func (k *kind) plain() Provider { return Provider{kind: k, options: maps.Clone(k.defaults)} }
+
+// Working probes a provider without settings, of those that Providers lists.
+func Working(name string) error { return kinds[name].plain().Probe() }
 
 // Probe runs a small graph on the provider, and checks that it ran there. Only this shows that the provider works: being
 // compiled into the library is not enough.

@@ -14,7 +14,7 @@ func TestParseProvider(t *testing.T) {
 	for _, c := range []struct{ text, want, err string }{
 		{text: "cpu", want: "cpu"},
 		{text: "cuda:device_id=1,gpu_mem_limit=1073741824", want: "cuda:arena_extend_strategy=kSameAsRequested,cudnn_conv_algo_search=HEURISTIC,device_id=1,gpu_mem_limit=1073741824,use_tf32=0"},
-		{text: "webgpu:preferredLayout=NHWC", want: "webgpu:powerPreference=high-performance,preferredLayout=NHWC"},
+		{text: "webgpu:validationMode=basic", want: "webgpu:powerPreference=high-performance,validationMode=basic"},
 		{text: "openvino:device_type=AUTO:GPU.1", want: "openvino:device_type=AUTO:GPU.1"},
 		{text: "coreml:MLComputeUnits=CPUAndGPU", want: "coreml:MLComputeUnits=CPUAndGPU,ModelFormat=MLProgram"},
 		{text: "abacus", err: `unknown execution provider "abacus"; known are coreml, cpu, cuda, directml, migraphx, openvino, tensorrt, webgpu`},
@@ -23,7 +23,7 @@ func TestParseProvider(t *testing.T) {
 		{text: "webgpu:speed=11", err: `webgpu: unknown option "speed"; it takes dawnBackendType, defaultBufferCacheMode, deviceId`},
 		{text: "webgpu:deviceId", err: `option "deviceId" has no value; want deviceId=0 to 255`},
 		{text: "webgpu:deviceId=-1", err: `option deviceId is "-1"; want 0 to 255`},
-		{text: "webgpu:preferredLayout=nchw", err: `option preferredLayout is "nchw"; want NCHW or NHWC`},
+		{text: "webgpu:powerPreference=low", err: `option powerPreference is "low"; want high-performance or low-power`},
 		{text: "cuda:device_id=01", err: `option device_id is "01"; want 0 to 255`},
 		{text: "cuda:use_tf32=yes", err: `option use_tf32 is "yes"; want 0 or 1`},
 		{text: "cuda:device_id=0,", err: `unknown option ""`},
@@ -115,7 +115,7 @@ func TestLibraryIgnoresUnknownOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer so.Destroy()
-	if err := so.AppendExecutionProvider("WebGPU", map[string]string{"preferedLayout": "NCHW"}); err != nil {
+	if err := so.AppendExecutionProvider("WebGPU", map[string]string{"preferedLayout": "NHWC"}); err != nil {
 		t.Logf("now it says: %v", err)
 		t.Error("ONNX Runtime refuses unknown options itself")
 	}
@@ -210,6 +210,47 @@ func TestPlacement(t *testing.T) {
 	defer s.Close()
 	if at := s.Placement(); at.Provider != "cpu" || at.Nodes[cpuName] != 2 || len(at.Nodes) != 1 {
 		t.Errorf("placement %v, want 2 nodes on the processor", at)
+	}
+}
+
+// plumbed is a graph with work for a device, and lengths that are cut on the processor.
+func plumbed() *onnx.Graph {
+	g := onnx.New("plumbed")
+	x := g.Input("x", onnx.F32, "n", 3, 8, 8)
+	lengths := g.Input("lengths", onnx.I64, "m")
+	c := g.Op("Conv", onnx.Attrs{"kernel_shape": []int{2, 2}, "strides": []int{2, 2}}, x, g.F32s("w", []int{4, 3, 2, 2}, make([]float32, 48)))
+	g.Node("", "Gather", nil, []string{c, g.Op("Slice", nil, lengths, g.I64s(0), g.I64s(1))}, []string{"y"})
+	g.Output("y", onnx.F32, 1, 4, 4, 4)
+	return g
+}
+
+// Lengths that the processor handles are no reason to refuse a graph. For ONNX Runtime's own switch they are, which is
+// why it is not used.
+func TestPlumbingIsAllowed(t *testing.T) {
+	p := requireWebGPU(t)
+	g := plumbed()
+	s, err := NewSession(g, Options{Provider: p, Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if at := s.Placement(); at.Nodes[p.is().ep] != 2 || at.Nodes[cpuName] != 1 || len(at.Fallbacks) != 0 {
+		t.Errorf("placement %v, want a Conv and a Gather on the device and a Slice on the processor", at)
+	}
+	so, err := ort.NewSessionOptions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer so.Destroy()
+	if err := so.AddSessionConfigEntry("session.disable_cpu_ep_fallback", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.configure(so, 1); err != nil {
+		t.Fatal(err)
+	}
+	if strict, err := ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so); err == nil {
+		strict.Destroy()
+		t.Error("ONNX Runtime's own switch takes the graph: it could be used now")
 	}
 }
 

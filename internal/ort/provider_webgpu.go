@@ -2,6 +2,7 @@ package ort
 
 import (
 	"errors"
+	"maps"
 	"path/filepath"
 	"runtime"
 
@@ -26,7 +27,6 @@ func init() {
 			"maxNumPendingDispatches":      whole(1, 4096),
 			"maxStorageBufferBindingSize":  size,
 			"powerPreference":              oneOf("high-performance", "low-power"),
-			"preferredLayout":              oneOf("NCHW", "NHWC"),
 			"preserveDevice":               flag,
 			"sessionBufferPoolGenerations": whole(0, 64),
 			"storageBufferCacheMode":       cache,
@@ -35,10 +35,12 @@ func init() {
 			"defaultBufferCacheMode":       cache,
 			"validationMode":               oneOf("disabled", "wgpuOnly", "basic", "full"),
 		},
-		// With the other layout, convolutions are rewritten into nodes that the report of placement does not list.
-		defaults: map[string]string{"preferredLayout": "NCHW", "powerPreference": "high-performance"},
+		defaults: map[string]string{"powerPreference": "high-performance"},
 		configure: func(so *ort.SessionOptions, _ int, options map[string]string) error {
-			return so.AppendExecutionProvider("WebGPU", options)
+			// With the other layout the report of where nodes run leaves most of them out.
+			set := map[string]string{"preferredLayout": "NCHW"}
+			maps.Copy(set, options)
+			return so.AppendExecutionProvider("WebGPU", set)
 		},
 	})
 }

@@ -17,6 +17,8 @@ type Options struct {
 	Threads int
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
+	// Opened, unless nil, is told of each session that was opened.
+	Opened func(Placement)
 }
 
 // Session is a loaded graph. Run may be called by several goroutines at once; a provider that cannot do that makes them wait.
@@ -32,6 +34,7 @@ type Session struct {
 
 // graph is what NewSession needs of a graph that was built in memory.
 type graph interface {
+	Title() string
 	Bytes() []byte
 	Inputs() []string
 	Outputs() []string
@@ -40,13 +43,13 @@ type graph interface {
 
 // NewSession loads a graph.
 func NewSession(g graph, o Options) (*Session, error) {
-	return load(o, g.Reckons, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+	return load(o, g.Title(), g.Reckons, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
 	})
 }
 
-// load opens a session. reckons, unless nil, tells of the graph's nodes by name whether they touch integers only.
-func load(o Options, reckons func(string) bool, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
+// load opens a session over a graph of that name. reckons, unless nil, tells of the graph's nodes by name whether they touch integers only.
+func load(o Options, name string, reckons func(string) bool, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
 	so, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -86,9 +89,13 @@ func load(o Options, reckons func(string) bool, create func(*ort.SessionOptions)
 	nodes, err := placement(session.s)
 	if err == nil {
 		session.placement, err = o.Provider.judge(nodes, reckons, o.AllowCPUFallback)
+		session.placement.Graph = name
 	}
 	if err != nil {
 		return nil, errors.Join(err, session.s.Destroy())
+	}
+	if o.Opened != nil {
+		o.Opened(session.placement)
 	}
 	return session, nil
 }

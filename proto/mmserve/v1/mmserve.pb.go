@@ -1987,6 +1987,217 @@ func (x *StreamFinish) GetPromptLogprobs() []*Logprobs {
 	return nil
 }
 
+// GetServerInfoRequest asks for all there is.
+type GetServerInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInfoRequest) Reset() {
+	*x = GetServerInfoRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoRequest) ProtoMessage() {}
+
+func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
+func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
+}
+
+// GetServerInfoResponse does not change while the server runs.
+type GetServerInfoResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What requests call the model.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// What tells the model's weights and configuration from others.
+	ModelDigest string `protobuf:"bytes,2,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// Most tokens of prompt and answer together.
+	Context uint32 `protobuf:"varint,3,opt,name=context,proto3" json:"context,omitempty"`
+	// Sequences that run at once.
+	Slots uint32 `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
+	// The version of mmserve.
+	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// ONNX Runtime's sessions, in the order in which they were opened. None where no model runs.
+	Sessions []*Session `protobuf:"bytes,6,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Why these providers, where the server was left to choose.
+	ProviderReason string `protobuf:"bytes,7,opt,name=provider_reason,json=providerReason,proto3" json:"provider_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetServerInfoResponse) Reset() {
+	*x = GetServerInfoResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoResponse) ProtoMessage() {}
+
+func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
+func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *GetServerInfoResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *GetServerInfoResponse) GetProviderReason() string {
+	if x != nil {
+		return x.ProviderReason
+	}
+	return ""
+}
+
+// Session is one graph of the model and where its nodes run.
+type Session struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "vision", "decoder", or the file that holds the graph.
+	Graph string `protobuf:"bytes,1,opt,name=graph,proto3" json:"graph,omitempty"`
+	// The execution provider it was opened on, as --provider names it.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// The graph's nodes by the execution provider that runs them, as ONNX Runtime names it. Nodes that compute shapes are not
+	// all counted.
+	Nodes map[string]uint32 `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Nodes by operator that run on the processor for want of a kernel; empty unless the server was told to allow it.
+	Fallbacks     map[string]uint32 `protobuf:"bytes,4,rep,name=fallbacks,proto3" json:"fallbacks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Session) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
+}
+
+func (x *Session) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Session) GetNodes() map[string]uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Session) GetFallbacks() map[string]uint32 {
+	if x != nil {
+		return x.Fallbacks
+	}
+	return nil
+}
+
 var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
@@ -2145,7 +2356,28 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x05index\x18\x05 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
 	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobsB\x0f\n" +
-	"\r_matched_stop*h\n" +
+	"\r_matched_stop\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xf4\x01\n" +
+	"\x15GetServerInfoResponse\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
+	"\fmodel_digest\x18\x02 \x01(\tR\vmodelDigest\x12\x18\n" +
+	"\acontext\x18\x03 \x01(\rR\acontext\x12\x14\n" +
+	"\x05slots\x18\x04 \x01(\rR\x05slots\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12/\n" +
+	"\bsessions\x18\x06 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
+	"\x0fprovider_reason\x18\a \x01(\tR\x0eproviderReason\"\xab\x02\n" +
+	"\aSession\x12\x14\n" +
+	"\x05graph\x18\x01 \x01(\tR\x05graph\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x124\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x1e.mmserve.v1.Session.NodesEntryR\x05nodes\x12@\n" +
+	"\tfallbacks\x18\x04 \x03(\v2\".mmserve.v1.Session.FallbacksEntryR\tfallbacks\x1a8\n" +
+	"\n" +
+	"NodesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a<\n" +
+	"\x0eFallbacksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01*h\n" +
 	"\bPriority\x12\x18\n" +
 	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PRIORITY_INTERACTIVE\x10\x01\x12\x14\n" +
@@ -2166,10 +2398,11 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x1b\n" +
-	"\x17FINISH_REASON_CANCELLED\x10\x032\xa5\x01\n" +
+	"\x17FINISH_REASON_CANCELLED\x10\x032\xfb\x01\n" +
 	"\aMMServe\x12E\n" +
 	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
-	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01B7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
+	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12T\n" +
+	"\rGetServerInfo\x12 .mmserve.v1.GetServerInfoRequest\x1a!.mmserve.v1.GetServerInfoResponseB7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
 
 var (
 	file_mmserve_v1_mmserve_proto_rawDescOnce sync.Once
@@ -2184,7 +2417,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -2209,8 +2442,13 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*StreamStart)(nil),            // 20: mmserve.v1.StreamStart
 	(*StreamDelta)(nil),            // 21: mmserve.v1.StreamDelta
 	(*StreamFinish)(nil),           // 22: mmserve.v1.StreamFinish
-	nil,                            // 23: mmserve.v1.Sampling.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
+	(*GetServerInfoRequest)(nil),   // 23: mmserve.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 24: mmserve.v1.GetServerInfoResponse
+	(*Session)(nil),                // 25: mmserve.v1.Session
+	nil,                            // 26: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 27: mmserve.v1.Session.NodesEntry
+	nil,                            // 28: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
@@ -2225,15 +2463,15 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
 	11, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
 	2,  // 11: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	23, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	24, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	24, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	24, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	24, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	24, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	24, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	24, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	24, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	26, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	29, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	29, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	29, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	29, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	29, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	29, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	29, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	29, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
 	15, // 21: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
 	15, // 22: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
 	3,  // 23: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
@@ -2253,15 +2491,20 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	14, // 37: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
 	16, // 38: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
 	16, // 39: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	4,  // 40: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 41: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	18, // 42: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	19, // 43: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	42, // [42:44] is the sub-list for method output_type
-	40, // [40:42] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	25, // 40: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	27, // 41: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	28, // 42: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	4,  // 43: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 44: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	23, // 45: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	18, // 46: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	19, // 47: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	24, // 48: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	46, // [46:49] is the sub-list for method output_type
+	43, // [43:46] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -2298,7 +2541,7 @@ func file_mmserve_v1_mmserve_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

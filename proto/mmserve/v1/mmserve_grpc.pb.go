@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	MMServe_Generate_FullMethodName       = "/mmserve.v1.MMServe/Generate"
 	MMServe_GenerateStream_FullMethodName = "/mmserve.v1.MMServe/GenerateStream"
+	MMServe_GetServerInfo_FullMethodName  = "/mmserve.v1.MMServe/GetServerInfo"
 )
 
 // MMServeClient is the client API for MMServe service.
@@ -31,7 +32,7 @@ const (
 //
 // MMServe answers prompts that mix text and pictures.
 //
-// Errors of both RPCs:
+// Errors of Generate and GenerateStream:
 //
 //	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
 //	                    violation per field
@@ -50,6 +51,8 @@ type MMServeClient interface {
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error)
 	// GenerateStream answers with one start, text as it is generated, and one finish.
 	GenerateStream(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateStreamResponse], error)
+	// GetServerInfo says what is served and where it runs.
+	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
 
 type mMServeClient struct {
@@ -89,13 +92,23 @@ func (c *mMServeClient) GenerateStream(ctx context.Context, in *GenerateRequest,
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type MMServe_GenerateStreamClient = grpc.ServerStreamingClient[GenerateStreamResponse]
 
+func (c *mMServeClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerInfoResponse)
+	err := c.cc.Invoke(ctx, MMServe_GetServerInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MMServeServer is the server API for MMServe service.
 // All implementations must embed UnimplementedMMServeServer
 // for forward compatibility.
 //
 // MMServe answers prompts that mix text and pictures.
 //
-// Errors of both RPCs:
+// Errors of Generate and GenerateStream:
 //
 //	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
 //	                    violation per field
@@ -114,6 +127,8 @@ type MMServeServer interface {
 	Generate(context.Context, *GenerateRequest) (*GenerateResponse, error)
 	// GenerateStream answers with one start, text as it is generated, and one finish.
 	GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error
+	// GetServerInfo says what is served and where it runs.
+	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedMMServeServer()
 }
 
@@ -129,6 +144,9 @@ func (UnimplementedMMServeServer) Generate(context.Context, *GenerateRequest) (*
 }
 func (UnimplementedMMServeServer) GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error {
 	return status.Error(codes.Unimplemented, "method GenerateStream not implemented")
+}
+func (UnimplementedMMServeServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
 }
 func (UnimplementedMMServeServer) mustEmbedUnimplementedMMServeServer() {}
 func (UnimplementedMMServeServer) testEmbeddedByValue()                 {}
@@ -180,6 +198,24 @@ func _MMServe_GenerateStream_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type MMServe_GenerateStreamServer = grpc.ServerStreamingServer[GenerateStreamResponse]
 
+func _MMServe_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MMServeServer).GetServerInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MMServe_GetServerInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MMServeServer).GetServerInfo(ctx, req.(*GetServerInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MMServe_ServiceDesc is the grpc.ServiceDesc for MMServe service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -190,6 +226,10 @@ var MMServe_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Generate",
 			Handler:    _MMServe_Generate_Handler,
+		},
+		{
+			MethodName: "GetServerInfo",
+			Handler:    _MMServe_GetServerInfo_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

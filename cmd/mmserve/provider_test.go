@@ -1,0 +1,102 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// startedRuntime loads the library that the commands find.
+func startedRuntime(t *testing.T) {
+	t.Helper()
+	if err := startRuntime(""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A provider that is asked for and does not work ends the command with what is missing and what there is.
+func TestMissingProvider(t *testing.T) {
+	startedRuntime(t)
+	picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+	for name, want := range map[string]string{"cuda": "failed to load", "tensorrt": "TensorRT 10", "coreml": "macOS", "directml": "Windows", "openvino": "OpenVINO", "migraphx": "ROCm"} {
+		if ort.Working(name) == nil {
+			continue
+		}
+		for _, flag := range []string{"--provider", "--vision-provider"} {
+			code, out, errs := mmserve(t, "caption", flag, name, picture)
+			if code != 1 || out != "" || !strings.Contains(errs, "mmserve: "+flag+": execution provider "+name) || !strings.Contains(errs, want) || !strings.Contains(errs, "what works here: cpu") {
+				t.Errorf("%s %s: status %d, %s%s", flag, name, code, out, errs)
+			}
+		}
+	}
+}
+
+func TestProviderFlags(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--provider", "abacus"}, `--provider: unknown execution provider "abacus"; known are coreml, cpu, cuda`},
+		{[]string{"--provider", "cpu:speed=11"}, `--provider: execution provider cpu: unknown option "speed"; it takes none`},
+		{[]string{"--vision-provider", "webgpu:powerPreference=high"}, `--vision-provider: execution provider webgpu: option powerPreference is "high"; want high-performance or low-power`},
+	} {
+		code, out, errs := mmserve(t, append([]string{"caption"}, c.args...)...)
+		if code != 1 || !strings.Contains(errs, c.want) {
+			t.Errorf("%v: status %d, %s%s; want %q", c.args, code, out, errs, c.want)
+		}
+	}
+}
+
+// "auto" takes what runs a graph, and says why. Without a GPU that is the processor, whatever Vulkan says.
+func TestAutoProvider(t *testing.T) {
+	startedRuntime(t)
+	where, err := providerFlags{Provider: "auto"}.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if where.decoder.Name() != where.vision.Name() || !strings.HasPrefix(where.why, "--provider auto chose "+where.decoder.Name()+": ") {
+		t.Errorf("chose %v and %v: %s", where.decoder, where.vision, where.why)
+	}
+	if where.decoder.Name() == "cpu" && !strings.Contains(where.why, "cuda: failed to load") {
+		t.Errorf("no reason against cuda in %q", where.why)
+	}
+}
+
+// Where the nodes run, in all the places that say so.
+func TestPlacementIsReported(t *testing.T) {
+	c := startServer(t, "--slots", "2", "--provider", "cpu")
+	info, err := c.ServerInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(info.Sessions) != 2 || info.Sessions[0].Graph != "vision" || info.Sessions[1].Graph != "decoder" || info.Model != "tiny-vlm" || info.Slots != 2 {
+		t.Fatalf("server info %v", info)
+	}
+	for _, s := range info.Sessions {
+		if s.Provider != "cpu" || s.Nodes["CPUExecutionProvider"] == 0 || len(s.Nodes) != 1 || len(s.Fallbacks) != 0 {
+			t.Errorf("session %v", s)
+		}
+	}
+	code, out, errs := mmserve(t, "doctor", "--provider", "cpu")
+	if code != 0 || !strings.Contains(out, "vision on cpu: ") || !strings.Contains(out, "decoder on cpu: ") {
+		t.Errorf("doctor: status %d: %s%s", code, out, errs)
+	}
+}
+
+// Without a Vulkan driver a server for webgpu does not start. The loader looks for drivers once in a process: the command runs
+// in another.
+func TestNoDriverNoServer(t *testing.T) {
+	if os.Getenv("VK_DRIVER_FILES") == "/nowhere.json" {
+		os.Exit(run(t.Context(), []string{"serve", "--provider", "webgpu", "--listen", "127.0.0.1:0", "--admin-address", ""}, os.Stdout, os.Stderr))
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestNoDriverNoServer$")
+	cmd.Env = append(os.Environ(), "VK_DRIVER_FILES=/nowhere.json")
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "mmserve: --provider: execution provider webgpu: ") || !strings.Contains(string(out), "needs a GPU") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

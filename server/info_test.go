@@ -1,0 +1,56 @@
+package server_test
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/server"
+)
+
+// sessions are those of a model on a device whose decoder has fallen back in part.
+var sessions = []server.Session{
+	{Graph: "vision", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 81}},
+	{Graph: "decoder", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]int{"Det": 2, "Softmax": 1}},
+}
+
+func TestGetServerInfo(t *testing.T) {
+	m := tinyVLM(t)
+	m.Sessions, m.ProviderReason = sessions, "--provider auto chose cuda"
+	f := start(t, m, newChain(2, 4), server.Options{Version: "v9"})
+	got, err := f.ServerInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &pb.GetServerInfoResponse{
+		Model: "tiny-vlm", ModelDigest: "sha256:test", Context: contextLen, Slots: 2, Version: "v9", ProviderReason: "--provider auto chose cuda",
+		Sessions: []*pb.Session{
+			{Graph: "vision", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 81}},
+			{Graph: "decoder", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]uint32{"Det": 2, "Softmax": 1}},
+		},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestPlacementMetrics(t *testing.T) {
+	m := tinyVLM(t)
+	m.Sessions = sessions
+	families := startScraped(t, m, newChain(2, 4)).scrape(t)
+	for _, want := range []struct {
+		name, graph, provider string
+		value                 float64
+	}{
+		{"mmserve_session_nodes", "vision", "CUDAExecutionProvider", 81},
+		{"mmserve_session_nodes", "decoder", "CUDAExecutionProvider", 50},
+		{"mmserve_session_nodes", "decoder", "CPUExecutionProvider", 6},
+		{"mmserve_session_fallback_nodes", "vision", "cuda", 0},
+		{"mmserve_session_fallback_nodes", "decoder", "cuda", 3},
+	} {
+		if got := value(t, families, want.name, "graph="+want.graph, "provider="+want.provider); got != want.value {
+			t.Errorf("%s of %s on %s is %v, want %v", want.name, want.graph, want.provider, got, want.value)
+		}
+	}
+}
