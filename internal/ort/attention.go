@@ -37,7 +37,7 @@ func FusedAttention(o Options) (bool, error) {
 	off := g.Op("Sub", nil, g.Op("Reshape", nil, fused, g.I64s(-1)), g.Op("Reshape", nil, plain, g.I64s(-1)))
 	g.Node("", "Abs", nil, []string{off}, []string{"off"})
 	g.Output("off", onnx.F32, n*heads*dim)
-	o.Threads = 1
+	o.Threads, o.Opened = 1, nil
 	s, err := NewSession(g, o)
 	if err != nil {
 		return false, err
