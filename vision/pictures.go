@@ -129,16 +129,3 @@ func (p Pictures) check(img *Image) error {
 	}
 	return nil
 }
-
-// WarmUp runs the tower once, over a picture of no meaning.
-func (t *Tower) WarmUp() error {
-	if t.pictures == nil {
-		_, err := t.Run(1)
-		return err
-	}
-	block := t.pictures.PatchSize * t.pictures.MergeSize
-	_, err := t.Picture(&Image{
-		Grid: Grid{Width: block, Height: block}, Size: t.pictures.PatchSize, Pixels: make([]uint8, 3*block*block),
-	}, func([]float32, []uint8) {})
-	return err
-}
