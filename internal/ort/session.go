@@ -67,6 +67,10 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 	if err := so.SetGraphOptimizationLevel(ort.GraphOptimizationLevelEnableAll); err != nil {
 		return nil, err
 	}
+	// A memory pattern is a second set of buffers beside those of a shape's first run, and there is one for every shape.
+	if err := so.SetMemPattern(false); err != nil {
+		return nil, err
+	}
 	for k, v := range entries {
 		if err := so.AddSessionConfigEntry(k, v); err != nil {
 			return nil, err
