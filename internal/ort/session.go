@@ -3,8 +3,8 @@ package ort
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
+	"github.com/mmserve/mmserve/internal/host"
 	ort "github.com/yalue/onnxruntime_go"
 )
 
@@ -14,7 +14,7 @@ type Options struct {
 	Provider string
 	// ProviderOptions are the provider's own settings. An unknown key is an error.
 	ProviderOptions map[string]string
-	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
+	// Threads is the number of intra-op threads; 0 is one per processor that the process may use.
 	Threads int
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
@@ -51,7 +51,7 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 	defer so.Destroy()
 	threads := o.Threads
 	if threads == 0 {
-		threads = runtime.GOMAXPROCS(0)
+		threads, _ = host.Processors()
 	}
 	// Spinning doubles the CPU cost of two sessions in one process; mmserve's own operators have threads of their own.
 	entries := map[string]string{"session.intra_op.allow_spinning": "0"}
