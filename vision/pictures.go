@@ -74,6 +74,7 @@ func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
 	if t.patches, err = ort.AllocFloats(out.Type, 1); err != nil {
 		return err
 	}
+	o.Background = true
 	t.session, err = ort.OpenFile(f, []string{out.Name}, o)
 	return err
 }

@@ -18,11 +18,14 @@ type Options struct {
 	Threads int
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
+	// Background has the session's threads give way to those of other sessions. Its runs take turns.
+	Background bool
 }
 
 // Session is a loaded graph. Run may be called by several goroutines at once on the CPU provider.
 type Session struct {
-	s *ort.DynamicAdvancedSession
+	s          *ort.DynamicAdvancedSession
+	background *background // nil but for Options.Background
 }
 
 // graph is what NewSession needs of a graph that was built in memory.
@@ -79,11 +82,16 @@ func load(o Options, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSessi
 	if err := p.configure(so, threads, o.ProviderOptions); err != nil {
 		return nil, fmt.Errorf("execution provider %s: %w", p.name(), err)
 	}
-	s, err := create(so)
+	s := &Session{}
+	if o.Background {
+		s.background = newBackground()
+	}
+	s.background.do(func() { s.s, err = create(so) })
 	if err != nil {
+		s.background.close()
 		return nil, err
 	}
-	return &Session{s}, nil
+	return s, nil
 }
 
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
@@ -96,7 +104,8 @@ func (s *Session) Run(in, out []Tensor) error {
 	for i, t := range out {
 		values[len(in)+i] = t.v
 	}
-	err := s.s.Run(values[:len(in)], values[len(in):])
+	var err error
+	s.background.do(func() { err = s.s.Run(values[:len(in)], values[len(in):]) })
 	for i, t := range out {
 		if v := values[len(in)+i]; t.v == nil && v != nil {
 			err = errors.Join(err, v.Destroy())
@@ -106,4 +115,8 @@ func (s *Session) Run(in, out []Tensor) error {
 }
 
 // Close frees the session. No Run may be under way.
-func (s *Session) Close() error { return s.s.Destroy() }
+func (s *Session) Close() error {
+	err := s.s.Destroy()
+	s.background.close()
+	return err
+}
