@@ -19,6 +19,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
@@ -94,6 +95,7 @@ type Model struct {
 	export  *export // nil where they are built from a checkpoint
 	files   fs.FS
 	made    string // OpenDummy's folder, which Close removes
+	digests digest.Store
 }
 
 // Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
@@ -245,6 +247,15 @@ func (m *Model) Parameters() int64 {
 // Tensors is the number of tensors in the checkpoint.
 func (m *Model) Tensors() int { return len(m.ckpt.Names()) }
 
+// Remember has Digest and LoadInt8 take the weights' digest that an earlier process left in the store, as long as the
+// files did not change. It must come before them.
+func (m *Model) Remember(s digest.Store) {
+	m.digests = s
+	if m.ckpt != nil {
+		m.ckpt.Remember(s)
+	}
+}
+
 // Digest identifies the model: the SHA-256 of its config.json, tokenizer.json and weights. It reads them all.
 func (m *Model) Digest() ([]byte, error) {
 	h := sha256.New()
@@ -254,9 +265,11 @@ func (m *Model) Digest() ([]byte, error) {
 		h.Write(raw)
 	}
 	if m.export != nil {
-		if err := m.export.digest(h); err != nil {
+		sum, err := m.export.digest(m.digests)
+		if err != nil {
 			return nil, err
 		}
+		h.Write(sum)
 		return h.Sum(nil), nil
 	}
 	h.Write(m.ckpt.Digest())

@@ -175,7 +175,7 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 	if err != nil {
 		return nil, err
 	}
-	o.ExternalDir = graph.Root
+	o.ExternalDir, o.Background = graph.Root, true // answers under way do not wait for pictures
 	s, err := ort.NewSession(b, o)
 	if err != nil {
 		return nil, fmt.Errorf("vision tower: %w", err)

@@ -15,12 +15,14 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/vision"
+	"golang.org/x/sync/errgroup"
 )
 
 // modelFlags say which model to run and how; serve and the in-process commands share them.
@@ -30,7 +32,7 @@ type modelFlags struct {
 	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
 	Precision     string             `enum:"fp32,fp16,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, int8 with one scale a row (cpu only), or fp16 (on a GPU)."`
 	ONNXDType     string             `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
-	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
+	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights and the digests of checkpoints are kept between starts (default: the user's cache folder)."`
 	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
 	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
@@ -94,12 +96,6 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	if a.text, err = a.model.OpenText(); err != nil {
-		return nil, err
-	}
-	if len(a.text.Ignored) > 0 {
-		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
-	}
 	where, err := f.providerFlags.open()
 	if err != nil {
 		return nil, err
@@ -110,6 +106,13 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if where.why != "" {
 		log.Info(where.why)
 	}
+	a.model.Remember(digest.Store(cacheDir(f.CacheDir)))
+	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
+	text.Go(func() (err error) {
+		a.text, err = a.model.OpenText()
+		return err
+	})
+	defer text.Wait()
 	p := graph.Precision(f.Precision)
 	if p == graph.INT8 {
 		dir := cacheDir(f.CacheDir)
@@ -133,6 +136,12 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	}
 	if err := a.warmUp(); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
+	}
+	if err := text.Wait(); err != nil {
+		return nil, err
+	}
+	if len(a.text.Ignored) > 0 {
+		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}
 	if f.SelfTest {
 		if err := a.selfTest(p, log); err != nil {
@@ -215,11 +224,9 @@ func (a *app) precision(p graph.Precision) string {
 	return string(p)
 }
 
-// warmUp runs the tower and the decoder once, so that the first request pays for no lazy allocation.
+// warmUp runs the decoder once, so that the first request pays for no lazy allocation. The tower's first run takes
+// little longer than the others, which is no reason to have everyone wait for one.
 func (a *app) warmUp() error {
-	if err := a.tower.WarmUp(); err != nil {
-		return err
-	}
 	row := a.model.ShortestRow()
 	row.Sampler = decoder.NewSampler(decoder.Sampling{})
 	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})
