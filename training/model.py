@@ -156,8 +156,8 @@ class Attention(nn.Module):
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         return q * cos + turned(q) * sin, k * cos + turned(k) * sin, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-        """b x tokens x heads x head_dim each, the mask b x queries x keys and additive."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        """b x tokens x heads x head_dim each, the mask b x queries x keys and additive. Also where the first head looked."""
         b, n = q.shape[:2]
         group = self.heads // self.kv_heads  # consecutive query heads share one of k and v
         q = (q * self.head_dim**-0.5).view(b, n, self.kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -165,9 +165,9 @@ class Attention(nn.Module):
         a = (q @ k.transpose(2, 3)).view(b, self.kv_heads, group, n, -1)
         if mask is not None:
             a = a + mask[:, None, None]
-        a = torch.softmax(a, -1).flatten(2, 3)
-        o = (a @ v).view(b, self.kv_heads, group, n, -1).permute(0, 3, 1, 2, 4)
-        return o.reshape(b, n, -1)
+        a = torch.softmax(a, -1)
+        o = (a.flatten(2, 3) @ v).view(b, self.kv_heads, group, n, -1).permute(0, 3, 1, 2, 4)
+        return o.reshape(b, n, -1), a[:, 0, 0]
 
 
 class MLP(nn.Module):
@@ -217,32 +217,33 @@ class Text(nn.Module):
                 cache[i] = (k, v)
             else:
                 cache.append((k, v))
-            x = layer.finish(x, layer.self_attn.attend(q, k, v, mask))
+            x = layer.finish(x, layer.self_attn.attend(q, k, v, mask)[0])
         return self.norm(x)
 
-    def packed(self, prefix: Tensor, slots: Tensor, positions: Tensor, mask: Tensor) -> list[Tensor]:
+    def packed(self, prefix: Tensor, slots: Tensor, positions: Tensor, mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The training pass: b prefixes of p tokens, each with its slots (b x k x t) of conversations.
 
-        A slot's tokens see the prefix and each other as mask (b*k x t x p+t) says. Returns the slots' hidden
-        states (b*k*t x width) after each layer, the last one normalised."""
+        A slot's tokens see the prefix and each other as mask (b*k x t x p+t) says. Returns of each layer the slots'
+        hidden states (b*k*t x width), the last ones normalised, and where its first head looked (b*k*t x p+t)."""
         b, p, d = prefix.shape
         k, t = slots.shape[1:3]
         x = torch.cat((prefix.reshape(-1, d), slots.reshape(-1, d)))
         at = torch.cat((torch.arange(p, device=x.device).repeat(b), positions.reshape(-1)))
         cos, sin = self.cos[at], self.sin[at]
         causal = torch.full((1, p, p), -1e9, device=x.device).triu(1)
-        out = []
+        out, looked = [], []
         for layer in self.layers:
             a = layer.self_attn
             qkv = a.qkv(layer.input_layernorm(x), cos, sin)
             (qp, kp, vp), (qs, ks, vs) = zip(*((z[: b * p].unflatten(0, (b, p)), z[b * p :].unflatten(0, (b * k, t))) for z in qkv))
             spread = lambda z: z[:, None].expand(b, k, *z.shape[1:]).reshape(b * k, *z.shape[1:])
-            of_prefix = a.attend(qp, kp, vp, causal)
-            of_slots = a.attend(qs, torch.cat((spread(kp), ks), 1), torch.cat((spread(vp), vs), 1), mask)
+            of_prefix, _ = a.attend(qp, kp, vp, causal)
+            of_slots, where = a.attend(qs, torch.cat((spread(kp), ks), 1), torch.cat((spread(vp), vs), 1), mask)
             x = layer.finish(x, torch.cat((of_prefix.flatten(0, 1), of_slots.flatten(0, 1))))
             out.append(x[b * p :])
+            looked.append(where.flatten(0, 1))
         out[-1] = self.norm(out[-1])
-        return out
+        return out, looked
 
 
 class Inner(nn.Module):

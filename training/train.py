@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pack
 import world as W
 from export import load_folder
-from model import VLM, Config, warm_start
+from model import VLM, Config, pixels_of, warm_start
 from optim import optimizers
 
 KNOWN = {"shape": len(W.SHAPES), "color": len(W.COLORS), "size": 2}
@@ -53,7 +53,8 @@ class TowerHeads(nn.Module):
 
 
 class PhraseHeads(nn.Module):
-    """Which of the nine places a phrase of the question means, and what is there, read off its last token."""
+    """What a phrase of the question means, taught at its last token in the middle layers: where their first head has to look,
+    which of the nine places are meant, and what is there."""
 
     def __init__(self, width: int, layers: tuple[int, ...] = (1, 2)):
         super().__init__()
@@ -61,7 +62,8 @@ class PhraseHeads(nn.Module):
         self.places = nn.ModuleList(nn.Linear(width, 9) for _ in layers)
         self.objects = nn.ModuleList(nn.Linear(width, sum(KNOWN.values())) for _ in layers)
 
-    def forward(self, hidden: list[Tensor], phrases: list[tuple[int, list[W.Object]]]) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, hidden: list[Tensor], seen: list[Tensor], phrases: list[tuple[int, list[W.Object]]]) -> tuple[Tensor, dict[str, float]]:
+        """seen is what the first head of each layer gave to each of the image tokens."""
         at = torch.tensor([f for f, _ in phrases])
         places = torch.zeros(len(phrases), 9)
         single = [i for i, (_, o) in enumerate(phrases) if len(o) == 1]
@@ -70,8 +72,16 @@ class PhraseHeads(nn.Module):
         for i, (_, objects) in enumerate(phrases):
             for o in objects:
                 places[i, W.PLACES.index(o.place)] = 1
+        side = int(seen[0].shape[-1] ** 0.5)
+        pairs = [(f, o, 1 / len(objects)) for f, objects in phrases for o in objects]
+        cover = torch.stack([torch.from_numpy(W.cover(o, side)) for _, o, _ in pairs])
+        pair_at, share = torch.tensor([f for f, *_ in pairs]), torch.tensor([s for *_, s in pairs])
         loss, right = hidden[0].new_zeros(()), {}
         for n, layer in enumerate(self.layers):
+            given = (seen[layer][pair_at] * cover).sum(-1)
+            aware = seen[layer][pair_at].detach().sum(-1) > 0  # not where the picture is another one
+            loss = loss - (given[aware] * 0.999 + 0.001).log().mul(share[aware]).sum() / share[aware].sum() * 0.5
+            right[f"p_look{layer}"] = given[aware].mean().item()
             h = F.layer_norm(hidden[layer][at], hidden[layer].shape[-1:])
             out = self.places[n](h)
             loss = loss + F.binary_cross_entropy_with_logits(out, places) * 2
@@ -152,7 +162,9 @@ class Trainer:
     def _run(self, b: pack.Batch) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, float]]:
         """Losses, logits at and ids of the targets, and what the training-only heads got right."""
         rows, slots, length = b.ids.shape
-        v, f = self.model.see(torch.from_numpy(b.images))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.a.freeze_tower):
+            v = self.model.model.vision_model(pixels_of(torch.from_numpy(b.images)))
+        f = self.model.model.connector(v)
         text = self.model.model.text_model
         n = self.config.image_tokens
         prefix = text.embed_tokens(torch.tensor(self.codec.prefix)).repeat(rows, 1, 1)
@@ -162,14 +174,14 @@ class Trainer:
         if b.where:
             at = torch.cat([torch.arange(p, p + n) for p, _ in b.where])
             x = x.index_copy(0, at, f[[i for _, i in b.where]].flatten(0, 1))
-        hidden = text.packed(prefix, x.view(rows, slots, length, -1), torch.from_numpy(b.positions), torch.from_numpy(b.mask))
+        hidden, looked = text.packed(prefix, x.view(rows, slots, length, -1), torch.from_numpy(b.positions), torch.from_numpy(b.mask))
         target = torch.from_numpy(b.targets).flatten()
         at = (target >= 0).nonzero().squeeze(1)
         logits = self.model.logits(hidden[-1][at])
         weight = torch.from_numpy(b.weights).flatten()[at]
         answer = (F.cross_entropy(logits, target[at], reduction="none") * weight).sum() / weight.sum()
         tower, right = self.tower(v, torch.from_numpy(b.labels))
-        places, more = self.phrases(hidden, b.phrases)
+        places, more = self.phrases(hidden, [w[:, first : first + n] for w in looked], b.phrases)
         return dict(answer=answer, tower=tower, phrases=places), logits, at, {**right, **more}
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -264,8 +264,8 @@ def _shade(rng: random.Random | None, rgb: tuple[int, int, int], by: float) -> t
 _grain = np.random.default_rng(5).standard_normal((32, 128, 128, 3), np.float32)
 
 
-def render(s: Scene, size: int = 64, rng: random.Random | None = None) -> np.ndarray:
-    """The scene as size x size x 3 bytes; with rng, its colours jittered and some noise and light added."""
+def render(s: Scene, size: int = 64, rng: random.Random | None = None, grainy: bool = True) -> np.ndarray:
+    """The scene as size x size x 3 bytes; with rng, its colours jittered, and some light and, if grainy, noise added."""
     fine = 3 if size <= 128 else 2
     scale = size * fine / 64
     base = _shade(rng, BACKGROUNDS[s.background][s.tone % len(BACKGROUNDS[s.background])], 8)
@@ -286,7 +286,7 @@ def render(s: Scene, size: int = 64, rng: random.Random | None = None) -> np.nda
     out = np.asarray(im.reduce(fine))
     if rng is None:
         return out
-    grain = rng.choice((0, 0, 1.5, 3, 5))
+    grain = rng.choice((0, 0, 1.5, 3, 5)) if grainy else 0
     light = rng.uniform(-12, 12) if rng.random() < 0.3 else 0
     if not grain and not light:
         return out
@@ -317,3 +317,12 @@ def labels(s: Scene, grid: int) -> np.ndarray:
     names = np.array([[SHAPES.index(o.shape) + 1, list(COLORS).index(o.color) + 1, 1 + (o.size == "large")]
                       for o in s.objects])
     return np.where(on, names[which].T, out)
+
+
+def cover(o: Object, side: int) -> np.ndarray:
+    """Which of side x side equal cells hold a good part of an object of the layout, as 0 and 1."""
+    cell, reach = 64 / side, o.radius * 0.8
+    edges = np.arange(side) * cell
+    share = lambda at: np.clip(np.minimum(edges + cell, at + reach) - np.maximum(edges, at - reach), 0, None) / (2 * reach)
+    part = share(o.y)[:, None] * share(o.x)[None, :]
+    return (part > min(0.15, part.max() * 0.9)).astype(np.float32).reshape(-1)
