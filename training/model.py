@@ -157,7 +157,8 @@ class Attention(nn.Module):
         return q * cos + turned(q) * sin, k * cos + turned(k) * sin, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        """b x tokens x heads x head_dim each, the mask b x queries x keys and additive. Also where the first head looked."""
+        """b x tokens x heads x head_dim each, the mask b x queries x keys and additive. Also where the heads looked, as
+        b x kv_heads x heads of each x queries x keys."""
         b, n = q.shape[:2]
         group = self.heads // self.kv_heads  # consecutive query heads share one of k and v
         q = (q * self.head_dim**-0.5).view(b, n, self.kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -167,7 +168,7 @@ class Attention(nn.Module):
             a = a + mask[:, None, None]
         a = torch.softmax(a, -1)
         o = (a.flatten(2, 3) @ v).view(b, self.kv_heads, group, n, -1).permute(0, 3, 1, 2, 4)
-        return o.reshape(b, n, -1), a[:, 0, 0]
+        return o.reshape(b, n, -1), a
 
 
 class MLP(nn.Module):
@@ -224,7 +225,8 @@ class Text(nn.Module):
         """The training pass: b prefixes of p tokens, each with its slots (b x k x t) of conversations.
 
         A slot's tokens see the prefix and each other as mask (b*k x t x p+t) says. Returns of each layer the slots'
-        hidden states (b*k*t x width), the last ones normalised, and where its first head looked (b*k*t x p+t)."""
+        hidden states (b*k*t x width), the last ones normalised, and where its heads looked (b*k x kv_heads x heads of
+        each x t x p+t)."""
         b, p, d = prefix.shape
         k, t = slots.shape[1:3]
         x = torch.cat((prefix.reshape(-1, d), slots.reshape(-1, d)))
@@ -241,7 +243,7 @@ class Text(nn.Module):
             of_slots, where = a.attend(qs, torch.cat((spread(kp), ks), 1), torch.cat((spread(vp), vs), 1), mask)
             x = layer.finish(x, torch.cat((of_prefix.flatten(0, 1), of_slots.flatten(0, 1))))
             out.append(x[b * p :])
-            looked.append(where.flatten(0, 1))
+            looked.append(where)
         out[-1] = self.norm(out[-1])
         return out, looked
 

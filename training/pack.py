@@ -41,12 +41,6 @@ class Codec:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def prompt(self, turns: list[Turn], images: int, text_first: bool = False) -> list[int]:
-        """Ids up to the last turn's answer."""
-        ids, *_ = self.tokens(Conversation(turns, images, text_first))
-        answer = len(self.encode(" " + turns[-1].answer)[0]) + 1
-        return ids[:-answer]
-
     def tokens(self, c: Conversation) -> tuple[list[int], list[tuple[int, int]], list[tuple[int, list[W.Object]]]]:
         """All ids of a conversation, the spans of its answers, and where its phrases end and what they stand for."""
         ids, spans, phrases = [BOS], [], []
@@ -83,17 +77,22 @@ class Batch:
     where: list[tuple[int, int]] = field(default_factory=list)  # (flat position, picture) of each picture inside a slot
     phrases: list[tuple[int, list[W.Object]]] = field(default_factory=list)  # (flat position, objects)
     answers: list[tuple[str, int, int, int]] = field(default_factory=list)  # (kind, objects, flat start, flat end) of targets
+    asked: list[tuple[int, int, int, int]] = field(default_factory=list)  # (start, end, first, last phrase) of answers to phrases
+    compared: list[tuple[int, int, int]] = field(default_factory=list)  # (start, column, row): 0 before, 1 same, 2 after
 
 
 def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, weights: Optional[dict[str, float]]) -> Conversation:
     """Most question conversations do not begin with the caption: answers would be copied from it."""
     x = rng.random()
-    if (first and x < 0.5) or x < 0.05:
+    captions, texts = (0.5 if first else 0.05), 0.08
+    if weights:
+        captions, texts = captions * weights.get("caption", 1), texts * weights.get("text", 1)
+    if x < captions:
         turns = [talk.ask_caption(s, rng)]
         if rng.random() < 0.15 and s.kind == "shapes":
             turns.append(talk.question(s, rng, world, weights))
         return Conversation(turns)
-    if x < 0.13:
+    if x < captions + texts:
         turns = [talk.ask_text(rng, world)]
         if rng.random() < 0.15:
             turns.append(talk.ask_text(rng, world))
@@ -105,7 +104,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
             turns.append(talk.follow(turns[0].subject, rng))
     elif rng.random() < 0.08:
         turns.append(talk.question(s, rng, world, weights))
-    return Conversation(turns, text_first=rng.random() < 0.08)
+    return Conversation(turns, text_first=rng.random() < 0.05)
 
 
 def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: int, length: int, size: int, grid: int,
@@ -121,8 +120,8 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
     b = Batch(None, None, ids, positions, None, targets, weight)
     for r in range(rows):
         kind = rng.random()
-        s = (W.scene(rng, world) if world.level < 2 or kind < 0.8 else W.chart(rng, world)
-             if world.level < 3 or kind < 0.9 else W.sign(rng, world))
+        s = (W.scene(rng, world) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
+             if world.level < 4 or kind < 0.9 else W.sign(rng, world))
         scenes.append(s)
         fill, misses, n = [0] * slots, 0, 0
         while misses < 4:
@@ -147,11 +146,19 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
             positions[r, slot, a:z] = np.arange(skip, len(tokens))
             owner[r, slot, a:z] = n
             sees[r, slot, a:z] = shared
-            for i, (t, (start, end)) in enumerate(zip(c.turns, spans)):
+            phrases_left = phrases
+            for t, (start, end) in zip(c.turns, spans):
                 at = slice(a - skip + start - 1, a - skip + end - 1)
                 targets[r, slot, at] = tokens[start:end]
                 weight[r, slot, at] = (end - start) ** -0.5
                 b.answers.append((t.kind, len(s.objects), flat + start - 1, flat + end - 1))
+                if t.phrases:
+                    mine, phrases_left = phrases_left[: len(t.phrases)], phrases_left[len(t.phrases) :]
+                    b.asked.append((flat + start - 1, flat + end - 1, flat + mine[0][0], flat + mine[-1][0]))
+                    if len(mine) == 2:
+                        (_, [x]), (_, [y]) = mine
+                        order = lambda u, v: 1 + (u > v) - (u < v)
+                        b.compared.append((flat + start - 1, order(x.column, y.column), order(x.row, y.row)))
             b.phrases += [(flat + at, o) for at, o in phrases]
             if c.text_first or second is not None:
                 at = len(tokens) - 1 - tokens[::-1].index(IMAGE) - (codec.picture.count(IMAGE) - 1)

@@ -54,16 +54,23 @@ class TowerHeads(nn.Module):
 
 class PhraseHeads(nn.Module):
     """What a phrase of the question means, taught at its last token in the middle layers: where their first head has to look,
-    which of the nine places are meant, and what is there."""
+    which of the nine places are meant, and what is there. And that answers are in the phrases: in the last two layers, one
+    head looks from the answer at the first phrase of its question, another one at the last, and before the last layer it
+    is known how the places of two compare."""
 
     def __init__(self, width: int, layers: tuple[int, ...] = (1, 2)):
         super().__init__()
         self.layers = layers
         self.places = nn.ModuleList(nn.Linear(width, 9) for _ in layers)
         self.objects = nn.ModuleList(nn.Linear(width, sum(KNOWN.values())) for _ in layers)
+        self.order = nn.Linear(width, 6)
 
-    def forward(self, hidden: list[Tensor], seen: list[Tensor], phrases: list[tuple[int, list[W.Object]]]) -> tuple[Tensor, dict[str, float]]:
-        """seen is what the first head of each layer gave to each of the image tokens."""
+    def forward(self, hidden: list[Tensor], looked: list[Tensor], image: slice, b: pack.Batch) -> tuple[Tensor, dict[str, float]]:
+        """image says where the image tokens are among the keys."""
+        phrases = b.phrases
+        length = looked[0].shape[3]
+        prefix = looked[0].shape[4] - length
+        seen = [a[:, 0, 0, :, image].flatten(0, 1) for a in looked]
         at = torch.tensor([f for f, _ in phrases])
         places = torch.zeros(len(phrases), 9)
         single = [i for i, (_, o) in enumerate(phrases) if len(o) == 1]
@@ -88,6 +95,18 @@ class PhraseHeads(nn.Module):
             right[f"p_place{layer}"] = ((out > 0).float() == places).all(-1).float().mean().item()
             for part, t in zip(self.objects[n](h[single]).split(list(KNOWN.values()), -1), what.T):
                 loss = loss + F.cross_entropy(part, t) * 0.15
+        spans = torch.tensor([(at, first, last) for start, end, first, last in b.asked for at in range(start, end)])
+        line, row = spans[:, 0] // length, spans[:, 0] % length
+        for layer in (-2, -1):
+            for head in (0, 1):
+                given = looked[layer][line, -1, head, row, prefix + spans[:, 1 + head] % length]
+                loss = loss - (given * 0.999 + 0.001).log().mean() * 0.25
+                right[f"p_answer{head}"] = given.mean().item()
+        if b.compared:
+            at, *orders = torch.tensor(b.compared).T
+            out = self.order(F.layer_norm(hidden[-2][at], hidden[-2].shape[-1:])).split(3, -1)
+            loss = loss + sum(F.cross_entropy(o, t) for o, t in zip(out, orders)) * 0.5
+            right["p_order"] = torch.stack([o.argmax(-1) == t for o, t in zip(out, orders)]).all(0).float().mean().item()
         return loss / len(self.layers), right
 
 
@@ -120,7 +139,10 @@ class Trainer:
         self.optimizers = optimizers(trained, a.matrix_rate, a.rate)
         if held:
             for o, s in zip(self.optimizers, held["optimizers"]):
+                full = [g["full"] for g in o.param_groups]  # by this run's flags
                 o.load_state_dict(s)
+                for g, f in zip(o.param_groups, full):
+                    g["full"] = f
             self.steps, self.rows, self.seconds = held["steps"], held["rows"], held["seconds"]
             self.world = W.World(**held["world"])
             self.rng.setstate(held["rng"])
@@ -133,7 +155,7 @@ class Trainer:
             held = torch.load(init, weights_only=False)
             left = warm_start(self.model, held["model"])
             for k in ("tower", "phrases"):
-                self.modules[k].load_state_dict(held[k])
+                left += self.modules[k].load_state_dict(held[k], strict=False).missing_keys
         self._say(dict(init=init, left=left))
 
     def _say(self, line: dict) -> None:
@@ -181,7 +203,7 @@ class Trainer:
         weight = torch.from_numpy(b.weights).flatten()[at]
         answer = (F.cross_entropy(logits, target[at], reduction="none") * weight).sum() / weight.sum()
         tower, right = self.tower(v, torch.from_numpy(b.labels))
-        places, more = self.phrases(hidden, [w[:, first : first + n] for w in looked], b.phrases)
+        places, more = self.phrases(hidden, looked, slice(first, first + n), b)
         return dict(answer=answer, tower=tower, phrases=places), logits, at, {**right, **more}
 
     @torch.no_grad()
@@ -286,12 +308,12 @@ def main() -> None:
     p.add_argument("--vision-layers", type=int, default=4)
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--mlp", type=int, default=384)
-    p.add_argument("--level", type=int, default=0, help="how wide the world is at first: 1 adds two colours, textures, formats, pairs; 2 charts; 3 signs")
+    p.add_argument("--level", type=int, default=0, help="how wide the world is at first, 0 to 4")
     p.add_argument("--most", type=int, default=4, help="objects at first")
-    p.add_argument("--most-level", type=int, default=3)
+    p.add_argument("--most-level", type=int, default=4)
     p.add_argument("--most-objects", type=int, default=6)
     p.add_argument("--mastery", type=float, default=0.9, help="right answers that widen the world")
-    p.add_argument("--weights", help='JSON: how much more often a kind is asked, as {"relation": 2}')
+    p.add_argument("--weights", help='JSON: how much more often a kind is asked, as {"relation": 2, "caption": 0.5, "text": 0.5}')
     p.add_argument("--rate", type=float, default=2e-3)
     p.add_argument("--matrix-rate", type=float, default=0.02)
     p.add_argument("--decay", type=float, default=0.35, help="the last part of the run, over which the rate falls")

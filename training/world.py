@@ -24,7 +24,7 @@ COLORS = {
     "blue": [(40, 70, 220), (0, 0, 255), (30, 90, 230)],
     "purple": [(130, 45, 180), (128, 0, 128), (150, 50, 200)],
     "pink": [(248, 130, 190), (255, 105, 180), (255, 175, 200)],
-    # From level 1 on. Both are backgrounds too, and are never drawn on their own.
+    # From level 2 on. Both are backgrounds too, and are never drawn on their own.
     "gray": [(128, 128, 128), (145, 145, 145), (110, 110, 110)],
     "brown": [(110, 70, 40), (130, 80, 40), (100, 60, 30)],
 }
@@ -76,18 +76,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """How wide the world is. Each level holds the ones below it."""
+    """How wide the world is. Each level holds the ones below it.
+
+    0 the plain world; 1 instructions about the form of the answer, and pairs of pictures; 2 two more colours, textured
+    backgrounds, more rotation; 3 charts; 4 signs."""
 
     level: int = 0
     most: int = 4  # objects
 
     @property
     def colors(self) -> list[str]:
-        return list(COLORS)[: 8 if self.level < 1 else 10]
+        return list(COLORS)[: 8 if self.level < 2 else 10]
 
     @property
     def turn(self) -> float:
-        return 12 if self.level < 1 else 25
+        return 12 if self.level < 2 else 25
 
 
 WORDS = (
@@ -169,7 +172,7 @@ def scene(rng: random.Random, world: World, least: int = 1, most: int | None = N
                                   rng.randrange(len(COLORS[color]))))
         if len(objects) == n:
             objects.sort(key=lambda o: PLACES.index(o.place))
-            texture = rng.choice((0, 0, 0, 1, 2, 3)) if world.level >= 1 else 0
+            texture = rng.choice((0, 0, 0, 1, 2, 3)) if world.level >= 2 else 0
             return Scene(background, tuple(objects), "shapes", rng.randrange(len(BACKGROUNDS[background])), texture)
 
 
