@@ -19,6 +19,7 @@ import (
 type modelCmd struct {
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with gold values."`
+	Eval    evalCmd    `cmd:"" help:"Ask questions whose answers are known, and count the right ones by kind."`
 	Init    initCmd    `cmd:"" help:"Write a checkpoint with random weights in the shape of a config.json, to size a machine."`
 }
 
