@@ -170,5 +170,5 @@ func (c Config) logits(b *graph.Builder, x, rows string) {
 	if c.Tied {
 		head = "text.embed_tokens"
 	}
-	b.Name(b.Wide(b.Linear(x, head, c.Hidden, c.Vocab, false)), "logits")
+	b.Name(b.Wide(b.Head(x, head, c.Hidden, c.Vocab)), "logits")
 }

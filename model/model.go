@@ -247,7 +247,7 @@ func (m *Model) Parameters() int64 {
 // Tensors is the number of tensors in the checkpoint.
 func (m *Model) Tensors() int { return len(m.ckpt.Names()) }
 
-// Remember has Digest and LoadInt8 take the weights' digest that an earlier process left in the store, as long as the
+// Remember has Digest and LoadQuantized take the weights' digest that an earlier process left in the store, as long as the
 // files did not change. It must come before them.
 func (m *Model) Remember(s digest.Store) {
 	m.digests = s
@@ -334,17 +334,20 @@ func (m *Model) Close() error {
 	return err
 }
 
-// LoadInt8 makes int8 forms of the linear weights available, from dir or by quantising now and keeping them there.
-// fresh tells that they were made now.
-func (m *Model) LoadInt8(dir string) (fresh bool, err error) {
+// LoadQuantized makes the quantised forms of the linear weights available that the tower and the decoder have in these
+// precisions, from dir or by quantising now and keeping them there. fresh tells that they were made now.
+func (m *Model) LoadQuantized(dir string, tower, dec graph.Precision) (fresh bool, err error) {
+	if !tower.Quantized() && !dec.Quantized() {
+		return false, nil
+	}
 	if m.export != nil {
 		return false, errors.New("--precision: ready-made ONNX graphs have the precision they were made with; choose among them with --onnx-dtype")
 	}
-	return m.Weights.LoadInt8(dir, func(w *graph.Weights) error {
-		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, graph.INT8); err != nil {
+	return m.Weights.LoadQuantized(dir, func(w *graph.Weights) error {
+		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, tower); err != nil {
 			return err
 		}
-		_, err := m.Decoder.Graph(w, graph.INT8)
+		_, err := m.Decoder.Graph(w, dec)
 		return err
 	})
 }

@@ -35,7 +35,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 	}
 	b.Cleanup(func() { m.Close() })
 	if p != graph.FP32 {
-		if _, err := m.LoadInt8(os.TempDir()); err != nil {
+		if _, err := m.LoadQuantized(os.TempDir(), p.Vision(), p); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -28,11 +28,11 @@ import (
 // modelFlags say which model to run and how; serve and the in-process commands share them.
 type modelFlags struct {
 	providerFlags
+	precisionFlags
 	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
 	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
-	Precision     string             `enum:"fp32,fp16,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, int8 with one scale a row (cpu only), or fp16 (on a GPU)."`
 	ONNXDType     string             `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
-	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights and the digests of checkpoints are kept between starts (default: the user's cache folder)."`
+	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where quantised weights and the digests of checkpoints are kept between starts (default: the user's cache folder)."`
 	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
 	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
@@ -100,11 +100,14 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	if err := where.check(f.Precision); err != nil {
+	in, err := f.choose(a.model, where)
+	if err != nil {
 		return nil, err
 	}
-	if where.why != "" {
-		log.Info(where.why)
+	for _, why := range []string{where.why, in.why} {
+		if why != "" {
+			log.Info(why)
+		}
 	}
 	a.model.Remember(digest.Store(cacheDir(f.CacheDir)))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
@@ -113,25 +116,24 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return err
 	})
 	defer text.Wait()
-	p := graph.Precision(f.Precision)
-	if p == graph.INT8 {
+	if in.vision.Quantized() || in.decoder.Quantized() {
 		dir := cacheDir(f.CacheDir)
-		fresh, err := a.model.LoadInt8(dir)
+		fresh, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
 		if err != nil {
 			return nil, err
 		}
-		log.Info("int8 weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
+		log.Info("quantised weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
 	}
 	var sessions []ort.Placement
 	opened := func(at ort.Placement) { sessions = append(sessions, at) }
-	if a.tower, err = a.model.OpenTower(p, f.options(where.vision, f.Threads, opened)); err != nil {
+	if a.tower, err = a.model.OpenTower(in.vision, f.options(where.vision, f.Threads, opened)); err != nil {
 		return nil, err
 	}
 	kv, err := planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
 	if err != nil {
 		return nil, err
 	}
-	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: p, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
+	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
 		return nil, err
 	}
 	if err := a.warmUp(); err != nil {
@@ -144,7 +146,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}
 	if f.SelfTest {
-		if err := a.selfTest(p, log); err != nil {
+		if err := a.selfTest(in.decoder, log); err != nil {
 			return nil, err
 		}
 	}
@@ -163,7 +165,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(in.decoder), "vision_precision", a.precision(in.vision), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
 		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
 }

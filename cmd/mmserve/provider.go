@@ -64,31 +64,6 @@ func working() (list []string) {
 	return list
 }
 
-// check refuses a precision that the providers have no operators for.
-func (p providers) check(precision string) error {
-	for _, stage := range []ort.Provider{p.vision, p.decoder} {
-		can := stage.Can()
-		switch {
-		case precision == "fp16" && !(can.FP16 && can.DeviceTensors):
-			return fmt.Errorf("--precision fp16: the %s provider multiplies no faster in 16 bits; it takes %s", stage.Name(), precisions(stage))
-		case precision != "fp32" && precision != "fp16" && stage.Name() != "cpu":
-			return fmt.Errorf("--precision %s runs on the cpu provider only; %s takes %s", precision, stage.Name(), precisions(stage))
-		}
-	}
-	return nil
-}
-
-// precisions are those that a provider has operators for.
-func precisions(p ort.Provider) string {
-	switch can := p.Can(); {
-	case p.Name() == "cpu":
-		return "fp32 and int8"
-	case can.FP16 && can.DeviceTensors:
-		return "fp32 and fp16"
-	}
-	return "fp32"
-}
-
 // options are those of a stage's sessions.
 func (f providerFlags) options(p ort.Provider, threads int, opened func(ort.Placement)) ort.Options {
 	return ort.Options{Provider: p, AllowCPUFallback: f.AllowCPUFallback, Threads: threads, Opened: opened}

@@ -22,9 +22,13 @@ type Builder struct {
 	err       error
 }
 
-// NewBuilder starts a graph over the given weights. INT8 needs Weights.LoadInt8 before it is built for a session.
+// NewBuilder starts a graph over the given weights. INT8 and INT4 need Weights.LoadQuantized before it is built for a session.
 func NewBuilder(name string, w *Weights, p Precision) *Builder {
-	return &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
+	b := &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
+	if p == INT4 && !HasKernels {
+		b.fail(ErrNoInt4)
+	}
+	return b
 }
 
 // Err is the first problem met while building, nil when the graph is whole.
@@ -80,8 +84,8 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	if bias {
 		biases = []string{b.Weight(prefix+".bias", out)}
 	}
-	if b.precision == INT8 {
-		return b.linear8(x, prefix+".weight", in, out, biases)
+	if bits := b.bits(in); bits > 0 {
+		return b.quantizedLinear(x, prefix+".weight", in, out, bits, biases)
 	}
 	if b.Device {
 		return b.gemm(x, prefix, in, out, bias)
@@ -91,6 +95,14 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 		y = b.Op("Add", nil, y, biases[0])
 	}
 	return y
+}
+
+// Head is Linear without a bias, whose weights INT4 holds in 8 bits: the logits are what sampling sees.
+func (b *Builder) Head(x, prefix string, in, out int) string {
+	if b.precision == INT4 {
+		return b.quantizedLinear(x, prefix+".weight", in, out, 8, nil)
+	}
+	return b.Linear(x, prefix, in, out, false)
 }
 
 // LayerNorm normalises the last axis, with weight and bias.
