@@ -133,8 +133,16 @@ func (p Pictures) check(img *Image) error {
 // WarmUp runs the tower once, over a picture of no meaning.
 func (t *Tower) WarmUp() error {
 	if t.pictures == nil {
-		_, err := t.Run(1)
-		return err
+		runs := []int{1}
+		if t.session.Device() != nil { // kernels differ by what divides their rows
+			runs = append(runs, 2, 3, 4, t.MaxTiles)
+		}
+		for _, n := range runs {
+			if _, err := t.Run(min(n, t.MaxTiles)); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	block := t.pictures.PatchSize * t.pictures.MergeSize
 	_, err := t.Picture(&Image{
