@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 )
@@ -203,4 +204,21 @@ func (kv *residentKV) close() error {
 	kv.from.Free()
 	kv.to.Free()
 	return err // the tensors go with the session they came from
+}
+
+// SlotBytes is what the KV cache of one sequence takes on a device.
+func (c Config) SlotBytes(maxLen int, p graph.Precision) int64 {
+	n := int64(blockLength(maxLen)) * c.KVBytesPerToken()
+	if p == graph.FP16 {
+		n /= 2
+	}
+	return n
+}
+
+// StepBytes bounds what a step over n positions takes on a device beside weights and KV cache, with logits for k of them: the
+// values between layers, which live at once only around one layer, and the scores of attention over maxLen positions where
+// the provider does not fuse it away.
+func (c Config) StepBytes(n, k, maxLen int) int64 {
+	layer := 8*c.Hidden + 3*c.Intermediate + 3*(c.Heads+2*c.KVHeads)*c.HeadDim + 2*c.Heads*maxLen
+	return 4 * (int64(n)*int64(layer) + 2*int64(k)*int64(c.Vocab))
 }

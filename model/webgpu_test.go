@@ -293,3 +293,29 @@ func TestWebGPUStreams(t *testing.T) {
 		t.Error("hardly a token")
 	}
 }
+
+// What the ledger says of the KV cache is what the device holds for it.
+func TestWebGPULedger(t *testing.T) {
+	o := onWebGPU(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	const slots, maxLen = 3, 500
+	for _, p := range []graph.Precision{graph.FP32, graph.FP16} {
+		r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, MaxLen: maxLen, Precision: p, Session: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := r.(*decoder.Resident).Device()
+		l := m.Ledger(p, slots, maxLen, 64)
+		held := d.Stats().Held
+		if kv := (slots + 1) * l.Slot; held < kv || held > kv+l.Decoder {
+			t.Errorf("%s: the device holds %d bytes, want %d for keys and values and no more than %d beside them", p, held, kv, l.Decoder)
+		}
+		if err := r.Close(); err != nil || d.Stats().Held != 0 {
+			t.Errorf("%s: the device holds %d bytes after Close, %v", p, d.Stats().Held, err)
+		}
+	}
+}

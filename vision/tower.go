@@ -45,6 +45,20 @@ func (c ViT) Outputs() int {
 	return n
 }
 
+// RunBytes bounds what a run of as many tiles as there may be takes on a device beside the weights: the values around one
+// layer, with attention's scores, which are not fused away on every device.
+func (c ViT) RunBytes() int64 {
+	if c.PatchSize == 0 { // pictures of any size, in a graph that is known by what it gives only
+		return 0
+	}
+	n := c.Outputs() + 1
+	tile := n*(8*c.Hidden+2*c.Intermediate) + 3*c.Heads*n*n + 3*c.ImageSize*c.ImageSize
+	return 4 * int64(c.tiles()) * int64(tile)
+}
+
+// tiles is the most that one run takes.
+func (c ViT) tiles() int { return max(1, targetPatches/c.Patches()) }
+
 // Validate refuses values that no graph can be built from, naming the field.
 func (c ViT) Validate() error {
 	for _, f := range []struct {
@@ -182,7 +196,7 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 	}
 	tw := &Tower{
 		session: s, shape: t, connector: c,
-		MaxTiles:    max(1, targetPatches/t.Patches()),
+		MaxTiles:    t.tiles(),
 		TilePixels:  3 * t.ImageSize * t.ImageSize,
 		TilePatches: c.Tokens(t) * c.Width(),
 	}
@@ -201,6 +215,19 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 		return nil, err
 	}
 	return tw, nil
+}
+
+// WarmUp runs a tower on a device once in each number of tiles for which its kernels differ. Elsewhere it does nothing.
+func (t *Tower) WarmUp() error {
+	if t.session.Device() == nil || t.pictures != nil {
+		return nil
+	}
+	for _, n := range []int{1, 2, 3, 4, t.MaxTiles} { // kernels differ by what divides their rows
+		if _, err := t.Run(min(n, t.MaxTiles)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reserve makes room for a run's pixel values and patch embeddings, which are of the given types in the graph.

@@ -36,6 +36,7 @@ type modelFlags struct {
 	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
 	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
+	DeviceMemory  byteSize           `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"Memory of the GPU that mmserve may take, such as 24GiB; it decides how many of --slots there are (default: half of this machine's, as with a GPU that shares it)."`
 	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
 	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too."`
 	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
@@ -129,14 +130,22 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if a.tower, err = a.model.OpenTower(in.vision, f.options(where.vision, f.Threads, opened)); err != nil {
 		return nil, err
 	}
-	kv, err := planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	var kv kvPlan
+	device := where.decoder.Can().DeviceTensors && a.model.Weights != nil
+	if device {
+		var l model.Ledger
+		kv, l, err = planDevice(a.model, f, in.decoder)
+		log.Info("device memory", "provider", where.decoder.Name(), "slots", kv.slots, "weights", l.Weights, "vision_tower", l.Tower, "decoder", l.Decoder, "slot", l.Slot, "total", l.Total(kv.slots))
+	} else {
+		kv, err = planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	}
 	if err != nil {
 		return nil, err
 	}
 	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
 		return nil, err
 	}
-	if err := a.warmUp(); err != nil {
+	if err := a.warmUp(f.PrefillChunk); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
 	}
 	if err := text.Wait(); err != nil {
@@ -155,6 +164,15 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return nil, err
 	}
 	a.server.EncoderStats = a.encoder.Stats
+	if device {
+		a.server.DeviceStats = func() server.DeviceStats {
+			s := ort.AllDevices()
+			return server.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
+		}
+		if in.decoder == graph.FP16 {
+			a.server.KVBytesPerToken /= 2
+		}
+	}
 	a.server.ProviderReason = where.why
 	for _, at := range sessions {
 		a.server.Sessions = append(a.server.Sessions, server.Session(at))
@@ -226,9 +244,16 @@ func (a *app) precision(p graph.Precision) string {
 	return string(p)
 }
 
-// warmUp runs the decoder once, so that the first request pays for no lazy allocation. The tower's first run takes
-// little longer than the others, which is no reason to have everyone wait for one.
-func (a *app) warmUp() error {
+// warmUp runs the decoder once, so that the first request pays for no lazy allocation. A tower's first run takes little longer
+// than the others, which is no reason to have everyone wait for one. On a device both run in all shapes that requests may
+// have, in which kernels would be compiled.
+func (a *app) warmUp(chunk int) error {
+	if err := a.tower.WarmUp(); err != nil {
+		return err
+	}
+	if r, ok := a.runner.(*decoder.Resident); ok {
+		return r.WarmUp(chunk)
+	}
 	row := a.model.ShortestRow()
 	row.Sampler = decoder.NewSampler(decoder.Sampling{})
 	_, err := a.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})

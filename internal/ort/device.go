@@ -49,6 +49,17 @@ var devices struct {
 	list []*Device
 }
 
+// AllDevices adds up what the devices that sessions were opened on count.
+func AllDevices() (all DeviceStats) {
+	devices.Lock()
+	defer devices.Unlock()
+	for _, d := range devices.list {
+		s := d.Stats()
+		all.ToDevice, all.ToHost, all.Held = all.ToDevice+s.ToDevice, all.ToHost+s.ToHost, all.Held+s.Held
+	}
+	return all
+}
+
 // deviceOf is the one Device that a provider's sessions run on; nil if it has no tensors in a memory of its own.
 func deviceOf(p Provider) *Device {
 	if !p.Can().DeviceTensors {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mmserve/mmserve/internal/onnx"
 )
@@ -160,8 +161,37 @@ func TestDeviceOrder(t *testing.T) {
 	}
 }
 
-// Runs of two sessions, copies, and sessions that come and go, all at once: without turns, values are wrong or the process
-// crashes within a second.
+// Runs, copies, and sessions that come and go overlap nowhere: none goes on while somebody else has the turn.
+func TestDeviceWaitsForItsTurn(t *testing.T) {
+	p := requireWebGPU(t)
+	s, closing := addOne(t, p, onnx.F32), addOne(t, p, onnx.F32)
+	_, h := values(t, 1, 2)
+	x, gone := deviceTensor(t, s, 2), deviceTensor(t, s, 2)
+	for what, do := range map[string]func() error{
+		"run":    func() error { return s.Run([]Tensor{h}, []Tensor{x}) },
+		"copy":   func() error { return Copy(x, h) },
+		"tensor": func() error { _, err := s.Tensor(onnx.F32, 2); return err },
+		"free":   gone.v.Destroy,
+		"close":  closing.Close,
+		"open":   p.Probe,
+	} {
+		end := s.Device().take()
+		done := make(chan error, 1)
+		go func() { done <- do() }()
+		select {
+		case err := <-done:
+			t.Errorf("%s went on beside another", what)
+			done <- err
+		case <-time.After(20 * time.Millisecond): // too short would only miss an error
+		}
+		end()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// Runs of several sessions, copies, and sessions that come and go, all at once, are each right.
 func TestDeviceTakesTurns(t *testing.T) {
 	p := requireWebGPU(t)
 	if !p.Can().OneRunAtATime {
