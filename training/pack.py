@@ -104,7 +104,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
             turns.append(talk.follow(turns[0].subject, rng))
     elif rng.random() < 0.08:
         turns.append(talk.question(s, rng, world, weights))
-    return Conversation(turns, text_first=rng.random() < 0.05)
+    return Conversation(turns, text_first=rng.random() < 0.08)
 
 
 def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: int, length: int, size: int, grid: int,
@@ -152,14 +152,15 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
                 targets[r, slot, at] = tokens[start:end]
                 weight[r, slot, at] = (end - start) ** -0.5
                 b.answers.append((t.kind, len(s.objects), flat + start - 1, flat + end - 1))
-                if t.phrases:
+                if t.phrases and not c.text_first:
                     mine, phrases_left = phrases_left[: len(t.phrases)], phrases_left[len(t.phrases) :]
                     b.asked.append((flat + start - 1, flat + end - 1, flat + mine[0][0], flat + mine[-1][0]))
                     if len(mine) == 2:
                         (_, [x]), (_, [y]) = mine
                         order = lambda u, v: 1 + (u > v) - (u < v)
                         b.compared.append((flat + start - 1, order(x.column, y.column), order(x.row, y.row)))
-            b.phrases += [(flat + at, o) for at, o in phrases]
+            if not c.text_first:  # there the phrases come before the picture and cannot know it
+                b.phrases += [(flat + at, o) for at, o in phrases]
             if c.text_first or second is not None:
                 at = len(tokens) - 1 - tokens[::-1].index(IMAGE) - (codec.picture.count(IMAGE) - 1)
                 if second is not None:
