@@ -108,7 +108,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
 
 
 def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: int, length: int, size: int, grid: int,
-          weights: Optional[dict[str, float]] = None) -> Batch:
+          weights: Optional[dict[str, float]] = None, full: float = 0) -> Batch:
     p = len(codec.prefix)
     shape = (rows, slots, length)
     ids, positions = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64)
@@ -120,7 +120,7 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
     b = Batch(None, None, ids, positions, None, targets, weight)
     for r in range(rows):
         kind = rng.random()
-        s = (W.scene(rng, world) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
+        s = (W.scene(rng, world, 3 if full and rng.random() < full else 1) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
              if world.level < 4 or kind < 0.9 else W.sign(rng, world))
         scenes.append(s)
         fill, misses, n = [0] * slots, 0, 0
