@@ -91,7 +91,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
         turns = [talk.ask_caption(s, rng)]
         if rng.random() < 0.15 and s.kind == "shapes":
             turns.append(talk.question(s, rng, world, weights))
-        return Conversation(turns)
+        return Conversation(turns, text_first=rng.random() < 0.1)
     if x < captions + texts:
         turns = [talk.ask_text(rng, world)]
         if rng.random() < 0.15:
