@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 import talk
 import world as W
-from talk import MARK, Conversation, Turn
+from talk import MARK, Conversation
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<end_of_utterance>",
            "<fake_token_around_image>", "<global-img>", "<image>"]
