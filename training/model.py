@@ -1,7 +1,7 @@
 """Idefics3 / SmolVLM in plain PyTorch: the parameter names are those of Hugging Face's Idefics3ForConditionalGeneration."""
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Optional
 
 import torch

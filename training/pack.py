@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 import talk
 import world as W
-from talk import MARK, Conversation, Turn
+from talk import MARK, Conversation
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<end_of_utterance>",
            "<fake_token_around_image>", "<global-img>", "<image>"]
@@ -91,7 +91,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
         turns = [talk.ask_caption(s, rng)]
         if rng.random() < 0.15 and s.kind == "shapes":
             turns.append(talk.question(s, rng, world, weights))
-        return Conversation(turns)
+        return Conversation(turns, text_first=rng.random() < 0.1)
     if x < captions + texts:
         turns = [talk.ask_text(rng, world)]
         if rng.random() < 0.15:
@@ -108,7 +108,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
 
 
 def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: int, length: int, size: int, grid: int,
-          weights: Optional[dict[str, float]] = None) -> Batch:
+          weights: Optional[dict[str, float]] = None, full: float = 0) -> Batch:
     p = len(codec.prefix)
     shape = (rows, slots, length)
     ids, positions = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64)
@@ -120,7 +120,7 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
     b = Batch(None, None, ids, positions, None, targets, weight)
     for r in range(rows):
         kind = rng.random()
-        s = (W.scene(rng, world) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
+        s = (W.scene(rng, world, 3 if full and rng.random() < full else 1) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
              if world.level < 4 or kind < 0.9 else W.sign(rng, world))
         scenes.append(s)
         fill, misses, n = [0] * slots, 0, 0

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
-from world import BACKGROUNDS, COLORS, DIGITS, GEOMETRIC, PLACES, SHAPES, WORDS, Object, Scene, World, scene
+from world import COLORS, DIGITS, GEOMETRIC, PLACES, SHAPES, Object, Scene, World, scene
 
 MARK = "\0"  # ends a phrase whose places are known
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

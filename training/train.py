@@ -172,7 +172,7 @@ class Trainer:
     def _batch(self, rng: random.Random, rows: int) -> pack.Batch:
         a = self.a
         weights = json.loads(a.weights) if a.weights else None
-        return pack.batch(self.codec, rng, self.world, rows, a.slots, a.length, self.config.image, self.config.grid, weights)
+        return pack.batch(self.codec, rng, self.world, rows, a.slots, a.length, self.config.image, self.config.grid, weights, a.full)
 
     def _held_out(self) -> list:
         """Scenes of their own seed, drawn anew when the world widens."""
@@ -310,6 +310,7 @@ def main() -> None:
     p.add_argument("--mlp", type=int, default=384)
     p.add_argument("--level", type=int, default=0, help="how wide the world is at first, 0 to 4")
     p.add_argument("--most", type=int, default=4, help="objects at first")
+    p.add_argument("--full", type=float, default=0, help="share of the pictures with at least three objects, beside those drawn so anyway")
     p.add_argument("--most-level", type=int, default=4)
     p.add_argument("--most-objects", type=int, default=6)
     p.add_argument("--mastery", type=float, default=0.9, help="right answers that widen the world")
