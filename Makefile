@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-observability otelcol lint proto ort fuzz bench bench-peers loadtest soak clean
+.PHONY: run build test test-webgpu test-observability otelcol lint proto ort fuzz bench bench-peers loadtest soak clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -29,6 +29,14 @@ test: ort
 	$(GO) test -race -timeout 15m ./...
 	$(GO) test -run '^TestPixelsAsTransformers$$' -timeout 5m ./vision
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^TestGraniteShape$$' -timeout 10m ./cmd/mmserve
+
+## test-webgpu: the device path on Mesa's software Vulkan, which it installs where apt-get can; else it says why not, and passes
+STREAMS ?= 2m
+test-webgpu: ort
+	@mkdir -p .cache/mesa; if icd=$$(scripts/lavapipe.sh); then \
+	  VK_DRIVER_FILES=$$icd MESA_SHADER_CACHE_DIR=$(CURDIR)/.cache/mesa MMSERVE_TEST_WEBGPU=1 MMSERVE_TEST_STREAMS=$(STREAMS) \
+	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model ./cmd/mmserve; \
+	else echo "test-webgpu is skipped"; fi
 
 ## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there
 test-observability: build otelcol

@@ -120,9 +120,14 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 	if c.WholePrompt {
 		attend.first = isFirst(b, x, seqlens)
 	}
-
-	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
 	b.Output("logits", onnx.F32, "K", c.Vocab)
+	c.logits(b, c.layers(b, attend, x), sample)
+	return b, b.Err()
+}
+
+// layers adds all layers over x, which is float32, and returns the hidden states after the last norm.
+func (c Config) layers(b *graph.Builder, attend attention, x string) string {
+	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.layers.%d.", i)
 		outs := []graph.Out{
@@ -154,8 +159,7 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 		}
 		n, residual = b.AddRMSNorm(down, residual, next, c.Hidden, c.Eps)
 	}
-	c.logits(b, n, sample)
-	return b, b.Err()
+	return n
 }
 
 // logits adds the head over the given rows of x [B, S, hidden], counted through.
@@ -166,5 +170,5 @@ func (c Config) logits(b *graph.Builder, x, rows string) {
 	if c.Tied {
 		head = "text.embed_tokens"
 	}
-	b.Name(b.Linear(x, head, c.Hidden, c.Vocab, false), "logits")
+	b.Name(b.Wide(b.Head(x, head, c.Hidden, c.Vocab)), "logits")
 }

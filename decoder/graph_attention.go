@@ -15,6 +15,8 @@ type attention struct {
 	seqlens, total, cos, sin string
 	// first is true in a step that starts a sequence; "" where no layer needs to know.
 	first string
+	// shape is [B, S, -1] where values between layers are [B·S, width], as on a device; else "".
+	shape string
 }
 
 // window is the number of positions that layer i sees, 0 for all.
@@ -36,15 +38,21 @@ func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 	scale := cmp.Or(a.AttentionScale, float32(1/math.Sqrt(float64(a.HeadDim))))
 	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
 	dims := []any{"B", a.KVHeads, "P", a.HeadDim}
-	b.Input(name("past_key"), onnx.F32, dims...)
-	b.Input(name("past_value"), onnx.F32, dims...)
+	b.Input(name("past_key"), b.Type(), dims...)
+	b.Input(name("past_value"), b.Type(), dims...)
 	in := qkv
+	if a.shape != "" {
+		in = make([]string, len(qkv))
+		for i, v := range qkv {
+			in[i] = b.Op("Reshape", nil, v, a.shape)
+		}
+	}
 	if len(qkv) == 1 {
 		in = []string{qkv[0], "", ""}
 	}
 	in = append(in[:3:3], name("past_key"), name("past_value"), a.seqlens)
 	out := []string{name("attention"), name("present_key"), name("present_value")}
-	if a.ownAttention(i) {
+	if !b.Device && a.ownAttention(i) {
 		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": a.Heads, "kv_heads": a.KVHeads, "scale": scale}, append(in, a.cos, a.sin), out)
 	} else {
 		attrs := onnx.Attrs{
@@ -55,10 +63,10 @@ func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 		}
 		b.Node(onnx.Contrib, "GroupQueryAttention", attrs, append(in, a.total, a.cos, a.sin), out)
 	}
-	b.Output(name("present_key"), onnx.F32, dims...)
-	b.Output(name("present_value"), onnx.F32, dims...)
+	b.Output(name("present_key"), b.Type(), dims...)
+	b.Output(name("present_value"), b.Type(), dims...)
 	if !a.WholePrompt {
-		return name("attention")
+		return b.Rows(name("attention"), a.Heads*a.HeadDim)
 	}
 	return b.If(a.first,
 		func(g *onnx.Graph) []string { return []string{a.bothWays(g, qkv, scale)} },

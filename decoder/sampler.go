@@ -222,7 +222,6 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
 	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
 	typical := s.sampling.TypicalP > 0 && s.sampling.TypicalP < 1
-	floor := best + float32(math.Log(float64(s.sampling.MinP))/float64(scale)) // the least logit that min-p keeps
 
 	// Each case keeps all that its filter keeps, with few more; those that follow look at these only.
 	var mass, mean float64
@@ -235,7 +234,7 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 		cut := s.tighten(best, scale, tail(mass, s.sampling.TopP, len(logits)), float64(s.sampling.TopP)*mass)
 		s.keep(best, scale, best+cut/scale)
 	case minP:
-		s.keep(best, scale, floor)
+		s.keep(best, scale, s.floor(best, scale))
 	case typical:
 		// Kept are the tokens whose d = (logit - best)·scale is within some distance r of its mean. If r is less than
 		// -mean, that ends at 2·mean; else the most likely token is within, and all that are cut away are less likely
@@ -247,12 +246,21 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 	default:
 		return nil
 	}
+	return s.narrow(best, scale, topK, mass, mean)
+}
+
+// narrow returns those of kept, whose weights sum up to mass, that pass the filters after the first that was on. topK tells
+// that this was top-k; mean is that of the distribution if it was typical-p.
+func (s *Sampler) narrow(best, scale float32, topK bool, mass, mean float64) []candidate {
+	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
+	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
+	typical := s.sampling.TypicalP > 0 && s.sampling.TypicalP < 1
 	kept := s.kept
 	if topP {
 		kept = nucleus(kept, float64(s.sampling.TopP)*mass)
 	}
 	if minP && (topK || topP) {
-		kept = atLeast(kept, floor)
+		kept = atLeast(kept, s.floor(best, scale))
 	}
 	if typical {
 		if topK || topP || minP {
@@ -261,6 +269,11 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 		kept = nearest(kept, best, scale, mean, float64(s.sampling.TypicalP)*mass)
 	}
 	return kept
+}
+
+// floor is the least logit that min-p keeps.
+func (s *Sampler) floor(best, scale float32) float32 {
+	return best + float32(math.Log(float64(s.sampling.MinP))/float64(scale))
 }
 
 // tail returns a bound below which (logit - best)·scale is in no nucleus of probability p: no token whose probability is

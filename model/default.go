@@ -11,6 +11,9 @@ const defaultName = "tiny-vlm"
 //go:embed all:tiny-vlm
 var embedded embed.FS
 
+//go:embed tiny-vlm-questions.zip
+var questions string
+
 func defaultFiles() fs.FS {
 	sub, err := fs.Sub(embedded, defaultName)
 	if err != nil {
@@ -27,3 +30,6 @@ func Samples() fs.FS {
 	}
 	return sub
 }
+
+// Questions is an archive of questions that the default model was not trained on, their pictures and their answers.
+func Questions() string { return questions }

@@ -19,7 +19,7 @@ import (
 // has the model to itself: in chunks of any length, beside others that come and go, from a prefix in the cache, after it was
 // preempted, with drafts, as one of several answers; texts and pictures, greedy and sampled.
 func TestEngineEqualsAlone(t *testing.T) {
-	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) {
 			if r := openRunner(t, 1, p); !r.Capacity().Exact {
 				t.Skip("without own kernels nothing is promised of chunks of other lengths")

@@ -11,7 +11,7 @@ import (
 // What Capacity promises: where it says exact, a prompt gives the same bits however it is cut. Everywhere it may be
 // exchanged with another in between.
 func TestChunksAreExact(t *testing.T) {
-	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) { chunksAreExact(t, p) })
 	}
 	t.Run("without own kernels", func(t *testing.T) {

@@ -1,8 +1,8 @@
 package model
 
 import (
+	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/vision"
@@ -401,22 +402,34 @@ func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.
 	}, f, o)
 }
 
-// digest hashes the graphs and their data.
-func (e *export) digest(w io.Writer) error {
+// digest is the SHA-256 of the graphs and their data.
+func (e *export) digest(store digest.Store) ([]byte, error) {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	var stamps []digest.Stamp
 	for _, session := range slices.Sorted(maps.Keys(e.graphs)) {
 		g := e.graphs[session]
 		for _, name := range append([]string{filepath.Base(g.Path)}, g.Data...) {
 			f, err := os.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
 			if err != nil {
-				return err
+				return nil, err
 			}
-			_, err = io.Copy(w, f)
-			if err := errors.Join(err, f.Close()); err != nil {
-				return err
-			}
+			files, stamps = append(files, f), append(stamps, digest.Of(f))
 		}
 	}
-	return nil
+	return store.Digest("onnx", stamps, func() ([]byte, error) {
+		h := sha256.New()
+		for _, f := range files {
+			if _, err := io.Copy(h, f); err != nil {
+				return nil, err
+			}
+		}
+		return h.Sum(nil), nil
+	})
 }
 
 // kvBytesPerToken counts a position three times: where it is kept, and in the past and the present of a step.

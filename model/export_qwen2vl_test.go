@@ -100,9 +100,6 @@ func TestExportedQwen2VL(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tower.Close()
-	if err := tower.WarmUp(); err != nil {
-		t.Error(err)
-	}
 	rng := rand.New(rand.NewPCG(1, 9))
 	encoder := vision.NewEncoder(tower, twice, 1<<20)
 	defer encoder.Close()

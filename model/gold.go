@@ -100,8 +100,11 @@ func picture(files fs.FS, name string) ([]byte, error) {
 
 // DriftTolerance is how far the log-probabilities of a model's own gold cases may be off on another machine.
 func DriftTolerance(p graph.Precision) float64 {
-	if p == graph.INT8 {
+	switch p {
+	case graph.INT8:
 		return 0.1
+	case graph.INT4:
+		return 0.2
 	}
 	return 2e-3
 }

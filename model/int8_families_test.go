@@ -20,7 +20,7 @@ func TestFamiliesInt8(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer m.Close()
-			if _, err := m.LoadInt8(t.TempDir()); err != nil {
+			if _, err := m.LoadQuantized(t.TempDir(), graph.INT8, graph.INT8); err != nil {
 				t.Fatal(err)
 			}
 			v, err := NewVerifier(m, 1.5, graph.INT8, ort.Options{Threads: 1})

@@ -19,6 +19,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
@@ -94,6 +95,7 @@ type Model struct {
 	export  *export // nil where they are built from a checkpoint
 	files   fs.FS
 	made    string // OpenDummy's folder, which Close removes
+	digests digest.Store
 }
 
 // Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
@@ -198,6 +200,13 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		}
 		return r, nil
 	}
+	if o.Session.Provider.Can().DeviceTensors {
+		r, err := decoder.OpenResident(m.Decoder, m.Weights, o)
+		if err != nil {
+			return nil, err
+		}
+		return r, nil
+	}
 	r, err := decoder.Open(m.Decoder, m.Weights, o)
 	if err != nil {
 		return nil, err
@@ -238,6 +247,15 @@ func (m *Model) Parameters() int64 {
 // Tensors is the number of tensors in the checkpoint.
 func (m *Model) Tensors() int { return len(m.ckpt.Names()) }
 
+// Remember has Digest and LoadQuantized take the weights' digest that an earlier process left in the store, as long as the
+// files did not change. It must come before them.
+func (m *Model) Remember(s digest.Store) {
+	m.digests = s
+	if m.ckpt != nil {
+		m.ckpt.Remember(s)
+	}
+}
+
 // Digest identifies the model: the SHA-256 of its config.json, tokenizer.json and weights. It reads them all.
 func (m *Model) Digest() ([]byte, error) {
 	h := sha256.New()
@@ -247,9 +265,11 @@ func (m *Model) Digest() ([]byte, error) {
 		h.Write(raw)
 	}
 	if m.export != nil {
-		if err := m.export.digest(h); err != nil {
+		sum, err := m.export.digest(m.digests)
+		if err != nil {
 			return nil, err
 		}
+		h.Write(sum)
 		return h.Sum(nil), nil
 	}
 	h.Write(m.ckpt.Digest())
@@ -314,17 +334,20 @@ func (m *Model) Close() error {
 	return err
 }
 
-// LoadInt8 makes int8 forms of the linear weights available, from dir or by quantising now and keeping them there.
-// fresh tells that they were made now.
-func (m *Model) LoadInt8(dir string) (fresh bool, err error) {
+// LoadQuantized makes the quantised forms of the linear weights available that the tower and the decoder have in these
+// precisions, from dir or by quantising now and keeping them there. fresh tells that they were made now.
+func (m *Model) LoadQuantized(dir string, tower, dec graph.Precision) (fresh bool, err error) {
+	if !tower.Quantized() && !dec.Quantized() {
+		return false, nil
+	}
 	if m.export != nil {
 		return false, errors.New("--precision: ready-made ONNX graphs have the precision they were made with; choose among them with --onnx-dtype")
 	}
-	return m.Weights.LoadInt8(dir, func(w *graph.Weights) error {
-		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, graph.INT8); err != nil {
+	return m.Weights.LoadQuantized(dir, func(w *graph.Weights) error {
+		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, tower); err != nil {
 			return err
 		}
-		_, err := m.Decoder.Graph(w, graph.INT8)
+		_, err := m.Decoder.Graph(w, dec)
 		return err
 	})
 }

@@ -15,5 +15,5 @@ func TestPlainOperators(t *testing.T) {
 	defer func() { graph.HasKernels = true }()
 	t.Run("checkpoints", TestTinyCheckpoints)
 	t.Run("default model", TestDefaultModel)
-	t.Run("default model int8", TestDefaultModelInt8)
+	t.Run("default model int8", TestDefaultModelQuantized)
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -14,16 +15,25 @@ import (
 func openRunner(t *testing.T, slots int, p graph.Precision) Runner {
 	t.Helper()
 	startLibrary(t)
+	return openRunnerOn(t, slots, p, ort.Options{})
+}
+
+func openRunnerOn(t *testing.T, slots int, p graph.Precision, o ort.Options) Runner {
+	t.Helper()
 	m, err := Open("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p == graph.INT8 {
-		if _, err := m.LoadInt8(t.TempDir()); err != nil {
+	if p.Quantized() {
+		_, err := m.LoadQuantized(t.TempDir(), p.Vision(), p)
+		if errors.Is(err, graph.ErrSaturates) || errors.Is(err, graph.ErrNoInt4) {
+			t.Skip(err)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: ort.Options{}})
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: o})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +92,7 @@ func run(t *testing.T, r Runner, rows ...decoder.Row) []picked {
 // The log-probability of every token must be the same bits alone and in a batch of 2 to 16 rows of other lengths,
 // over slots that held something else before.
 func TestBatchEqualsAlone(t *testing.T) {
-	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) { batchEqualsAlone(t, p) })
 	}
 }
@@ -145,7 +155,7 @@ func TestMove(t *testing.T) {
 
 // What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.
 func TestRefusedBatches(t *testing.T) {
-	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) { refusedBatches(t, openRunner(t, 2, p)) })
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 	}
 	b.Cleanup(func() { m.Close() })
 	if p != graph.FP32 {
-		if _, err := m.LoadInt8(os.TempDir()); err != nil {
+		if _, err := m.LoadQuantized(os.TempDir(), p.Vision(), p); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -90,7 +91,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other.
+// BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other: how long they take,
+// as multiples of the median of steps with nothing else to do, and how long a tile takes meanwhile.
 func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	m, p, o := openBench(b)
 	tower, err := m.OpenTower(p, o)
@@ -105,6 +107,16 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 		runBench(b, r, greedyRow(i, 0, ids))
 		rows[i] = greedyRow(i, len(ids), ids[i:i+1])
 	}
+	step := func() time.Duration {
+		began := time.Now()
+		runBench(b, r, rows...)
+		return time.Since(began)
+	}
+	idle := make([]time.Duration, 50)
+	for i := range idle {
+		idle[i] = step()
+	}
+	slices.Sort(idle)
 	tiles, stop, done := 0, make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -121,11 +133,17 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 			}
 		}
 	}()
+	var busy []time.Duration
 	for b.Loop() {
-		runBench(b, r, rows...)
+		busy = append(busy, step())
 	}
 	close(stop)
 	<-done
+	slices.Sort(busy)
+	median := float64(idle[len(idle)/2])
+	b.ReportMetric(median/1e6, "ms/idle-p50")
+	b.ReportMetric(float64(busy[len(busy)/2])/median, "busy-p50/idle-p50")
+	b.ReportMetric(float64(busy[len(busy)*99/100])/median, "busy-p99/idle-p50")
 	b.ReportMetric(b.Elapsed().Seconds()*1000/max(float64(tiles), 1), "ms/tile")
 }
 

@@ -57,11 +57,11 @@ type Verifier struct {
 }
 
 // NewVerifier opens the model's sessions with one KV slot. tolerance bounds the absolute difference of image
-// features and logits; for INT8 the model's LoadInt8 comes first.
+// features and logits; where weights are quantised the model's LoadQuantized comes first.
 func NewVerifier(m *Model, tolerance float64, p graph.Precision, o ort.Options) (*Verifier, error) {
 	v := &Verifier{model: m, precision: p, tolerance: tolerance}
 	var err error
-	if v.tower, err = m.OpenTower(p, o); err != nil {
+	if v.tower, err = m.OpenTower(p.Vision(), o); err != nil {
 		return nil, err
 	}
 	if v.runner, err = m.OpenDecoder(decoder.OpenOptions{Slots: 1, Precision: p, Session: o}); err != nil {

@@ -45,6 +45,8 @@ const (
 	metricEncoderEntries = "mmserve.encoder.cache.entries"
 	metricModelInfo      = "mmserve.model.info"
 	metricCacheConfig    = "mmserve.cache.config.info"
+	metricDeviceCopied   = "mmserve.device.copied"
+	metricDeviceMemory   = "mmserve.device.memory"
 	metricSessionNodes   = "mmserve.session.nodes"
 	metricFallbackNodes  = "mmserve.session.fallback.nodes"
 
@@ -94,6 +96,7 @@ const (
 	keyResult          = attribute.Key("result")
 	keyModel           = attribute.Key("model")
 	keyDigest          = attribute.Key("digest")
+	keyDirection       = attribute.Key("direction")
 	keyGraph           = attribute.Key("graph")
 	keyPlace           = attribute.Key("provider")
 	keyBlockSize       = attribute.Key("block_size")

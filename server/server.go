@@ -57,6 +57,8 @@ type Model struct {
 	KVBytesPerToken int64
 	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
 	EncoderStats func() vision.EncoderStats
+	// DeviceStats is what devices count; nil where there is none.
+	DeviceStats func() DeviceStats
 	// MaxImages is the most pictures the model takes in a prompt. 0: it sets no limit.
 	MaxImages int
 	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
@@ -68,6 +70,9 @@ type Model struct {
 	// Defaults is how the model samples when a request does not say; Seed is not used.
 	Defaults decoder.Sampling
 }
+
+// DeviceStats counts bytes: copied to and from the devices that the model's graphs run on, and held there between runs.
+type DeviceStats struct{ To, From, Held int64 }
 
 // Session is one of the model's graphs and where its nodes run.
 type Session struct {

@@ -51,6 +51,7 @@ type observed struct {
 type snapshot struct {
 	batching.Stats
 	encoder vision.EncoderStats
+	device  DeviceStats
 	kvBytes int64 // a position's
 }
 
@@ -181,6 +182,11 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.encoder.CacheBytes })
 	gauge(metricEncoderEntries, "{image}", "Pictures in the encoder cache.")
 	add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
+	counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
+	add(func(s snapshot) int64 { return s.device.To }, keyDirection.String("to"))
+	add(func(s snapshot) int64 { return s.device.From }, keyDirection.String("from"))
+	gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
+	add(func(s snapshot) int64 { return s.device.Held })
 	return errors.Join(errs...)
 }
 
@@ -241,6 +247,9 @@ func (t *Telemetry) watch(s *Server) {
 		now := snapshot{Stats: s.engine.Stats(), kvBytes: s.model.KVBytesPerToken}
 		if s.model.EncoderStats != nil {
 			now.encoder = s.model.EncoderStats()
+		}
+		if s.model.DeviceStats != nil {
+			now.device = s.model.DeviceStats()
 		}
 		to.ObserveFloat64(t.utilization, float64(now.KVTokens)/float64(max(1, now.KVBudget)))
 		to.ObserveFloat64(t.stalled, s.engine.Stalled().Seconds())

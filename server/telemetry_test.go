@@ -89,6 +89,7 @@ func TestMetrics(t *testing.T) {
 	m.EncoderStats = func() vision.EncoderStats {
 		return vision.EncoderStats{Hits: 3, Misses: 2, CacheBytes: 77, CacheEntries: 5}
 	}
+	m.DeviceStats = func() server.DeviceStats { return server.DeviceStats{To: 11, From: 12, Held: 13} }
 	f := startScraped(t, m, newChain(2, g.GeneratedIDs...))
 	prompt, answer := float64(len(g.PromptIDs)), float64(len(g.GeneratedIDs))
 	for range 2 {
@@ -147,6 +148,9 @@ func TestMetrics(t *testing.T) {
 		{"mmserve_encoder_requests_total", "result=miss", 2},
 		{"mmserve_encoder_cache_size_bytes", "", 77},
 		{"mmserve_encoder_cache_entries", "", 5},
+		{"mmserve_device_copied_bytes_total", "direction=to", 11},
+		{"mmserve_device_copied_bytes_total", "direction=from", 12},
+		{"mmserve_device_memory_bytes", "", 13},
 		{"mmserve_model_info", "model=tiny-vlm digest=sha256:test", 1},
 		{"mmserve_build_info", "", 1},
 	} {

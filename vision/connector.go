@@ -47,7 +47,8 @@ func (c PixelShuffle) build(b *graph.Builder, x string, t ViT) string {
 	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(side/r), int64(r), int64(side/r), int64(r*t.Hidden)))
 	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2, 4}}, x)
 	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(c.Tokens(t)), int64(r*r*t.Hidden)))
-	return b.Linear(x, "connector.modality_projection.proj", r*r*t.Hidden, c.TextHidden, false)
+	x = b.Linear(b.Narrow(b.Rows(x, r*r*t.Hidden)), "connector.modality_projection.proj", r*r*t.Hidden, c.TextHidden, false)
+	return b.Blocks(x, c.Tokens(t), c.TextHidden)
 }
 
 // Identity gives the hidden states as they are, to a decoder of the tower's width.
@@ -91,9 +92,9 @@ func (c MLP) Validate(ViT) error {
 
 // Reference: transformers LlavaMultiModalProjector.
 func (c MLP) build(b *graph.Builder, x string, t ViT) string {
-	x = b.Linear(x, "connector.linear_1", t.Hidden, c.TextHidden, c.Bias)
+	x = b.Linear(b.Narrow(b.Rows(x, t.Hidden)), "connector.linear_1", t.Hidden, c.TextHidden, c.Bias)
 	x = b.Activation(c.Activation, x)
-	return b.Linear(x, "connector.linear_2", c.TextHidden, c.TextHidden, c.Bias)
+	return b.Blocks(b.Linear(x, "connector.linear_2", c.TextHidden, c.TextHidden, c.Bias), c.Tokens(t), c.TextHidden)
 }
 
 // AnyRes is the connector of LLaVA-OneVision: MLP, and then the tiles of a picture put together again: the patches of
@@ -234,5 +235,6 @@ func (c Linear) Validate(ViT) error { return nil }
 
 // Reference: transformers PaliGemmaMultiModalProjector.
 func (c Linear) build(b *graph.Builder, x string, t ViT) string {
-	return b.Linear(x, "connector.linear", t.Hidden, c.TextHidden, true)
+	x = b.Linear(b.Narrow(b.Rows(x, t.Hidden)), "connector.linear", t.Hidden, c.TextHidden, true)
+	return b.Blocks(x, c.Tokens(t), c.TextHidden)
 }

@@ -71,6 +71,7 @@ func (t *Tower) export(f ort.File, o ort.Options) error {
 		return fmt.Errorf("output %s has %d values a patch, the decoder takes %d", out.Name, n, width)
 	}
 	var err error
+	o.Background = true
 	if t.session, err = ort.OpenFile(f, []string{out.Name}, o); err != nil {
 		return err
 	}

@@ -74,6 +74,7 @@ func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
 	if t.patches, err = ort.AllocFloats(out.Type, 1); err != nil {
 		return err
 	}
+	o.Background = true
 	t.session, err = ort.OpenFile(f, []string{out.Name}, o)
 	return err
 }
@@ -128,17 +129,4 @@ func (p Pictures) check(img *Image) error {
 		return fmt.Errorf("vision tower: a picture of %d×%d pixels in patches of %d, want whole blocks of %d pixels in patches of %d", w, h, img.Size, block, p.PatchSize)
 	}
 	return nil
-}
-
-// WarmUp runs the tower once, over a picture of no meaning.
-func (t *Tower) WarmUp() error {
-	if t.pictures == nil {
-		_, err := t.Run(1)
-		return err
-	}
-	block := t.pictures.PatchSize * t.pictures.MergeSize
-	_, err := t.Picture(&Image{
-		Grid: Grid{Width: block, Height: block}, Size: t.pictures.PatchSize, Pixels: make([]uint8, 3*block*block),
-	}, func([]float32, []uint8) {})
-	return err
 }

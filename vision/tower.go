@@ -45,6 +45,20 @@ func (c ViT) Outputs() int {
 	return n
 }
 
+// RunBytes bounds what a run of as many tiles as there may be takes on a device beside the weights: the values around one
+// layer, with attention's scores, which are not fused away on every device.
+func (c ViT) RunBytes() int64 {
+	if c.PatchSize == 0 { // pictures of any size, in a graph that is known by what it gives only
+		return 0
+	}
+	n := c.Outputs() + 1
+	tile := n*(8*c.Hidden+2*c.Intermediate) + 3*c.Heads*n*n + 3*c.ImageSize*c.ImageSize
+	return 4 * int64(c.tiles()) * int64(tile)
+}
+
+// tiles is the most that one run takes.
+func (c ViT) tiles() int { return max(1, targetPatches/c.Patches()) }
+
 // Validate refuses values that no graph can be built from, naming the field.
 func (c ViT) Validate() error {
 	for _, f := range []struct {
@@ -95,17 +109,19 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 	if c.PreNorm {
 		x = b.LayerNorm(x, prefix+"pre_layrnorm", c.Hidden, c.Eps) // the checkpoints' own spelling
 	}
+	x = b.Rows(x, c.Hidden)
 	for i := range c.Layers {
 		p := fmt.Sprintf("%sencoder.layers.%d.", prefix, i)
 		n := b.LayerNorm(x, p+"layer_norm1", c.Hidden, c.Eps)
 		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
 		qkv := b.Split(b.JointLinear(n, c.Hidden, true, outs...), outs...)
-		a := b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": c.Heads, "scale": invSqrt(head)}, qkv...)
-		x = b.Op("Add", nil, x, b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true))
+		a := b.SelfAttention(qkv, c.Heads, head, positions, invSqrt(head))
+		x = b.Op("Add", nil, x, b.Wide(b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true)))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)
 		m := b.Activated(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true, c.Activation)
-		x = b.Op("Add", nil, x, b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true))
+		x = b.Op("Add", nil, x, b.Wide(b.Linear(m, p+"mlp.fc2", c.Intermediate, c.Hidden, true)))
 	}
+	x = b.Blocks(x, positions, c.Hidden)
 	if c.PostNorm {
 		x = b.LayerNorm(x, prefix+"post_layernorm", c.Hidden, c.Eps)
 	}
@@ -144,6 +160,10 @@ const targetPatches = 1024
 // TowerGraph builds the graph of a tower with its connector: pixel_values [tiles, 3, S, S] to image_features
 // [tiles, tokens, text hidden].
 func TowerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision) (*graph.Builder, error) {
+	return towerGraph(w, t, c, p, graph.Target{})
+}
+
+func towerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision, on graph.Target) (*graph.Builder, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err
 	}
@@ -151,27 +171,32 @@ func TowerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision) (*graph
 		return nil, err
 	}
 	b := graph.NewBuilder("vision", w, p)
+	b.Target = on
 	x := b.Input("pixel_values", onnx.F32, "tiles", 3, t.ImageSize, t.ImageSize)
 	x = c.build(b, t.build(b, "vision.", x), t)
-	b.Name(x, "image_features")
+	b.Name(b.Wide(x), "image_features")
 	b.Output("image_features", onnx.F32, "tiles", c.Tokens(t), c.Width())
 	return b, b.Err()
 }
 
 // OpenTower opens a session over TowerGraph.
 func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Options) (*Tower, error) {
-	b, err := TowerGraph(w, t, c, p)
+	on, err := graph.TargetOf(o, p)
 	if err != nil {
 		return nil, err
 	}
-	o.ExternalDir = graph.Root
+	b, err := towerGraph(w, t, c, p, on)
+	if err != nil {
+		return nil, err
+	}
+	o.ExternalDir, o.Background = graph.Root, true // answers under way do not wait for pictures
 	s, err := ort.NewSession(b, o)
 	if err != nil {
 		return nil, fmt.Errorf("vision tower: %w", err)
 	}
 	tw := &Tower{
 		session: s, shape: t, connector: c,
-		MaxTiles:    max(1, targetPatches/t.Patches()),
+		MaxTiles:    t.tiles(),
 		TilePixels:  3 * t.ImageSize * t.ImageSize,
 		TilePatches: c.Tokens(t) * c.Width(),
 	}
@@ -190,6 +215,19 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 		return nil, err
 	}
 	return tw, nil
+}
+
+// WarmUp runs a tower on a device once in each number of tiles for which its kernels differ. Elsewhere it does nothing.
+func (t *Tower) WarmUp() error {
+	if t.session.Device() == nil || t.pictures != nil {
+		return nil
+	}
+	for _, n := range []int{1, 2, 3, 4, t.MaxTiles} { // kernels differ by what divides their rows
+		if _, err := t.Run(min(n, t.MaxTiles)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reserve makes room for a run's pixel values and patch embeddings, which are of the given types in the graph.

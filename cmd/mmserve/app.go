@@ -15,25 +15,28 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/vision"
+	"golang.org/x/sync/errgroup"
 )
 
 // modelFlags say which model to run and how; serve and the in-process commands share them.
 type modelFlags struct {
 	providerFlags
+	precisionFlags
 	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
 	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
-	Precision     string             `enum:"fp32,int8" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32, or int8 with one scale a row."`
 	ONNXDType     string             `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
-	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where int8 weights are kept between starts (default: the user's cache folder)."`
+	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where quantised weights and the digests of checkpoints are kept between starts (default: the user's cache folder)."`
 	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
 	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
+	DeviceMemory  byteSize           `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"Memory of the GPU that mmserve may take, such as 24GiB; it decides how many of --slots there are (default: half of this machine's, as with a GPU that shares it)."`
 	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
 	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too."`
 	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
@@ -94,48 +97,65 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	if a.text, err = a.model.OpenText(); err != nil {
+	where, err := f.providerFlags.open()
+	if err != nil {
+		return nil, err
+	}
+	in, err := f.choose(a.model, where)
+	if err != nil {
+		return nil, err
+	}
+	for _, why := range []string{where.why, in.why} {
+		if why != "" {
+			log.Info(why)
+		}
+	}
+	a.model.Remember(digest.Store(cacheDir(f.CacheDir)))
+	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
+	text.Go(func() (err error) {
+		a.text, err = a.model.OpenText()
+		return err
+	})
+	defer text.Wait()
+	if in.vision.Quantized() || in.decoder.Quantized() {
+		dir := cacheDir(f.CacheDir)
+		fresh, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
+		if err != nil {
+			return nil, err
+		}
+		log.Info("quantised weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
+	}
+	var sessions []ort.Placement
+	opened := func(at ort.Placement) { sessions = append(sessions, at) }
+	if a.tower, err = a.model.OpenTower(in.vision, f.options(where.vision, f.Threads, opened)); err != nil {
+		return nil, err
+	}
+	var kv kvPlan
+	device := where.decoder.Can().DeviceTensors && a.model.Weights != nil
+	if device {
+		var l model.Ledger
+		kv, l, err = planDevice(a.model, f, in.decoder)
+		log.Info("device memory", "provider", where.decoder.Name(), "slots", kv.slots, "weights", l.Weights, "vision_tower", l.Tower, "decoder", l.Decoder, "slot", l.Slot, "total", l.Total(kv.slots))
+	} else {
+		kv, err = planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
+		return nil, err
+	}
+	if err := a.warmUp(f.PrefillChunk); err != nil {
+		return nil, fmt.Errorf("warm-up: %w", err)
+	}
+	if err := text.Wait(); err != nil {
 		return nil, err
 	}
 	if len(a.text.Ignored) > 0 {
 		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}
-	where, err := f.providerFlags.open()
-	if err != nil {
-		return nil, err
-	}
-	if err := where.check(f.Precision); err != nil {
-		return nil, err
-	}
-	if where.why != "" {
-		log.Info(where.why)
-	}
-	p := graph.Precision(f.Precision)
-	if p == graph.INT8 {
-		dir := cacheDir(f.CacheDir)
-		fresh, err := a.model.LoadInt8(dir)
-		if err != nil {
-			return nil, err
-		}
-		log.Info("int8 weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
-	}
-	var sessions []ort.Placement
-	opened := func(at ort.Placement) { sessions = append(sessions, at) }
-	if a.tower, err = a.model.OpenTower(p, f.options(where.vision, f.Threads, opened)); err != nil {
-		return nil, err
-	}
-	kv, err := planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
-	if err != nil {
-		return nil, err
-	}
-	if a.runner, err = a.model.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: p, Session: f.options(where.decoder, f.Threads, opened)}); err != nil {
-		return nil, err
-	}
-	if err := a.warmUp(); err != nil {
-		return nil, fmt.Errorf("warm-up: %w", err)
-	}
 	if f.SelfTest {
-		if err := a.selfTest(p, log); err != nil {
+		if err := a.selfTest(in.decoder, log); err != nil {
 			return nil, err
 		}
 	}
@@ -144,6 +164,15 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return nil, err
 	}
 	a.server.EncoderStats = a.encoder.Stats
+	if device {
+		a.server.DeviceStats = func() server.DeviceStats {
+			s := ort.AllDevices()
+			return server.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
+		}
+		if in.decoder == graph.FP16 {
+			a.server.KVBytesPerToken /= 2
+		}
+	}
 	a.server.ProviderReason = where.why
 	for _, at := range sessions {
 		a.server.Sessions = append(a.server.Sessions, server.Session(at))
@@ -154,7 +183,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(p), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(in.decoder), "vision_precision", a.precision(in.vision), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
 		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
 }
@@ -215,10 +244,15 @@ func (a *app) precision(p graph.Precision) string {
 	return string(p)
 }
 
-// warmUp runs the tower and the decoder once, so that the first request pays for no lazy allocation.
-func (a *app) warmUp() error {
+// warmUp runs the decoder once, so that the first request pays for no lazy allocation. A tower's first run takes little longer
+// than the others, which is no reason to have everyone wait for one. On a device both run in all shapes that requests may
+// have, in which kernels would be compiled.
+func (a *app) warmUp(chunk int) error {
 	if err := a.tower.WarmUp(); err != nil {
 		return err
+	}
+	if r, ok := a.runner.(*decoder.Resident); ok {
+		return r.WarmUp(chunk)
 	}
 	row := a.model.ShortestRow()
 	row.Sampler = decoder.NewSampler(decoder.Sampling{})

@@ -19,6 +19,7 @@ import (
 type modelCmd struct {
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with gold values."`
+	Eval    evalCmd    `cmd:"" help:"Ask questions whose answers are known, and count the right ones by kind."`
 	Init    initCmd    `cmd:"" help:"Write a checkpoint with random weights in the shape of a config.json, to size a machine."`
 }
 
@@ -109,8 +110,8 @@ func storedText(types map[string]int) string {
 type verifyCmd struct {
 	Dir       string   `arg:"" help:"Model folder."`
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
-	Precision string   `enum:"fp32,int8" default:"fp32" help:"Precision of the linear layers: fp32 or int8."`
-	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where int8 weights are kept (default: the user's cache folder)."`
+	Precision string   `enum:"fp32,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, int8, or int4 with the tower in int8."`
+	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where quantised weights are kept (default: the user's cache folder)."`
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
@@ -135,10 +136,8 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	}
 	defer m.Close()
 	p := graph.Precision(v.Precision)
-	if p == graph.INT8 {
-		if _, err := m.LoadInt8(cacheDir(v.CacheDir)); err != nil {
-			return err
-		}
+	if _, err := m.LoadQuantized(cacheDir(v.CacheDir), p.Vision(), p); err != nil {
+		return err
 	}
 	tolerance := v.Tolerance
 	if v.Gold == "" {

@@ -64,16 +64,6 @@ func working() (list []string) {
 	return list
 }
 
-// check refuses a precision that the providers have no operators for.
-func (p providers) check(precision string) error {
-	for _, stage := range []ort.Provider{p.vision, p.decoder} {
-		if precision != "fp32" && stage.Name() != "cpu" {
-			return fmt.Errorf("--precision %s runs on the cpu provider only; %s takes fp32", precision, stage.Name())
-		}
-	}
-	return nil
-}
-
 // options are those of a stage's sessions.
 func (f providerFlags) options(p ort.Provider, threads int, opened func(ort.Placement)) ort.Options {
 	return ort.Options{Provider: p, AllowCPUFallback: f.AllowCPUFallback, Threads: threads, Opened: opened}

@@ -100,3 +100,28 @@ func TestNoDriverNoServer(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// A server on the device answers as one on the processor does, in both precisions, and says what crossed.
+func TestServeOnWebGPU(t *testing.T) {
+	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
+		t.Skip("`make test-webgpu` runs it")
+	}
+	picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+	_, out, errs := mmserve(t, "caption", picture)
+	want, _, ok := strings.Cut(out, "\n")
+	if !ok {
+		t.Fatal(errs)
+	}
+	for _, precision := range []string{"fp32", "fp16"} {
+		code, got, errs := mmserve(t, "caption", "--slots", "2", "--provider", "webgpu", "--precision", precision, picture)
+		if code != 0 || !strings.HasPrefix(got, want+"\n") {
+			t.Errorf("%s: status %d, %q, on the processor %q\n%s", precision, code, got, want, errs)
+		}
+	}
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--precision", "int8", picture); code != 1 || !strings.Contains(errs, "webgpu takes fp32 and fp16") {
+		t.Errorf("int8: status %d, %s", code, errs)
+	}
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--device-memory", "8MiB", picture); code != 1 || !strings.Contains(errs, "--device-memory") {
+		t.Errorf("8 MiB: status %d, %s", code, errs)
+	}
+}

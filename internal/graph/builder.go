@@ -14,15 +14,21 @@ type Builder struct {
 	*onnx.Graph
 	// UnitNorms adds one to the weights of RMS norms, as Gemma does.
 	UnitNorms bool
+	// Target is where the graph will run; the zero value is the cpu provider.
+	Target
 	w         *Weights
 	precision Precision
 	rows      map[string][2]string // value → its quantised rows and their magnitudes
 	err       error
 }
 
-// NewBuilder starts a graph over the given weights. INT8 needs Weights.LoadInt8 before it is built for a session.
+// NewBuilder starts a graph over the given weights. INT8 and INT4 need Weights.LoadQuantized before it is built for a session.
 func NewBuilder(name string, w *Weights, p Precision) *Builder {
-	return &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
+	b := &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
+	if p == INT4 && !HasKernels {
+		b.fail(ErrNoInt4)
+	}
+	return b
 }
 
 // Err is the first problem met while building, nil when the graph is whole.
@@ -78,8 +84,11 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	if bias {
 		biases = []string{b.Weight(prefix+".bias", out)}
 	}
-	if b.precision == INT8 {
-		return b.linear8(x, prefix+".weight", in, out, biases)
+	if bits := b.bits(in); bits > 0 {
+		return b.quantizedLinear(x, prefix+".weight", in, out, bits, biases)
+	}
+	if b.Device {
+		return b.gemm(x, prefix, in, out, bias)
 	}
 	y := b.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1}, x, b.Weight(prefix+".weight", out, in))
 	if bias {
@@ -88,16 +97,24 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	return y
 }
 
+// Head is Linear without a bias, whose weights INT4 holds in 8 bits: the logits are what sampling sees.
+func (b *Builder) Head(x, prefix string, in, out int) string {
+	if b.precision == INT4 {
+		return b.quantizedLinear(x, prefix+".weight", in, out, 8, nil)
+	}
+	return b.Linear(x, prefix, in, out, false)
+}
+
 // LayerNorm normalises the last axis, with weight and bias.
 func (b *Builder) LayerNorm(x, prefix string, dim int, eps float32) string {
-	return b.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps},
-		x, b.Weight(prefix+".weight", dim), b.Weight(prefix+".bias", dim))
+	return b.Narrow(b.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps},
+		b.Wide(x), b.Weight(prefix+".weight", dim), b.Weight(prefix+".bias", dim)))
 }
 
 // RMSNorm is x·rsqrt(mean(x²)+eps)·w over the last axis.
 func (b *Builder) RMSNorm(x, prefix string, dim int, eps float32) string {
-	return b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
-		x, b.normWeight(prefix+".weight", dim))
+	return b.Narrow(b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
+		b.Wide(x), b.normWeight(prefix+".weight", dim)))
 }
 
 // normWeight is the factor of an RMS norm; the session folds the sum into a constant.
@@ -109,11 +126,11 @@ func (b *Builder) normWeight(name string, dim int) string {
 	return w
 }
 
-// AddRMSNorm adds a residual and normalises the sum; it returns the normalised value and the sum.
+// AddRMSNorm adds a residual, which is float32, and normalises the sum; it returns the normalised value and the sum.
 func (b *Builder) AddRMSNorm(x, residual, prefix string, dim int, eps float32) (normed, sum string) {
 	out := b.OpN(onnx.Contrib, "SkipSimplifiedLayerNormalization", onnx.Attrs{"epsilon": eps},
-		[]string{x, residual, b.normWeight(prefix+".weight", dim)}, 4)
-	return out[0], out[3]
+		[]string{b.Wide(x), residual, b.normWeight(prefix+".weight", dim)}, 4)
+	return b.Narrow(out[0]), out[3]
 }
 
 // activations maps the names of transformers' ACT2FN that are supported.
@@ -147,7 +164,7 @@ func (b *Builder) Activation(name, x string) string {
 		b.fail(CheckActivation("activation", name))
 		return x
 	}
-	return f(b, x)
+	return b.Narrow(f(b, b.Wide(x)))
 }
 
 // Name gives value x the name that a graph output must have.

@@ -28,13 +28,30 @@ const (
 	// INT8 multiplies int8 weights, one scale an output channel, by activations quantised to 8 bits with one scale
 	// a row: a row's result does not depend on the rows it is batched with.
 	INT8 Precision = "int8"
+	// INT4 multiplies int4 weights, one scale for each 32 inputs of an output channel, by the same activations. Matrices
+	// whose inputs are no multiple of 32, and a decoder's head, are INT8's.
+	INT4 Precision = "int4"
 )
+
+// Vision is what the tower runs in when p is all that was asked for: a picture's patch embeddings are read by every token
+// after it, and a tower's weights are read once a tile.
+func (p Precision) Vision() Precision {
+	if p == INT4 {
+		return INT8
+	}
+	return p
+}
+
+// Quantized tells whether weights are to be loaded in a form that the checkpoint does not have.
+func (p Precision) Quantized() bool { return p == INT8 || p == INT4 }
 
 // suffixes of the tensors that stand for one quantised weight in a quantised checkpoint.
 const (
-	int8Suffix  = ".int8"  // I8, in a layout's shape
-	scaleSuffix = ".scale" // F32 [out], padded to the layout's width
-	startSuffix = ".start" // I32 of the same length, -128 · Σ of a channel's weights; panels only
+	int8Suffix       = ".int8"       // I8, in a layout's shape
+	scaleSuffix      = ".scale"      // F32 [out], padded to the layout's width
+	startSuffix      = ".start"      // I32 of the same length, -128 · Σ of a channel's weights; panels only
+	int4Suffix       = ".int4"       // U8 [⌈n/16⌉, k/32, 256]
+	blockScaleSuffix = ".int4.scale" // BF16 [⌈n/16⌉, k/32, 16]
 )
 
 // Names of weights that are quantised as one matrix are joined: output channels one after the other, or panels of the
@@ -73,7 +90,7 @@ func (l layout) shape(k, n int) []int {
 	return []int{k, n}
 }
 
-// quantized is one matrix on its way into the file.
+// quantized is a matrix in int8.
 type quantized struct {
 	layout
 	k, n   int
@@ -82,9 +99,61 @@ type quantized struct {
 	starts []int32   // [width] or nil
 }
 
-// put writes rows channels [channel, channel+rows/k) of int8 values. every is 1, or 2 when panels take turns; then
-// channel counts within the matrix's own half and turn says which.
-func (m *quantized) put(values []int8, channel, every, turn int) {
+func newQuantized(l layout, k, n int) *quantized {
+	size := 1
+	for _, d := range l.shape(k, n) {
+		size *= d
+	}
+	m := &quantized{layout: l, k: k, n: n, q: make([]byte, size), scales: make([]float32, l.width(n))}
+	if l.panels {
+		m.starts = make([]int32, l.width(n))
+	}
+	return m
+}
+
+func (m *quantized) tensors(name string) (head, tail []safetensors.Tensor) {
+	width := []int{m.width(m.n)}
+	head = []safetensors.Tensor{{Name: name + int8Suffix, DType: safetensors.I8, Shape: m.shape(m.k, m.n), Data: m.q}}
+	tail = []safetensors.Tensor{{Name: name + scaleSuffix, DType: safetensors.F32, Shape: width, Data: bytesOf(m.scales)}}
+	if m.starts != nil {
+		tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: width, Data: bytesOf(m.starts)})
+	}
+	return head, tail
+}
+
+// put makes weight w of output channel n round(w / s) with s = max|w[n,:]| / 127.
+func (m *quantized) put(rows []float32, channel, every, turn int) int {
+	values := make([]int8, len(rows))
+	for r := range len(rows) / m.k {
+		row := rows[r*m.k : (r+1)*m.k]
+		most := largest(row)
+		if math.IsNaN(float64(most)) || math.IsInf(float64(most), 0) {
+			return r
+		}
+		m.scales[m.scaleAt(channel+r, every, turn)] = most / 127
+		inverse := float32(0)
+		if most > 0 {
+			inverse = 127 / most
+		}
+		for i, v := range row {
+			values[r*m.k+i] = int8(math.RoundToEven(float64(v * inverse)))
+		}
+	}
+	m.store(values, channel, every, turn)
+	return -1
+}
+
+// largest is the largest magnitude of x, NaN if it holds one.
+func largest(x []float32) (most float32) {
+	for _, v := range x {
+		most = max(most, v, -v)
+	}
+	return most
+}
+
+// store writes channels [channel, channel+len(values)/k). every is 1, or 2 when panels take turns; then channel counts
+// within the matrix's own half and turn says which.
+func (m *quantized) store(values []int8, channel, every, turn int) {
 	rows := len(values) / m.k
 	if !m.panels {
 		for x := range m.k {
@@ -97,7 +166,7 @@ func (m *quantized) put(values []int8, channel, every, turn int) {
 	}
 	steps := (m.k + 3) / 4
 	for r := range rows {
-		at := m.place(channel+r, every, turn)
+		at := place(channel+r, every, turn)
 		out := m.q[(at/panelWidth*steps)*panelWidth*4+at%panelWidth*4:]
 		sum := int32(0)
 		for x, v := range values[r*m.k : (r+1)*m.k] {
@@ -108,50 +177,52 @@ func (m *quantized) put(values []int8, channel, every, turn int) {
 	}
 }
 
-// place is where a channel stands among all.
-func (m *quantized) place(channel, every, turn int) int {
+// place is where a channel stands among all panels' channels.
+func place(channel, every, turn int) int {
 	return (channel/panelWidth*every+turn)*panelWidth + channel%panelWidth
 }
 
-// Quantize writes the int8 forms of the named weights, canonical names of [out, in] matrices or several of them with
-// equal in, joined, as a safetensors file. The file appears whole or not at all. Weight w of output channel n becomes
-// round(w / s) with s = max|w[n,:]| / 127.
-func (w *Weights) Quantize(path string, names []string) (err error) {
-	return w.quantize(path, names, native())
+// target is a quantised matrix on its way into the file.
+type target interface {
+	// put takes rows of floats [rows, k] whose output channels start at channel; see quantized.store for every and turn. It
+	// returns the first row that holds a value that is not finite, or -1. Calls for different channels may overlap.
+	put(rows []float32, channel, every, turn int) int
+	// tensors are the parts: what is large, and the rest.
+	tensors(name string) (head, tail []safetensors.Tensor)
 }
 
+// quantize writes quantised forms of weights as a safetensors file: canonical names of [out, in] matrices, or of several
+// with equal in, joined, with the suffix of the form. The file appears whole or not at all.
 func (w *Weights) quantize(path string, names []string, l layout) (err error) {
 	var head []safetensors.Tensor // matrices first: their sizes keep each other aligned
 	var tail []safetensors.Tensor
 	var work errgroup.Group
 	work.SetLimit(runtime.GOMAXPROCS(0))
-	for _, name := range names {
+	for _, full := range names {
+		name, four := strings.CutSuffix(full, int4Suffix)
+		if !four {
+			name = strings.TrimSuffix(full, int8Suffix)
+		}
 		sep, every := joint, 1
 		if strings.Contains(name, gated) {
 			sep, every = gated, 2
 		}
 		var sources []safetensors.Tensor
-		m := &quantized{layout: l}
+		k, n := 0, 0
 		for part := range strings.SplitSeq(name, sep) {
 			t, ok := w.ckpt.Tensor(w.names[part])
 			if !ok || len(t.Shape) != 2 {
 				return fmt.Errorf("quantise: %q is not a matrix of the checkpoint", part)
 			}
 			sources = append(sources, t)
-			m.n, m.k = m.n+t.Shape[0], t.Shape[1]
+			n, k = n+t.Shape[0], t.Shape[1]
 		}
-		shape, width := l.shape(m.k, m.n), l.width(m.n)
-		size := 1
-		for _, d := range shape {
-			size *= d
+		var m target = newQuantized(l, k, n)
+		if four {
+			m = newQuantized4(k, n)
 		}
-		m.q, m.scales = make([]byte, size), make([]float32, width)
-		head = append(head, safetensors.Tensor{Name: name + int8Suffix, DType: safetensors.I8, Shape: shape, Data: m.q})
-		tail = append(tail, safetensors.Tensor{Name: name + scaleSuffix, DType: safetensors.F32, Shape: []int{width}, Data: bytesOf(m.scales)})
-		if l.panels {
-			m.starts = make([]int32, width)
-			tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: []int{width}, Data: bytesOf(m.starts)})
-		}
+		large, small := m.tensors(name)
+		head, tail = append(head, large...), append(tail, small...)
 		from := 0
 		for i, t := range sources {
 			channel, turn := from, 0
@@ -160,7 +231,7 @@ func (w *Weights) quantize(path string, names []string, l layout) (err error) {
 			}
 			work.Go(func() error {
 				defer t.Forget()
-				return m.quantize(t, channel, every, turn)
+				return fill(m, t, channel, every, turn)
 			})
 			from += t.Shape[0]
 		}
@@ -183,48 +254,32 @@ func (w *Weights) quantize(path string, names []string, l layout) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-func bytesOf[T float32 | int32](s []T) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), 4*len(s))
-}
-
 // block is the number of channels quantised at a time, so that source and target stay in cache.
 const block = 64
 
-// quantize fills in the channels of t [n, k], from the given one on.
-func (m *quantized) quantize(t safetensors.Tensor, channel, every, turn int) error {
+// fill gives m the channels of t [n, k], from the given one on.
+func fill(m target, t safetensors.Tensor, channel, every, turn int) error {
 	n, k := t.Shape[0], t.Shape[1]
-	floats, values := make([]float32, block*k), make([]int8, block*k)
+	floats := make([]float32, block*k)
 	for from := 0; from < n; from += block {
 		rows := min(block, n-from)
 		if err := t.FloatsInto(floats[:rows*k], from*k); err != nil {
 			return err
 		}
-		for r := range rows {
-			row := floats[r*k : (r+1)*k]
-			var most float32
-			for _, v := range row {
-				most = max(most, v, -v)
-			}
-			if math.IsNaN(float64(most)) || math.IsInf(float64(most), 0) {
-				return fmt.Errorf("tensor %q, row %d holds a value that is not finite", t.Name, from+r)
-			}
-			m.scales[m.scaleAt(channel+from+r, every, turn)] = most / 127
-			inverse := float32(0)
-			if most > 0 {
-				inverse = 127 / most
-			}
-			for i, v := range row {
-				values[r*k+i] = int8(math.RoundToEven(float64(v * inverse)))
-			}
+		if r := m.put(floats[:rows*k], channel+from, every, turn); r >= 0 {
+			return fmt.Errorf("tensor %q, row %d holds a value that is not finite", t.Name, from+r)
 		}
-		m.put(values[:rows*k], channel+from, every, turn)
 	}
 	return nil
 }
 
+func bytesOf[T float32 | int32](s []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), 4*len(s))
+}
+
 func (m *quantized) scaleAt(channel, every, turn int) int {
 	if m.panels {
-		return m.place(channel, every, turn)
+		return place(channel, every, turn)
 	}
 	return channel
 }
@@ -242,17 +297,39 @@ var fused = map[string]int{"": 0, "gelu_pytorch_tanh": 2, "gelu_new": 2, "gelu_f
 // siluGate is the number of the one that multiplies silu of a panel by the next.
 const siluGate = 1
 
-// rowLinear is RowLinear8: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of its own.
-func (b *Builder) rowLinear(x, name string, in, out, activation int, biases []string) string {
-	width := native().width(out)
-	inputs := []string{
-		x, b.int8Weight(name+int8Suffix, onnx.I8, native().shape(in, out)...),
-		b.int8Weight(name+scaleSuffix, onnx.F32, width), b.int8Weight(name+startSuffix, onnx.I32, width),
+// rowLinear is RowLinear8 or RowLinear4: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of its own.
+func (b *Builder) rowLinear(x, name string, in, out, activation, bits int, biases []string) string {
+	width, op := native().width(out), "RowLinear8"
+	var inputs []string
+	switch bits {
+	case 4:
+		op = "RowLinear4"
+		panels, blocks := width/panelWidth, in/blockInputs
+		inputs = []string{
+			x, b.quantizedWeight(name+int4Suffix, onnx.U8, panels, blocks, panelWidth*blockInputs/2),
+			b.quantizedWeight(name+blockScaleSuffix, onnx.BF16, panels, blocks, panelWidth),
+		}
+	default:
+		inputs = []string{
+			x, b.quantizedWeight(name+int8Suffix, onnx.I8, native().shape(in, out)...),
+			b.quantizedWeight(name+scaleSuffix, onnx.F32, width), b.quantizedWeight(name+startSuffix, onnx.I32, width),
+		}
 	}
 	if len(biases) > 0 {
 		inputs = append(inputs, b.concat(biases))
 	}
-	return b.OpN(onnx.Own, "RowLinear8", onnx.Attrs{"k": in, "n": out, "activation": activation}, inputs, 1)[0]
+	return b.OpN(onnx.Own, op, onnx.Attrs{"k": in, "n": out, "activation": activation}, inputs, 1)[0]
+}
+
+// bits are those of the weights of a layer with that many inputs, 0 where they are not quantised.
+func (b *Builder) bits(in int) int {
+	switch {
+	case b.precision == INT4 && in%blockInputs == 0:
+		return 4
+	case b.precision.Quantized():
+		return 8
+	}
+	return 0
 }
 
 // concat is one value of several that lie one after the other on the first axis.
@@ -263,10 +340,10 @@ func (b *Builder) concat(values []string) string {
 	return b.Op("Concat", onnx.Attrs{"axis": 0}, values...)
 }
 
-// linear8 is y = x·Wᵀ + b in int8.
-func (b *Builder) linear8(x, name string, in, out int, biases []string) string {
+// quantizedLinear is y = x·Wᵀ + b over weights of 8 or 4 bits.
+func (b *Builder) quantizedLinear(x, name string, in, out, bits int, biases []string) string {
 	if native().panels {
-		return b.rowLinear(x, name, in, out, fused[""], biases)
+		return b.rowLinear(x, name, in, out, fused[""], bits, biases)
 	}
 	y := b.columns8(x, name, in, out)
 	if len(biases) > 0 {
@@ -286,17 +363,17 @@ func (b *Builder) columns8(x, name string, in, out int) string {
 		q = [2]string{b.Op("QuantizeLinear", nil, b.Op("Div", nil, x, m), b.F32(1.0/127), b.zeroPoint()), m}
 		b.rows[x] = q
 	}
-	y := b.ContribOp("MatMulIntegerToFloat", nil, q[0], b.int8Weight(name+int8Suffix, onnx.I8, in, out),
-		b.F32(1.0/127), b.int8Weight(name+scaleSuffix, onnx.F32, out), b.zeroPoint())
+	y := b.ContribOp("MatMulIntegerToFloat", nil, q[0], b.quantizedWeight(name+int8Suffix, onnx.I8, in, out),
+		b.F32(1.0/127), b.quantizedWeight(name+scaleSuffix, onnx.F32, out), b.zeroPoint())
 	return b.Op("Mul", nil, y, q[1])
 }
 
-// int8Weight gives one tensor of a weight's quantised form.
-func (b *Builder) int8Weight(name string, dt onnx.DType, shape ...int) string {
+// quantizedWeight gives one tensor of a weight's quantised form.
+func (b *Builder) quantizedWeight(name string, dt onnx.DType, shape ...int) string {
 	if b.Has(name) {
 		return name
 	}
-	t, err := b.w.getInt8(name, shape)
+	t, err := b.w.getQuantized(name, shape)
 	if err != nil {
 		b.fail(err)
 		return name
@@ -305,14 +382,14 @@ func (b *Builder) int8Weight(name string, dt onnx.DType, shape ...int) string {
 	return name
 }
 
-func (w *Weights) getInt8(name string, shape []int) (safetensors.Tensor, error) {
+func (w *Weights) getQuantized(name string, shape []int) (safetensors.Tensor, error) {
 	if w.asked != nil {
 		*w.asked = append(*w.asked, Shape{name, shape})
 		return safetensors.Tensor{Name: name, Shape: shape}, nil
 	}
-	if w.int8 != nil {
-		if t, ok := w.int8.Tensor(name); ok && slices.Equal(t.Shape, shape) {
-			if whole, ok := strings.CutSuffix(name, int8Suffix); ok {
+	if w.quantized != nil {
+		if t, ok := w.quantized.Tensor(name); ok && slices.Equal(t.Shape, shape) {
+			if whole, ok := matrixName(name); ok {
 				for part := range strings.SplitSeq(strings.ReplaceAll(whole, gated, joint), joint) {
 					w.used[w.names[part]]++
 				}
@@ -323,47 +400,58 @@ func (w *Weights) getInt8(name string, shape []int) (safetensors.Tensor, error) 
 	return safetensors.Tensor{}, fmt.Errorf("no quantised form of %q", name)
 }
 
-// LoadInt8 makes the quantised weights that build asks for available: from dir when an earlier start left them there,
-// or by quantising now and leaving them there. build must not open a session.
-func (w *Weights) LoadInt8(dir string, build func(w *Weights) error) (fresh bool, err error) {
-	if !HasKernels && saturates() {
-		return false, ErrSaturates
+// matrixName tells whether a tensor of a quantised checkpoint is a matrix, and which.
+func matrixName(tensor string) (name string, ok bool) {
+	if name, ok = strings.CutSuffix(tensor, int8Suffix); ok {
+		return name, true
 	}
+	return strings.CutSuffix(tensor, int4Suffix)
+}
+
+// LoadQuantized makes the quantised weights that build asks for available: from dir when an earlier start left them there,
+// or by quantising now and leaving them there. build must not open a session.
+func (w *Weights) LoadQuantized(dir string, build func(w *Weights) error) (fresh bool, err error) {
 	needs, err := Needs(build)
 	if err != nil {
 		return false, err
 	}
 	var names []string
 	for _, n := range needs {
-		if name, ok := strings.CutSuffix(n.Name, int8Suffix); ok {
-			names = append(names, name)
+		if _, ok := matrixName(n.Name); ok {
+			names = append(names, n.Name)
 		}
 	}
-	path := filepath.Join(dir, w.int8Name(names))
-	if w.int8, err = safetensors.OpenFile(path); err == nil {
+	if len(names) == 0 {
+		return false, nil
+	}
+	if !HasKernels && saturates() {
+		return false, ErrSaturates
+	}
+	path := filepath.Join(dir, w.quantizedName(names))
+	if w.quantized, err = safetensors.OpenFile(path); err == nil {
 		return false, nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("cache folder: %w", err)
 	}
-	if err := w.Quantize(path, names); err != nil {
-		return false, fmt.Errorf("quantise to int8: %w", err)
+	if err := w.quantize(path, names, native()); err != nil {
+		return false, fmt.Errorf("quantise: %w", err)
 	}
-	w.int8, err = safetensors.OpenFile(path)
+	w.quantized, err = safetensors.OpenFile(path)
 	return true, err
 }
 
-// int8Version changes when the layout or the arithmetic of a quantised file does.
-const int8Version = "2"
+// quantizedVersion changes when the layout or the arithmetic of a quantised file does.
+const quantizedVersion = "3"
 
-// int8Name is the name of the quantised file: it depends on the checkpoint's content and on which weights are in it.
-func (w *Weights) int8Name(names []string) string {
+// quantizedName is the name of the quantised file: it depends on the checkpoint's content and on which weights are in it.
+func (w *Weights) quantizedName(names []string) string {
 	h := sha256.New()
 	h.Write(w.ckpt.Digest())
 	for _, n := range names {
 		fmt.Fprintln(h, n)
 	}
-	return "int8-v" + int8Version + "-" + native().String() + "-" + hex.EncodeToString(h.Sum(nil)[:16]) + ".safetensors"
+	return "quantised-v" + quantizedVersion + "-" + native().String() + "-" + hex.EncodeToString(h.Sum(nil)[:16]) + ".safetensors"
 }
 
 // Out is one of several linear layers that read the same value.
@@ -372,10 +460,10 @@ type Out struct {
 	Dim    int
 }
 
-// JointLinear runs linear layers over the same x. In INT8 they are one product, and their outputs come as one value,
-// one after the other on the last axis; in FP32, where joining would copy the weights, as one value each.
+// JointLinear runs linear layers over the same x. Where weights are quantised they are one product, and their outputs come as one value,
+// one after the other on the last axis; elsewhere, where joining would copy the weights, as one value each.
 func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string {
-	if b.precision != INT8 {
+	if b.bits(in) == 0 {
 		var list []string
 		for _, o := range outs {
 			list = append(list, b.Linear(x, o.Prefix, in, o.Dim, bias))
@@ -391,13 +479,13 @@ func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string
 			biases = append(biases, b.Weight(o.Prefix+".bias", o.Dim))
 		}
 	}
-	return []string{b.linear8(x, strings.Join(names, joint), in, width, biases)}
+	return []string{b.quantizedLinear(x, strings.Join(names, joint), in, width, b.bits(in), biases)}
 }
 
 // Gated is activation(gate(x)) · up(x), both linear.
 func (b *Builder) Gated(x string, in int, bias bool, activation string, gate, up Out) string {
-	if b.precision == INT8 && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias {
-		return b.rowLinear(x, gate.Prefix+".weight"+gated+up.Prefix+".weight", in, 2*gate.Dim, siluGate, nil)
+	if b.bits(in) > 0 && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias {
+		return b.rowLinear(x, gate.Prefix+".weight"+gated+up.Prefix+".weight", in, 2*gate.Dim, siluGate, b.bits(in), nil)
 	}
 	y := b.Split(b.JointLinear(x, in, bias, gate, up), gate, up)
 	return b.Op("Mul", nil, b.Activation(activation, y[0]), y[1])
@@ -406,14 +494,14 @@ func (b *Builder) Gated(x string, in int, bias bool, activation string, gate, up
 // Activated is activation(x·Wᵀ + b).
 func (b *Builder) Activated(x, prefix string, in, out int, bias bool, activation string) string {
 	n, ok := fused[activation]
-	if b.precision != INT8 || !native().panels || !ok {
+	if b.bits(in) == 0 || !native().panels || !ok {
 		return b.Activation(activation, b.Linear(x, prefix, in, out, bias))
 	}
 	var biases []string
 	if bias {
 		biases = []string{b.Weight(prefix+".bias", out)}
 	}
-	return b.rowLinear(x, prefix+".weight", in, out, n, biases)
+	return b.rowLinear(x, prefix+".weight", in, out, n, b.bits(in), biases)
 }
 
 // Split cuts a value that JointLinear joined; one that it did not join is given as it is.

@@ -98,13 +98,18 @@ func floats(name string, values []float32, dims ...int) safetensors.Tensor {
 // run builds a layer in int8 and runs it over x [rows, in].
 func run(t *testing.T, w *Weights, x []float32, in, out int, layer func(b *Builder, x string) string) []float32 {
 	t.Helper()
+	return runIn(t, INT8, w, x, in, out, layer)
+}
+
+func runIn(t *testing.T, p Precision, w *Weights, x []float32, in, out int, layer func(b *Builder, x string) string) []float32 {
+	t.Helper()
 	build := func(w *Weights) (*Builder, error) {
-		b := NewBuilder("test", w, INT8)
+		b := NewBuilder("test", w, p)
 		b.Name(layer(b, b.Input("x", onnx.F32, "rows", in)), "y")
 		b.Output("y", onnx.F32, "rows", out)
 		return b, b.Err()
 	}
-	if _, err := w.LoadInt8(t.TempDir(), func(w *Weights) error { _, err := build(w); return err }); err != nil {
+	if _, err := w.LoadQuantized(t.TempDir(), func(w *Weights) error { _, err := build(w); return err }); err != nil {
 		t.Fatal(err)
 	}
 	b, err := build(w)
@@ -293,7 +298,7 @@ func TestQuantizeRefuses(t *testing.T) {
 	m := randomMatrix("m", 4, 4)
 	m.values[5] = float32(math.Inf(-1))
 	w := checkpoint(t, m)
-	_, err := w.LoadInt8(t.TempDir(), func(w *Weights) error {
+	_, err := w.LoadQuantized(t.TempDir(), func(w *Weights) error {
 		b := NewBuilder("test", w, INT8)
 		b.Linear(b.Input("x", onnx.F32, 4), "m", 4, 4, false)
 		return b.Err()

@@ -15,11 +15,11 @@ import (
 
 // Weights finds a model's parameters in a checkpoint under canonical names and keeps account of their use.
 type Weights struct {
-	ckpt  *safetensors.Checkpoint
-	names map[string]string       // canonical → name in the checkpoint
-	used  map[string]int          // name in the checkpoint → times asked for
-	int8  *safetensors.Checkpoint // quantised forms of some weights; nil when there are none
-	asked *[]Shape                // set when this is a list of what a model needs and there is no checkpoint
+	ckpt      *safetensors.Checkpoint
+	names     map[string]string       // canonical → name in the checkpoint
+	used      map[string]int          // name in the checkpoint → times asked for
+	quantized *safetensors.Checkpoint // quantised forms of some weights; nil when there are none
+	asked     *[]Shape                // set when this is a list of what a model needs and there is no checkpoint
 }
 
 // Shape is a parameter that a model needs.

@@ -4,6 +4,7 @@ package host
 
 import (
 	"bufio"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -32,8 +33,8 @@ func readMemory(root fs.FS) Memory {
 		m.Total = kilobytes(bufio.NewScanner(f), "MemTotal:")
 	}
 	m.Limit = m.Total
-	for _, file := range limitFiles(root) {
-		raw, err := fs.ReadFile(root, file)
+	for _, dir := range groups(root, "memory") {
+		raw, err := fs.ReadFile(root, dir.file("memory.max", "memory.limit_in_bytes"))
 		if err != nil {
 			continue
 		}
@@ -45,33 +46,47 @@ func readMemory(root fs.FS) Memory {
 	return m
 }
 
-// limitFiles lists the memory limit of the process's control group and of every group above it.
-func limitFiles(root fs.FS) []string {
+// group is the folder of a control group, of version 1 or 2 of their interface.
+type group struct {
+	dir string
+	v2  bool
+}
+
+// file is the path of a file that the two versions name differently.
+func (g group) file(v2, v1 string) string {
+	if g.v2 {
+		return path.Join(g.dir, v2)
+	}
+	return path.Join(g.dir, v1)
+}
+
+// groups lists the control group that a controller has the process in, and every group above it.
+func groups(root fs.FS, controller string) []group {
 	raw, err := fs.ReadFile(root, "proc/self/cgroup")
 	if err != nil {
 		return nil
 	}
-	var files []string
+	var list []group
 	for line := range strings.Lines(string(raw)) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
-		base, name := "sys/fs/cgroup", "memory.max"
-		if fields[1] != "" {
-			if !strings.Contains(","+fields[1]+",", ",memory,") {
+		v2, base := fields[1] == "", "sys/fs/cgroup"
+		if !v2 {
+			if !strings.Contains(","+fields[1]+",", ","+controller+",") {
 				continue
 			}
-			base, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+			base = path.Join(base, controller)
 		}
 		for dir := path.Clean("/" + fields[2]); ; dir = path.Dir(dir) {
-			files = append(files, path.Join(base, dir, name))
+			list = append(list, group{path.Join(base, dir), v2})
 			if dir == "/" {
 				break
 			}
 		}
 	}
-	return files
+	return list
 }
 
 // PeakRSS is the largest resident set of this process so far, in bytes; 0 where the system does not say.
@@ -94,9 +109,32 @@ func kilobytes(lines *bufio.Scanner, key string) uint64 {
 	return 0
 }
 
-// Processors is the number the process may use at once: the runtime's view, which honours control groups, and the
-// machine's.
-func Processors() (usable, online int) { return runtime.GOMAXPROCS(0), runtime.NumCPU() }
+// Processors is the number the process may use at once, and the machine's. Go's own view makes two of a control group's
+// share of one, on which two threads would take turns at being stopped.
+func Processors() (usable, online int) {
+	return min(runtime.GOMAXPROCS(0), readProcessors(os.DirFS("/"))), runtime.NumCPU()
+}
+
+// readProcessors is the smallest share of processors that the process's control groups have, rounded up.
+func readProcessors(root fs.FS) int {
+	share := math.MaxInt
+	for _, g := range groups(root, "cpu") {
+		quota, period := math.MaxInt, 0
+		if g.v2 {
+			raw, _ := fs.ReadFile(root, path.Join(g.dir, "cpu.max"))
+			fmt.Sscan(string(raw), &quota, &period) // "max 100000" sets neither
+		} else {
+			for file, value := range map[string]*int{"cpu.cfs_quota_us": &quota, "cpu.cfs_period_us": &period} {
+				raw, _ := fs.ReadFile(root, path.Join(g.dir, file))
+				fmt.Sscan(string(raw), value)
+			}
+		}
+		if quota > 0 && quota < math.MaxInt && period > 0 { // -1 is no limit
+			share = min(share, (quota-1)/period+1)
+		}
+	}
+	return share
+}
 
 // Features lists the CPU features that matter to matrix kernels.
 func Features() []string {

@@ -292,6 +292,11 @@ func (g *Graph) F32(v float32) string {
 		binary.LittleEndian.AppendUint32(nil, math.Float32bits(v)))
 }
 
+// I32 gives an int32 scalar constant; equal ones are stored once.
+func (g *Graph) I32(v int32) string {
+	return g.constant(fmt.Sprint("i32 ", v), I32, nil, binary.LittleEndian.AppendUint32(nil, uint32(v)))
+}
+
 // I64s gives a one-dimensional int64 constant; equal ones are stored once.
 func (g *Graph) I64s(v ...int64) string {
 	var b []byte

@@ -51,7 +51,8 @@ static OrtStatus *mismatch(const char *op, const char *what, int64_t got, int64_
 
 static void destroy_kernel(void *k) { free(k); }
 
-// RowLinear8(x, weight, scale, start, bias?) → y; attributes k, n, activation. See rowlinear_amd64.h.
+// RowLinear8(x, weight, scale, start, bias?) → y and RowLinear4(x, weight, scale, bias?) → y; attributes k, n, activation.
+// See rowlinear_amd64.h.
 typedef struct {
   int64_t k, n, activation;
 } row_linear_kernel;
@@ -59,7 +60,7 @@ typedef struct {
 static OrtStatus *row_linear_create(const OrtCustomOp *op, const OrtApi *a, const OrtKernelInfo *info, void **out) {
   (void)op;
   row_linear_kernel *k = *out = malloc(sizeof *k);
-  if (!k) return a->CreateStatus(ORT_FAIL, "RowLinear8: out of memory");
+  if (!k) return a->CreateStatus(ORT_FAIL, "linear layer: out of memory");
   OrtStatus *s = a->KernelInfoGetAttribute_int64(info, "k", &k->k);
   if (!s) s = a->KernelInfoGetAttribute_int64(info, "n", &k->n);
   if (!s) s = a->KernelInfoGetAttribute_int64(info, "activation", &k->activation);
@@ -75,24 +76,25 @@ static OrtStatus *row_linear_create(const OrtCustomOp *op, const OrtApi *a, cons
 typedef struct {
   rowlinear l;
   int64_t pairs, pairs_a_task, blocks;
+  void (*quantize)(const rowlinear *, int64_t from, int64_t to);
+  void (*multiply)(const rowlinear *, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 } product;
 
 static void quantize_task(void *p, size_t i) {
   const product *t = p;
   const int64_t from = (int64_t)i * BLOCK_ROWS, to = from + BLOCK_ROWS;
-  rowlinear_quantize(&t->l, from, to < t->l.rows ? to : t->l.rows);
+  t->quantize(&t->l, from, to < t->l.rows ? to : t->l.rows);
 }
 
 static void multiply_task(void *p, size_t i) {
   const product *t = p;
   const int64_t row = (int64_t)i % t->blocks * BLOCK_ROWS, row_to = row + BLOCK_ROWS;
   const int64_t pair = (int64_t)i / t->blocks * t->pairs_a_task, pair_to = pair + t->pairs_a_task;
-  rowlinear_multiply(&t->l, row, row_to < t->l.rows ? row_to : t->l.rows, pair, pair_to < t->pairs ? pair_to : t->pairs);
+  t->multiply(&t->l, row, row_to < t->l.rows ? row_to : t->l.rows, pair, pair_to < t->pairs ? pair_to : t->pairs);
 }
 
-static void multiply(product *p) {
-  rowlinear *l = &p->l;
-  const int64_t pair_bytes = (l->k + 3) / 4 * 128;
+static void multiply(product *p, int64_t pair_bytes) {
+  const rowlinear *l = &p->l;
   p->pairs = (l->n + 31) / 32;
   p->blocks = (l->rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
   p->pairs_a_task = TASK_BYTES / pair_bytes + 1;
@@ -100,36 +102,71 @@ static void multiply(product *p) {
   team_run(multiply_task, p, (size_t)((p->pairs + p->pairs_a_task - 1) / p->pairs_a_task * p->blocks));
 }
 
-static OrtStatus *row_linear_compute(void *k, OrtKernelContext *ctx) {
-  const row_linear_kernel *op = k;
-  product p = {.l = {.k = op->k, .n = op->n, .activation = (int)op->activation}};
-  rowlinear *l = &p.l;
-  const int64_t padded = (l->n + 15) / 16 * 16, steps = (l->k + 3) / 4;
-  tensor x, in[4];
+// operands reads x and the inputs after it, whose sizes have to be want; of those the last may be absent. It makes room
+// for y.
+static OrtStatus *operands(const char *name, rowlinear *l, const row_linear_kernel *op, OrtKernelContext *ctx, tensor *in, const int64_t *want, size_t most) {
+  tensor x;
   size_t inputs;
+  l->k = op->k, l->n = op->n, l->activation = (int)op->activation;
   OrtStatus *s = api->KernelContext_GetInputCount(ctx, &inputs);
-  const int64_t want[4] = {padded * steps * 4, padded, padded, l->n};
   if (!s) s = input(ctx, 0, &x);
-  memset(in, 0, sizeof in);
-  for (size_t i = 1; !s && i < inputs; i++) {
+  memset(in, 0, most * sizeof *in);
+  for (size_t i = 1; !s && i < inputs && i <= most; i++) {
     s = input(ctx, i, &in[i - 1]);
-    if (!s && in[i - 1].data && in[i - 1].count != want[i - 1]) s = mismatch("RowLinear8", "an input's size", in[i - 1].count, want[i - 1]);
+    if (!s && in[i - 1].data && in[i - 1].count != want[i - 1]) s = mismatch(name, "an input's size", in[i - 1].count, want[i - 1]);
   }
   if (s) return s;
-  if (x.rank < 1 || x.dims[x.rank - 1] != l->k) return mismatch("RowLinear8", "the last axis of x", x.rank ? x.dims[x.rank - 1] : 0, l->k);
-  l->x = x.data, l->w = in[0].data, l->scale = in[1].data, l->start = in[2].data, l->bias = in[3].data;
-  l->rows = x.count / l->k;
+  if (x.rank < 1 || x.dims[x.rank - 1] != l->k) return mismatch(name, "the last axis of x", x.rank ? x.dims[x.rank - 1] : 0, l->k);
+  l->x = x.data, l->rows = x.count / l->k;
   x.dims[x.rank - 1] = l->activation == ROWLINEAR_SILU_GATE ? l->n / 2 : l->n;
-  if ((s = output(ctx, 0, x.dims, x.rank, &l->y)) || l->rows == 0) return s;
+  return output(ctx, 0, x.dims, x.rank, &l->y);
+}
 
-  // Scratch for a few rows lies on the stack.
-  _Alignas(64) uint8_t few[32 << 10];
-  const size_t need = (size_t)l->rows * ((size_t)(steps * 4 * rowlinear_width()) + sizeof(float));
+// Scratch for a few rows lies on the stack.
+#define FEW_BYTES (32 << 10)
+
+static int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+
+static OrtStatus *row_linear_compute(void *k, OrtKernelContext *ctx) {
+  const row_linear_kernel *op = k;
+  const int64_t width = (op->k + 3) / 4 * 4, want[4] = {padded(op->n) * width, padded(op->n), padded(op->n), op->n};
+  product p = {.quantize = rowlinear_quantize, .multiply = rowlinear_multiply};
+  rowlinear *l = &p.l;
+  tensor in[4];
+  OrtStatus *s = operands("RowLinear8", l, op, ctx, in, want, 4);
+  if (s || l->rows == 0) return s;
+  l->w = in[0].data, l->scale = in[1].data, l->start = in[2].data, l->bias = in[3].data;
+
+  _Alignas(64) uint8_t few[FEW_BYTES];
+  const size_t need = (size_t)l->rows * ((size_t)(width * rowlinear_width()) + sizeof(float));
   uint8_t *scratch = need <= sizeof few ? few : malloc(need);
   if (!scratch) return api->CreateStatus(ORT_FAIL, "RowLinear8: out of memory");
   l->m = (float *)scratch;
   l->q = scratch + (size_t)l->rows * sizeof(float);
-  multiply(&p);
+  multiply(&p, width * 32);
+  if (scratch != few) free(scratch);
+  return NULL;
+}
+
+static OrtStatus *row_linear4_compute(void *k, OrtKernelContext *ctx) {
+  const row_linear_kernel *op = k;
+  const int64_t blocks = op->k / ROWLINEAR4_BLOCK, want[3] = {padded(op->n) * op->k / 2, padded(op->n) * blocks, op->n};
+  product p = {.quantize = rowlinear4_quantize, .multiply = rowlinear4_multiply};
+  rowlinear *l = &p.l;
+  tensor in[3];
+  if (op->k % ROWLINEAR4_BLOCK) return mismatch("RowLinear4", "k modulo 32", op->k % ROWLINEAR4_BLOCK, 0);
+  OrtStatus *s = operands("RowLinear4", l, op, ctx, in, want, 3);
+  if (s || l->rows == 0) return s;
+  l->w = in[0].data, l->block_scale = in[1].data, l->bias = in[2].data;
+
+  _Alignas(64) uint8_t few[FEW_BYTES];
+  const size_t need = (size_t)l->rows * (size_t)(sizeof(float) + (size_t)blocks * sizeof(int32_t) + (size_t)l->k);
+  uint8_t *scratch = need <= sizeof few ? few : malloc(need);
+  if (!scratch) return api->CreateStatus(ORT_FAIL, "RowLinear4: out of memory");
+  l->m = (float *)scratch;
+  l->back = (int32_t *)(l->m + l->rows);
+  l->q = (uint8_t *)(l->back + l->rows * blocks);
+  multiply(&p, l->k * 16 + blocks * 64);
   if (scratch != few) free(scratch);
   return NULL;
 }
@@ -255,6 +292,7 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
 }
 
 static const char *row_linear_name(const OrtCustomOp *op) { (void)op; return "RowLinear8"; }
+static const char *row_linear4_name(const OrtCustomOp *op) { (void)op; return "RowLinear4"; }
 static const char *attention_name(const OrtCustomOp *op) { (void)op; return "CachedAttention"; }
 static const char *provider(const OrtCustomOp *op) { (void)op; return NULL; }
 static ONNXTensorElementDataType row_linear_input_type(const OrtCustomOp *op, size_t i) {
@@ -263,17 +301,28 @@ static ONNXTensorElementDataType row_linear_input_type(const OrtCustomOp *op, si
          : i == 3 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
                   : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
+static ONNXTensorElementDataType row_linear4_input_type(const OrtCustomOp *op, size_t i) {
+  (void)op;
+  return i == 1   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+         : i == 2 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16
+                  : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
 static ONNXTensorElementDataType attention_input_type(const OrtCustomOp *op, size_t i) {
   (void)op;
   return i == 5 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 static size_t row_linear_inputs(const OrtCustomOp *op) { (void)op; return 5; }
+static size_t row_linear4_inputs(const OrtCustomOp *op) { (void)op; return 4; }
 static size_t row_linear_outputs(const OrtCustomOp *op) { (void)op; return 1; }
 static size_t attention_inputs(const OrtCustomOp *op) { (void)op; return 8; }
 static size_t attention_outputs(const OrtCustomOp *op) { (void)op; return 3; }
 static OrtCustomOpInputOutputCharacteristic row_linear_input_kind(const OrtCustomOp *op, size_t i) {
   (void)op;
   return i == 4 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+}
+static OrtCustomOpInputOutputCharacteristic row_linear4_input_kind(const OrtCustomOp *op, size_t i) {
+  (void)op;
+  return i == 3 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 static OrtCustomOpInputOutputCharacteristic attention_input_kind(const OrtCustomOp *op, size_t i) {
   (void)op;
@@ -294,7 +343,10 @@ static int version(const OrtCustomOp *op) { (void)op; return 1; }
     .GetStartVersion = version, .GetEndVersion = version,                                                               \
   }
 
-static const OrtCustomOp operators[] = {OPERATOR(row_linear), OPERATOR(attention)};
+#define row_linear4_outputs row_linear_outputs
+#define row_linear4_create row_linear_create
+
+static const OrtCustomOp operators[] = {OPERATOR(row_linear), OPERATOR(row_linear4), OPERATOR(attention)};
 
 // customop_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes
 // the domain, which lives as long as the process; calls must not overlap.

@@ -30,7 +30,11 @@ func TestMain(m *testing.M) {
 	}
 	os.Setenv("HOME", home)
 	os.Setenv("XDG_CACHE_HOME", filepath.Join(home, ".cache"))
+	if os.Getenv("MESA_SHADER_CACHE_DIR") == "" { // a Vulkan driver's, where there is one
+		os.Setenv("MESA_SHADER_CACHE_DIR", home+"-shaders")
+	}
 	code := m.Run()
+	os.RemoveAll(home + "-shaders")
 	os.RemoveAll(home)
 	os.Exit(code)
 }

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "vector_avx2_amd64.h"
+#include "rowlinear_finish_avx2_amd64.h"
 
 TARGET void rowlinear_quantize_avx2(const rowlinear *l, int64_t from, int64_t to) {
   const int64_t k = l->k, width = (k + 3) / 4 * 4;
@@ -35,43 +35,10 @@ TARGET void rowlinear_quantize_avx2(const rowlinear *l, int64_t from, int64_t to
   }
 }
 
-// swish is x·σ(s·x).
-INLINE __m256 swish(__m256 x, float s) {
-  return _mm256_div_ps(x, _mm256_add_ps(exponential(_mm256_mul_ps(x, _mm256_set1_ps(-s))), _mm256_set1_ps(1)));
-}
-
-// gelu_tanh is x·(1 + tanh z)/2 with z = √(2/π)·(x + 0.044715·x³); (1 + tanh z)/2 is σ(2z).
-INLINE __m256 gelu_tanh(__m256 x) {
-  const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
-  const __m256 z2 = _mm256_mul_ps(_mm256_fmadd_ps(cube, _mm256_set1_ps(0.044715f), x), _mm256_set1_ps(-1.59576912f));
-  return _mm256_div_ps(x, _mm256_add_ps(exponential(z2), _mm256_set1_ps(1)));
-}
-
-// value makes the output of eight channels, but for a gate, of their sums.
+// value makes the output of eight channels, but for its activation, of their sums.
 INLINE __m256 value(const rowlinear *l, __m256i sum, int64_t row, int64_t channel) {
-  __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(_mm256_loadu_ps(l->scale + channel), _mm256_set1_ps(l->m[row])));
-  if (l->bias) y = _mm256_add_ps(y, _mm256_maskload_ps(l->bias + channel, lanes(l->n - channel)));
-  return y;
-}
-
-// store takes the sums of a row and eight channels; for a gate, gates are the sums of the eight of the panel before.
-INLINE void store(const rowlinear *l, __m256i sum, const __m256i *gates, int64_t row, int64_t channel) {
-  __m256 y = value(l, sum, row, channel);
-  switch (l->activation) {
-  case ROWLINEAR_SILU_GATE: { // panels alternate: 16 gates, then the 16 values that they act on
-    const int64_t gate = channel - 16, half = gate / 32 * 16 + gate % 16;
-    y = _mm256_mul_ps(swish(value(l, *gates, row, gate), 1), y);
-    _mm256_storeu_ps(l->y + row * (l->n / 2) + half, y);
-    return;
-  }
-  case ROWLINEAR_GELU_TANH:
-    y = gelu_tanh(y);
-    break;
-  case ROWLINEAR_QUICK_GELU:
-    y = swish(y, 1.702f);
-    break;
-  }
-  _mm256_maskstore_ps(l->y + row * l->n + channel, lanes(l->n - channel), y);
+  const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(l->scale + channel), _mm256_set1_ps(l->m[row]));
+  return biased(l, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), channel);
 }
 
 // MOST_ROWS rows by a panel is the largest tile whose sums stay in registers: 12 of the 16.
@@ -115,11 +82,18 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
   sums(l, row, pair * 2, first, ROWS);
   if (!gated)
     for (int r = 0; r < ROWS; r++)
-      for (int h = 0; h < 2; h++) store(l, first[r][h], NULL, row + r, channel + h * 8);
+      for (int h = 0; h < 2; h++) {
+        const __m256 y = value(l, first[r][h], row + r, channel + h * 8);
+        finish(l, y, y, row + r, channel + h * 8);
+      }
   if (channel + 16 >= l->n) return; // the last pair has one panel only
   sums(l, row, pair * 2 + 1, second, ROWS);
   for (int r = 0; r < ROWS; r++)
-    for (int h = 0; h < 2; h++) store(l, second[r][h], &first[r][h], row + r, channel + 16 + h * 8);
+    for (int h = 0; h < 2; h++) {
+      const int64_t at = channel + 16 + h * 8;
+      const __m256 y = value(l, second[r][h], row + r, at);
+      finish(l, y, gated ? value(l, first[r][h], row + r, at - 16) : y, row + r, at);
+    }
 }
 
 TARGET void rowlinear_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {

@@ -2,9 +2,9 @@ package ort
 
 import (
 	"errors"
-	"runtime"
 	"sync"
 
+	"github.com/mmserve/mmserve/internal/host"
 	ort "github.com/yalue/onnxruntime_go"
 )
 
@@ -13,19 +13,26 @@ type Options struct {
 	Provider Provider
 	// AllowCPUFallback opens a session though the provider leaves work to the processor; see Placement.
 	AllowCPUFallback bool
-	// Threads is the number of intra-op threads; 0 is one per processor that Go may use.
+	// Threads is the number of intra-op threads; 0 is one per processor that the process may use.
 	Threads int
 	// ExternalDir is the folder that external data locations are relative to.
 	ExternalDir string
+	// Background has the session's threads give way to those of other sessions. Its runs take turns.
+	Background bool
 	// Opened, unless nil, is told of each session that was opened.
 	Opened func(Placement)
 }
 
 // Session is a loaded graph. Run may be called by several goroutines at once; a provider that cannot do that makes them wait.
 type Session struct {
-	s         *ort.DynamicAdvancedSession
-	turn      *sync.Mutex // held while the provider works; nil where it need not
-	placement Placement
+	s          *ort.DynamicAdvancedSession
+	background *background // nil but for Options.Background
+	turn       *sync.Mutex // held while the provider works; nil where it need not
+	placement  Placement
+	device     *Device        // nil where tensors lie in the process's memory
+	allocator  *ort.Allocator // of the device's memory; made when it is first asked for
+	tensors    map[*deviceValue]struct{}
+	crosses    []byte // 1 for inputs, then outputs, that lie on the device for the graph; nil until the first run
 }
 
 // graph is what NewSession needs of a graph that was built in memory.
@@ -53,7 +60,7 @@ func load(o Options, name string, reckons func(string) bool, create func(*ort.Se
 	defer so.Destroy()
 	threads := o.Threads
 	if threads == 0 {
-		threads = runtime.GOMAXPROCS(0)
+		threads, _ = host.Processors()
 	}
 	// Spinning doubles the CPU cost of two sessions in one process; mmserve's own operators have threads of their own.
 	entries := map[string]string{"session.intra_op.allow_spinning": "0", "session.record_ep_graph_assignment_info": "1"}
@@ -69,17 +76,26 @@ func load(o Options, name string, reckons func(string) bool, create func(*ort.Se
 	if err := so.SetGraphOptimizationLevel(ort.GraphOptimizationLevelEnableAll); err != nil {
 		return nil, err
 	}
+	// A memory pattern is a second set of buffers beside those of a shape's first run, and there is one for every shape.
+	if err := so.SetMemPattern(false); err != nil {
+		return nil, err
+	}
 	for k, v := range entries {
 		if err := so.AddSessionConfigEntry(k, v); err != nil {
 			return nil, err
 		}
 	}
-	session := &Session{turn: o.Provider.turn()}
+	session := &Session{turn: o.Provider.turn(), device: deviceOf(o.Provider)}
 	defer session.take()()
 	if err := o.Provider.configure(so, threads); err != nil {
 		return nil, err
 	}
-	if session.s, err = create(so); err != nil {
+	if o.Background {
+		session.background = newBackground()
+	}
+	session.background.do(func() { session.s, err = create(so) })
+	if err != nil {
+		session.background.close()
 		return nil, err
 	}
 	nodes, err := placement(session.s)
@@ -88,7 +104,9 @@ func load(o Options, name string, reckons func(string) bool, create func(*ort.Se
 		session.placement.Graph = name
 	}
 	if err != nil {
-		return nil, errors.Join(err, session.s.Destroy())
+		err = errors.Join(err, session.s.Destroy())
+		session.background.close()
+		return nil, err
 	}
 	if o.Opened != nil {
 		o.Opened(session.placement)
@@ -118,8 +136,12 @@ func (s *Session) Run(in, out []Tensor) error {
 	for i, t := range out {
 		values[len(in)+i] = t.v
 	}
+	if err := s.admit(in, out); err != nil {
+		return err
+	}
 	defer s.take()()
-	err := s.s.Run(values[:len(in)], values[len(in):])
+	var err error
+	s.background.do(func() { err = s.s.Run(values[:len(in)], values[len(in):]) })
 	for i, t := range out {
 		if v := values[len(in)+i]; t.v == nil && v != nil {
 			err = errors.Join(err, v.Destroy())
@@ -128,8 +150,14 @@ func (s *Session) Run(in, out []Tensor) error {
 	return err
 }
 
-// Close frees the session. No Run may be under way.
+// Close frees the session and what it reserved on its device. No Run may be under way. Doing so again does nothing.
 func (s *Session) Close() error {
 	defer s.take()()
-	return s.s.Destroy()
+	if s.s == nil {
+		return nil
+	}
+	err := errors.Join(s.release(), s.s.Destroy())
+	s.background.close()
+	s.s = nil
+	return err
 }

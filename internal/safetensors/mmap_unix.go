@@ -8,30 +8,33 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mmserve/mmserve/internal/digest"
 )
 
 // mapFile maps a whole file read-only. The mapping is shared: pages come from and go back to the page cache.
-func mapFile(path string) ([]byte, error) {
+func mapFile(path string) ([]byte, digest.Stamp, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
+		return nil, "", fmt.Errorf("%s is not a regular file", path)
 	}
+	stamp := digest.Of(f)
 	if st.Size() == 0 {
-		return nil, nil
+		return nil, stamp, nil
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", path, err)
+		return nil, "", fmt.Errorf("map %s: %w", path, err)
 	}
-	return b, nil
+	return b, stamp, nil
 }
 
 func unmap(b []byte) error {

@@ -23,6 +23,8 @@ import (
 	"sort"
 	"sync"
 	"unsafe"
+
+	"github.com/mmserve/mmserve/internal/digest"
 )
 
 // ErrNone says that a folder holds no safetensors checkpoint at all.
@@ -157,6 +159,9 @@ type Checkpoint struct {
 	tensors map[string]Tensor
 	names   []string
 	maps    [][]byte
+	stamps  []digest.Stamp // of the mapped files
+	digests digest.Store
+	digest  func() []byte
 }
 
 // Open indexes the checkpoint in dir: model.safetensors.index.json with its shards, or model.safetensors.
@@ -213,11 +218,11 @@ func (c *Checkpoint) openFile(file, shown string) error {
 	if real, err = filepath.Abs(real); err != nil {
 		return err
 	}
-	data, err := mapFile(real)
+	data, stamp, err := mapFile(real)
 	if err != nil {
 		return err
 	}
-	c.maps = append(c.maps, data)
+	c.maps, c.stamps = append(c.maps, data), append(c.stamps, stamp)
 	return c.add(shown, real, data)
 }
 
@@ -249,9 +254,15 @@ func (c *Checkpoint) Bytes() int64 {
 	return n
 }
 
+// Remember has Digest take what an earlier process left in the store for the same files. It must come before the first
+// Digest.
+func (c *Checkpoint) Remember(s digest.Store) { c.digests = s }
+
 // Digest identifies the checkpoint's content: the SHA-256 of every tensor's name, type, shape and data, in order of
-// their names. It reads all data.
-func (c *Checkpoint) Digest() []byte {
+// their names. It reads all data, once.
+func (c *Checkpoint) Digest() []byte { return c.digest() }
+
+func (c *Checkpoint) hash() []byte {
 	sums := make([][32]byte, len(c.names))
 	var wg sync.WaitGroup
 	limit := make(chan struct{}, runtime.GOMAXPROCS(0))
@@ -320,6 +331,10 @@ func (c *Checkpoint) finish(owner map[string]string) (*Checkpoint, error) {
 		c.names = append(c.names, name)
 	}
 	sort.Strings(c.names)
+	c.digest = sync.OnceValue(func() []byte {
+		sum, _ := c.digests.Digest("checkpoint", c.stamps, func() ([]byte, error) { return c.hash(), nil })
+		return sum
+	})
 	return c, nil
 }
 

@@ -3,6 +3,7 @@ package safetensors
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"math"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/mmserve/mmserve/internal/digest"
 )
 
 // file makes a safetensors image from a header and data.
@@ -173,4 +176,30 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("rewritten file: %d tensors, %v; want %d", len(again), err, len(list))
 		}
 	})
+}
+
+// A digest that an earlier process left is taken, and one is left for the next.
+func TestRemember(t *testing.T) {
+	store := t.TempDir()
+	sum := func() []byte {
+		c, err := OpenFile("../../model/tiny-vlm/model.safetensors") // a file that has not just been written
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Remember(digest.Store(store))
+		return c.Digest()
+	}
+	first := sum()
+	kept, err := filepath.Glob(filepath.Join(store, "*"))
+	if err != nil || len(kept) != 1 {
+		t.Fatal(kept, err)
+	}
+	left := bytes.Repeat([]byte{7}, len(first))
+	if err := os.WriteFile(kept[0], []byte(hex.EncodeToString(left)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := sum(); !bytes.Equal(got, left) {
+		t.Errorf("got %x, left was %x", got, left)
+	}
 }

@@ -15,78 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-
-	"github.com/mmserve/mmserve/client"
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
-
-// mmserve at int8, over gRPC.
-type mmserve struct {
-	bin, folder string
-	threads     int
-	client      *client.Client
-}
-
-func (m *mmserve) name() string { return "mmserve int8" }
-
-func (m *mmserve) missing() string {
-	for _, f := range []string{m.bin, filepath.Join(m.folder, "models", "hf", "config.json")} {
-		if _, err := os.Stat(f); err != nil {
-			return err.Error()
-		}
-	}
-	return ""
-}
-
-func (m *mmserve) command(addr string) *exec.Cmd {
-	return exec.Command(m.bin, "serve", "--model", filepath.Join(m.folder, "models", "hf"), "--precision", "int8",
-		"--threads", strconv.Itoa(m.threads), "--slots", "16", "--max-len", "512", "--listen", addr)
-}
-
-func (m *mmserve) ready(ctx context.Context, addr string) error {
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	m.client = client.New(conn)
-	return poll(ctx, func() bool {
-		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
-		return err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING
-	})
-}
-
-func (m *mmserve) ask(ctx context.Context, text string, picture []byte, n int) (a answer, err error) {
-	parts := []*pb.Part{client.Text(text)}
-	if picture != nil {
-		parts = append([]*pb.Part{client.ImageBytes(picture)}, parts...)
-	}
-	in := client.Prompt(parts...)
-	limit := uint32(n)
-	in.MaxTokens = &limit
-	began := time.Now()
-	for event, err := range m.client.Stream(ctx, in) {
-		if err != nil {
-			return a, err
-		}
-		switch {
-		case event.GetDelta() != nil && a.ttft == 0:
-			a.ttft = time.Since(began)
-		case event.GetFinish() != nil:
-			u := event.GetFinish().GetUsage()
-			a.prompt, a.tokens = int(u.GetPromptTokens()), int(u.GetCompletionTokens())
-			a.total = time.Since(began)
-			if a.ttft == 0 { // its only token was half a character
-				a.ttft = a.total
-			}
-		}
-	}
-	return a, nil
-}
 
 // llama is llama.cpp's llama-server with one quantisation of the same weights. The tower is the q8_0 one; both quantisations
 // run faster with it than with the f16 one.
@@ -97,6 +26,8 @@ type llama struct {
 }
 
 func (l *llama) name() string { return "llama-server " + l.quant }
+
+func (l *llama) family() string { return "llama-server" }
 
 func (l *llama) root() string { return filepath.Join(l.folder, "sid") }
 
@@ -154,12 +85,16 @@ func (l *llama) ready(ctx context.Context, addr string) error {
 	return err
 }
 
-func (l *llama) ask(ctx context.Context, text string, picture []byte, n int) (a answer, err error) {
-	var prompt any = text
-	if picture != nil {
-		prompt = map[string]any{"prompt_string": l.marker + text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(picture)}}
+func (l *llama) do(ctx context.Context, jobs []job, limit int) ([]answer, error) {
+	return each(ctx, jobs, limit, l.ask)
+}
+
+func (l *llama) ask(ctx context.Context, j job) (a answer, err error) {
+	var prompt any = j.text
+	if j.picture != nil {
+		prompt = map[string]any{"prompt_string": l.marker + j.text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(j.picture)}}
 	}
-	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": n, "stream": true, "ignore_eos": true, "cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
+	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": j.tokens, "stream": true, "ignore_eos": true, "cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
 	if err != nil {
 		return a, err
 	}
@@ -199,19 +134,8 @@ func (l *llama) ask(ctx context.Context, text string, picture []byte, n int) (a 
 			return a, err
 		}
 		if event.Stop {
-			a.prompt, a.tokens, a.total = event.Timings.Prompt, event.Timings.Predicted, time.Since(began)
+			a.prompt, a.tokens = event.Timings.Prompt, event.Timings.Predicted
 		}
 	}
 	return a, lines.Err()
-}
-
-func poll(ctx context.Context, ok func() bool) error {
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the server did not get ready: %w", ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return nil
 }

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model"
+)
+
+// precisionFlags say what the linear layers of a model multiply in.
+type precisionFlags struct {
+	Precision       string `enum:"auto,fp32,fp16,int8,int4" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32; int8 with one scale a row, or int4 with one for each 32 weights (cpu only); fp16 (on a GPU); or auto for the fastest here that keeps the model's answers."`
+	VisionPrecision string `enum:"auto,fp32,fp16,int8,int4," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
+}
+
+// precisions are those of a model's two stages.
+type precisions struct {
+	vision, decoder graph.Precision
+	why             string // what "auto" went by
+}
+
+// choose settles what each stage runs in, and refuses what its provider has no operators for.
+func (f precisionFlags) choose(m *model.Model, at providers) (p precisions, err error) {
+	if p.decoder, err = pick("--precision", f.Precision, m, at.decoder, &p.why); err != nil {
+		return p, err
+	}
+	flag, vision := "--precision", f.Precision
+	if f.VisionPrecision != "" {
+		flag, vision = "--vision-precision", f.VisionPrecision
+	} else if vision != "auto" {
+		vision = string(p.decoder.Vision())
+	}
+	p.vision, err = pick(flag, vision, m, at.vision, &p.why)
+	return p, err
+}
+
+// pick settles one stage's precision. auto takes int4 never: its answers differ from the checkpoint's more often than int8's.
+func pick(flag, text string, m *model.Model, at ort.Provider, why *string) (graph.Precision, error) {
+	if text != "auto" {
+		return graph.Precision(text), checkPrecision(flag, text, at)
+	}
+	p, reason := graph.FP32, ""
+	switch can := at.Can(); {
+	case m.Weights == nil:
+		reason = "ready-made graphs have the precision they were made with"
+	case at.Kernels():
+		p, reason = graph.INT8, "mmserve's own int8 operators run on this processor"
+	case at.Name() == "cpu":
+		reason = "this processor lacks what mmserve's own int8 operators need"
+	case can.FP16 && can.DeviceTensors:
+		p, reason = graph.FP16, "the execution provider "+at.Name()+" multiplies in 16 bits"
+	default:
+		reason = "the execution provider " + at.Name() + " takes no other"
+	}
+	*why = fmt.Sprintf("%s auto chose %s: %s", flag, p, reason)
+	return p, nil
+}
+
+// checkPrecision refuses a precision that a provider has no operators for.
+func checkPrecision(flag, text string, at ort.Provider) error {
+	p, can := graph.Precision(text), at.Can()
+	switch {
+	case p == graph.FP16 && !(can.FP16 && can.DeviceTensors):
+		return fmt.Errorf("%s fp16: the %s provider multiplies no faster in 16 bits; it takes %s", flag, at.Name(), takes(at))
+	case p.Quantized() && at.Name() != "cpu":
+		return fmt.Errorf("%s %s runs on the cpu provider only; %s takes %s", flag, text, at.Name(), takes(at))
+	}
+	return nil
+}
+
+// takes lists the precisions that a provider has operators for.
+func takes(at ort.Provider) string {
+	switch can := at.Can(); {
+	case at.Name() == "cpu":
+		return "fp32, int8 and int4"
+	case can.FP16 && can.DeviceTensors:
+		return "fp32 and fp16"
+	}
+	return "fp32"
+}

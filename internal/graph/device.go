@@ -1,0 +1,125 @@
+package graph
+
+import (
+	"fmt"
+
+	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
+)
+
+// FP16 holds weights, keys and values in 16 bits and multiplies in them. Sums of layers, norms and logits stay float32.
+const FP16 Precision = "fp16"
+
+// Target is where a graph runs, which says what operators it is made of.
+type Target struct {
+	// Device is set for providers that have memory of their own. Their linear layers are Gemm nodes, whose input has two
+	// axes: values between layers are [rows, width].
+	Device bool
+	// Fused says that the provider's fused attention is right for a run of any length. See ort.FusedAttention.
+	Fused bool
+}
+
+// TargetOf asks the provider that sessions of these options run on. A precision that it does not have is an error.
+func TargetOf(o ort.Options, p Precision) (Target, error) {
+	name, can := o.Provider.Name(), o.Provider.Can()
+	switch {
+	case p == FP16 && !can.FP16:
+		return Target{}, fmt.Errorf("precision fp16: the execution provider %s multiplies in 16 bits no faster; it takes fp32 and int8", name)
+	case !can.DeviceTensors:
+		return Target{}, nil
+	case p != FP32 && p != FP16 && p != "":
+		return Target{}, fmt.Errorf("precision %s: the execution provider %s takes fp32 and fp16", p, name)
+	}
+	fused, err := ort.FusedAttention(o)
+	return Target{Device: true, Fused: fused}, err
+}
+
+// Operand gives a parameter in the type that linear layers multiply in.
+func (b *Builder) Operand(name string, shape ...int) string {
+	if b.precision != FP16 {
+		return b.Weight(name, shape...)
+	}
+	half := name + ".half"
+	if b.Has(half) {
+		return half
+	}
+	t, err := b.w.Get(name, shape...)
+	if err != nil {
+		b.fail(err)
+		return half
+	}
+	dt, _ := onnxType(t)
+	if dt == onnx.F16 {
+		b.initializer(half, dt, t)
+		return half
+	}
+	if stored := half + ".stored"; !b.Has(stored) {
+		b.initializer(stored, dt, t)
+		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F16)}, []string{stored}, []string{half}) // once, when the session is made
+	}
+	return half
+}
+
+// Narrow makes the values of x those that linear layers take.
+func (b *Builder) Narrow(x string) string { return b.cast(x, onnx.F16) }
+
+// Wide makes them float32.
+func (b *Builder) Wide(x string) string { return b.cast(x, onnx.F32) }
+
+func (b *Builder) cast(x string, t onnx.DType) string {
+	if b.precision != FP16 {
+		return x
+	}
+	return b.Op("Cast", onnx.Attrs{"to": int(t)}, x)
+}
+
+// Type is that of the values that linear layers take.
+func (b *Builder) Type() onnx.DType {
+	if b.precision == FP16 {
+		return onnx.F16
+	}
+	return onnx.F32
+}
+
+// gemm is y = x·Wᵀ + b for x [rows, in].
+func (b *Builder) gemm(x, prefix string, in, out int, bias bool) string {
+	operands := []string{x, b.Operand(prefix+".weight", out, in)}
+	if bias {
+		operands = append(operands, b.Operand(prefix+".bias", out))
+	}
+	return b.Op("Gemm", onnx.Attrs{"transB": 1}, operands...)
+}
+
+// Rows makes x [rows, width] on a device; elsewhere it stays as it is.
+func (b *Builder) Rows(x string, width int) string {
+	if !b.Device {
+		return x
+	}
+	return b.Op("Reshape", nil, x, b.I64s(-1, int64(width)))
+}
+
+// Blocks makes x of Rows [blocks, n, width].
+func (b *Builder) Blocks(x string, n, width int) string {
+	if !b.Device {
+		return x
+	}
+	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(width)))
+}
+
+// SelfAttention is attention among the n positions of each block without a mask. q, k and v are [blocks, n, heads·dim], on
+// a device [blocks·n, heads·dim].
+func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
+	for i, v := range qkv {
+		qkv[i] = b.Blocks(v, n, heads*dim)
+	}
+	if !b.Device || b.Fused {
+		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)
+	}
+	split := func(x string, perm ...int) string {
+		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim))))
+	}
+	q, k, v := split(qkv[0], 0, 2, 1, 3), split(qkv[1], 0, 2, 3, 1), split(qkv[2], 0, 2, 1, 3)
+	scores := b.Op("Mul", nil, b.Wide(b.Op("MatMul", nil, q, k)), b.F32(scale))
+	shares := b.Narrow(b.Op("Softmax", onnx.Attrs{"axis": -1}, scores))
+	return b.Rows(b.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, b.Op("MatMul", nil, shares, v)), heads*dim)
+}
