@@ -31,6 +31,7 @@ type cli struct {
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
+	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

@@ -3,8 +3,8 @@ package ort
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -153,9 +153,17 @@ func (k *kind) present() error {
 	if k.library == "" || library == "" {
 		return nil
 	}
-	ext := filepath.Ext(strings.TrimSuffix(library, ".1"))
-	file := filepath.Join(filepath.Dir(library), "lib"+k.library+ext)
-	if _, err := os.Stat(file); err != nil {
+	name := "lib" + k.library + ".so"
+	switch runtime.GOOS {
+	case "darwin":
+		name = "lib" + k.library + ".dylib"
+	case "windows":
+		name = k.library + ".dll"
+	}
+	if beside, err := filepath.EvalSymlinks(library); err == nil && isFile(filepath.Join(filepath.Dir(beside), name)) {
+		return nil
+	}
+	if file := filepath.Join(filepath.Dir(library), name); !isFile(file) {
 		return fmt.Errorf("failed to load %s: it is not there%s", file, k.hint())
 	}
 	return nil
