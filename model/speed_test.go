@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model/exporttest"
@@ -35,7 +37,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 	}
 	b.Cleanup(func() { m.Close() })
 	if p != graph.FP32 {
-		if _, err := m.LoadQuantized(os.TempDir(), p.Vision(), p); err != nil {
+		if _, err := m.LoadQuantized(os.TempDir(), p, p); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -223,4 +225,69 @@ func processTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkPrecision reports what a precision does to the distributions of next tokens: the mean Kullback-Leibler divergence
+// from fp32's, in nats, and the share of positions whose likeliest token is the same. The prompts are random ids.
+func BenchmarkPrecision(b *testing.B) {
+	m, _, o := openBench(b)
+	const prompts, length = 4, 64
+	logits := func(p graph.Precision) (list [][]float32) {
+		if _, err := m.LoadQuantized(os.TempDir(), p, p); err != nil {
+			b.Fatal(err)
+		}
+		r, err := m.OpenDecoder(decoder.OpenOptions{Slots: 1, MaxLen: 2 * length, Precision: p, Session: o})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer r.Close()
+		rng := rand.New(rand.NewPCG(1, 1))
+		for range prompts {
+			ids := make([]int32, length)
+			for i := range ids {
+				ids[i] = int32(rng.IntN(m.Decoder.Vocab))
+			}
+			l, err := r.Logits(fusion.Input{IDs: ids})
+			if err != nil {
+				b.Fatal(err)
+			}
+			for at := 0; at < len(l); at += m.Decoder.Vocab {
+				list = append(list, slices.Clone(l[at:at+m.Decoder.Vocab]))
+			}
+		}
+		return list
+	}
+	want := logits(graph.FP32)
+	for _, p := range []graph.Precision{graph.INT8, graph.INT4} {
+		b.Run(string(p), func(b *testing.B) {
+			var nats, same float64
+			for b.Loop() {
+				nats, same = 0, 0
+				for i, got := range logits(p) {
+					nats += divergence(want[i], got)
+					if slices.Index(want[i], slices.Max(want[i])) == slices.Index(got, slices.Max(got)) {
+						same++
+					}
+				}
+			}
+			b.ReportMetric(nats/float64(len(want)), "nats")
+			b.ReportMetric(100*same/float64(len(want)), "%same")
+		})
+	}
+}
+
+// divergence is Σ p·ln(p/q) of the softmax p of want and q of got.
+func divergence(want, got []float32) (nats float64) {
+	logSum := func(x []float32) float64 {
+		top, sum := slices.Max(x), 0.0
+		for _, v := range x {
+			sum += math.Exp(float64(v - top))
+		}
+		return float64(top) + math.Log(sum)
+	}
+	p, q := logSum(want), logSum(got)
+	for i, v := range want {
+		nats += math.Exp(float64(v)-p) * (float64(v) - p - float64(got[i]) + q)
+	}
+	return nats
 }
