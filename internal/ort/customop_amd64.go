@@ -2,7 +2,10 @@
 
 package ort
 
-// #cgo CFLAGS: -O3
+// In C11's own mode compilers leave products and sums as they are written. Otherwise GCC joins some of them, not the same in
+// each kernel, and the bits would depend on the processor.
+
+// #cgo CFLAGS: -O3 -std=c11 -D_GNU_SOURCE
 // #cgo linux LDFLAGS: -ldl -lpthread
 // #include <stdlib.h>
 // #include "kernels_amd64.h"

@@ -3,6 +3,8 @@
 #ifndef MMSERVE_VECTOR_AVX2_H
 #define MMSERVE_VECTOR_AVX2_H
 
+#pragma STDC FP_CONTRACT OFF // for clang; see customop_amd64.go
+
 #include <immintrin.h>
 #include <stdint.h>
 

@@ -2,6 +2,8 @@
 #ifndef MMSERVE_VECTOR_H
 #define MMSERVE_VECTOR_H
 
+#pragma STDC FP_CONTRACT OFF // for clang; see customop_amd64.go
+
 #include <immintrin.h>
 #include <stdint.h>
 
