@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,8 @@ import (
 )
 
 // The benchmarks of this file run the checkpoint that MMSERVE_BENCH_MODEL names, at MMSERVE_BENCH_PRECISION (int8) and
-// with MMSERVE_BENCH_THREADS threads (one per processor).
+// with MMSERVE_BENCH_THREADS threads (one per processor), on the execution provider MMSERVE_BENCH_PROVIDER (cpu).
+// MMSERVE_BENCH_ROWS lists the numbers of rows that decode together.
 func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 	dir := os.Getenv("MMSERVE_BENCH_MODEL")
 	if dir == "" {
@@ -41,7 +43,13 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 			b.Fatal(err)
 		}
 	}
-	return m, p, ort.Options{Threads: threads}
+	o := ort.Options{Threads: threads}
+	if s := os.Getenv("MMSERVE_BENCH_PROVIDER"); s != "" {
+		if o.Provider, err = ort.ParseProvider(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return m, p, o
 }
 
 // BenchmarkTower encodes one tile.
@@ -57,11 +65,26 @@ func BenchmarkTower(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "images/s")
+	b.ReportMetric(towerWork(m)/1e9, "GFLOP/op")
+}
+
+// towerWork is the number of additions and multiplications that the tower needs for a tile.
+func towerWork(m *Model) float64 {
+	t, n := m.Tower, float64(m.Tower.Patches())
+	h, i := float64(t.Hidden), float64(t.Intermediate)
+	return 2*n*h*float64(3*t.PatchSize*t.PatchSize) + float64(t.Layers)*(2*n*(4*h*h+2*h*i)+4*n*n*h)
+}
+
+// decoderWeights is the number of weights that a decode step reads.
+func decoderWeights(m *Model) float64 {
+	d := m.Decoder
+	return float64(d.Layers*d.Hidden*(2*(d.Heads+d.KVHeads)*d.HeadDim+3*d.Intermediate) + d.Hidden*d.Vocab)
 }
 
 // BenchmarkPrefill runs one whole prompt; BenchmarkDecode one decode step of rows that have 300 positions each.
 func BenchmarkPrefill(b *testing.B) {
-	r := openBenchDecoder(b, 1)
+	r, m := openShortDecoder(b, 1)
 	for _, n := range []int{32, 128, 256} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			ids := benchIDs(n)
@@ -69,17 +92,30 @@ func BenchmarkPrefill(b *testing.B) {
 				runBench(b, r, greedyRow(0, 0, ids))
 			}
 			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
+			b.ReportMetric(decoderWeights(m)/1e6, "Mweights")
 		})
 	}
 }
 
 func BenchmarkDecode(b *testing.B) {
-	r := openBenchDecoder(b, 16)
+	counts := []int{1, 2, 4, 8, 16}
+	if s := os.Getenv("MMSERVE_BENCH_ROWS"); s != "" {
+		counts = nil
+		for text := range strings.SplitSeq(s, ",") {
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 1 {
+				b.Fatalf("MMSERVE_BENCH_ROWS %q: want numbers from 1 on, as 1,8,32", s)
+			}
+			counts = append(counts, n)
+		}
+	}
+	most := slices.Max(counts)
+	r, m := openShortDecoder(b, most)
 	ids := benchIDs(300)
-	for slot := range 16 {
+	for slot := range most {
 		runBench(b, r, greedyRow(slot, 0, ids))
 	}
-	for _, n := range []int{1, 2, 4, 8, 16} {
+	for _, n := range counts {
 		b.Run(fmt.Sprintf("rows=%d", n), func(b *testing.B) {
 			rows := make([]decoder.Row, n)
 			for i := range rows {
@@ -89,6 +125,8 @@ func BenchmarkDecode(b *testing.B) {
 				runBench(b, r, rows...)
 			}
 			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
+			b.ReportMetric(decoderWeights(m)/1e6, "Mweights")
+			b.ReportMetric(float64(m.KVBytesPerToken())*float64(len(ids))/1e6, "KV-MB/row")
 		})
 	}
 }
@@ -150,13 +188,21 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 }
 
 func openBenchDecoder(b *testing.B, slots int) Runner {
+	r, _ := openSlots(b, slots, 0)
+	return r
+}
+
+// openShortDecoder has slots of 512 positions: a device's memory holds many of those.
+func openShortDecoder(b *testing.B, slots int) (Runner, *Model) { return openSlots(b, slots, 512) }
+
+func openSlots(b *testing.B, slots, maxLen int) (Runner, *Model) {
 	m, p, o := openBench(b)
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, Precision: p, Session: o})
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, MaxLen: maxLen, Precision: p, Session: o})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { r.Close() })
-	return r
+	return r, m
 }
 
 func benchIDs(n int) []int32 {

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/internal/graph"
-	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 )
 
@@ -108,9 +107,10 @@ func storedText(types map[string]int) string {
 }
 
 type verifyCmd struct {
+	providerFlags
 	Dir       string   `arg:"" help:"Model folder."`
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
-	Precision string   `enum:"fp32,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, int8, or int4 with the tower in int8."`
+	Precision string   `enum:"fp32,fp16,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, fp16 on a GPU, int8, or int4 with the tower in int8."`
 	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where quantised weights are kept (default: the user's cache folder)."`
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
@@ -143,7 +143,14 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if v.Gold == "" {
 		tolerance = model.DriftTolerance(p)
 	}
-	ver, err := model.NewVerifier(m, tolerance, p, ort.Options{})
+	where, err := v.open()
+	if err != nil {
+		return err
+	}
+	if where.vision.Name() != where.decoder.Name() {
+		return errors.New("--vision-provider: both stages are verified on one provider")
+	}
+	ver, err := model.NewVerifier(m, tolerance, p, v.options(where.decoder, 0, nil))
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,24 @@ func TestProviderFlags(t *testing.T) {
 	}
 }
 
+func TestVerifyOnProvider(t *testing.T) {
+	dir := filepath.Join("..", "..", "model", "tiny-vlm")
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--provider", "cpu"}, 0, "cases, 0 missed"},
+		{[]string{"--provider", "abacus"}, 1, `--provider: unknown execution provider "abacus"`},
+		{[]string{"--precision", "fp16"}, 1, "the execution provider cpu"},
+	} {
+		code, out, errs := mmserve(t, append([]string{"model", "verify", dir}, c.args...)...)
+		if code != c.code || !strings.Contains(out+errs, c.want) {
+			t.Errorf("%v: status %d, %s%s; want %d, %q", c.args, code, out, errs, c.code, c.want)
+		}
+	}
+}
+
 // "auto" takes what runs a graph, and says why. Without a GPU that is the processor, whatever Vulkan says.
 func TestAutoProvider(t *testing.T) {
 	startedRuntime(t)

@@ -11,7 +11,7 @@ import (
 )
 
 // startLibrary loads the repository's fetched library; without it these tests cannot mean anything.
-func startLibrary(t *testing.T) {
+func startLibrary(t testing.TB) {
 	t.Helper()
 	lib, err := FindLibrary(os.Getenv("MMSERVE_ORT_LIB"))
 	if err != nil {
