@@ -58,6 +58,10 @@ func TestRetryWaitsForASlot(t *testing.T) {
 // TestClientGone holds that a call that ends early gives its slot back, wherever it ends.
 func TestClientGone(t *testing.T) {
 	runner := endless(1)
+	runner.step = make(chan struct{}, 1000)
+	for range cap(runner.step) {
+		runner.step <- struct{}{}
+	}
 	f := start(t, tinyVLM(t), runner, server.Options{})
 	in := question()
 	in.MaxTokens = proto.Uint32(480)
@@ -80,7 +84,13 @@ func TestClientGone(t *testing.T) {
 	}
 	eventually(t, "the slot is free after the client left", slotIsFree)
 
-	runner.step = make(chan struct{}) // from now on the decoder hangs
+	for hangs := false; !hangs; { // from now on the decoder does
+		select {
+		case <-runner.step:
+		default:
+			hangs = true
+		}
+	}
 	// Long enough for the engine to think that the answer can be there in time: it would refuse it otherwise.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
