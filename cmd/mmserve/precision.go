@@ -53,7 +53,11 @@ func pick(flag, text string, m *model.Model, at ort.Provider, why *string) (grap
 	default:
 		reason = "the execution provider " + at.Name() + " takes no other"
 	}
-	*why = fmt.Sprintf("%s auto chose %s: %s", flag, p, reason)
+	text = fmt.Sprintf("%s auto chose %s: %s", flag, p, reason)
+	if *why != "" && *why != text { // the decoder's, on another provider
+		text = *why + "; for the tower, " + text
+	}
+	*why = text
 	return p, nil
 }
 
