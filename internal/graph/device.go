@@ -107,10 +107,13 @@ func (b *Builder) Blocks(x string, n, width int) string {
 }
 
 // SelfAttention is attention among the n positions of each block without a mask. q, k and v are [blocks, n, heads·dim], on
-// a device [blocks·n, heads·dim].
+// a device [blocks·n, heads·dim]. Where weights are quantised and the processor is fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
 	for i, v := range qkv {
 		qkv[i] = b.Blocks(v, n, heads*dim)
+	}
+	if b.precision.Quantized() && HasKernels && ort.HasSelfAttention8() && dim%16 == 0 {
+		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
 	}
 	if !b.Device || b.Fused {
 		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)

@@ -8,7 +8,9 @@
 
 #include "include/onnxruntime_c_api.h"
 #include "attention_amd64.h"
+#include "kernels_amd64.h"
 #include "rowlinear_amd64.h"
+#include "selfattention_amd64.h"
 #include "team_amd64.h"
 
 static const OrtApi *api;
@@ -291,9 +293,80 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   return !c.failed ? NULL : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
 }
 
+// SelfAttention8(q, k, v) → out; attributes heads, scale. All are [blocks, n, heads·dim]. See selfattention_amd64.h.
+typedef struct {
+  int64_t heads;
+  float scale;
+} self_attention_kernel;
+
+static OrtStatus *self_attention_create(const OrtCustomOp *op, const OrtApi *a, const OrtKernelInfo *info, void **out) {
+  (void)op;
+  self_attention_kernel *k = *out = malloc(sizeof *k);
+  if (!k) return a->CreateStatus(ORT_FAIL, "SelfAttention8: out of memory");
+  OrtStatus *s = a->KernelInfoGetAttribute_int64(info, "heads", &k->heads);
+  if (!s) s = a->KernelInfoGetAttribute_float(info, "scale", &k->scale);
+  if (s) free(k);
+  return s;
+}
+
+// Queries of a head that one task attends with.
+#define TASK_QUERIES 96
+
+typedef struct {
+  selfattention a;
+  int64_t parts; // tasks of a head
+  int failed;
+} whole;
+
+static void prepare_task(void *p, size_t i) { selfattention_prepare_avx512(&((const whole *)p)->a, (int64_t)i); }
+
+static void self_attend_task(void *p, size_t i) {
+  whole *w = p;
+  const int64_t from = (int64_t)i % w->parts * TASK_QUERIES, to = from + TASK_QUERIES;
+  void *scratch = malloc((size_t)selfattention_scratch(&w->a));
+  if (!scratch) {
+    w->failed = 1;
+    return;
+  }
+  selfattention_attend_avx512(&w->a, (int64_t)i / w->parts, from, to < w->a.n ? to : w->a.n, scratch);
+  free(scratch);
+}
+
+static OrtStatus *self_attention_compute(void *k, OrtKernelContext *ctx) {
+  const char *name = "SelfAttention8";
+  const self_attention_kernel *op = k;
+  whole w = {.a = {.heads = op->heads, .scale = op->scale}};
+  selfattention *a = &w.a;
+  tensor in[3];
+  OrtStatus *s = NULL;
+  for (size_t i = 0; !s && i < 3; i++) s = input(ctx, i, &in[i]);
+  if (s) return s;
+  if (kernels() < KERNELS_AVX512) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SelfAttention8 needs AVX-512 with VNNI");
+  if (in[0].rank != 3) return mismatch(name, "the rank of q", (int64_t)in[0].rank, 3);
+  if (in[1].count != in[0].count || in[2].count != in[0].count) return mismatch(name, "the size of k or v", in[1].count, in[0].count);
+  if (in[0].dims[2] % (16 * a->heads)) return mismatch(name, "the head size modulo 16", in[0].dims[2] / a->heads % 16, 0);
+  a->blocks = in[0].dims[0], a->n = in[0].dims[1], a->dim = in[0].dims[2] / a->heads;
+  a->q = in[0].data, a->k = in[1].data, a->v = in[2].data;
+  if ((s = output(ctx, 0, in[0].dims, 3, &a->out)) || !in[0].count) return s;
+
+  const size_t heads = (size_t)(a->blocks * a->heads), room = (size_t)selfattention_room(a->n), dim = (size_t)a->dim;
+  uint8_t *scratch = aligned_alloc(64, heads * (room * (dim * 3 + sizeof(float)) + dim * sizeof(float)));
+  if (!scratch) return api->CreateStatus(ORT_FAIL, "SelfAttention8: out of memory");
+  a->keys = scratch;
+  a->values = (int16_t *)(a->keys + heads * room * dim);
+  a->key_scale = (float *)(a->values + heads * room * dim);
+  a->value_scale = a->key_scale + heads * room;
+  w.parts = (a->n + TASK_QUERIES - 1) / TASK_QUERIES;
+  team_run(prepare_task, &w, heads);
+  team_run(self_attend_task, &w, heads * (size_t)w.parts);
+  free(scratch);
+  return !w.failed ? NULL : api->CreateStatus(ORT_FAIL, "SelfAttention8: out of memory");
+}
+
 static const char *row_linear_name(const OrtCustomOp *op) { (void)op; return "RowLinear8"; }
 static const char *row_linear4_name(const OrtCustomOp *op) { (void)op; return "RowLinear4"; }
 static const char *attention_name(const OrtCustomOp *op) { (void)op; return "CachedAttention"; }
+static const char *self_attention_name(const OrtCustomOp *op) { (void)op; return "SelfAttention8"; }
 static const char *provider(const OrtCustomOp *op) { (void)op; return NULL; }
 static ONNXTensorElementDataType row_linear_input_type(const OrtCustomOp *op, size_t i) {
   (void)op;
@@ -311,8 +384,13 @@ static ONNXTensorElementDataType attention_input_type(const OrtCustomOp *op, siz
   (void)op;
   return i == 5 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
+static ONNXTensorElementDataType self_attention_input_type(const OrtCustomOp *op, size_t i) {
+  (void)op, (void)i;
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
 static size_t row_linear_inputs(const OrtCustomOp *op) { (void)op; return 5; }
 static size_t row_linear4_inputs(const OrtCustomOp *op) { (void)op; return 4; }
+static size_t self_attention_inputs(const OrtCustomOp *op) { (void)op; return 3; }
 static size_t row_linear_outputs(const OrtCustomOp *op) { (void)op; return 1; }
 static size_t attention_inputs(const OrtCustomOp *op) { (void)op; return 8; }
 static size_t attention_outputs(const OrtCustomOp *op) { (void)op; return 3; }
@@ -327,6 +405,10 @@ static OrtCustomOpInputOutputCharacteristic row_linear4_input_kind(const OrtCust
 static OrtCustomOpInputOutputCharacteristic attention_input_kind(const OrtCustomOp *op, size_t i) {
   (void)op;
   return i == 1 || i == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+}
+static OrtCustomOpInputOutputCharacteristic self_attention_input_kind(const OrtCustomOp *op, size_t i) {
+  (void)op, (void)i;
+  return INPUT_OUTPUT_REQUIRED;
 }
 static ONNXTensorElementDataType output_type(const OrtCustomOp *op, size_t i) { (void)op, (void)i; return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
 static OrtCustomOpInputOutputCharacteristic output_kind(const OrtCustomOp *op, size_t i) { (void)op, (void)i; return INPUT_OUTPUT_REQUIRED; }
@@ -345,8 +427,9 @@ static int version(const OrtCustomOp *op) { (void)op; return 1; }
 
 #define row_linear4_outputs row_linear_outputs
 #define row_linear4_create row_linear_create
+#define self_attention_outputs row_linear_outputs
 
-static const OrtCustomOp operators[] = {OPERATOR(row_linear), OPERATOR(row_linear4), OPERATOR(attention)};
+static const OrtCustomOp operators[] = {OPERATOR(row_linear), OPERATOR(row_linear4), OPERATOR(attention), OPERATOR(self_attention)};
 
 // customop_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes
 // the domain, which lives as long as the process; calls must not overlap.

@@ -27,6 +27,10 @@ import (
 // CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
 func HasKernels() bool { return C.kernels() != C.KERNELS_NONE }
 
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
+// AVX-512 with VNNI.
+func HasSelfAttention8() bool { return C.kernels() == C.KERNELS_AVX512 }
+
 // limitKernels has the AVX2 operators used where better ones are there too, for tests; it tells whether there are.
 func limitKernels(on bool) (better bool) {
 	C.kernels_limit(C.KERNELS_AVX512)

@@ -8,4 +8,8 @@ import ort "github.com/yalue/onnxruntime_go"
 // CachedAttention. They need AVX2 with FMA.
 func HasKernels() bool { return false }
 
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
+// AVX-512 with VNNI on amd64.
+func HasSelfAttention8() bool { return false }
+
 func configureCustomOps(*ort.SessionOptions, int) error { return nil }

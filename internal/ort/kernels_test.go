@@ -346,3 +346,97 @@ func TestKernelsAgree(t *testing.T) {
 		return out
 	})
 }
+
+// selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim].
+func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int) []float32 {
+	t.Helper()
+	g := onnx.New("self")
+	for _, in := range []string{"q", "k", "v"} {
+		g.Input(in, onnx.F32, "B", "N", heads*dim)
+	}
+	g.Node(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}, []string{"q", "k", "v"}, []string{"y"})
+	g.Output("y", onnx.F32, "B", "N", heads*dim)
+	session, err := NewSession(g, Options{Threads: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	size := blocks * n * heads * dim
+	var in []Tensor
+	for i := range 3 {
+		in = append(in, view(t, x[i*size:(i+1)*size], blocks, n, heads*dim))
+	}
+	y := alloc(t, size)
+	out, _ := View(y.Slice(), blocks, n, heads*dim)
+	defer out.Destroy()
+	if err := session.Run(in, []Tensor{out}); err != nil {
+		t.Fatal(err)
+	}
+	return y.Slice()
+}
+
+// TestSelfAttention8 compares with the textbook: scores that are nearly alike, and ones of which some stand out; keys that
+// share a large part; blocks alone and beside others.
+func TestSelfAttention8(t *testing.T) {
+	startLibrary(t)
+	if !HasSelfAttention8() {
+		t.Skip("this processor has no AVX-512 VNNI")
+	}
+	for _, c := range []struct{ n, heads, dim int }{{64, 4, 32}, {1, 2, 16}, {65, 3, 64}, {257, 2, 80}, {200, 1, 112}} {
+		for _, spread := range []float32{0.3, 3} {
+			t.Run(fmt.Sprintf("%d heads of %d, %d positions, spread %g", c.heads, c.dim, c.n, spread), func(t *testing.T) {
+				const blocks = 2
+				size := blocks * c.n * c.heads * c.dim
+				x := randoms(uint64(c.n), 3*size)
+				for i := range size {
+					x[i] *= spread
+					x[size+i] += 4 * float32(i%c.dim%5) // as a bias does
+				}
+				got := selfAttention(t, x, blocks, c.n, c.heads, c.dim)
+				at := func(part, block, pos, head int) []float32 {
+					from := part*size + ((block*c.n+pos)*c.heads+head)*c.dim
+					return x[from : from+c.dim]
+				}
+				var off, all float64
+				for block := range blocks {
+					for head := range c.heads {
+						for pos := range c.n {
+							p, most, sum := make([]float64, c.n), math.Inf(-1), 0.0
+							for key := range p {
+								for i, k := range at(1, block, key, head) {
+									p[key] += float64(at(0, block, pos, head)[i]) * float64(k)
+								}
+								p[key] /= math.Sqrt(float64(c.dim))
+								most = max(most, p[key])
+							}
+							want := make([]float64, c.dim)
+							for key := range p {
+								p[key] = math.Exp(p[key] - most)
+								sum += p[key]
+								for i, v := range at(2, block, key, head) {
+									want[i] += p[key] * float64(v)
+								}
+							}
+							for i, w := range want {
+								d := float64(got[((block*c.n+pos)*c.heads+head)*c.dim+i]) - w/sum
+								off, all = off+d*d, all+w/sum*w/sum
+							}
+						}
+					}
+				}
+				if share := math.Sqrt(off / all); !(share < 0.02) {
+					t.Errorf("the error is %.4f of the result", share)
+				}
+				half := size / blocks
+				second := slices.Concat(x[half:size], x[size+half:2*size], x[2*size+half:])
+				if alone := selfAttention(t, second, 1, c.n, c.heads, c.dim); !slices.Equal(alone, got[half:]) {
+					t.Error("a block alone differs from it beside another")
+				}
+			})
+		}
+	}
+	zero := selfAttention(t, make([]float32, 3*10*32), 1, 10, 2, 16)
+	if slices.ContainsFunc(zero, func(y float32) bool { return y != 0 }) {
+		t.Errorf("of zeros: %v", zero)
+	}
+}
