@@ -252,6 +252,12 @@ func TestDeviceHalf(t *testing.T) {
 	if got := f.Load(0, 2); !slices.Equal(got, []float32{2.5, -1}) {
 		t.Errorf("got %v, want [2.5 -1]", got)
 	}
+	if err := s.Run([]Tensor{h}, []Tensor{{}}); err == nil {
+		t.Error("without room for them they came all the same")
+	}
+	if got := f.Load(0, 2); !slices.Equal(got, []float32{2.5, -1}) {
+		t.Errorf("a run that failed left %v of its input", got)
+	}
 }
 
 // The fused attention of a driver with subgroups of 8 is wrong from 32 positions on, without an error. Whether it is must be
