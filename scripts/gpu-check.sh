@@ -41,7 +41,7 @@ bin/mmserve doctor --provider "$provider" # fails where it does not work, or lea
 echo "== gold cases, $precision"
 # In fp16 an answer may differ in a token; 99 % have to be the same.
 bin/mmserve --log-level error model verify model/tiny-vlm --gold testdata/tiny-vlm-gold/gold.jsonl --provider "$provider" \
-	--precision $precision --tolerance "$([ $precision = fp16 ] && echo 0.2 || echo 1e-3)" >$out/gold.txt || [ $precision = fp16 ] || { tail -n 20 $out/gold.txt; exit 1; }
+	--precision "$precision" --tolerance "$([ "$precision" = fp16 ] && echo 0.2 || echo 1e-3)" >$out/gold.txt || [ "$precision" = fp16 ] || { tail -n 20 $out/gold.txt; exit 1; }
 tail -n 1 $out/gold.txt
 awk '{ for (i = 1; i < NF; i++) if ($i == "generated_ids") { n++; same += $(i+1) == "equal" ? 100 : $(i+1) } }
 	END { if (!n) { print "no answers were compared"; exit 1 } printf "generated ids: %.2f %% equal in %d cases\n", same/n, n; exit same/n < 99 }' $out/gold.txt
@@ -73,7 +73,7 @@ done
 if python3 -c 'import torch, transformers' 2>/dev/null; then
 	echo "== PyTorch"
 	for shape in $shapes; do
-		python3 scripts/gpu-check/torch_speed.py "${shape%%=*}" "${shape#*=}" $precision $rows || echo "no numbers of PyTorch for ${shape%%=*}"
+		python3 scripts/gpu-check/torch_speed.py "${shape%%=*}" "${shape#*=}" "$precision" "$rows" || echo "no numbers of PyTorch for ${shape%%=*}"
 	done | tee $out/torch.txt
 else
 	echo "== PyTorch: python3 has no torch and transformers here"
@@ -84,7 +84,7 @@ fi
 # tile needs a known number of operations. Whichever of memory and multipliers takes longer is the bound.
 echo "== table: $provider, $precision, $(date -u +%F), scripts/gpu-check.sh --provider $provider --precision $precision${quick:+ --quick}"
 echo
-awk -v bytes=$([ $precision = fp16 ] && echo 2 || echo 4) '
+awk -v bytes="$([ "$precision" = fp16 ] && echo 2 || echo 4)" '
 	function metric(unit,  i) { for (i = 2; i <= NF; i++) if ($i == unit) return $(i-1); return 0 }
 	function row(shape, what, got, bound, unit) {
 		key = shape "/" what
