@@ -36,7 +36,7 @@ if command -v nvidia-smi >/dev/null; then nvidia-smi --query-gpu=name,driver_ver
 if command -v vulkaninfo >/dev/null; then vulkaninfo --summary 2>/dev/null | grep -E 'deviceName|driverInfo|apiVersion' || true; fi
 
 echo "== provider $provider"
-bin/mmserve doctor --provider "$provider" # fails where it does not work, or leaves work to the processor
+bin/mmserve doctor --provider "$provider" --precision "$precision" # fails where it does not work, or leaves work to the processor
 
 echo "== gold cases, $precision"
 # In fp16 an answer may differ in a token; 99 % have to be the same.
