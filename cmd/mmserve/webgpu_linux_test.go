@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -26,12 +27,24 @@ func TestServeGRPCOnWebGPU(t *testing.T) {
 	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
 		t.Skip("`make test-webgpu` runs it")
 	}
+	// A process compiles a kernel once, for whichever test comes first: each precision has one of its own.
+	alone := os.Getenv("MMSERVE_TEST_ALONE")
+	if alone == "" {
+		for _, precision := range []string{"fp32", "fp16"} {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestServeGRPCOnWebGPU$", "-test.v")
+			cmd.Env = append(os.Environ(), "MMSERVE_TEST_ALONE="+precision)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+				t.Errorf("%s: %v\n%s", precision, err, out)
+			}
+		}
+		return
+	}
 	caption := client.Chat(client.User(client.ImageBytes(sample(t, 0)), client.Text("Describe the image.")))
 	want, _, err := answer(t, startServer(t, "--slots", "2"), caption)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, precision := range []string{"fp32", "fp16"} {
+	for _, precision := range []string{alone} {
 		t.Run(precision, func(t *testing.T) {
 			admin := freeAddress(t)
 			heard := listen(t)
