@@ -117,7 +117,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return err
 	})
 	defer text.Wait()
-	if in.vision.Quantized() || in.decoder.Quantized() {
+	if in.quantized() {
 		dir := cacheDir(f.CacheDir)
 		fresh, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
 		if err != nil {
@@ -131,7 +131,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 		return nil, err
 	}
 	var kv kvPlan
-	device := where.decoder.Can().DeviceTensors && a.model.Weights != nil
+	device := onDevice(a.model, where)
 	if device {
 		var l model.Ledger
 		kv, l, err = planDevice(a.model, f, in.decoder)
@@ -183,7 +183,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
-	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", a.precision(in.decoder), "vision_precision", a.precision(in.vision), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
+	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", precisionText(a.model, in.decoder), "vision_precision", precisionText(a.model, in.vision), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
 		"slots", kv.slots, "kv_tokens", kv.tokens, "kv_bytes", kv.bytes, "context", kv.maxLen, "seconds", time.Since(started).Seconds())
 	return a, nil
 }
@@ -234,9 +234,9 @@ func openModel(dir, onnxDType string) (*model.Model, error) {
 	return model.OpenExport(dir, onnxDType)
 }
 
-// precision names that of the decoder.
-func (a *app) precision(p graph.Precision) string {
-	for _, g := range a.model.Graphs() {
+// precisionText names a stage's precision, which in ready-made graphs is the decoder's own.
+func precisionText(m *model.Model, p graph.Precision) string {
+	for _, g := range m.Graphs() {
 		if g.Session == "decoder_model_merged" {
 			return g.DType
 		}

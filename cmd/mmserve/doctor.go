@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/decoder"
-	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
@@ -21,6 +20,11 @@ type doctorCmd struct {
 	MaxLen       int      `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"As with serve."`
 	KVCacheBytes byteSize `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"As with serve."`
 
+	DeviceMemory byteSize `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"As with serve."`
+	PrefillChunk int      `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"As with serve."`
+	CacheDir     string   `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"As with serve."`
+
+	precisionFlags
 	Provider         string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Open the model's sessions as serve does, and show where their nodes run."`
 	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"As with serve."`
 	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"As with serve."`
@@ -66,10 +70,11 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		defer m.Close()
 		_, err := m.OpenText()
 		report("model", err, fmt.Sprintf("%s (%s), %s parameters", m.Name, m.Type, count(m.Parameters())))
-		kv, err := planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
-		report("KV cache", err, kv.String())
-		if err == nil && lib != "" && d.Provider+d.VisionProvider != "" {
-			report("placement", d.place(m, kv, func(at ort.Placement) { fmt.Fprintf(out, "%-11s %s\n", "placement", placementText(at)) }), "all sessions opened")
+		if lib != "" && d.Provider+d.VisionProvider != "" {
+			report("placement", d.place(m, out), "all sessions opened")
+		} else {
+			kv, err := planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
+			report("KV cache", err, kv.String())
 		}
 	}
 	if !healthy {
@@ -78,19 +83,52 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 	return nil
 }
 
-// place opens the model's sessions, tells where their nodes run, and closes them.
-func (d doctorCmd) place(m *model.Model, kv kvPlan, opened func(ort.Placement)) error {
-	f := providerFlags{d.Provider, d.VisionProvider, d.AllowCPUFallback}
+// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
+func (d doctorCmd) place(m *model.Model, out io.Writer) error {
+	f := modelFlags{
+		providerFlags: providerFlags{d.Provider, d.VisionProvider, d.AllowCPUFallback}, precisionFlags: d.precisionFlags, CacheDir: d.CacheDir,
+		Slots: d.Slots, MaxLen: d.MaxLen, KVCacheBytes: d.KVCacheBytes, DeviceMemory: d.DeviceMemory, PrefillChunk: d.PrefillChunk,
+	}
 	where, err := f.open()
 	if err != nil {
 		return err
 	}
-	tower, err := m.OpenTower(graph.FP32, f.options(where.vision, 0, opened))
+	in, err := f.choose(m, where)
+	if err != nil {
+		return err
+	}
+	line := func(label, text string) { fmt.Fprintf(out, "%-11s %s\n", label, text) }
+	for _, why := range []string{where.why, in.why} {
+		if why != "" {
+			line("chosen", why)
+		}
+	}
+	line("precision", fmt.Sprintf("vision %s, decoder %s", precisionText(m, in.vision), precisionText(m, in.decoder)))
+	var kv kvPlan
+	if onDevice(m, where) {
+		var l model.Ledger
+		if kv, l, err = planDevice(m, f, in.decoder); err == nil {
+			line("device", fmt.Sprintf("%s in all: %s", bytesText(l.Total(kv.slots)), l))
+		}
+	} else {
+		kv, err = planKV(m, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	}
+	if err != nil {
+		return err
+	}
+	line("KV cache", kv.String())
+	if in.quantized() {
+		if _, err := m.LoadQuantized(cacheDir(f.CacheDir), in.vision, in.decoder); err != nil {
+			return err
+		}
+	}
+	opened := func(at ort.Placement) { line("placement", placementText(at)) }
+	tower, err := m.OpenTower(in.vision, f.options(where.vision, 0, opened))
 	if err != nil {
 		return err
 	}
 	defer tower.Close()
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Session: f.options(where.decoder, 0, opened)})
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, 0, opened)})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,11 @@ import (
 // shortContext is the context below which that of a model is not cut to make room for more sequences on a device.
 const shortContext = 4096
 
+// onDevice says whether a model's decoder keeps its KV cache in a device's memory.
+func onDevice(m *model.Model, at providers) bool {
+	return at.decoder.Can().DeviceTensors && m.Weights != nil
+}
+
 // planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
 // that was not asked for is halved while fewer than four of them fit.
 func planDevice(m *model.Model, f modelFlags, p graph.Precision) (kvPlan, model.Ledger, error) {

@@ -318,11 +318,16 @@ func serveAt(t *testing.T, args ...string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for range 200 {
+	for began := time.Now(); time.Since(began) < 5*time.Minute; { // a driver may compile for a minute
 		if _, err = c.Generate(t.Context(), &pb.GenerateRequest{}); status.Code(err) == codes.InvalidArgument {
 			return addr
 		}
-		time.Sleep(50 * time.Millisecond) // the process is starting: there is nothing to wait on but its port
+		select {
+		case code := <-done:
+			done <- code
+			t.Fatalf("serve ended with status %d before it served", code)
+		case <-time.After(50 * time.Millisecond): // the process is starting: there is nothing to wait on but its port
+		}
 	}
 	t.Fatalf("the server did not come up: %v", err)
 	return ""

@@ -20,6 +20,8 @@ type precisions struct {
 	why             string // what "auto" went by
 }
 
+func (p precisions) quantized() bool { return p.vision.Quantized() || p.decoder.Quantized() }
+
 // choose settles what each stage runs in, and refuses what its provider has no operators for.
 func (f precisionFlags) choose(m *model.Model, at providers) (p precisions, err error) {
 	if p.decoder, err = pick("--precision", f.Precision, m, at.decoder, &p.why); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,9 +100,51 @@ func TestPlacementIsReported(t *testing.T) {
 			t.Errorf("session %v", s)
 		}
 	}
-	code, out, errs := mmserve(t, "doctor", "--provider", "cpu")
-	if code != 0 || !strings.Contains(out, "vision on cpu: ") || !strings.Contains(out, "decoder on cpu: ") {
-		t.Errorf("doctor: status %d: %s%s", code, out, errs)
+	for precision, want := range map[string][]string{
+		"fp32": {"precision   vision fp32, decoder fp32\n", "KV cache    ", "vision on cpu: ", "decoder on cpu: "},
+		"fp16": {"placement   FAILED: --precision fp16: the cpu provider"},
+	} {
+		code, out, errs := mmserve(t, "doctor", "--provider", "cpu", "--precision", precision)
+		if (code == 0) == (precision == "fp16") {
+			t.Errorf("doctor: status %d: %s", code, errs)
+		}
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Errorf("doctor: no %q in\n%s", w, out)
+			}
+		}
+	}
+}
+
+// What doctor says of a device is what serve does there: precision, memory, number of sequences.
+func TestDoctorOnWebGPU(t *testing.T) {
+	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
+		t.Skip("`make test-webgpu` runs it")
+	}
+	args := []string{"--provider", "webgpu", "--precision", "auto", "--device-memory", "22MiB", "--prefill-chunk", "64"}
+	code, out, errs := mmserve(t, append([]string{"doctor"}, args...)...)
+	if code != 0 {
+		t.Fatalf("status %d: %s%s", code, out, errs)
+	}
+	for _, want := range []string{"--precision auto chose fp16", "precision   vision fp16, decoder fp16\n", "vision on webgpu: ", "decoder on webgpu: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	info, err := startServer(t, args...).ServerInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("of up to %d sequences with up to %d each\n", info.Slots, info.Context); info.Slots >= 16 || !strings.Contains(out, want) {
+		t.Errorf("a server has %d slots; no %q in\n%s", info.Slots, want, out)
+	}
+	for _, s := range info.Sessions {
+		if at := placementText(ort.Placement{Graph: s.Graph, Provider: s.Provider, Nodes: map[string]int{"WebGpuExecutionProvider": int(s.Nodes["WebGpuExecutionProvider"])}}); !strings.Contains(out, at+"\n") {
+			t.Errorf("a server has %q; doctor says\n%s", at, out)
+		}
+	}
+	if code, out, _ := mmserve(t, "doctor", "--provider", "webgpu", "--device-memory", "8MiB"); code != 1 || !strings.Contains(out, "FAILED: the model does not fit") {
+		t.Errorf("8 MiB: status %d: %s", code, out)
 	}
 }
 

@@ -252,6 +252,32 @@ func TestDeviceHalf(t *testing.T) {
 	if got := f.Load(0, 2); !slices.Equal(got, []float32{2.5, -1}) {
 		t.Errorf("got %v, want [2.5 -1]", got)
 	}
+	if err := s.Run([]Tensor{h}, []Tensor{{}}); err == nil {
+		t.Error("without room for them they came all the same")
+	}
+	if got := f.Load(0, 2); !slices.Equal(got, []float32{2.5, -1}) {
+		t.Errorf("a run that failed left %v of its input", got)
+	}
+}
+
+// A session that records its runs plays them over the tensors of the first, in silence, whatever it is given. That is why no
+// provider may be told to.
+func TestDeviceRecordedRuns(t *testing.T) {
+	p := requireWebGPU(t)
+	p.options = map[string]string{"enableGraphCapture": "1"} // as ParseProvider would not
+	s := addOne(t, p, onnx.F32)
+	x, y := deviceTensor(t, s, 4), deviceTensor(t, s, 4)
+	_, h := values(t, 1, 2, 3, 4)
+	inX, hx := values(t, 0, 0, 0, 0)
+	inY, hy := values(t, 0, 0, 0, 0)
+	if err := errors.Join(
+		Copy(x, h), Copy(y, h), s.Run([]Tensor{x}, []Tensor{x}), s.Run([]Tensor{y}, []Tensor{y}), Copy(hx, x), Copy(hy, y),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Equal(inX, []float32{2, 3, 4, 5}) && slices.Equal(inY, inX) {
+		t.Error("recorded runs take the tensors that they are given: they could be allowed")
+	}
 }
 
 // The fused attention of a driver with subgroups of 8 is wrong from 32 positions on, without an error. Whether it is must be

@@ -18,7 +18,7 @@ func init() {
 			"cudnn_conv_use_max_workspace":       flag,
 			"device_id":                          device,
 			"do_copy_in_default_stream":          flag,
-			"enable_cuda_graph":                  flag,
+			"enable_cuda_graph":                  unrecorded,
 			"enable_skip_layer_norm_strict_mode": flag,
 			"fuse_conv_bias":                     flag,
 			"gpu_mem_limit":                      size,

@@ -1,8 +1,10 @@
 package ort
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -23,6 +25,40 @@ func TestProvidersAreDocumented(t *testing.T) {
 		}
 		if !strings.Contains(string(b), "\n| `"+name+"` | ") {
 			t.Errorf("no %s", name)
+		}
+	}
+}
+
+// The tests that docs/providers.md names are there.
+func TestNamedTestsAreThere(t *testing.T) {
+	root := os.DirFS(filepath.Join("..", ".."))
+	text, err := fs.ReadFile(root, "docs/providers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, pattern := range []string{"*/*_test.go", "*/*/*_test.go"} {
+		files, err := fs.Glob(root, pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			source, err := fs.ReadFile(root, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(source, -1) {
+				there[string(m[1])] = true
+			}
+		}
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(text, -1)
+	if len(named) < 20 {
+		t.Errorf("%d tests are named", len(named))
+	}
+	for _, m := range named {
+		if !there[string(m[1])] {
+			t.Errorf("docs/providers.md names %s, which is no test", m[1])
 		}
 	}
 }

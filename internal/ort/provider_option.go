@@ -21,6 +21,10 @@ func oneOf(values ...string) option {
 // flag is a setting that is on or off.
 var flag = oneOf("0", "1")
 
+// unrecorded is a setting that has a provider record a session's first runs and play them again, over the memory that they were
+// recorded with, whatever tensors later runs are given. mmserve's runs are not of one shape over one memory.
+var unrecorded = option{"0: a recorded run would be played over another request's memory", func(s string) bool { return s == "0" }}
+
 // whole is a number without a fraction, in a range.
 func whole(least, most int64) option {
 	allowed := strconv.FormatInt(least, 10) + " to " + strconv.FormatInt(most, 10)

@@ -16,7 +16,7 @@ func init() {
 			"trt_auxiliary_streams":             whole(-1, 64),
 			"trt_builder_optimization_level":    whole(0, 5),
 			"trt_context_memory_sharing_enable": flag,
-			"trt_cuda_graph_enable":             flag,
+			"trt_cuda_graph_enable":             unrecorded,
 			"trt_detailed_build_log":            flag,
 			"trt_engine_cache_enable":           flag,
 			"trt_engine_cache_path":             path,

@@ -1,8 +1,10 @@
 package ort
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +28,9 @@ func TestParseProvider(t *testing.T) {
 		{text: "webgpu:powerPreference=low", err: `option powerPreference is "low"; want high-performance or low-power`},
 		{text: "cuda:device_id=01", err: `option device_id is "01"; want 0 to 255`},
 		{text: "cuda:use_tf32=yes", err: `option use_tf32 is "yes"; want 0 or 1`},
+		{text: "webgpu:enableGraphCapture=1", err: `option enableGraphCapture is "1"; want 0: a recorded run`},
+		{text: "cuda:enable_cuda_graph=1", err: `option enable_cuda_graph is "1"; want 0`},
+		{text: "tensorrt:trt_cuda_graph_enable=1", err: `option trt_cuda_graph_enable is "1"; want 0`},
 		{text: "cuda:device_id=0,", err: `unknown option ""`},
 		{text: "openvino:device_type=AUTOGPU", err: `option device_type is "AUTOGPU"`},
 		{text: "tensorrt:trt_engine_cache_path=", err: `want a path`},
@@ -108,7 +113,7 @@ func TestMissingProviders(t *testing.T) {
 }
 
 // ONNX Runtime takes options it does not know without a word, which is why ParseProvider does not.
-func TestLibraryIgnoresUnknownOptions(t *testing.T) {
+func TestWebGPUIgnoresUnknownOptions(t *testing.T) {
 	requireWebGPU(t)
 	so, err := ort.NewSessionOptions()
 	if err != nil {
@@ -121,7 +126,7 @@ func TestLibraryIgnoresUnknownOptions(t *testing.T) {
 	}
 }
 
-// requireWebGPU skips where nothing runs Vulkan.
+// requireWebGPU skips where nothing runs Vulkan, but under `make test-webgpu`, which has seen to that.
 func requireWebGPU(t *testing.T) Provider {
 	t.Helper()
 	startLibrary(t)
@@ -130,6 +135,9 @@ func requireWebGPU(t *testing.T) Provider {
 		t.Fatal(err)
 	}
 	if err := p.Probe(); err != nil {
+		if os.Getenv("MMSERVE_TEST_WEBGPU") != "" {
+			t.Fatal(err)
+		}
 		t.Skip(err)
 	}
 	return p
@@ -226,7 +234,7 @@ func plumbed() *onnx.Graph {
 
 // Lengths that the processor handles are no reason to refuse a graph. For ONNX Runtime's own switch they are, which is
 // why it is not used.
-func TestPlumbingIsAllowed(t *testing.T) {
+func TestWebGPUAllowsPlumbing(t *testing.T) {
 	p := requireWebGPU(t)
 	g := plumbed()
 	s, err := NewSession(g, Options{Provider: p, Threads: 1})
@@ -254,8 +262,48 @@ func TestPlumbingIsAllowed(t *testing.T) {
 	}
 }
 
+// In ONNX Runtime's own choice of layout its report of where nodes run has transpositions that it put in, and not the graph's
+// nodes: what falls back to the processor would not be seen.
+func TestWebGPUReportsNodes(t *testing.T) {
+	p := requireWebGPU(t)
+	g := plumbed()
+	for _, c := range []struct {
+		layout string
+		set    func(*ort.SessionOptions) error
+		want   bool
+	}{
+		{"mmserve's", func(so *ort.SessionOptions) error { return p.configure(so, 1) }, true},
+		{"its own", func(so *ort.SessionOptions) error { return so.AppendExecutionProvider("WebGPU", nil) }, false},
+	} {
+		so, err := ort.NewSessionOptions()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer so.Destroy()
+		if err := errors.Join(so.AddSessionConfigEntry("session.record_ep_graph_assignment_info", "1"), c.set(so)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes, err := placement(s)
+		if err := errors.Join(err, s.Destroy()); err != nil {
+			t.Fatal(err)
+		}
+		var ops []string
+		for _, n := range nodes {
+			ops = append(ops, n.op)
+		}
+		slices.Sort(ops)
+		if got := slices.Equal(ops, []string{"Conv", "Gather", "Slice"}); got != c.want {
+			t.Errorf("in %s layout the report has %v", c.layout, ops)
+		}
+	}
+}
+
 // Work that the provider has no kernel for is refused unless allowed.
-func TestFallbackIsRefused(t *testing.T) {
+func TestWebGPURefusesFallback(t *testing.T) {
 	p := requireWebGPU(t)
 	g := onnx.New("g")
 	x := g.Input("x", onnx.F32, "n", 4)

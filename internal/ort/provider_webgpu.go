@@ -21,7 +21,7 @@ func init() {
 		options: map[string]option{
 			"dawnBackendType":              oneOf("Vulkan", "D3D12"),
 			"deviceId":                     device,
-			"enableGraphCapture":           flag,
+			"enableGraphCapture":           unrecorded,
 			"enableInt64":                  flag,
 			"enableRobustness":             flag,
 			"maxNumPendingDispatches":      whole(1, 4096),

@@ -2,6 +2,7 @@ package ort
 
 import (
 	"errors"
+	"reflect"
 	"sync"
 
 	"github.com/mmserve/mmserve/internal/host"
@@ -127,7 +128,7 @@ func (s *Session) take() (done func()) {
 func (s *Session) Placement() Placement { return s.placement }
 
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
-// named them. What the graph gives for an output that is the zero Tensor is dropped.
+// named them. What the graph gives for an output that is the zero Tensor is dropped, which float16 cannot be: it needs room.
 func (s *Session) Run(in, out []Tensor) error {
 	values := make([]ort.Value, len(in)+len(out))
 	for i, t := range in {
@@ -143,7 +144,8 @@ func (s *Session) Run(in, out []Tensor) error {
 	var err error
 	s.background.do(func() { err = s.s.Run(values[:len(in)], values[len(in):]) })
 	for i, t := range out {
-		if v := values[len(in)+i]; t.v == nil && v != nil {
+		// What the binding has no type for, float16 above all, it gives as a nil pointer, with an error.
+		if v := values[len(in)+i]; t.v == nil && v != nil && !reflect.ValueOf(v).IsNil() {
 			err = errors.Join(err, v.Destroy())
 		}
 	}
