@@ -256,10 +256,10 @@ class Trainer:
     def run(self) -> None:
         a = self.a
         mean: dict[str, float] = {}
-        begun, spent = time.monotonic(), self.seconds
+        begun, spent = time.thread_time(), self.seconds  # not the clock's: the process may be stopped for a while
         next_, saved = 0.0, 0.0
         while True:
-            self.seconds = spent + time.monotonic() - begun
+            self.seconds = spent + time.thread_time() - begun
             done = self.progress() >= 1
             if self.seconds >= next_ or done:
                 e = self.evaluate()
