@@ -262,7 +262,8 @@ def main() -> None:
     texts = [codec.decode(i) for i in ids]
     print(table(cases, texts))
     for c, t in [(c, t) for c, t in zip(cases, texts) if t != c["truth"]][: a.wrong]:
-        print(c["id"], "|", c["messages"][-1]["content"][-1]["text"], "|", c["truth"], "|", t)
+        asked = next(p["text"] for p in c["messages"][-1]["content"] if p["type"] == "text")
+        print(c["id"], "|", asked, "|", c["truth"], "|", t)
     if a.record:
         record(path, cases, pictures, ids, digest(folder))
 

@@ -126,7 +126,7 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
         fill, misses, n = [0] * slots, 0, 0
         while misses < 4:
             second = None
-            if world.level >= 1 and s.kind == "shapes" and rng.random() < 0.06:
+            if world.level >= 1 and s.kind == "shapes" and rng.random() < 0.06 * (weights or {}).get("compare", 1):
                 other, what, o = W.changed(rng, s, world)
                 c, second = Conversation([talk.ask_change(s, other, what, o, rng)], images=2), other
             else:

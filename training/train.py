@@ -93,7 +93,7 @@ class PhraseHeads(nn.Module):
             out = self.places[n](h)
             loss = loss + F.binary_cross_entropy_with_logits(out, places) * 2
             right[f"p_place{layer}"] = ((out > 0).float() == places).all(-1).float().mean().item()
-            for part, t in zip(self.objects[n](h[single]).split(list(KNOWN.values()), -1), what.T):
+            for part, t in zip(self.objects[n](h[single]).split(list(KNOWN.values()), -1), what.T if single else ()):
                 loss = loss + F.cross_entropy(part, t) * 0.15
         spans = torch.tensor([(at, first, last) for start, end, first, last in b.asked for at in range(start, end)])
         line, row = spans[:, 0] // length, spans[:, 0] % length
@@ -256,12 +256,12 @@ class Trainer:
     def run(self) -> None:
         a = self.a
         mean: dict[str, float] = {}
-        begun, spent = time.monotonic(), self.seconds
+        begun, spent = time.thread_time(), self.seconds  # not the clock's: the process may be stopped for a while
         next_, saved = 0.0, 0.0
         while True:
-            self.seconds = spent + time.monotonic() - begun
-            done = self.progress() >= 1
-            if self.seconds >= next_ or done:
+            self.seconds = spent + time.thread_time() - begun
+            done = self.steps >= a.at[-1] if a.at else self.progress() >= 1
+            if (self.steps in a.at) if a.at else (self.seconds >= next_ or done):
                 e = self.evaluate()
                 self._say(dict(minutes=round(self.seconds / 60, 1), steps=self.steps, rows=self.rows, level=self.world.level, most=self.world.most,
                                **{k: round(v, 4) for k, v in mean.items()}, **{k: round(v, 3) for k, v in e.items()}))
@@ -322,6 +322,7 @@ def main() -> None:
     p.add_argument("--phrase-weight", type=float, default=0.5)
     p.add_argument("--freeze-tower", action="store_true")
     p.add_argument("--interval", type=float, default=120, help="seconds between evaluations")
+    p.add_argument("--at", type=int, nargs="+", default=[], help="evaluate after so many steps instead, and end with the last: for another run's curve again")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()
