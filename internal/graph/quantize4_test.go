@@ -64,7 +64,7 @@ func TestLinearInt4(t *testing.T) {
 			clear(x[3*m.in : 4*m.in]) // a row of zeros
 			all := runIn(t, INT4, w, x, m.in, m.out, layer)
 			near(t, fmt.Sprint(size, bias), all, product4(x, m, bias))
-			for _, rows := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 193} {
+			for _, rows := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 193} {
 				if got := runIn(t, INT4, w, x[:rows*m.in], m.in, m.out, layer); !slices.Equal(got, all[:rows*m.out]) {
 					t.Errorf("%v: %d rows differ from the same among 200", size, rows)
 				}

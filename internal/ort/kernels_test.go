@@ -297,6 +297,30 @@ func linearGraph(k, activation int) *onnx.Graph {
 	return g
 }
 
+// linearGraph4 is a RowLinear4 of n channels over random weights.
+func linearGraph4(k, n, activation int) *onnx.Graph {
+	rng := rand.New(rand.NewPCG(uint64(k), 2))
+	panels, blocks := (n+15)/16, k/32
+	weights, scales := make([]byte, panels*blocks*256), make([]byte, 0, panels*blocks*32)
+	for i := range weights {
+		weights[i] = byte(rng.IntN(256))
+	}
+	for range panels * blocks * 16 {
+		scales = binary.LittleEndian.AppendUint16(scales, uint16(math.Float32bits(rng.Float32()/50)>>16))
+	}
+	g := onnx.New("linear")
+	g.Input("x", onnx.F32, "R", k)
+	g.Inline("w", onnx.U8, []int{panels, blocks, 256}, weights)
+	g.Inline("scale", onnx.BF16, []int{panels, blocks, 16}, scales)
+	g.F32s("bias", []int{n}, randoms(uint64(k), n))
+	g.Node(onnx.Own, "RowLinear4", onnx.Attrs{"k": k, "n": n, "activation": activation}, []string{"x", "w", "scale", "bias"}, []string{"y"})
+	if activation == 1 {
+		n /= 2
+	}
+	g.Output("y", onnx.F32, "R", n)
+	return g
+}
+
 // TestKernelsAgree holds that the operators of a better processor give the very bits of the others.
 func TestKernelsAgree(t *testing.T) {
 	startLibrary(t)
@@ -313,27 +337,35 @@ func TestKernelsAgree(t *testing.T) {
 			t.Error("AVX2 and AVX-512 differ")
 		}
 	}
-	for _, k := range []int{16, 61, 576} {
-		for activation := range 4 {
-			if activation == 1 { // a gate needs pairs of panels
-				continue
-			}
-			session, err := NewSession(linearGraph(k, activation), Options{Threads: 2})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, rows := range []int{1, 2, 5, 30} {
-				both(t, func() []float32 {
-					y := alloc(t, rows*48)
-					out, _ := View(y.Slice(), rows, 48)
-					defer out.Destroy()
-					if err := session.Run([]Tensor{view(t, randoms(7, rows*k), rows, k)}, []Tensor{out}); err != nil {
-						t.Fatal(err)
-					}
-					return y.Slice()
-				})
-			}
-			session.Close()
+	layer := func(g *onnx.Graph, k, out int) {
+		t.Helper()
+		session, err := NewSession(g, Options{Threads: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer session.Close()
+		for _, rows := range []int{1, 2, 5, 12, 13, 30, 200} {
+			both(t, func() []float32 {
+				y := alloc(t, rows*out)
+				o, _ := View(y.Slice(), rows, out)
+				defer o.Destroy()
+				if err := session.Run([]Tensor{view(t, randoms(7, rows*k), rows, k)}, []Tensor{o}); err != nil {
+					t.Fatal(err)
+				}
+				return y.Slice()
+			})
+		}
+	}
+	for activation := range 4 {
+		if activation == 1 { // a gate needs pairs of panels
+			layer(linearGraph4(96, 64, activation), 96, 32)
+			continue
+		}
+		for _, k := range []int{16, 61, 576} {
+			layer(linearGraph(k, activation), k, 48)
+		}
+		for _, k := range []int{32, 576} {
+			layer(linearGraph4(k, 41, activation), k, 41)
 		}
 	}
 	c := attentionCase{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true}

@@ -4,7 +4,7 @@
 
 #include "rowlinear_finish_avx2_amd64.h"
 
-TARGET void rowlinear4_quantize(const rowlinear *l, int64_t from, int64_t to) {
+TARGET void rowlinear4_quantize_avx2(const rowlinear *l, int64_t from, int64_t to) {
   const int64_t k = l->k, blocks = k / ROWLINEAR4_BLOCK;
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   for (int64_t r = from; r < to; r++) {
@@ -106,7 +106,7 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
   }
 }
 
-TARGET void rowlinear4_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
+TARGET void rowlinear4_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
   for (int64_t pair = pair_from; pair < pair_to; pair++) {
     for (int64_t row = row_from, left; (left = row_to - row) > 0;) {
       // Five and six rows go in two halves: a tile of few rows costs nearly what a full one does.

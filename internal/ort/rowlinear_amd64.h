@@ -43,4 +43,9 @@ void rowlinear_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row
 void rowlinear4_quantize(const rowlinear *l, int64_t from, int64_t to);
 void rowlinear4_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 
+void rowlinear4_quantize_avx2(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear4_quantize_avx512(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear4_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear4_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+
 #endif

@@ -2,7 +2,7 @@
 
 #include "rowlinear_amd64.h"
 
-#include "vector_avx512_amd64.h"
+#include "rowlinear_finish_avx512_amd64.h"
 
 TARGET void rowlinear_quantize_avx512(const rowlinear *l, int64_t from, int64_t to) {
   const int64_t k = l->k, width = (k + 3) / 4 * 4;
@@ -25,40 +25,10 @@ TARGET void rowlinear_quantize_avx512(const rowlinear *l, int64_t from, int64_t 
   }
 }
 
-// swish is x·σ(s·x).
-INLINE __m512 swish(__m512 x, float s) {
-  return _mm512_div_ps(x, _mm512_add_ps(exponential(_mm512_mul_ps(x, _mm512_set1_ps(-s))), _mm512_set1_ps(1)));
-}
-
-// gelu_tanh is x·(1 + tanh z)/2 with z = √(2/π)·(x + 0.044715·x³); (1 + tanh z)/2 is σ(2z).
-INLINE __m512 gelu_tanh(__m512 x) {
-  const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
-  const __m512 z2 = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x), _mm512_set1_ps(-1.59576912f));
-  return _mm512_div_ps(x, _mm512_add_ps(exponential(z2), _mm512_set1_ps(1)));
-}
-
+// value makes the output of 16 channels, but for its activation, of their sums.
 INLINE __m512 value(const rowlinear *l, __m512i sum, int64_t row, int64_t channel) {
-  __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_loadu_ps(l->scale + channel), _mm512_set1_ps(l->m[row])));
-  if (l->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes(l->n - channel), l->bias + channel));
-  return y;
-}
-
-INLINE void store(const rowlinear *l, __m512i a, __m512i b, int64_t row, int64_t channel) {
-  const __mmask16 first = lanes(l->n - channel), second = lanes(l->n - channel - 16);
-  __m512 ya = value(l, a, row, channel), yb = second ? value(l, b, row, channel + 16) : ya;
-  switch (l->activation) {
-  case ROWLINEAR_SILU_GATE: // panels alternate: 16 gates, then the 16 values that they act on
-    _mm512_mask_storeu_ps(l->y + row * (l->n / 2) + channel / 2, first, _mm512_mul_ps(swish(ya, 1), yb));
-    return;
-  case ROWLINEAR_GELU_TANH:
-    ya = gelu_tanh(ya), yb = gelu_tanh(yb);
-    break;
-  case ROWLINEAR_QUICK_GELU:
-    ya = swish(ya, 1.702f), yb = swish(yb, 1.702f);
-    break;
-  }
-  _mm512_mask_storeu_ps(l->y + row * l->n + channel, first, ya);
-  if (second) _mm512_mask_storeu_ps(l->y + row * l->n + channel + 16, second, yb);
+  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(l->scale + channel), _mm512_set1_ps(l->m[row]));
+  return biased(l, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), channel);
 }
 
 // MOST_ROWS rows by two panels is the largest tile whose sums stay in registers: 24 of the 32.
@@ -89,7 +59,10 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
     }
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++) store(l, a[r], b[r], row + r, channel);
+  for (int r = 0; r < ROWS; r++) {
+    const __m512 first = value(l, a[r], row + r, channel);
+    finish(l, first, channel + 16 < l->n ? value(l, b[r], row + r, channel + 16) : first, row + r, channel);
+  }
 }
 
 TARGET void rowlinear_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
