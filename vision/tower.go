@@ -114,8 +114,7 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 		p := fmt.Sprintf("%sencoder.layers.%d.", prefix, i)
 		n := b.LayerNorm(x, p+"layer_norm1", c.Hidden, c.Eps)
 		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
-		qkv := b.Split(b.JointLinear(n, c.Hidden, true, outs...), outs...)
-		a := b.SelfAttention(qkv, c.Heads, head, positions, invSqrt(head))
+		a := b.SelfAttention(b.JointLinear(n, c.Hidden, true, outs...), c.Heads, head, positions, invSqrt(head))
 		x = b.Op("Add", nil, x, b.Wide(b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true)))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)
 		m := b.Activated(n, p+"mlp.fc1", c.Hidden, c.Intermediate, true, c.Activation)

@@ -106,14 +106,16 @@ func (b *Builder) Blocks(x string, n, width int) string {
 	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(width)))
 }
 
-// SelfAttention is attention among the n positions of each block without a mask. q, k and v are [blocks, n, heads·dim], on
-// a device [blocks·n, heads·dim]. Where weights are quantised and the processor is fast at it, it is computed in small integers.
+// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n, heads·dim], on
+// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	for i, v := range qkv {
-		qkv[i] = b.Blocks(v, n, heads*dim)
-	}
 	if b.precision.Quantized() && HasKernels && ort.HasSelfAttention8() && dim%16 == 0 {
 		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
+	}
+	third := Out{Dim: heads * dim}
+	qkv = b.Split(qkv, third, third, third)
+	for i, v := range qkv {
+		qkv[i] = b.Blocks(v, n, heads*dim)
 	}
 	if !b.Device || b.Fused {
 		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)

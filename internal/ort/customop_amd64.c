@@ -293,7 +293,8 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   return !c.failed ? NULL : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
 }
 
-// SelfAttention8(q, k, v) → out; attributes heads, scale. All are [blocks, n, heads·dim]. See selfattention_amd64.h.
+// SelfAttention8(q, k?, v?) → out; attributes heads, scale. All are [blocks, n, heads·dim]. Without k and v, q holds all three on
+// its last axis. See selfattention_amd64.h.
 typedef struct {
   int64_t heads;
   float scale;
@@ -343,10 +344,14 @@ static OrtStatus *self_attention_compute(void *k, OrtKernelContext *ctx) {
   if (s) return s;
   if (kernels() < KERNELS_AVX512) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SelfAttention8 needs AVX-512 with VNNI");
   if (in[0].rank != 3) return mismatch(name, "the rank of q", (int64_t)in[0].rank, 3);
-  if (in[1].count != in[0].count || in[2].count != in[0].count) return mismatch(name, "the size of k or v", in[1].count, in[0].count);
-  if (in[0].dims[2] % (16 * a->heads)) return mismatch(name, "the head size modulo 16", in[0].dims[2] / a->heads % 16, 0);
-  a->blocks = in[0].dims[0], a->n = in[0].dims[1], a->dim = in[0].dims[2] / a->heads;
-  a->q = in[0].data, a->k = in[1].data, a->v = in[2].data;
+  const int packed = !in[1].data;
+  if (!packed && (in[1].count != in[0].count || in[2].count != in[0].count)) return mismatch(name, "the size of k or v", in[1].count, in[0].count);
+  if (in[0].dims[2] % (16 * (packed ? 3 : 1) * a->heads)) return mismatch(name, "the last axis modulo heads of 16", in[0].dims[2] % (16 * a->heads), 0);
+  a->blocks = in[0].dims[0], a->n = in[0].dims[1], a->stride = in[0].dims[2], a->dim = a->stride / a->heads / (packed ? 3 : 1);
+  a->q = in[0].data;
+  a->k = packed ? a->q + a->heads * a->dim : in[1].data;
+  a->v = packed ? a->k + a->heads * a->dim : in[2].data;
+  in[0].dims[2] = a->heads * a->dim;
   if ((s = output(ctx, 0, in[0].dims, 3, &a->out)) || !in[0].count) return s;
 
   const size_t heads = (size_t)(a->blocks * a->heads), room = (size_t)selfattention_room(a->n), dim = (size_t)a->dim;
@@ -407,8 +412,8 @@ static OrtCustomOpInputOutputCharacteristic attention_input_kind(const OrtCustom
   return i == 1 || i == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 static OrtCustomOpInputOutputCharacteristic self_attention_input_kind(const OrtCustomOp *op, size_t i) {
-  (void)op, (void)i;
-  return INPUT_OUTPUT_REQUIRED;
+  (void)op;
+  return i ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 static ONNXTensorElementDataType output_type(const OrtCustomOp *op, size_t i) { (void)op, (void)i; return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
 static OrtCustomOpInputOutputCharacteristic output_kind(const OrtCustomOp *op, size_t i) { (void)op, (void)i; return INPUT_OUTPUT_REQUIRED; }

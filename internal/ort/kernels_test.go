@@ -379,14 +379,17 @@ func TestKernelsAgree(t *testing.T) {
 	})
 }
 
-// selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim].
-func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int) []float32 {
+// selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim], or packed into one.
+func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed bool) []float32 {
 	t.Helper()
-	g := onnx.New("self")
-	for _, in := range []string{"q", "k", "v"} {
-		g.Input(in, onnx.F32, "B", "N", heads*dim)
+	g, names, row := onnx.New("self"), []string{"q", "k", "v"}, heads*dim
+	if packed {
+		names, row = names[:1], 3*row
 	}
-	g.Node(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}, []string{"q", "k", "v"}, []string{"y"})
+	for _, in := range names {
+		g.Input(in, onnx.F32, "B", "N", row)
+	}
+	g.Node(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}, names, []string{"y"})
 	g.Output("y", onnx.F32, "B", "N", heads*dim)
 	session, err := NewSession(g, Options{Threads: 2})
 	if err != nil {
@@ -394,9 +397,9 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int) []float
 	}
 	defer session.Close()
 	size := blocks * n * heads * dim
-	var in []Tensor
-	for i := range 3 {
-		in = append(in, view(t, x[i*size:(i+1)*size], blocks, n, heads*dim))
+	in := []Tensor{view(t, x, blocks, n, row)}
+	if !packed {
+		in = []Tensor{view(t, x[:size], blocks, n, row), view(t, x[size:2*size], blocks, n, row), view(t, x[2*size:], blocks, n, row)}
 	}
 	y := alloc(t, size)
 	out, _ := View(y.Slice(), blocks, n, heads*dim)
@@ -408,7 +411,7 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int) []float
 }
 
 // TestSelfAttention8 compares with the textbook: scores that are nearly alike, and ones of which some stand out; keys that
-// share a large part; blocks alone and beside others.
+// share a large part; blocks alone and beside others; q, k and v in one.
 func TestSelfAttention8(t *testing.T) {
 	startLibrary(t)
 	if !HasSelfAttention8() {
@@ -424,7 +427,7 @@ func TestSelfAttention8(t *testing.T) {
 					x[i] *= spread
 					x[size+i] += 4 * float32(i%c.dim%5) // as a bias does
 				}
-				got := selfAttention(t, x, blocks, c.n, c.heads, c.dim)
+				got := selfAttention(t, x, blocks, c.n, c.heads, c.dim, false)
 				at := func(part, block, pos, head int) []float32 {
 					from := part*size + ((block*c.n+pos)*c.heads+head)*c.dim
 					return x[from : from+c.dim]
@@ -461,13 +464,20 @@ func TestSelfAttention8(t *testing.T) {
 				}
 				half := size / blocks
 				second := slices.Concat(x[half:size], x[size+half:2*size], x[2*size+half:])
-				if alone := selfAttention(t, second, 1, c.n, c.heads, c.dim); !slices.Equal(alone, got[half:]) {
+				if alone := selfAttention(t, second, 1, c.n, c.heads, c.dim, false); !slices.Equal(alone, got[half:]) {
 					t.Error("a block alone differs from it beside another")
+				}
+				var packed []float32
+				for i, row := 0, c.heads*c.dim; i < size; i += row {
+					packed = slices.Concat(packed, x[i:i+row], x[size+i:size+i+row], x[2*size+i:2*size+i+row])
+				}
+				if one := selfAttention(t, packed, blocks, c.n, c.heads, c.dim, true); !slices.Equal(one, got) {
+					t.Error("packed into one the result is another")
 				}
 			})
 		}
 	}
-	zero := selfAttention(t, make([]float32, 3*10*32), 1, 10, 2, 16)
+	zero := selfAttention(t, make([]float32, 3*10*32), 1, 10, 2, 16, false)
 	if slices.ContainsFunc(zero, func(y float32) bool { return y != 0 }) {
 		t.Errorf("of zeros: %v", zero)
 	}

@@ -54,8 +54,8 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
       const __m512i x = _mm512_set1_epi32(q[r * steps + i]);
-      a[r] = _mm512_dpbusd_epi32(a[r], x, p0);
-      b[r] = _mm512_dpbusd_epi32(b[r], x, p1);
+      ADD_BYTES(a[r], x, p0);
+      ADD_BYTES(b[r], x, p1);
     }
   }
 #pragma GCC unroll 12

@@ -11,6 +11,7 @@
 typedef struct {
   int64_t blocks, n, heads, dim; // dim is a multiple of 16
   const float *q, *k, *v;        // [blocks, n, heads, dim]
+  int64_t stride;                // floats from one position of q, k and v to the next
   float scale;
   float *out; // [blocks, n, heads, dim]
   // Scratch of each block and head, aligned to 64 bytes.

@@ -14,9 +14,9 @@
 #define MOST_SHARE 32767
 #define MOST_VALUE 511
 
-// part is where a head's part of position t begins in q, k, v and out.
+// part is where a head's part of position t begins in q, k and v.
 INLINE int64_t part(const selfattention *a, int64_t head, int64_t t) {
-  return (((head / a->heads) * a->n + t) * a->heads + head % a->heads) * a->dim;
+  return (head / a->heads * a->n + t) * a->stride + head % a->heads * a->dim;
 }
 
 // inverse is most/x, 0 for 0, as what is scaled by it is all zeros then.
@@ -107,11 +107,6 @@ static TARGET float quantize(const selfattention *a, const float *q, int8_t *to,
   *excess = 128 * _mm512_reduce_add_epi32(sum);
   return m / 127 * a->scale * 1.44269504f;
 }
-
-// The products are written in assembly: GCC 12 moves the sums of its intrinsics from register to register in every round, for half
-// of the time.
-#define ADD_BYTES(acc, x, y) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y))
-#define ADD_WORDS(acc, x, y) __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y))
 
 INLINE __m512i spread(const void *four_bytes) {
   int32_t x;
@@ -219,7 +214,7 @@ INLINE void attend(const selfattention *a, int64_t head, int64_t from, void *scr
   for (int i = 0; i < N; i++) factor[i] = quantize(a, a->q + part(a, head, from + i), q + i * q_stride, &excess[i]);
   score(a, head, q, q_stride, factor, excess, scores, top, N);
   for (int i = 0; i < N; i++) sum[i] = weigh(a, scores + i * room, top[i], shares + i * room);
-  float *out = a->out + part(a, head, from);
+  float *out = a->out + (head / a->heads * a->n + from) * stride + head % a->heads * d;
   int64_t j = 0;
   for (; j + 64 <= d; j += 64) mix(a, head, j, shares, sum, out, stride, N, 4);
   switch ((d - j) / 16) {

@@ -10,6 +10,11 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
+// ADD_BYTES and ADD_WORDS add the products of x's and y's bytes (x unsigned, y signed), or signed words, to the lane they lie in. They
+// are assembly because GCC 12 moves the sums of its intrinsics from register to register, and to memory, in every round.
+#define ADD_BYTES(sum, x, y) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y))
+#define ADD_WORDS(sum, x, y) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y))
+
 // lanes is the mask of the first n of 16 lanes.
 INLINE __mmask16 lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
