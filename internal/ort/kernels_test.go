@@ -481,4 +481,11 @@ func TestSelfAttention8(t *testing.T) {
 	if slices.ContainsFunc(zero, func(y float32) bool { return y != 0 }) {
 		t.Errorf("of zeros: %v", zero)
 	}
+	for i, name := range []string{"q", "k", "v"} {
+		x := randoms(1, 3*10*32)
+		x[i*10*32] = float32(math.NaN())
+		if y := selfAttention(t, x, 1, 10, 2, 16, false); !math.IsNaN(float64(y[0])) {
+			t.Errorf("NaN in %s is lost: %g", name, y[0])
+		}
+	}
 }

@@ -19,6 +19,16 @@ INLINE int64_t part(const selfattention *a, int64_t head, int64_t t) {
   return (head / a->heads * a->n + t) * a->stride + head % a->heads * a->dim;
 }
 
+// larger is the larger magnitude. As integers magnitudes are ordered like the numbers, and NaN comes out on top instead of being lost.
+INLINE __m512 larger(__m512 most, __m512 x) {
+  return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(most), _mm512_castps_si512(_mm512_abs_ps(x))));
+}
+
+INLINE float largest(__m512 most) {
+  const union { uint32_t bits; float value; } m = {.bits = _mm512_reduce_max_epu32(_mm512_castps_si512(most))};
+  return m.value;
+}
+
 // inverse is most/x, 0 for 0, as what is scaled by it is all zeros then.
 INLINE float inverse(float x, float most) { return x > 0 ? most / x : 0; }
 
@@ -37,8 +47,8 @@ static TARGET void prepare_keys(const selfattention *a, int64_t head) {
     const float *k = a->k + part(a, head, t);
     __m512 most = _mm512_setzero_ps();
     for (int64_t j = 0; j < d; j += 16)
-      most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_sub_ps(_mm512_loadu_ps(k + j), _mm512_loadu_ps(mean + j))));
-    const float m = _mm512_reduce_max_ps(most);
+      most = larger(most, _mm512_sub_ps(_mm512_loadu_ps(k + j), _mm512_loadu_ps(mean + j)));
+    const float m = largest(most);
     const __m512 by = _mm512_set1_ps(inverse(m, 127));
     scale[t] = m / 127;
     uint8_t *to = keys + t / 16 * 16 * d + t % 16 * 4;
@@ -55,7 +65,7 @@ static TARGET void prepare_values(const selfattention *a, int64_t head) {
   const int64_t d = a->dim, room = selfattention_room(a->n);
   for (int64_t j = 0; j < d; j += 16) {
     __m512 most = _mm512_setzero_ps();
-    for (int64_t t = 0; t < a->n; t++) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(a->v + part(a, head, t) + j)));
+    for (int64_t t = 0; t < a->n; t++) most = larger(most, _mm512_loadu_ps(a->v + part(a, head, t) + j));
     _mm512_storeu_ps(a->value_scale + head * d + j, _mm512_div_ps(most, _mm512_set1_ps(MOST_VALUE)));
     const __mmask16 some = _mm512_cmp_ps_mask(most, _mm512_setzero_ps(), _CMP_GT_OQ);
     const __m512 by = _mm512_maskz_div_ps(some, _mm512_set1_ps(MOST_VALUE), most);
@@ -95,8 +105,8 @@ INLINE __m512 power(__m512 x) {
 // taken off them because keys are 128 too large.
 static TARGET float quantize(const selfattention *a, const float *q, int8_t *to, int32_t *excess) {
   __m512 most = _mm512_setzero_ps();
-  for (int64_t j = 0; j < a->dim; j += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(q + j)));
-  const float m = _mm512_reduce_max_ps(most);
+  for (int64_t j = 0; j < a->dim; j += 16) most = larger(most, _mm512_loadu_ps(q + j));
+  const float m = largest(most);
   const __m512 by = _mm512_set1_ps(inverse(m, 127));
   __m512i sum = _mm512_setzero_si512();
   for (int64_t j = 0; j < a->dim; j += 16) {
@@ -154,17 +164,20 @@ INLINE void score(const selfattention *a, int64_t head, const int8_t *q, int64_t
   for (int i = 0; i < N; i++) top[i] = _mm512_reduce_max_ps(most[i]);
 }
 
-// weigh turns a query's scores into shares of 15 bits, 0 beyond the last key, and gives their sum.
+// weigh turns a query's scores into shares of 15 bits, 0 beyond the last key, and gives their sum: NaN if a score is.
 INLINE float weigh(const selfattention *a, const float *scores, float top, int16_t *shares) {
   const __m512 shift = _mm512_set1_ps(top - 14.9999f); // so that the largest becomes MOST_SHARE
   __m512i sum = _mm512_setzero_si512();
+  __mmask16 lost = 0;
   for (int64_t t = 0; t < selfattention_room(a->n); t += 16) {
-    const __m512i x = _mm512_maskz_cvtps_epi32(lanes(a->n - t), power(_mm512_sub_ps(_mm512_loadu_ps(scores + t), shift)));
+    const __m512 y = power(_mm512_sub_ps(_mm512_loadu_ps(scores + t), shift));
+    lost |= _mm512_mask_cmp_ps_mask(lanes(a->n - t), y, y, _CMP_UNORD_Q);
+    const __m512i x = _mm512_maskz_cvtps_epi32(lanes(a->n - t), y);
     const __m512i share = _mm512_min_epi32(x, _mm512_set1_epi32(MOST_SHARE));
     sum = _mm512_add_epi32(sum, share);
     _mm256_storeu_si256((__m256i *)(shares + t), _mm512_cvtepi32_epi16(share));
   }
-  return (float)_mm512_reduce_add_epi32(sum);
+  return lost ? NAN : (float)_mm512_reduce_add_epi32(sum);
 }
 
 // mix adds up V vectors of all values, from channel j on, under the shares of N queries.
