@@ -85,7 +85,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 def draw(seed: int, size: int, scenes: int) -> Drawn:
     """The smallest world's kinds in like numbers, and fewer of what lies beyond it, under names of their own."""
     d = Drawn(seed, size)
-    rng, small, wide = d.rng, W.World(0, 4), W.World(2, 6)
+    rng, small, wide = d.rng, W.World(0, 4), W.World(0, 6)
     for i in range(scenes):
         s = W.scene(rng, small, 1 + i % 4, 1 + i % 4)
         name = d.picture(s)
