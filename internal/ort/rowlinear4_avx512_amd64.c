@@ -57,7 +57,7 @@ INLINE void sums(const rowlinear *l, int64_t row, int64_t panel, __m512 *to, con
       for (int h = 0; h < 2; h++) { // low halves of the bytes are step i of the block, high ones step i+4
         const __m512i n = _mm512_and_si512(h ? _mm512_srli_epi16(p, 4) : p, low);
 #pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) a[r] = _mm512_dpbusd_epi32(a[r], n, _mm512_set1_epi32(q[r * (l->k / 4) + b * 8 + h * 4 + i]));
+        for (int r = 0; r < ROWS; r++) ADD_BYTES(a[r], n, _mm512_set1_epi32(q[r * (l->k / 4) + b * 8 + h * 4 + i]));
       }
     }
     const __m256i stored = _mm256_loadu_si256((const __m256i *)(scale + b * 16));
