@@ -23,8 +23,8 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-// HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8 and
-// CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
+// HasKernels says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8,
+// RowLinear4 and CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
 func HasKernels() bool { return C.kernels() != C.KERNELS_NONE }
 
 // HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
