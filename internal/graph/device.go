@@ -107,7 +107,8 @@ func (b *Builder) Blocks(x string, n, width int) string {
 }
 
 // SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n, heads·dim], on
-// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is fast at it, it is computed in small integers.
+// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is
+// fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
 	if b.precision.Quantized() && HasKernels && ort.HasSelfAttention8() && dim%16 == 0 {
 		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]

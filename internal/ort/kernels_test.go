@@ -481,10 +481,20 @@ func TestSelfAttention8(t *testing.T) {
 	if slices.ContainsFunc(zero, func(y float32) bool { return y != 0 }) {
 		t.Errorf("of zeros: %v", zero)
 	}
+	const n = 301 // shares and values are as large as they get: their sums need more than 32 bits
+	same := make([]float32, 3*n*16)
+	for i := range n * 16 {
+		same[2*n*16+i] = 7
+	}
+	for _, y := range selfAttention(t, same, 1, n, 1, 16, false) {
+		if math.Abs(float64(y)-7) > 1e-4 {
+			t.Fatalf("of sevens alone: %g", y)
+		}
+	}
 	for i, name := range []string{"q", "k", "v"} {
-		x := randoms(1, 3*10*32)
-		x[i*10*32] = float32(math.NaN())
-		if y := selfAttention(t, x, 1, 10, 2, 16, false); !math.IsNaN(float64(y[0])) {
+		x := randoms(1, 3*11*32)
+		x[i*11*32] = float32(math.NaN())
+		if y := selfAttention(t, x, 1, 11, 2, 16, false); !math.IsNaN(float64(y[0])) {
 			t.Errorf("NaN in %s is lost: %g", name, y[0])
 		}
 	}

@@ -124,7 +124,8 @@ INLINE __m512i spread(const void *four_bytes) {
   return _mm512_set1_epi32(x);
 }
 
-// score computes N queries' scores of all keys, as exponents of two, and the largest of each.
+// score computes N queries' scores of all keys, as exponents of two, and the largest of each. Those of the padding, 0, may be
+// looked at for it: scores are about their mean, so the largest is hardly below 0.
 INLINE void score(const selfattention *a, int64_t head, const int8_t *q, int64_t q_stride, const float *factor, const int32_t *excess,
                   float *scores, float *top, const int N) {
   const int64_t d = a->dim, room = selfattention_room(a->n);
@@ -151,12 +152,11 @@ INLINE void score(const selfattention *a, int64_t head, const int8_t *q, int64_t
     }
 #pragma GCC unroll 4
     for (int p = 0; p < 4; p++) {
-      const __mmask16 real = lanes(a->n - t - p * 16);
       const __m512 s = _mm512_loadu_ps(scale + t + p * 16);
 #pragma GCC unroll 6
       for (int i = 0; i < N; i++) {
         const __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][p]), s), _mm512_set1_ps(factor[i]));
-        most[i] = _mm512_mask_max_ps(most[i], real, most[i], x);
+        most[i] = _mm512_max_ps(most[i], x);
         _mm512_storeu_ps(scores + i * room + t + p * 16, x);
       }
     }
