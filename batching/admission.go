@@ -18,6 +18,7 @@ var (
 type Ticket struct {
 	engine *Engine
 	spent  bool // guarded by engine.mu
+	coming bool // so is it
 }
 
 // Acquire takes an admission slot, before any work is done for a request. It never blocks: it answers ErrBusy,
@@ -82,6 +83,8 @@ func (t *Ticket) Release() {
 	defer t.engine.mu.Unlock()
 	if !t.spent {
 		t.spent = true
+		t.came()
+		t.engine.wakeUp()
 		t.engine.release()
 	}
 }
@@ -111,6 +114,7 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 		return nil, e.refusal
 	}
 	t.spent = true
+	t.came()
 	// Under the lock, so that the cancellation cannot overtake the arrival.
 	stop := context.AfterFunc(ctx, func() { e.cancel(q, true) })
 	q.detach = func() { stop() }
@@ -131,6 +135,10 @@ func (e *Engine) cancel(q *sequence, gone bool) {
 // post puts m into the inbox and wakes the loop. The caller holds mu.
 func (e *Engine) post(m message) {
 	e.inbox = append(e.inbox, m)
+	e.wakeUp()
+}
+
+func (e *Engine) wakeUp() {
 	select {
 	case e.wake <- struct{}{}:
 	default:

@@ -72,7 +72,7 @@ type Engine struct {
 	observer func(Step)
 	rows     []StepRow // reused for each Step; of the goroutine in Run
 
-	// wake has room for one note: the inbox is not empty.
+	// wake has room for one note: the inbox is not empty, or coming has changed.
 	wake chan struct{}
 	// drained is closed when no ticket is out and none will be given.
 	drained chan struct{}
@@ -80,6 +80,7 @@ type Engine struct {
 	mu      sync.Mutex
 	inbox   []message // not yet seen by the scheduler; at most an arrival and a cancellation for each ticket out
 	tickets int       // out, from Acquire to the end of the sequence
+	coming  int       // tickets of requests that are about to be submitted
 	refusal error     // what Acquire answers once it refuses for good
 	started bool
 	stopped bool // Run has returned, nobody reads the inbox
@@ -164,7 +165,8 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 // has ended.
 func (e *Engine) receive(ctx context.Context) bool {
 	for ctx.Err() == nil {
-		for _, m := range e.takeInbox() {
+		inbox, coming := e.takeInbox()
+		for _, m := range inbox {
 			if m.cancel {
 				e.deliver(e.sched.cancel(m.seq, m.gone, e.clock()))
 			} else {
@@ -172,23 +174,29 @@ func (e *Engine) receive(ctx context.Context) bool {
 			}
 		}
 		e.deliver(e.sched.expire(e.clock()))
+		var late <-chan time.Time
 		if e.sched.busy() {
-			return true
+			hold := e.sched.hold(coming, e.clock())
+			if hold == 0 {
+				return true
+			}
+			late = time.After(hold)
 		}
 		select {
 		case <-e.wake:
+		case <-late:
 		case <-ctx.Done():
 		}
 	}
 	return false
 }
 
-func (e *Engine) takeInbox() []message {
+// takeInbox gives what has arrived, and how many requests are about to.
+func (e *Engine) takeInbox() (in []message, coming int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	in := e.inbox
-	e.inbox = nil
-	return in
+	in, e.inbox = e.inbox, nil
+	return in, e.coming
 }
 
 // run is the one place where a panic of the runner is caught. What the runner's memory looks like afterwards nobody

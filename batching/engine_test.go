@@ -210,6 +210,65 @@ func TestIdle(t *testing.T) {
 	})
 }
 
+// Steps of a sequence that nobody waits for are put off while another is coming, to one a second at most.
+func TestGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := decodertest.NewHash(3, 5000, 40)
+		e, _ := newChecked(h, Options{})
+		h.Fail = func(*decoder.Batch) error { time.Sleep(time.Millisecond); return nil }
+		steps := func(d time.Duration) int64 {
+			before := e.Stats().Steps
+			time.Sleep(d)
+			return e.Stats().Steps - before
+		}
+		coming := func() *Ticket {
+			ticket, err := e.Acquire()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ticket.Coming()
+			ticket.Coming()
+			return ticket
+		}
+		stop := start(e)
+		defer stop()
+		r := request("a", 2, 4000)
+		r.Priority = PriorityBatch
+		a := mustSubmit(t, t.Context(), e, r)
+		if n := steps(100 * time.Millisecond); n < 90 {
+			t.Errorf("%d steps in 100 ms with nothing to wait for", n)
+		}
+		ticket := coming()
+		if n := steps(10 * time.Second); n < 9 || n > 12 {
+			t.Errorf("%d steps in 10 s while another comes", n)
+		}
+		ticket.Release()
+		if n := steps(100 * time.Millisecond); n < 90 {
+			t.Errorf("%d steps in 100 ms after it went away", n)
+		}
+		ticket = coming()
+		if n := steps(500 * time.Millisecond); n > 1 {
+			t.Errorf("%d steps in 500 ms while another comes", n)
+		}
+		b, err := e.Submit(t.Context(), ticket, request("b", 2, 4000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket = coming()
+		if n := steps(100 * time.Millisecond); n < 90 {
+			t.Errorf("%d steps in 100 ms while somebody waits", n)
+		}
+		ticket.Release()
+		a.Cancel()
+		b.Cancel()
+		read(t, a)
+		read(t, b)
+		if e.coming != 0 {
+			t.Errorf("%d requests are coming", e.coming)
+		}
+	})
+}
+
 // The engine does not wait for a client that reads nothing, nor forget what it did not read.
 func TestSlowReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -296,6 +296,10 @@ func (h *history) command(line string) string {
 	case "estimate":
 		l := h.sched.load()
 		return fmt.Sprintln(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")))
+	case "hold":
+		coming, err := strconv.Atoi(arg)
+		h.check(err)
+		return fmt.Sprintln(h.sched.hold(coming, h.now))
 	case "cancel":
 		return h.cancel(arg) + h.state()
 	case "step":

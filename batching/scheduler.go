@@ -35,7 +35,7 @@ type delivery struct {
 //
 // The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
 // turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences but
-// never stops them.
+// never stops them, unless nobody waits for their tokens (gather.go).
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
@@ -48,8 +48,12 @@ type scheduler struct {
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
+	gathering     bool // see gathers
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
 	began         time.Time
+	decoded       time.Time     // when a decode step ended, or when there were sequences to decode again
+	holdSince     time.Time     // since when decode steps are put off; zero if they are not
+	heldFor       time.Duration // how long they were, in all
 	pace          pace
 	totals        Stats
 
@@ -128,10 +132,12 @@ func (s *scheduler) busy() bool {
 // schedule makes the next step's plan. The scheduler is busy; a plan without rows gives memory back only.
 func (s *scheduler) schedule(now time.Time) plan {
 	s.began = now
+	s.resume(now)
 	s.queue.age(now)
 	preempted := s.reclaim(now)
 	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
 	s.batch.Releases, s.batch.Rows, s.seqs = s.batch.Releases[:0], s.batch.Rows[:0], s.seqs[:0]
+	s.gathering = s.gathers(now)
 	if !preempted && !s.decodesNext() {
 		s.admit(now)
 	}
@@ -146,7 +152,9 @@ func (s *scheduler) schedule(now time.Time) plan {
 }
 
 // decodesNext says whether it is the decoding sequences' turn.
-func (s *scheduler) decodesNext() bool { return s.chunkLast && len(s.slots.decoding) > 0 }
+func (s *scheduler) decodesNext() bool {
+	return s.chunkLast && len(s.slots.decoding) > 0 && !s.gathering
+}
 
 // start gives q a slot, with its first n positions from src.
 func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
@@ -171,7 +179,7 @@ func (s *scheduler) planChunk(q *sequence) {
 	switch {
 	case !s.exact:
 		end = (q.past/s.chunk + 1) * s.chunk
-	case len(s.slots.decoding) > 0:
+	case len(s.slots.decoding) > 0 && !s.gathering:
 		end = q.past + s.pace.fitting(s.stall, s.chunk)
 	}
 	if q.logprobs != nil && s.exact {
@@ -204,6 +212,9 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		return s.out
 	}
 	s.count(p)
+	if !s.chunkLast || len(s.slots.decoding) == 0 {
+		s.decoded = now
+	}
 	if s.chunkLast {
 		s.pace.chunk(len(p.batch.Rows[0].IDs), now.Sub(s.began))
 	} else {
@@ -259,7 +270,7 @@ func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
 	q.ids = append(q.ids, t.ID)
 	event := Event{Token: t, HasToken: true, Finish: q.finish(s.maxLen)}
 	if q.timing.FirstToken.IsZero() {
-		q.timing.FirstToken = now
+		q.timing.FirstToken, q.heldBefore = now, s.heldFor
 		s.deadlines.release(q)
 		if q.logprobs != nil {
 			event.Prompt, q.logprobs = q.logprobs.List, nil
@@ -325,9 +336,10 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	}
 	s.queue.close(q)
 	s.deadlines.release(q)
+	s.resume(now)
 	whole := event.Finish == Stop || event.Finish == Length
 	if n := len(q.ids) - q.prompt; n > 0 {
-		s.pace.answered(n, now.Sub(q.timing.FirstToken), !whole)
+		s.pace.answered(n, now.Sub(q.timing.FirstToken)-(s.heldFor-q.heldBefore), !whole)
 	}
 	if !whole {
 		s.totals.WastedTokens += int64(q.ran)

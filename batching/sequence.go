@@ -102,6 +102,9 @@ type sequence struct {
 	drafted       []int32 // its newest token and what may follow, as in the plan
 	misses, pause int     // drafts that were all wrong, without a right one since; tokens until the next
 
+	priority   Priority
+	heldBefore time.Duration // the scheduler's heldFor at its first token
+
 	deadline time.Time
 	due      int // its place among the scheduler's deadlines; -1 if it has none or its first token is there
 
@@ -119,7 +122,7 @@ func newSequence(r Request, now time.Time) *sequence {
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now}, plain: r.NoDrafts, group: r.Group,
-		class: r.Priority.class(), deadline: r.Deadline, due: -1,
+		class: r.Priority.class(), priority: r.Priority, deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
 	if r.PromptLogprobs != nil {

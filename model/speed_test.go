@@ -152,7 +152,7 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 		runBench(b, r, rows...)
 		return time.Since(began)
 	}
-	idle := make([]time.Duration, 50)
+	idle := make([]time.Duration, 300)
 	for i := range idle {
 		idle[i] = step()
 	}
@@ -183,7 +183,8 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	median := float64(idle[len(idle)/2])
 	b.ReportMetric(median/1e6, "ms/idle-p50")
 	b.ReportMetric(float64(busy[len(busy)/2])/median, "busy-p50/idle-p50")
-	b.ReportMetric(float64(busy[len(busy)*99/100])/median, "busy-p99/idle-p50")
+	b.ReportMetric(float64(idle[len(idle)*99/100])/median, "idle-p99/idle-p50")
+	b.ReportMetric(float64(busy[len(busy)*99/100])/float64(idle[len(idle)*99/100]), "busy-p99/idle-p99")
 	b.ReportMetric(b.Elapsed().Seconds()*1000/max(float64(tiles), 1), "ms/tile")
 }
 

@@ -111,6 +111,11 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	}
 	rec.prompt(input)
 	rec.lap(&rec.tokenize)
+	if len(images) > 0 {
+		for _, t := range tickets {
+			t.Coming()
+		}
+	}
 	cached, err := s.encode(ctx, &input, images)
 	if err != nil {
 		return err

@@ -71,6 +71,9 @@ func (m *mmserve) ask(ctx context.Context, j job) (a answer, err error) {
 	in := client.Prompt(parts...)
 	limit := uint32(j.tokens)
 	in.MaxTokens, in.IgnoreEos = &limit, true
+	if j.batch {
+		in.Priority = pb.Priority_PRIORITY_BATCH
+	}
 	began := time.Now()
 	for event, err := range m.client.Stream(ctx, in) {
 		if err != nil {

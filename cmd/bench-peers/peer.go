@@ -13,6 +13,7 @@ type job struct {
 	text    string
 	picture []byte
 	tokens  int
+	batch   bool // nobody waits for it
 }
 
 // answer is what one request measured.

@@ -145,7 +145,11 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 		}
 	}
 	if w.has("captions") {
-		_, rate, err := together(jobs(w.photos, 4, 32, true), 8)
+		list := jobs(w.photos, 4, 32, true)
+		for i := range list {
+			list[i].batch = true
+		}
+		_, rate, err := together(list, 8)
 		if err != nil {
 			return m, err
 		}

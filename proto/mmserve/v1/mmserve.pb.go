@@ -34,7 +34,8 @@ const (
 	Priority_PRIORITY_INTERACTIVE Priority = 1
 	// In between.
 	Priority_PRIORITY_DEFAULT Priority = 2
-	// Nobody waits: it takes what the others leave.
+	// Nobody waits: it takes what the others leave. Where all running answers are such, tokens may come in bursts, a second
+	// apart: more of them then go on together.
 	Priority_PRIORITY_BATCH Priority = 3
 )
 
