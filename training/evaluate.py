@@ -122,6 +122,12 @@ def draw(seed: int, size: int, scenes: int) -> Drawn:
     for _ in range(scenes // 2):
         t = talk.ask_text(rng, small)
         d.ask("no picture" if t.kind == "no_image" else "outside its world" if t.kind == "outside" else "small talk", [t])
+    rich = W.World(2, 4)
+    for _ in range(scenes // 3):
+        s = W.scene(rng, rich)
+        name = d.picture(s)
+        d.ask("caption, ten colors and textures", [talk.ask_caption(s, rng)], [name])
+        d.ask("question, ten colors and textures", [talk.question(s, rng, small)], [name])
     return d
 
 

@@ -75,9 +75,10 @@ class Batch:
     targets: np.ndarray  # b x k x t, -100 where none
     weights: np.ndarray
     where: list[tuple[int, int]] = field(default_factory=list)  # (flat position, picture) of each picture inside a slot
-    phrases: list[tuple[int, list[W.Object]]] = field(default_factory=list)  # (flat position, objects)
+    phrases: list[tuple[int, list[W.Object], int]] = field(default_factory=list)  # (flat position, objects, flat position of their picture or -1)
     answers: list[tuple[str, int, int, int]] = field(default_factory=list)  # (kind, objects, flat start, flat end) of targets
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)  # (start, end, first, last phrase) of answers to phrases
+    changed: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)  # (picture, answer's start, end, cells that differ from the first)
     compared: list[tuple[int, int, int]] = field(default_factory=list)  # (start, column, row): 0 before, 1 same, 2 after
 
 
@@ -104,7 +105,7 @@ def conversation(s: W.Scene, rng: random.Random, world: W.World, first: bool, we
             turns.append(talk.follow(turns[0].subject, rng))
     elif rng.random() < 0.08:
         turns.append(talk.question(s, rng, world, weights))
-    return Conversation(turns, text_first=rng.random() < 0.08)
+    return Conversation(turns, text_first=rng.random() < 0.12)
 
 
 def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: int, length: int, size: int, grid: int,
@@ -119,9 +120,8 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
     extra: list[W.Scene] = []
     b = Batch(None, None, ids, positions, None, targets, weight)
     for r in range(rows):
-        kind = rng.random()
-        s = (W.scene(rng, world, 3 if full and rng.random() < full else 1) if world.level < 3 or kind < 0.8 else W.chart(rng, world)
-             if world.level < 4 or kind < 0.9 else W.sign(rng, world))
+        share = lambda kind: 0.1 * (weights or {}).get(kind, 1)
+        s = W.drawn(rng, world, 3 if full and rng.random() < full else 1, share("chart"), share("sign"))
         scenes.append(s)
         fill, misses, n = [0] * slots, 0, 0
         while misses < 4:
@@ -159,13 +159,16 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
                         (_, [x]), (_, [y]) = mine
                         order = lambda u, v: 1 + (u > v) - (u < v)
                         b.compared.append((flat + start - 1, order(x.column, y.column), order(x.row, y.row)))
-            if not c.text_first:  # there the phrases come before the picture and cannot know it
-                b.phrases += [(flat + at, o) for at, o in phrases]
+            picture = -1
             if c.text_first or second is not None:
                 at = len(tokens) - 1 - tokens[::-1].index(IMAGE) - (codec.picture.count(IMAGE) - 1)
                 if second is not None:
                     extra.append(second)
+                    picture, (start, end) = flat + at, spans[0]
+                    b.changed.append((picture, flat + start - 1, flat + end - 1, W.differ(s, second, int(codec.picture.count(IMAGE) ** 0.5))))
                 b.where.append((flat + at, r if second is None else -len(extra)))
+            if not c.text_first:  # there the phrases come before the picture and cannot know it
+                b.phrases += [(flat + at, o, picture) for at, o in phrases]
             n += 1
     b.where = [(at, i if i >= 0 else rows - i - 1) for at, i in b.where]
     scenes += extra

@@ -276,30 +276,34 @@ def ask_chart(s: Scene, rng: random.Random) -> Turn:
     least = min(s.objects, key=lambda o: o.radius)
     x = rng.random()
     if x < 0.15:
-        return Turn(f"How many {'bars' if bars else 'slices'} are there?", sentence(NUMBERS[len(s.objects)]), "chart")
+        return Turn(f"How many {'bars' if bars else 'slices'}{MARK} are there?", sentence(NUMBERS[len(s.objects)]), "chart", [list(s.objects)])
     if x < 0.35:
         return Turn(rng.choice(["What kind of chart is this?", "What is in the image?"]), f"A {'bar' if bars else 'pie'} chart.", "chart")
     big = rng.random() < 0.5
     word = rng.choice(["highest", "tallest"] if big else ["lowest", "shortest"]) if bars else "largest" if big else "smallest"
-    ask = f"Which {'bar' if bars else 'slice'} is the {word}?"
-    return Turn(ask, f"The {(most if big else least).color} {'bar' if bars else 'slice'}.", "chart")
+    ask = f"Which {'bar' if bars else 'slice'} is the {word}{MARK}?"
+    o = most if big else least
+    return Turn(ask, f"The {o.color} {'bar' if bars else 'slice'}.", "chart", [[o]])
 
 
 def ask_sign(s: Scene, rng: random.Random) -> Turn:
     o = s.objects[0]
     if rng.random() < 0.2:
-        return Turn("What color is the sign?", sentence(o.color), "color")
-    return Turn(rng.choice(["What does the sign say?", "Read the sign.", "What is written on the sign?"]), o.text + ".", "ocr")
+        return Turn(f"What color is the sign{MARK}?", sentence(o.color), "color", [[o]])
+    ask = rng.choice(["What does the sign{} say?", "Read the sign{}.", "What is written on the sign{}?"])
+    return Turn(ask.format(MARK), o.text + ".", "ocr", [[o]])
 
 
 def ask_change(first: Scene, second: Scene, kind: str, o: Optional[Object], rng: random.Random) -> Turn:
     x = rng.random()
+    mark, phrases = (MARK, [[o]]) if o else ("", [])
     if x < 0.2:
         n, m = len(first.objects), len(second.objects)
         answer = "The first." if n > m else "The second." if m > n else "Both have the same number."
-        return Turn("Which image has more objects?", answer, "compare")
+        return Turn(f"Which image has more objects{mark}?", answer, "compare", phrases)
     if x < 0.45:
-        return Turn(rng.choice(["Are the images the same?", "Are the two images the same?"]), "Yes." if kind == "none" else "No.", "compare")
+        ask = rng.choice(["Are the images the same{}?", "Are the two images the same{}?"])
+        return Turn(ask.format(mark), "Yes." if kind == "none" else "No.", "compare", phrases)
     if x < 0.55:
         return Turn("What color is the background of the second image?", sentence(second.background), "compare")
     answer = {
@@ -309,7 +313,8 @@ def ask_change(first: Scene, second: Scene, kind: str, o: Optional[Object], rng:
         "color": lambda: f"The {o.shape} {at(o.place)} is now {o.color}.",
         "background": lambda: f"The background is now {second.background}.",
     }[kind]
-    return Turn(rng.choice(["What changed?", "What is different?", "What has changed?"]), answer if isinstance(answer, str) else answer(), "compare")
+    ask = rng.choice(["What changed{}?", "What is different{}?", "What has changed{}?"])
+    return Turn(ask.format(mark), answer if isinstance(answer, str) else answer(), "compare", phrases)
 
 
 # Turns that need no picture.

@@ -93,6 +93,80 @@ class Answers(unittest.TestCase):
             self.assertFalse(evaluate.valid(case, t.answer[:-1]))
 
 
+class Lessons(unittest.TestCase):
+    """What training tells of charts, signs and pairs of pictures, against their pixels."""
+
+    def drawn(self, make, n=60):
+        rng = random.Random(14)
+        for _ in range(n):
+            s = make(rng, W.World(4, 6))
+            yield s, W.labels(s, 8), W.render(s, 64).astype(int)
+
+    def test_charts(self):
+        for s, lab, picture in self.drawn(W.chart):
+            shape, color, size = lab[:3].reshape(3, 8, 8)
+            for row, column in np.argwhere(color > 0):
+                patch = picture[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+                want = W.COLORS[list(W.COLORS)[color[row, column] - 1]][0]
+                self.assertGreater((np.abs(patch - want).max(-1) < 12).mean(), 0.1)
+                self.assertEqual(W.KINDS[shape[row, column] - 1], s.objects[0].shape)
+            names = list(W.COLORS)
+            for rank, pick in ((1, min), (2, max)):
+                self.assertEqual({names[c - 1] for c in color[size == rank]}, {pick(s.objects, key=lambda o: o.radius).color})
+            for o in s.objects:
+                cells = W.cover(o, 4).reshape(4, 4).repeat(16, 0).repeat(16, 1)
+                mine = np.abs(picture - W.COLORS[o.color][0]).max(-1) < 12
+                self.assertGreater((mine & (cells > 0)).sum(), mine.sum() * 0.4, o)
+
+    def test_signs(self):
+        for s, lab, picture in self.drawn(W.sign):
+            o, board = s.objects[0], lab[1] > 0
+            self.assertGreater(board.sum(), 13)
+            text = [{W.CHARACTERS[i - 1] if i else "" for i in lab[4 + n][board]} for n in range(W.LONGEST)]
+            self.assertEqual(text, [{c} for c in o.text] + [{""}] * (W.LONGEST - len(o.text)))
+            self.assertTrue((lab[3:][:, ~board] == -1).all())
+            read = [W.CHARACTERS[i - 1] for i in lab[3].reshape(8, 8).max(0) if i > 0]  # narrow ones fill no patch
+            once = [c for i, c in enumerate(read) if not i or c != read[i - 1]]
+            rest = iter(o.text)
+            self.assertTrue(all(c in rest for c in once) and len(once) >= len(set(o.text)) - 2, (o.text, once))
+            behind, most = picture[int(o.y) - 10, 6], 0
+            for _, (left, top, right, bottom) in W.letters(o):
+                box = picture[int(top) : int(bottom), int(left) : int(np.ceil(right))]
+                most = max(most, (np.abs(box - behind).max(-1) > 60).mean())
+            self.assertGreater(most, 0.2)
+
+    def test_what_differs(self):
+        rng, world, seen = random.Random(15), W.World(0, 4), set()
+        for _ in range(100):
+            s = W.scene(rng, world)
+            other, kind, o = W.changed(rng, s, world)
+            cells = W.differ(s, other, 4)
+            seen.add(kind)
+            if kind == "none":
+                self.assertEqual(cells.sum(), 0)
+            elif kind == "background":
+                far = np.subtract(*(W.BACKGROUNDS[x.background][x.tone % len(W.BACKGROUNDS[x.background])] for x in (s, other)))
+                self.assertEqual(cells.sum() > 8, np.abs(far).max() > 30)
+            else:
+                self.assertGreater((cells * W.cover(o, 4)).sum(), 0, kind)
+                self.assertLess(cells.sum(), 12)
+        self.assertEqual(seen, {"none", "gone", "new", "color", "background"})
+
+    def test_second_pictures_are_where_lessons_look(self):
+        codec = pack.Codec(str(FOLDER / "tokenizer.json"), 16)
+        b = pack.batch(codec, random.Random(16), W.World(4, 6), 8, 2, 96, 64, 8, {"compare": 12})
+        ids = b.ids.reshape(-1)
+        self.assertGreater(len(b.changed), 3)
+        for at, start, end, cells in b.changed:
+            self.assertTrue((ids[at : at + 16] == pack.IMAGE).all() and len(cells) == 16)
+            self.assertEqual((ids[at - 1], ids[at + 16]), (pack.GLOBAL, pack.FAKE))
+            self.assertEqual(b.targets.reshape(-1)[end - 1], pack.EOS)
+            self.assertIn(("compare", start, end), [(k, a, z) for k, _, a, z in b.answers])
+        pictures = {at for at, *_ in b.changed}
+        asked = [p for _, _, p in b.phrases if p >= 0]
+        self.assertTrue(asked and set(asked) <= pictures)
+
+
 class Ids(unittest.TestCase):
     def conversations(self, n):
         rng, world = random.Random(12), W.World(1, 6)

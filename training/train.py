@@ -28,27 +28,25 @@ from export import load_folder
 from model import VLM, Config, pixels_of, warm_start
 from optim import optimizers
 
-KNOWN = {"shape": len(W.SHAPES), "color": len(W.COLORS), "size": 2}
-
 
 class TowerHeads(nn.Module):
     """What each patch shows, read off the tower's output; for training only."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.heads = nn.ModuleDict({k: nn.Linear(width, n + 1) for k, n in KNOWN.items()})
+        self.heads = nn.ModuleDict({k: nn.Linear(width, n + 1) for k, n in W.KNOWN.items()})
 
     def forward(self, v: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         v = v.flatten(0, 1)
         lab = labels.transpose(0, 1).flatten(1)
-        weight = torch.where(lab[0] > 0, 1.0, torch.where(lab[0] == 0, 0.3, 0.0))
+        weights = torch.where(lab > 0, 1.0, torch.where(lab == 0, 0.3, 0.0))
         loss, right = v.new_zeros(()), {}
         for i, (k, head) in enumerate(self.heads.items()):
             out = head(v)
-            each = F.cross_entropy(out, lab[i].clamp(min=0), reduction="none")
-            loss = loss + (each * weight).sum() / weight.sum() / 3
+            each, weight = F.cross_entropy(out, lab[i].clamp(min=0), reduction="none"), weights[i]
+            loss = loss + (each * weight).sum() / weight.sum().clamp(min=1) / (3 if i < 4 else 6)
             on = lab[i] > 0
-            right["v_" + k] = (out[on].argmax(-1) == lab[i][on]).float().mean().item()
+            right["v_" + k] = (out[on].argmax(-1) == lab[i][on]).float().mean().nan_to_num().item()
         return loss, right
 
 
@@ -56,45 +54,52 @@ class PhraseHeads(nn.Module):
     """What a phrase of the question means, taught at its last token in the middle layers: where their first head has to look,
     which of the nine places are meant, and what is there. And that answers are in the phrases: in the last two layers, one
     head looks from the answer at the first phrase of its question, another one at the last, and before the last layer it
-    is known how the places of two compare."""
+    is known how the places of two compare. Of a second picture's tokens, that one head of the first layer looks at the same cell of
+    the first picture, that it is known after the second layer which cells differ, and that answers look at those."""
 
     def __init__(self, width: int, layers: tuple[int, ...] = (1, 2)):
         super().__init__()
         self.layers = layers
         self.places = nn.ModuleList(nn.Linear(width, 9) for _ in layers)
-        self.objects = nn.ModuleList(nn.Linear(width, sum(KNOWN.values())) for _ in layers)
+        self.known = [W.KNOWN[k] for k in ("shape", "color", "size")]
+        self.objects = nn.ModuleList(nn.Linear(width, sum(self.known)) for _ in layers)
         self.order = nn.Linear(width, 6)
+        self.differs = nn.Linear(width, 1)
 
     def forward(self, hidden: list[Tensor], looked: list[Tensor], image: slice, b: pack.Batch) -> tuple[Tensor, dict[str, float]]:
         """image says where the image tokens are among the keys."""
         phrases = b.phrases
         length = looked[0].shape[3]
         prefix = looked[0].shape[4] - length
-        seen = [a[:, 0, 0, :, image].flatten(0, 1) for a in looked]
-        at = torch.tensor([f for f, _ in phrases])
+        seen = [a[:, 0, 0].flatten(0, 1) for a in looked]
+        at = torch.tensor([f for f, *_ in phrases])
+        placed = [i for i, (_, objects, _) in enumerate(phrases) if all(o.size for o in objects)]  # not in charts
         places = torch.zeros(len(phrases), 9)
-        single = [i for i, (_, o) in enumerate(phrases) if len(o) == 1]
-        what = torch.tensor([[W.SHAPES.index(o.shape), list(W.COLORS).index(o.color), int(o.size == "large")]
+        single = [i for i, (_, o, _) in enumerate(phrases) if len(o) == 1]
+        what = torch.tensor([[W.KINDS.index(o.shape), list(W.COLORS).index(o.color), int(o.size == "large") if o.size else -100]
                              for i in single for o in phrases[i][1]])
-        for i, (_, objects) in enumerate(phrases):
+        for i, (_, objects, _) in enumerate(phrases):
             for o in objects:
                 places[i, W.PLACES.index(o.place)] = 1
-        side = int(seen[0].shape[-1] ** 0.5)
-        pairs = [(f, o, 1 / len(objects)) for f, objects in phrases for o in objects]
-        cover = torch.stack([torch.from_numpy(W.cover(o, side)) for _, o, _ in pairs])
-        pair_at, share = torch.tensor([f for f, *_ in pairs]), torch.tensor([s for *_, s in pairs])
+        cells = image.stop - image.start
+        side = int(cells**0.5)
+        pairs = [(f, o, 1 / len(objects), image.start if p < 0 else prefix + p % length) for f, objects, p in phrases for o in objects]
+        cover = torch.stack([torch.from_numpy(W.cover(o, side)) for _, o, *_ in pairs])
+        pair_at, share = torch.tensor([f for f, *_ in pairs]), torch.tensor([s for *_, s, _ in pairs])
+        keys = torch.tensor([k for *_, k in pairs])[:, None] + torch.arange(cells)
         loss, right = hidden[0].new_zeros(()), {}
         for n, layer in enumerate(self.layers):
-            given = (seen[layer][pair_at] * cover).sum(-1)
-            aware = seen[layer][pair_at].detach().sum(-1) > 0  # not where the picture is another one
+            given = seen[layer][pair_at].gather(1, keys)
+            aware = given.detach().sum(-1) > 0  # not where the picture is another one
+            given = (given * cover).sum(-1)
             loss = loss - (given[aware] * 0.999 + 0.001).log().mul(share[aware]).sum() / share[aware].sum() * 0.5
             right[f"p_look{layer}"] = given[aware].mean().item()
             h = F.layer_norm(hidden[layer][at], hidden[layer].shape[-1:])
             out = self.places[n](h)
-            loss = loss + F.binary_cross_entropy_with_logits(out, places) * 2
-            right[f"p_place{layer}"] = ((out > 0).float() == places).all(-1).float().mean().item()
-            for part, t in zip(self.objects[n](h[single]).split(list(KNOWN.values()), -1), what.T if single else ()):
-                loss = loss + F.cross_entropy(part, t) * 0.15
+            loss = loss + F.binary_cross_entropy_with_logits(out[placed], places[placed]) * 2
+            right[f"p_place{layer}"] = ((out > 0).float() == places)[placed].all(-1).float().mean().item()
+            for part, t in zip(self.objects[n](h[single]).split(self.known, -1), what.T if single else ()):
+                loss = loss + F.cross_entropy(part, t, reduction="sum") / (t >= 0).sum().clamp(min=1) * 0.15
         spans = torch.tensor([(at, first, last) for start, end, first, last in b.asked for at in range(start, end)])
         line, row = spans[:, 0] // length, spans[:, 0] % length
         for layer in (-2, -1):
@@ -107,7 +112,34 @@ class PhraseHeads(nn.Module):
             out = self.order(F.layer_norm(hidden[-2][at], hidden[-2].shape[-1:])).split(3, -1)
             loss = loss + sum(F.cross_entropy(o, t) for o, t in zip(out, orders)) * 0.5
             right["p_order"] = torch.stack([o.argmax(-1) == t for o, t in zip(out, orders)]).all(0).float().mean().item()
+        if b.changed:
+            more, right2 = self.pictures(hidden, looked, image, b)
+            loss, right = loss + more, {**right, **right2}
         return loss / len(self.layers), right
+
+    def pictures(self, hidden: list[Tensor], looked: list[Tensor], image: slice, b: pack.Batch) -> tuple[Tensor, dict[str, float]]:
+        """The lessons of two pictures."""
+        length = looked[0].shape[3]
+        prefix, cells = looked[0].shape[4] - length, image.stop - image.start
+        start = torch.tensor([f for f, *_ in b.changed])
+        differs = torch.stack([torch.from_numpy(m) for *_, m in b.changed])
+        each = torch.arange(cells)
+        same = looked[0][start[:, None] // length, 1, 1, start[:, None] % length + each, image.start + each]
+        loss = -(same * 0.999 + 0.001).log().mean() * 0.5
+        h = hidden[1][(start[:, None] + each)]
+        out = self.differs(F.layer_norm(h, h.shape[-1:])).squeeze(-1)
+        weight = torch.where(differs > 0, 3.0, 1.0)
+        loss = loss + F.binary_cross_entropy_with_logits(out, differs, weight)
+        right = dict(d_same=same.mean().item(), d_cells=((out > 0) == (differs > 0)).float().mean().item(),
+                     d_all=((out > 0) == (differs > 0)).all(-1).float().mean().item())
+        spans = [(at, f, m) for f, a, z, m in b.changed if m.any() for at in range(a, z)]
+        if spans:
+            at, key, mask = torch.tensor([s for s, *_ in spans]), torch.tensor([k for _, k, _ in spans]), torch.stack([torch.from_numpy(m) for *_, m in spans])
+            given = looked[-2][at // length, 0, 1, at % length].gather(1, prefix + key[:, None] % length + each)
+            given = (given * mask).sum(-1)
+            loss = loss - (given * 0.999 + 0.001).log().mean() * 0.5
+            right["d_look"] = given.mean().item()
+        return loss, right
 
 
 class Trainer:
@@ -165,7 +197,8 @@ class Trainer:
             f.write(text + "\n")
 
     def _scenes(self, rng: random.Random, n: int) -> tuple[np.ndarray, np.ndarray]:
-        scenes = [W.scene(rng, self.world) for _ in range(n)]
+        weights = json.loads(self.a.weights) if self.a.weights else {}
+        scenes = [W.drawn(rng, self.world, 1, 0.1 * weights.get("chart", 1), 0.1 * weights.get("sign", 1)) for _ in range(n)]
         return (np.stack([W.render(s, self.config.image, rng) for s in scenes]),
                 np.stack([W.labels(s, self.config.grid) for s in scenes]))
 

@@ -242,7 +242,7 @@ def paint(draw: ImageDraw.ImageDraw, s: Scene, o: Object, scale: float, fill, be
         draw.pieslice([8 * scale, 8 * scale, 56 * scale, 56 * scale], o.box[0], o.box[1], fill=fill)
     elif s.kind == "sign":
         draw.rectangle([(o.x - 28) * scale, (o.y - 11) * scale, (o.x + 28) * scale, (o.y + 11) * scale], fill=fill)
-        f = font(int(scale * min(18, 78 / len(o.text))))
+        f = font(int(scale * text_size(o.text)))
         ink = (255, 255, 255) if behind != 0 and sum(fill) < 380 else (0, 0, 0) if behind != 0 else fill
         draw.text((o.x * scale, o.y * scale), o.text, fill=ink, font=f, anchor="mm")
     elif o.shape in OUTLINES:
@@ -302,13 +302,34 @@ def render(s: Scene, size: int = 64, rng: random.Random | None = None, grainy: b
     return np.clip(out + 0.5, 0, 255).astype(np.uint8)
 
 
-def labels(s: Scene, grid: int) -> np.ndarray:
-    """What each patch of a grid x grid picture shows, 3 x grid*grid: shape, colour, size; 0 is background.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+LONGEST = max(map(len, WORDS))
+CHART_KINDS = {"bar": "bars", "slice": "pie", "sign": "sign"}
+KINDS = SHAPES + list(CHART_KINDS)
+# What is known of each patch, and of how many kinds it can be.
+KNOWN = {"shape": len(KINDS), "color": len(COLORS), "size": 2, "letter": len(CHARACTERS),
+         **{f"char{i}": len(CHARACTERS) for i in range(LONGEST)}}
 
-    An object counts in a patch that it covers by more than 15 %."""
-    out = np.zeros((3, grid * grid), np.int64)
-    if s.kind != "shapes":
-        return out - 1  # unknown
+
+def text_size(text: str) -> float:
+    return min(18, 78 / len(text))
+
+
+def letters(o: Object) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """The characters of a sign, and the box of each."""
+    f, size = font(int(3 * text_size(o.text))), text_size(o.text)
+    left = o.x - f.getlength(o.text) / 6
+    edge = [left + f.getlength(o.text[:i]) / 3 for i in range(len(o.text) + 1)]
+    return [(CHARACTERS.index(c), (edge[i], o.y - size * 0.4, edge[i + 1], o.y + size * 0.4)) for i, c in enumerate(o.text)]
+
+
+def labels(s: Scene, grid: int) -> np.ndarray:
+    """What each patch of a grid x grid picture shows, len(KNOWN) x grid*grid: 0 is background, -1 unknown.
+
+    An object counts in a patch that it covers by more than 15 %. The size of a bar or a slice says whether it is the least or
+    the largest one. A letter counts in a patch that it covers most of all and by a quarter; of the characters of a sign all its patches know."""
+    out = np.zeros((len(KNOWN), grid * grid), np.int64)
+    out[3:] = -1
     side = grid * 8
     im = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(im)
@@ -317,15 +338,49 @@ def labels(s: Scene, grid: int) -> np.ndarray:
     cells = np.asarray(im).reshape(grid, 8, grid, 8).transpose(0, 2, 1, 3).reshape(grid * grid, 64)
     share = np.stack([(cells == i + 1).mean(1) for i in range(len(s.objects))])
     which, on = share.argmax(0), share.max(0) > 0.15
-    names = np.array([[SHAPES.index(o.shape) + 1, list(COLORS).index(o.color) + 1, 1 + (o.size == "large")]
-                      for o in s.objects])
-    return np.where(on, names[which].T, out)
+    order = sorted(s.objects, key=lambda o: o.radius)
+    rank = lambda o: 1 + (o.size == "large") if o.size else -1 if s.kind == "sign" else 1 if o is order[0] else 2 if o is order[-1] else -1
+    names = np.array([[KINDS.index(o.shape) + 1, list(COLORS).index(o.color) + 1, rank(o)] for o in s.objects])
+    out[:3] = np.where(on, names[which].T, out[:3])
+    if s.kind == "sign":
+        out[3:] = np.where(on, 0, -1)
+        edge = np.arange(grid) * 8
+        share = lambda a, z: np.clip(np.minimum(edge + 8, z) - np.maximum(edge, a), 0, None) / 8
+        most = np.full(grid * grid, 0.25)
+        for i, (c, (left, top, right, bottom)) in enumerate(letters(s.objects[0])):
+            part = (share(top, bottom)[:, None] * share(left, right)[None]).reshape(-1)
+            out[3] = np.where(on & (part > most), c + 1, out[3])
+            most = np.maximum(most, part)
+            out[4 + i] = np.where(on, c + 1, -1)
+    return out
 
 
 def cover(o: Object, side: int) -> np.ndarray:
-    """Which of side x side equal cells hold a good part of an object of the layout, as 0 and 1."""
+    """Which of side x side equal cells hold a good part of an object, as 0 and 1."""
+    if o.shape in CHART_KINDS:
+        im = Image.new("L", (side * 4, side * 4), 0)
+        paint(ImageDraw.Draw(im), Scene("white", (o,), CHART_KINDS[o.shape]), o, side / 16, 1, 0)
+        part = np.asarray(im).reshape(side, 4, side, 4).mean((1, 3))
+        return (part > min(0.3, part.max() * 0.9)).astype(np.float32).reshape(-1)
     cell, reach = 64 / side, o.radius * 0.8
     edges = np.arange(side) * cell
     share = lambda at: np.clip(np.minimum(edges + cell, at + reach) - np.maximum(edges, at - reach), 0, None) / (2 * reach)
     part = share(o.y)[:, None] * share(o.x)[None, :]
     return (part > min(0.15, part.max() * 0.9)).astype(np.float32).reshape(-1)
+
+
+def differ(a: Scene, b: Scene, side: int) -> np.ndarray:
+    """Which of side x side equal cells look different in two scenes, as 0 and 1."""
+    x, y = (render(s, side * 4).astype(np.int16) for s in (a, b))
+    part = (np.abs(x - y).max(-1) > 30).reshape(side, 4, side, 4).mean((1, 3))
+    return (part > 0.1).astype(np.float32).reshape(-1)
+
+
+def drawn(rng: random.Random, world: World, least: int = 1, charts: float = 0.1, signs: float = 0.1) -> Scene:
+    """A scene, or with these shares a chart or a sign where the world has them."""
+    kind = rng.random()
+    if world.level >= 4 and kind < signs:
+        return sign(rng, world)
+    if world.level >= 3 and kind < signs + charts:
+        return chart(rng, world)
+    return scene(rng, world, least)
