@@ -40,6 +40,9 @@ type kvPlan struct {
 // cut to what fits, unless maxLen or the budget was asked for.
 func planKV(m *model.Model, slots, maxLen int, budget int64) (kvPlan, error) {
 	p := kvPlan{slots: slots, maxLen: maxLen, bytes: budget}
+	if slots < 1 {
+		return p, fmt.Errorf("--slots %d: want 1 or more", slots)
+	}
 	asked := maxLen > 0 || budget > 0
 	if p.maxLen == 0 || p.maxLen > m.Decoder.MaxLen {
 		p.maxLen = m.Decoder.MaxLen

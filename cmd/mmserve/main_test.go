@@ -82,6 +82,10 @@ func TestDoctor(t *testing.T) {
 	if code != 1 || !strings.Contains(out, "FAILED: ") {
 		t.Errorf("broken model: status %d: %s", code, out)
 	}
+	code, out, _ = mmserve(t, "doctor", "--slots", "0")
+	if code != 1 || !strings.Contains(out, "FAILED: --slots 0: want 1 or more") {
+		t.Errorf("no slots: status %d: %s", code, out)
+	}
 }
 
 // Copies of a good folder with one thing wrong each.

@@ -33,6 +33,20 @@ INLINE __m512 value(const rowlinear *l, __m512i sum, int64_t row, int64_t channe
 
 // MOST_ROWS rows by two panels is the largest tile whose sums stay in registers: 24 of the 32.
 #define MOST_ROWS 12
+// Up to FEW_ROWS wait for little but weights, which come faster one panel after the other than two in turns, and asked for
+// AHEAD bytes before their use. Of more rows, two panels in turns share the loads.
+#define FEW_ROWS 24
+#define AHEAD 4096
+
+// add multiplies ROWS rows by a panel, sums[r] those of row r.
+INLINE void add(const int32_t *q, const int8_t *w, int64_t steps, __m512i *sums, const int ROWS) {
+  for (int64_t i = 0; i < steps; i++) {
+    _mm_prefetch((const char *)(w + i * 64 + AHEAD), _MM_HINT_T0);
+    const __m512i p = _mm512_loadu_si512(w + i * 64);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) ADD_BYTES(sums[r], _mm512_set1_epi32(q[r * steps + i]), p);
+  }
+}
 
 // tile multiplies ROWS rows by a pair of panels; ROWS is a constant wherever it is inlined. A row's sums are integers
 // and exact: the shape of the tile does not show in the result.
@@ -45,11 +59,12 @@ INLINE void tile(const rowlinear *l, int64_t row, int64_t pair, const int ROWS) 
   __m512i a[MOST_ROWS], b[MOST_ROWS];
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; r++) a[r] = _mm512_loadu_si512(l->start + channel), b[r] = _mm512_loadu_si512(start1);
-  for (int64_t i = 0; i < steps; i++) {
-    if (ROWS < MOST_ROWS) { // few rows: the weights come from memory, and the step waits for them
-      _mm_prefetch((const char *)(w0 + i * 64 + 2048), _MM_HINT_T0);
-      _mm_prefetch((const char *)(w1 + i * 64 + 2048), _MM_HINT_T0);
-    }
+  const int few = ROWS < MOST_ROWS || l->rows <= FEW_ROWS;
+  if (few) {
+    add(q, w0, steps, a, ROWS);
+    add(q, w1, steps, b, ROWS);
+  }
+  for (int64_t i = few ? steps : 0; i < steps; i++) {
     const __m512i p0 = _mm512_loadu_si512(w0 + i * 64), p1 = _mm512_loadu_si512(w1 + i * 64);
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
