@@ -138,6 +138,7 @@ func (e *Engine) post(m message) {
 	e.wakeUp()
 }
 
+// wakeUp has the loop look at the inbox and at coming.
 func (e *Engine) wakeUp() {
 	select {
 	case e.wake <- struct{}{}:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -210,6 +211,54 @@ func TestDrainCutsPreparation(t *testing.T) {
 	if err := <-f.served; !errors.As(err, &cut) || cut.Requests != 1 {
 		t.Errorf("Serve: %v, want one request cut", err)
 	}
+}
+
+// Answers that nobody waits for wait for a picture that is being encoded.
+func TestBatchGathers(t *testing.T) {
+	m, runner := tinyVLM(t), endless(2)
+	runner.step = make(chan struct{}, 100)
+	encoding, encoded := make(chan struct{}), make(chan struct{})
+	m.Encode = func(context.Context, *vision.Image) ([]float32, bool, error) {
+		close(encoding)
+		<-encoded
+		return make([]float32, imageTokens*hidden), false, nil
+	}
+	f := start(t, m, runner, server.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	patient, picture := client.Prompt(client.Text("on and on")), question()
+	patient.Priority, picture.Priority = pb.Priority_PRIORITY_BATCH, pb.Priority_PRIORITY_BATCH
+	began := make(chan struct{})
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	clients.Go(func() {
+		first := true
+		for e := range f.Stream(ctx, patient) {
+			if e.GetDelta() != nil && first {
+				first = false
+				close(began)
+			}
+		}
+	})
+	runner.step <- struct{}{}
+	<-began
+	clients.Go(func() { f.Generate(ctx, picture) })
+	<-encoding
+	for range 50 {
+		runner.step <- struct{}{}
+	}
+	time.Sleep(300 * time.Millisecond)
+	if left := len(runner.step); left < 47 {
+		t.Errorf("%d steps while a picture was encoded", 50-left)
+	}
+	close(encoded)
+	for deadline := time.Now().Add(10 * time.Second); len(runner.step) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d steps were left when the picture was encoded", len(runner.step))
+		}
+	}
+	cancel()
+	close(runner.step)
 }
 
 func TestMessageTooLarge(t *testing.T) {
