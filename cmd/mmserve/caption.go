@@ -4,233 +4,215 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"image"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path"
+	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
+	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
-	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
-	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
+
+// captionFlags are what an answer depends on.
+type captionFlags struct {
+	Prompt      string   `default:"Describe the image." help:"What to ask about each image."`
+	MaxTokens   uint32   `default:"256" help:"Most tokens of an answer."`
+	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
+	Seed        uint64   `default:"0" help:"Start of each answer's random sequence."`
+	Detail      string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
+}
+
+// sourceFlags say which images.
+type sourceFlags struct {
+	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', or - for a list of paths on standard input (default: the embedded model's samples)."`
+	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line (with -0: NUL-separated)."`
+	Include []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
+	Exclude []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
+	Limit   int64    `placeholder:"N" help:"Stop after N images."`
+}
+
+// runFlags say how to go about it.
+type runFlags struct {
+	Out       string        `short:"o" placeholder:"OUT" help:"Write a row for each image to OUT.jsonl, or - for standard output. The same command again goes on where it stopped."`
+	InFlight  int           `short:"j" placeholder:"N" help:"Images asked about at once (default: adapts to what the servers take)."`
+	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
+	Existing  string        `enum:"skip,overwrite,error" default:"skip" help:"What to do where there are captions: skip, overwrite or error."`
+	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which items that failed in an earlier run are asked again: transient, all or none."`
+	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
+	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
+	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+}
 
 type captionCmd struct {
 	connectFlags
-	Prompt    string   `default:"Describe the image." help:"What to ask about each picture."`
-	MaxTokens uint32   `default:"256" help:"Most tokens of an answer."`
-	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
-	Files     []string `arg:"" optional:"" name:"file" help:"Picture files (default: the embedded model's samples)."`
+	captionFlags
+	sourceFlags
+	runFlags
 }
 
-var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
-
-// captioned is what the table shows of one picture.
-type captioned struct {
-	name   string
-	usage  *pb.Usage
-	ttft   time.Duration
-	decode time.Duration
+var priorities = map[string]pb.Priority{
+	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT, "batch": pb.Priority_PRIORITY_BATCH,
 }
 
-// Run answers one picture after the other. A file that fails does not stop the others; the exit status tells.
+// Run captions images: on the terminal, one after the other, or into a file.
 func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
-	ctx, stop := untilSignal(ctx)
-	defer stop()
-	files, demo, err := k.sources()
+	if k.Out == "" {
+		return k.show(ctx, c, log, out)
+	}
+	code, err := k.toFile(ctx, c, log, out)
 	if err != nil {
-		return err
+		fmt.Fprintln(os.Stderr, "mmserve:", err)
 	}
-	cl, end, err := k.connect(c, quiet(log))
-	if err != nil {
-		return err
-	}
-	protocol := picture.Detect(os.Getenv, isTerminal(out))
-	var rows []captioned
-	failed, raw := 0, false
-	for _, f := range files {
-		row, err := k.caption(ctx, cl, f, raw, out, protocol)
-		if !raw && noTemplate(err) {
-			raw = true
-			row, err = k.caption(ctx, cl, f, raw, out, protocol)
-		}
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), end())
-		}
-		if err != nil {
-			failed++
-			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, plain(err))
-			continue
-		}
-		rows = append(rows, row)
-	}
-	table := io.Writer(os.Stderr)
-	if demo || isTerminal(out) {
-		table = out
-	}
-	if err := errors.Join(writeTable(table, rows), end()); err != nil {
-		return err
-	}
-	if demo {
-		fmt.Fprint(out, nextCommands)
-	}
-	if failed > 0 {
-		fmt.Fprintf(os.Stderr, "mmserve: %d of %d pictures failed\n", failed, len(files))
-		return exitError(1)
+	if code != 0 {
+		return exitError(code)
 	}
 	return nil
 }
 
-const nextCommands = `
-Try next:
-  bin/mmserve chat                              ask questions about a picture: /image PATH
-  bin/mmserve serve                             answer gRPC on 127.0.0.1:8080 (README: call it with grpcurl)
-  bin/mmserve caption --model DIR photo.jpg     your own photo, with a SmolVLM or Idefics3 folder from Hugging Face
-`
-
-// source is a picture to read.
-type source struct {
-	name string
-	read func() ([]byte, error)
-}
-
-// sources are the files named, or the default model's samples.
-func (k captionCmd) sources() (list []source, demo bool, err error) {
-	for _, name := range k.Files {
-		list = append(list, source{name, func() ([]byte, error) { return os.ReadFile(name) }})
+// source lists what was named.
+func (f sourceFlags) source() (caption.Source, error) {
+	m := caption.Match{Include: f.Include, Exclude: f.Exclude}
+	if err := m.Check(); err != nil {
+		return nil, err
 	}
-	if len(list) > 0 {
-		return list, false, nil
-	}
-	if k.Model != "" || k.Server != "" {
-		return nil, false, errors.New("name at least one picture file")
-	}
-	samples := model.Samples()
-	names, err := fs.Glob(samples, "*.png")
-	for _, name := range names {
-		list = append(list, source{path.Base(name), func() ([]byte, error) { return fs.ReadFile(samples, name) }})
-	}
-	return list, true, err
-}
-
-// noTemplate tells that the model completes raw prompts only.
-func noTemplate(err error) bool {
-	st := grpcStatus(err)
-	return st.Code() == codes.FailedPrecondition && strings.HasPrefix(st.Message(), "chat:")
-}
-
-// caption streams the answer for one picture, drawn beside it where the terminal can. raw sends the prompt as it is,
-// without a chat template.
-func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, raw bool, out io.Writer, p picture.Protocol) (captioned, error) {
-	row := captioned{name: f.name}
-	data, err := f.read()
-	if err != nil {
-		return row, err
-	}
-	part := client.ImageBytes(data)
-	part.GetImage().Detail = details[k.Detail]
-	req := client.Chat(client.User(part, client.Text(k.Prompt)))
-	if raw {
-		req = client.Prompt(part, client.Text(k.Prompt))
-	}
-	req.MaxTokens = &k.MaxTokens
-	w, err := answerWriter(out, f.name, data, p)
-	if err != nil {
-		return row, err
-	}
-	start := time.Now()
-	for event, err := range cl.Stream(ctx, req) {
+	var all []caption.Source
+	for _, in := range f.In {
+		s, err := caption.Open(in, m)
 		if err != nil {
-			return row, errors.Join(err, w.Close())
+			return nil, err
 		}
-		if d := event.GetDelta(); d != nil {
-			if row.ttft == 0 {
-				row.ttft = time.Since(start)
-			}
-			if _, err := io.WriteString(w, d.GetText()); err != nil {
-				return row, err
-			}
-		}
-		if e := event.GetFinish(); e != nil {
-			row.usage, row.decode = e.GetUsage(), e.GetTimings().GetDecode().AsDuration()
-		}
+		all = append(all, s)
 	}
-	return row, w.Close()
+	s := caption.Concat(all...)
+	if f.Limit > 0 {
+		s = caption.Limit(s, f.Limit)
+	}
+	return s, nil
 }
 
-// lineWriter is an answer on a line of its own: "name: text".
-type lineWriter struct {
-	w       io.Writer
-	name    string
-	started bool
+func (f captionFlags) config() caption.Config {
+	return caption.Config{
+		Questions: []caption.Question{{Name: caption.DefaultQuestion, Text: f.Prompt}},
+		MaxTokens: f.MaxTokens, Temperature: f.Temperature, Seed: f.Seed, Detail: f.Detail,
+	}
 }
 
-func (l *lineWriter) Write(b []byte) (int, error) {
-	text := string(b)
-	if !l.started {
-		if text = strings.TrimLeft(text, " "); text == "" {
-			return len(b), nil
-		}
-		l.started = true
-		text = l.name + ": " + text
-	}
-	_, err := io.WriteString(l.w, text)
-	return len(b), err
-}
+// The exit statuses of a run into a file.
+const (
+	exitFailed      = 1 // some items
+	exitUsage       = 2
+	exitGivenUp     = 3
+	exitInterrupted = 130
+)
 
-func (l *lineWriter) Close() error {
-	if !l.started {
-		return nil
+// toFile captions into a file. It gives the exit status with the error.
+func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) (int, error) {
+	config := k.config()
+	if err := config.Check(); err != nil {
+		return exitUsage, err
 	}
-	_, err := io.WriteString(l.w, "\n")
-	return err
-}
-
-// answerWriter gives the place where an answer streams to.
-func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (io.WriteCloser, error) {
-	if p == picture.None {
-		return &lineWriter{w: out, name: name}, nil
+	if len(k.In) == 0 && k.From == "" {
+		return exitUsage, errors.New("name at least one image file, folder or list")
 	}
-	rgb, err := vision.Decode(data, vision.DefaultLimits())
+	source, err := k.source()
 	if err != nil {
-		return nil, err // the server would say the same
+		return exitUsage, err
 	}
-	img := image.NewNRGBA(image.Rect(0, 0, rgb.W, rgb.H))
-	for i := range rgb.W * rgb.H {
-		copy(img.Pix[4*i:], rgb.Pix[3*i:3*i+3])
-		img.Pix[4*i+3] = 255
+	s, err := k.open(ctx, c, log)
+	if err != nil {
+		return exitGivenUp, err
 	}
-	b, err := picture.NewBeside(out, img, p)
+	code, err := k.run(ctx, s, source, config)
+	return code, errors.Join(err, s.end())
+}
+
+// servers are where the answers come from.
+type servers struct {
+	client *client.Client
+	slots  int
+	wait   time.Duration
+	end    func() error
+}
+
+// open connects to the servers, or runs the model in this process.
+func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*servers, error) {
+	if k.Server == "" {
+		cl, end, err := k.connect(c, quiet(log))
+		if err != nil {
+			return nil, err
+		}
+		return &servers{cl, k.Slots, 0, end}, nil
+	}
+	list, err := client.SplitServers(k.Server)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.WriteString(b, name+": "); err != nil {
+	slots, err := caption.Slots(ctx, list)
+	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	cl, err := client.DialServers(k.Server)
+	if err != nil {
+		return nil, err
+	}
+	return &servers{cl, slots, k.Wait, cl.Close}, nil
 }
 
-func writeTable(w io.Writer, rows []captioned) error {
-	if len(rows) == 0 {
-		return nil
+// run holds the output and captions into it.
+func (k captionCmd) run(ctx context.Context, s *servers, source caption.Source, config caption.Config) (int, error) {
+	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
+	if err := caption.Probe(ctx, s.client, &config, s.wait, say); err != nil {
+		return exitCode(err), err
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "\npicture\timage tokens\tprompt tokens\tTTFT ms\ttokens\ttokens/s\t")
-	for _, r := range rows {
-		rate := "-"
-		if n := r.usage.GetCompletionTokens(); n > 1 && r.decode > 0 {
-			rate = fmt.Sprintf("%.0f", float64(n-1)/r.decode.Seconds())
+	if k.Existing == "error" {
+		if _, err := os.Lstat(k.Out); err == nil {
+			return exitUsage, fmt.Errorf("%s exists (--existing error)", k.Out)
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%.1f\t%d\t%s\t\n", r.name, r.usage.GetImageTokens(), r.usage.GetPromptTokens(),
-			float64(r.ttft.Microseconds())/1000, r.usage.GetCompletionTokens(), rate)
 	}
-	return t.Flush()
+	j, err := caption.OpenJournal(k.Out, k.Existing == "overwrite")
+	if err != nil {
+		return exitCode(err), err
+	}
+	err = caption.HoldConfig(k.Out+".run.json", config, time.Now().UTC().Format(time.RFC3339), programVersion(), k.Existing == "overwrite")
+	if err != nil {
+		return exitUsage, errors.Join(err, j.Close())
+	}
+	var stats caption.Stats
+	err = caption.Run(ctx, caption.Options{
+		Source: source, Config: config, Server: s.client, Output: j, InFlight: k.InFlight, MostInFlight: s.slots + max(2, s.slots/4),
+		Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe, Patience: s.wait, FileName: k.fileName, Say: say,
+	}, &stats)
+	err = errors.Join(err, j.Close())
+	if err != nil {
+		return exitCode(err), err
+	}
+	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 {
+		return exitFailed, nil
+	}
+	return 0, nil
+}
+
+// exitCode is the status for an error that ended a run.
+func exitCode(err error) int {
+	var config *caption.ConfigError
+	switch {
+	case errors.Is(err, caption.ErrInterrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.Is(err, caption.ErrConfig), errors.As(err, &config):
+		return exitUsage
+	}
+	return exitGivenUp
+}
+
+// fileName is an image's path from the output's folder.
+func (k captionCmd) fileName(it caption.Item) string {
+	if it.Local {
+		if rel, err := filepath.Rel(filepath.Dir(k.Out), it.Path); err == nil && !strings.HasPrefix(rel, "..") {
+			return filepath.ToSlash(rel)
+		}
+	}
+	return it.ID()
 }
