@@ -109,42 +109,52 @@ func key(sha256, prompt, configDigest string) string {
 
 // runFile is what stands in OUT.run.json.
 type runFile struct {
-	Format  int    `json:"format"`
-	Config  Config `json:"config"`
-	Started string `json:"started"`
-	Version string `json:"mmserve"`
+	Format   int    `json:"format"`
+	Config   Config `json:"config"`
+	Existing string `json:"existing,omitempty"`
+	Started  string `json:"started"`
+	Version  string `json:"mmserve"`
+	// Complete tells that every item was answered or failed for good.
+	Complete bool `json:"complete"`
 }
 
 const runFormat = 1
 
-// HoldConfig compares c with the one that the file at path holds, or writes it there where there is none yet.
-func HoldConfig(path string, c Config, started, version string, overwrite bool) error {
+// readRunFile gives what the file holds; fs.ErrNotExist where there is none.
+func readRunFile(path string) (runFile, error) {
+	var r runFile
 	b, err := readSmallFile(path)
-	if errors.Is(err, fs.ErrNotExist) || overwrite {
-		return writeRunFile(path, runFile{runFormat, c, started, version})
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	if r.Format != runFormat {
+		return r, fmt.Errorf("%s: format %d, want %d", path, r.Format, runFormat)
+	}
+	return r, nil
+}
+
+// holdConfig compares now with what the file at path holds, or writes it there where there is none yet or a new output
+// begins. Questions that are new are added.
+func holdConfig(path string, now runFile, begin bool) error {
+	had, err := readRunFile(path)
+	if errors.Is(err, fs.ErrNotExist) || begin {
+		return writeRunFile(path, now)
 	}
 	if err != nil {
 		return err
 	}
-	var had runFile
-	if err := json.Unmarshal(b, &had); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if had.Format != runFormat {
-		return fmt.Errorf("%s: format %d, want %d", path, had.Format, runFormat)
-	}
-	if differ := differences(had.Config, c); len(differ) > 0 {
+	if differ := differences(had.Config, now.Config); len(differ) > 0 {
 		return &ConfigError{path, differ}
 	}
-	known := len(had.Config.Questions)
-	for _, q := range c.Questions {
+	for _, q := range now.Config.Questions {
 		if !slices.Contains(had.Config.Questions, q) {
 			had.Config.Questions = append(had.Config.Questions, q)
 		}
 	}
-	if len(had.Config.Questions) == known {
-		return nil
-	}
+	had.Complete, had.Existing = false, now.Existing
 	return writeRunFile(path, had)
 }
 

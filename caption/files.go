@@ -280,7 +280,13 @@ func Read(ctx context.Context, it Item, limit int64) ([]byte, error) {
 	if before != nil && before.Size() > limit {
 		return nil, itemErrorf(codeInvalid, "%d bytes, at most %d are allowed", before.Size(), limit)
 	}
+	if before != nil {
+		limit = before.Size() // what is written to while it is read may have no end
+	}
 	data, err := readLimited(r, before, limit)
+	if before != nil && errors.Is(err, errTooLong) {
+		return nil, &itemError{codeChanged, errChanged}
+	}
 	if err != nil {
 		return nil, fileError(err)
 	}
@@ -293,6 +299,9 @@ func Read(ctx context.Context, it Item, limit int64) ([]byte, error) {
 
 // errChanged is the error of a file that was written to while it was read.
 var errChanged = errors.New("the file changed while it was read")
+
+// errTooLong is the error of a content that goes on where it should have ended.
+var errTooLong = errors.New("too long")
 
 // settle is how long a file that changed while it was read is left alone before it is read again.
 const settle = 200 * time.Millisecond
@@ -317,13 +326,13 @@ func readLimited(r io.Reader, info fs.FileInfo, limit int64) ([]byte, error) {
 		}
 	}
 	if int64(len(b)) > limit {
-		return nil, itemErrorf(codeInvalid, "more than %d bytes, which is all that is allowed", limit)
+		return nil, itemErrorf(codeInvalid, "%w: more than %d bytes, which is all that is allowed", errTooLong, limit)
 	}
 	return b, nil
 }
 
 func statOf(r io.Reader) fs.FileInfo {
-	f, ok := r.(*os.File)
+	f, ok := r.(interface{ Stat() (fs.FileInfo, error) })
 	if !ok {
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 type Item struct {
 	// Path names the image: a path, archive/member, or URL. Any bytes but NUL.
 	Path string
-	// Index counts the items that the source listed, from 0.
+	// Index counts the items of a run from 0; Run sets it.
 	Index int64
 	// Prompt replaces the run's prompt; empty keeps it.
 	Prompt string
@@ -65,18 +65,15 @@ func (it Item) ID() string {
 	return strings.ToValidUTF8(it.Path, "\uFFFD") + "#" + shortHash(it.Path)
 }
 
-// Concat lists the items of several sources, one source after the other, with indices that go on.
+// Concat lists the items of several sources, one source after the other.
 func Concat(sources ...Source) Source {
 	return func(ctx context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {
-			var n int64
 			for _, s := range sources {
 				for it, err := range s(ctx) {
-					it.Index = n
 					if !yield(it, err) || err != nil {
 						return
 					}
-					n++
 				}
 			}
 		}

@@ -29,7 +29,6 @@ type Journal struct {
 	index      *index
 	superseded int64 // rows in the file that a later one replaces
 	rows       int64
-	failed     int64
 	dirty      bool // written since the last Sync
 	broken     error
 }
@@ -277,6 +276,35 @@ func (j *Journal) Each(f func(*Row, []byte) error) error {
 		offset += int64(len(line))
 	}
 	return nil
+}
+
+// drop rewrites the journal without some rows, and reads it again.
+func (j *Journal) drop(which func(*Row) bool) error {
+	err := replaceFile(j.path, func(w io.Writer) error {
+		return j.Each(func(r *Row, line []byte) error {
+			if which(r) {
+				return nil
+			}
+			_, err := w.Write(line)
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	f, err := openLocked(j.path)
+	if err != nil {
+		return err
+	}
+	j.f.Close()
+	fresh, err := newIndex(filepath.Dir(j.path))
+	if err != nil {
+		f.Close()
+		return err
+	}
+	old := j.index
+	j.f, j.index, j.end, j.rows, j.superseded = f, fresh, 0, 0, 0
+	return errors.Join(old.close(), j.load())
 }
 
 // compact puts a file in place that has no replaced rows.

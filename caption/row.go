@@ -70,6 +70,7 @@ const (
 	codePermission = "PERMISSION_DENIED"
 	codeRead       = "READ_FAILED"
 	codeChanged    = "CHANGED"
+	codeWrite      = "WRITE_FAILED"
 )
 
 // OK tells whether the row has an answer.

@@ -70,6 +70,8 @@ type Options struct {
 	FileName func(Item) string
 	// Before may keep an item from being asked at all, as what has a sidecar; nil keeps none.
 	Before func(Item) bool
+	// Writing is called before a row is written; its error becomes the row's. It may be nil.
+	Writing func(Item, *Row) error
 	// Written is told of each row that was written, in order. It may be nil.
 	Written func(r *Row, image []byte)
 	// Say gets lines for the person who watches. It may be nil.
@@ -131,6 +133,7 @@ type runner struct {
 	rows    chan *task
 	asks    sync.WaitGroup
 	waiting chan struct{} // one token for each copy that waits
+	dropped bool          // images were read and not asked about, because of Stop; owned by decideAll
 
 	mu       sync.Mutex
 	inflight map[string][]*task // by key: the copies that wait for the answer
@@ -174,10 +177,13 @@ func Run(ctx context.Context, o Options, stats *Stats) error {
 	cause := context.Cause(ctx)
 	fail(nil)
 	r.brk.probes.Wait()
-	if err := errors.Join(cause, o.Output.Sync()); err != nil {
+	if err := errors.Join(cause, o.Output.Sync(), listErr); err != nil {
 		return err
 	}
-	return listErr
+	if r.dropped {
+		return ErrInterrupted
+	}
+	return nil
 }
 
 // stopped tells whether the run is to end when what is in flight is answered.
@@ -194,17 +200,26 @@ func (r *runner) stopped() bool {
 func (r *runner) list(ctx context.Context) error {
 	defer close(r.ordered)
 	defer close(r.work)
-	for it, err := range r.o.Source(ctx) {
+	listing, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { // a source may be waiting for standard input
+		select {
+		case <-r.o.Stop:
+			stop()
+		case <-listing.Done():
+		}
+	}()
+	for it, err := range r.o.Source(listing) {
+		if r.stopped() {
+			return ErrInterrupted
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			return err
 		}
-		if r.stopped() {
-			return ErrInterrupted
-		}
-		r.stats.listed.Add(1)
+		it.Index = r.stats.listed.Add(1) - 1
 		if r.o.Before != nil && it.Err == nil && r.o.Before(it) {
 			r.stats.skipped.Add(1)
 			continue
@@ -315,6 +330,7 @@ func (r *runner) decideAll(ctx context.Context) {
 			return
 		}
 		if r.stopped() {
+			r.dropped = true
 			r.budget.Release(j.cost)
 			continue
 		}
@@ -525,17 +541,36 @@ func (r *runner) write(ctx context.Context, t *task) error {
 			return err
 		}
 		if err == nil {
-			c.row.copyFrom(&t.row)
-			err = r.append(c)
+			err = r.appendCopy(c, &t.row)
 		}
 	}
 	return err
+}
+
+// appendCopy writes the row of a copy, unless it is a second mention of a path that has one.
+func (r *runner) appendCopy(c *task, first *Row) error {
+	had, err := r.o.Output.Row(c.row.path(), c.row.Question, c.row.Prompt)
+	if err != nil {
+		return err
+	}
+	if had != nil && had.Key == c.row.Key {
+		r.stats.skip(had)
+		r.drop(c)
+		return nil
+	}
+	c.row.copyFrom(first)
+	return r.append(c)
 }
 
 // append writes one row and counts it.
 func (r *runner) append(t *task) error {
 	defer r.drop(t)
 	image := t.job.image()
+	if r.o.Writing != nil {
+		if err := r.o.Writing(t.job.item, &t.row); err != nil {
+			t.row.fail(err)
+		}
+	}
 	if err := r.o.Output.Append(&t.row, image); err != nil {
 		return err
 	}

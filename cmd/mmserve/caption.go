@@ -7,8 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/mmserve/mmserve/caption"
@@ -19,31 +23,46 @@ import (
 // captionFlags are what an answer depends on.
 type captionFlags struct {
 	Prompt      string   `default:"Describe the image." help:"What to ask about each image."`
+	PromptFile  string   `placeholder:"FILE" help:"Read the prompt from a file."`
+	Ask         []string `placeholder:"NAME=TEXT" sep:"none" help:"Ask this too, in a row of its own named NAME; repeatable. It takes the prompt's place."`
+	Schema      string   `placeholder:"FILE" help:"Hold answers to a JSON schema, whose fields become columns."`
+	Choices     []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
 	MaxTokens   uint32   `default:"256" help:"Most tokens of an answer."`
 	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
+	TopP        *float32 `placeholder:"P" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
+	TopK        *uint32  `placeholder:"K" help:"Keep the K likeliest tokens (default: the model's)."`
 	Seed        uint64   `default:"0" help:"Start of each answer's random sequence."`
 	Detail      string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
+	Prepend     string   `placeholder:"TEXT" help:"Put a text before each answer."`
+	Append      string   `placeholder:"TEXT" help:"Put a text behind each answer."`
 }
 
 // sourceFlags say which images.
 type sourceFlags struct {
-	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', or - for a list of paths on standard input (default: the embedded model's samples)."`
-	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line (with -0: NUL-separated)."`
+	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
+	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line."`
+	Null    bool     `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
 	Include []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
 	Exclude []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
 	Limit   int64    `placeholder:"N" help:"Stop after N images."`
+	Shard   string   `placeholder:"I/N" help:"Take the I-th of N parts, counted from 0 (default: JOB_COMPLETION_INDEX, where --shard is /N)."`
 }
 
 // runFlags say how to go about it.
 type runFlags struct {
-	Out       string        `short:"o" placeholder:"OUT" help:"Write a row for each image to OUT.jsonl, or - for standard output. The same command again goes on where it stopped."`
+	Out       string        `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, or - for standard output. The same command again goes on where it stopped."`
 	InFlight  int           `short:"j" placeholder:"N" help:"Images asked about at once (default: adapts to what the servers take)."`
 	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
-	Existing  string        `enum:"skip,overwrite,error" default:"skip" help:"What to do where there are captions: skip, overwrite or error."`
+	Sidecar   string        `placeholder:"EXT" help:"Write answers beside the images as well, in files of this extension, such as .txt."`
+	Existing  string        `enum:"skip,overwrite,append,prepend,error" default:"skip" help:"What to do where there is a caption: skip, overwrite, error; for sidecars append and prepend, too."`
 	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which items that failed in an earlier run are asked again: transient, all or none."`
 	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
+	NearDupes string        `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
 	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
 	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
+	DryRun    bool          `help:"Tell what would be done, and do nothing."`
+	Preview   string        `placeholder:"FILE.html" help:"Write a page with up to 200 of the images and their captions."`
 }
 
 type captionCmd struct {
@@ -59,7 +78,7 @@ var priorities = map[string]pb.Priority{
 
 // Run captions images: on the terminal, one after the other, or into a file.
 func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
-	if k.Out == "" {
+	if k.Out == "" && !k.DryRun {
 		return k.show(ctx, c, log, out)
 	}
 	code, err := k.toFile(ctx, c, log, out)
@@ -78,26 +97,87 @@ func (f sourceFlags) source() (caption.Source, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
+	end := byte('\n')
+	if f.Null {
+		end = 0
+	}
 	var all []caption.Source
 	for _, in := range f.In {
+		if in == "-" {
+			all = append(all, caption.Names(os.Stdin, end, m))
+			continue
+		}
 		s, err := caption.Open(in, m)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, s)
 	}
+	if f.From != "" {
+		all = append(all, caption.NamesFile(f.From, end, m))
+	}
 	s := caption.Concat(all...)
+	if f.Shard != "" {
+		i, n, err := shardOf(f.Shard, os.Getenv("JOB_COMPLETION_INDEX"))
+		if err != nil {
+			return nil, err
+		}
+		s = caption.Shard(s, i, n)
+	}
 	if f.Limit > 0 {
 		s = caption.Limit(s, f.Limit)
 	}
 	return s, nil
 }
 
-func (f captionFlags) config() caption.Config {
-	return caption.Config{
-		Questions: []caption.Question{{Name: caption.DefaultQuestion, Text: f.Prompt}},
-		MaxTokens: f.MaxTokens, Temperature: f.Temperature, Seed: f.Seed, Detail: f.Detail,
+// shardOf reads I/N, or /N where a Kubernetes Indexed Job says which of them this is.
+func shardOf(flag, index string) (i, n int, err error) {
+	first, second, _ := strings.Cut(flag, "/")
+	if first == "" {
+		first = index
 	}
+	i, err = strconv.Atoi(first)
+	if err == nil {
+		n, err = strconv.Atoi(second)
+	}
+	if err != nil || i < 0 || n < 1 || i >= n || n > 1<<20 {
+		return 0, 0, fmt.Errorf("--shard %s: want I/N with I from 0 to N-1, or /N where JOB_COMPLETION_INDEX is set", flag)
+	}
+	return i, n, nil
+}
+
+// config is what the flags ask.
+func (f captionFlags) config() (caption.Config, error) {
+	c := caption.Config{
+		MaxTokens: f.MaxTokens, Temperature: f.Temperature, TopP: f.TopP, TopK: f.TopK, Seed: f.Seed, Detail: f.Detail,
+		Choices: f.Choices, Prepend: f.Prepend, Append: f.Append,
+	}
+	for _, a := range f.Ask {
+		name, text, ok := strings.Cut(a, "=")
+		if !ok {
+			return c, errors.New("--ask: want NAME=TEXT")
+		}
+		c.Questions = append(c.Questions, caption.Question{Name: name, Text: text})
+	}
+	if len(f.Ask) == 0 {
+		prompt := f.Prompt
+		if f.PromptFile != "" {
+			b, err := os.ReadFile(f.PromptFile)
+			if err != nil {
+				return c, err
+			}
+			prompt = strings.TrimRight(string(b), "\r\n")
+		}
+		c.Questions = []caption.Question{{Name: caption.DefaultQuestion, Text: prompt}}
+	}
+	if f.Schema != "" {
+		b, err := os.ReadFile(f.Schema)
+		if err != nil {
+			return c, err
+		}
+		c.Schema = string(b)
+	}
+	return c, c.Check()
 }
 
 // The exit statuses of a run into a file.
@@ -110,23 +190,85 @@ const (
 
 // toFile captions into a file. It gives the exit status with the error.
 func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) (int, error) {
-	config := k.config()
-	if err := config.Check(); err != nil {
-		return exitUsage, err
-	}
-	if len(k.In) == 0 && k.From == "" {
-		return exitUsage, errors.New("name at least one image file, folder or list")
-	}
-	source, err := k.source()
+	o, err := k.options()
 	if err != nil {
 		return exitUsage, err
+	}
+	if k.DryRun {
+		return k.dryRun(ctx, o, out)
 	}
 	s, err := k.open(ctx, c, log)
 	if err != nil {
 		return exitGivenUp, err
 	}
-	code, err := k.run(ctx, s, source, config)
+	code, err := k.run(ctx, s, o, out)
 	return code, errors.Join(err, s.end())
+}
+
+// options checks the flags.
+func (k captionCmd) options() (o caption.Options, err error) {
+	o = caption.Options{
+		InFlight: k.InFlight, Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe, FileName: k.fileName,
+	}
+	if o.Config, err = k.captionFlags.config(); err != nil {
+		return o, err
+	}
+	if len(k.In) == 0 && k.From == "" {
+		return o, errors.New("name at least one image file, folder or list")
+	}
+	if k.InFlight < 0 || k.Limit < 0 {
+		return o, errors.New("-j and --limit take 0 or more")
+	}
+	if o.Source, err = k.source(); err != nil {
+		return o, err
+	}
+	if o.MaxErrors, o.MaxErrorShare, err = maxErrors(k.MaxErrors); err != nil {
+		return o, err
+	}
+	if k.Out != "-" && k.Out != "" {
+		if err := caption.CheckTarget(k.Out); err != nil {
+			return o, err
+		}
+	}
+	existing := caption.Existing(k.Existing)
+	if k.Sidecar == "" {
+		if existing == caption.ExistingAppend || existing == caption.ExistingPrepend {
+			return o, fmt.Errorf("--existing %s is for --sidecar", existing)
+		}
+		return o, nil
+	}
+	side := caption.Sidecars{Extension: k.Sidecar, Existing: existing}
+	o.Before, o.Writing = side.Skip, side.Write
+	return o, side.Check()
+}
+
+// maxErrors reads a number or a percentage.
+func maxErrors(s string) (n int64, share float64, err error) {
+	if s == "" {
+		return 0, 0, nil
+	}
+	if p, ok := strings.CutSuffix(s, "%"); ok {
+		share, err = strconv.ParseFloat(p, 64)
+		if err == nil && share > 0 && share <= 100 {
+			return 0, share / 100, nil
+		}
+	} else if n, err = strconv.ParseInt(s, 10, 64); err == nil && n > 0 {
+		return n, 0, nil
+	}
+	return 0, 0, fmt.Errorf("--max-errors %s: want a number or a percentage, as 100 or 5%%", s)
+}
+
+func (k captionCmd) dryRun(ctx context.Context, o caption.Options, out io.Writer) (int, error) {
+	p, err := caption.DryRun(ctx, o, k.Out)
+	if err != nil {
+		return exitCode(err), err
+	}
+	fmt.Fprintf(out, "%d images of %d bytes: %d to ask about, %d answered, %d with a sidecar, %d cannot be read\n",
+		p.Images, p.Bytes, p.Images-p.Done-p.Kept-p.Broken, p.Done, p.Kept, p.Broken)
+	for _, name := range p.First {
+		fmt.Fprintf(out, "  %q\n", name)
+	}
+	return 0, nil
 }
 
 // servers are where the answers come from.
@@ -162,37 +304,148 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 }
 
 // run holds the output and captions into it.
-func (k captionCmd) run(ctx context.Context, s *servers, source caption.Source, config caption.Config) (int, error) {
+func (k captionCmd) run(ctx context.Context, s *servers, o caption.Options, out io.Writer) (int, error) {
 	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
-	if err := caption.Probe(ctx, s.client, &config, s.wait, say); err != nil {
+	ctx, stop, end := untilSecondSignal(ctx, say)
+	defer end()
+	if err := caption.Probe(ctx, s.client, &o.Config, s.wait, say); err != nil {
 		return exitCode(err), err
 	}
-	if k.Existing == "error" {
-		if _, err := os.Lstat(k.Out); err == nil {
-			return exitUsage, fmt.Errorf("%s exists (--existing error)", k.Out)
-		}
-	}
-	j, err := caption.OpenJournal(k.Out, k.Existing == "overwrite")
+	t, err := k.target(&o.Config, out)
 	if err != nil {
 		return exitCode(err), err
 	}
-	err = caption.HoldConfig(k.Out+".run.json", config, time.Now().UTC().Format(time.RFC3339), programVersion(), k.Existing == "overwrite")
+	after, err := k.watchers(&o)
 	if err != nil {
-		return exitUsage, errors.Join(err, j.Close())
+		return exitUsage, errors.Join(err, t.Close(false))
 	}
+	o.Server, o.Output, o.MostInFlight, o.Patience, o.Stop, o.Say = s.client, t, max(s.slots+max(2, s.slots/4), 4), s.wait, stop, say
 	var stats caption.Stats
-	err = caption.Run(ctx, caption.Options{
-		Source: source, Config: config, Server: s.client, Output: j, InFlight: k.InFlight, MostInFlight: s.slots + max(2, s.slots/4),
-		Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe, Patience: s.wait, FileName: k.fileName, Say: say,
-	}, &stats)
-	err = errors.Join(err, j.Close())
-	if err != nil {
-		return exitCode(err), err
+	hide := caption.Progress(os.Stderr, k.progressMode(), &stats, k.counter(ctx))
+	err = caption.Run(ctx, o, &stats)
+	hide()
+	if err = errors.Join(err, t.Close(err == nil), after()); err != nil {
+		code := exitCode(err)
+		if code == exitInterrupted {
+			return code, errors.New("interrupted; go on with: " + shellQuote(os.Args))
+		}
+		return code, err
+	}
+	if k.Progress != "none" {
+		stats.WriteSummary(os.Stderr)
 	}
 	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 {
 		return exitFailed, nil
 	}
 	return 0, nil
+}
+
+// untilSecondSignal gives a channel that the first interrupt or SIGTERM closes and a context that the second one ends.
+func untilSecondSignal(ctx context.Context, say func(string)) (_ context.Context, stop <-chan struct{}, end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals, first := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer signal.Stop(signals) // a third one kills
+		select {
+		case <-signals:
+		case <-ctx.Done():
+			return
+		}
+		say("stopping when what is in flight is answered; once more stops at once")
+		close(first)
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, first, cancel
+}
+
+// target opens the output.
+func (k captionCmd) target(c *caption.Config, out io.Writer) (*caption.Target, error) {
+	if k.Out == "-" {
+		return caption.OpenStream(out)
+	}
+	return caption.OpenTarget(caption.Begin{
+		Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Sidecars: k.Sidecar != "",
+		Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
+	})
+}
+
+// watchers adds what looks at rows as they are written. after ends it.
+func (k captionCmd) watchers(o *caption.Options) (after func() error, err error) {
+	var page *caption.Preview
+	var near *caption.NearDupes
+	var report *os.File
+	if k.Preview != "" {
+		page = caption.NewPreview()
+	}
+	if k.NearDupes != "" {
+		if report, err = os.Create(k.NearDupes); err != nil {
+			return nil, err
+		}
+		near = caption.NewNearDupes(report)
+	}
+	o.Written = func(r *caption.Row, image []byte) {
+		if page != nil {
+			page.Add(r, image)
+		}
+		if near != nil && r.DuplicateOf == "" {
+			near.Add(r.ID, image)
+		}
+	}
+	return func() error {
+		var err error
+		if page != nil {
+			err = writeFile(k.Preview, page.WriteHTML)
+		}
+		if near != nil {
+			n, werr := near.Found()
+			err = errors.Join(err, werr, report.Close())
+			fmt.Fprintf(os.Stderr, "mmserve: %d images look like an earlier one; see %s\n", n, k.NearDupes)
+		}
+		return err
+	}, nil
+}
+
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+func (k captionCmd) progressMode() string {
+	switch {
+	case k.Progress != "auto":
+		return k.Progress
+	case isTerminal(os.Stderr):
+		return "bar"
+	}
+	return "plain"
+}
+
+// counter counts the images beside the run, for the time that is left. What comes from standard input cannot be counted.
+func (k captionCmd) counter(ctx context.Context) func() int64 {
+	var n atomic.Int64
+	count, err := k.source()
+	if err != nil || strings.Contains("\x00"+strings.Join(k.In, "\x00")+"\x00", "\x00-\x00") {
+		return n.Load
+	}
+	go func() {
+		var all int64
+		for _, err := range count(ctx) {
+			if err != nil {
+				return
+			}
+			all++
+		}
+		n.Store(all * int64(max(len(k.Ask), 1)))
+	}()
+	return n.Load
 }
 
 // exitCode is the status for an error that ended a run.
@@ -201,17 +454,36 @@ func exitCode(err error) int {
 	switch {
 	case errors.Is(err, caption.ErrInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.Is(err, caption.ErrConfig), errors.As(err, &config):
+	case errors.Is(err, caption.ErrConfig), errors.As(err, &config), errors.Is(err, caption.ErrExists):
 		return exitUsage
 	}
 	return exitGivenUp
+}
+
+// shellQuote writes a command so that a shell takes it.
+func shellQuote(args []string) string {
+	var b strings.Builder
+	for i, a := range args {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		if a != "" && strings.IndexFunc(a, func(r rune) bool {
+			return !strings.ContainsRune("-_./=:,@%+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+		}) < 0 {
+			b.WriteString(a)
+			continue
+		}
+		b.WriteString("'" + strings.ReplaceAll(a, "'", `'\''`) + "'")
+	}
+	return b.String()
 }
 
 // fileName is an image's path from the output's folder.
 func (k captionCmd) fileName(it caption.Item) string {
 	if it.Local {
 		if rel, err := filepath.Rel(filepath.Dir(k.Out), it.Path); err == nil && !strings.HasPrefix(rel, "..") {
-			return filepath.ToSlash(rel)
+			rel = filepath.ToSlash(rel)
+			return caption.Item{Path: rel}.ID()
 		}
 	}
 	return it.ID()
