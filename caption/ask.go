@@ -10,12 +10,14 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Server answers: a client.Client, with one server behind it or several.
@@ -24,6 +26,28 @@ type Server interface {
 	// Healthy gives nil where requests are taken.
 	Healthy(context.Context) error
 }
+
+// imageAsker asks a configuration's questions about images.
+type imageAsker struct {
+	config   *Config
+	priority pb.Priority
+}
+
+// Look implements Asker.
+func (a imageAsker) Look(r *Row, data []byte) (err error) {
+	if r.Format, r.Width, r.Height, err = vision.CheckHeader(data, vision.DefaultLimits()); err != nil {
+		return &itemError{codeInvalid, err}
+	}
+	return nil
+}
+
+// Request implements Asker.
+func (a imageAsker) Request(_ context.Context, data []byte, prompt string) (*pb.GenerateRequest, error) {
+	return a.config.request(data, prompt, a.priority), nil
+}
+
+// Answer implements Asker.
+func (a imageAsker) Answer(r *Row, out *pb.GenerateResponse) { a.config.answer(r, out) }
 
 // request is what asks one question about an image.
 func (c *Config) request(image []byte, prompt string, p pb.Priority) *pb.GenerateRequest {
@@ -53,6 +77,20 @@ const (
 	tryAgain                  // something went wrong that may not go wrong again
 	runFailed                 // every other item would fail the same way
 )
+
+// shrinkMaxTokens halves max_tokens where that is all that is wrong with a request.
+func shrinkMaxTokens(in *pb.GenerateRequest, err error) bool {
+	if in.GetMaxTokens() < 2 || status.Code(err) != codes.InvalidArgument {
+		return false
+	}
+	for _, d := range status.Convert(err).Details() {
+		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) == 1 && bad.GetFieldViolations()[0].GetField() == "max_tokens" {
+			in.MaxTokens = proto.Uint32(in.GetMaxTokens() / 2)
+			return true
+		}
+	}
+	return false
+}
 
 // errServerStopped is the error of an answer that the server cut short because it shut down.
 var errServerStopped = status.Error(codes.Unavailable, "the server shut down before the answer was whole")

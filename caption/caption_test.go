@@ -464,7 +464,9 @@ func TestIndexAgainstMap(t *testing.T) {
 
 // Names come in order from folders of every size around what fits into memory.
 func TestSortedNames(t *testing.T) {
-	for _, n := range []int{0, 1, namesInMemory + 17} {
+	defer func(n int) { namesInMemory = n }(namesInMemory)
+	namesInMemory = 64
+	for _, n := range []int{0, 1, 63, 64, 65, 3*64 + 17} {
 		dir := t.TempDir()
 		want := map[string]bool{}
 		for i := range n {

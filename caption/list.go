@@ -26,6 +26,8 @@ type entry struct {
 	Image    string `json:"image"`
 	FileName string `json:"file_name"`
 	Prompt   string `json:"prompt"`
+
+	bad string // why there is no entry; empty for most
 }
 
 // listColumns are the columns of a list that name the image.
@@ -97,7 +99,11 @@ func List(path string, m Match) Source {
 				n := 0
 				err = read(f, info.Size(), func(e entry) error {
 					n++
-					return giveEntry(ctx, e.item(filepath.Dir(path), m), n, yield)
+					s := e.item(filepath.Dir(path), m)
+					if s == nil {
+						s = badEntry(path, n, cmp.Or(e.bad, "no image: want one of the columns "+strings.Join(listColumns, ", ")))
+					}
+					return giveAll(ctx, s, yield)
 				})
 			}
 			if err != nil && !errors.Is(err, errStop) {
@@ -107,11 +113,17 @@ func List(path string, m Match) Source {
 	}
 }
 
-// giveEntry yields what an entry of a list names.
-func giveEntry(ctx context.Context, s Source, n int, yield func(Item, error) bool) error {
-	if s == nil {
-		return fmt.Errorf("entry %d names no image: want one of the columns %s", n, strings.Join(listColumns, ", "))
+// badEntry is an item for an entry of a list that names no image. The others go on.
+func badEntry(list string, n int, why string) Source {
+	return func(context.Context) iter.Seq2[Item, error] {
+		return func(yield func(Item, error) bool) {
+			yield(Item{Path: fmt.Sprintf("%s#%d", list, n), Err: itemErrorf(codeInvalid, "entry %d of the list: %s", n, why)}, nil)
+		}
 	}
+}
+
+// giveAll yields what a source lists.
+func giveAll(ctx context.Context, s Source, yield func(Item, error) bool) error {
 	for it, err := range s(ctx) {
 		if err != nil {
 			return err
@@ -131,20 +143,22 @@ func jsonlEntries(r io.ReaderAt, size int64, give func(entry) error) error {
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
-		}
-		if line = bytes.TrimSpace(line); len(line) == 0 {
-			continue
-		}
 		var e entry
-		if line[0] == '"' {
+		line = bytes.TrimSpace(line)
+		switch {
+		case errors.Is(err, errLongLine):
+			e.bad = err.Error()
+		case err != nil:
+			return fmt.Errorf("line %d: %w", n, err)
+		case len(line) == 0:
+			continue
+		case line[0] == '"':
 			err = json.Unmarshal(line, &e.Path)
-		} else {
+		default:
 			err = json.Unmarshal(line, &e)
 		}
-		if err != nil {
-			return fmt.Errorf("line %d is not an object with an image's path", n)
+		if err != nil && e.bad == "" {
+			e = entry{bad: "not an object with an image's path"}
 		}
 		if err := give(e); err != nil {
 			return err
@@ -181,12 +195,18 @@ func csvEntries(r io.ReaderAt, size int64, give func(entry) error) error {
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		if err != nil {
+		var e entry
+		var bad *csv.ParseError
+		switch {
+		case errors.As(err, &bad):
+			e.bad = bad.Err.Error()
+		case err != nil:
 			return err
-		}
-		e := entry{Path: rec[path]}
-		if prompt >= 0 {
-			e.Prompt = rec[prompt]
+		default:
+			e.Path = rec[path]
+			if prompt >= 0 {
+				e.Prompt = rec[prompt]
+			}
 		}
 		if err := give(e); err != nil {
 			return err
@@ -210,20 +230,33 @@ func (f *fieldLimit) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// errLongLine is the error of a line that is too long. The next one can be read.
+var errLongLine = errors.New("the line is too long")
+
 // boundedLines gives what end separates, the last one with or without it.
 func boundedLines(r io.Reader, end byte) func() ([]byte, error) {
+	return linesUpTo(r, end, maxListLine)
+}
+
+// linesUpTo gives lines of up to most bytes. One that is longer is passed over, and an error.
+func linesUpTo(r io.Reader, end byte, most int) func() ([]byte, error) {
 	b := bufio.NewReaderSize(r, 64<<10)
 	return func() ([]byte, error) {
 		var line []byte
+		long := false
 		for {
 			part, err := b.ReadSlice(end)
-			line = append(line, part...)
+			if long = long || len(line)+len(part) > most; !long {
+				line = append(line, part...)
+			}
 			switch {
-			case len(line) > maxListLine:
-				return nil, fmt.Errorf("longer than %d bytes", maxListLine)
 			case errors.Is(err, bufio.ErrBufferFull):
 				continue
-			case errors.Is(err, io.EOF) && len(line) > 0:
+			case err != nil && !errors.Is(err, io.EOF):
+				return nil, err
+			case long:
+				return nil, fmt.Errorf("%w: more than %d bytes", errLongLine, most)
+			case err != nil && len(line) > 0:
 				return line, nil
 			case err != nil:
 				return nil, err
@@ -241,14 +274,17 @@ func Names(r io.Reader, end byte, m Match) Source {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			for line := range readNamesFrom(ctx, r, end) {
-				if line.err != nil {
+				s := openListed(line.name, m)
+				switch {
+				case errors.Is(line.err, errLongLine):
+					s = badEntry("names", line.n, line.err.Error())
+				case line.err != nil:
 					yield(Item{}, fmt.Errorf("list of names: %w", line.err))
 					return
-				}
-				if len(line.name) == 0 {
+				case len(line.name) == 0:
 					continue
 				}
-				if err := giveEntry(ctx, openListed(line.name, m), 0, yield); err != nil {
+				if err := giveAll(ctx, s, yield); err != nil {
 					if !errors.Is(err, errStop) {
 						yield(Item{}, err)
 					}
@@ -261,6 +297,7 @@ func Names(r io.Reader, end byte, m Match) Source {
 
 type listedName struct {
 	name string
+	n    int
 	err  error
 }
 
@@ -269,7 +306,8 @@ func readNamesFrom(ctx context.Context, r io.Reader, end byte) iter.Seq[listedNa
 	lines := make(chan listedName)
 	go func() {
 		defer close(lines)
-		for next := boundedLines(r, end); ; {
+		next := boundedLines(r, end)
+		for n := 1; ; n++ {
 			line, err := next()
 			if errors.Is(err, io.EOF) {
 				return
@@ -279,11 +317,11 @@ func readNamesFrom(ctx context.Context, r io.Reader, end byte) iter.Seq[listedNa
 				text = strings.TrimSuffix(text, "\r")
 			}
 			select {
-			case lines <- listedName{text, err}:
+			case lines <- listedName{text, n, err}:
 			case <-ctx.Done():
 				return
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, errLongLine) {
 				return
 			}
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 // namesInMemory is how many names of a folder are sorted at once; more of them go through a temporary file.
-const namesInMemory = 8192
+var namesInMemory = 8192
 
 // folderNames gives the names of a folder in byte order. os.ReadDir does as well, and keeps them all in memory.
 type folderNames struct {

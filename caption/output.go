@@ -100,6 +100,41 @@ func goesOn(runPath string, b Begin) bool {
 	return err == nil && had.Existing == string(ExistingOverwrite) && !had.Complete && len(differences(had.Config, *b.Config)) == 0
 }
 
+// OpenBatch opens the output of a Batch: its rows are in b.Out.journal.jsonl, and b.Out is made from them when all lines are
+// answered, with b.Out.errors.jsonl where some failed.
+func OpenBatch(b Begin) (*Target, error) {
+	out := b.Out
+	b.Out += batchJournal
+	t, err := OpenTarget(b)
+	if err != nil {
+		return nil, err
+	}
+	t.path = out
+	t.table = func(w io.Writer, j *Journal, _ *Config) error { return t.writeBatch(w, j) }
+	return t, nil
+}
+
+const batchJournal = ".journal.jsonl"
+
+// writeBatch writes the output, and beside it the errors if there are any.
+func (t *Target) writeBatch(w io.Writer, j *Journal) error {
+	path := strings.TrimSuffix(t.path, ".jsonl") + ".errors.jsonl"
+	failed := 0
+	err := replaceFile(path, func(e io.Writer) (err error) {
+		failed, err = writeBatch(j, w, e)
+		return err
+	})
+	if err == nil && failed == 0 {
+		err = os.Remove(path)
+	}
+	return err
+}
+
+// BatchConfig is the configuration of a Batch, whose lines hold everything that an answer depends on but the model.
+func BatchConfig() Config {
+	return Config{Questions: []Question{{"batch", "Hello"}}, MaxTokens: 1, Detail: "auto"}
+}
+
 // Close writes what is made from the journal, if the run is complete, and closes all.
 func (t *Target) Close(complete bool) error {
 	var err error

@@ -1,6 +1,7 @@
 package caption
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ func Progress(w io.Writer, mode string, s *Stats, total func() int64) (stop func
 	case "bar":
 		return progressBar(w, s, total)
 	case "plain":
-		return every(10*time.Second, func() { fmt.Fprintln(w, "mmserve:", s.Snapshot().line(total())) })
+		return every(10*time.Second, func() { fmt.Fprintln(w, "mmserve:", s.Snapshot().line(s.noun(), total())) })
 	case "json":
 		e := json.NewEncoder(w)
 		show := func() { _ = e.Encode(s.Snapshot()) }
@@ -51,14 +52,14 @@ func every(d time.Duration, f func()) (stop func()) {
 func (n Snapshot) done() int64 { return n.Written + n.Skipped }
 
 // line is the state in one line.
-func (n Snapshot) line(total int64) string {
+func (n Snapshot) line(noun string, total int64) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d", n.done())
 	if total > 0 {
 		fmt.Fprintf(&b, " of %d", total)
 	}
 	fmt.Fprintf(&b, " done (%d new, %d copies, %d failed)", n.Written, n.Duplicates, n.Failed)
-	fmt.Fprintf(&b, "; %s", n.rates())
+	fmt.Fprintf(&b, "; %s", n.rates(noun))
 	if eta, ok := n.eta(total); ok {
 		fmt.Fprintf(&b, ", %v left", eta)
 	}
@@ -66,9 +67,9 @@ func (n Snapshot) line(total int64) string {
 	return b.String()
 }
 
-func (n Snapshot) rates() string {
+func (n Snapshot) rates(noun string) string {
 	s := max(n.Elapsed.Seconds(), 1e-3)
-	return fmt.Sprintf("%.1f images/s, %.0f tokens/s", float64(n.Written)/s, float64(n.Tokens)/s)
+	return fmt.Sprintf("%.1f %s/s, %.0f tokens/s", float64(n.Written)/s, noun, float64(n.Tokens)/s)
 }
 
 // eta is the time left at the rate so far.
@@ -98,7 +99,7 @@ func progressBar(w io.Writer, s *Stats, total func() int64) (stop func()) {
 	bar := p.AddBar(0,
 		mpb.PrependDecorators(show(func(n Snapshot) string { return fmt.Sprintf("%d/%d ", n.done(), max(total(), n.Listed)) })),
 		mpb.AppendDecorators(show(func(n Snapshot) string {
-			text := " " + n.rates()
+			text := " " + n.rates(s.noun())
 			if eta, ok := n.eta(total()); ok {
 				text += fmt.Sprintf(", %v left", eta)
 			}
@@ -121,6 +122,8 @@ func progressBar(w io.Writer, s *Stats, total func() int64) (stop func()) {
 	}
 }
 
+func (s *Stats) noun() string { return cmp.Or(s.Noun, "images") }
+
 func errorCounts(kinds []ErrorKind) string {
 	var b strings.Builder
 	for _, k := range kinds {
@@ -132,11 +135,11 @@ func errorCounts(kinds []ErrorKind) string {
 // WriteSummary tells what a run did: counts and rates, each kind of error with an example, and what took longest.
 func (s *Stats) WriteSummary(w io.Writer) {
 	n := s.Snapshot()
-	fmt.Fprintf(w, "\n%d images listed: %d rows written (%d copies, %d failed, %d cut by max_tokens), %d skipped (%d of them failed before)\n",
-		n.Listed, n.Written, n.Duplicates, n.Failed, n.Cut, n.Skipped, n.FailedBefore)
+	fmt.Fprintf(w, "\n%d %s listed: %d rows written (%d copies, %d failed, %d cut by max_tokens), %d skipped (%d of them failed before)\n",
+		n.Listed, s.noun(), n.Written, n.Duplicates, n.Failed, n.Cut, n.Skipped, n.FailedBefore)
 	if n.Written > 0 {
 		fmt.Fprintf(w, "%.1f s, %s; %d prompt tokens (%d of images), %d tokens of answers; %d calls refused by full servers, %d tried again\n",
-			n.Elapsed.Seconds(), n.rates(), n.PromptTokens, n.ImageTokens, n.Tokens, n.Refused, n.Retried)
+			n.Elapsed.Seconds(), n.rates(s.noun()), n.PromptTokens, n.ImageTokens, n.Tokens, n.Refused, n.Retried)
 	}
 	for i, k := range s.Errors() {
 		if i == 0 {

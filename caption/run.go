@@ -29,6 +29,16 @@ type Output interface {
 	Sync() error
 }
 
+// Asker is what a run asks of the servers: about images, or something else that items hold. It is safe for concurrent use.
+type Asker interface {
+	// Look fills in what the row says of an item's content, or tells why it cannot be asked about.
+	Look(r *Row, data []byte) error
+	// Request is what to send. Errors are the item's.
+	Request(ctx context.Context, data []byte, prompt string) (*pb.GenerateRequest, error)
+	// Answer fills the row in.
+	Answer(r *Row, out *pb.GenerateResponse)
+}
+
 // Retry says which rows that failed in an earlier run are asked again.
 type Retry string
 
@@ -47,6 +57,8 @@ type Options struct {
 	Config Config
 	Server Server
 	Output Output
+	// Asker defaults to one that asks Config's questions about images.
+	Asker Asker
 
 	// InFlight is how many calls are open at once; 0 adapts, up to MostInFlight.
 	InFlight, MostInFlight int
@@ -54,6 +66,8 @@ type Options struct {
 	Priority pb.Priority
 	// Retry defaults to RetryTransient.
 	Retry Retry
+	// ShrinkMaxTokens takes max_tokens as an upper bound, as OpenAI does: where it is more than fits, less is asked for.
+	ShrinkMaxTokens bool
 	// NoDedupe asks about each copy of an image.
 	NoDedupe bool
 	// MaxErrors ends the run when more items than that failed; MaxErrorShare when a larger share of at least 100 did. 0: no
@@ -98,14 +112,12 @@ const (
 
 // job is an image on its way.
 type job struct {
-	item          Item
-	questions     []Question
-	data          []byte
-	sha256        string
-	width, height int
-	format        string
-	err           error
-	read          chan struct{} // closed when the fields above are set
+	item      Item
+	questions []Question
+	data      []byte
+	look      Row // what is known of the content
+	err       error
+	read      chan struct{} // closed when the fields above are set
 
 	mu   sync.Mutex
 	cost int64 // share of the byte budget
@@ -147,6 +159,9 @@ func Run(ctx context.Context, o Options, stats *Stats) error {
 	}
 	if o.Retry == "" {
 		o.Retry = RetryTransient
+	}
+	if o.Asker == nil {
+		o.Asker = imageAsker{&o.Config, o.Priority}
 	}
 	if o.Say == nil {
 		o.Say = func(string) {}
@@ -289,16 +304,16 @@ func (r *runner) readAll(ctx context.Context) {
 	for j := range r.work {
 		j.err = j.item.Err
 		if j.err == nil {
-			j.err = j.load(ctx)
+			j.err = j.load(ctx, r.o.Asker)
 		}
 		close(j.read)
 	}
 }
 
-// load reads the image and looks at its header.
-func (j *job) load(ctx context.Context) (err error) {
-	limits := vision.DefaultLimits()
-	j.data, err = Read(ctx, j.item, limits.MaxBytes)
+// load reads the content and looks at it.
+func (j *job) load(ctx context.Context, a Asker) (err error) {
+	limit := vision.DefaultLimits().MaxBytes
+	j.data, err = Read(ctx, j.item, limit)
 	for try := 0; try < 3 && errors.Is(err, errChanged); try++ {
 		if sleep(ctx, settle<<try) != nil {
 			break
@@ -306,19 +321,15 @@ func (j *job) load(ctx context.Context) (err error) {
 		if it := fileItem(j.item.Path); j.item.Local && it.Err == nil {
 			j.item.Version = it.Version
 		}
-		j.data, err = Read(ctx, j.item, limits.MaxBytes)
+		j.data, err = Read(ctx, j.item, limit)
 	}
 	j.item.Data = nil
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(j.data)
-	j.sha256 = hex.EncodeToString(sum[:])
-	j.format, j.width, j.height, err = vision.CheckHeader(j.data, limits)
-	if err != nil {
-		return &itemError{codeInvalid, err}
-	}
-	return nil
+	j.look.SHA256 = hex.EncodeToString(sum[:])
+	return a.Look(&j.look, j.data)
 }
 
 // decideAll takes jobs in the order of the source, which makes the first of several copies the one that is asked about.
@@ -380,7 +391,7 @@ func (r *runner) decide(ctx context.Context, j *job, q Question) error {
 }
 
 func (r *runner) newTask(j *job, q Question) *task {
-	t := &task{job: j, prompt: q.Text}
+	t := &task{job: j, prompt: q.Text, row: j.look}
 	if j.item.Prompt != "" {
 		t.prompt = j.item.Prompt
 	}
@@ -389,10 +400,9 @@ func (r *runner) newTask(j *job, q Question) *task {
 	if r.o.FileName != nil {
 		t.row.FileName = r.o.FileName(j.item)
 	}
-	t.row.SHA256, t.row.Width, t.row.Height, t.row.Format = j.sha256, j.width, j.height, j.format
 	t.row.Question, t.row.Prompt, t.row.Version = q.Name, j.item.Prompt, j.item.Version
-	if j.sha256 != "" {
-		t.row.Key = key(j.sha256, t.prompt, r.digest)
+	if j.look.SHA256 != "" {
+		t.row.Key = key(j.look.SHA256, t.prompt, r.digest)
 	}
 	return t
 }
@@ -436,8 +446,13 @@ func (r *Row) copyFrom(first *Row) {
 
 // ask calls until there is an answer or an error that stays.
 func (r *runner) ask(ctx context.Context, t *task) {
-	in := r.o.Config.request(t.job.data, t.prompt, r.o.Priority)
 	started := time.Now()
+	in, err := r.o.Asker.Request(ctx, t.job.data, t.prompt)
+	if err != nil {
+		t.row.fail(err)
+		_ = r.done(ctx, t)
+		return
+	}
 	for tries := 0; ; {
 		if err := r.brk.pass(ctx); err != nil {
 			r.fail(err)
@@ -455,7 +470,7 @@ func (r *runner) ask(ctx context.Context, t *task) {
 			}
 			r.brk.success()
 			r.lim.success()
-			r.o.Config.answer(&t.row, out)
+			r.o.Asker.Answer(&t.row, out)
 			break
 		}
 		switch judge(err) {
@@ -464,6 +479,9 @@ func (r *runner) ask(ctx context.Context, t *task) {
 			return
 		case itemFailed:
 			r.brk.success()
+			if r.o.ShrinkMaxTokens && shrinkMaxTokens(in, err) {
+				continue
+			}
 			t.row.fail(err)
 		case tryLater:
 			r.wait(ctx, err)

@@ -40,7 +40,7 @@ func ranges(pattern string, m Match) Source {
 				if err != nil {
 					return err
 				}
-				return giveEntry(ctx, s, 0, yield)
+				return giveAll(ctx, s, yield)
 			})
 			if err != nil && !errors.Is(err, errStop) {
 				yield(Item{}, err)

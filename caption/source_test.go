@@ -176,13 +176,14 @@ func TestLists(t *testing.T) {
 		want       []string
 	}{
 		{"l.jsonl", "{\"file_name\": \"a.jpg\", \"prompt\": \"why?\"}\n\n{\"path\":\"sub\"}\n\"none.jpg\"", []string{"a.jpg ? why?", "sub/b.jpg", "none.jpg NOT_FOUND"}},
-		{"m.jsonl", "{\"id\": 1}\n", []string{"error: /m.jsonl: entry 1 names no image: want one of the columns path, image, file_name"}},
-		{"n.jsonl", "{\"path\": \"a.jpg\"}\nnonsense", []string{"a.jpg", "error: /n.jsonl: line 2 is not an object with an image's path"}},
+		{"m.jsonl", "{\"id\": 1}\n", []string{"m.jsonl#1 INVALID_ARGUMENT"}},
+		{"n.jsonl", "{\"path\": \"a.jpg\"}\nnonsense\n\"sub/b.jpg\"", []string{"a.jpg", "n.jsonl#2 INVALID_ARGUMENT", "sub/b.jpg"}},
 		{"l.csv", "\uFEFFPrompt,Image\n\"a, \"\"b\"\"\nc\",a.jpg\n,sub/b.jpg\n", []string{"a.jpg ? a, \"b\"\nc", "sub/b.jpg"}},
 		{"m.csv", "name\na.jpg\n", []string{"error: /m.csv: the first row has none of the columns path, image, file_name"}},
 		{"e.csv", "", nil},
 		{"q.csv", "image\n\"" + strings.Repeat("y", maxListLine+70_000), []string{"error: /q.csv: a line longer than 1048576 bytes"}},
-		{"q.jsonl", strings.Repeat("y", maxListLine+70_000), []string{"error: /q.jsonl: line 1: longer than 1048576 bytes"}},
+		{"q.jsonl", strings.Repeat("y", maxListLine+70_000) + "\n\"a.jpg\"", []string{"q.jsonl#1 INVALID_ARGUMENT", "a.jpg"}},
+		{"f.csv", "image\na.jpg\na,b,c\nsub/b.jpg\n", []string{"a.jpg", "f.csv#2 INVALID_ARGUMENT", "sub/b.jpg"}},
 		{"x.parquet", "PAR1 no PAR1", []string{"error"}},
 	} {
 		path := filepath.Join(dir, c.name)
@@ -312,12 +313,12 @@ func TestFileThatGrowsWhileItIsRead(t *testing.T) {
 		}}, err
 	}
 	j := &job{item: it}
-	if err := j.load(t.Context()); err != nil || len(j.data) == 0 {
+	if err := j.load(t.Context(), imageAsker{}); err != nil || len(j.data) == 0 {
 		t.Errorf("grew once: %v", err)
 	}
 	times = 100
 	var bad *itemError
-	if err := j.load(t.Context()); !errors.As(err, &bad) || bad.code != codeChanged {
+	if err := j.load(t.Context(), imageAsker{}); !errors.As(err, &bad) || bad.code != codeChanged {
 		t.Errorf("grows on: %v", err)
 	}
 }

@@ -11,6 +11,9 @@ import (
 
 // Stats counts what a run does. Its methods may be called at any time, from any goroutine.
 type Stats struct {
+	// Noun is what is counted, in the plural. Default: images.
+	Noun string
+
 	listed, skipped, failedBefore, written, failed, copied, cut atomic.Int64
 	retried, refused                                            atomic.Int64
 	promptTokens, imageTokens, tokens, imageBytes               atomic.Int64

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -201,7 +202,12 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 	if err != nil {
 		return exitGivenUp, err
 	}
-	code, err := k.run(ctx, s, o, out)
+	job := captionJob{captionCmd: k, options: o}
+	job.open = func(c *caption.Config) (*caption.Target, error) { return k.target(c, out) }
+	if !slices.Contains(k.In, "-") {
+		job.count = o.Source
+	}
+	code, err := job.run(ctx, s)
 	return code, errors.Join(err, s.end())
 }
 
@@ -303,43 +309,6 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 	return &servers{cl, slots, k.Wait, cl.Close}, nil
 }
 
-// run holds the output and captions into it.
-func (k captionCmd) run(ctx context.Context, s *servers, o caption.Options, out io.Writer) (int, error) {
-	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
-	ctx, stop, end := untilSecondSignal(ctx, say)
-	defer end()
-	if err := caption.Probe(ctx, s.client, &o.Config, s.wait, say); err != nil {
-		return exitCode(err), err
-	}
-	t, err := k.target(&o.Config, out)
-	if err != nil {
-		return exitCode(err), err
-	}
-	after, err := k.watchers(&o)
-	if err != nil {
-		return exitUsage, errors.Join(err, t.Close(false))
-	}
-	o.Server, o.Output, o.MostInFlight, o.Patience, o.Stop, o.Say = s.client, t, max(s.slots+max(2, s.slots/4), 4), s.wait, stop, say
-	var stats caption.Stats
-	hide := caption.Progress(os.Stderr, k.progressMode(), &stats, k.counter(ctx))
-	err = caption.Run(ctx, o, &stats)
-	hide()
-	if err = errors.Join(err, t.Close(err == nil), after()); err != nil {
-		code := exitCode(err)
-		if code == exitInterrupted {
-			return code, errors.New("interrupted; go on with: " + shellQuote(os.Args))
-		}
-		return code, err
-	}
-	if k.Progress != "none" {
-		stats.WriteSummary(os.Stderr)
-	}
-	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 {
-		return exitFailed, nil
-	}
-	return 0, nil
-}
-
 // untilSecondSignal gives a channel that the first interrupt or SIGTERM closes and a context that the second one ends.
 func untilSecondSignal(ctx context.Context, say func(string)) (_ context.Context, stop <-chan struct{}, end func()) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -428,22 +397,21 @@ func (k captionCmd) progressMode() string {
 	return "plain"
 }
 
-// counter counts the images beside the run, for the time that is left. What comes from standard input cannot be counted.
-func (k captionCmd) counter(ctx context.Context) func() int64 {
+// counter counts a source's items beside the run, for the time that is left.
+func counter(ctx context.Context, source caption.Source, each int) func() int64 {
 	var n atomic.Int64
-	count, err := k.source()
-	if err != nil || strings.Contains("\x00"+strings.Join(k.In, "\x00")+"\x00", "\x00-\x00") {
+	if source == nil {
 		return n.Load
 	}
 	go func() {
 		var all int64
-		for _, err := range count(ctx) {
+		for _, err := range source(ctx) {
 			if err != nil {
 				return
 			}
 			all++
 		}
-		n.Store(all * int64(max(len(k.Ask), 1)))
+		n.Store(all * int64(each))
 	}()
 	return n.Load
 }
