@@ -122,7 +122,7 @@ func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
 	if k.Progress != "none" {
 		stats.WriteSummary(os.Stderr)
 	}
-	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 {
+	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 && !k.Failures {
 		return exitFailed, nil
 	}
 	return 0, nil

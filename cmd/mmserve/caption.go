@@ -60,6 +60,7 @@ type runFlags struct {
 	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
 	NearDupes string        `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
 	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
+	Failures  bool          `name:"allow-failures" help:"End with status 0 although some items failed; their rows say why."`
 	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
 	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
 	DryRun    bool          `help:"Tell what would be done, and do nothing."`
