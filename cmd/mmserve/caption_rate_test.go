@@ -45,7 +45,10 @@ func TestCaptionRate(t *testing.T) {
 			}
 			best[-1-j] = max(best[-1-j], float64(images)/time.Since(began).Seconds())
 		}
-		t.Logf("round %d: best so far, images/s by calls in flight of a bare client (-1: caption, adaptive; -2: caption -j 1): %.1f", round, best)
+		t.Logf("round %d, best so far: caption %.1f images/s, caption -j 1 %.1f", round, best[-1], best[-2])
+		for _, n := range []int{1, 4, 8, 16, 20, 32} {
+			t.Logf("  bare client, %d in flight: %.1f images/s", n, best[n])
+		}
 	}
 }
 
