@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"time"
@@ -242,10 +244,15 @@ var errThere = errors.New("it is there")
 
 // putOnce puts an object on condition that there is none. An answer that was lost is recognised by the object's content.
 func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
-	err := retryStore(ctx, func(ctx context.Context) error {
-		return l.WriteAll(ctx, key, data, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"})
-	})
-	if gcerrors.Code(err) != gcerrors.FailedPrecondition && gcerrors.Code(err) != gcerrors.AlreadyExists {
+	err := errThere
+	if l.dir != "" {
+		err = linkOnce(filepath.Join(l.dir, key), data)
+	} else {
+		err = retryStore(ctx, func(ctx context.Context) error {
+			return l.WriteAll(ctx, key, data, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"})
+		})
+	}
+	if code := gcerrors.Code(err); code != gcerrors.FailedPrecondition && code != gcerrors.AlreadyExists && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	there, err := get(ctx, l, key, maxLine)
@@ -256,6 +263,21 @@ func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
 		return nil
 	}
 	return errThere
+}
+
+// linkOnce makes a file that appears whole, on condition that there is none. The library's own condition for folders looks
+// first and renames then, between which another process may do the same.
+func linkOnce(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".put-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Link(f.Name(), path)
 }
 
 func get(ctx context.Context, l *Location, key string, limit int64) ([]byte, error) {

@@ -109,6 +109,12 @@ func OpenTarget(ctx context.Context, b Begin) (_ *Target, err error) {
 
 // openStoreTarget opens an output in an object store: a prefix.
 func openStoreTarget(ctx context.Context, b Begin) (*Target, error) {
+	if dir, ok := strings.CutPrefix(b.Out, "file://"); ok {
+		dir, _, _ = strings.Cut(dir, "?")
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return nil, err
+		}
+	}
 	l, err := OpenLocation(ctx, b.Out)
 	if err != nil {
 		return nil, err

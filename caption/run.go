@@ -224,6 +224,7 @@ func (r *runner) stopped() bool {
 func (r *runner) list(ctx, listing context.Context) error {
 	defer close(r.ordered)
 	defer close(r.work)
+	var index int64
 	for it, err := range r.o.Source(listing) {
 		if r.stopped() {
 			return ErrInterrupted
@@ -234,7 +235,9 @@ func (r *runner) list(ctx, listing context.Context) error {
 			}
 			return err
 		}
-		it.Index = r.stats.listed.Add(1) - 1
+		it.Index = index
+		index++
+		r.stats.listed.Add(1)
 		if r.o.Before != nil && it.Err == nil && r.o.Before(it) {
 			r.stats.skipped.Add(1)
 			continue

@@ -75,7 +75,10 @@ type Snapshot struct {
 func (s *Stats) start(r *runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.run, s.began, s.errors = r, time.Now(), map[string]*ErrorKind{}
+	s.run = r
+	if s.began.IsZero() { // else it counts several runs, one after the other
+		s.began, s.errors = time.Now(), map[string]*ErrorKind{}
+	}
 }
 
 func (s *Stats) end() {

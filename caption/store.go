@@ -34,6 +34,8 @@ type Location struct {
 	Key string
 	// Name is the URL of the bucket without its parameters, as rows show it.
 	Name string
+
+	dir string // where the bucket is a folder
 }
 
 // OpenLocation opens the bucket of a URL such as s3://bucket/prefix?region=eu-west-1. Which schemes there are, and what
@@ -52,7 +54,11 @@ func OpenLocation(ctx context.Context, text string) (*Location, error) {
 			at := strings.LastIndexByte(u.Path, '/')
 			u.Path, l.Key = u.Path[:at+1], u.Path[at+1:]
 		}
-		l.Name += strings.TrimSuffix(u.Path, "/")
+		l.Name, l.dir = l.Name+strings.TrimSuffix(u.Path, "/"), u.Path
+		q := u.Query()
+		q.Set("metadata", "skip") // no files beside the objects
+		q.Set("no_tmp_dir", "true")
+		u.RawQuery = q.Encode()
 	}
 	b, err := blob.OpenBucket(ctx, u.String())
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	_ "gocloud.dev/blob/fileblob"
@@ -148,6 +150,29 @@ func TestPutOnce(t *testing.T) {
 	}{{"a", nil}, {"a", nil}, {"b", errThere}} {
 		if err := putOnce(t.Context(), l, "k", []byte(c.data)); !errors.Is(err, c.want) {
 			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
+// Of many that put the same name in a folder at once, one succeeds.
+func TestLinkOnceAmongMany(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 20 {
+		var won atomic.Int64
+		var all sync.WaitGroup
+		for i := range 16 {
+			all.Go(func() {
+				err := linkOnce(filepath.Join(dir, fmt.Sprint(round)), fmt.Appendf(nil, "%d", i))
+				if err == nil {
+					won.Add(1)
+				} else if !errors.Is(err, os.ErrExist) {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d succeeded", won.Load())
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (k batchCmd) run(ctx context.Context, run captionCmd, s *servers) (int, err
 		Retry: caption.Retry(k.Retry), MaxErrors: maxErrors, MaxErrorShare: share,
 	}
 	job := captionJob{captionCmd: run, options: o, count: batch.Source, noun: "requests"}
-	job.open = func(ctx context.Context, c *caption.Config) (*caption.Target, error) {
+	job.open = func(ctx context.Context, c *caption.Config, _ int) (*caption.Target, error) {
 		return caption.OpenBatch(ctx, caption.Begin{
 			Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
 		})
@@ -87,10 +87,10 @@ type captionJob struct {
 	options caption.Options
 	count   caption.Source // to be counted beside the run; nil for what cannot be
 	noun    string
-	open    func(context.Context, *caption.Config) (*caption.Target, error)
+	open    func(context.Context, *caption.Config, int) (*caption.Target, error)
 }
 
-// run holds the output and writes rows into it.
+// run writes the job's rows, and says how it went.
 func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
 	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
 	ctx, stop, end := untilSecondSignal(ctx, say)
@@ -99,20 +99,20 @@ func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
 	if err := caption.Probe(ctx, s.client, &o.Config, s.wait, say); err != nil {
 		return exitCode(err), err
 	}
-	t, err := k.open(ctx, &o.Config)
-	if err != nil {
-		return exitCode(err), err
-	}
 	after, err := k.watchers(o)
 	if err != nil {
-		return exitUsage, errors.Join(err, t.Close(false))
+		return exitUsage, err
 	}
-	o.Server, o.Output, o.MostInFlight, o.Patience, o.Stop, o.Say = s.client, t, max(s.slots+max(2, s.slots/4), 4), s.wait, stop, say
-	stats := caption.Stats{Noun: k.noun}
-	hide := caption.Progress(os.Stderr, k.progressMode(), &stats, counter(ctx, k.count, len(o.Config.Questions)))
-	err = caption.Run(ctx, *o, &stats)
+	o.Server, o.MostInFlight, o.Patience, o.Stop, o.Say = s.client, max(s.slots+max(2, s.slots/4), 4), s.wait, stop, say
+	stats := &caption.Stats{Noun: k.noun}
+	hide := caption.Progress(os.Stderr, k.progressMode(), stats, counter(ctx, k.count, len(o.Config.Questions)))
+	if k.Queue != "" {
+		err = k.fromQueue(ctx, stats)
+	} else {
+		err = k.into(ctx, *o, -1, stats)
+	}
 	hide()
-	if err = errors.Join(err, t.Close(err == nil), after()); err != nil {
+	if err = errors.Join(err, after()); err != nil {
 		code := exitCode(err)
 		if code == exitInterrupted {
 			return code, errors.New("interrupted; go on with: " + shellQuote(os.Args))
@@ -126,4 +126,15 @@ func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
 		return exitFailed, nil
 	}
 	return 0, nil
+}
+
+// into holds the output, or a shard of it, while rows are written into it; -1 is the shard that the flags name.
+func (k *captionJob) into(ctx context.Context, o caption.Options, shard int, stats *caption.Stats) error {
+	t, err := k.open(ctx, &o.Config, shard)
+	if err != nil {
+		return err
+	}
+	o.Output = t
+	err = caption.Run(ctx, o, stats)
+	return errors.Join(err, t.Close(err == nil))
 }

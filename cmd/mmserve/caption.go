@@ -40,13 +40,15 @@ type captionFlags struct {
 
 // sourceFlags say which images.
 type sourceFlags struct {
-	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, URLs of stores (s3://bucket/prefix/, gs://, azblob://, file://), lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
-	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line."`
-	Null    bool     `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
-	Include []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
-	Exclude []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
-	Limit   int64    `placeholder:"N" help:"Stop after N images."`
-	Shard   string   `placeholder:"I/N" help:"Take the I-th of N parts, counted from 0 (default: JOB_COMPLETION_INDEX, where --shard is /N)."`
+	In      []string      `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, URLs of stores (s3://bucket/prefix/, gs://, azblob://, file://), lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
+	From    string        `placeholder:"FILE" help:"Read more names from a file, one a line."`
+	Null    bool          `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
+	Include []string      `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
+	Exclude []string      `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
+	Limit   int64         `placeholder:"N" help:"Stop after N images."`
+	Queue   string        `placeholder:"URL" help:"Take one shard after the other of --shard /N from a NATS JetStream work queue, nats://host:4222; listen:HOST:PORT holds the queue in this process."`
+	AckWait time.Duration `default:"1m" help:"How long a worker of the queue may be silent before its shard is given to another one."`
+	Shard   string        `placeholder:"I/N" help:"Take the I-th of N parts, counted from 0 (default: JOB_COMPLETION_INDEX, where --shard is /N)."`
 }
 
 // runFlags say how to go about it.
@@ -119,8 +121,8 @@ func (f sourceFlags) source() (caption.Source, error) {
 		all = append(all, caption.NamesFile(f.From, end, m))
 	}
 	s := caption.Concat(all...)
-	if f.Shard != "" {
-		i, n, err := shardOf(f.Shard, os.Getenv("JOB_COMPLETION_INDEX"))
+	if f.Shard != "" && f.Queue == "" {
+		i, n, err := f.shard()
 		if err != nil {
 			return nil, err
 		}
@@ -130,6 +132,17 @@ func (f sourceFlags) source() (caption.Source, error) {
 		s = caption.Limit(s, f.Limit)
 	}
 	return s, nil
+}
+
+// shard is which part of how many the flags and the environment name; with a queue, which hands them out, part 0.
+func (f sourceFlags) shard() (i, n int, err error) {
+	switch {
+	case f.Shard == "":
+		return 0, 1, nil
+	case f.Queue != "":
+		return shardOf(f.Shard, "0")
+	}
+	return shardOf(f.Shard, os.Getenv("JOB_COMPLETION_INDEX"))
 }
 
 // shardOf reads I/N, or /N where a Kubernetes Indexed Job says which of them this is.
@@ -204,7 +217,9 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 		return exitGivenUp, err
 	}
 	job := captionJob{captionCmd: k, options: o}
-	job.open = func(ctx context.Context, c *caption.Config) (*caption.Target, error) { return k.target(ctx, c, out) }
+	job.open = func(ctx context.Context, c *caption.Config, shard int) (*caption.Target, error) {
+		return k.target(ctx, c, shard, out)
+	}
 	if !slices.Contains(k.In, "-") {
 		job.count = o.Source
 	}
@@ -236,6 +251,9 @@ func (k captionCmd) options() (o caption.Options, err error) {
 		if err := caption.CheckTarget(k.Out); err != nil {
 			return o, err
 		}
+	}
+	if k.Queue != "" && (!caption.IsStore(k.Out) || !strings.HasPrefix(k.Shard, "/")) {
+		return o, errors.New("--queue is for an output in a store and --shard /N")
 	}
 	existing := caption.Existing(k.Existing)
 	if k.Sidecar == "" {
@@ -334,16 +352,16 @@ func untilSecondSignal(ctx context.Context, say func(string)) (_ context.Context
 }
 
 // target opens the output.
-func (k captionCmd) target(ctx context.Context, c *caption.Config, out io.Writer) (*caption.Target, error) {
+func (k captionCmd) target(ctx context.Context, c *caption.Config, shard int, out io.Writer) (*caption.Target, error) {
 	if k.Out == "-" {
 		return caption.OpenStream(out)
 	}
-	i, n := 0, 1
-	if k.Shard != "" {
-		var err error
-		if i, n, err = shardOf(k.Shard, os.Getenv("JOB_COMPLETION_INDEX")); err != nil {
-			return nil, err
-		}
+	i, n, err := k.shard()
+	if err != nil {
+		return nil, err
+	}
+	if shard >= 0 {
+		i = shard
 	}
 	return caption.OpenTarget(ctx, caption.Begin{
 		Shard: i, Shards: n, Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Sidecars: k.Sidecar != "",

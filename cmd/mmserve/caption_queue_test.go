@@ -1,0 +1,102 @@
+//go:build !nostores
+
+package main
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gocloud.dev/blob"
+)
+
+// Five workers share the shards of a queue; two are killed, and one is stopped for longer than its shard may be silent and then goes
+// on: each image has one row, as in an undisturbed run.
+func TestCaptionWorkersOfAQueue(t *testing.T) {
+	images, shards := captioning(60, 1000), "/12"
+	dir, store := t.TempDir(), t.TempDir()
+	shapes(t, dir, images)
+	s, err := holdQueue(freeAddress(t), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	addr, _, _ := serveProcess(t)
+	args := []string{"caption", dir, "--server", addr, "--max-tokens", "16", "--shard", shards, "--progress", "none", "-j", "2"}
+	for i := range 12 {
+		t.Setenv("JOB_COMPLETION_INDEX", string("0123456789"[i%10]))
+		if i >= 10 {
+			t.Setenv("JOB_COMPLETION_INDEX", "1"+string("0123456789"[i-10]))
+		}
+		if code, stderr := captionProcess(t, append(args[1:len(args):len(args)], "-o", "file://"+store+"/want/")...); code != 0 {
+			t.Fatalf("undisturbed: status %d, %s", code, stderr)
+		}
+	}
+	var workers []*process
+	for range 5 {
+		workers = append(workers, startProcess(t, append(args, "--queue", s.ClientURL(), "--ack-wait", "1s", "-o", "file://"+store+"/got/")...))
+	}
+	work := func(n int) { // waits until so many parts are committed
+		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(5 * time.Millisecond) {
+			if parts, _ := filepath.Glob(filepath.Join(store, "got", "shard-*", "part-*.json")); len(parts) >= n {
+				return
+			}
+		}
+	}
+	work(1)
+	_ = workers[0].Process.Kill()
+	_ = workers[1].Process.Signal(syscall.SIGSTOP)
+	stopped := time.Now()
+	work(2)
+	_ = workers[2].Process.Kill()
+	time.Sleep(time.Until(stopped.Add(2500 * time.Millisecond)))
+	_ = workers[1].Process.Signal(syscall.SIGCONT)
+	for _, i := range []int{1, 3, 4} {
+		if code := workers[i].exit(t); code != 0 {
+			t.Errorf("worker %d: status %d, %s", i, code, workers[i].stderr.String())
+		}
+	}
+	b, err := blob.OpenBucket(t.Context(), "file://"+store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	want, got := committedRows(t, b, "want/"), committedRows(t, b, "got/")
+	if len(want) != images || !slices.Equal(want, got) {
+		t.Errorf("%d rows, want %d", len(got), len(want))
+	}
+	if done, _ := filepath.Glob(filepath.Join(store, "got", "shard-*", "_SUCCESS")); len(done) != 12 {
+		t.Errorf("%d shards are marked complete: %s", len(done), strings.Join(done, " "))
+	}
+}
+
+// For one machine, a worker holds the queue itself.
+func TestCaptionQueueInTheProcess(t *testing.T) {
+	dir, store, addr := t.TempDir(), t.TempDir(), freeAddress(t)
+	shapes(t, dir, 20)
+	serve, _, _ := serveProcess(t)
+	args := []string{"caption", dir, "--server", serve, "--max-tokens", "8", "--shard", "/4", "--progress", "none", "--cache-dir", t.TempDir(), "-o", "file://" + store + "/"}
+	holder := startProcess(t, append(args, "--queue", "listen:"+addr)...)
+	for holding := true; holding; { // until the queue is there, or was
+		select {
+		case <-holder.waited:
+			holding = false
+		default:
+			holding = startProcess(t, append(args, "--queue", "nats://"+addr)...).exit(t) != 0
+		}
+	}
+	if code := holder.exit(t); code != 0 {
+		t.Errorf("status %d, %s", code, holder.stderr.String())
+	}
+	b, err := blob.OpenBucket(t.Context(), "file://"+store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if rows := committedRows(t, b, ""); len(rows) != 20 {
+		t.Errorf("%d rows", len(rows))
+	}
+}

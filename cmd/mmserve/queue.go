@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/mmserve/mmserve/caption"
+)
+
+// fromQueue captions the shards that a queue hands out.
+func (k *captionJob) fromQueue(ctx context.Context, stats *caption.Stats) error {
+	url := k.Queue
+	if addr, ok := strings.CutPrefix(url, "listen:"); ok {
+		s, err := holdQueue(addr, filepath.Join(cacheDir(k.CacheDir), "queue"))
+		if err != nil {
+			return fmt.Errorf("--queue %s: %w", k.Queue, err)
+		}
+		defer letGo(s)
+		url = s.ClientURL()
+	}
+	_, n, err := k.shard()
+	if err != nil {
+		return err
+	}
+	output, _, _ := strings.Cut(k.Out, "?")
+	q, err := caption.OpenQueue(ctx, caption.QueueOptions{URL: url, Output: output, Shards: n, AckWait: k.AckWait, Patience: k.Wait})
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	all := k.options.Source
+	return q.Each(ctx, k.options.Stop, func(ctx context.Context, shard int) error {
+		o := k.options
+		o.Source = caption.Shard(all, shard, n)
+		return k.into(ctx, o, shard, stats)
+	})
+}
+
+// holdQueue runs a NATS server with JetStream in this process, whose messages lie in dir.
+func holdQueue(addr, dir string) (*server.Server, error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return nil, err
+	}
+	s, err := server.NewServer(&server.Options{
+		ServerName: "mmserve", Host: host, Port: int(port), JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: false,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		s.Shutdown()
+		return nil, errors.New("the queue does not start: is the address taken?")
+	}
+	return s, nil
+}
+
+// letGo ends a queue when the other workers have seen that all is done, or after a while.
+func letGo(s *server.Server) {
+	for began := time.Now(); s.NumClients() > 0 && time.Since(began) < 10*time.Second; {
+		time.Sleep(50 * time.Millisecond)
+	}
+	s.Shutdown()
+	s.WaitForShutdown()
+}
