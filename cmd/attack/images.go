@@ -58,8 +58,6 @@ func chunk(kind string, data []byte) []byte {
 	return binary.BigEndian.AppendUint32(out, crc32.ChecksumIEEE(out[4:]))
 }
 
-var zlibHeader = []byte{0x78, 0xda}
-
 // bomb is the zlib stream of so many MiB of zeros, a thousandth of their size.
 func bomb(mib int) []byte { return zeros(mib << 20) }
 

@@ -49,7 +49,7 @@ func dialWire(ctx context.Context, addr string) (*wire, error) {
 	}
 	w := &wire{conn: conn, fr: http2.NewFramer(conn, conn), credit: map[uint32]int64{0: initialWindow}}
 	w.room = sync.NewCond(&w.mu)
-	if _, err := io.WriteString(conn, http2.ClientPreface); err == nil {
+	if _, err = io.WriteString(conn, http2.ClientPreface); err == nil {
 		err = w.fr.WriteSettings()
 	}
 	return w, err

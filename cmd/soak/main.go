@@ -130,7 +130,7 @@ func run(ctx context.Context, bin, addr string, d time.Duration, rate, share flo
 	fmt.Println("        ends:", codes)
 	check("no failure of the server's", codes["INTERNAL"] == 0 && codes["TRUNCATED"] == 0, "%d INTERNAL, %d broken streams", codes["INTERNAL"], codes["TRUNCATED"])
 
-	status, text := fullDisk(ctx, bin, addr, dir)
+	text, status := fullDisk(ctx, bin, addr, dir)
 	check("full disk", status == nil, "%s", text)
 	if failed > 0 {
 		return fmt.Errorf("%d checks failed", failed)
