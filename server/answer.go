@@ -50,10 +50,8 @@ func (a *answer) deliver(ctx context.Context) error {
 		e, err := a.stream.Next(ctx)
 		switch cause := context.Cause(ctx); {
 		case errors.Is(cause, errCut):
-			if err := a.delta(a.stops.flush()); err != nil {
-				return err
-			}
-			return a.finish(pb.FinishReason_FINISH_REASON_CANCELLED, nil)
+			_ = a.delta(a.stops.flush()) // a client that does not hear of this hears of the next
+			return errCut
 		case cause != nil:
 			return cause
 		case err != nil:
@@ -80,6 +78,8 @@ func (a *answer) deliver(ctx context.Context) error {
 			return e.Err
 		case e.Finish == batching.Expired:
 			return context.DeadlineExceeded
+		case e.Finish == batching.Cancelled: // by the engine's end, as nobody here asked for it
+			return errCut
 		case e.Finish != batching.Running:
 			return a.finish(finishReasons[e.Finish], nil)
 		}
@@ -136,9 +136,8 @@ func (a *answer) finish(reason pb.FinishReason, matched *string) error {
 }
 
 var finishReasons = map[batching.FinishReason]pb.FinishReason{
-	batching.Stop:      pb.FinishReason_FINISH_REASON_STOP,
-	batching.Length:    pb.FinishReason_FINISH_REASON_LENGTH,
-	batching.Cancelled: pb.FinishReason_FINISH_REASON_CANCELLED,
+	batching.Stop:   pb.FinishReason_FINISH_REASON_STOP,
+	batching.Length: pb.FinishReason_FINISH_REASON_LENGTH,
 }
 
 // logprobs writes a token's log-probabilities out.

@@ -28,15 +28,16 @@ func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStream
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
 func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
-	out := &pb.GenerateResponse{Choices: make([]*pb.Choice, max(in.GetN(), 1))}
-	texts := make([]strings.Builder, len(out.Choices))
-	for i := range out.Choices {
-		out.Choices[i] = new(pb.Choice)
-	}
+	out := new(pb.GenerateResponse)
+	var texts []strings.Builder
 	completion := uint32(0)
 	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
-		case *pb.GenerateStreamResponse_Start:
+		case *pb.GenerateStreamResponse_Start: // n is known to be within its limit from here on
+			texts = make([]strings.Builder, max(in.GetN(), 1))
+			for range texts {
+				out.Choices = append(out.Choices, new(pb.Choice))
+			}
 			out.Id, out.Model, out.ModelDigest, out.Seed = e.Start.GetId(), e.Start.GetModel(), e.Start.GetModelDigest(), e.Start.GetSeed()
 		case *pb.GenerateStreamResponse_Delta:
 			texts[e.Delta.GetIndex()].WriteString(e.Delta.GetText())
@@ -97,6 +98,8 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
+	req.pictures = nil
+	s.releaseMessage(ctx)
 	rec.lap(&rec.preprocess)
 	input, err := s.tokenize(req, images)
 	if err != nil {

@@ -117,6 +117,7 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 	}
 	if n := len(in.GetStopTokenIds()); n > maxStopIDs {
 		v.add("stop_token_ids", "%d ids; at most %d are allowed", n, maxStopIDs)
+		return
 	}
 	r.ends = s.model.EOS
 	for i, id := range in.GetStopTokenIds() {
