@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
@@ -30,6 +31,7 @@ const smallMessage = 64 << 10
 type guard struct {
 	*grpc.Server
 	server *Server
+	limits map[protoreflect.FullName]int // see Options.wireCounts
 }
 
 // RegisterService registers d with the guard around its methods.
@@ -175,7 +177,7 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	}
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
-	return decodeMessage(whole.ReadOnlyData(), m, s.text)
+	return decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
 }
 
 // rawMessage is received as it is on the wire.

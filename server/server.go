@@ -263,7 +263,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
 	}, s.options.GRPC...)...)
-	r := guard{g, s}
+	r := guard{g, s, s.options.wireCounts()}
 	pb.RegisterMMServeServer(r, s)
 	healthpb.RegisterHealthServer(r, s.health)
 	reflection.Register(r)

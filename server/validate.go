@@ -29,6 +29,9 @@ const (
 	maxAnswers       = 16
 	maxStopIDs       = 16
 	maxTopLogprobs   = 20
+	maxMessages      = 2048
+	maxParts         = 2048 // of all messages
+	maxChoices       = 8192
 	defaultMaxTokens = 256
 )
 
@@ -167,6 +170,9 @@ func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
 		if len(kind.Choices.GetTexts()) == 0 {
 			v.add("constraint.choices.texts", "none; want at least one")
 		}
+		if n := len(kind.Choices.GetTexts()); n > maxChoices {
+			v.add("constraint.choices.texts", "%d texts; at most %d are allowed", n, maxChoices)
+		}
 	}
 	if in.GetIgnoreEos() {
 		v.add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
@@ -186,11 +192,15 @@ func validID(id string) bool {
 }
 
 func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest) {
-	text := 0
+	text, parts := 0, 0
 	switch input := in.GetInput().(type) {
 	case *pb.GenerateRequest_Chat:
 		if len(input.Chat.GetMessages()) == 0 {
 			v.add("chat.messages", "none; want at least one")
+		}
+		if n := len(input.Chat.GetMessages()); n > maxMessages {
+			v.add("chat.messages", "%d messages; at most %d are allowed", n, maxMessages)
+			return
 		}
 		r.messages = make([]chat.Message, 0, len(input.Chat.GetMessages()))
 		for i, m := range input.Chat.GetMessages() {
@@ -199,11 +209,19 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 			if !ok {
 				v.add(field+".role", "%v; want ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT", m.GetRole())
 			}
-			parts, n := validateParts(v, r, field+".parts", m.GetParts())
-			r.messages = append(r.messages, chat.Message{Role: role, Parts: parts})
+			if parts += len(m.GetParts()); parts > maxParts {
+				v.add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, maxParts)
+				return
+			}
+			list, n := validateParts(v, r, field+".parts", m.GetParts())
+			r.messages = append(r.messages, chat.Message{Role: role, Parts: list})
 			text += n
 		}
 	case *pb.GenerateRequest_Prompt:
+		if n := len(input.Prompt.GetParts()); n > maxParts {
+			v.add("prompt.parts", "%d parts; at most %d are allowed", n, maxParts)
+			return
+		}
 		r.raw, text = validateParts(v, r, "prompt.parts", input.Prompt.GetParts())
 	default:
 		v.add("input", "none; want chat or prompt")

@@ -9,15 +9,18 @@ import (
 )
 
 // wireCounts are the most values of a repeated or map field in one request, counted before anything is decoded: a message
-// of 64 MiB has room for 32 million empty parts. They only bound memory; validate has the contract's own limits.
-var wireCounts = map[protoreflect.FullName]int{
-	"mmserve.v1.Chat.messages":                  2048,
-	"mmserve.v1.Message.parts":                  8192,
-	"mmserve.v1.Prompt.parts":                   8192,
-	"mmserve.v1.GenerateRequest.stop":           256,
-	"mmserve.v1.GenerateRequest.stop_token_ids": 256,
-	"mmserve.v1.Sampling.logit_bias":            1024,
-	"mmserve.v1.Choices.texts":                  32 << 10,
+// of 64 MiB has room for 32 million empty parts. To leave near misses to validate, which names all violations, a message is
+// refused here only when it has wireSlack times as many.
+func (o *Options) wireCounts() map[protoreflect.FullName]int {
+	return map[protoreflect.FullName]int{
+		"mmserve.v1.Chat.messages":                  maxMessages,
+		"mmserve.v1.Message.parts":                  maxParts,
+		"mmserve.v1.Prompt.parts":                   maxParts,
+		"mmserve.v1.GenerateRequest.stop":           o.MaxStop,
+		"mmserve.v1.GenerateRequest.stop_token_ids": maxStopIDs,
+		"mmserve.v1.Sampling.logit_bias":            maxBiases,
+		"mmserve.v1.Choices.texts":                  maxChoices,
+	}
 }
 
 const (
@@ -27,20 +30,38 @@ const (
 	singularWireCount = 16
 	// wireTextBytes is the room for strings beside the text of the input: schemas, choices, stop strings, ids.
 	wireTextBytes = 512 << 10
+	// wireSlack is how many times its limit a field is counted before the message is refused.
+	wireSlack = 4
+	// maxCounted is where counting for the sake of an error's text ends.
+	maxCounted = 1_000_000
 	// wireDepth is deeper than any request nests.
 	wireDepth = 16
 )
 
-// decodeMessage fills m from what a client sent, which has to be within the counts above and hold at most text bytes of
-// strings. Its errors are INVALID_ARGUMENT.
-func decodeMessage(b []byte, m proto.Message, text int) error {
-	s := wireScan{counts: map[protoreflect.FullName]int{}, text: text}
-	if err := s.message(b, m.ProtoReflect().Descriptor(), nil); err != nil {
+// wireScan counts what a message holds, in one pass and without decoding it.
+type wireScan struct {
+	limits map[protoreflect.FullName]int
+	counts map[protoreflect.FullName]int
+	text   int // bytes of strings that are left
+
+	over protoreflect.FieldDescriptor // the first field that has too many
+	path string
+}
+
+// decodeMessage fills m from what a client sent, which has to be within limits and hold at most text bytes of strings. Its
+// errors are INVALID_ARGUMENT.
+func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]int, text int) error {
+	d := m.ProtoReflect().Descriptor()
+	s := wireScan{limits: limits, counts: map[protoreflect.FullName]int{}, text: text}
+	if err := s.message(b, d, nil); err != nil {
 		return err
+	}
+	if s.over != nil {
+		return invalid(s.path, "%d values; at most %d are allowed", s.counts[s.over.FullName()], s.limit(s.over))
 	}
 	// Unknown fields would be kept. Old clients and new ones send some, so they are no error.
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
-		return malformed(m.ProtoReflect().Descriptor())
+		return malformed(d)
 	}
 	return nil
 }
@@ -48,12 +69,6 @@ func decodeMessage(b []byte, m proto.Message, text int) error {
 // malformed leaves out the decoder's text, which may quote the message.
 func malformed(d protoreflect.MessageDescriptor) error {
 	return invalid("message", "the bytes are no %s with valid UTF-8 in its strings", d.FullName())
-}
-
-// wireScan counts what a message holds, in one pass and without decoding it.
-type wireScan struct {
-	counts map[protoreflect.FullName]int
-	text   int // bytes of strings that are left
 }
 
 func (s *wireScan) message(b []byte, d protoreflect.MessageDescriptor, path []string) error {
@@ -83,8 +98,13 @@ func (s *wireScan) message(b []byte, d protoreflect.MessageDescriptor, path []st
 // field counts one value, or a packed run of them.
 func (s *wireScan) field(f protoreflect.FieldDescriptor, kind protowire.Type, value []byte, path []string) error {
 	if f.IsList() || f.IsMap() || f.Message() != nil {
-		if s.counts[f.FullName()] += elements(f, kind, value); s.counts[f.FullName()] > wireCount(f) {
-			return invalid(fieldPath(path, f), "more than %d values; the limit is below that", wireCount(f))
+		n := s.counts[f.FullName()] + elements(f, kind, value)
+		s.counts[f.FullName()] = n
+		if n > wireSlack*s.limit(f) && s.over == nil {
+			s.over, s.path = f, fieldPath(path, f)
+		}
+		if n > maxCounted && s.over == f {
+			return invalid(s.path, "over %d values; at most %d are allowed", maxCounted, s.limit(f))
 		}
 	}
 	if kind != protowire.BytesType {
@@ -123,16 +143,16 @@ func elements(f protoreflect.FieldDescriptor, kind protowire.Type, value []byte)
 	return n
 }
 
-func wireCount(f protoreflect.FieldDescriptor) int {
-	if n, ok := wireCounts[f.FullName()]; ok {
+// limit is how many values of a field a whole request may hold.
+func (s *wireScan) limit(f protoreflect.FieldDescriptor) int {
+	if n, ok := s.limits[f.FullName()]; ok {
 		return n
 	}
-	if f.IsList() || f.IsMap() {
-		return defaultWireCount
+	switch f.ContainingMessage().FullName() {
+	case "mmserve.v1.Part": // parts are counted, and each has one content
+		return s.limits["mmserve.v1.Message.parts"]
 	}
-	if p := f.ContainingMessage().FullName(); p == "mmserve.v1.Part" {
-		return 2 * wireCounts["mmserve.v1.Message.parts"] // parts are counted, and each has one content
-	} else if f.ContainingMessage().IsMapEntry() {
+	if f.IsList() || f.IsMap() {
 		return defaultWireCount
 	}
 	return singularWireCount
