@@ -154,12 +154,14 @@ func setDefault[T comparable](field *T, value T) {
 // Server answers mmserve.v1.MMServe from one model and one engine.
 type Server struct {
 	pb.UnimplementedMMServeServer
-	model    Model // set by Attach, as is
-	engine   *batching.Engine
-	attached atomic.Bool // both may be read
-	options  Options
-	health   *health.Server
-	inflight *inflight
+	model  Model // set by Attach, as is
+	engine *batching.Engine
+	// meanToken is the mean length of a token in bytes.
+	meanToken float64
+	attached  atomic.Bool // both may be read
+	options   Options
+	health    *health.Server
+	inflight  *inflight
 
 	// preparing has one place per core: decoding pictures is the server's only heavy work, and a hundred
 	// requests must not unpack a hundred of them at once. So has decoding, for messages.
@@ -198,7 +200,7 @@ func Loading(o Options) *Server {
 
 // Attach gives the server its model and the engine that runs it, once, and has it report SERVING, unless it is stopping.
 func (s *Server) Attach(m Model, e *batching.Engine) {
-	s.model, s.engine = m, e
+	s.model, s.engine, s.meanToken = m, e, meanTokenBytes(&m)
 	s.attached.Store(true)
 	s.options.Telemetry.watch(s)
 	s.report(healthpb.HealthCheckResponse_SERVING)

@@ -38,6 +38,7 @@ const (
 // request is a GenerateRequest that was checked, in the words of the packages that work on it.
 type request struct {
 	messages  []chat.Message // nil for a raw prompt
+	goesOn    bool           // with the last of them
 	raw       []chat.Part    // nil for a chat
 	pictures  []picture      // in the order of the prompt
 	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
@@ -217,6 +218,7 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 			r.messages = append(r.messages, chat.Message{Role: role, Parts: list})
 			text += n
 		}
+		validateLast(v, r, input.Chat)
 	case *pb.GenerateRequest_Prompt:
 		if n := len(input.Prompt.GetParts()); n > maxParts {
 			v.add("prompt.parts", "%d parts; at most %d are allowed", n, maxParts)
@@ -231,6 +233,22 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 	}
 	if n, most := len(r.pictures), s.maxImages(); n > most && s.model.Prepare != nil {
 		v.add("input", "%d pictures; at most %d are taken in a request", n, most)
+	}
+}
+
+// validateLast refuses an assistant's message at the end that is not to be continued: a new turn would follow it, which
+// callers who fill in the beginning of an answer do not mean.
+func validateLast(v *violations, r *request, in *pb.Chat) {
+	last := len(in.GetMessages()) - 1
+	if last < 0 {
+		return
+	}
+	role := in.GetMessages()[last].GetRole()
+	switch r.goesOn = in.GetContinueFinalMessage(); {
+	case r.goesOn && role != pb.Role_ROLE_ASSISTANT:
+		v.add("chat.continue_final_message", "true; want false, or a last message of ROLE_ASSISTANT")
+	case !r.goesOn && role == pb.Role_ROLE_ASSISTANT:
+		v.add(fmt.Sprintf("chat.messages[%d].role", last), "ROLE_ASSISTANT in the last message; want another role, or continue_final_message to go on with it")
 	}
 }
 
