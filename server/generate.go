@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
@@ -28,20 +29,22 @@ func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStream
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
 func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
-	out := &pb.GenerateResponse{Choices: make([]*pb.Choice, max(in.GetN(), 1))}
-	texts := make([]strings.Builder, len(out.Choices))
-	for i := range out.Choices {
-		out.Choices[i] = new(pb.Choice)
-	}
+	out := new(pb.GenerateResponse)
+	var texts []strings.Builder
 	completion := uint32(0)
 	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
-		case *pb.GenerateStreamResponse_Start:
+		case *pb.GenerateStreamResponse_Start: // n is known to be within its limit from here on
+			texts = make([]strings.Builder, max(in.GetN(), 1))
+			for range texts {
+				out.Choices = append(out.Choices, new(pb.Choice))
+			}
 			out.Id, out.Model, out.ModelDigest, out.Seed = e.Start.GetId(), e.Start.GetModel(), e.Start.GetModelDigest(), e.Start.GetSeed()
 		case *pb.GenerateStreamResponse_Delta:
 			texts[e.Delta.GetIndex()].WriteString(e.Delta.GetText())
 			c := out.Choices[e.Delta.GetIndex()]
 			c.Logprobs = append(c.Logprobs, e.Delta.GetLogprobs()...)
+			out.PromptLogprobs = append(out.PromptLogprobs, e.Delta.GetPromptLogprobs()...)
 		case *pb.GenerateStreamResponse_Finish:
 			f, i := e.Finish, e.Finish.GetIndex()
 			c := out.Choices[i]
@@ -62,6 +65,9 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	first := out.Choices[0]
 	out.Text, out.FinishReason, out.MatchedStop = first.Text, first.FinishReason, first.MatchedStop
 	out.Usage.CompletionTokens = completion
+	if n := proto.Size(out); n > maxAnswerBytes {
+		return nil, tooLarge(n)
+	}
 	return out, nil
 }
 
@@ -97,6 +103,8 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
+	req.pictures = nil
+	s.releaseMessage(ctx)
 	rec.lap(&rec.preprocess)
 	input, err := s.tokenize(req, images)
 	if err != nil {
@@ -108,6 +116,11 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	}
 	if req.maxTokens, err = s.fit(req, input); err != nil {
 		return err
+	}
+	if method == pb.MMServe_Generate_FullMethodName {
+		if err := s.fitMessage(req, input); err != nil {
+			return err
+		}
 	}
 	rec.prompt(input)
 	rec.lap(&rec.tokenize)
@@ -211,7 +224,11 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 	var err error
 	field, addSpecial := "chat.messages", s.model.AddSpecial
 	if req.messages != nil {
-		p, err = s.model.Template.Render(req.messages)
+		render := s.model.Template.Render
+		if req.goesOn {
+			render = s.model.Template.RenderContinue
+		}
+		p, err = render(req.messages)
 		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
 	} else {
 		field = "prompt.parts"
@@ -293,6 +310,46 @@ func (s *Server) fit(req *request, in fusion.Input) (maxTokens int, err error) {
 			req.maxTokens, room, prompt, in.ImageTokens(), s.model.MaxLen)
 	}
 	return req.maxTokens, nil
+}
+
+// maxAnswerBytes is the largest message that gRPC's clients accept unless they are told to.
+const maxAnswerBytes = 4 << 20
+
+// tokenOverhead is what a log-probability takes beside the token's own bytes.
+const tokenOverhead = 18
+
+// fitMessage refuses an answer that would not fit one message, before any of it is generated. What cannot be known yet, the
+// tokens of the answer and the likeliest ones, is taken at twice the vocabulary's mean length.
+func (s *Server) fitMessage(req *request, in fusion.Input) error {
+	token := 2*s.meanToken + tokenOverhead
+	place := token * float64(1+req.sampling.TopLogprobs)
+	size := float64((req.n+1)*req.maxTokens) * s.meanToken
+	if req.sampling.Logprobs {
+		size += float64(req.n*req.maxTokens) * place
+	}
+	if req.promptLogprobs {
+		size += float64(len(in.IDs)) * place
+	}
+	if size <= maxAnswerBytes {
+		return nil
+	}
+	return tooLarge(int(size))
+}
+
+func tooLarge(size int) error {
+	return invalid("input", "the answer would take about %d bytes with the log-probabilities and answers that are asked for; want at most %d in one message: "+
+		"use GenerateStream, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, maxAnswerBytes)
+}
+
+// meanTokenBytes is the mean length of a vocabulary's tokens, in bytes, over some that are spread evenly.
+func meanTokenBytes(m *Model) float64 {
+	const samples = 4096
+	total, n := 0, 0
+	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {
+		total += len(m.Tokenizer.TokenBytes(int32(id)))
+		n++
+	}
+	return float64(total) / float64(max(1, n))
 }
 
 // encode attaches the patch embeddings of all pictures, which the encoder is asked for together, and counts the

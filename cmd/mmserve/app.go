@@ -291,30 +291,33 @@ func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
 // check refuses what is out of range.
 func (f modelFlags) check() error {
 	for _, c := range []struct {
-		flag         string
-		value, least int64
+		flag               string
+		value, least, most int64
 	}{
-		{"--slots", int64(f.Slots), 1}, {"--prefill-chunk", int64(f.PrefillChunk), 1}, {"--drafts", int64(f.Drafts), 0},
-		{"--max-waiting", int64(f.MaxWaiting), 0}, {"--max-len", int64(f.MaxLen), 0}, {"--threads", int64(f.Threads), 0},
-		{"--encoder-cache-mib", f.EncoderCache, 0}, {"--max-pixels", f.MaxPixels, 0},
+		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
+		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
+		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
 	} {
-		if c.value < c.least {
-			return fmt.Errorf("%s %d: want %d or more", c.flag, c.value, c.least)
+		if c.value < c.least || c.value > c.most {
+			return fmt.Errorf("%s %d: want %d or more, up to %d", c.flag, c.value, c.least, c.most)
 		}
 	}
-	if !(f.PrefillShare > 0 && f.PrefillShare < 1) {
+	if !(f.PrefillShare > 0 && f.PrefillShare < 1) { // NaN fails it
 		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
 	}
-	if f.AgeAfter <= 0 {
-		return fmt.Errorf("--age-after %v: want more than 0s", f.AgeAfter)
+	if f.AgeAfter <= 0 || f.AgeAfter > maxDuration {
+		return fmt.Errorf("--age-after %v: want more than 0s, up to %v", f.AgeAfter, maxDuration)
 	}
 	for tenant, w := range f.TenantWeights {
-		if !(w > 0) {
-			return fmt.Errorf("--tenant-weight %s=%v: want a weight above 0", tenant, w)
+		if !(w >= minTenantWeight && w <= 1/minTenantWeight) || tenant == "" {
+			return fmt.Errorf("--tenant-weight %s=%v: want a tenant and a weight of %v to %v", tenant, w, minTenantWeight, 1/minTenantWeight)
 		}
 	}
 	return nil
 }
+
+// minTenantWeight is the least weight, its inverse the largest: between them shares can still be told apart.
+const minTenantWeight = 1e-6
 
 // close ends the engine, then frees what it ran on. It may be called on a half-open app.
 func (a *app) close() error {

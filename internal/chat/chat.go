@@ -195,6 +195,10 @@ func (t *Template) probe(role string) error {
 // Render returns the prompt for messages, up to where the assistant is to speak. It
 // returns an error that wraps ErrMessages if the fault is in the messages.
 func (t *Template) Render(messages []Message) (p Prompt, err error) {
+	return t.render(messages, true)
+}
+
+func (t *Template) render(messages []Message, generationPrompt bool) (p Prompt, err error) {
 	defer recoverTo(&err)
 	r := &rendering{}
 	if r.mark, err = t.guards.mark(texts(messages)); err != nil {
@@ -218,7 +222,7 @@ func (t *Template) Render(messages []Message) (p Prompt, err error) {
 	}
 	variables := map[string]val{
 		"messages":              value.FromSlice(contents),
-		"add_generation_prompt": value.True(),
+		"add_generation_prompt": value.FromBool(generationPrompt),
 		"tools":                 value.None(),
 		"documents":             value.None(),
 	}
