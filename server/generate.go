@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -91,12 +93,12 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	method, _ := grpc.Method(ctx)
 	rec.asked(req, method == pb.MMServe_GenerateStream_FullMethodName)
 	req.deadline, _ = ctx.Deadline()
-	tickets := make([]*batching.Ticket, req.n)
-	for i := range tickets {
-		if tickets[i], err = s.engine.AcquireBy(req.deadline, req.priority, 0); err != nil {
-			return rec.refuse(err)
-		}
-		defer tickets[i].Release()
+	tickets, err := s.engine.AcquireFor(claim(ctx, req))
+	if err != nil {
+		return rec.refuse(err)
+	}
+	for _, t := range tickets {
+		defer t.Release()
 	}
 
 	images, err := s.prepare(ctx, rec, req.pictures)
@@ -126,7 +128,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.lap(&rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
-			t.Coming()
+			t.WillSubmit()
 		}
 	}
 	cached, err := s.encode(ctx, &input, images)
@@ -137,6 +139,18 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.lap(&rec.encode)
 
 	return s.answer(ctx, rec, req, input, grammar, tickets, send)
+}
+
+// claim is what the engine's admission needs to know of a request. Without a tenant it counts for the connection it came on.
+func claim(ctx context.Context, req *request) batching.Claim {
+	c := batching.Claim{
+		Priority: req.priority, Tenant: req.tenant, Answers: req.n, Deadline: req.deadline,
+		MaxTokens: cmp.Or(req.maxTokens, defaultMaxTokens), Endless: len(req.eos) == 0,
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Caller = p.Addr.String()
+	}
+	return c
 }
 
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
@@ -158,7 +172,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 	for i, ticket := range tickets {
 		r := batching.Request{
 			ID: rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group, Tag: rec.tag(),
+			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group, Further: i > 0, Tag: rec.tag(),
 		}
 		r.Sampling.Seed += uint64(i)
 		if grammar != nil {

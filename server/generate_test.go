@@ -262,9 +262,10 @@ func TestConstraint(t *testing.T) {
 	}
 }
 
-// TestDeadline holds that a request that cannot have its first token in time is refused before any work.
+// TestDeadline holds that a request that cannot have its first token in time is refused before any work, unless nobody else
+// is trying one.
 func TestDeadline(t *testing.T) {
-	slow := decodertest.NewPaced(decodertest.NewHash(1, contextLen, vocab), 100*time.Millisecond, time.Millisecond)
+	slow := decodertest.NewPaced(decodertest.NewHash(2, contextLen, vocab), 100*time.Millisecond, time.Millisecond)
 	f := start(t, tinyVLM(t), slow, server.Options{})
 	in := client.Prompt(client.Text(strings.Repeat("a small red circle ", 8)))
 	in.MaxTokens = proto.Uint32(3)
@@ -274,7 +275,16 @@ func TestDeadline(t *testing.T) {
 	in.Tenant = "another" // or it would start from the first one's prefix
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
+	tried := make(chan error, 1)
+	go func() {
+		_, err := f.Generate(ctx, in)
+		tried <- err
+	}()
+	eventually(t, "the first is tried", func() bool { return f.engine.Stats().Accepted == 1 })
 	_, err := f.Generate(ctx, in)
+	if err := <-tried; status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("an idle engine gave %v, want DEADLINE_EXCEEDED", err)
+	}
 	if _, ok := client.RetryDelay(err); !ok || status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "deadline") {
 		t.Errorf("got %v, want RESOURCE_EXHAUSTED with RetryInfo", err)
 	}

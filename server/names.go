@@ -35,6 +35,7 @@ const (
 	metricStepDuration   = "mmserve.engine.step.duration"
 	metricStepRows       = "mmserve.engine.step.rows"
 	metricPreemptions    = "mmserve.engine.preemptions"
+	metricGaveWay        = "mmserve.engine.preemptions.priority"
 	metricEvictions      = "mmserve.engine.evictions"
 	metricMoves          = "mmserve.engine.moves"
 	metricStalled        = "mmserve.engine.stalled"
@@ -92,6 +93,7 @@ const (
 	keyOutcome         = attribute.Key("outcome")
 	keyReason          = attribute.Key("reason")
 	keyKind            = attribute.Key("kind")
+	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")
 	keyResult          = attribute.Key("result")
 	keyModel           = attribute.Key("model")

@@ -165,8 +165,12 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
 	counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
 	add(func(s snapshot) int64 { return s.FailedSteps })
-	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV to others for a time.")
+	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV for a time because memory was short.")
 	add(func(s snapshot) int64 { return s.Preemptions })
+	counter(metricGaveWay, "{sequence}", "Sequences that paused for a waiting one of a higher priority, or for the first answer of another call.")
+	for i, class := range []string{"batch", "default", "interactive"} {
+		add(func(s snapshot) int64 { return s.GaveWay[i] }, keyPriority.String(class))
+	}
 	counter(metricEvictions, "{sequence}", "Cached sequences whose slot was needed.")
 	add(func(s snapshot) int64 { return s.Evictions })
 	counter(metricMoves, "{token}", "KV positions copied between slots.")
