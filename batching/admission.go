@@ -105,6 +105,7 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	}
 	q := newSequence(r, e.clock())
 	q.stream = newStream(func() { e.cancel(q, false) }, q.timing)
+	q.sampler.Notify(e.wakeUp)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {

@@ -96,7 +96,7 @@ func (s *scheduler) victim() *sequence {
 // so q goes on as if nothing had happened.
 func (s *scheduler) preempt(q *sequence, now time.Time) {
 	s.slots.leave(q, false)
-	q.phase, q.past = waiting, 0
+	q.phase, q.past, q.missed = waiting, 0, false
 	if s.exact {
 		q.target = len(q.ids)
 	}

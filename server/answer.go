@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
@@ -22,7 +23,8 @@ type answer struct {
 	text  *tokenizer.Stream
 	ends  []int32 // ids without text
 	stops stopMatcher
-	told  int // tokens that deltas told of
+	told  int  // tokens that deltas told of
+	trim  bool // a space may come that belongs to the template and is left out
 
 	logprobs []logprob // not sent yet
 	prompt   []*pb.Logprobs
@@ -59,7 +61,7 @@ func (a *answer) deliver(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		piece := a.read(e)
+		piece := a.trimmed(a.read(e))
 		a.made += len(piece)
 		if e.HasToken && e.Token.Logprobs != nil {
 			a.logprobs = append(a.logprobs, logprob{a.made, a.server.logprobs(e.Token.ID, e.Token.Logprobs)})
@@ -77,7 +79,7 @@ func (a *answer) deliver(ctx context.Context) error {
 			a.logprobs = nil
 			return a.finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
 		case e.Finish == batching.Error:
-			return e.Err
+			return constraintError(ctx, "", e.Err)
 		case e.Finish == batching.Expired:
 			return context.DeadlineExceeded
 		case e.Finish != batching.Running:
@@ -99,6 +101,15 @@ func (a *answer) read(e batching.Event) (piece string) {
 	}
 	if e.Finish != batching.Running {
 		piece += a.text.Flush()
+	}
+	return piece
+}
+
+// trimmed leaves a space at the start of the answer out, if it is the template's.
+func (a *answer) trimmed(piece string) string {
+	if a.trim && piece != "" {
+		a.trim = false
+		return strings.TrimPrefix(piece, " ")
 	}
 	return piece
 }
