@@ -151,6 +151,7 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	}
 	q := newSequence(r, e.clock())
 	q.stream, q.ticket = newStream(func() { e.cancel(q, false) }, q.timing), t
+	q.sampler.Notify(e.wakeUp)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {

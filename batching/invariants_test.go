@@ -179,7 +179,7 @@ func (p plan) invariants(s *scheduler) error {
 	}
 	for i, q := range p.seqs {
 		r := p.batch.Rows[i]
-		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) {
+		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) && !q.missed {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
 		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts || made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {

@@ -113,7 +113,7 @@ func (s *scheduler) outranked(q *sequence, now time.Time) {
 // computed again: the sampler keeps its state, so q goes on as if nothing had happened.
 func (s *scheduler) preempt(q, heir *sequence, now time.Time) {
 	s.slots.leave(q, heir)
-	q.phase, q.lost, q.past = waiting, q.past, 0
+	q.phase, q.lost, q.past, q.missed = waiting, q.past, 0, false
 	if s.exact {
 		q.target = len(q.ids)
 	}

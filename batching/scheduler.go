@@ -109,6 +109,7 @@ func (s *scheduler) expire(now time.Time) []delivery {
 	for q := s.queue.next(); q != nil && s.turn(q) && s.missesDeadline(q, now); q = s.queue.next() {
 		s.finish(q, late, now)
 	}
+	s.endFailed(now)
 	return s.out
 }
 
@@ -126,6 +127,9 @@ func (s *scheduler) missesDeadline(q *sequence, now time.Time) bool {
 
 // busy says whether there is anything to run, or memory to give back.
 func (s *scheduler) busy() bool {
+	if s.allPending() {
+		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
+	}
 	return s.queue.len() > 0 || s.slots.running() > 0 || s.slots.idleMemory()
 }
 
@@ -157,7 +161,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 
 // decodesNext says whether it is the decoding sequences' turn.
 func (s *scheduler) decodesNext() bool {
-	return s.chunkLast && len(s.slots.decoding) > 0 && !s.deferring
+	return s.chunkLast && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending()
 }
 
 // start gives q a slot, with its first n positions from src.
@@ -202,8 +206,16 @@ func (s *scheduler) planChunk(q *sequence) {
 // planDecode runs the newest token of each decoding sequence.
 func (s *scheduler) planDecode() {
 	width := s.draftWidth()
-	for _, q := range s.slots.decoding {
-		s.batch.Rows, s.seqs = append(s.batch.Rows, q.decodeRow(width)), append(s.seqs, q)
+	used := 0 // rows up to the last that does not sit out
+	for i, q := range s.slots.decoding {
+		row := q.idleRow()
+		if !q.pending() {
+			row, used = q.decodeRow(width), i+1
+		}
+		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+	}
+	if used > 0 { // else what waits found no memory: the step takes the time until a mask is there
+		s.batch.Rows, s.seqs = s.batch.Rows[:used], s.seqs[:used]
 	}
 }
 
@@ -218,6 +230,15 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	s.measure(p, tokens, now)
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
+		if row.Sampler == nil && q.missed { // it sat the step out
+			continue
+		}
+		if row.Sampler != nil && tokens[0].ID == decoder.NotReady {
+			tokens = tokens[1:]
+			s.miss(q, row)
+			continue
+		}
+		q.missed = false
 		s.ran(q, len(row.IDs)-row.Drafts)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
@@ -230,6 +251,9 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		}
 		right := row.Right(tokens)
 		for i, t := range tokens[:1+right] {
+			if t.ID == decoder.NotReady {
+				break // what the row gave before it stays
+			}
 			if i > 0 { // the draft before it is in the cache
 				s.ran(q, 1)
 			}

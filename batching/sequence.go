@@ -107,6 +107,7 @@ type sequence struct {
 	slot   int     // where they lie, from prefill on
 	ran    int     // ids that were run for it
 	timing Timing
+	missed bool // its last row gave no token: see pending
 
 	plain         bool    // nothing is drafted for it
 	drafted       []int32 // its newest token and what may follow, as in the plan

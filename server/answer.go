@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -24,7 +25,8 @@ type answer struct {
 	text  *tokenizer.Stream
 	ends  []int32 // ids without text
 	stops stopMatcher
-	told  int // tokens that deltas told of
+	told  int  // tokens that deltas told of
+	trim  bool // a space may come that belongs to the template and is left out
 
 	logprobs   []logprob      // not sent yet
 	prompt     []*pb.Logprobs // of which nothing was sent yet, promptSize bytes
@@ -60,7 +62,7 @@ func (a *answer) deliver(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		piece := a.read(e)
+		piece := a.trimmed(a.read(e))
 		if err := a.tellPrompt(e); err != nil {
 			return err
 		}
@@ -81,7 +83,7 @@ func (a *answer) deliver(ctx context.Context) error {
 			a.logprobs = nil
 			return a.finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
 		case e.Finish == batching.Error:
-			return e.Err
+			return constraintError(ctx, "", e.Err)
 		case e.Finish == batching.Expired:
 			return context.DeadlineExceeded
 		case e.Finish == batching.Cancelled: // by the engine's end, as nobody here asked for it
@@ -102,6 +104,15 @@ func (a *answer) read(e batching.Event) (piece string) {
 	}
 	if e.Finish != batching.Running {
 		piece += a.text.Flush()
+	}
+	return piece
+}
+
+// trimmed leaves a space at the start of the answer out, if it is the template's.
+func (a *answer) trimmed(piece string) string {
+	if a.trim && piece != "" {
+		a.trim = false
+		return strings.TrimPrefix(piece, " ")
 	}
 	return piece
 }

@@ -11,9 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/batching"
@@ -112,7 +110,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if err != nil {
 		return err
 	}
-	grammar, err := s.constrain(ctx, req.constraint)
+	grammar, err := s.constrain(ctx, req.constraint, s.leadingSpace(input))
 	if err != nil {
 		return err
 	}
@@ -167,6 +165,10 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		group = new(batching.Group)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	var states []*constrain.State
+	if grammar != nil {
+		states = grammar.Starts(ctx, req.n)
+	}
 	answers := make([]*answer, req.n)
 	rec.answers = make([]answered, req.n)
 	for i, ticket := range tickets {
@@ -176,7 +178,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		}
 		r.Sampling.Seed += uint64(i)
 		if grammar != nil {
-			r.Sampling.Constraint = grammar.Start()
+			r.Sampling.Constraint = states[i]
 		}
 		if req.promptLogprobs && i == 0 {
 			r.PromptLogprobs = &req.sampling.TopLogprobs
@@ -187,6 +189,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		}
 		defer func() { rec.answers[i].timing = stream.Timing() }()
 		answers[i] = s.newAnswer(rec, req, i, stream, send)
+		answers[i].trim = s.trims(req, input, grammar)
 	}
 	if err := send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
 		Id: rec.id, Model: s.model.Name, ModelDigest: s.model.Digest, Seed: req.sampling.Seed, Usage: rec.usage(answered{}),
@@ -270,43 +273,6 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 		return fusion.Input{IDs: ids}, nil
 	}
 	return s.model.Layout.Locate(ids, images)
-}
-
-// constrain compiles a constraint, when a core is free for it; nil gives nil.
-func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (*constrain.Grammar, error) {
-	if in == nil {
-		return nil, nil
-	}
-	select {
-	case s.preparing <- struct{}{}:
-		defer func() { <-s.preparing }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	compiler, err := s.model.Compiler()
-	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none: %v", s.model.Name, err)
-	}
-	var g *constrain.Grammar
-	var field string
-	switch kind := in.GetKind().(type) {
-	case *pb.Constraint_Choices:
-		field = "choices.texts"
-		g, err = compiler.Choice(kind.Choices.GetTexts())
-	case *pb.Constraint_Regex:
-		field = "regex"
-		g, err = compiler.Regexp(kind.Regex)
-	case *pb.Constraint_JsonSchema:
-		field = "json_schema"
-		g, err = compiler.JSONSchema([]byte(kind.JsonSchema))
-	default:
-		field = "json_object"
-		g, err = compiler.JSONObject()
-	}
-	if err != nil {
-		return nil, invalid("constraint."+field, "%v", err)
-	}
-	return g, nil
 }
 
 // fit gives the most tokens to generate, or says why the request does not fit the context.

@@ -262,6 +262,53 @@ func TestConstraint(t *testing.T) {
 	}
 }
 
+// TestLeadingSpace holds that a space which the template leaves to the answer is allowed by constraints and is not in the
+// text, and that a raw prompt is continued as it is.
+func TestLeadingSpace(t *testing.T) {
+	m := tinyVLM(t)
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	for _, tt := range []struct {
+		answer, want string
+		raw          bool
+	}{{" red", "red", false}, {"red", "red", false}, {" red", " red", true}} {
+		f := start(t, m, newChain(1, append(m.Tokenizer.Encode(tt.answer, false), m.EOS[0])...), server.Options{})
+		in := question()
+		if tt.raw {
+			in = client.Prompt(client.Text("Answer:"))
+		}
+		if out, err := f.Generate(t.Context(), in); err != nil || out.GetText() != tt.want {
+			t.Errorf("%+v: %q, %v", tt, out.GetText(), err)
+		}
+	}
+	f := start(t, m, decodertest.NewHash(2, contextLen, vocab), server.Options{})
+	for _, texts := range [][]string{{"red", "blue"}, {" red", " blue"}} {
+		spaces := 0
+		for seed := range uint64(20) {
+			in := client.Prompt(client.Text("Answer:"))
+			in.Logprobs, in.Sampling = true, &pb.Sampling{Temperature: proto.Float32(1), Seed: &seed}
+			in.Constraint = &pb.Constraint{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: texts}}}
+			out, err := f.Generate(t.Context(), in)
+			if err != nil || !slices.Contains(texts, out.GetText()) {
+				t.Errorf("%q: %q, %v", texts, out.GetText(), err)
+				continue
+			}
+			spelled := ""
+			for _, l := range out.GetChoices()[0].GetLogprobs() {
+				spelled += string(l.GetToken().GetText())
+			}
+			if !strings.HasSuffix(strings.TrimSuffix(spelled, "<end_of_utterance>"), out.GetText()) {
+				t.Errorf("%q: the tokens spell %q", texts, spelled)
+			}
+			if strings.HasPrefix(spelled, " ") {
+				spaces++
+			}
+		}
+		if spaces == 0 || spaces == 20 && texts[0] == "red" {
+			t.Errorf("%q: %d of 20 answers start with a space", texts, spaces)
+		}
+	}
+}
+
 // TestDeadline holds that a request that cannot have its first token in time is refused before any work, unless nobody else
 // is trying one.
 func TestDeadline(t *testing.T) {
@@ -348,19 +395,19 @@ func TestPlaceholderInText(t *testing.T) {
 }
 
 func TestStopStrings(t *testing.T) {
-	g := readGolden(t) // " A small red number 8 at the top right on a gray background."
+	g := readGolden(t) // "A small red number 8 at the top right on a gray background."
 	for _, tt := range []struct {
 		name    string
 		stop    []string
 		text    string
 		matched string
 	}{
-		{"a word", []string{"number"}, " A small red ", "number"},
-		{"across tokens", []string{"all red num"}, " A sm", "all red num"},
+		{"a word", []string{"number"}, "A small red ", "number"},
+		{"across tokens", []string{"all red num"}, "A sm", "all red num"},
 		{"held back in vain", []string{"red number 9"}, g.Text, ""},
 		{"held back at the end", []string{"background.\n"}, g.Text, ""},
-		{"first of several", []string{"right", "top"}, " A small red number 8 at the ", "top"},
-		{"at once", []string{" A"}, "", " A"},
+		{"first of several", []string{"right", "top"}, "A small red number 8 at the ", "top"},
+		{"at once", []string{"A"}, "", "A"},
 		{"the end-of-answer token is no text", []string{"<end_of_utterance>"}, g.Text, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package constrain
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,31 +44,23 @@ const (
 //   - A format is held to its plain forms: no leap seconds, years of four digits from 1000, email addresses without
 //     quotes and comments.
 //   - pattern is in Go's syntax, and is searched for as JSON Schema says; the dot matches no line terminator.
-func (c *Compiler) JSONSchema(schema []byte) (*Grammar, error) {
+func (c *Compiler) JSONSchema(ctx context.Context, schema []byte, leadingSpace bool) (*Grammar, error) {
 	if len(schema) > maxSchema {
 		return nil, fmt.Errorf("JSON schema of %d bytes: at most %d are allowed", len(schema), maxSchema)
 	}
-	return c.compile("schema", string(schema), func(b *budget) (*program, error) {
+	return c.compile(ctx, spec{"schema", string(schema), leadingSpace}, func(p *programBuilder) (int32, error) {
 		root, err := parseJSON(schema)
 		if err != nil {
-			return nil, fmt.Errorf("JSON schema: %w", err)
+			return 0, fmt.Errorf("JSON schema: %w", err)
 		}
-		s := &schemaCompiler{programBuilder: newProgramBuilder(b), root: root, named: make(map[string]int32)}
-		start, err := s.value(root, "#", returnPC)
-		if err != nil {
-			return nil, err
-		}
-		p, err := s.build(start)
-		if err != nil {
-			return nil, fmt.Errorf("JSON schema: %w", err)
-		}
-		return p, nil
+		s := &schemaCompiler{programBuilder: p, root: root, named: make(map[string]int32)}
+		return s.value(root, "#", returnPC)
 	})
 }
 
 // JSONObject returns the grammar of any JSON object, written as JSONSchema says.
-func (c *Compiler) JSONObject() (*Grammar, error) {
-	return c.JSONSchema([]byte(`{"type":"object"}`))
+func (c *Compiler) JSONObject(ctx context.Context, leadingSpace bool) (*Grammar, error) {
+	return c.JSONSchema(ctx, []byte(`{"type":"object"}`), leadingSpace)
 }
 
 // schemaCompiler makes the program of a schema. Like the builder, its methods get the instruction that follows and
@@ -76,6 +69,17 @@ type schemaCompiler struct {
 	*programBuilder
 	root  any
 	named map[string]int32 // rules by place, or by what they are
+}
+
+// SchemaErrors are all the reasons for which a schema is refused.
+type SchemaErrors struct{ List []error }
+
+func (e *SchemaErrors) Error() string {
+	texts := make([]string, len(e.List))
+	for i, err := range e.List {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
 }
 
 // schemaError is an error in the schema at place.
@@ -445,7 +449,7 @@ func counts(schema *jsonObject, place, least, most string) (lo, hi int32, err er
 
 // anyString is any JSON string. Its state 1 is that between characters.
 var anyString = sync.OnceValues(func() (*dfa, error) {
-	n := &nfa{quoted: true, budget: &budget{compileBudget}}
+	n := &nfa{quoted: true, budget: &budget{left: compileBudget}}
 	end := n.mark(nfaAccept, none)
 	return n.determinize(n.text(`"`, n.repeat(0, -1, n.anyRune, n.text(`"`, end))))
 })

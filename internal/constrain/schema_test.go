@@ -94,7 +94,7 @@ func TestJSONSchema(t *testing.T) {
 		{`{"title":"t","description":"d","default":1,"examples":[2],"$schema":"https://json-schema.org/draft/2020-12/schema","$id":"x","type":"integer","minLength":3}`, []string{`1`}, []string{`"abc"`}},
 	} {
 		t.Run(test.schema, func(t *testing.T) {
-			g, err := fix.compiler.JSONSchema([]byte(test.schema))
+			g, err := fix.compiler.JSONSchema(t.Context(), []byte(test.schema), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +197,7 @@ func TestJSONSchemaRefused(t *testing.T) {
 		{strings.Repeat("[", 1000), `nested deeper`},
 		{`{"title":"` + strings.Repeat("x", maxSchema) + `"}`, `at most 262144`},
 	} {
-		_, err := c.JSONSchema([]byte(test.schema))
+		_, err := c.JSONSchema(t.Context(), []byte(test.schema), false)
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%.100s: error %v, want one with %s", test.schema, err, test.want)
 		}
@@ -366,7 +366,7 @@ func TestRandomSchemas(t *testing.T) {
 		if seed%50 == 0 {
 			fix = fixtures[1+seed/50%2]
 		}
-		grammar, err := fix.compiler.JSONSchema(text)
+		grammar, err := fix.compiler.JSONSchema(t.Context(), text, false)
 		if err != nil {
 			if strings.Contains(err.Error(), "nothing satisfies it") || strings.Contains(err.Error(), "leads back") {
 				continue // $ref is blind to what it closes

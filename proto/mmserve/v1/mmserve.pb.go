@@ -1298,7 +1298,8 @@ type TokenLogprob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token id.
 	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What it stands for amid others; not always whole characters.
+	// What it stands for amid others; not always whole characters. The first one of an answer keeps the space that the
+	// answer's text leaves out.
 	Text          []byte  `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
 	Logprob       float32 `protobuf:"fixed32,3,opt,name=logprob,proto3" json:"logprob,omitempty"`
 	unknownFields protoimpl.UnknownFields
