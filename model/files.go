@@ -87,7 +87,7 @@ func adapterError(files fs.FS, what string) error {
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return fmt.Errorf("%s: %w", adapterConfig, err)
 	}
-	return fmt.Errorf("%s: an adapter (peft_type %q of base model %q) %s, and mmserve applies none: merge it with peft's merge_and_unload() and save the result, or remove %[1]s to serve the base model",
+	return fmt.Errorf("%s: an adapter (peft_type %q of base model %q) %s, and mmserve applies none: merge it with its base by peft's merge_and_unload() and save the result, or serve the base model without %[1]s",
 		adapterConfig, a.Type, a.Base, what)
 }
 

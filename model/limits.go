@@ -17,6 +17,7 @@ const (
 	maxHeadDim = 1 << 11
 	maxVocab   = 1 << 20
 	maxPixels  = 1 << 13 // of a tile's side
+	maxTiles   = 1 << 10 // of an image
 )
 
 // ropeBytes is the most memory of the tables of cosines and sines, which a context has for every position.

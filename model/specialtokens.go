@@ -230,6 +230,12 @@ func (m *Model) fits(p vision.Preprocessor) error {
 	if got, want := fmt.Sprintf("%T", p), fmt.Sprintf("%T", want); got != want {
 		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", strings.TrimPrefix(got, "vision."), m.Type, m.Processor)
 	}
+	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}} {
+		if n := p.Grid(size[0], size[1]).Tiles(); n > maxTiles {
+			return fmt.Errorf("an image of %d×%d pixels would be cut into %d tiles of %d pixels, want at most %d: size.longest_edge is too large or the tiles too small",
+				size[0], size[1], n, p.Side(), maxTiles)
+		}
+	}
 	return nil
 }
 
