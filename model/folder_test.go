@@ -356,15 +356,12 @@ func TestContextIsCut(t *testing.T) {
 // Nothing but a regular file is read, and none waits for a writer.
 func TestOnlyRegularFiles(t *testing.T) {
 	for _, name := range []string{"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json",
-		"processor_config.json", "chat_template.jinja", "model.safetensors", "special_tokens_map.json", "adapter_config.json"} {
+		"processor_config.json", "chat_template.jinja", "model.safetensors", "special_tokens_map.json"} {
 		for kind, replace := range map[string]func(path string) error{
 			"pipe":   func(path string) error { return syscall.Mkfifo(path, 0o600) },
 			"device": func(path string) error { return os.Symlink("/dev/zero", path) },
 			"folder": func(path string) error { return os.Mkdir(path, 0o700) },
 		} {
-			if name == "adapter_config.json" {
-				continue // which only a regular file is taken for
-			}
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				dir := readFiles(t, "base").write(t)
 				path := filepath.Join(dir, name)
