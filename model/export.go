@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/digest"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/vision"
@@ -137,7 +138,7 @@ func openExport(dir, dtypes, why string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{Name: filepath.Base(abs), files: os.DirFS(abs), export: &export{why: why, graphs: map[string]Graph{}}}
+	m := &Model{Name: filepath.Base(abs), files: folder.Dir(abs), export: &export{why: why, graphs: map[string]Graph{}}}
 	if err := m.readExport(abs, dtypes); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -145,7 +146,7 @@ func openExport(dir, dtypes, why string) (*Model, error) {
 }
 
 func (m *Model) readExport(dir, dtypes string) error {
-	raw, err := fs.ReadFile(m.files, "config.json")
+	raw, err := folder.JSON(m.files, "config.json")
 	if err != nil {
 		return err
 	}
@@ -339,7 +340,7 @@ func runsExport(dir string) string {
 	if !hasWeights(dir) {
 		return "the folder has no safetensors"
 	}
-	raw, _ := os.ReadFile(filepath.Join(dir, "config.json"))
+	raw, _ := folder.JSON(folder.Dir(dir), "config.json")
 	if t, err := readModelType(raw); err == nil && families[t] == nil && exportFamilies[t].read != nil {
 		return fmt.Sprintf("model_type %q is run from such graphs only", t)
 	}
@@ -414,7 +415,7 @@ func (e *export) digest(store digest.Store) ([]byte, error) {
 	for _, session := range slices.Sorted(maps.Keys(e.graphs)) {
 		g := e.graphs[session]
 		for _, name := range append([]string{filepath.Base(g.Path)}, g.Data...) {
-			f, err := os.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
+			f, err := folder.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
 			if err != nil {
 				return nil, err
 			}

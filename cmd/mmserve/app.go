@@ -151,6 +151,9 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if err := text.Wait(); err != nil {
 		return nil, err
 	}
+	for _, w := range slices.Concat(a.model.Warnings, a.text.Warnings) {
+		log.Warn("model folder: " + w)
+	}
 	if len(a.text.Ignored) > 0 {
 		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}

@@ -2,9 +2,9 @@ package ort
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/onnx"
 	ort "github.com/yalue/onnxruntime_go"
 )
@@ -17,7 +17,7 @@ type File struct {
 
 // ReadFile reads a model file's head. It needs no library.
 func ReadFile(path string) (File, error) {
-	f, err := os.Open(path)
+	f, err := folder.Open(path)
 	if err != nil {
 		return File{}, err
 	}
