@@ -98,7 +98,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 		return err
 	}
 	rec.lap(&rec.preprocess)
-	input, err := s.tokenize(req, images)
+	input, err := s.tokenize(ctx, req, images)
 	if err != nil {
 		return err
 	}
@@ -206,12 +206,12 @@ func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) (
 
 // tokenize writes the prompt out, replaces each placeholder by its picture's expansion, turns it all into ids and
 // finds the pictures' positions among them.
-func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, error) {
+func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (fusion.Input, error) {
 	var p chat.Prompt
 	var err error
 	field, addSpecial := "chat.messages", s.model.AddSpecial
 	if req.messages != nil {
-		p, err = s.model.Template.Render(req.messages)
+		p, err = s.model.Template.RenderContext(ctx, req.messages)
 		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
 	} else {
 		field = "prompt.parts"
