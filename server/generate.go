@@ -106,7 +106,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	req.pictures = nil
 	s.releaseMessage(ctx)
 	rec.lap(&rec.preprocess)
-	input, err := s.tokenize(req, images)
+	input, err := s.tokenize(ctx, req, images)
 	if err != nil {
 		return err
 	}
@@ -236,16 +236,16 @@ func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) (
 
 // tokenize writes the prompt out, replaces each placeholder by its picture's expansion, turns it all into ids and
 // finds the pictures' positions among them.
-func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, error) {
+func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (fusion.Input, error) {
 	var p chat.Prompt
 	var err error
 	field, addSpecial := "chat.messages", s.model.AddSpecial
 	if req.messages != nil {
-		render := s.model.Template.Render
+		render := s.model.Template.RenderContext
 		if req.goesOn {
 			render = s.model.Template.RenderContinue
 		}
-		p, err = render(req.messages)
+		p, err = render(ctx, req.messages)
 		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
 	} else {
 		field = "prompt.parts"

@@ -1,6 +1,7 @@
 package chat
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,7 +11,7 @@ import (
 // RenderContinue returns the prompt up to the end of the last message's text, for the model to go on with that message: what
 // apply_chat_template(continue_final_message=True) of transformers gives. The last message has to end with a text. Its
 // trailing white space stays, unless the template trims it.
-func (t *Template) RenderContinue(messages []Message) (Prompt, error) {
+func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prompt, error) {
 	last := len(messages) - 1
 	if last < 0 || len(messages[last].Parts) == 0 || messages[last].Parts[len(messages[last].Parts)-1].Image {
 		return Prompt{}, fmt.Errorf("%w: the message to continue does not end with a text", ErrMessages)
@@ -25,7 +26,7 @@ func (t *Template) RenderContinue(messages []Message) (Prompt, error) {
 	parts := slices.Clone(messages[last].Parts)
 	parts[len(parts)-1].Text += end + " "
 	messages[last].Parts = parts
-	p, err := t.render(messages, false)
+	p, err := t.render(ctx, messages, false)
 	if err != nil {
 		return Prompt{}, err
 	}

@@ -20,7 +20,7 @@ func TestRenderContinue(t *testing.T) {
 		{keeps, "user: Say it.</s>", "<s>user: Say it.</s>\n<s>assistant: user: Say it.</s>"},
 	} {
 		template := parse(t, tt.template, chat.Options{Guarded: []string{"<s>", "</s>"}})
-		p, err := template.RenderContinue([]chat.Message{
+		p, err := template.RenderContinue(t.Context(), []chat.Message{
 			{Role: "user", Parts: []chat.Part{{Text: "Say it."}}}, {Role: "assistant", Parts: []chat.Part{{Text: tt.text}}},
 		})
 		if got := plain(p); err != nil || got != tt.want {
@@ -28,7 +28,7 @@ func TestRenderContinue(t *testing.T) {
 		}
 	}
 	template := parse(t, keeps, chat.Options{Placeholder: "<image>"})
-	if _, err := template.RenderContinue([]chat.Message{{Role: "assistant", Parts: []chat.Part{{Image: true}}}}); !errors.Is(err, chat.ErrMessages) {
+	if _, err := template.RenderContinue(t.Context(), []chat.Message{{Role: "assistant", Parts: []chat.Part{{Image: true}}}}); !errors.Is(err, chat.ErrMessages) {
 		t.Errorf("an image cannot be continued: %v", err)
 	}
 }

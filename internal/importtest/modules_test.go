@@ -15,7 +15,6 @@ import (
 var users = map[string][]string{
 	"github.com/alecthomas/kong":               {"cmd/mmserve"},
 	"github.com/disintegration/imaging":        {"vision", "cmd/mmserve"},
-	"github.com/mitsuhiko/minijinja":           {"internal/chat"},
 	"github.com/prometheus":                    {"internal/telemetry", "loadtest"},
 	"github.com/rivo/uniseg":                   {"internal/tokenizer"},
 	"github.com/x448/float16":                  {"internal/ort", "model"},
