@@ -11,7 +11,6 @@ import (
 	"errors"
 	"io"
 	"iter"
-	"math/rand/v2"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -29,16 +29,19 @@ var ErrTruncated = errors.New("mmserve: the stream ended before the answer did")
 
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
-	rpc     pb.MMServeClient
-	conn    io.Closer // nil if the connection is the caller's
-	retries int
+	rpc         pb.MMServeClient
+	health      healthpb.HealthClient
+	conn        io.Closer // nil if the connection is the caller's
+	retries     int
+	unavailable int
 }
 
 type options struct {
-	retries    int
-	maxMessage int
-	creds      credentials.TransportCredentials
-	dial       []grpc.DialOption
+	retries     int
+	unavailable int
+	maxMessage  int
+	creds       credentials.TransportCredentials
+	dial        []grpc.DialOption
 }
 
 // Option changes how a Client calls.
@@ -77,17 +80,23 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{rpc: pb.NewMMServeClient(conn), conn: conn, retries: o.retries}, nil
+	c := o.client(conn)
+	c.conn = conn
+	return c, nil
 }
 
 // New makes a client that uses a connection of the caller's, who set it up (of the options only WithRetries
-// counts) and closes it.
+// and WithUnavailableRetries count) and closes it.
 func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 	var o options
 	for _, opt := range opts {
 		opt(&o)
 	}
-	return &Client{rpc: pb.NewMMServeClient(conn), retries: o.retries}
+	return o.client(conn)
+}
+
+func (o options) client(conn grpc.ClientConnInterface) *Client {
+	return &Client{rpc: pb.NewMMServeClient(conn), health: healthpb.NewHealthClient(conn), retries: o.retries, unavailable: o.unavailable}
 }
 
 // Close closes the connection that Dial made.
@@ -155,11 +164,10 @@ func (c *Client) open(ctx context.Context, in *pb.GenerateRequest) (stream grpc.
 
 // again says whether to call again after err, having waited as long as the server wants.
 func (c *Client) again(ctx context.Context, err error, try int) bool {
-	delay, ok := RetryDelay(err)
-	if !ok || try >= c.retries {
+	delay, ok := c.delay(err, try)
+	if !ok {
 		return false
 	}
-	delay += rand.N(delay + 1) // so that callers refused together do not come back together
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < delay {
 		return false
 	}

@@ -4,233 +4,455 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"image"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
-	"text/tabwriter"
+	"sync/atomic"
+	"syscall"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
+	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
-	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
-	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
+
+// captionFlags are what an answer depends on.
+type captionFlags struct {
+	Prompt      string   `default:"Describe the image." help:"What to ask about each image."`
+	PromptFile  string   `placeholder:"FILE" help:"Read the prompt from a file."`
+	Ask         []string `placeholder:"NAME=TEXT" sep:"none" help:"Ask this too, in a row of its own named NAME; repeatable. It takes the prompt's place."`
+	Schema      string   `placeholder:"FILE" help:"Hold answers to a JSON schema, whose fields become columns."`
+	Choices     []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
+	MaxTokens   uint32   `default:"256" help:"Most tokens of an answer."`
+	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
+	TopP        *float32 `placeholder:"P" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
+	TopK        *uint32  `placeholder:"K" help:"Keep the K likeliest tokens (default: the model's)."`
+	Seed        uint64   `default:"0" help:"Start of each answer's random sequence."`
+	Detail      string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
+	Prepend     string   `placeholder:"TEXT" help:"Put a text before each answer."`
+	Append      string   `placeholder:"TEXT" help:"Put a text behind each answer."`
+}
+
+// sourceFlags say which images.
+type sourceFlags struct {
+	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
+	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line."`
+	Null    bool     `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
+	Include []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
+	Exclude []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
+	Limit   int64    `placeholder:"N" help:"Stop after N images."`
+	Shard   string   `placeholder:"I/N" help:"Take the I-th of N parts, counted from 0 (default: JOB_COMPLETION_INDEX, where --shard is /N)."`
+}
+
+// runFlags say how to go about it.
+type runFlags struct {
+	Out       string        `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, or - for standard output. The same command again goes on where it stopped."`
+	InFlight  int           `short:"j" placeholder:"N" help:"Images asked about at once (default: adapts to what the servers take)."`
+	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
+	Sidecar   string        `placeholder:"EXT" help:"Write answers beside the images as well, in files of this extension, such as .txt."`
+	Existing  string        `enum:"skip,overwrite,append,prepend,error" default:"skip" help:"What to do where there is a caption: skip, overwrite, error; for sidecars append and prepend, too."`
+	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which items that failed in an earlier run are asked again: transient, all or none."`
+	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
+	NearDupes string        `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
+	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
+	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
+	DryRun    bool          `help:"Tell what would be done, and do nothing."`
+	Preview   string        `placeholder:"FILE.html" help:"Write a page with up to 200 of the images and their captions."`
+}
 
 type captionCmd struct {
 	connectFlags
-	Prompt    string   `default:"Describe the image." help:"What to ask about each picture."`
-	MaxTokens uint32   `default:"256" help:"Most tokens of an answer."`
-	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
-	Files     []string `arg:"" optional:"" name:"file" help:"Picture files (default: the embedded model's samples)."`
+	captionFlags
+	sourceFlags
+	runFlags
 }
 
-var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
-
-// captioned is what the table shows of one picture.
-type captioned struct {
-	name   string
-	usage  *pb.Usage
-	ttft   time.Duration
-	decode time.Duration
+var priorities = map[string]pb.Priority{
+	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT, "batch": pb.Priority_PRIORITY_BATCH,
 }
 
-// Run answers one picture after the other. A file that fails does not stop the others; the exit status tells.
+// Run captions images: on the terminal, one after the other, or into a file.
 func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
-	ctx, stop := untilSignal(ctx)
-	defer stop()
-	files, demo, err := k.sources()
+	if k.Out == "" && !k.DryRun {
+		return k.show(ctx, c, log, out)
+	}
+	code, err := k.toFile(ctx, c, log, out)
 	if err != nil {
-		return err
+		fmt.Fprintln(os.Stderr, "mmserve:", err)
 	}
-	cl, end, err := k.connect(c, quiet(log))
-	if err != nil {
-		return err
-	}
-	protocol := picture.Detect(os.Getenv, isTerminal(out))
-	var rows []captioned
-	failed, raw := 0, false
-	for _, f := range files {
-		row, err := k.caption(ctx, cl, f, raw, out, protocol)
-		if !raw && noTemplate(err) {
-			raw = true
-			row, err = k.caption(ctx, cl, f, raw, out, protocol)
-		}
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), end())
-		}
-		if err != nil {
-			failed++
-			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, plain(err))
-			continue
-		}
-		rows = append(rows, row)
-	}
-	table := io.Writer(os.Stderr)
-	if demo || isTerminal(out) {
-		table = out
-	}
-	if err := errors.Join(writeTable(table, rows), end()); err != nil {
-		return err
-	}
-	if demo {
-		fmt.Fprint(out, nextCommands)
-	}
-	if failed > 0 {
-		fmt.Fprintf(os.Stderr, "mmserve: %d of %d pictures failed\n", failed, len(files))
-		return exitError(1)
+	if code != 0 {
+		return exitError(code)
 	}
 	return nil
 }
 
-const nextCommands = `
-Try next:
-  bin/mmserve chat                              ask questions about a picture: /image PATH
-  bin/mmserve serve                             answer gRPC on 127.0.0.1:8080 (README: call it with grpcurl)
-  bin/mmserve caption --model DIR photo.jpg     your own photo, with a SmolVLM or Idefics3 folder from Hugging Face
-`
-
-// source is a picture to read.
-type source struct {
-	name string
-	read func() ([]byte, error)
-}
-
-// sources are the files named, or the default model's samples.
-func (k captionCmd) sources() (list []source, demo bool, err error) {
-	for _, name := range k.Files {
-		list = append(list, source{name, func() ([]byte, error) { return os.ReadFile(name) }})
+// source lists what was named.
+func (f sourceFlags) source() (caption.Source, error) {
+	m := caption.Match{Include: f.Include, Exclude: f.Exclude}
+	if err := m.Check(); err != nil {
+		return nil, err
 	}
-	if len(list) > 0 {
-		return list, false, nil
+	end := byte('\n')
+	if f.Null {
+		end = 0
 	}
-	if k.Model != "" || k.Server != "" {
-		return nil, false, errors.New("name at least one picture file")
-	}
-	samples := model.Samples()
-	names, err := fs.Glob(samples, "*.png")
-	for _, name := range names {
-		list = append(list, source{path.Base(name), func() ([]byte, error) { return fs.ReadFile(samples, name) }})
-	}
-	return list, true, err
-}
-
-// noTemplate tells that the model completes raw prompts only.
-func noTemplate(err error) bool {
-	st := grpcStatus(err)
-	return st.Code() == codes.FailedPrecondition && strings.HasPrefix(st.Message(), "chat:")
-}
-
-// caption streams the answer for one picture, drawn beside it where the terminal can. raw sends the prompt as it is,
-// without a chat template.
-func (k captionCmd) caption(ctx context.Context, cl *client.Client, f source, raw bool, out io.Writer, p picture.Protocol) (captioned, error) {
-	row := captioned{name: f.name}
-	data, err := f.read()
-	if err != nil {
-		return row, err
-	}
-	part := client.ImageBytes(data)
-	part.GetImage().Detail = details[k.Detail]
-	req := client.Chat(client.User(part, client.Text(k.Prompt)))
-	if raw {
-		req = client.Prompt(part, client.Text(k.Prompt))
-	}
-	req.MaxTokens = &k.MaxTokens
-	w, err := answerWriter(out, f.name, data, p)
-	if err != nil {
-		return row, err
-	}
-	start := time.Now()
-	for event, err := range cl.Stream(ctx, req) {
+	var all []caption.Source
+	for _, in := range f.In {
+		if in == "-" {
+			all = append(all, caption.Names(os.Stdin, end, m))
+			continue
+		}
+		s, err := caption.Open(in, m)
 		if err != nil {
-			return row, errors.Join(err, w.Close())
+			return nil, err
 		}
-		if d := event.GetDelta(); d != nil {
-			if row.ttft == 0 {
-				row.ttft = time.Since(start)
+		all = append(all, s)
+	}
+	if f.From != "" {
+		all = append(all, caption.NamesFile(f.From, end, m))
+	}
+	s := caption.Concat(all...)
+	if f.Shard != "" {
+		i, n, err := shardOf(f.Shard, os.Getenv("JOB_COMPLETION_INDEX"))
+		if err != nil {
+			return nil, err
+		}
+		s = caption.Shard(s, i, n)
+	}
+	if f.Limit > 0 {
+		s = caption.Limit(s, f.Limit)
+	}
+	return s, nil
+}
+
+// shardOf reads I/N, or /N where a Kubernetes Indexed Job says which of them this is.
+func shardOf(flag, index string) (i, n int, err error) {
+	first, second, _ := strings.Cut(flag, "/")
+	if first == "" {
+		first = index
+	}
+	i, err = strconv.Atoi(first)
+	if err == nil {
+		n, err = strconv.Atoi(second)
+	}
+	if err != nil || i < 0 || n < 1 || i >= n || n > 1<<20 {
+		return 0, 0, fmt.Errorf("--shard %s: want I/N with I from 0 to N-1, or /N where JOB_COMPLETION_INDEX is set", flag)
+	}
+	return i, n, nil
+}
+
+// config is what the flags ask.
+func (f captionFlags) config() (caption.Config, error) {
+	c := caption.Config{
+		MaxTokens: f.MaxTokens, Temperature: f.Temperature, TopP: f.TopP, TopK: f.TopK, Seed: f.Seed, Detail: f.Detail,
+		Choices: f.Choices, Prepend: f.Prepend, Append: f.Append,
+	}
+	for _, a := range f.Ask {
+		name, text, ok := strings.Cut(a, "=")
+		if !ok {
+			return c, errors.New("--ask: want NAME=TEXT")
+		}
+		c.Questions = append(c.Questions, caption.Question{Name: name, Text: text})
+	}
+	if len(f.Ask) == 0 {
+		prompt := f.Prompt
+		if f.PromptFile != "" {
+			b, err := os.ReadFile(f.PromptFile)
+			if err != nil {
+				return c, err
 			}
-			if _, err := io.WriteString(w, d.GetText()); err != nil {
-				return row, err
-			}
+			prompt = strings.TrimRight(string(b), "\r\n")
 		}
-		if e := event.GetFinish(); e != nil {
-			row.usage, row.decode = e.GetUsage(), e.GetTimings().GetDecode().AsDuration()
+		c.Questions = []caption.Question{{Name: caption.DefaultQuestion, Text: prompt}}
+	}
+	if f.Schema != "" {
+		b, err := os.ReadFile(f.Schema)
+		if err != nil {
+			return c, err
 		}
+		c.Schema = string(b)
 	}
-	return row, w.Close()
+	return c, c.Check()
 }
 
-// lineWriter is an answer on a line of its own: "name: text".
-type lineWriter struct {
-	w       io.Writer
-	name    string
-	started bool
-}
+// The exit statuses of a run into a file.
+const (
+	exitFailed      = 1 // some items
+	exitUsage       = 2
+	exitGivenUp     = 3
+	exitInterrupted = 130
+)
 
-func (l *lineWriter) Write(b []byte) (int, error) {
-	text := string(b)
-	if !l.started {
-		if text = strings.TrimLeft(text, " "); text == "" {
-			return len(b), nil
-		}
-		l.started = true
-		text = l.name + ": " + text
-	}
-	_, err := io.WriteString(l.w, text)
-	return len(b), err
-}
-
-func (l *lineWriter) Close() error {
-	if !l.started {
-		return nil
-	}
-	_, err := io.WriteString(l.w, "\n")
-	return err
-}
-
-// answerWriter gives the place where an answer streams to.
-func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (io.WriteCloser, error) {
-	if p == picture.None {
-		return &lineWriter{w: out, name: name}, nil
-	}
-	rgb, err := vision.Decode(data, vision.DefaultLimits())
+// toFile captions into a file. It gives the exit status with the error.
+func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) (int, error) {
+	o, err := k.options()
 	if err != nil {
-		return nil, err // the server would say the same
+		return exitUsage, err
 	}
-	img := image.NewNRGBA(image.Rect(0, 0, rgb.W, rgb.H))
-	for i := range rgb.W * rgb.H {
-		copy(img.Pix[4*i:], rgb.Pix[3*i:3*i+3])
-		img.Pix[4*i+3] = 255
+	if k.DryRun {
+		return k.dryRun(ctx, o, out)
 	}
-	b, err := picture.NewBeside(out, img, p)
+	s, err := k.open(ctx, c, log)
+	if err != nil {
+		return exitGivenUp, err
+	}
+	job := captionJob{captionCmd: k, options: o}
+	job.open = func(c *caption.Config) (*caption.Target, error) { return k.target(c, out) }
+	if !slices.Contains(k.In, "-") {
+		job.count = o.Source
+	}
+	code, err := job.run(ctx, s)
+	return code, errors.Join(err, s.end())
+}
+
+// options checks the flags.
+func (k captionCmd) options() (o caption.Options, err error) {
+	o = caption.Options{
+		InFlight: k.InFlight, Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe, FileName: k.fileName,
+	}
+	if o.Config, err = k.captionFlags.config(); err != nil {
+		return o, err
+	}
+	if len(k.In) == 0 && k.From == "" {
+		return o, errors.New("name at least one image file, folder or list")
+	}
+	if k.InFlight < 0 || k.Limit < 0 {
+		return o, errors.New("-j and --limit take 0 or more")
+	}
+	if o.Source, err = k.source(); err != nil {
+		return o, err
+	}
+	if o.MaxErrors, o.MaxErrorShare, err = maxErrors(k.MaxErrors); err != nil {
+		return o, err
+	}
+	if k.Out != "-" && k.Out != "" {
+		if err := caption.CheckTarget(k.Out); err != nil {
+			return o, err
+		}
+	}
+	existing := caption.Existing(k.Existing)
+	if k.Sidecar == "" {
+		if existing == caption.ExistingAppend || existing == caption.ExistingPrepend {
+			return o, fmt.Errorf("--existing %s is for --sidecar", existing)
+		}
+		return o, nil
+	}
+	side := caption.Sidecars{Extension: k.Sidecar, Existing: existing}
+	o.Before, o.Writing = side.Skip, side.Write
+	return o, side.Check()
+}
+
+// maxErrors reads a number or a percentage.
+func maxErrors(s string) (n int64, share float64, err error) {
+	if s == "" {
+		return 0, 0, nil
+	}
+	if p, ok := strings.CutSuffix(s, "%"); ok {
+		share, err = strconv.ParseFloat(p, 64)
+		if err == nil && share > 0 && share <= 100 {
+			return 0, share / 100, nil
+		}
+	} else if n, err = strconv.ParseInt(s, 10, 64); err == nil && n > 0 {
+		return n, 0, nil
+	}
+	return 0, 0, fmt.Errorf("--max-errors %s: want a number or a percentage, as 100 or 5%%", s)
+}
+
+func (k captionCmd) dryRun(ctx context.Context, o caption.Options, out io.Writer) (int, error) {
+	p, err := caption.DryRun(ctx, o, k.Out)
+	if err != nil {
+		return exitCode(err), err
+	}
+	fmt.Fprintf(out, "%d images of %d bytes: %d to ask about, %d answered, %d with a sidecar, %d cannot be read\n",
+		p.Images, p.Bytes, p.Images-p.Done-p.Kept-p.Broken, p.Done, p.Kept, p.Broken)
+	for _, name := range p.First {
+		fmt.Fprintf(out, "  %q\n", name)
+	}
+	return 0, nil
+}
+
+// servers are where the answers come from.
+type servers struct {
+	client *client.Client
+	slots  int
+	wait   time.Duration
+	end    func() error
+}
+
+// open connects to the servers, or runs the model in this process.
+func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*servers, error) {
+	if k.Server == "" {
+		cl, end, err := k.connect(c, quiet(log))
+		if err != nil {
+			return nil, err
+		}
+		return &servers{cl, k.Slots, 0, end}, nil
+	}
+	list, err := client.SplitServers(k.Server)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.WriteString(b, name+": "); err != nil {
+	slots, err := caption.Slots(ctx, list)
+	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	cl, err := client.DialServers(k.Server)
+	if err != nil {
+		return nil, err
+	}
+	return &servers{cl, slots, k.Wait, cl.Close}, nil
 }
 
-func writeTable(w io.Writer, rows []captioned) error {
-	if len(rows) == 0 {
-		return nil
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "\npicture\timage tokens\tprompt tokens\tTTFT ms\ttokens\ttokens/s\t")
-	for _, r := range rows {
-		rate := "-"
-		if n := r.usage.GetCompletionTokens(); n > 1 && r.decode > 0 {
-			rate = fmt.Sprintf("%.0f", float64(n-1)/r.decode.Seconds())
+// untilSecondSignal gives a channel that the first interrupt or SIGTERM closes and a context that the second one ends.
+func untilSecondSignal(ctx context.Context, say func(string)) (_ context.Context, stop <-chan struct{}, end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals, first := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer signal.Stop(signals) // a third one kills
+		select {
+		case <-signals:
+		case <-ctx.Done():
+			return
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%.1f\t%d\t%s\t\n", r.name, r.usage.GetImageTokens(), r.usage.GetPromptTokens(),
-			float64(r.ttft.Microseconds())/1000, r.usage.GetCompletionTokens(), rate)
+		say("stopping when what is in flight is answered; once more stops at once")
+		close(first)
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, first, cancel
+}
+
+// target opens the output.
+func (k captionCmd) target(c *caption.Config, out io.Writer) (*caption.Target, error) {
+	if k.Out == "-" {
+		return caption.OpenStream(out)
 	}
-	return t.Flush()
+	return caption.OpenTarget(caption.Begin{
+		Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Sidecars: k.Sidecar != "",
+		Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
+	})
+}
+
+// watchers adds what looks at rows as they are written. after ends it.
+func (k captionCmd) watchers(o *caption.Options) (after func() error, err error) {
+	var page *caption.Preview
+	var near *caption.NearDupes
+	var report *os.File
+	if k.Preview != "" {
+		page = caption.NewPreview()
+	}
+	if k.NearDupes != "" {
+		if report, err = os.Create(k.NearDupes); err != nil {
+			return nil, err
+		}
+		near = caption.NewNearDupes(report)
+	}
+	o.Written = func(r *caption.Row, image []byte) {
+		if page != nil {
+			page.Add(r, image)
+		}
+		if near != nil && r.DuplicateOf == "" {
+			near.Add(r.ID, image)
+		}
+	}
+	return func() error {
+		var err error
+		if page != nil {
+			err = writeFile(k.Preview, page.WriteHTML)
+		}
+		if near != nil {
+			n, werr := near.Found()
+			err = errors.Join(err, werr, report.Close())
+			fmt.Fprintf(os.Stderr, "mmserve: %d images look like an earlier one; see %s\n", n, k.NearDupes)
+		}
+		return err
+	}, nil
+}
+
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+func (k captionCmd) progressMode() string {
+	switch {
+	case k.Progress != "auto":
+		return k.Progress
+	case isTerminal(os.Stderr):
+		return "bar"
+	}
+	return "plain"
+}
+
+// counter counts a source's items beside the run, for the time that is left.
+func counter(ctx context.Context, source caption.Source, each int) func() int64 {
+	var n atomic.Int64
+	if source == nil {
+		return n.Load
+	}
+	go func() {
+		var all int64
+		for _, err := range source(ctx) {
+			if err != nil {
+				return
+			}
+			all++
+		}
+		n.Store(all * int64(each))
+	}()
+	return n.Load
+}
+
+// exitCode is the status for an error that ended a run.
+func exitCode(err error) int {
+	var config *caption.ConfigError
+	switch {
+	case errors.Is(err, caption.ErrInterrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.Is(err, caption.ErrConfig), errors.As(err, &config), errors.Is(err, caption.ErrExists):
+		return exitUsage
+	}
+	return exitGivenUp
+}
+
+// shellQuote writes a command so that a shell takes it.
+func shellQuote(args []string) string {
+	var b strings.Builder
+	for i, a := range args {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		if a != "" && strings.IndexFunc(a, func(r rune) bool {
+			return !strings.ContainsRune("-_./=:,@%+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+		}) < 0 {
+			b.WriteString(a)
+			continue
+		}
+		b.WriteString("'" + strings.ReplaceAll(a, "'", `'\''`) + "'")
+	}
+	return b.String()
+}
+
+// fileName is an image's path from the output's folder.
+func (k captionCmd) fileName(it caption.Item) string {
+	if it.Local {
+		if rel, err := filepath.Rel(filepath.Dir(k.Out), it.Path); err == nil && !strings.HasPrefix(rel, "..") {
+			rel = filepath.ToSlash(rel)
+			return caption.Item{Path: rel}.ID()
+		}
+	}
+	return it.ID()
 }

@@ -26,7 +26,8 @@ type cli struct {
 	LogFormat string `enum:"text,json" default:"text" env:"MMSERVE_LOG_FORMAT" help:"Log lines as text or json."`
 
 	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
-	Caption captionCmd `cmd:"" help:"Describe picture files, streaming the answers."`
+	Caption captionCmd `cmd:"" help:"Describe images: on the terminal, or with -o into a file that the same command goes on with."`
+	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
 	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`

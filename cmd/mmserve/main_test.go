@@ -63,7 +63,7 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"model", "inspect", empty}, 1, "no config.json"},
 		{[]string{"model", "inspect", file}, 1, "is a file"},
 		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no such file"},
-		{[]string{"caption", "--model", empty}, 1, "name at least one picture"},
+		{[]string{"caption", "--model", empty}, 1, "name at least one image"},
 		{[]string{"--ort-lib", file + "x", "doctor"}, 1, ""},
 	} {
 		code, out, errs := mmserve(t, c.args...)

@@ -1,0 +1,50 @@
+package caption
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"iter"
+	"os"
+	"syscall"
+)
+
+// Open gives the source that a command's argument names: an image file, a folder, a tar archive, a list (.jsonl, .csv,
+// .parquet), names with ranges such as {000..099}, or a pattern. A name that exists is never taken for a pattern.
+func Open(in string, m Match) (Source, error) {
+	if in == "" {
+		return nil, errors.New("an empty name")
+	}
+	info, err := os.Stat(in)
+	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ENOTDIR)
+	switch {
+	case missing && braceRange.MatchString(in):
+		if err := expandBraces(in, func(string) error { return errStop }); !errors.Is(err, errStop) {
+			return nil, err
+		}
+		return ranges(in, m), nil
+	case missing && hasMeta(in):
+		return Glob(in, m), nil
+	case err == nil && info.Mode().IsRegular() && isList(in):
+		return List(in, m), nil
+	}
+	return openListed(in, m), nil
+}
+
+// ranges lists what each name stands for that a pattern with ranges gives.
+func ranges(pattern string, m Match) Source {
+	return func(ctx context.Context) iter.Seq2[Item, error] {
+		return func(yield func(Item, error) bool) {
+			err := expandBraces(pattern, func(name string) error {
+				s, err := Open(name, m)
+				if err != nil {
+					return err
+				}
+				return giveAll(ctx, s, yield)
+			})
+			if err != nil && !errors.Is(err, errStop) {
+				yield(Item{}, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/mmserve/mmserve/caption"
+)
+
+// batchCmd answers a file of requests.
+type batchCmd struct {
+	connectFlags
+	In        string        `short:"i" name:"input-file" required:"" placeholder:"IN.jsonl" help:"Requests, one a line, as OpenAI's batch API and vllm run-batch take them."`
+	Out       string        `short:"o" name:"output-file" required:"" placeholder:"OUT.jsonl" help:"Responses, one a line; those that failed are in OUT.errors.jsonl as well. The same command again goes on where it stopped."`
+	InFlight  int           `short:"j" placeholder:"N" help:"Requests at once (default: adapts to what the servers take)."`
+	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
+	Existing  string        `enum:"skip,overwrite,error" default:"skip" help:"What to do where there are answers: skip, overwrite or error."`
+	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which requests that failed in an earlier run are made again: transient, all or none."`
+	MaxErrors string        `placeholder:"N|P%" help:"Give up when more requests than that failed."`
+	Fetch     bool          `default:"true" negatable:"" help:"Fetch images that requests name by http: and https: URLs."`
+	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
+}
+
+// Run answers each line of the file.
+func (k batchCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
+	code, err := k.answer(ctx, c, log)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mmserve:", err)
+	}
+	if code != 0 {
+		return exitError(code)
+	}
+	return nil
+}
+
+func (k batchCmd) answer(ctx context.Context, c *cli, log *slog.Logger) (int, error) {
+	if _, err := os.Stat(k.In); err != nil {
+		return exitUsage, err
+	}
+	run := captionCmd{connectFlags: k.connectFlags, runFlags: runFlags{Out: k.Out, Existing: k.Existing, Wait: k.Wait, Progress: k.Progress}}
+	s, err := run.open(ctx, c, log)
+	if err != nil {
+		return exitGivenUp, err
+	}
+	code, err := k.run(ctx, run, s)
+	return code, errors.Join(err, s.end())
+}
+
+func (k batchCmd) run(ctx context.Context, run captionCmd, s *servers) (int, error) {
+	batch := &caption.Batch{In: k.In, Priority: priorities[k.Priority]}
+	if k.Fetch {
+		batch.Fetch = caption.FetchHTTP
+	}
+	maxErrors, share, err := maxErrors(k.MaxErrors)
+	if err != nil {
+		return exitUsage, err
+	}
+	o := caption.Options{
+		Source: batch.Source, Asker: batch.Asker(), Config: caption.BatchConfig(), InFlight: k.InFlight, NoDedupe: true, ShrinkMaxTokens: true,
+		Retry: caption.Retry(k.Retry), MaxErrors: maxErrors, MaxErrorShare: share,
+	}
+	job := captionJob{captionCmd: run, options: o, count: batch.Source, noun: "requests"}
+	job.open = func(c *caption.Config) (*caption.Target, error) {
+		return caption.OpenBatch(caption.Begin{
+			Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
+		})
+	}
+	code, err := job.run(ctx, s)
+	if names := batch.Ignored(); len(names) > 0 {
+		fmt.Fprintf(os.Stderr, "mmserve: fields of requests that are not read: %s\n", strings.Join(names, ", "))
+	}
+	if names := batch.OtherModels(job.options.Config.Model); len(names) > 0 {
+		fmt.Fprintf(os.Stderr, "mmserve: requests name %s; %s answered them\n", strings.Join(names, ", "), job.options.Config.Model)
+	}
+	return code, err
+}
+
+// captionJob is a run: what caption and batch have in common.
+type captionJob struct {
+	captionCmd
+	options caption.Options
+	count   caption.Source // to be counted beside the run; nil for what cannot be
+	noun    string
+	open    func(*caption.Config) (*caption.Target, error)
+}
+
+// run holds the output and writes rows into it.
+func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
+	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
+	ctx, stop, end := untilSecondSignal(ctx, say)
+	defer end()
+	o := &k.options
+	if err := caption.Probe(ctx, s.client, &o.Config, s.wait, say); err != nil {
+		return exitCode(err), err
+	}
+	t, err := k.open(&o.Config)
+	if err != nil {
+		return exitCode(err), err
+	}
+	after, err := k.watchers(o)
+	if err != nil {
+		return exitUsage, errors.Join(err, t.Close(false))
+	}
+	o.Server, o.Output, o.MostInFlight, o.Patience, o.Stop, o.Say = s.client, t, max(s.slots+max(2, s.slots/4), 4), s.wait, stop, say
+	stats := caption.Stats{Noun: k.noun}
+	hide := caption.Progress(os.Stderr, k.progressMode(), &stats, counter(ctx, k.count, len(o.Config.Questions)))
+	err = caption.Run(ctx, *o, &stats)
+	hide()
+	if err = errors.Join(err, t.Close(err == nil), after()); err != nil {
+		code := exitCode(err)
+		if code == exitInterrupted {
+			return code, errors.New("interrupted; go on with: " + shellQuote(os.Args))
+		}
+		return code, err
+	}
+	if k.Progress != "none" {
+		stats.WriteSummary(os.Stderr)
+	}
+	if n := stats.Snapshot(); n.Failed+n.FailedBefore > 0 {
+		return exitFailed, nil
+	}
+	return 0, nil
+}
