@@ -345,7 +345,7 @@ func TestContextIsCut(t *testing.T) {
 	f.edit(t, "config.json", map[string]any{"text_config.max_position_embeddings": 1 << 24})
 	before := allocated()
 	o, err := openAll(t, f.write(t))
-	if err != nil || !strings.Contains(o.warnings, "max_position_embeddings is 16777216: the context is cut to 1048576 tokens") {
+	if err != nil || !strings.Contains(o.warnings, "max_position_embeddings is 16777216: the context is cut to 262144 tokens") {
 		t.Fatal(err, o.warnings)
 	}
 	if took := allocated() - before; took > 100<<20 {

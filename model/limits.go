@@ -23,6 +23,9 @@ const (
 // ropeBytes is the most memory of the tables of cosines and sines, which a context has for every position.
 const ropeBytes = 64 << 20
 
+// maxContext is the most positions of a sequence.
+const maxContext = 1 << 18
+
 type limited struct {
 	field       string
 	value, most int
@@ -62,15 +65,15 @@ func (s Spec) within() error {
 	return nil
 }
 
-// cutContext shortens a context whose position tables would take more than ropeBytes.
+// cutContext shortens a context to maxContext, and to what position tables of ropeBytes hold.
 func (m *Model) cutContext() {
 	d := &m.Decoder
 	if d.EncoderStates > 0 { // positions are rows of the checkpoint
 		return
 	}
-	most := ropeBytes / (4 * d.HeadDim)
+	most := min(maxContext, ropeBytes/(4*d.HeadDim))
 	if d.MaxLen > most {
-		m.warn("max_position_embeddings is %d: the context is cut to %d tokens, whose position tables take %d MiB", d.MaxLen, most, ropeBytes>>20)
+		m.warn("max_position_embeddings is %d: the context is cut to %d tokens", d.MaxLen, most)
 		d.MaxLen = most
 	}
 }
