@@ -598,8 +598,8 @@ type Constraint_Regex struct {
 }
 
 type Constraint_JsonSchema struct {
-	// JSON that satisfies a schema: a subset of JSON Schema 2020-12, and a keyword beyond it is refused by name. Properties
-	// come in the schema's order.
+	// JSON that satisfies a schema of JSON Schema 2020-12 or draft 7. What cannot be held is refused, all of it named by its
+	// place. Keywords and formats that are not known are annotations. Properties come in the schema's order.
 	JsonSchema string `protobuf:"bytes,3,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
@@ -1287,7 +1287,8 @@ type TokenLogprob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token id.
 	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What it stands for amid others; not always whole characters.
+	// What it stands for amid others; not always whole characters. The first one of an answer keeps the space that the
+	// answer's text leaves out.
 	Text          []byte  `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
 	Logprob       float32 `protobuf:"fixed32,3,opt,name=logprob,proto3" json:"logprob,omitempty"`
 	unknownFields protoimpl.UnknownFields
