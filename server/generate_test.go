@@ -248,7 +248,7 @@ func TestConstraint(t *testing.T) {
 		{&pb.Constraint{}, "constraint", "want choices"},
 		{&pb.Constraint{Kind: &pb.Constraint_Choices{}}, "constraint.choices.texts", "want at least one"},
 		{&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "(a"}}, "constraint.regex", "missing"},
-		{&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "array", "uniqueItems": true}`}}, "constraint.json_schema", "uniqueItems"},
+		{&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "array", "uniqueItems": 1}`}}, "constraint.json_schema", "uniqueItems"},
 	} {
 		_, err := generate(tt.constraint, 1)
 		checkViolation(t, err, tt.field, tt.says)

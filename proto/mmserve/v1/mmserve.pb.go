@@ -599,8 +599,8 @@ type Constraint_Regex struct {
 }
 
 type Constraint_JsonSchema struct {
-	// JSON that satisfies a schema: a subset of JSON Schema 2020-12, and a keyword beyond it is refused by name. Properties
-	// come in the schema's order.
+	// JSON that satisfies a schema of JSON Schema 2020-12 or draft 7. What cannot be held is refused, all of it named by its
+	// place. Keywords and formats that are not known are annotations. Properties come in the schema's order.
 	JsonSchema string `protobuf:"bytes,3,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
