@@ -103,6 +103,9 @@ type Options struct {
 	Grace time.Duration
 	// NoDrafts has tokens generated one by one for requests that do not say speculative.
 	NoDrafts bool
+	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
+	// prompts.
+	SharePrefixes bool
 	// Version is mmserve's, for GetServerInfo.
 	Version string
 	// Logger gets one line per request, without content. Default: slog.Default.
