@@ -122,11 +122,13 @@ func (f framedCredentials) Clone() credentials.TransportCredentials {
 }
 
 // listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a call
-// the oldest, or else the one whose last call is longest ago. While all have calls, it is closed.
+// the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that comes before
+// the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send theirs to other servers.
 type listener struct {
 	net.Listener
 	inflight *inflight
 	most     int
+	ready    func() bool
 	log      *slog.Logger
 	told     time.Time // of the last log line; of the accepting goroutine
 }
@@ -139,6 +141,10 @@ func (l *listener) Accept() (net.Conn, error) {
 				continue
 			}
 			return nil, err
+		}
+		if !l.ready() {
+			_ = conn.Close()
+			continue
 		}
 		full := l.count() >= l.most
 		if full && !l.makeRoom() {

@@ -129,7 +129,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 			t.WillSubmit()
 		}
 	}
-	cached, err := s.encode(ctx, &input, images)
+	cached, err := s.encode(ctx, &input, images, req.tenant)
 	if err != nil {
 		return err
 	}
@@ -334,10 +334,13 @@ func meanTokenBytes(m *Model) float64 {
 
 // encode attaches the patch embeddings of all pictures, which the encoder is asked for together, and counts the
 // positions whose embeddings had been made before.
-func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.Image) (cachedTokens int, err error) {
+func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.Image, tenant string) (cachedTokens int, err error) {
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
+		if !s.options.SharePrefixes {
+			img.Tenant = tenant
+		}
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = s.model.Encode(gctx, img)
 			return err

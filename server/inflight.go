@@ -246,11 +246,11 @@ func (f *inflight) end(s *inbound) {
 	}
 }
 
-// bytes is what counts now.
-func (f *inflight) bytes() int64 {
+// usage is what counts now, and the number of connections.
+func (f *inflight) usage() (bytes, connections int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.used
+	return f.used, int64(len(f.conns))
 }
 
 type inboundKey struct{}

@@ -92,3 +92,30 @@ func TestContinueFinalMessage(t *testing.T) {
 	_, err = f.Generate(t.Context(), in)
 	checkViolation(t, err, "chat.continue_final_message", "ROLE_ASSISTANT")
 }
+
+// Whether an image had been sent before is told to the same tenant only, unless the server shares what it keeps; and no error
+// repeats what a caller wrote.
+func TestTenantsAreApart(t *testing.T) {
+	for _, share := range []bool{false, true} {
+		f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{SharePrefixes: share})
+		for i, tt := range []struct {
+			tenant string
+			cached bool
+		}{{"a", false}, {"b", share}, {"a", true}, {"b", true}, {"", share}} {
+			in := question()
+			in.Tenant = tt.tenant
+			out, err := f.Generate(t.Context(), in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cached := out.GetUsage().GetCachedImageTokens() > 0; cached != tt.cached {
+				t.Errorf("shared %v, call %d of tenant %q: cached %v", share, i, tt.tenant, cached)
+			}
+		}
+		in := question()
+		in.Model = "hunter2-secret"
+		if _, err := f.Generate(t.Context(), in); err == nil || strings.Contains(err.Error()+f.log.String(), "hunter2") {
+			t.Errorf("the name of a model is repeated: %v", err)
+		}
+	}
+}

@@ -50,6 +50,9 @@ const (
 	metricDeviceMemory   = "mmserve.device.memory"
 	metricSessionNodes   = "mmserve.session.nodes"
 	metricFallbackNodes  = "mmserve.session.fallback.nodes"
+	metricInflight       = "mmserve.messages.inflight"
+	metricEvicted        = "mmserve.messages.evicted"
+	metricConnections    = "mmserve.connections"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"

@@ -103,6 +103,9 @@ type Options struct {
 	Grace time.Duration
 	// NoDrafts has tokens generated one by one for requests that do not say speculative.
 	NoDrafts bool
+	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
+	// prompts.
+	SharePrefixes bool
 	// Version is mmserve's, for GetServerInfo.
 	Version string
 	// Logger gets one line per request, without content. Default: slog.Default.
@@ -184,7 +187,8 @@ func New(m Model, e *batching.Engine, o Options) *Server {
 	return s
 }
 
-// Loading returns a server that may Serve before it has a model: it is NOT_SERVING and answers UNAVAILABLE until Attach.
+// Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
+// UNAVAILABLE at once instead of waiting.
 func Loading(o Options) *Server {
 	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
@@ -278,7 +282,7 @@ func (s *Server) grpcServer() *grpc.Server {
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	g := s.grpcServer()
-	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, log: s.options.Logger}
+	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	select {

@@ -163,7 +163,7 @@ func tinyVLM(t testing.TB) server.Model {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
-	seen := map[[32]byte]bool{}
+	seen := map[string]bool{}
 	return server.Model{
 		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
 		Tokenizer: tok, Template: template, Guarded: guarded, Hidden: hidden,
@@ -183,8 +183,9 @@ func tinyVLM(t testing.TB) server.Model {
 		Encode: func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
 			mu.Lock()
 			defer mu.Unlock()
-			cached := seen[img.Digest]
-			seen[img.Digest] = true
+			key := img.Tenant + string(img.Digest[:])
+			cached := seen[key]
+			seen[key] = true
 			return make([]float32, img.Grid.Tiles()*imageTokens*hidden), cached, nil
 		},
 	}

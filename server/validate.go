@@ -67,7 +67,7 @@ type picture struct {
 // violations are reported together, up to maxViolations.
 func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	if in.GetModel() != "" && in.GetModel() != s.model.Name {
-		return nil, status.Errorf(codes.NotFound, "model: %.100q is not served here; this server has %q", in.GetModel(), s.model.Name)
+		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %q", len(in.GetModel()), s.model.Name)
 	}
 	var v violations
 	r := &request{sampling: s.model.Defaults}

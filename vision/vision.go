@@ -31,6 +31,8 @@ func (g Grid) Tiles() int { return g.Rows*g.Cols + 1 }
 type Image struct {
 	// Digest is the SHA-256 of the encoded bytes and of the preprocessing that was applied.
 	Digest [32]byte
+	// Tenant is whose embeddings of the image may be reused; empty for those of callers without a tenant.
+	Tenant string
 	// Width and Height are those of the picture after orientation, before any resizing, in pixels.
 	Width, Height int
 	Grid          Grid
