@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"bytes"
 	"os"
 	"path/filepath"
@@ -93,7 +94,7 @@ func answer(t *testing.T, m *Model, picture []byte) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	img, err := text.Preprocessor.Prepare(picture, vision.DefaultLimits(), true)
+	img, err := text.Preprocessor.Prepare(context.Background(), picture, vision.DefaultLimits(), true)
 	if err != nil {
 		t.Fatal(err)
 	}

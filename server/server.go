@@ -47,9 +47,10 @@ type Model struct {
 	// Guarded are the texts that a user's words never form: the contents of the added tokens.
 	Guarded []string
 	Layout  fusion.Layout
-	// Prepare decodes an encoded picture and cuts it into tiles, on the request's goroutine. Its error wraps
-	// vision.ErrImage if the picture is at fault. nil: the model takes no pictures, and Encode is not called.
-	Prepare func(data []byte, detail pb.Detail) (*vision.Image, error)
+	// Prepare decodes an encoded image and cuts it into tiles, on the request's goroutine, when the budget of all decodes
+	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
+	// no images, and Encode is not called.
+	Prepare func(ctx context.Context, data []byte, detail pb.Detail) (*vision.Image, error)
 	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
@@ -141,8 +142,7 @@ type Server struct {
 	options Options
 	health  *health.Server
 
-	// preparing has one place per core: decoding pictures is the server's only heavy work, and a hundred
-	// requests must not unpack a hundred of them at once.
+	// preparing has one place per core for compiling constraints. Decoding images has a budget of its own.
 	preparing chan struct{}
 
 	// drained ends the watchers of the health service, shutdown the requests that did not finish in time; cut

@@ -18,9 +18,9 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
+	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
 
 type captionCmd struct {
@@ -199,7 +199,7 @@ func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (
 	if p == picture.None {
 		return &lineWriter{w: out, name: name}, nil
 	}
-	rgb, err := vision.Decode(data, vision.DefaultLimits())
+	rgb, err := imaging.Decode(context.Background(), data, imaging.DefaultLimits())
 	if err != nil {
 		return nil, err // the server would say the same
 	}
