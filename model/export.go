@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -358,8 +359,12 @@ type whole struct{ vision.Preprocessor }
 
 func (whole) Grid(int, int) vision.Grid { return vision.Grid{} }
 
-func (p whole) Prepare(data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
-	return p.Preprocessor.Prepare(data, l, false)
+func (p whole) Measure(w, h int, _ bool) (vision.Grid, int64, error) {
+	return p.Preprocessor.Measure(w, h, false)
+}
+
+func (p whole) Prepare(ctx context.Context, data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
+	return p.Preprocessor.Prepare(ctx, data, l, false)
 }
 
 // Path says how the model is run, and why.

@@ -378,7 +378,7 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 			return p, err
 		}
 		split := g.Detail != "low" && (len(g.Images) == 1 || !v.model.Layout.SplitAlone)
-		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), split)
+		img, err := text.Preprocessor.Prepare(context.Background(), data, vision.DefaultLimits(), split)
 		if err != nil {
 			return p, fmt.Errorf("%.100s: %w", name, err)
 		}

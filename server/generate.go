@@ -205,26 +205,24 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 	return g.Wait()
 }
 
-// prepare decodes the pictures one after the other, each when a core is free for it.
+// prepare decodes the images one after the other, each when the budget of all decodes has room.
 func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) ([]*vision.Image, error) {
 	images := make([]*vision.Image, len(pictures))
 	for i, p := range pictures {
-		select {
-		case s.preparing <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		if len(pictures) > 1 && s.model.Layout.SplitAlone {
+			p.detail = pb.Detail_DETAIL_LOW
 		}
 		began := time.Now()
-		img, err := func() (*vision.Image, error) {
-			defer func() { <-s.preparing }() // also when a decoder panics
-			if len(pictures) > 1 && s.model.Layout.SplitAlone {
-				p.detail = pb.Detail_DETAIL_LOW
-			}
-			return s.model.Prepare(p.data, p.detail)
-		}()
+		img, err := s.model.Prepare(ctx, p.data, p.detail)
+		if img != nil && !img.Started.IsZero() {
+			began = img.Started
+		}
 		rec.pictures = append(rec.pictures, preparation{began, time.Now(), len(p.data), img})
 		if errors.Is(err, vision.ErrImage) {
 			return nil, invalid(p.field, "%v", err)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.field, err)

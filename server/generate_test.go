@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"math"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -623,12 +621,12 @@ func TestModelCannot(t *testing.T) {
 func TestPanicIsContained(t *testing.T) {
 	m := tinyVLM(t)
 	prepare, first := m.Prepare, true
-	m.Prepare = func(data []byte, d pb.Detail) (*vision.Image, error) {
+	m.Prepare = func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
 		if first {
 			first = false
 			panic("secret pixels")
 		}
-		return prepare(data, d)
+		return prepare(ctx, data, d)
 	}
 	f := start(t, m, newChain(1, 430, 4), server.Options{})
 	in := question()
@@ -702,41 +700,6 @@ func checkViolation(t *testing.T, err error, field, says string) {
 		}
 	}
 	t.Errorf("no violation of %q that says %q in %v", field, says, err)
-}
-
-// TestPreparing holds that no more pictures are decoded at a time than there are cores.
-func TestPreparing(t *testing.T) {
-	const requests = 20
-	cores := runtime.GOMAXPROCS(0)
-	m := tinyVLM(t)
-	prepare := m.Prepare
-	var now, most atomic.Int64
-	open := make(chan struct{})
-	m.Prepare = func(data []byte, d pb.Detail) (*vision.Image, error) {
-		n := now.Add(1)
-		defer now.Add(-1)
-		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
-		}
-		<-open
-		return prepare(data, d)
-	}
-	f := start(t, m, newChain(cores+requests, 430, 4), server.Options{})
-	var wg sync.WaitGroup
-	for range cores + requests {
-		wg.Go(func() {
-			if _, err := f.Generate(t.Context(), question()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	eventually(t, "every request has a slot and every core a picture", func() bool {
-		return f.engine.Stats().Accepted == cores+requests && now.Load() >= int64(cores)
-	})
-	close(open)
-	wg.Wait()
-	if n := most.Load(); n != int64(cores) {
-		t.Errorf("%d pictures were decoded at a time on %d cores", n, cores)
-	}
 }
 
 // TestConcurrent holds that requests have no influence on each other: what each is answered alone, it is answered

@@ -49,9 +49,10 @@ type Model struct {
 	// Guarded are the texts that a user's words never form: the contents of the added tokens.
 	Guarded []string
 	Layout  fusion.Layout
-	// Prepare decodes an encoded picture and cuts it into tiles, on the request's goroutine. Its error wraps
-	// vision.ErrImage if the picture is at fault. nil: the model takes no pictures, and Encode is not called.
-	Prepare func(data []byte, detail pb.Detail) (*vision.Image, error)
+	// Prepare decodes an encoded image and cuts it into tiles, on the request's goroutine, when the budget of all decodes
+	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
+	// no images, and Encode is not called.
+	Prepare func(ctx context.Context, data []byte, detail pb.Detail) (*vision.Image, error)
 	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
@@ -166,9 +167,8 @@ type Server struct {
 	health    *health.Server
 	inflight  *inflight
 
-	// preparing has one place per core: decoding pictures is the server's only heavy work, and a hundred
-	// requests must not unpack a hundred of them at once. So has decoding, for messages.
-	preparing, decoding chan struct{}
+	// decoding has one place per core, for request messages: images have a budget of their own.
+	decoding chan struct{}
 
 	// drained ends watchers and reflection, shutdown the requests that did not finish in time; cut counts those.
 	drained, shutdown   context.Context
@@ -192,8 +192,8 @@ func New(m Model, e *batching.Engine, o Options) *Server {
 func Loading(o Options) *Server {
 	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
-		preparing: make(chan struct{}, runtime.GOMAXPROCS(0)), decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
-		idle: make(chan struct{}, 1),
+		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		idle:     make(chan struct{}, 1),
 	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())

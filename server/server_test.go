@@ -173,7 +173,7 @@ func tinyVLM(t testing.TB) server.Model {
 				return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
 			},
 		},
-		Prepare: func(data []byte, detail pb.Detail) (*vision.Image, error) {
+		Prepare: func(_ context.Context, data []byte, detail pb.Detail) (*vision.Image, error) {
 			c, err := png.DecodeConfig(bytes.NewReader(data))
 			if err != nil {
 				return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)

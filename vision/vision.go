@@ -5,14 +5,7 @@
 // batches the tiles of concurrent callers into one tower run.
 package vision
 
-import (
-	"errors"
-	"time"
-)
-
-// ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
-// The wrapped text is safe to show to that caller; it never holds pixel content.
-var ErrImage = errors.New("unusable image")
+import "time"
 
 // Grid says how one picture was cut into tiles.
 // Rows = Cols = 0 means it was not split and is a single tile.
@@ -41,6 +34,8 @@ type Image struct {
 	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With Qwen2VL it
 	// holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8
+	// Started is when decoding began, after the budget had room.
+	Started time.Time
 	// Decoded is when the pixels of the file were known: resizing began.
 	Decoded time.Time
 }

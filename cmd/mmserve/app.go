@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -49,6 +50,7 @@ type modelFlags struct {
 	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
 	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
 	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
+	MaxDecode     int64              `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
 	Pace          string             `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
@@ -207,17 +209,14 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
-	limits := vision.DefaultLimits()
-	if f.MaxPixels > 0 {
-		limits.MaxPixels = f.MaxPixels
-	}
+	limits := f.imageLimits()
 	a.server = server.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
-		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
-			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
+		Prepare: func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
+			return pre.Prepare(ctx, data, limits, d != pb.Detail_DETAIL_LOW)
 		},
 		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
@@ -291,6 +290,16 @@ func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
 	return nil
 }
 
+// imageLimits are those of one image, with the budget that all share.
+func (f modelFlags) imageLimits() vision.Limits {
+	l := vision.DefaultLimits()
+	if f.MaxPixels > 0 {
+		l.MaxPixels = f.MaxPixels
+	}
+	l.Budget = vision.NewBudget(cmp.Or(f.MaxDecode<<20, vision.DefaultDecodeBytes))
+	return l
+}
+
 // check refuses what is out of range.
 func (f modelFlags) check() error {
 	for _, c := range []struct {
@@ -300,6 +309,7 @@ func (f modelFlags) check() error {
 		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
 		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
 		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
+		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
 	} {
 		if c.value < c.least || c.value > c.most {
 			return fmt.Errorf("%s %d: want %d or more, up to %d", c.flag, c.value, c.least, c.most)

@@ -30,6 +30,7 @@ type cli struct {
 	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
 	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
+	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`

@@ -87,8 +87,8 @@ func TestServeRefuses(t *testing.T) {
 	}
 }
 
-// process is `mmserve serve` in a process of its own.
-type process struct {
+// served is `mmserve serve` in a process of its own.
+type served struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	addr string
@@ -113,9 +113,9 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func startProcess(t *testing.T, addr string, env []string, args ...string) *process {
+func startServe(t *testing.T, addr string, env []string, args ...string) *served {
 	t.Helper()
-	p := &process{t: t, addr: addr, log: new(lockedBuffer), done: make(chan error, 1)}
+	p := &served{t: t, addr: addr, log: new(lockedBuffer), done: make(chan error, 1)}
 	p.cmd = exec.Command(os.Args[0], append([]string{"serve", "--listen", addr, "--admin-address="}, args...)...)
 	p.cmd.Env = append(append(os.Environ(), "MMSERVE_TEST_MAIN=1"), env...)
 	p.cmd.Stderr = p.log
@@ -128,7 +128,7 @@ func startProcess(t *testing.T, addr string, env []string, args ...string) *proc
 }
 
 // wait gives the exit status and how long it took.
-func (p *process) wait(most time.Duration) (status int, took time.Duration) {
+func (p *served) wait(most time.Duration) (status int, took time.Duration) {
 	p.t.Helper()
 	began := time.Now()
 	select {
@@ -144,7 +144,7 @@ func (p *process) wait(most time.Duration) (status int, took time.Duration) {
 	}
 }
 
-func (p *process) logged(text string) {
+func (p *served) logged(text string) {
 	p.t.Helper()
 	for began := time.Now(); !strings.Contains(p.log.String(), text); time.Sleep(time.Millisecond) {
 		if time.Since(began) > 30*time.Second {
@@ -153,7 +153,7 @@ func (p *process) logged(text string) {
 	}
 }
 
-func (p *process) signal(s syscall.Signal) {
+func (p *served) signal(s syscall.Signal) {
 	if err := p.cmd.Process.Signal(s); err != nil {
 		p.t.Error(err)
 	}
@@ -183,7 +183,7 @@ func TestSignals(t *testing.T) {
 		{"both", nil, []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 130, time.Second, codes.Unavailable, "second signal", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := startProcess(t, freeAddress(t), nil, append(tt.args, "--pace=1ms,10ms")...)
+			p := startServe(t, freeAddress(t), nil, append(tt.args, "--pace=1ms,10ms")...)
 			p.logged("msg=serving")
 			c, err := client.Dial(p.addr)
 			if err != nil {
@@ -216,7 +216,7 @@ func TestSignals(t *testing.T) {
 
 // SIGTERM ends a server whose model still loads, at once.
 func TestSignalWhileLoading(t *testing.T) {
-	p := startProcess(t, freeAddress(t), nil, "--load-format=dummy", "--model="+filepath.Join("..", "..", "testdata", "granite-docling", "config.json"))
+	p := startServe(t, freeAddress(t), nil, "--load-format=dummy", "--model="+filepath.Join("..", "..", "testdata", "granite-docling", "config.json"))
 	p.logged("msg=listening")
 	p.signal(syscall.SIGTERM)
 	if code, took := p.wait(10 * time.Second); code != 0 || took > 2*time.Second {
@@ -226,7 +226,7 @@ func TestSignalWhileLoading(t *testing.T) {
 
 // Telemetry that cannot be sent changes neither how a drain ends nor for how long.
 func TestDeadTelemetry(t *testing.T) {
-	p := startProcess(t, freeAddress(t), []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + freeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
+	p := startServe(t, freeAddress(t), []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + freeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
 	p.logged("msg=serving")
 	c, err := client.Dial(p.addr)
 	if err != nil {
@@ -250,10 +250,10 @@ func TestRollingRestart(t *testing.T) {
 		streams = n
 	}
 	const rate = 15
-	var replicas []*process
+	var replicas []*served
 	var state resolver.State
 	for range 3 {
-		p := startProcess(t, freeAddress(t), nil, "--pace=1ms,5ms")
+		p := startServe(t, freeAddress(t), nil, "--pace=1ms,5ms")
 		replicas = append(replicas, p)
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: p.addr})
 	}
@@ -289,7 +289,7 @@ func TestRollingRestart(t *testing.T) {
 			if code, _ := old.wait(30 * time.Second); code != 0 {
 				t.Errorf("replica %d ended with status %d:\n%s", i, code, old.log)
 			}
-			replicas[i] = startProcess(t, old.addr, nil, "--pace=1ms,5ms")
+			replicas[i] = startServe(t, old.addr, nil, "--pace=1ms,5ms")
 			replicas[i].logged("msg=serving")
 		}
 	})

@@ -1,10 +1,10 @@
-package vision
+package imaging
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
-	"image"
 	"iter"
 
 	"github.com/mmserve/mmserve/internal/jpeg"
@@ -53,29 +53,58 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
-func jpegConfig(data []byte) (image.Config, error) {
+// maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
+// make the decoder pass over all its blocks thousands of times.
+const maxScans = 100
+
+// maxScanBlocks bounds the blocks that all scans together pass over, beyond what a few scans of any image need.
+const maxScanBlocks = 24 << 20
+
+func openJPEG(ctx context.Context, data []byte) (*source, error) {
+	var meta metadata
 	scans := 0
-	for marker := range jpegSegments(data) {
-		if marker == markerSOS {
+	for marker, b := range jpegSegments(data) {
+		xmp, isXMP := bytes.CutPrefix(b, []byte("http://ns.adobe.com/xap/1.0/\x00"))
+		switch {
+		case marker == markerSOS:
 			scans++
+		case scans > 0 || marker != markerAPP1:
+		case bytes.HasPrefix(b, exifMark):
+			meta.exif = append(meta.exif, b[min(len(exifMark), len(b))*min(1, len(meta.exif)):]...) // the parts of one block
+		case isXMP:
+			meta.xmp = xmp
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 	}
 	if scans > maxScans {
-		return image.Config{}, fmt.Errorf("%d scans, at most %d are allowed", scans, maxScans)
+		return nil, tooMany("scans", scans, maxScans)
 	}
 	c, err := jpeg.DecodeConfig(data)
-	return image.Config{Width: c.Width, Height: c.Height}, err
-}
-
-// decodeJPEG upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
-// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs.
-func decodeJPEG(data []byte) (*RGB, error) {
-	m, err := jpeg.Decode(data)
 	if err != nil {
 		return nil, err
 	}
+	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
+		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)
+	}
+	return &source{
+		w: c.Width, h: c.Height, orientation: meta.orientation(), bytes: Sum(Bytes(3, c.Width, c.Height), c.DecodeBytes),
+		decode: func(ctx context.Context) (*RGB, error) {
+			m, err := jpeg.Decode(ctx, data)
+			if err != nil {
+				return nil, err
+			}
+			return jpegColors(ctx, m)
+		},
+	}, nil
+}
+
+// jpegColors upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
+// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. It takes m over.
+func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 	p := scratchRGB(m.Width, m.Height)
-	eachBand(p.H, 8*p.W, func(lo, hi int) {
+	err := eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		var ups []*upsampler
 		for i := range m.Planes {
 			ups = append(ups, newUpsampler(&m.Planes[i], p.W))
@@ -85,7 +114,7 @@ func decodeJPEG(data []byte) (*RGB, error) {
 			for i, up := range ups {
 				rows[i] = up.row(y)[:p.W]
 			}
-			out := p.row(y)
+			out := p.Row(y)
 			switch m.Model {
 			case jpeg.Gray:
 				interleave(out, rows[0], rows[0], rows[0])
@@ -106,7 +135,7 @@ func decodeJPEG(data []byte) (*RGB, error) {
 		}
 	})
 	m.Release()
-	return p, nil
+	return p, err
 }
 
 func interleave(dst, r, g, b []uint8) {
@@ -144,13 +173,6 @@ func jfifRow(dst, luma, cb, cr []uint8) {
 		out[1] = clip8(y + (-22554*b-46802*r+half)>>16)
 		out[2] = clip8(y + (116130*b+half)>>16)
 	}
-}
-
-func clip8(v int32) uint8 {
-	if uint32(v) <= 255 {
-		return uint8(v)
-	}
-	return uint8(^(v >> 31)) // 0 below, 255 above
 }
 
 // upsampler brings the rows of a plane to the picture's width and height, as libjpeg-turbo's jdsample.c does: weights 3/4
