@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
+.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -48,6 +48,13 @@ otelcol: bin/otelcol
 
 bin/otelcol: tools/otelcol/main.go tools/otelcol/go.mod
 	cd tools/otelcol && $(GO) build -o ../../bin/otelcol . || echo "no Collector: its test is skipped"
+
+## test-captioning: captioning killed at 50 moments, servers killed, disks full, stores and workers, 100,000 images; docs/captioning.md has the numbers
+test-captioning: ort bin/stores
+	MMSERVE_TEST_CAPTIONING=1 $(GO) test -count=1 -v -timeout 40m -run '^TestCaption' ./cmd/mmserve
+
+bin/stores: tools/stores/main.go tools/stores/go.mod
+	cd tools/stores && $(GO) build -o ../../bin/stores . || echo "no stand-ins of stores: their test is skipped"
 
 ## test-training: the recipe of the embedded model, where python3 has what it needs; else it says what is missing, and passes
 test-training:

@@ -56,7 +56,7 @@ func runBatch(t *testing.T, in, out string, s Server) ([]batchOutput, error) {
 	c := BatchConfig()
 	c.ModelDigest = "d1"
 	b := &Batch{In: in, Fetch: FetchHTTP}
-	target, err := OpenBatch(Begin{Out: out, Config: &c, Existing: ExistingSkip})
+	target, err := OpenBatch(t.Context(), Begin{Out: out, Config: &c, Existing: ExistingSkip})
 	if err != nil {
 		t.Fatal(err)
 	}

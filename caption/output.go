@@ -1,6 +1,7 @@
 package caption
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ type Target struct {
 	Output
 	journal *Journal
 	shards  *Shards
+	parts   *Parts
 	path    string
 	runPath string // empty for a stream
 	config  *Config
@@ -31,13 +33,19 @@ func TargetPaths(out string) (journal, run string) {
 
 // CheckTarget refuses an output of a kind that cannot be written.
 func CheckTarget(out string) error {
+	if IsStore(out) {
+		if path, _, _ := strings.Cut(out, "?"); !strings.HasSuffix(path, "/") {
+			return fmt.Errorf("%s: want a prefix in the store, which ends in /", path)
+		}
+		return nil
+	}
 	info, err := os.Stat(out)
 	isDir := err == nil && info.IsDir() || strings.HasSuffix(out, "/")
 	switch ext := filepath.Ext(out); {
 	case isDir, ext == ".jsonl", ext == ".csv", ext == ".parquet":
 		return nil
 	}
-	return fmt.Errorf("%s: want a name that ends in .jsonl, .csv or .parquet, a folder/ for tar archives, or - for standard output", out)
+	return fmt.Errorf("%s: want a name that ends in .jsonl, .csv or .parquet, a folder/ for tar archives, the URL/ of a store, or - for standard output", out)
 }
 
 // Begin says what a run wants of its output.
@@ -49,6 +57,8 @@ type Begin struct {
 	Existing Existing
 	// Started and Version are written down with the configuration.
 	Started, Version string
+	// Shard of Shards is what a run writes of an output in an object store.
+	Shard, Shards int
 	// Sidecars tells that Existing is about text files beside the images: rows are then gone on with.
 	Sidecars bool
 }
@@ -59,7 +69,10 @@ var ErrExists = errors.New("it exists")
 // OpenTarget opens an output and holds it until Close: a .jsonl file is its own journal, a .csv or .parquet file is made from
 // one when a run is complete, and a folder gets tar archives. An output that was begun with another configuration is a
 // *ConfigError.
-func OpenTarget(b Begin) (_ *Target, err error) {
+func OpenTarget(ctx context.Context, b Begin) (_ *Target, err error) {
+	if IsStore(b.Out) {
+		return openStoreTarget(ctx, b)
+	}
 	path, runPath := TargetPaths(b.Out)
 	if _, err := os.Lstat(path); err == nil && b.Existing == ExistingError && !b.Sidecars {
 		return nil, fmt.Errorf("%s: %w", path, ErrExists)
@@ -94,6 +107,20 @@ func OpenTarget(b Begin) (_ *Target, err error) {
 	return t, nil
 }
 
+// openStoreTarget opens an output in an object store: a prefix.
+func openStoreTarget(ctx context.Context, b Begin) (*Target, error) {
+	l, err := OpenLocation(ctx, b.Out)
+	if err != nil {
+		return nil, err
+	}
+	run := runFile{Format: runFormat, Config: *b.Config, Started: b.Started, Version: b.Version}
+	parts, err := OpenParts(ctx, l, run, b.Shard, max(b.Shards, 1))
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &Target{Output: parts, journal: parts.Journal, parts: parts}, nil
+}
+
 // goesOn tells whether an earlier run began to overwrite the output and was not completed: then this one goes on with it.
 func goesOn(runPath string, b Begin) bool {
 	had, err := readRunFile(runPath)
@@ -102,10 +129,10 @@ func goesOn(runPath string, b Begin) bool {
 
 // OpenBatch opens the output of a Batch: its rows are in b.Out.journal.jsonl, and b.Out is made from them when all lines are
 // answered, with b.Out.errors.jsonl where some failed.
-func OpenBatch(b Begin) (*Target, error) {
+func OpenBatch(ctx context.Context, b Begin) (*Target, error) {
 	out := b.Out
 	b.Out += batchJournal
-	t, err := OpenTarget(b)
+	t, err := OpenTarget(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -141,8 +168,13 @@ func (t *Target) Close(complete bool) error {
 	if complete && t.runPath != "" {
 		err = t.complete()
 	}
-	if t.shards != nil {
+	switch {
+	case t.shards != nil:
 		return errors.Join(err, t.shards.Close(complete))
+	case t.parts != nil:
+		return t.parts.Close(complete)
+	case t.runPath == "":
+		return t.journal.release()
 	}
 	if complete && t.table != nil {
 		if err = t.journal.Sync(); err == nil {

@@ -30,7 +30,7 @@ func toTarget(ctx context.Context, t testing.TB, dir, out string, change func(*B
 		change(&b, &o)
 		o.Config = *b.Config
 	}
-	target, err := OpenTarget(b)
+	target, err := OpenTarget(context.WithoutCancel(ctx), b)
 	if err != nil {
 		return nil, err
 	}

@@ -179,7 +179,16 @@ func Run(ctx context.Context, o Options, stats *Stats) error {
 	defer stats.end()
 	var stages, writer sync.WaitGroup
 	var listErr error
-	stages.Go(func() { listErr = r.list(ctx) })
+	listing, stop := context.WithCancel(ctx) // until the end, because items may need what their source has open
+	defer stop()
+	go func() { // a source may be waiting for standard input
+		select {
+		case <-o.Stop:
+			stop()
+		case <-listing.Done():
+		}
+	}()
+	stages.Go(func() { listErr = r.list(ctx, listing) })
 	for range readers {
 		stages.Go(func() { r.readAll(ctx) })
 	}
@@ -212,18 +221,9 @@ func (r *runner) stopped() bool {
 }
 
 // list turns the source's items into jobs, in order. What is done and unchanged does not become one.
-func (r *runner) list(ctx context.Context) error {
+func (r *runner) list(ctx, listing context.Context) error {
 	defer close(r.ordered)
 	defer close(r.work)
-	listing, stop := context.WithCancel(ctx)
-	defer stop()
-	go func() { // a source may be waiting for standard input
-		select {
-		case <-r.o.Stop:
-			stop()
-		case <-listing.Done():
-		}
-	}()
 	for it, err := range r.o.Source(listing) {
 		if r.stopped() {
 			return ErrInterrupted
@@ -359,7 +359,7 @@ func (r *runner) decideAll(ctx context.Context) {
 func (r *runner) decide(ctx context.Context, j *job, q Question) error {
 	t := r.newTask(j, q)
 	had, err := r.o.Output.Row(j.item.Path, q.Name, j.item.Prompt)
-	if err != nil {
+	if err != nil || ctx.Err() != nil { // reading may have failed because the run ends
 		return err
 	}
 	if j.err != nil {
@@ -448,6 +448,9 @@ func (r *Row) copyFrom(first *Row) {
 func (r *runner) ask(ctx context.Context, t *task) {
 	started := time.Now()
 	in, err := r.o.Asker.Request(ctx, t.job.data, t.prompt)
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		t.row.fail(err)
 		_ = r.done(ctx, t)

@@ -15,20 +15,31 @@ func Open(in string, m Match) (Source, error) {
 	if in == "" {
 		return nil, errors.New("an empty name")
 	}
+	if IsStore(in) {
+		if braceRange.MatchString(in) {
+			return ranges(in, m), checkRanges(in)
+		}
+		return Store(in, m), nil
+	}
 	info, err := os.Stat(in)
 	missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ENOTDIR)
 	switch {
 	case missing && braceRange.MatchString(in):
-		if err := expandBraces(in, func(string) error { return errStop }); !errors.Is(err, errStop) {
-			return nil, err
-		}
-		return ranges(in, m), nil
+		return ranges(in, m), checkRanges(in)
 	case missing && hasMeta(in):
 		return Glob(in, m), nil
 	case err == nil && info.Mode().IsRegular() && isList(in):
 		return List(in, m), nil
 	}
 	return openListed(in, m), nil
+}
+
+// checkRanges refuses ranges that run backwards or stand for too many names.
+func checkRanges(pattern string) error {
+	if err := expandBraces(pattern, func(string) error { return errStop }); !errors.Is(err, errStop) {
+		return err
+	}
+	return nil
 }
 
 // ranges lists what each name stands for that a pattern with ranges gives.

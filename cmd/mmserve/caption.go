@@ -40,7 +40,7 @@ type captionFlags struct {
 
 // sourceFlags say which images.
 type sourceFlags struct {
-	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
+	In      []string `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, URLs of stores (s3://bucket/prefix/, gs://, azblob://, file://), lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
 	From    string   `placeholder:"FILE" help:"Read more names from a file, one a line."`
 	Null    bool     `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
 	Include []string `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
@@ -51,7 +51,7 @@ type sourceFlags struct {
 
 // runFlags say how to go about it.
 type runFlags struct {
-	Out       string        `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, or - for standard output. The same command again goes on where it stopped."`
+	Out       string        `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, an s3://, gs://, azblob:// or file:// URL/, or - for standard output. The same command again goes on where it stopped."`
 	InFlight  int           `short:"j" placeholder:"N" help:"Images asked about at once (default: adapts to what the servers take)."`
 	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
 	Sidecar   string        `placeholder:"EXT" help:"Write answers beside the images as well, in files of this extension, such as .txt."`
@@ -60,6 +60,7 @@ type runFlags struct {
 	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
 	NearDupes string        `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
 	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
+	Failures  bool          `name:"allow-failures" help:"End with status 0 although some items failed; their rows say why."`
 	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
 	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
 	DryRun    bool          `help:"Tell what would be done, and do nothing."`
@@ -203,7 +204,7 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 		return exitGivenUp, err
 	}
 	job := captionJob{captionCmd: k, options: o}
-	job.open = func(c *caption.Config) (*caption.Target, error) { return k.target(c, out) }
+	job.open = func(ctx context.Context, c *caption.Config) (*caption.Target, error) { return k.target(ctx, c, out) }
 	if !slices.Contains(k.In, "-") {
 		job.count = o.Source
 	}
@@ -333,12 +334,19 @@ func untilSecondSignal(ctx context.Context, say func(string)) (_ context.Context
 }
 
 // target opens the output.
-func (k captionCmd) target(c *caption.Config, out io.Writer) (*caption.Target, error) {
+func (k captionCmd) target(ctx context.Context, c *caption.Config, out io.Writer) (*caption.Target, error) {
 	if k.Out == "-" {
 		return caption.OpenStream(out)
 	}
-	return caption.OpenTarget(caption.Begin{
-		Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Sidecars: k.Sidecar != "",
+	i, n := 0, 1
+	if k.Shard != "" {
+		var err error
+		if i, n, err = shardOf(k.Shard, os.Getenv("JOB_COMPLETION_INDEX")); err != nil {
+			return nil, err
+		}
+	}
+	return caption.OpenTarget(ctx, caption.Begin{
+		Shard: i, Shards: n, Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Sidecars: k.Sidecar != "",
 		Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
 	})
 }

@@ -462,3 +462,61 @@ func TestCaptionFolderWithoutRights(t *testing.T) {
 		t.Errorf("status %d, %s", code, text)
 	}
 }
+
+// Memory does not grow with the number of images: from 1,000 rows on to 100,000 it stays within five percent.
+func TestCaptionMemoryIsFlat(t *testing.T) {
+	images := captioning(0, 100_000)
+	if images == 0 {
+		t.Skip("make test-captioning runs it")
+	}
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "o.jsonl")
+	shapes(t, dir, 1)
+	one, err := os.ReadFile(filepath.Join(dir, "i00000.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range images {
+		name := filepath.Join(dir, fmt.Sprintf("n%06d.png", i))
+		if err := os.WriteFile(name, fmt.Appendf(one[:len(one):len(one)], "%08d", i), 0o644); err != nil { // bytes after a PNG's end are ignored
+			t.Fatal(err)
+		}
+	}
+	addr, _, _ := serveProcess(t, "--pace", "0ms,0ms")
+	p := startProcess(t, "caption", dir, "--server", addr, "--max-tokens", "1", "-o", out, "--progress", "none")
+	var atStart, most float64
+	for began := time.Now(); ; {
+		select {
+		case <-p.waited:
+			if p.ProcessState.ExitCode() != 0 || rowsIn(out) != images+1 {
+				t.Errorf("status %v, %d rows: %s", p.ProcessState, rowsIn(out), p.stderr.String())
+			}
+			t.Logf("%d images in %v: resident %.1f MB after 1,000 rows, at most %.1f MB after", images, time.Since(began), atStart/1e3, most/1e3)
+			if most > 1.05*atStart {
+				t.Errorf("memory grew by %.1f %%", 100*(most/atStart-1))
+			}
+			return
+		case <-time.After(200 * time.Millisecond):
+		}
+		info, err := os.Stat(out)
+		if err != nil || info.Size() < 1000*500 { // about 600 bytes a row
+			continue
+		}
+		if rss := resident(p.Process.Pid); atStart == 0 {
+			atStart = rss
+		} else {
+			most = max(most, rss)
+		}
+	}
+}
+
+// resident is the memory of a process in kB.
+func resident(pid int) float64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	var kb float64
+	_, _ = fmt.Sscan(rest, &kb)
+	return kb
+}
