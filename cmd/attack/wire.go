@@ -17,13 +17,13 @@ import (
 
 func wireAttacks() []attack {
 	return []attack{
-		{"held messages", held},
-		{"gzip of empty parts", raw(func(w *wire) error { return w.message(1, gzipped(emptyParts(32_000_000)), true, "gzip") })},
-		{"half a frame header", raw(func(w *wire) error { return w.data(1, []byte{0, 0, 0}) })},
-		{"headers without end", raw(endlessHeaders)},
-		{"rapid reset", raw(rapidReset)},
-		{"silent connections", silent},
-		{"pings", raw(pings)},
+		{name: "held messages", once: held},
+		{name: "gzip of empty parts", once: raw(func(w *wire) error { return w.message(1, gzipped(emptyParts(32_000_000)), true, "gzip") })},
+		{name: "half a frame header", once: raw(func(w *wire) error { return w.data(1, []byte{0, 0, 0}) })},
+		{name: "headers without end", once: raw(endlessHeaders)},
+		{name: "rapid reset", once: raw(rapidReset)},
+		{name: "silent connections", once: silent},
+		{name: "pings", once: raw(pings)},
 	}
 }
 
@@ -109,19 +109,19 @@ func (w *wire) open(stream uint32, encoding string) error {
 	return w.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true})
 }
 
-// data sends bytes as the server's windows allow.
+// data sends bytes as the server's windows allow, until it answers.
 func (w *wire) data(stream uint32, data []byte) error {
 	for len(data) > 0 {
 		w.mu.Lock()
-		for !w.closed && (w.credit[0] <= 0 || w.credit[stream] <= 0) {
+		for !w.closed && w.answer == "" && (w.credit[0] <= 0 || w.credit[stream] <= 0) {
 			w.room.Wait()
 		}
 		n := min(int64(len(data)), 16_384, w.credit[0], w.credit[stream])
 		w.credit[0] -= n
 		w.credit[stream] -= n
-		closed := w.closed
+		over := w.closed || w.answer != ""
 		w.mu.Unlock()
-		if closed {
+		if over {
 			return io.ErrClosedPipe
 		}
 		if err := w.fr.WriteData(stream, false, data[:n]); err != nil {
