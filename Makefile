@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak clean
+.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
 run: build
@@ -100,6 +100,11 @@ SOAK ?= 10m
 soak: build
 	$(GO) build -o bin/soak ./cmd/soak
 	bin/soak -duration $(SOAK)
+
+## attack: what is known to kill or stall servers of this kind, one attacker and ten, with bounds (docs/reliability.md)
+ATTACK ?= .
+attack: build
+	$(GO) run ./cmd/attack -run '$(ATTACK)'
 
 clean:
 	rm -rf bin node_modules

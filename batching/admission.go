@@ -16,64 +16,112 @@ var (
 
 // Ticket is the right to have one request open. Its holder gives it to Submit or back with Release.
 type Ticket struct {
-	engine *Engine
-	spent  bool // guarded by engine.mu
-	coming bool // so is it
+	engine  *Engine
+	holder  holder
+	class   int
+	further bool // it is for an answer beyond its call's first
+	probe   bool // its deadline is unlikely to be met; guarded by engine.mu
+	spent   bool // so is it
+	pending bool // so is it
 }
 
-// Acquire takes an admission slot, before any work is done for a request. It never blocks: it answers ErrBusy,
-// ErrDraining, or, once the device is lost, an error that is decoder.ErrDevice.
+// Claim is what AcquireFor needs to know of a call.
+type Claim struct {
+	Priority Priority
+	// Tenant is on whose behalf the call comes, Caller where it comes from, such as a connection: who shares places.
+	Tenant, Caller string
+	// Answers is the number of places, all or none; 1 if 0.
+	Answers int
+	// Deadline is when the answers have to be complete; if zero, whenever.
+	Deadline time.Time
+	// Prompt is the number of the prompt's tokens, 0 if not known yet; MaxTokens the most tokens of an answer, 0 if unknown.
+	Prompt, MaxTokens int
+	// Endless says that nothing but MaxTokens ends an answer.
+	Endless bool
+}
+
+// Acquire takes an admission slot, before any work is done for a request of PriorityDefault. It never blocks: it answers
+// ErrBusy, ErrDraining, or, once the device is lost, an error that is decoder.ErrDevice.
 func (e *Engine) Acquire() (*Ticket, error) {
+	t, err := e.AcquireFor(Claim{})
+	if err != nil {
+		return nil, err
+	}
+	return t[0], nil
+}
+
+// AcquireFor is Acquire for all answers of a call. It answers ErrBusy also where the places that are left are kept for
+// others: for higher classes, for other tenants, for calls of one answer. With a deadline that is unlikely to be met it
+// answers a *DeadlineError.
+func (e *Engine) AcquireFor(c Claim) ([]*Ticket, error) {
+	if err := c.Priority.check(); err != nil {
+		return nil, err
+	}
+	n, h := max(c.Answers, 1), holder{tenant: c.Tenant}
+	if c.Tenant == "" {
+		h.caller = c.Caller
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.refusal != nil {
 		return nil, e.refusal
 	}
-	if e.tickets == e.limit {
+	if !e.places.admits(h, c.Priority.class(), n) {
 		return nil, ErrBusy
 	}
-	e.tickets++
-	return &Ticket{engine: e}, nil
+	tickets := make([]*Ticket, n)
+	for i := range tickets {
+		tickets[i] = &Ticket{engine: e, holder: h, class: c.Priority.class(), further: i > 0}
+	}
+	if err := e.checkDeadline(c, 0, tickets...); err != nil {
+		return nil, err
+	}
+	for _, t := range tickets {
+		e.places.take(t)
+		e.unseen[t.class]++
+	}
+	return tickets, nil
 }
 
-// AcquireBy is Acquire for a request that wants its answer by deadline. It answers a *DeadlineError if that is
-// unlikely; prompt is the number of its tokens, 0 if not known yet. Without a deadline it is Acquire.
-func (e *Engine) AcquireBy(deadline time.Time, p Priority, prompt int) (*Ticket, error) {
-	if err := p.check(); err != nil {
-		return nil, err
-	}
-	t, err := e.Acquire()
-	if err != nil {
-		return nil, err
-	}
-	if err := e.meets(deadline, p, prompt, 0, false); err != nil {
-		t.Release()
-		return nil, err
-	}
-	return t, nil
-}
-
-// Estimate is how long a request that is submitted now would wait for its first token, by the pace of late; 0 while
-// nothing has been run. prompt is the number of its tokens, 0 for an average one.
+// Estimate is how long a request that is submitted now would wait for its first token, by the latest steps; 0 while nothing
+// has been run. prompt is the number of its tokens, 0 for an average one.
 func (e *Engine) Estimate(p Priority, prompt int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.load.estimate(p.class(), prompt, max(0, e.tickets-e.load.submitted))
+	return e.load.latency.faded(e.load.estimate(p.class(), prompt, e.ahead(p.class())), e.clock())
 }
 
-// meets gives a *DeadlineError if the holder of a ticket is unlikely to get its answer by then; most and endless are
-// pace.answering's.
-func (e *Engine) meets(deadline time.Time, p Priority, prompt, most int, endless bool) error {
-	if deadline.IsZero() {
+// ahead is the number of requests of the class and above that the scheduler does not have yet. The caller holds mu.
+func (e *Engine) ahead(class int) int {
+	n := 0
+	for _, unseen := range e.unseen[class:] {
+		n += unseen
+	}
+	return n
+}
+
+// checkDeadline gives a *DeadlineError if the tickets' holder is unlikely to get its answers in time; own is how many of them
+// are out. It lets a few through all the same while there is a free slot for them: an estimate that refused everything
+// would never be corrected. The caller holds mu.
+func (e *Engine) checkDeadline(c Claim, own int, tickets ...*Ticket) error {
+	if c.Deadline.IsZero() {
 		return nil
 	}
-	e.mu.Lock()
-	wait := e.load.estimate(p.class(), prompt, max(0, e.tickets-1-e.load.submitted))
-	wait += e.load.pace.answering(most, endless)
-	e.mu.Unlock()
-	if allowed := deadline.Sub(e.clock()); wait > allowed || allowed <= 0 {
+	class, now := c.Priority.class(), e.clock()
+	ahead := max(0, e.ahead(class)-own)
+	seconds := e.load.estimate(class, c.Prompt, ahead+len(tickets)-1) + e.load.latency.answering(c.MaxTokens, c.Endless)
+	wait, allowed := e.load.latency.faded(seconds, now), c.Deadline.Sub(now)
+	if allowed > 0 && (wait <= allowed || tickets[0].probe) {
+		return nil
+	}
+	free := e.load.free(class) - ahead
+	if allowed <= 0 || free < len(tickets) || e.probes >= max(1, e.load.slots/4) {
 		return &DeadlineError{Wait: wait, Allowed: allowed}
 	}
+	for _, t := range tickets {
+		t.probe = true
+	}
+	e.probes += len(tickets)
 	return nil
 }
 
@@ -83,9 +131,10 @@ func (t *Ticket) Release() {
 	defer t.engine.mu.Unlock()
 	if !t.spent {
 		t.spent = true
-		t.came()
+		t.clearPending()
 		t.engine.wakeUp()
-		t.engine.release()
+		t.engine.unseen[t.class]--
+		t.engine.release(t)
 	}
 }
 
@@ -100,11 +149,9 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	if err := r.check(e.capacity.MaxLen); err != nil {
 		return nil, err
 	}
-	if err := e.meets(r.Deadline, r.Priority, len(r.Input.IDs), r.MaxTokens, len(r.Stop) == 0); err != nil {
-		return nil, err
-	}
 	q := newSequence(r, e.clock())
-	q.stream = newStream(func() { e.cancel(q, false) }, q.timing)
+	q.stream, q.ticket = newStream(func() { e.cancel(q, false) }, q.timing), t
+	q.sampler.Notify(e.wakeUp)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -113,8 +160,12 @@ func (e *Engine) Submit(ctx context.Context, t *Ticket, r Request) (*Stream, err
 	case e.stopped:
 		return nil, e.refusal
 	}
+	if err := e.checkDeadline(r.claim(), 1, t); err != nil {
+		return nil, err
+	}
+	q.probe = t.probe
 	t.spent = true
-	t.came()
+	t.clearPending()
 	// Under the lock, so that the cancellation cannot overtake the arrival.
 	stop := context.AfterFunc(ctx, func() { e.cancel(q, true) })
 	q.detach = func() { stop() }
@@ -138,7 +189,7 @@ func (e *Engine) post(m message) {
 	e.wakeUp()
 }
 
-// wakeUp has the loop look at the inbox and at coming.
+// wakeUp has the loop look at the inbox and at pending.
 func (e *Engine) wakeUp() {
 	select {
 	case e.wake <- struct{}{}:
@@ -146,9 +197,12 @@ func (e *Engine) wakeUp() {
 	}
 }
 
-// release takes one ticket back. The caller holds mu.
-func (e *Engine) release() {
-	e.tickets--
+// release takes a ticket back. The caller holds mu.
+func (e *Engine) release(t *Ticket) {
+	e.places.give(t)
+	if t.probe {
+		e.probes--
+	}
 	e.checkDrained()
 }
 
@@ -159,7 +213,7 @@ func (e *Engine) refuse(err error) {
 }
 
 func (e *Engine) checkDrained() {
-	if e.refusal == nil || e.tickets > 0 {
+	if e.refusal == nil || e.places.open > 0 {
 		return
 	}
 	select {

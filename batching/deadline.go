@@ -24,41 +24,48 @@ func (e *DeadlineError) Error() string {
 func (e *DeadlineError) Is(target error) bool { return target == ErrDeadline }
 
 // RetryAfter is when the same request may be in time, if no other comes.
-func (e *DeadlineError) RetryAfter() time.Duration { return e.Wait - max(e.Allowed, 0) }
-
-// load is what the scheduler has to do before a new sequence, as far as is known. It is a copy: estimates are made on
-// other goroutines.
-type load struct {
-	pace      pace
-	slots     int
-	running   int
-	decodes   bool // sequences decode
-	stall     float64
-	waiting   [classes]int // sequences of a class and those above
-	tokens    [classes]int // ids to be run for them, and for the one in prefill
-	submitted int          // all that wait or run
+func (e *DeadlineError) RetryAfter() time.Duration {
+	return min(e.Wait-max(e.Allowed, 0), longestRetryAfter)
 }
 
-// estimate is how long a first token takes from now for a prompt of so many tokens, 0 for an average one. unseen is the
-// number of requests ahead of it that load does not count. It is 0 until there are measurements.
+// RetryAfter is at most this: an estimate of now says nothing about later.
+const longestRetryAfter = 30 * time.Second
+
+// load is what the scheduler has to do before a new sequence, as far as is known. It is a copy: estimates are made on
+// other goroutines. What is counted by class are sequences of that class and those above: lower ones give way.
+type load struct {
+	latency latencyModel
+	slots   int
+	decodes bool // sequences decode
+	stall   float64
+	running [classes]int
+	waiting [classes]int
+	tokens  [classes]int // ids to be run for those that wait and the one in prefill
+}
+
+// estimate is how many seconds a first token takes from now for a prompt of so many tokens, 0 for an average one. unseen is
+// the number of requests ahead of it that load does not count. It is 0 until there are measurements.
 //
 // Chunks take turns with decode steps, so prompts ahead take their own time and a part of it again; and whoever finds
 // no free slot waits for as many sequences to end as are ahead. Tenants' turns are left out of account.
-func (l *load) estimate(class, prompt, unseen int) time.Duration {
-	token := l.pace.token * l.pace.fresh
+func (l *load) estimate(class, prompt, unseen int) float64 {
+	token := l.latency.token.mean() * l.latency.fresh
 	if l.decodes {
 		token *= 1 + 1/l.stall
 	}
-	average := l.pace.prompt
+	average := l.latency.prompt
 	own := float64(prompt) * token
 	if prompt <= 0 {
 		own = average * token
 	}
 	chunks := own + (float64(l.tokens[class])+float64(unseen)*average)*token
-	ends := max(0, l.waiting[class]+unseen+1-(l.slots-l.running))
-	slot := own + float64(ends)*l.pace.answer*l.pace.tpot/float64(l.slots)
-	return time.Duration(max(chunks, slot) * float64(time.Second))
+	ends := max(0, unseen+1-l.free(class))
+	slot := own + float64(ends)*l.latency.answer*l.latency.gap.mean()/float64(l.slots)
+	return max(chunks, slot)
 }
+
+// free is the number of slots that nobody of the class or above has or waits for; below 0 if more wait than there are.
+func (l *load) free(class int) int { return l.slots - l.running[class] - l.waiting[class] }
 
 // deadlines is a heap of the sequences that have a deadline and no token yet, the earliest first.
 type deadlines []*sequence

@@ -19,7 +19,7 @@ const (
 // draftWidth is the number of positions that each row of a decode step may take up: 1 without drafts.
 func (s *scheduler) draftWidth() int {
 	n := len(s.slots.decoding)
-	if s.drafts == 0 || !s.pace.draftsPay() {
+	if s.drafts == 0 || !s.latency.draftsPay() {
 		return 1
 	}
 	width := min(1+s.drafts, draftPositions/max(n, 1))
@@ -91,9 +91,9 @@ func recurrence(ids []int32) (after int) {
 	return after
 }
 
-// judge takes note of how many of the drafts were right. Where none was, q is left alone for a while, and twice as long
-// each time it happens again.
-func (q *sequence) judge(drafts, right int) {
+// recordDrafts takes note of how many of the drafts were right. Where none was, q is left alone for a while, and twice as
+// long each time it happens again.
+func (q *sequence) recordDrafts(drafts, right int) {
 	switch {
 	case drafts == 0:
 	case right > 0:

@@ -29,11 +29,11 @@ func TestRecurrence(t *testing.T) {
 
 // Drafts that cost more than they bring are left out for longer each time, and come back when they pay.
 func TestDraftsPay(t *testing.T) {
-	var p pace
+	var p latencyModel
 	offs := []int{}
 	for range 8 {
-		p.judge(4, false, 4*time.Millisecond)
-		p.judge(5, true, 9*time.Millisecond) // 1.8 ms a token where 1 would do
+		p.recordDrafts(4, false, 4*time.Millisecond)
+		p.recordDrafts(5, true, 9*time.Millisecond) // 1.8 ms a token where 1 would do
 		n := 0
 		for !p.draftsPay() {
 			n++
@@ -43,11 +43,11 @@ func TestDraftsPay(t *testing.T) {
 	if want := []int{16, 32, 64, 128, 256, 512, 512, 512}; !slices.Equal(offs, want) {
 		t.Errorf("left out for %v steps, want %v", offs, want)
 	}
-	p.judge(12, true, 9*time.Millisecond)
+	p.recordDrafts(12, true, 9*time.Millisecond)
 	if !p.draftsPay() || p.wait != 0 {
 		t.Errorf("after a step that pays: %+v", p)
 	}
-	p.judge(0, true, time.Millisecond)
+	p.recordDrafts(0, true, time.Millisecond)
 	if !p.draftsPay() {
 		t.Error("a step without tokens counts")
 	}
@@ -58,7 +58,7 @@ func TestDraftStops(t *testing.T) {
 	if got := q.draft(9); len(got) != 1 || got[0] != 3 {
 		t.Errorf("before a stop id %v, want [3]", got)
 	}
-	q.judge(1, 0)
+	q.recordDrafts(1, 0)
 	for range 2 {
 		if got := q.draft(9); got != nil {
 			t.Errorf("after a wrong draft %v", got)
@@ -67,11 +67,11 @@ func TestDraftStops(t *testing.T) {
 	if got := q.draft(9); len(got) != 1 {
 		t.Errorf("after the pause %v, want a draft", got)
 	}
-	q.judge(1, 0)
+	q.recordDrafts(1, 0)
 	if q.pause != 4 {
 		t.Errorf("the second pause is %d, want 4", q.pause)
 	}
-	q.judge(1, 1)
+	q.recordDrafts(1, 1)
 	if q.misses != 0 {
 		t.Error("a right draft does not make good")
 	}

@@ -32,7 +32,8 @@ type Runner interface {
 
 // Options tune an Engine. The zero value works.
 type Options struct {
-	// MaxWaiting is the number of requests accepted beyond the KV slots.
+	// MaxWaiting is the number of requests accepted beyond the KV slots. Some of these places are kept for higher classes, for
+	// other tenants and for calls of one answer: see Engine.AcquireFor.
 	MaxWaiting int
 	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
 	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
@@ -67,21 +68,22 @@ type Engine struct {
 	runner   Runner
 	clock    func() time.Time
 	capacity decoder.Capacity
-	limit    int        // tickets: slots + MaxWaiting
 	sched    *scheduler // owned by the goroutine in Run
 	observer func(Step)
 	rows     []StepRow // reused for each Step; of the goroutine in Run
 
-	// wake has room for one note: the inbox is not empty, or coming has changed.
+	// wake has room for one note: the inbox is not empty, or pending has changed.
 	wake chan struct{}
 	// drained is closed when no ticket is out and none will be given.
 	drained chan struct{}
 
 	mu      sync.Mutex
-	inbox   []message // not yet seen by the scheduler; at most an arrival and a cancellation for each ticket out
-	tickets int       // out, from Acquire to the end of the sequence
-	coming  int       // tickets of requests that are about to be submitted
-	refusal error     // what Acquire answers once it refuses for good
+	inbox   []message    // not yet seen by the scheduler; at most an arrival and a cancellation for each ticket out
+	places  places       // tickets out, from Acquire to the end of the sequence
+	unseen  [classes]int // those of them whose sequence the scheduler does not have yet
+	probes  int          // those whose deadline is unlikely to be met
+	pending int          // those whose request is about to be submitted
+	refusal error        // what Acquire answers once it refuses for good
 	started bool
 	stopped bool // Run has returned, nobody reads the inbox
 	stats   Stats
@@ -116,9 +118,11 @@ type Stats struct {
 	RightDrafts     int64 // the right ones, which count as generated too
 	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
 	Evictions       int64 // cached sequences whose slot was needed
-	Preemptions     int64 // sequences that lost their KV to others for a time
-	WastedTokens    int64 // run for sequences that failed, expired, or whose context ended, or run again after a preemption
-	MovedTokens     int64 // KV positions copied to keep the slots dense and to start from others' prefixes
+	Preemptions     int64 // sequences that lost their KV to others for a time, for want of memory
+	// GaveWay counts by class, the lowest first, the sequences that paused for one that outranked them.
+	GaveWay      [classes]int64
+	WastedTokens int64 // run for sequences that failed, expired, or whose context ended, or run again after a preemption
+	MovedTokens  int64 // KV positions copied to keep the slots dense and to start from others' prefixes
 }
 
 // New returns an engine over r that accepts requests; they run once Run does.
@@ -129,7 +133,7 @@ func New(r Runner, o Options) *Engine {
 	c := r.Capacity()
 	e := &Engine{
 		runner: r, clock: o.Clock, capacity: c, observer: o.Observe,
-		limit:   c.Slots + max(o.MaxWaiting, 0),
+		places:  newPlaces(c.Slots, max(o.MaxWaiting, 0)),
 		sched:   newScheduler(c, o),
 		wake:    make(chan struct{}, 1),
 		drained: make(chan struct{}),
@@ -165,7 +169,7 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 // has ended.
 func (e *Engine) receive(ctx context.Context) bool {
 	for ctx.Err() == nil {
-		inbox, coming := e.takeInbox()
+		inbox, pending := e.takeInbox()
 		for _, m := range inbox {
 			if m.cancel {
 				e.deliver(e.sched.cancel(m.seq, m.gone, e.clock()))
@@ -176,7 +180,7 @@ func (e *Engine) receive(ctx context.Context) bool {
 		e.deliver(e.sched.expire(e.clock()))
 		var late <-chan time.Time
 		if e.sched.busy() {
-			hold := e.sched.hold(coming, e.clock())
+			hold := e.sched.hold(pending, e.clock())
 			if hold == 0 {
 				return true
 			}
@@ -192,11 +196,16 @@ func (e *Engine) receive(ctx context.Context) bool {
 }
 
 // takeInbox gives what has arrived, and how many requests are about to.
-func (e *Engine) takeInbox() (in []message, coming int) {
+func (e *Engine) takeInbox() (in []message, pending int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	in, e.inbox = e.inbox, nil
-	return in, e.coming
+	for _, m := range in {
+		if !m.cancel {
+			e.unseen[m.seq.ticket.class]--
+		}
+	}
+	return in, e.pending
 }
 
 // run is the one place where a panic of the runner is caught. What the runner's memory looks like afterwards nobody
@@ -225,7 +234,7 @@ func (e *Engine) deliver(list []delivery) {
 	e.mark(before)
 	for _, d := range list {
 		if d.event.Finish != Running {
-			e.release()
+			e.release(d.seq.ticket)
 		}
 	}
 	e.mu.Unlock()
@@ -272,7 +281,7 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.stats
-	s.Accepted = e.tickets
+	s.Accepted = e.places.open
 	for _, m := range e.inbox {
 		if !m.cancel {
 			s.Waiting++

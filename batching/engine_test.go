@@ -226,8 +226,8 @@ func TestGather(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ticket.Coming()
-			ticket.Coming()
+			ticket.WillSubmit()
+			ticket.WillSubmit()
 			return ticket
 		}
 		stop := start(e)
@@ -263,8 +263,8 @@ func TestGather(t *testing.T) {
 		b.Cancel()
 		read(t, a)
 		read(t, b)
-		if e.coming != 0 {
-			t.Errorf("%d requests are coming", e.coming)
+		if e.pending != 0 {
+			t.Errorf("%d requests are coming", e.pending)
 		}
 	})
 }
@@ -482,28 +482,28 @@ func TestDeadlines(t *testing.T) {
 		if wait := e.Estimate(PriorityDefault, 200); wait != 200*time.Millisecond {
 			t.Errorf("200 tokens are to take %v", wait)
 		}
-		_, err := e.AcquireBy(time.Now().Add(50*time.Millisecond), PriorityDefault, 0)
-		var late *DeadlineError
-		if !errors.As(err, &late) || !errors.Is(err, ErrDeadline) || late.RetryAfter() != 150*time.Millisecond {
-			t.Errorf("AcquireBy gave %v", err)
-		}
 		c.tickets.Store(false)
-		ticket, err := e.AcquireBy(time.Now().Add(250*time.Millisecond), PriorityDefault, 0)
+		tickets, err := e.AcquireFor(Claim{Deadline: time.Now().Add(250 * time.Millisecond)})
 		if err != nil {
 			t.Fatal(err)
 		}
+		_, err = e.AcquireFor(Claim{Deadline: time.Now().Add(50 * time.Millisecond), MaxTokens: 1})
+		var late *DeadlineError
+		if !errors.As(err, &late) || !errors.Is(err, ErrDeadline) || late.RetryAfter() != 160*time.Millisecond {
+			t.Errorf("behind another AcquireFor gave %v, to be tried again after %v", err, late.RetryAfter())
+		}
+		first := mustSubmit(t, t.Context(), e, request("long", 10, 100)) // longer than an answer so far
+		time.Sleep(time.Millisecond)
 		r := request("b", 200, 1)
 		r.Deadline = time.Now().Add(150 * time.Millisecond)
-		if _, err := e.Submit(t.Context(), ticket, r); !errors.Is(err, ErrDeadline) {
+		if _, err := e.Submit(t.Context(), tickets[0], r); !errors.Is(err, ErrDeadline) {
 			t.Errorf("Submit gave %v", err)
 		}
-		if _, err := e.AcquireBy(time.Time{}, 7, 0); err == nil || !strings.Contains(err.Error(), "priority is 7") {
-			t.Errorf("AcquireBy gave %v", err)
+		if _, err := e.AcquireFor(Claim{Priority: 7}); err == nil || !strings.Contains(err.Error(), "priority is 7") {
+			t.Errorf("AcquireFor gave %v", err)
 		}
 		c.tickets.Store(true)
 
-		first := mustSubmit(t, t.Context(), e, request("long", 10, 100)) // longer than an answer so far
-		time.Sleep(time.Millisecond)
 		r = request("d", 50, 9)
 		r.Deadline = time.Now().Add(300 * time.Millisecond)
 		second := mustSubmit(t, t.Context(), e, r)

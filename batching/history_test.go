@@ -38,6 +38,7 @@ type history struct {
 	ended  map[string]FinishReason
 	token  time.Duration // what a prompt token takes
 	decode time.Duration // what a decode step takes
+	stall  time.Duration // what the next step takes besides
 }
 
 func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
@@ -90,6 +91,7 @@ func (h *history) step(err error) string {
 	default:
 		h.now = h.now.Add(h.decode)
 	}
+	h.now, h.stall = h.now.Add(h.stall), 0
 	switch {
 	case failed == nil && p.takes(tokens) != len(tokens):
 		h.t.Fatalf("the runner gave %d tokens where the plan takes %d", len(tokens), p.takes(tokens))
@@ -275,6 +277,7 @@ func (h *history) command(line string) string {
 		} else if flag("group") {
 			r.Group = new(Group)
 		}
+		r.Further = flag("further")
 		for i := range num("prompt") {
 			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
 		}
@@ -293,13 +296,17 @@ func (h *history) command(line string) string {
 		d, err := time.ParseDuration(arg)
 		h.check(err)
 		h.now = h.now.Add(d)
+	case "stall":
+		d, err := time.ParseDuration(arg)
+		h.check(err)
+		h.stall = d
 	case "estimate":
 		l := h.sched.load()
-		return fmt.Sprintln(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")))
+		return fmt.Sprintln(l.latency.faded(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")), h.now))
 	case "hold":
-		coming, err := strconv.Atoi(arg)
+		pending, err := strconv.Atoi(arg)
 		h.check(err)
-		return fmt.Sprintln(h.sched.hold(coming, h.now))
+		return fmt.Sprintln(h.sched.hold(pending, h.now))
 	case "cancel":
 		return h.cancel(arg) + h.state()
 	case "step":
@@ -317,9 +324,12 @@ func (h *history) command(line string) string {
 	case "device-lost":
 		return h.take(h.sched.end(decoder.ErrDevice, h.now)) + h.state()
 	case "totals":
-		s := h.sched.stats()
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%d of %d drafts), %d moved, %d cached, %d evictions, %d preemptions, %d wasted\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts, s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, s.WastedTokens)
+		s, gaveWay := h.sched.stats(), ""
+		if s.GaveWay != [classes]int64{} {
+			gaveWay = fmt.Sprintf(", %v gave way", s.GaveWay)
+		}
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%d of %d drafts), %d moved, %d cached, %d evictions, %d preemptions%s, %d wasted\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts, s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, gaveWay, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -433,7 +443,7 @@ func random(t testing.TB, data []byte) {
 			}
 			h.submit(r)
 			for twins := next(3); r.Group != nil && twins > 0; twins-- {
-				r.ID, r.PromptLogprobs = "s"+strconv.Itoa(len(ids)), nil
+				r.ID, r.PromptLogprobs, r.Further = "s"+strconv.Itoa(len(ids)), nil, true
 				r.Sampling.Seed++
 				ids = append(ids, r.ID)
 				h.submit(r)

@@ -46,6 +46,9 @@ func (s *scheduler) invariants() error {
 		if q.past != 0 || len(q.ids) != q.prompt && q.timing.FirstScheduled.IsZero() {
 			return fmt.Errorf("%s waits with past %d, %d generated", q.id, q.past, len(q.ids)-q.prompt)
 		}
+		if q.lost > 0 && q.timing.FirstScheduled.IsZero() {
+			return fmt.Errorf("%s lost %d positions before it ran", q.id, q.lost)
+		}
 	}
 	for i, q := range s.slots.decoding {
 		if err := own(q, "decoding", decoding); err != nil {
@@ -114,19 +117,21 @@ func (q *queue) invariants() error {
 		c := &q.classes[i]
 		entries, tokens := 0, 0
 		for name, t := range c.tenants {
-			if t.tenant != name || t.open < t.entries.Len() {
-				return fmt.Errorf("tenant %q has %d waiting of %d open", name, t.entries.Len(), t.open)
+			if t.tenant != name || t.open < t.len() {
+				return fmt.Errorf("tenant %q has %d waiting of %d open", name, t.len(), t.open)
 			}
-			if t.entries.Len() > 0 && (t.index < 0 || c.waiting[t.index] != t) || t.entries.Len() == 0 && t.index >= 0 {
-				return fmt.Errorf("tenant %q with %d waiting is at %d of the heap", name, t.entries.Len(), t.index)
+			if t.len() > 0 && (t.index < 0 || c.waiting[t.index] != t) || t.len() == 0 && t.index >= 0 {
+				return fmt.Errorf("tenant %q with %d waiting is at %d of the heap", name, t.len(), t.index)
 			}
-			for e := t.entries.Front(); e != nil; e = e.Next() {
-				s := e.Value.(*sequence)
-				if s.share != t || s.class != i || s.inShare != e {
-					return fmt.Errorf("%s waits in another place than it knows", s.id)
+			for rank := range t.answers {
+				for e := t.answers[rank].Front(); e != nil; e = e.Next() {
+					s := e.Value.(*sequence)
+					if s.share != t || s.class != i || s.inShare != e || s.rank() != rank {
+						return fmt.Errorf("%s waits in another place than it knows", s.id)
+					}
+					entries++
+					tokens += len(s.ids)
 				}
-				entries++
-				tokens += len(s.ids)
 			}
 		}
 		if entries != c.entries.Len() || tokens != c.tokens {
@@ -174,7 +179,7 @@ func (p plan) invariants(s *scheduler) error {
 	}
 	for i, q := range p.seqs {
 		r := p.batch.Rows[i]
-		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) {
+		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) && !q.missed {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
 		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts || made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
@@ -198,8 +203,21 @@ func (e *Engine) ticketInvariants(unsubmitted int) error {
 			n++
 		}
 	}
-	if n != e.tickets || e.tickets > e.limit {
-		return fmt.Errorf("%d tickets are out of %d, %d requests are open", e.tickets, e.limit, n)
+	p := &e.places
+	if n != p.open || p.open > p.limit {
+		return fmt.Errorf("%d tickets are out of %d, %d requests are open", p.open, p.limit, n)
+	}
+	held, unseen := 0, 0
+	for h, n := range p.holders {
+		if held += n; n < 1 {
+			return fmt.Errorf("%v has %d tickets", h, n)
+		}
+	}
+	for _, n := range e.unseen {
+		unseen += n
+	}
+	if held != p.open || unseen != p.open-e.sched.queue.len()-e.sched.slots.running() || e.probes < 0 {
+		return fmt.Errorf("%d tickets are out, %d by holder, %d of them unseen, %d are probes", p.open, held, unseen, e.probes)
 	}
 	return nil
 }

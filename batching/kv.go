@@ -69,39 +69,9 @@ func (s *scheduler) admit(now time.Time) {
 // enough it preempts. It says whether it had to; nothing is admitted then.
 func (s *scheduler) reclaim(now time.Time) (preempted bool) {
 	for !s.room(len(s.slots.decoding), nil) {
-		s.preempt(s.victim(), now)
+		s.totals.Preemptions++
+		s.preempt(s.victim(), nil, now)
 		preempted = true
 	}
 	return preempted
-}
-
-// victim is the running sequence of the lowest class that arrived last.
-func (s *scheduler) victim() *sequence {
-	after := func(q, v *sequence) bool {
-		return v == nil || q.class < v.class || q.class == v.class && !q.timing.Submitted.Before(v.timing.Submitted)
-	}
-	var v *sequence
-	for _, q := range s.slots.decoding {
-		if after(q, v) {
-			v = q
-		}
-	}
-	if q := s.slots.prefilling; q != nil && after(q, v) {
-		v = q
-	}
-	return v
-}
-
-// preempt takes q's KV away. It waits at the head of its queue to have it computed again: the sampler keeps its state,
-// so q goes on as if nothing had happened.
-func (s *scheduler) preempt(q *sequence, now time.Time) {
-	s.slots.leave(q, false)
-	q.phase, q.past = waiting, 0
-	if s.exact {
-		q.target = len(q.ids)
-	}
-	s.totals.Preemptions++
-	s.totals.WastedTokens += int64(q.ran)
-	q.ran = 0
-	s.queue.push(q, true, now)
 }

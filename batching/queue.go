@@ -63,9 +63,12 @@ type class struct {
 type share struct {
 	tenant  string
 	weight  float64
-	counter float64   // virtual tokens
-	entries list.List // waiting sequences, the next one first
-	open    int       // waiting and running sequences
+	counter float64 // virtual tokens
+	// Waiting sequences, the next one first: first answers of calls, and further ones. The lists take turns, so that a call
+	// for many answers does not keep the tenant's other calls waiting for all of them.
+	answers [2]list.List
+	turnOf  int // the list whose turn it is while neither is empty
+	open    int // waiting and running sequences
 
 	// Where it stands in class.waiting. Counters only grow, so a key that is behind is brought up to date at the top.
 	key   float64
@@ -91,7 +94,7 @@ func (q *queue) push(s *sequence, first bool, now time.Time) {
 		s.share.open++
 	}
 	t := s.share
-	if t.entries.Len() == 0 {
+	if t.len() == 0 {
 		q.turn++
 		if least := c.least(); least != nil {
 			t.counter = max(t.counter, least.counter)
@@ -101,10 +104,10 @@ func (q *queue) push(s *sequence, first bool, now time.Time) {
 		t.key, t.turn = t.counter, q.turn
 		heap.Push(&c.waiting, t)
 	}
-	if first {
-		s.inShare = t.entries.PushFront(s)
+	if answers := &t.answers[s.rank()]; first {
+		s.inShare = answers.PushFront(s)
 	} else {
-		s.inShare = t.entries.PushBack(s)
+		s.inShare = answers.PushBack(s)
 	}
 	s.inClass = c.entries.PushBack(s)
 	c.tokens += len(s.ids)
@@ -125,6 +128,26 @@ func (q *queue) share(c *class, tenant string) *share {
 	}
 	c.tenants[tenant] = t
 	return t
+}
+
+// len is the number of the tenant's waiting sequences.
+func (t *share) len() int { return t.answers[0].Len() + t.answers[1].Len() }
+
+// head is the tenant's next sequence; one waits.
+func (t *share) head() *sequence {
+	front := t.answers[t.turnOf].Front()
+	if front == nil {
+		front = t.answers[1-t.turnOf].Front()
+	}
+	return front.Value.(*sequence)
+}
+
+// rank is the list of a share in which q waits: 0 of first answers, 1 of further ones.
+func (q *sequence) rank() int {
+	if q.further {
+		return 1
+	}
+	return 0
 }
 
 // forget drops the tenants that have nothing open and would be lifted anyway.
@@ -159,7 +182,7 @@ func (c *class) least() *share {
 func (q *queue) next() *sequence {
 	for i := classes - 1; i >= 0; i-- {
 		if t := q.classes[i].least(); t != nil {
-			return t.entries.Front().Value.(*sequence)
+			return t.head()
 		}
 	}
 	return nil
@@ -168,10 +191,11 @@ func (q *queue) next() *sequence {
 // remove takes a waiting sequence out, to run or to end.
 func (q *queue) remove(s *sequence) {
 	c := &q.classes[s.class]
-	s.share.entries.Remove(s.inShare)
+	s.share.answers[s.rank()].Remove(s.inShare)
+	s.share.turnOf = 1 - s.rank()
 	c.entries.Remove(s.inClass)
 	c.tokens -= len(s.ids)
-	if s.share.entries.Len() == 0 {
+	if s.share.len() == 0 {
 		heap.Remove(&c.waiting, s.share.index)
 		c.last = s.share
 	}

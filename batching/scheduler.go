@@ -48,18 +48,19 @@ type scheduler struct {
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
-	gathering     bool // see gathers
+	deferring     bool // see deferDecode
 	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
 	began         time.Time
 	decoded       time.Time     // when a decode step ended, or when there were sequences to decode again
 	holdSince     time.Time     // since when decode steps are put off; zero if they are not
-	heldFor       time.Duration // how long they were, in all
-	pace          pace
+	heldFor       time.Duration // how long they were, since decoded
+	latency       latencyModel
 	totals        Stats
 
-	batch decoder.Batch // reused for each plan
-	seqs  []*sequence
-	out   []delivery
+	batch   decoder.Batch // reused for each plan
+	seqs    []*sequence
+	out     []delivery
+	victims []*sequence
 }
 
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
@@ -105,27 +106,30 @@ func (s *scheduler) expire(now time.Time) []delivery {
 	for q := s.deadlines.expired(now); q != nil; q = s.deadlines.expired(now) {
 		s.finish(q, late, now)
 	}
-	if s.slots.free() {
-		for q := s.queue.next(); q != nil && s.doomed(q, now); q = s.queue.next() {
-			s.finish(q, late, now)
-		}
+	for q := s.queue.next(); q != nil && s.turn(q) && s.missesDeadline(q, now); q = s.queue.next() {
+		s.finish(q, late, now)
 	}
+	s.endFailed(now)
 	return s.out
 }
 
-// doomed says whether q, if it started now, would probably not be done by its deadline. One that has given tokens is not
-// given up.
-func (s *scheduler) doomed(q *sequence, now time.Time) bool {
-	if q.deadline.IsZero() || !q.timing.FirstToken.IsZero() {
+// missesDeadline says whether q, if it started now, would probably not be done by its deadline. One that has given tokens is
+// not given up. One that has the engine to itself is tried whatever the estimate: it is the next measurement.
+func (s *scheduler) missesDeadline(q *sequence, now time.Time) bool {
+	alone := s.slots.running() == 0 && s.queue.len() == 1
+	if q.deadline.IsZero() || !q.timing.FirstToken.IsZero() || q.probe || alone {
 		return false
 	}
-	l := load{pace: s.pace, slots: 1, stall: s.stall, decodes: len(s.slots.decoding) > 0}
-	need := l.estimate(0, q.target, 0) + s.pace.answering(q.maxTokens, len(q.stop) == 0)
-	return now.Add(need).After(q.deadline)
+	l := load{latency: s.latency, slots: 1, stall: s.stall, decodes: len(s.slots.decoding) > 0}
+	need := l.estimate(0, q.target, 0) + s.latency.answering(q.maxTokens, len(q.stop) == 0)
+	return now.Add(s.latency.faded(need, now)).After(q.deadline)
 }
 
 // busy says whether there is anything to run, or memory to give back.
 func (s *scheduler) busy() bool {
+	if s.allPending() {
+		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
+	}
 	return s.queue.len() > 0 || s.slots.running() > 0 || s.slots.idleMemory()
 }
 
@@ -135,10 +139,14 @@ func (s *scheduler) schedule(now time.Time) plan {
 	s.resume(now)
 	s.queue.age(now)
 	preempted := s.reclaim(now)
+	s.deferring = s.deferDecode(now)
+	admits := !preempted && !s.decodesNext()
+	if admits {
+		s.giveWay(now)
+	}
 	s.batch.Moves = s.slots.moves(s.batch.Moves[:0])
 	s.batch.Releases, s.batch.Rows, s.seqs = s.batch.Releases[:0], s.batch.Rows[:0], s.seqs[:0]
-	s.gathering = s.gathers(now)
-	if !preempted && !s.decodesNext() {
+	if admits {
 		s.admit(now)
 	}
 	s.chunkLast = s.slots.prefilling != nil && !s.decodesNext()
@@ -153,7 +161,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 
 // decodesNext says whether it is the decoding sequences' turn.
 func (s *scheduler) decodesNext() bool {
-	return s.chunkLast && len(s.slots.decoding) > 0 && !s.gathering
+	return s.chunkLast && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending()
 }
 
 // start gives q a slot, with its first n positions from src.
@@ -163,9 +171,8 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 		q.timing.FirstScheduled, q.timing.CachedTokens = now, n
 	}
 	q.charged = max(q.charged, n)
-	average(&s.pace.prompt, float64(q.target))
-	average(&s.pace.fresh, float64(q.target-n)/float64(q.target))
-	s.totals.CachedTokens += int64(n)
+	s.latency.recordPrompt(q.target, n)
+	s.resumed(q, n)
 }
 
 // logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted: logits of all of its positions
@@ -179,8 +186,8 @@ func (s *scheduler) planChunk(q *sequence) {
 	switch {
 	case !s.exact:
 		end = (q.past/s.chunk + 1) * s.chunk
-	case len(s.slots.decoding) > 0 && !s.gathering:
-		end = q.past + s.pace.fitting(s.stall, s.chunk)
+	case len(s.slots.decoding) > 0 && !s.deferring:
+		end = q.past + s.latency.fitting(s.stall, s.chunk)
 	}
 	if q.logprobs != nil && s.exact {
 		end = min(end, q.past+logprobsChunk)
@@ -199,8 +206,16 @@ func (s *scheduler) planChunk(q *sequence) {
 // planDecode runs the newest token of each decoding sequence.
 func (s *scheduler) planDecode() {
 	width := s.draftWidth()
-	for _, q := range s.slots.decoding {
-		s.batch.Rows, s.seqs = append(s.batch.Rows, q.decodeRow(width)), append(s.seqs, q)
+	used := 0 // rows up to the last that does not sit out
+	for i, q := range s.slots.decoding {
+		row := q.idleRow()
+		if !q.pending() {
+			row, used = q.decodeRow(width), i+1
+		}
+		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+	}
+	if used > 0 { // else what waits found no memory: the step takes the time until a mask is there
+		s.batch.Rows, s.seqs = s.batch.Rows[:used], s.seqs[:used]
 	}
 }
 
@@ -212,17 +227,18 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		return s.out
 	}
 	s.count(p)
-	if !s.chunkLast || len(s.slots.decoding) == 0 {
-		s.decoded = now
-	}
-	if s.chunkLast {
-		s.pace.chunk(len(p.batch.Rows[0].IDs), now.Sub(s.began))
-	} else {
-		s.pace.decode(now.Sub(s.began))
-		s.pace.judge(p.takes(tokens), p.batch.Width() > 1, now.Sub(s.began))
-	}
+	s.measure(p, tokens, now)
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
+		if row.Sampler == nil && q.missed { // it sat the step out
+			continue
+		}
+		if row.Sampler != nil && tokens[0].ID == decoder.NotReady {
+			tokens = tokens[1:]
+			s.miss(q, row)
+			continue
+		}
+		q.missed = false
 		s.ran(q, len(row.IDs)-row.Drafts)
 		if q.phase == prefilling {
 			s.totals.PromptTokens += int64(len(row.IDs))
@@ -235,17 +251,35 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 		}
 		right := row.Right(tokens)
 		for i, t := range tokens[:1+right] {
+			if t.ID == decoder.NotReady {
+				break // what the row gave before it stays
+			}
 			if i > 0 { // the draft before it is in the cache
 				s.ran(q, 1)
 			}
 			s.accept(q, t, now)
 		}
 		tokens = tokens[1+right:]
-		q.judge(row.Drafts, right)
+		q.recordDrafts(row.Drafts, right)
 		s.totals.DraftedTokens += int64(row.Drafts)
 		s.totals.RightDrafts += int64(right)
 	}
 	return s.out
+}
+
+// measure records how long p took.
+func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
+	took := now.Sub(s.began)
+	if s.chunkLast {
+		s.latency.recordChunk(len(p.batch.Rows[0].IDs), took, now)
+	} else {
+		n := p.takes(tokens)
+		s.latency.recordDecode(took, now.Sub(s.decoded)-s.heldFor, len(p.seqs), n, now)
+		s.latency.recordDrafts(n, p.batch.Width() > 1, took)
+	}
+	if !s.chunkLast || len(s.slots.decoding) == 0 {
+		s.decoded, s.heldFor = now, 0
+	}
 }
 
 // ran records that n more positions of q are in the cache.
@@ -270,7 +304,7 @@ func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
 	q.ids = append(q.ids, t.ID)
 	event := Event{Token: t, HasToken: true, Finish: q.finish(s.maxLen)}
 	if q.timing.FirstToken.IsZero() {
-		q.timing.FirstToken, q.heldBefore = now, s.heldFor
+		q.timing.FirstToken = now
 		s.deadlines.release(q)
 		if q.logprobs != nil {
 			event.Prompt, q.logprobs = q.logprobs.List, nil
@@ -330,8 +364,12 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	if q.phase == waiting {
 		s.queue.remove(q)
 	} else {
+		var heir *sequence
 		// A failed step may have left anything in the slots of its rows.
-		s.slots.leave(q, s.caching && event.Finish != Error && s.reusable(q) > 0)
+		if s.caching && event.Finish != Error && s.reusable(q) > 0 {
+			heir = q
+		}
+		s.slots.leave(q, heir)
 		q.strip()
 	}
 	s.queue.close(q)
@@ -339,7 +377,7 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	s.resume(now)
 	whole := event.Finish == Stop || event.Finish == Length
 	if n := len(q.ids) - q.prompt; n > 0 {
-		s.pace.answered(n, now.Sub(q.timing.FirstToken)-(s.heldFor-q.heldBefore), !whole)
+		s.latency.recordAnswer(n, !whole)
 	}
 	if !whole {
 		s.totals.WastedTokens += int64(q.ran)
@@ -364,17 +402,23 @@ func (s *scheduler) count(p plan) {
 
 // load is what estimates are made of.
 func (s *scheduler) load() load {
-	l := load{pace: s.pace, slots: len(s.slots.at), running: s.slots.running(), decodes: len(s.slots.decoding) > 0, stall: s.stall}
-	tokens, n := 0, 0
+	l := load{latency: s.latency, slots: len(s.slots.at), decodes: len(s.slots.decoding) > 0, stall: s.stall}
+	for _, q := range s.slots.decoding {
+		l.running[q.class]++
+	}
 	if q := s.slots.prefilling; q != nil {
-		tokens = q.target - q.past
+		l.running[q.class]++
+		l.tokens[q.class] = q.target - q.past
 	}
 	for i := classes - 1; i >= 0; i-- {
-		n += s.queue.classes[i].entries.Len()
-		tokens += s.queue.classes[i].tokens
-		l.waiting[i], l.tokens[i] = n, tokens
+		l.waiting[i] = s.queue.classes[i].entries.Len()
+		l.tokens[i] += s.queue.classes[i].tokens
+		if i < classes-1 {
+			l.running[i] += l.running[i+1]
+			l.waiting[i] += l.waiting[i+1]
+			l.tokens[i] += l.tokens[i+1]
+		}
 	}
-	l.submitted = n + l.running
 	return l
 }
 

@@ -27,6 +27,9 @@ type Request struct {
 	// Group, if not nil, is what requests with one and the same Input have in common: the prompt is run once, and those that
 	// get a slot while one of the others is decoding start from that.
 	Group *Group
+	// Further says that it is not the first answer of its Group. Further answers of one tenant take turns with the first
+	// answers of other calls, to which they give way.
+	Further bool
 	// Deadline is when its answer has to be complete; if zero, whenever. A request that is unlikely to make it is refused,
 	// and one that has no token by then, or that could not make it when its turn comes, ends as Expired.
 	Deadline time.Time
@@ -56,6 +59,13 @@ func (r Request) check(maxLen int) error {
 		return fmt.Errorf("request %q: %w", r.ID, err)
 	}
 	return nil
+}
+
+// claim is what is known of the request's deadline.
+func (r Request) claim() Claim {
+	return Claim{
+		Priority: r.Priority, Deadline: r.Deadline, Prompt: len(r.Input.IDs), MaxTokens: r.MaxTokens, Endless: len(r.Stop) == 0,
+	}
 }
 
 // phase is where a sequence stands; it says which of the scheduler's lists holds it.
@@ -97,13 +107,21 @@ type sequence struct {
 	slot   int     // where they lie, from prefill on
 	ran    int     // ids that were run for it
 	timing Timing
+	missed bool // its last row gave no token: see pending
 
 	plain         bool    // nothing is drafted for it
 	drafted       []int32 // its newest token and what may follow, as in the plan
 	misses, pause int     // drafts that were all wrong, without a right one since; tokens until the next
 
-	priority   Priority
-	heldBefore time.Duration // the scheduler's heldFor at its first token
+	priority Priority
+	ticket   *Ticket // given back at the end
+	probe    bool    // accepted although its deadline is unlikely to be met
+
+	// What preemption knows, see preempt.go.
+	further   bool // Request.Further
+	preempted int  // how often it gave way to another
+	made      int  // the number of ids when it last did
+	lost      int  // positions of its KV when it was preempted, until it runs again
 
 	deadline time.Time
 	due      int // its place among the scheduler's deadlines; -1 if it has none or its first token is there
@@ -122,7 +140,7 @@ func newSequence(r Request, now time.Time) *sequence {
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now}, plain: r.NoDrafts, group: r.Group,
-		class: r.Priority.class(), priority: r.Priority, deadline: r.Deadline, due: -1,
+		class: r.Priority.class(), priority: r.Priority, further: r.Further, deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
 	if r.PromptLogprobs != nil {

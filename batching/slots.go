@@ -17,7 +17,7 @@ import (
 // be. Places only ever get lower, so a running sequence lies at its place or above; moves made in ascending order of
 // target exchange it with a cached one at most, never with another that runs.
 type slots struct {
-	at         []*sequence // whom a slot's positions belong to; nil if to nobody
+	at         []*sequence // owner of each slot; nil if free
 	decoding   []*sequence
 	prefilling *sequence
 	cached     []*sequence // in the order in which they ended: the first is evicted first
@@ -102,14 +102,13 @@ func (s *slots) join() {
 	s.prefilling = nil
 }
 
-// leave takes q, which has ended, off the running ones; the last decoding sequence takes its place. Its KV is cached if
-// keep, else its slot is empty.
-func (s *slots) leave(q *sequence, keep bool) {
-	if keep {
-		s.cached = append(s.cached, q)
-	} else {
-		s.at[q.slot] = nil
+// leave takes q off the running ones; the last decoding sequence takes its place. Its KV is cached as heir's, q itself if it
+// has ended; its slot is empty if heir is nil.
+func (s *slots) leave(q, heir *sequence) {
+	if heir != nil {
+		s.cached = append(s.cached, heir)
 	}
+	s.at[q.slot] = heir
 	if q == s.prefilling {
 		s.prefilling = nil
 		return

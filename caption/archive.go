@@ -12,7 +12,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/mmserve/mmserve/vision"
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // isArchive tells whether a name is that of a tar archive, plain or gzipped.
@@ -96,7 +96,7 @@ func (a *archive) list(ctx context.Context, r io.Reader) error {
 
 // item is a member. One of a plain file is read when its turn comes, others at once.
 func (a *archive) item(h *tar.Header, t *tar.Reader) (Item, error) {
-	limit := vision.DefaultLimits().MaxBytes
+	limit := imaging.DefaultLimits().MaxBytes
 	it := Item{Path: a.path + "/" + h.Name, Version: a.version, Size: h.Size}
 	switch {
 	case h.Size > limit:

@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/imaging"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
 
 // Server answers: a client.Client, with one server behind it or several.
@@ -34,10 +34,12 @@ type imageAsker struct {
 }
 
 // Look implements Asker.
-func (a imageAsker) Look(r *Row, data []byte) (err error) {
-	if r.Format, r.Width, r.Height, err = vision.CheckHeader(data, vision.DefaultLimits()); err != nil {
+func (a imageAsker) Look(r *Row, data []byte) error {
+	h, err := imaging.ReadHeader(context.Background(), data, imaging.DefaultLimits())
+	if err != nil {
 		return &itemError{codeInvalid, err}
 	}
+	r.Format, r.Width, r.Height = h.Format, h.Width, h.Height
 	return nil
 }
 

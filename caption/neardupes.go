@@ -1,13 +1,14 @@
 package caption
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"math/bits"
 
 	"github.com/corona10/goimagehash"
 
-	"github.com/mmserve/mmserve/vision"
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // nearBits is how many of a perceptual hash's 64 bits may differ between images that look alike.
@@ -46,7 +47,7 @@ func NewNearDupes(w io.Writer) *NearDupes {
 
 // Add takes an image, and reports the nearest one among those before it.
 func (n *NearDupes) Add(id string, image []byte) {
-	rgb, err := vision.Decode(image, vision.DefaultLimits())
+	rgb, err := imaging.Decode(context.Background(), image, imaging.DefaultLimits())
 	if err != nil {
 		return
 	}

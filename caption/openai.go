@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/imaging"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
 
 // batchLine is a line of an OpenAI batch file.
@@ -339,7 +339,7 @@ func FetchHTTP(ctx context.Context, url string) ([]byte, error) {
 		}
 		return nil, itemErrorf(code, "the image's server answered %d", resp.StatusCode)
 	}
-	data, err := readLimited(io.Reader(resp.Body), nil, vision.DefaultLimits().MaxBytes)
+	data, err := readLimited(io.Reader(resp.Body), nil, imaging.DefaultLimits().MaxBytes)
 	if errors.Is(err, errTooLong) {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package caption
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"html/template"
@@ -13,7 +14,7 @@ import (
 
 	"github.com/disintegration/imaging"
 
-	"github.com/mmserve/mmserve/vision"
+	decoding "github.com/mmserve/mmserve/internal/imaging"
 )
 
 const (
@@ -53,7 +54,7 @@ func (p *Preview) Add(r *Row, image []byte) {
 
 // thumbnail is a small JPEG file as a data URL.
 func thumbnail(data []byte) template.URL {
-	rgb, err := vision.Decode(data, vision.DefaultLimits())
+	rgb, err := decoding.Decode(context.Background(), data, decoding.DefaultLimits())
 	if err != nil {
 		return ""
 	}
@@ -65,7 +66,7 @@ func thumbnail(data []byte) template.URL {
 	return template.URL("data:image/jpeg;base64," + base64.StdEncoding.EncodeToString(b.Bytes())) // bytes of our own encoder
 }
 
-func nrgba(rgb *vision.RGB) *image.NRGBA {
+func nrgba(rgb *decoding.RGB) *image.NRGBA {
 	m := image.NewNRGBA(image.Rect(0, 0, rgb.W, rgb.H))
 	for i := range rgb.W * rgb.H {
 		copy(m.Pix[4*i:], rgb.Pix[3*i:3*i+3])

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/imaging"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
 
 // Output keeps rows. A Journal is one.
@@ -315,7 +315,7 @@ func (r *runner) readAll(ctx context.Context) {
 
 // load reads the content and looks at it.
 func (j *job) load(ctx context.Context, a Asker) (err error) {
-	limit := vision.DefaultLimits().MaxBytes
+	limit := imaging.DefaultLimits().MaxBytes
 	j.data, err = Read(ctx, j.item, limit)
 	for try := 0; try < 3 && errors.Is(err, errChanged); try++ {
 		if sleep(ctx, settle<<try) != nil {

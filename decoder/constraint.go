@@ -12,6 +12,39 @@ type Constraint interface {
 	Accept(id int32)
 }
 
+// Deferred is a Constraint that finds its masks on other goroutines after Accept, so that a costly one delays its own
+// sequence only. The first mask is ready from the start.
+type Deferred interface {
+	Constraint
+	// Ready reports whether Mask can be called without a wait; it is false for good once Err is not nil. It takes no lock.
+	Ready() bool
+	// Err is why there will be no more masks, or nil. It takes no lock.
+	Err() error
+	// Notify has f called, on another goroutine, when Ready or Err has changed. It is set before the first Accept.
+	Notify(f func())
+}
+
+// NotReady is the ID of the token of a row whose constraint has no mask yet: the row has to be run again.
+const NotReady = -1
+
+// Ready reports whether Sample would pick a token. It takes no lock.
+func (s *Sampler) Ready() bool { return s.deferred == nil || s.deferred.Ready() }
+
+// Err is why Sample will pick no more tokens, or nil. It takes no lock.
+func (s *Sampler) Err() error {
+	if s.deferred == nil {
+		return nil
+	}
+	return s.deferred.Err()
+}
+
+// Notify has f called, on another goroutine, when Ready or Err has changed.
+func (s *Sampler) Notify(f func()) {
+	if s.deferred != nil {
+		s.deferred.Notify(f)
+	}
+}
+
 // gather appends to dst the elements of x whose bits are set in mask, in order.
 func gather(dst, x []float32, mask []uint64) []float32 {
 	for word, set := range mask {

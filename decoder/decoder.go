@@ -85,6 +85,7 @@ func (b *Batch) Width() int {
 
 // Token is what a row with a sampler gives, with drafts one for each that was right and one more.
 type Token struct {
+	// ID is NotReady where the row's constraint has no mask yet: the row is run again, from the same past.
 	ID int32
 	// Logprobs is nil unless Sampling.Logprobs.
 	Logprobs *Logprobs

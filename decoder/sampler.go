@@ -81,6 +81,7 @@ var errLogits = errors.New("decoder: the logits hold no finite maximum")
 type Sampler struct {
 	sampling Sampling
 	greedy   bool
+	deferred Deferred // sampling.Constraint if it is one, else nil
 	rng      *rand.PCG
 	bias     []idBias // LogitBias
 	history  history
@@ -107,8 +108,10 @@ type candidate struct {
 
 // NewSampler returns the sampler of one sequence.
 func NewSampler(s Sampling) *Sampler {
+	deferred, _ := s.Constraint.(Deferred)
 	return &Sampler{
 		sampling: s,
+		deferred: deferred,
 		greedy:   !(s.Temperature >= minTemperature), // so that NaN is greedy too
 		rng:      rand.NewPCG(s.Seed, 0),
 		bias:     biases(s.LogitBias),
@@ -136,7 +139,9 @@ func (s *Sampler) Plain() bool {
 func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 	sampling := s.sampling
 	sampling.Seed, sampling.Constraint = seed, c
+	deferred, _ := c.(Deferred)
 	return &Sampler{
+		deferred: deferred,
 		sampling: sampling,
 		greedy:   s.greedy,
 		rng:      rand.NewPCG(seed, 0),
@@ -149,8 +154,11 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 // Sample picks a token from the logits of one position, [vocab], which it leaves as they are. NaN counts as -Inf. It is
 // an error when nothing can be chosen: all logits that are allowed are NaN or -Inf, or one is +Inf; the sampler is then
 // as before. Sample allocates nothing once its scratch has grown, but for what Logprobs hands out and a penalty's
-// history.
+// history. Where the constraint has no mask yet the token is NotReady, and the sampler as before.
 func (s *Sampler) Sample(logits []float32) (Token, error) {
+	if !s.Ready() {
+		return Token{ID: NotReady}, nil
+	}
 	early := s.picked < s.sampling.MinTokens
 	x := s.process(logits, early)
 	var mask []uint64

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/digest"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/vision"
@@ -137,7 +139,7 @@ func openExport(dir, dtypes, why string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{Name: filepath.Base(abs), files: os.DirFS(abs), export: &export{why: why, graphs: map[string]Graph{}}}
+	m := &Model{Name: filepath.Base(abs), files: folder.Dir(abs), export: &export{why: why, graphs: map[string]Graph{}}}
 	if err := m.readExport(abs, dtypes); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -145,7 +147,7 @@ func openExport(dir, dtypes, why string) (*Model, error) {
 }
 
 func (m *Model) readExport(dir, dtypes string) error {
-	raw, err := fs.ReadFile(m.files, "config.json")
+	raw, err := folder.JSON(m.files, "config.json")
 	if err != nil {
 		return err
 	}
@@ -339,7 +341,7 @@ func runsExport(dir string) string {
 	if !hasWeights(dir) {
 		return "the folder has no safetensors"
 	}
-	raw, _ := os.ReadFile(filepath.Join(dir, "config.json"))
+	raw, _ := folder.JSON(folder.Dir(dir), "config.json")
 	if t, err := readModelType(raw); err == nil && families[t] == nil && exportFamilies[t].read != nil {
 		return fmt.Sprintf("model_type %q is run from such graphs only", t)
 	}
@@ -357,8 +359,12 @@ type whole struct{ vision.Preprocessor }
 
 func (whole) Grid(int, int) vision.Grid { return vision.Grid{} }
 
-func (p whole) Prepare(data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
-	return p.Preprocessor.Prepare(data, l, false)
+func (p whole) Measure(w, h int, _ bool) (vision.Grid, int64, error) {
+	return p.Preprocessor.Measure(w, h, false)
+}
+
+func (p whole) Prepare(ctx context.Context, data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
+	return p.Preprocessor.Prepare(ctx, data, l, false)
 }
 
 // Path says how the model is run, and why.
@@ -414,7 +420,7 @@ func (e *export) digest(store digest.Store) ([]byte, error) {
 	for _, session := range slices.Sorted(maps.Keys(e.graphs)) {
 		g := e.graphs[session]
 		for _, name := range append([]string{filepath.Base(g.Path)}, g.Data...) {
-			f, err := os.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
+			f, err := folder.Open(filepath.Join(filepath.Dir(g.Path), filepath.FromSlash(name)))
 			if err != nil {
 				return nil, err
 			}

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -136,7 +137,7 @@ func TestExportedQwen2VL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := pre.Prepare(file, vision.DefaultLimits(), true)
+	img, err := pre.Prepare(context.Background(), file, vision.DefaultLimits(), true)
 	if err != nil {
 		t.Fatal(err)
 	}

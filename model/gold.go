@@ -15,6 +15,7 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -66,7 +67,7 @@ func parts(list []goldPart) []chat.Part {
 
 // readGold reads the cases of a file. One without an id is called by its line.
 func readGold(files fs.FS, name string) ([]goldCase, error) {
-	raw, err := fs.ReadFile(files, name)
+	raw, err := folder.Read(files, name)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +96,7 @@ func picture(files fs.FS, name string) ([]byte, error) {
 		}
 		return base64.StdEncoding.DecodeString(data)
 	}
-	return fs.ReadFile(files, name)
+	return folder.Read(files, name)
 }
 
 // DriftTolerance is how far the log-probabilities of a model's own gold cases may be off on another machine.
@@ -163,7 +164,7 @@ func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (i
 	if err != nil {
 		return 0, err
 	}
-	files := os.DirFS(dir)
+	files := folder.Dir(dir)
 	kept, err := readGold(files, goldName)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err

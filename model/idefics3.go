@@ -50,6 +50,7 @@ func idefics3(config []byte) (Spec, error) {
 	if err := s.validate(); err != nil {
 		return Spec{}, err
 	}
+	s.untied = !text.Tied && said(c.Tied, textTied)
 	tokens := s.Connector.Tokens(s.Tower)
 	s.Layout = fusion.Layout{
 		Placeholder: "<image>", ImageTokenID: c.ImageToken, PatchTokens: tokens,

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
@@ -18,6 +19,8 @@ type InitOptions struct {
 	DType string
 	// ShardBytes is the most weights in one file; 0 is 4 GiB. A larger tensor has a file of its own.
 	ShardBytes int64
+
+	toRun bool // the weights will be run here
 }
 
 func (o InitOptions) shardBytes() int64 {
@@ -47,12 +50,12 @@ func Init(config, dir string, o InitOptions) error {
 	if err != nil {
 		return err
 	}
-	from := os.DirFS(filepath.Dir(config))
+	from := folder.Dir(filepath.Dir(config))
 	name := filepath.Base(config)
 	if st.IsDir() {
-		from, name = os.DirFS(config), "config.json"
+		from, name = folder.Dir(config), "config.json"
 	}
-	raw, err := fs.ReadFile(from, name)
+	raw, err := folder.JSON(from, name)
 	if err != nil {
 		return err
 	}
@@ -62,6 +65,9 @@ func Init(config, dir string, o InitOptions) error {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	if err := spec.judge(dir, o.dtype().Size(), o.toRun); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -109,7 +115,7 @@ func copyText(from fs.FS, dir string) error {
 			return err
 		}
 		for _, name := range names {
-			raw, err := fs.ReadFile(from, name)
+			raw, err := folder.Read(from, name)
 			if err != nil {
 				return err
 			}

@@ -78,6 +78,7 @@ func (c llavaConfig) spec(imageToken int32, missing visionConfig, textClass stri
 	if err != nil {
 		return Spec{}, err
 	}
+	layers := tower.Layers
 	if tower, err = c.features(tower); err != nil {
 		return Spec{}, err
 	}
@@ -86,6 +87,8 @@ func (c llavaConfig) spec(imageToken int32, missing visionConfig, textClass stri
 		Connector: vision.MLP{TextHidden: text.Hidden, Activation: c.Activation, Bias: c.Bias},
 		Decoder:   text,
 		Prefixes:  llavaPrefixes,
+
+		TowerLayers: layers, untied: !text.Tied && said(c.Tied, textTied),
 	}
 	if err := s.validate(); err != nil {
 		return Spec{}, err
@@ -118,6 +121,9 @@ func (c llavaConfig) features(t vision.ViT) (vision.ViT, error) {
 	}
 	return t, nil
 }
+
+// said tells whether the files set tie_word_embeddings.
+func said(whole, text *bool) bool { return whole != nil || text != nil }
 
 // tied tells whether the head is the embedding table. transformers looks at the whole model's setting, and at the text
 // model's only where that one is absent.

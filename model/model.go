@@ -20,6 +20,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/digest"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
@@ -41,6 +42,10 @@ type Spec struct {
 	Pictures *vision.Pictures
 	// WholePictures makes one tile of every picture, whatever the image processor says.
 	WholePictures bool
+	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
+	TowerLayers int
+	// untied is set where the files say that the head is not the embedding table.
+	untied bool
 }
 
 // validate refuses a tower or connector that no graph can be built from; the decoder was checked where it was read.
@@ -71,8 +76,10 @@ func ReadSpec(config []byte) (modelType string, s Spec, err error) {
 	case !ok:
 		return "", Spec{}, fmt.Errorf("model_type %q is not supported; supported are %s", modelType, strings.Join(Families(), ", "))
 	}
-	s, err = read(config)
-	return modelType, s, err
+	if s, err = read(config); err != nil {
+		return modelType, Spec{}, err
+	}
+	return modelType, s, s.within()
 }
 
 func readModelType(config []byte) (string, error) {
@@ -90,12 +97,14 @@ type Model struct {
 	// Type is config.json's model_type.
 	Type string
 	Spec
-	Weights *graph.Weights // nil where the graphs are ready-made
-	ckpt    *safetensors.Checkpoint
-	export  *export // nil where they are built from a checkpoint
-	files   fs.FS
-	made    string // OpenDummy's folder, which Close removes
-	digests digest.Store
+	// Warnings are what a newcomer should know: files that are not read, settings that are not applied.
+	Warnings []string
+	Weights  *graph.Weights // nil where the graphs are ready-made
+	ckpt     *safetensors.Checkpoint
+	export   *export // nil where they are built from a checkpoint
+	files    fs.FS
+	made     string // OpenDummy's folder, which Close removes
+	digests  digest.Store
 }
 
 // Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
@@ -125,6 +134,8 @@ type Text struct {
 	Defaults decoder.Sampling
 	// Ignored names settings of generation_config.json that would change answers and are not applied.
 	Ignored []string
+	// Warnings are as a Model's, of the tokenizer's and the image processor's files.
+	Warnings []string
 }
 
 // Open reads the model folder dir; "" is the embedded default model. A folder without a checkpoint but with ready-made
@@ -150,7 +161,7 @@ func Open(dir string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := open(filepath.Base(abs), os.DirFS(abs), func() (*safetensors.Checkpoint, error) { return safetensors.Open(abs) })
+	m, err := open(filepath.Base(abs), folder.Dir(abs), func() (*safetensors.Checkpoint, error) { return safetensors.Open(abs) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -162,24 +173,35 @@ func openFS(name string, files fs.FS) (*Model, error) {
 }
 
 func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, error)) (*Model, error) {
-	raw, err := fs.ReadFile(files, "config.json")
+	raw, err := folder.JSON(files, "config.json")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.New("no config.json: a model folder holds config.json, tokenizer.json and model.safetensors as Hugging Face lays them out")
+		return nil, noConfig(files)
 	}
 	if err != nil {
 		return nil, err
 	}
 	m := &Model{Name: name, files: files}
+	if m.Warnings, err = changed(files, raw); err != nil {
+		return nil, err
+	}
 	if m.Type, m.Spec, err = ReadSpec(raw); err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
+	m.cutContext()
 	if m.ckpt, err = weights(); err != nil {
+		if errors.Is(err, safetensors.ErrNone) {
+			err = noWeights(files)
+		}
 		return nil, err
 	}
-	if m.Weights, err = graph.NewWeights(m.ckpt, m.Prefixes...); err != nil {
+	if m.Weights, err = graph.NewWeights(m.ckpt, m.Prefixes...); err == nil {
+		if err = m.tie(); err == nil {
+			err = m.reconcile()
+		}
+	}
+	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	m.Decoder.Tied = m.Decoder.Tied || !m.Weights.Has("lm_head.weight")
 	return m, nil
 }
 
@@ -260,7 +282,7 @@ func (m *Model) Remember(s digest.Store) {
 func (m *Model) Digest() ([]byte, error) {
 	h := sha256.New()
 	for _, name := range []string{"config.json", "tokenizer.json"} {
-		raw, _ := fs.ReadFile(m.files, name) // a file that is not there counts as empty
+		raw, _ := folder.Read(m.files, name) // a file that is not there counts as empty
 		fmt.Fprintln(h, name, len(raw))
 		h.Write(raw)
 	}
@@ -347,7 +369,7 @@ func (m *Model) LoadQuantized(dir string, tower, dec graph.Precision) (fresh boo
 		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, tower); err != nil {
 			return err
 		}
-		_, err := m.Decoder.Graph(w, dec)
+		_, err := short(m.Decoder).Graph(w, dec)
 		return err
 	})
 }

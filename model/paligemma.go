@@ -47,6 +47,7 @@ func paligemma(config []byte) (Spec, error) {
 	if err := s.validate(); err != nil {
 		return Spec{}, err
 	}
+	s.untied = !text.Tied
 	tokens := s.Connector.Tokens(tower)
 	run := strings.Repeat("<image>", tokens)
 	s.Layout = fusion.Layout{

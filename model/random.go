@@ -15,6 +15,7 @@ import (
 
 	"github.com/x448/float16"
 
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/safetensors"
 )
@@ -49,7 +50,7 @@ func OpenDummy(path string) (*Model, error) {
 }
 
 func openDummy(config, made string) (*Model, error) {
-	if err := Init(config, made, InitOptions{Seed: dummySeed}); err != nil {
+	if err := Init(config, made, InitOptions{Seed: dummySeed, toRun: true}); err != nil {
 		return nil, err
 	}
 	return Open(made)
@@ -58,7 +59,7 @@ func openDummy(config, made string) (*Model, error) {
 // WriteRandom writes model.safetensors into dir for the config.json that is there: bfloat16, normal with a deviation of
 // 0.02 (norms' factors 1, biases 0), the same bytes for the same seed.
 func WriteRandom(dir string, seed uint64) error {
-	config, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	config, err := folder.JSON(folder.Dir(dir), "config.json")
 	if err != nil {
 		return err
 	}

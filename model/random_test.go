@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -93,7 +94,7 @@ func answer(t *testing.T, m *Model, picture []byte) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	img, err := text.Preprocessor.Prepare(picture, vision.DefaultLimits(), true)
+	img, err := text.Preprocessor.Prepare(context.Background(), picture, vision.DefaultLimits(), true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -25,9 +26,9 @@ func (m *Model) OpenText() (*Text, error) {
 }
 
 func (m *Model) openText() (*Text, error) {
-	raw, err := fs.ReadFile(m.files, "tokenizer.json")
+	raw, err := folder.Read(m.files, "tokenizer.json")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.New("no tokenizer.json: mmserve needs the fast tokenizer's file")
+		return nil, m.noTokenizer()
 	}
 	if err != nil {
 		return nil, err
@@ -36,6 +37,13 @@ func (m *Model) openText() (*Text, error) {
 		if raw, err = addPlaceholder(raw, m.Layout); err != nil {
 			return nil, fmt.Errorf("tokenizer.json: %w", err)
 		}
+	}
+	special, added, err := m.specialTokens()
+	if err != nil {
+		return nil, err
+	}
+	if raw, err = withAdded(raw, added); err != nil {
+		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
 	t := &Text{AddSpecial: m.Layout.Frame == nil}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
@@ -60,10 +68,6 @@ func (m *Model) openText() (*Text, error) {
 	if !slices.Contains(t.Guarded, m.Layout.Placeholder) {
 		t.Guarded = append(t.Guarded, m.Layout.Placeholder)
 	}
-	special, err := m.specialTokens()
-	if err != nil {
-		return nil, err
-	}
 	t.BOS = string(special.BOS)
 	if t.Template, err = m.template(special, t.Guarded); err != nil {
 		return nil, err
@@ -74,6 +78,7 @@ func (m *Model) openText() (*Text, error) {
 	if t.EOS, err = m.eos(t.Tokenizer, special); err != nil {
 		return nil, err
 	}
+	m.textWarnings(t, special, added)
 	t.Defaults, t.Ignored, err = m.defaults(t.EOS)
 	return t, err
 }
@@ -106,7 +111,7 @@ func addPlaceholder(tokenizerJSON []byte, l fusion.Layout) ([]byte, error) {
 
 // readJSON decodes an optional file; it tells whether the file is there.
 func (m *Model) readJSON(name string, v any) (bool, error) {
-	raw, err := fs.ReadFile(m.files, name)
+	raw, err := folder.JSON(m.files, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -126,29 +131,14 @@ func (t *tokenText) UnmarshalJSON(b []byte) error {
 	var o struct {
 		Content string `json:"content"`
 	}
+	if string(b) == "null" {
+		return nil
+	}
 	if json.Unmarshal(b, &o) == nil {
 		*t = tokenText(o.Content)
 		return nil
 	}
 	return json.Unmarshal(b, (*string)(t))
-}
-
-type specialTokens struct {
-	BOS tokenText `json:"bos_token"`
-	EOS tokenText `json:"eos_token"`
-	Unk tokenText `json:"unk_token"`
-	Pad tokenText `json:"pad_token"`
-}
-
-// specialTokens merges special_tokens_map.json under tokenizer_config.json.
-func (m *Model) specialTokens() (specialTokens, error) {
-	var s specialTokens
-	for _, f := range []string{"special_tokens_map.json", "tokenizer_config.json"} {
-		if _, err := m.readJSON(f, &s); err != nil {
-			return s, err
-		}
-	}
-	return s, nil
 }
 
 // template finds the chat template where Hugging Face keeps it, newest place first; nil when there is none.
@@ -174,7 +164,7 @@ func (m *Model) templateSource() (source, file string, err error) {
 		return "", "", err
 	}
 	for _, file := range append(names, "chat_template.jinja") {
-		raw, err := fs.ReadFile(m.files, file)
+		raw, err := folder.Read(m.files, file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -242,28 +232,32 @@ func defaultTemplate(raw json.RawMessage) (string, error) {
 	return source, err
 }
 
-// preprocessor reads preprocessor_config.json, or the image_processor section of a newer processor_config.json.
+// preprocessor reads the image_processor section of processor_config.json, or else preprocessor_config.json.
+// Reference: transformers 5.12.1 AutoImageProcessor.
 func (m *Model) preprocessor() (vision.Preprocessor, error) {
-	var raw json.RawMessage
-	file := "preprocessor_config.json"
-	found, err := m.readJSON(file, &raw)
-	if err != nil {
+	file := "processor_config.json"
+	var c struct {
+		ImageProcessor json.RawMessage `json:"image_processor"`
+	}
+	if _, err := m.readJSON(file, &c); err != nil {
 		return nil, err
 	}
-	if !found {
-		file = "processor_config.json"
-		var c struct {
-			ImageProcessor json.RawMessage `json:"image_processor"`
-		}
-		if _, err := m.readJSON(file, &c); err != nil {
+	raw := c.ImageProcessor
+	if len(raw) == 0 || string(raw) == "null" {
+		file = "preprocessor_config.json"
+		found, err := m.readJSON(file, &raw)
+		if err != nil {
 			return nil, err
 		}
-		if raw = c.ImageProcessor; raw == nil {
+		if !found {
 			return nil, errors.New("no preprocessor_config.json: it says how pictures are resized and normalised")
 		}
 	}
 	p, err := vision.ParsePreprocessor(raw, m.Processor)
 	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if err := m.fits(p); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if m.Pictures != nil {

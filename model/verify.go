@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
@@ -92,7 +92,7 @@ func (v *Verifier) File(path string, report func(Case)) error {
 	if err != nil {
 		return err
 	}
-	return v.lines(text, os.DirFS(filepath.Dir(path)), filepath.Base(path), report)
+	return v.lines(text, folder.Dir(filepath.Dir(path)), filepath.Base(path), report)
 }
 
 // lines runs the cases of a gold.jsonl, whose pictures are in files.
@@ -378,7 +378,7 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 			return p, err
 		}
 		split := g.Detail != "low" && (len(g.Images) == 1 || !v.model.Layout.SplitAlone)
-		img, err := text.Preprocessor.Prepare(data, vision.DefaultLimits(), split)
+		img, err := text.Preprocessor.Prepare(context.Background(), data, vision.DefaultLimits(), split)
 		if err != nil {
 			return p, fmt.Errorf("%.100s: %w", name, err)
 		}

@@ -93,6 +93,7 @@ func vitGPT2(config []byte) (Spec, error) {
 
 		AddPlaceholder: true,
 	}
+	s.untied = !s.Decoder.Tied
 	return s, s.Decoder.Validate()
 }
 

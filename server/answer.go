@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
@@ -22,12 +25,14 @@ type answer struct {
 	text  *tokenizer.Stream
 	ends  []int32 // ids without text
 	stops stopMatcher
-	told  int // tokens that deltas told of
+	told  int  // tokens that deltas told of
+	trim  bool // a space may come that belongs to the template and is left out
 
-	logprobs []logprob // not sent yet
-	prompt   []*pb.Logprobs
-	made     int // bytes of text so far, and of these
-	sent     int // those sent
+	logprobs   []logprob      // not sent yet
+	prompt     []*pb.Logprobs // of which nothing was sent yet, promptSize bytes
+	promptSize int
+	made       int // bytes of text so far, and of these
+	sent       int // those sent
 }
 
 // logprob is a token's, with the number of bytes of text that were there once it had come: it is told with the last of
@@ -50,16 +55,17 @@ func (a *answer) deliver(ctx context.Context) error {
 		e, err := a.stream.Next(ctx)
 		switch cause := context.Cause(ctx); {
 		case errors.Is(cause, errCut):
-			if err := a.delta(a.stops.flush()); err != nil {
-				return err
-			}
-			return a.finish(pb.FinishReason_FINISH_REASON_CANCELLED, nil)
+			_ = a.delta(a.stops.flush()) // a client that does not hear of this hears of the next
+			return errCut
 		case cause != nil:
 			return cause
 		case err != nil:
 			return err
 		}
-		piece := a.read(e)
+		piece := a.trimmed(a.read(e))
+		if err := a.tellPrompt(e); err != nil {
+			return err
+		}
 		a.made += len(piece)
 		if e.HasToken && e.Token.Logprobs != nil {
 			a.logprobs = append(a.logprobs, logprob{a.made, a.server.logprobs(e.Token.ID, e.Token.Logprobs)})
@@ -77,9 +83,11 @@ func (a *answer) deliver(ctx context.Context) error {
 			a.logprobs = nil
 			return a.finish(pb.FinishReason_FINISH_REASON_STOP, &matched)
 		case e.Finish == batching.Error:
-			return e.Err
+			return constraintError(ctx, "", e.Err)
 		case e.Finish == batching.Expired:
 			return context.DeadlineExceeded
+		case e.Finish == batching.Cancelled: // by the engine's end, as nobody here asked for it
+			return errCut
 		case e.Finish != batching.Running:
 			return a.finish(finishReasons[e.Finish], nil)
 		}
@@ -94,16 +102,61 @@ func (a *answer) read(e batching.Event) (piece string) {
 			piece = a.text.Push(e.Token.ID)
 		}
 	}
-	for i := range e.Prompt {
-		a.prompt = append(a.prompt, a.server.logprobs(a.rec.ids[i+1], &e.Prompt[i]))
-	}
 	if e.Finish != batching.Running {
 		piece += a.text.Flush()
 	}
 	return piece
 }
 
+// trimmed leaves a space at the start of the answer out, if it is the template's.
+func (a *answer) trimmed(piece string) string {
+	if a.trim && piece != "" {
+		a.trim = false
+		return strings.TrimPrefix(piece, " ")
+	}
+	return piece
+}
+
 func (a *answer) counts() *answered { return &a.rec.answers[a.index] }
+
+// pieceBytes is about how much of log-probabilities one message carries; clients accept 4 MiB.
+const pieceBytes = 256 << 10
+
+// tellPrompt sends the prompt's log-probabilities in pieces, and leaves the last to finish.
+func (a *answer) tellPrompt(e batching.Event) error {
+	for i := range e.Prompt {
+		l := a.server.logprobs(a.rec.ids[i+1], &e.Prompt[i])
+		a.prompt = append(a.prompt, l)
+		if a.promptSize += proto.Size(l); a.promptSize < pieceBytes {
+			continue
+		}
+		if err := a.sendDelta(&pb.StreamDelta{PromptLogprobs: a.prompt}); err != nil {
+			return err
+		}
+		a.prompt, a.promptSize = nil, 0
+	}
+	return nil
+}
+
+// few is the end of list that fits one message, after it sent the rest.
+func (a *answer) few(list []*pb.Logprobs) ([]*pb.Logprobs, error) {
+	size, from := 0, 0
+	for i, l := range list {
+		if size += proto.Size(l); size < pieceBytes {
+			continue
+		}
+		if err := a.sendDelta(&pb.StreamDelta{Logprobs: list[from : i+1]}); err != nil {
+			return nil, err
+		}
+		size, from = 0, i+1
+	}
+	return list[from:], nil
+}
+
+func (a *answer) sendDelta(d *pb.StreamDelta) error {
+	d.Index = uint32(a.index)
+	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: d}})
+}
 
 // delta sends text, if there is any.
 func (a *answer) delta(text string) error {
@@ -111,9 +164,13 @@ func (a *answer) delta(text string) error {
 		return nil
 	}
 	a.sent += len(text)
-	d := &pb.StreamDelta{Text: text, Index: uint32(a.index), Tokens: uint32(a.counts().completion - a.told), Logprobs: a.due(a.sent)}
+	logprobs, err := a.few(a.due(a.sent))
+	if err != nil {
+		return err
+	}
+	d := &pb.StreamDelta{Text: text, Tokens: uint32(a.counts().completion - a.told), Logprobs: logprobs}
 	a.told = a.counts().completion
-	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: d}})
+	return a.sendDelta(d)
 }
 
 // due takes the log-probabilities of the tokens whose text has been sent once sent bytes have been.
@@ -126,19 +183,22 @@ func (a *answer) due(sent int) (list []*pb.Logprobs) {
 }
 
 func (a *answer) finish(reason pb.FinishReason, matched *string) error {
+	logprobs, err := a.few(a.due(a.made))
+	if err != nil {
+		return err
+	}
 	c := a.counts()
 	c.finish, c.timing = reason, a.stream.Timing()
 	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
 		FinishReason: reason, MatchedStop: matched, Index: uint32(a.index),
 		Usage: a.rec.usage(*c), Timings: a.rec.timings(c.timing),
-		Logprobs: a.due(a.made), PromptLogprobs: a.prompt,
+		Logprobs: logprobs, PromptLogprobs: a.prompt,
 	}}})
 }
 
 var finishReasons = map[batching.FinishReason]pb.FinishReason{
-	batching.Stop:      pb.FinishReason_FINISH_REASON_STOP,
-	batching.Length:    pb.FinishReason_FINISH_REASON_LENGTH,
-	batching.Cancelled: pb.FinishReason_FINISH_REASON_CANCELLED,
+	batching.Stop:   pb.FinishReason_FINISH_REASON_STOP,
+	batching.Length: pb.FinishReason_FINISH_REASON_LENGTH,
 }
 
 // logprobs writes a token's log-probabilities out.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
@@ -28,20 +29,22 @@ func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStream
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
 func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
-	out := &pb.GenerateResponse{Choices: make([]*pb.Choice, max(in.GetN(), 1))}
-	texts := make([]strings.Builder, len(out.Choices))
-	for i := range out.Choices {
-		out.Choices[i] = new(pb.Choice)
-	}
+	out := new(pb.GenerateResponse)
+	var texts []strings.Builder
 	completion := uint32(0)
 	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
-		case *pb.GenerateStreamResponse_Start:
+		case *pb.GenerateStreamResponse_Start: // n is known to be within its limit from here on
+			texts = make([]strings.Builder, max(in.GetN(), 1))
+			for range texts {
+				out.Choices = append(out.Choices, new(pb.Choice))
+			}
 			out.Id, out.Model, out.ModelDigest, out.Seed = e.Start.GetId(), e.Start.GetModel(), e.Start.GetModelDigest(), e.Start.GetSeed()
 		case *pb.GenerateStreamResponse_Delta:
 			texts[e.Delta.GetIndex()].WriteString(e.Delta.GetText())
 			c := out.Choices[e.Delta.GetIndex()]
 			c.Logprobs = append(c.Logprobs, e.Delta.GetLogprobs()...)
+			out.PromptLogprobs = append(out.PromptLogprobs, e.Delta.GetPromptLogprobs()...)
 		case *pb.GenerateStreamResponse_Finish:
 			f, i := e.Finish, e.Finish.GetIndex()
 			c := out.Choices[i]
@@ -62,6 +65,9 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	first := out.Choices[0]
 	out.Text, out.FinishReason, out.MatchedStop = first.Text, first.FinishReason, first.MatchedStop
 	out.Usage.CompletionTokens = completion
+	if n := proto.Size(out); n > maxAnswerBytes {
+		return nil, tooLarge(n)
+	}
 	return out, nil
 }
 
@@ -85,38 +91,45 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	method, _ := grpc.Method(ctx)
 	rec.asked(req, method == pb.MMServe_GenerateStream_FullMethodName)
 	req.deadline, _ = ctx.Deadline()
-	tickets := make([]*batching.Ticket, req.n)
-	for i := range tickets {
-		if tickets[i], err = s.engine.AcquireBy(req.deadline, req.priority, 0); err != nil {
-			return rec.refuse(err)
-		}
-		defer tickets[i].Release()
+	tickets, err := s.engine.AcquireFor(claim(ctx, req))
+	if err != nil {
+		return rec.refuse(err)
+	}
+	for _, t := range tickets {
+		defer t.Release()
 	}
 
 	images, err := s.prepare(ctx, rec, req.pictures)
 	if err != nil {
 		return err
 	}
+	req.pictures = nil
+	s.releaseMessage(ctx)
 	rec.lap(&rec.preprocess)
-	input, err := s.tokenize(req, images)
+	input, err := s.tokenize(ctx, req, images)
 	if err != nil {
 		return err
 	}
-	grammar, err := s.constrain(ctx, req.constraint)
+	grammar, err := s.constrain(ctx, req.constraint, s.leadingSpace(input))
 	if err != nil {
 		return err
 	}
 	if req.maxTokens, err = s.fit(req, input); err != nil {
 		return err
 	}
+	if method == pb.MMServe_Generate_FullMethodName {
+		if err := s.fitMessage(req, input); err != nil {
+			return err
+		}
+	}
 	rec.prompt(input)
 	rec.lap(&rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
-			t.Coming()
+			t.WillSubmit()
 		}
 	}
-	cached, err := s.encode(ctx, &input, images)
+	cached, err := s.encode(ctx, &input, images, req.tenant)
 	if err != nil {
 		return err
 	}
@@ -124,6 +137,18 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	rec.lap(&rec.encode)
 
 	return s.answer(ctx, rec, req, input, grammar, tickets, send)
+}
+
+// claim is what the engine's admission needs to know of a request. Without a tenant it counts for the connection it came on.
+func claim(ctx context.Context, req *request) batching.Claim {
+	c := batching.Claim{
+		Priority: req.priority, Tenant: req.tenant, Answers: req.n, Deadline: req.deadline,
+		MaxTokens: cmp.Or(req.maxTokens, defaultMaxTokens), Endless: len(req.eos) == 0,
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Caller = p.Addr.String()
+	}
+	return c
 }
 
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
@@ -140,16 +165,20 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		group = new(batching.Group)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	var states []*constrain.State
+	if grammar != nil {
+		states = grammar.Starts(ctx, req.n)
+	}
 	answers := make([]*answer, req.n)
 	rec.answers = make([]answered, req.n)
 	for i, ticket := range tickets {
 		r := batching.Request{
 			ID: rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group, Tag: rec.tag(),
+			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Group: group, Further: i > 0, Tag: rec.tag(),
 		}
 		r.Sampling.Seed += uint64(i)
 		if grammar != nil {
-			r.Sampling.Constraint = grammar.Start()
+			r.Sampling.Constraint = states[i]
 		}
 		if req.promptLogprobs && i == 0 {
 			r.PromptLogprobs = &req.sampling.TopLogprobs
@@ -160,6 +189,7 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 		}
 		defer func() { rec.answers[i].timing = stream.Timing() }()
 		answers[i] = s.newAnswer(rec, req, i, stream, send)
+		answers[i].trim = s.trims(req, input, grammar)
 	}
 	if err := send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
 		Id: rec.id, Model: s.model.Name, ModelDigest: s.model.Digest, Seed: req.sampling.Seed, Usage: rec.usage(answered{}),
@@ -175,26 +205,24 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 	return g.Wait()
 }
 
-// prepare decodes the pictures one after the other, each when a core is free for it.
+// prepare decodes the images one after the other, each when the budget of all decodes has room.
 func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) ([]*vision.Image, error) {
 	images := make([]*vision.Image, len(pictures))
 	for i, p := range pictures {
-		select {
-		case s.preparing <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		if len(pictures) > 1 && s.model.Layout.SplitAlone {
+			p.detail = pb.Detail_DETAIL_LOW
 		}
 		began := time.Now()
-		img, err := func() (*vision.Image, error) {
-			defer func() { <-s.preparing }() // also when a decoder panics
-			if len(pictures) > 1 && s.model.Layout.SplitAlone {
-				p.detail = pb.Detail_DETAIL_LOW
-			}
-			return s.model.Prepare(p.data, p.detail)
-		}()
+		img, err := s.model.Prepare(ctx, p.data, p.detail)
+		if img != nil && !img.Started.IsZero() {
+			began = img.Started
+		}
 		rec.pictures = append(rec.pictures, preparation{began, time.Now(), len(p.data), img})
 		if errors.Is(err, vision.ErrImage) {
 			return nil, invalid(p.field, "%v", err)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.field, err)
@@ -206,12 +234,16 @@ func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) (
 
 // tokenize writes the prompt out, replaces each placeholder by its picture's expansion, turns it all into ids and
 // finds the pictures' positions among them.
-func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, error) {
+func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (fusion.Input, error) {
 	var p chat.Prompt
 	var err error
 	field, addSpecial := "chat.messages", s.model.AddSpecial
 	if req.messages != nil {
-		p, err = s.model.Template.Render(req.messages)
+		render := s.model.Template.RenderContext
+		if req.goesOn {
+			render = s.model.Template.RenderContinue
+		}
+		p, err = render(ctx, req.messages)
 		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
 	} else {
 		field = "prompt.parts"
@@ -241,43 +273,6 @@ func (s *Server) tokenize(req *request, images []*vision.Image) (fusion.Input, e
 	return s.model.Layout.Locate(ids, images)
 }
 
-// constrain compiles a constraint, when a core is free for it; nil gives nil.
-func (s *Server) constrain(ctx context.Context, in *pb.Constraint) (*constrain.Grammar, error) {
-	if in == nil {
-		return nil, nil
-	}
-	select {
-	case s.preparing <- struct{}{}:
-		defer func() { <-s.preparing }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	compiler, err := s.model.Compiler()
-	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none: %v", s.model.Name, err)
-	}
-	var g *constrain.Grammar
-	var field string
-	switch kind := in.GetKind().(type) {
-	case *pb.Constraint_Choices:
-		field = "choices.texts"
-		g, err = compiler.Choice(kind.Choices.GetTexts())
-	case *pb.Constraint_Regex:
-		field = "regex"
-		g, err = compiler.Regexp(kind.Regex)
-	case *pb.Constraint_JsonSchema:
-		field = "json_schema"
-		g, err = compiler.JSONSchema([]byte(kind.JsonSchema))
-	default:
-		field = "json_object"
-		g, err = compiler.JSONObject()
-	}
-	if err != nil {
-		return nil, invalid("constraint."+field, "%v", err)
-	}
-	return g, nil
-}
-
 // fit gives the most tokens to generate, or says why the request does not fit the context.
 func (s *Server) fit(req *request, in fusion.Input) (maxTokens int, err error) {
 	prompt, room := len(in.IDs), s.model.MaxLen-len(in.IDs)
@@ -295,12 +290,55 @@ func (s *Server) fit(req *request, in fusion.Input) (maxTokens int, err error) {
 	return req.maxTokens, nil
 }
 
+// maxAnswerBytes is the largest message that gRPC's clients accept unless they are told to.
+const maxAnswerBytes = 4 << 20
+
+// tokenOverhead is what a log-probability takes beside the token's own bytes.
+const tokenOverhead = 18
+
+// fitMessage refuses an answer that would not fit one message, before any of it is generated. What cannot be known yet, the
+// tokens of the answer and the likeliest ones, is taken at twice the vocabulary's mean length.
+func (s *Server) fitMessage(req *request, in fusion.Input) error {
+	token := 2*s.meanToken + tokenOverhead
+	place := token * float64(1+req.sampling.TopLogprobs)
+	size := float64((req.n+1)*req.maxTokens) * s.meanToken
+	if req.sampling.Logprobs {
+		size += float64(req.n*req.maxTokens) * place
+	}
+	if req.promptLogprobs {
+		size += float64(len(in.IDs)) * place
+	}
+	if size <= maxAnswerBytes {
+		return nil
+	}
+	return tooLarge(int(size))
+}
+
+func tooLarge(size int) error {
+	return invalid("input", "the answer would take about %d bytes with the log-probabilities and answers that are asked for; want at most %d in one message: "+
+		"use GenerateStream, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, maxAnswerBytes)
+}
+
+// meanTokenBytes is the mean length of a vocabulary's tokens, in bytes, over some that are spread evenly.
+func meanTokenBytes(m *Model) float64 {
+	const samples = 4096
+	total, n := 0, 0
+	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {
+		total += len(m.Tokenizer.TokenBytes(int32(id)))
+		n++
+	}
+	return float64(total) / float64(max(1, n))
+}
+
 // encode attaches the patch embeddings of all pictures, which the encoder is asked for together, and counts the
 // positions whose embeddings had been made before.
-func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.Image) (cachedTokens int, err error) {
+func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.Image, tenant string) (cachedTokens int, err error) {
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
+		if !s.options.SharePrefixes {
+			img.Tenant = tenant
+		}
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = s.model.Encode(gctx, img)
 			return err

@@ -35,6 +35,7 @@ const (
 	metricStepDuration   = "mmserve.engine.step.duration"
 	metricStepRows       = "mmserve.engine.step.rows"
 	metricPreemptions    = "mmserve.engine.preemptions"
+	metricGaveWay        = "mmserve.engine.preemptions.priority"
 	metricEvictions      = "mmserve.engine.evictions"
 	metricMoves          = "mmserve.engine.moves"
 	metricStalled        = "mmserve.engine.stalled"
@@ -49,6 +50,9 @@ const (
 	metricDeviceMemory   = "mmserve.device.memory"
 	metricSessionNodes   = "mmserve.session.nodes"
 	metricFallbackNodes  = "mmserve.session.fallback.nodes"
+	metricInflight       = "mmserve.messages.inflight"
+	metricEvicted        = "mmserve.messages.evicted"
+	metricConnections    = "mmserve.connections"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"
@@ -92,6 +96,7 @@ const (
 	keyOutcome         = attribute.Key("outcome")
 	keyReason          = attribute.Key("reason")
 	keyKind            = attribute.Key("kind")
+	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")
 	keyResult          = attribute.Key("result")
 	keyModel           = attribute.Key("model")

@@ -134,7 +134,7 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 		err = cause // what the packages below return does not tell a client that left from a shutdown
 	}
 	r.sum = r.total()
-	if r.sum.finish == pb.FinishReason_FINISH_REASON_CANCELLED || errors.Is(err, errCut) {
+	if errors.Is(err, errCut) {
 		r.server.cut.Add(1)
 	}
 	if panicked != nil {

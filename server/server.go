@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -47,9 +49,10 @@ type Model struct {
 	// Guarded are the texts that a user's words never form: the contents of the added tokens.
 	Guarded []string
 	Layout  fusion.Layout
-	// Prepare decodes an encoded picture and cuts it into tiles, on the request's goroutine. Its error wraps
-	// vision.ErrImage if the picture is at fault. nil: the model takes no pictures, and Encode is not called.
-	Prepare func(data []byte, detail pb.Detail) (*vision.Image, error)
+	// Prepare decodes an encoded image and cuts it into tiles, on the request's goroutine, when the budget of all decodes
+	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
+	// no images, and Encode is not called.
+	Prepare func(ctx context.Context, data []byte, detail pb.Detail) (*vision.Image, error)
 	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
@@ -101,13 +104,28 @@ type Options struct {
 	Grace time.Duration
 	// NoDrafts has tokens generated one by one for requests that do not say speculative.
 	NoDrafts bool
+	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
+	// prompts.
+	SharePrefixes bool
 	// Version is mmserve's, for GetServerInfo.
 	Version string
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.
 	Telemetry *Telemetry
-	// GRPC are further options of the gRPC server that Serve runs: credentials, telemetry.
+	// MaxInflightBytes bounds request messages from their first byte until their images have been decoded, all together.
+	// Beyond it those that are still being received are refused: RESOURCE_EXHAUSTED with RetryInfo. Default: 128 MiB, and at
+	// least twice MaxMessageBytes.
+	MaxInflightBytes int64
+	// MaxConnections is the most clients' connections; one more takes the place of a silent one. Default: 1024.
+	MaxConnections int
+	// MaxStreams is the most calls at once on one connection. Default: 1024.
+	MaxStreams int
+	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
+	ReceiveTimeout time.Duration
+	// Credentials are TLS, say. nil: plaintext.
+	Credentials credentials.TransportCredentials
+	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
 
@@ -117,6 +135,10 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.MaxImages, 16)
 	setDefault(&o.MaxStop, 16)
 	setDefault(&o.Grace, 30*time.Second)
+	setDefault(&o.MaxInflightBytes, max(128<<20, 2*int64(o.MaxMessageBytes)))
+	setDefault(&o.MaxConnections, 1024)
+	setDefault(&o.MaxStreams, 1024)
+	setDefault(&o.ReceiveTimeout, 30*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -136,44 +158,70 @@ func setDefault[T comparable](field *T, value T) {
 // Server answers mmserve.v1.MMServe from one model and one engine.
 type Server struct {
 	pb.UnimplementedMMServeServer
-	model   Model
-	engine  *batching.Engine
-	options Options
-	health  *health.Server
+	model  Model // set by Attach, as is
+	engine *batching.Engine
+	// meanToken is the mean length of a token in bytes.
+	meanToken float64
+	attached  atomic.Bool // both may be read
+	options   Options
+	health    *health.Server
+	inflight  *inflight
 
-	// preparing has one place per core: decoding pictures is the server's only heavy work, and a hundred
-	// requests must not unpack a hundred of them at once.
-	preparing chan struct{}
+	// decoding has one place per core, for request messages: images have a budget of their own.
+	decoding chan struct{}
 
-	// drained ends the watchers of the health service, shutdown the requests that did not finish in time; cut
-	// counts those.
+	// drained ends watchers and reflection, shutdown the requests that did not finish in time; cut counts those.
 	drained, shutdown   context.Context
 	endWatchers, cutAll context.CancelFunc
 	cut                 atomic.Int64
+
+	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
+	stopping atomic.Bool   // Serve has sent GOAWAY
+	idle     chan struct{} // has room for one note: stopping, and no call is open
 }
 
 // New returns a server for a model and the engine that runs it.
 func New(m Model, e *batching.Engine, o Options) *Server {
-	s := &Server{
-		model: m, engine: e, options: o.withDefaults(), health: health.NewServer(),
-		preparing: make(chan struct{}, runtime.GOMAXPROCS(0)),
-	}
-	s.drained, s.endWatchers = context.WithCancel(context.Background())
-	s.shutdown, s.cutAll = context.WithCancel(context.Background())
-	s.options.Telemetry.watch(s)
+	s := Loading(o)
+	s.Attach(m, e)
 	return s
 }
 
-// Register adds the mmserve and health services to a gRPC server of the caller's, who then is in charge of
-// message sizes and shutdown. Serve does it all.
-func (s *Server) Register(r grpc.ServiceRegistrar) {
-	pb.RegisterMMServeServer(r, s)
-	healthpb.RegisterHealthServer(r, s.health)
-	s.health.SetServingStatus(pb.MMServe_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
+// Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
+// UNAVAILABLE at once instead of waiting.
+func Loading(o Options) *Server {
+	s := &Server{
+		options: o.withDefaults(), health: health.NewServer(),
+		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		idle:     make(chan struct{}, 1),
+	}
+	s.inflight = newInflight(s.options.MaxInflightBytes)
+	s.drained, s.endWatchers = context.WithCancel(context.Background())
+	s.shutdown, s.cutAll = context.WithCancel(context.Background())
+	s.report(healthpb.HealthCheckResponse_NOT_SERVING)
+	return s
+}
+
+// Attach gives the server its model and the engine that runs it, once, and has it report SERVING, unless it is stopping.
+func (s *Server) Attach(m Model, e *batching.Engine) {
+	s.model, s.engine, s.meanToken = m, e, meanTokenBytes(&m)
+	s.attached.Store(true)
+	s.options.Telemetry.watch(s)
+	s.report(healthpb.HealthCheckResponse_SERVING)
+}
+
+// report sets the health of the whole and of the mmserve service.
+func (s *Server) report(status healthpb.HealthCheckResponse_ServingStatus) {
+	for _, name := range []string{"", pb.MMServe_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(name, status)
+	}
 }
 
 // Ready says why the server takes no requests, nil if it does.
 func (s *Server) Ready() error {
+	if !s.attached.Load() {
+		return errors.New("the model is loading")
+	}
 	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{Service: pb.MMServe_ServiceDesc.ServiceName})
 	if err == nil && r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		err = errors.New("the server is shutting down")
@@ -191,24 +239,52 @@ func (e *CutError) Error() string {
 	return fmt.Sprintf("shutdown: %d requests were still running after %v and were cut", e.Requests, e.Grace)
 }
 
-// flushTime is how long requests that were cut have to tell their clients so.
-const flushTime = 2 * time.Second
+const (
+	// flushTime is how long requests that were cut have to tell their clients so.
+	flushTime = 2 * time.Second
+	// watchTime is how long watchers have to hear of NOT_SERVING before their streams end.
+	watchTime = 20 * time.Millisecond
+	// handshakeTime is how long a new connection may take to speak HTTP/2.
+	handshakeTime = 10 * time.Second
+	// idleTime is how long a connection may stay without a call; clients connect again when they need one.
+	idleTime = 15 * time.Minute
+	// maxHeaderBytes bounds the metadata of a call, as HTTP/2 counts it.
+	maxHeaderBytes = 32 << 10
+)
 
-// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING,
-// waits DrainDelay, refuses new requests, lets the running ones finish for up to Grace, and cuts the rest, which
-// end with FINISH_REASON_CANCELLED and are counted in a *CutError. It may be called once. It closes lis; the
-// engine is drained but still the caller's to end.
-func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+// grpcServer makes the gRPC server, with all services behind guard.
+func (s *Server) grpcServer() *grpc.Server {
+	creds := s.options.Credentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
 	g := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.Creds(framedCredentials{creds}),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(s.options.MaxMessageBytes),
+		grpc.MaxConcurrentStreams(uint32(s.options.MaxStreams)),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainStreamInterceptor(s.endWatch),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
 	}, s.options.GRPC...)...)
-	s.Register(g)
-	reflection.Register(g)
+	r := guard{g, s, s.options.wireCounts()}
+	pb.RegisterMMServeServer(r, s)
+	healthpb.RegisterHealthServer(r, s.health)
+	reflection.Register(r)
+	return g
+}
 
+// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
+// for DrainDelay, then closes lis and tells clients to go elsewhere (GOAWAY), answers what is on the wire already for up to
+// Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
+// takes requests until the last call is over, is drained then, and is still the caller's to end.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	g := s.grpcServer()
+	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(lis) }()
+	go func() { served <- g.Serve(l) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("gRPC server: %w", err)
@@ -216,14 +292,41 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 
 	s.health.Shutdown()
-	time.Sleep(s.options.DrainDelay)
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.options.Grace)
+	s.options.Logger.Info("stopping", "open_requests", s.open.Load(), "drain_delay", s.options.DrainDelay, "grace", s.options.Grace)
+	if s.attached.Load() {
+		time.Sleep(s.options.DrainDelay)
+	}
+	s.drain(g, l)
+	<-served
+	if n := s.cut.Load(); n > 0 {
+		return &CutError{Requests: int(n), Grace: s.options.Grace}
+	}
+	return nil
+}
+
+// drain lets the open calls finish, and cuts those that do not within Grace.
+func (s *Server) drain(g *grpc.Server, l *listener) {
+	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
-	// Its error says no more than that grace is over, which cuts what is left.
-	_ = s.engine.Drain(grace)
-	s.endWatchers()
+	_ = l.Listener.Close()
+	l.closeMute()
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); g.GracefulStop() }()
+	s.stopping.Store(true)
+	if s.open.Load() == 0 {
+		s.noteIdle()
+	}
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		select {
+		case <-s.idle:
+			time.Sleep(watchTime)
+		case <-grace.Done():
+		}
+		s.endWatchers()
+	}()
+	defer func() { <-told }()
 	select {
 	case <-stopped:
 	case <-grace.Done():
@@ -235,28 +338,23 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 			<-stopped
 		}
 	}
-	<-served
-	if n := s.cut.Load(); n > 0 {
-		return &CutError{Requests: int(n), Grace: s.options.Grace}
+	if s.attached.Load() {
+		ended, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		_ = s.engine.Drain(ended) // its error says that the engine does not move, which is its owner's to end
 	}
-	return nil
 }
 
-// endWatch ends the watchers of the health service when the server has drained: they never leave by themselves, and
-// GracefulStop would wait for them.
-func (s *Server) endWatch(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if info.FullMethod != healthpb.Health_Watch_FullMethodName {
-		return handler(srv, stream)
+// requestOver notes the end of a Generate or GenerateStream call.
+func (s *Server) requestOver() {
+	if s.open.Add(-1) == 0 && s.stopping.Load() {
+		s.noteIdle()
 	}
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	defer context.AfterFunc(s.drained, cancel)()
-	return handler(srv, watchStream{stream, ctx})
 }
 
-type watchStream struct {
-	grpc.ServerStream
-	ctx context.Context
+func (s *Server) noteIdle() {
+	select {
+	case s.idle <- struct{}{}:
+	default:
+	}
 }
-
-func (s watchStream) Context() context.Context { return s.ctx }

@@ -94,8 +94,8 @@ func TestSpans(t *testing.T) {
 	g := readGolden(t)
 	m := tinyVLM(t)
 	prepare := m.Prepare
-	m.Prepare = func(data []byte, d pb.Detail) (*vision.Image, error) {
-		img, err := prepare(data, d)
+	m.Prepare = func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
+		img, err := prepare(ctx, data, d)
 		if err == nil {
 			img.Decoded = time.Now()
 		}

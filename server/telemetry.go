@@ -53,6 +53,8 @@ type snapshot struct {
 	encoder vision.EncoderStats
 	device  DeviceStats
 	kvBytes int64 // a position's
+
+	inflight, evicted, connections int64
 }
 
 // NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
@@ -100,7 +102,7 @@ func (t *Telemetry) zero() {
 		t.rejected.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyReason.String(reason))))
 	}
 	for _, outcome := range []string{
-		"stop", "length", "cancelled", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+		"stop", "length", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
 		"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
 	} {
 		t.finished.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
@@ -165,8 +167,12 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
 	counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
 	add(func(s snapshot) int64 { return s.FailedSteps })
-	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV to others for a time.")
+	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV for a time because memory was short.")
 	add(func(s snapshot) int64 { return s.Preemptions })
+	counter(metricGaveWay, "{sequence}", "Sequences that paused for a waiting one of a higher priority, or for the first answer of another call.")
+	for i, class := range []string{"batch", "default", "interactive"} {
+		add(func(s snapshot) int64 { return s.GaveWay[i] }, keyPriority.String(class))
+	}
 	counter(metricEvictions, "{sequence}", "Cached sequences whose slot was needed.")
 	add(func(s snapshot) int64 { return s.Evictions })
 	counter(metricMoves, "{token}", "KV positions copied between slots.")
@@ -187,6 +193,12 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.device.From }, keyDirection.String("from"))
 	gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
 	add(func(s snapshot) int64 { return s.device.Held })
+	gauge(metricInflight, "By", "Request messages from their first byte until their images are decoded, with what it takes to receive them.")
+	add(func(s snapshot) int64 { return s.inflight })
+	counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
+	add(func(s snapshot) int64 { return s.evicted })
+	gauge(metricConnections, "{connection}", "Clients' connections.")
+	add(func(s snapshot) int64 { return s.connections })
 	return errors.Join(errs...)
 }
 
@@ -245,6 +257,8 @@ func (t *Telemetry) watch(s *Server) {
 	}
 	_, err := t.meter.RegisterCallback(func(_ context.Context, to metric.Observer) error {
 		now := snapshot{Stats: s.engine.Stats(), kvBytes: s.model.KVBytesPerToken}
+		now.inflight, now.connections = s.inflight.usage()
+		now.evicted = s.inflight.evicted.Load()
 		if s.model.EncoderStats != nil {
 			now.encoder = s.model.EncoderStats()
 		}
@@ -349,7 +363,6 @@ func (r *record) reason(failure codes.Code) string {
 
 // finishNames are the ends of answers as they stand in metrics and traces.
 var finishNames = map[pb.FinishReason]string{
-	pb.FinishReason_FINISH_REASON_STOP:      "stop",
-	pb.FinishReason_FINISH_REASON_LENGTH:    "length",
-	pb.FinishReason_FINISH_REASON_CANCELLED: "cancelled",
+	pb.FinishReason_FINISH_REASON_STOP:   "stop",
+	pb.FinishReason_FINISH_REASON_LENGTH: "length",
 }

@@ -29,12 +29,16 @@ const (
 	maxAnswers       = 16
 	maxStopIDs       = 16
 	maxTopLogprobs   = 20
+	maxMessages      = 2048
+	maxParts         = 2048 // of all messages
+	maxChoices       = 8192
 	defaultMaxTokens = 256
 )
 
 // request is a GenerateRequest that was checked, in the words of the packages that work on it.
 type request struct {
 	messages  []chat.Message // nil for a raw prompt
+	goesOn    bool           // with the last of them
 	raw       []chat.Part    // nil for a chat
 	pictures  []picture      // in the order of the prompt
 	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
@@ -63,7 +67,7 @@ type picture struct {
 // violations are reported together, up to maxViolations.
 func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	if in.GetModel() != "" && in.GetModel() != s.model.Name {
-		return nil, status.Errorf(codes.NotFound, "model: %.100q is not served here; this server has %q", in.GetModel(), s.model.Name)
+		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %q", len(in.GetModel()), s.model.Name)
 	}
 	var v violations
 	r := &request{sampling: s.model.Defaults}
@@ -117,6 +121,7 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 	}
 	if n := len(in.GetStopTokenIds()); n > maxStopIDs {
 		v.add("stop_token_ids", "%d ids; at most %d are allowed", n, maxStopIDs)
+		return
 	}
 	r.ends = s.model.EOS
 	for i, id := range in.GetStopTokenIds() {
@@ -166,6 +171,9 @@ func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
 		if len(kind.Choices.GetTexts()) == 0 {
 			v.add("constraint.choices.texts", "none; want at least one")
 		}
+		if n := len(kind.Choices.GetTexts()); n > maxChoices {
+			v.add("constraint.choices.texts", "%d texts; at most %d are allowed", n, maxChoices)
+		}
 	}
 	if in.GetIgnoreEos() {
 		v.add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
@@ -185,11 +193,15 @@ func validID(id string) bool {
 }
 
 func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest) {
-	text := 0
+	text, parts := 0, 0
 	switch input := in.GetInput().(type) {
 	case *pb.GenerateRequest_Chat:
 		if len(input.Chat.GetMessages()) == 0 {
 			v.add("chat.messages", "none; want at least one")
+		}
+		if n := len(input.Chat.GetMessages()); n > maxMessages {
+			v.add("chat.messages", "%d messages; at most %d are allowed", n, maxMessages)
+			return
 		}
 		r.messages = make([]chat.Message, 0, len(input.Chat.GetMessages()))
 		for i, m := range input.Chat.GetMessages() {
@@ -198,11 +210,20 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 			if !ok {
 				v.add(field+".role", "%v; want ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT", m.GetRole())
 			}
-			parts, n := validateParts(v, r, field+".parts", m.GetParts())
-			r.messages = append(r.messages, chat.Message{Role: role, Parts: parts})
+			if parts += len(m.GetParts()); parts > maxParts {
+				v.add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, maxParts)
+				return
+			}
+			list, n := validateParts(v, r, field+".parts", m.GetParts())
+			r.messages = append(r.messages, chat.Message{Role: role, Parts: list})
 			text += n
 		}
+		validateLast(v, r, input.Chat)
 	case *pb.GenerateRequest_Prompt:
+		if n := len(input.Prompt.GetParts()); n > maxParts {
+			v.add("prompt.parts", "%d parts; at most %d are allowed", n, maxParts)
+			return
+		}
 		r.raw, text = validateParts(v, r, "prompt.parts", input.Prompt.GetParts())
 	default:
 		v.add("input", "none; want chat or prompt")
@@ -212,6 +233,22 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 	}
 	if n, most := len(r.pictures), s.maxImages(); n > most && s.model.Prepare != nil {
 		v.add("input", "%d pictures; at most %d are taken in a request", n, most)
+	}
+}
+
+// validateLast refuses an assistant's message at the end that is not to be continued: a new turn would follow it, which
+// callers who fill in the beginning of an answer do not mean.
+func validateLast(v *violations, r *request, in *pb.Chat) {
+	last := len(in.GetMessages()) - 1
+	if last < 0 {
+		return
+	}
+	role := in.GetMessages()[last].GetRole()
+	switch r.goesOn = in.GetContinueFinalMessage(); {
+	case r.goesOn && role != pb.Role_ROLE_ASSISTANT:
+		v.add("chat.continue_final_message", "true; want false, or a last message of ROLE_ASSISTANT")
+	case !r.goesOn && role == pb.Role_ROLE_ASSISTANT:
+		v.add(fmt.Sprintf("chat.messages[%d].role", last), "ROLE_ASSISTANT in the last message; want another role, or continue_final_message to go on with it")
 	}
 }
 

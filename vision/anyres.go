@@ -1,11 +1,13 @@
 package vision
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"time"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the whole
@@ -97,44 +99,58 @@ func (p AnyResTiles) Side() int { return p.Size }
 // Grid is that of the best of Pinpoints.
 func (p AnyResTiles) Grid(w, h int) Grid { return p.Pinpoints.Grid(w, h, p.Size) }
 
-// Prepare decodes a picture and makes it into tiles, that of the whole first. With split false it is one tile, padded
-// to a square, as the reference makes each of several pictures in a prompt.
-func (p AnyResTiles) Prepare(data []byte, l Limits, split bool) (*Image, error) {
-	rgb, err := Decode(data, l)
-	if err != nil {
-		return nil, err
-	}
-	s, f := p.Size, filters[p.Resample]
-	img := &Image{Width: rgb.W, Height: rgb.H, Size: s, Decoded: time.Now()}
-	if !split {
-		single := SingleTile{Size: s, Pad: true, Resample: p.Resample, Normalization: p.Normalization}
-		img.Digest, img.Pixels = digest(single, data), make([]uint8, 3*s*s)
-		tile := f.resize(squared(rgb, p.Mean), s, s)
-		cut(img.Pixels, tile, 0, 0, s)
-		release(tile)
-		return img, nil
-	}
-	img.Digest, img.Grid = digest(p, data), p.Grid(rgb.W, rgb.H)
-	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
-	copied := scratchRGB(rgb.W, rgb.H)
-	copy(copied.Pix, rgb.Pix)
-	whole := f.resize(copied, s, s)
-	tiles := cut(img.Pixels, whole, 0, 0, s)
-	release(whole)
+// single is the preprocessing of an image that is not split: one tile, padded to a square, as the reference makes each
+// of several images in a prompt.
+func (p AnyResTiles) single() SingleTile {
+	return SingleTile{Size: p.Size, Pad: true, Resample: p.Resample, Normalization: p.Normalization}
+}
 
+// Measure implements Preprocessor.
+func (p AnyResTiles) Measure(w, h int, split bool) (Grid, int64, error) {
+	if !split {
+		return p.single().Measure(w, h, split)
+	}
+	g, s := p.Grid(w, h), p.Size
+	fw, fh := p.fit(g)
+	return g, imaging.Sum(tileBytes(g.Tiles(), s), floatBytes(s, s, g.Tiles()), imaging.ResizeBytes(w, h, s, s),
+		imaging.ResizeBytes(w, h, fw, fh), tileBytes(g.Rows*g.Cols, s)), nil
+}
+
+// Prepare implements Preprocessor. The tile of the whole comes first.
+func (p AnyResTiles) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
+	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
+		if !split {
+			return p.single().tile(ctx, data, rgb, img)
+		}
+		return p.tiles(ctx, data, rgb, img)
+	})
+}
+
+func (p AnyResTiles) tiles(ctx context.Context, data []byte, rgb *imaging.RGB, img *Image) error {
+	s, f := p.Size, imaging.Filters[p.Resample]
+	img.Digest, img.Size, img.Pixels = digest(p, data), s, make([]uint8, img.Grid.Tiles()*3*s*s)
+	whole, err := f.ResizeCopy(ctx, rgb, s, s)
+	if err != nil {
+		return err
+	}
+	tiles := cut(img.Pixels, whole, 0, 0, s)
+	if whole != rgb {
+		imaging.Release(whole)
+	}
 	w, h := p.fit(img.Grid)
-	rgb = f.resize(rgb, w, h)
-	canvas := scratchRGB(img.Grid.Cols*s, img.Grid.Rows*s)
-	clear(canvas.Pix)
+	if rgb, err = f.Resize(ctx, rgb, w, h); err != nil {
+		return err
+	}
+	canvas := imaging.NewRGB(img.Grid.Cols*s, img.Grid.Rows*s)
 	place(canvas, rgb, (canvas.W-w)/2, (canvas.H-h)/2)
-	release(rgb)
+	imaging.Release(rgb)
 	for r := range img.Grid.Rows {
 		for c := range img.Grid.Cols {
 			tiles = cut(tiles, canvas, c*s, r*s, s)
 		}
 	}
-	release(canvas)
-	return img, nil
+	imaging.Release(canvas)
+	return nil
 }
 
 // fit is the size of the picture within its tiles, its aspect kept.

@@ -15,13 +15,19 @@ type cache struct {
 	mu      sync.Mutex
 	budget  int64
 	used    int64
-	entries map[[32]byte]*entry
+	entries map[key]*entry
 	order   *list.List // of *entry that are complete; front is the most recently used
+}
+
+// key tells images apart, and those of one tenant from another's: that an image was cached tells who asks that it was sent.
+type key struct {
+	digest [32]byte
+	tenant string
 }
 
 // entry is one image, under way or complete. err and patches may be read once done is closed.
 type entry struct {
-	key     [32]byte
+	key     key
 	done    chan struct{}
 	patches []float32
 	err     error
@@ -31,12 +37,12 @@ type entry struct {
 }
 
 func newCache(budget int64) *cache {
-	return &cache{budget: budget, entries: map[[32]byte]*entry{}, order: list.New()}
+	return &cache{budget: budget, entries: map[key]*entry{}, order: list.New()}
 }
 
 // join registers a waiter for an image; first tells that the caller has to see to its encoding.
 // Every join is followed by one leave.
-func (c *cache) join(key [32]byte) (e *entry, first bool) {
+func (c *cache) join(key key) (e *entry, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[key]; ok {

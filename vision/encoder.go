@@ -75,11 +75,11 @@ func NewEncoder(t runner, normalize func(dst []float32, src []uint8), cacheBytes
 }
 
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they were
-// cached or already under way. The slice is shared and must not be written. Equal images (by Digest) that come
+// cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant) that come
 // at the same time are encoded once. A caller whose context ends stops waiting; when the last one has gone
 // before the image reached the tower, it is never encoded.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
-	ent, first := e.cache.join(img.Digest)
+	ent, first := e.cache.join(key{img.Digest, img.Tenant})
 	defer e.cache.leave(ent)
 	e.count(!first)
 	if first {

@@ -107,6 +107,13 @@ func TestCacheAndSingleFlight(t *testing.T) {
 				t.Errorf("step %d: image %d cached: %t, want %t", i, step.pixel, got, step.want)
 			}
 		}
+		theirs := picture(1)
+		theirs.Tenant = "another"
+		for _, want := range []bool{false, true} {
+			if _, cached, _ := e.Encode(t.Context(), theirs); cached != want {
+				t.Errorf("an image that another tenant sent is cached: %t, want %t", cached, want)
+			}
+		}
 		if s := e.Stats(); s.CacheBytes != 16 {
 			t.Errorf("cache holds %d bytes, want its 16", s.CacheBytes)
 		}

@@ -1,10 +1,12 @@
 package vision
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // Idefics3 is the preprocessing of the Idefics3 and SmolVLM families, with the values of preprocessor_config.json.
@@ -131,44 +133,61 @@ func (p Idefics3) grid(w, h int) Grid {
 	return Grid{Rows: h / p.MaxImageSize, Cols: w / p.MaxImageSize}
 }
 
-// Prepare decodes a picture and makes it into tiles. With split false it stays one tile even where p.Split is true.
-// Errors wrap ErrImage. It runs on the caller's goroutine, lends work to the other cores, and may be called
-// concurrently.
-func (p Idefics3) Prepare(data []byte, l Limits, split bool) (*Image, error) {
-	rgb, err := Decode(data, l)
-	if err != nil {
-		return nil, err
-	}
+// Measure implements Preprocessor.
+func (p Idefics3) Measure(w, h int, split bool) (Grid, int64, error) {
 	p.Split = p.Split && split
-	s := p.MaxImageSize
-	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: s, Decoded: time.Now()}
-	img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
-	f := filters[p.Resample]
-
-	// Every stage starts from the rounded pixels of the one before, as in the reference.
-	w, h := p.first(rgb.W, rgb.H)
-	stage := f.resize(rgb, w, h)
+	g, s := p.Grid(w, h), p.MaxImageSize
+	w1, h1 := p.first(w, h)
+	bytes := imaging.Sum(tileBytes(g.Tiles(), s), floatBytes(s, s, g.Tiles()), imaging.ResizeBytes(w, h, w1, h1))
 	if p.Split {
-		w, h = p.second(w, h)
-		stage = f.resize(stage, w, h)
+		w2, h2 := p.second(w1, h1)
+		bytes, w1, h1 = imaging.Sum(bytes, imaging.ResizeBytes(w1, h1, w2, h2)), w2, h2
 	}
-	tiles := img.Pixels
-	for r := range img.Grid.Rows {
-		for c := range img.Grid.Cols {
-			tiles = cut(tiles, stage, c*s, r*s, s)
+	return g, imaging.Sum(bytes, imaging.ResizeBytes(w1, h1, s, s)), nil
+}
+
+// Prepare implements Preprocessor.
+func (p Idefics3) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
+	p.Split = p.Split && split
+	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
+		s := p.MaxImageSize
+		img.Digest, img.Size = digest(p, data), s
+		img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
+		f := imaging.Filters[p.Resample]
+
+		// Every stage starts from the rounded pixels of the one before, as in the reference.
+		w, h := p.first(rgb.W, rgb.H)
+		stage, err := f.Resize(ctx, rgb, w, h)
+		if err != nil {
+			return err
 		}
-	}
-	whole := f.resize(stage, s, s)
-	cut(tiles, whole, 0, 0, s)
-	release(whole)
-	return img, nil
+		if p.Split {
+			w, h = p.second(w, h)
+			if stage, err = f.Resize(ctx, stage, w, h); err != nil {
+				return err
+			}
+		}
+		tiles := img.Pixels
+		for r := range img.Grid.Rows {
+			for c := range img.Grid.Cols {
+				tiles = cut(tiles, stage, c*s, r*s, s)
+			}
+		}
+		whole, err := f.Resize(ctx, stage, s, s)
+		if err != nil {
+			return err
+		}
+		cut(tiles, whole, 0, 0, s)
+		imaging.Release(whole)
+		return nil
+	})
 }
 
 // cut writes the s×s square of p at x, y as planes and gives what follows it in tiles.
-func cut(tiles []uint8, p *RGB, x, y, s int) []uint8 {
+func cut(tiles []uint8, p *imaging.RGB, x, y, s int) []uint8 {
 	red, green, blue := tiles[:s*s], tiles[s*s:2*s*s], tiles[2*s*s:3*s*s]
 	for r := range s {
-		in := p.row(y + r)[3*x:][:3*s]
+		in := p.Row(y + r)[3*x:][:3*s]
 		for c := range s {
 			red[r*s+c], green[r*s+c], blue[r*s+c] = in[3*c], in[3*c+1], in[3*c+2]
 		}

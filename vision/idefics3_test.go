@@ -3,6 +3,7 @@ package vision
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -80,7 +81,7 @@ func TestScenes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			img, err := p.Prepare(data, Limits{}, true)
+			img, err := p.Prepare(context.Background(), data, Limits{}, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +136,7 @@ func TestGridIsWhatPrepareCuts(t *testing.T) {
 	p := parse(t, `{"size": {"longest_edge": 40}, "max_image_size": {"longest_edge": 16}}`)
 	for _, size := range [][2]int{{1, 1}, {40, 1}, {1, 40}, {33, 32}, {32, 33}, {100, 39}, {7, 90}, {17, 16}} {
 		p.DoResize = !p.DoResize
-		img, err := p.Prepare(bitmap(size[0], size[1]), Limits{}, true)
+		img, err := p.Prepare(context.Background(), bitmap(size[0], size[1]), Limits{}, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +157,7 @@ func bitmap(w, h int) []byte {
 }
 
 func TestPrepareRefuses(t *testing.T) {
-	if img, err := parse(t, smolVLM).Prepare([]byte("text"), Limits{}, true); !errors.Is(err, ErrImage) || img != nil {
+	if img, err := parse(t, smolVLM).Prepare(context.Background(), []byte("text"), Limits{}, true); !errors.Is(err, ErrImage) || img != nil {
 		t.Errorf("got %v, %v", img, err)
 	}
 }
@@ -165,7 +166,7 @@ func TestDigest(t *testing.T) {
 	a := readFile(t, "exif/orientation_1.jpg")
 	base := parse(t, `{"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}`)
 	digest := func(p Idefics3, data []byte, split bool) [32]byte {
-		img, err := p.Prepare(data, Limits{}, split)
+		img, err := p.Prepare(context.Background(), data, Limits{}, split)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,26 +266,6 @@ func TestNormalizeParts(t *testing.T) {
 	check(254, 126.5, 63)
 }
 
-func TestResampleAsPillow(t *testing.T) {
-	src, err := Decode(readFile(t, "photos/astronaut.png"), Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range readGolden[[]struct {
-		Filter, W, H int
-		SHA256       string
-	}](t, "resample.json") {
-		crop := newRGB(301, 227)
-		for y := range crop.H {
-			copy(crop.row(y), src.row(y)[300:])
-		}
-		got := filters[c.Filter].resize(crop, c.W, c.H)
-		if sum := sha256.Sum256(got.Pix); got.W != c.W || got.H != c.H || hex.EncodeToString(sum[:]) != c.SHA256 {
-			t.Errorf("filter %d to %d×%d: other pixels than Pillow", c.Filter, c.W, c.H)
-		}
-	}
-}
-
 func BenchmarkPrepare(b *testing.B) {
 	p := parse(b, smolVLM)
 	for _, c := range []struct {
@@ -299,7 +280,7 @@ func BenchmarkPrepare(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := p.Prepare(c.data, Limits{}, c.split); err != nil {
+				if _, err := p.Prepare(context.Background(), c.data, Limits{}, c.split); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -1,12 +1,15 @@
 package vision
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // Preprocessor turns an encoded picture into the tiles that a tower takes. Implementations are values with the
@@ -16,9 +19,13 @@ type Preprocessor interface {
 	Side() int
 	// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
 	Grid(w, h int) Grid
-	// Prepare decodes a picture and makes it into tiles. With split false it stays one tile where the settings would
-	// cut it. Errors wrap ErrImage. It runs on the caller's goroutine and lends work to the other cores.
-	Prepare(data []byte, l Limits, split bool) (*Image, error)
+	// Measure tells how an image of w×h pixels, after orientation, will be cut, and bounds the memory that is held beside
+	// the decoder's: intermediate sizes, tiles and pixel values. Its error wraps ErrImage where the size cannot be taken.
+	Measure(w, h int, split bool) (g Grid, bytes int64, err error)
+	// Prepare decodes an image and makes it into tiles. With split false it stays one tile where the settings would
+	// cut it. Errors wrap ErrImage, or are the context's cause. It waits for the budget of l, runs on the caller's
+	// goroutine and lends work to the other cores.
+	Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error)
 	// Normalize maps the bytes of one tile, planar RGB, to pixel values; those of Qwen2VL are of any number of patches.
 	Normalize(dst []float32, src []uint8)
 }
@@ -155,7 +162,7 @@ func (n Normalization) table(c int) (table [256]float32) {
 
 // checkResample refuses a filter that is not known.
 func checkResample(n int) error {
-	if _, ok := filters[n]; !ok {
+	if _, ok := imaging.Filters[n]; !ok {
 		return fmt.Errorf("resample is %d, want 1 (Lanczos), 2 (bilinear) or 3 (bicubic)", n)
 	}
 	return nil
@@ -163,7 +170,7 @@ func checkResample(n int) error {
 
 // pixelsVersion goes up when the same file and configuration would give other pixels than before, so that patch
 // embeddings that somebody kept are not taken for those of the new pixels.
-const pixelsVersion = 2
+const pixelsVersion = 3
 
 // digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
 func digest(p Preprocessor, data []byte) (d [32]byte) {

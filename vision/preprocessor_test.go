@@ -1,10 +1,13 @@
 package vision
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // The configurations that goldens/preprocess.json was made with.
@@ -78,7 +81,7 @@ func TestPixelsAsTransformers(t *testing.T) {
 			if !ok {
 				return
 			}
-			img, err := p.Prepare(data, Limits{}, true)
+			img, err := p.Prepare(context.Background(), data, Limits{}, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +156,7 @@ func TestSquaresAsPillow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		img, err := p.Prepare(readFile(t, c.Photo), Limits{}, false)
+		img, err := p.Prepare(context.Background(), readFile(t, c.Photo), Limits{}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,20 +166,11 @@ func TestSquaresAsPillow(t *testing.T) {
 	}
 }
 
-// With do_pad the bars are the mean's colour, and the picture lies between them.
+// With do_pad the bars are the mean's colour, and the image lies between them.
 func TestPadToSquare(t *testing.T) {
-	wide := newRGB(4, 2)
-	for i := range wide.Pix {
-		wide.Pix[i] = 9
-	}
-	got := squared(wide, clipMean)
-	bar, pixel := [3]uint8{122, 116, 104}, [3]uint8{9, 9, 9} // int(mean * 255)
-	for y, want := range [][3]uint8{bar, pixel, pixel, bar} {
-		for x := range 4 {
-			if [3]uint8(got.row(y)[3*x:][:3]) != want {
-				t.Errorf("%d,%d is %v, want %v", x, y, got.row(y)[3*x:][:3], want)
-			}
-		}
+	got := squared(imaging.NewRGB(4, 2), clipMean)
+	if want := (imaging.Canvas{W: 4, H: 4, Y: 1, Color: [3]uint8{122, 116, 104}}); got != want { // int(mean * 255)
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 

@@ -1,10 +1,13 @@
 package vision
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // Qwen2VL is the preprocessing of Qwen2-VL and Qwen2.5-VL, with the values of preprocessor_config.json: the picture is
@@ -108,29 +111,37 @@ func (p Qwen2VL) Grid(w, h int) Grid {
 // THW is image_grid_thw of a picture: patches in time, down and across.
 func (p Qwen2VL) THW(g Grid) (t, h, w int) { return 1, g.Height / p.PatchSize, g.Width / p.PatchSize }
 
-// Prepare decodes a picture and makes it into patches. split changes nothing: there are no tiles.
-func (p Qwen2VL) Prepare(data []byte, l Limits, _ bool) (*Image, error) {
-	rgb, err := Decode(data, l)
-	if err != nil {
-		return nil, err
+// Measure implements Preprocessor.
+func (p Qwen2VL) Measure(w, h int, _ bool) (Grid, int64, error) {
+	if max(w, h) > maxAspect*min(w, h) {
+		return Grid{}, 0, fmt.Errorf("%w: %d×%d pixels, one side may be at most %d times the other", ErrImage, w, h, maxAspect)
 	}
-	if max(rgb.W, rgb.H) > maxAspect*min(rgb.W, rgb.H) {
-		return nil, fmt.Errorf("%w: %d×%d pixels, one side may be at most %d times the other", ErrImage, rgb.W, rgb.H, maxAspect)
-	}
-	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Grid: p.Grid(rgb.W, rgb.H), Size: p.PatchSize}
-	img.Pixels = make([]uint8, 3*img.Grid.Width*img.Grid.Height)
-	rgb = filters[p.Resample].resize(rgb, img.Grid.Width, img.Grid.Height)
-	s, block := p.PatchSize, p.PatchSize*p.MergeSize
-	patches := img.Pixels
-	for y := 0; y < rgb.H; y += block {
-		for x := 0; x < rgb.W; x += block {
-			for i := range p.MergeSize * p.MergeSize {
-				patches = cut(patches, rgb, x+i%p.MergeSize*s, y+i/p.MergeSize*s, s)
+	g := p.Grid(w, h)
+	return g, imaging.Sum(imaging.Bytes(3, g.Width, g.Height), floatBytes(g.Width, g.Height, p.TemporalPatchSize),
+		imaging.ResizeBytes(w, h, g.Width, g.Height)), nil
+}
+
+// Prepare implements Preprocessor. split changes nothing: there are no tiles.
+func (p Qwen2VL) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
+	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
+		img.Digest, img.Size = digest(p, data), p.PatchSize
+		img.Pixels = make([]uint8, 3*img.Grid.Width*img.Grid.Height)
+		rgb, err := imaging.Filters[p.Resample].Resize(ctx, rgb, img.Grid.Width, img.Grid.Height)
+		if err != nil {
+			return err
+		}
+		s, block := p.PatchSize, p.PatchSize*p.MergeSize
+		patches := img.Pixels
+		for y := 0; y < rgb.H; y += block {
+			for x := 0; x < rgb.W; x += block {
+				for i := range p.MergeSize * p.MergeSize {
+					patches = cut(patches, rgb, x+i%p.MergeSize*s, y+i/p.MergeSize*s, s)
+				}
 			}
 		}
-	}
-	release(rgb)
-	return img, nil
+		imaging.Release(rgb)
+		return nil
+	})
 }
 
 // Normalize maps the bytes of any number of patches to pixel_values, TemporalPatchSize times as many.

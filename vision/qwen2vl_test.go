@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"math"
 	"strings"
@@ -28,10 +29,10 @@ func TestQwen2VLRefusesStrips(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Prepare(bitmap(201, 1), Limits{}, true); !errors.Is(err, ErrImage) || !strings.Contains(err.Error(), "201×1 pixels") {
+	if _, err := p.Prepare(context.Background(), bitmap(201, 1), Limits{}, true); !errors.Is(err, ErrImage) || !strings.Contains(err.Error(), "201×1 pixels") {
 		t.Errorf("201×1: %v", err)
 	}
-	img, err := p.Prepare(bitmap(200, 1), Limits{}, true)
+	img, err := p.Prepare(context.Background(), bitmap(200, 1), Limits{}, true)
 	if err != nil || len(img.Pixels) != 3*img.Grid.Width*img.Grid.Height {
 		t.Errorf("200×1: %+v, %v", img, err)
 	}

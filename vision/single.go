@@ -2,10 +2,12 @@ package vision
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // SingleTile is the preprocessing of towers that see a picture as one square: CLIP, SigLIP and ViT, with the values of
@@ -118,51 +120,60 @@ func (p SingleTile) Side() int { return p.Size }
 // Grid is that of one tile for every picture.
 func (p SingleTile) Grid(int, int) Grid { return Grid{} }
 
-// Prepare decodes a picture and makes it one tile.
-func (p SingleTile) Prepare(data []byte, l Limits, _ bool) (*Image, error) {
-	rgb, err := Decode(data, l)
-	if err != nil {
-		return nil, err
-	}
-	img := &Image{Digest: digest(p, data), Width: rgb.W, Height: rgb.H, Size: p.Size, Pixels: make([]uint8, 3*p.Size*p.Size), Decoded: time.Now()}
+// Measure implements Preprocessor. The square that a padded image becomes is never made.
+func (p SingleTile) Measure(w, h int, _ bool) (Grid, int64, error) {
+	side := max(w, h) // of the windows over the square
+	return Grid{}, imaging.Sum(tileBytes(1, p.Size), floatBytes(p.Size, p.Size, 1), imaging.ResizeBytes(w, h, p.Size, p.Size),
+		imaging.Bytes(2*8*6, side), imaging.Bytes(16, p.Size, p.Size)), nil
+}
+
+// Prepare implements Preprocessor.
+func (p SingleTile) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
+	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error { return p.tile(ctx, data, rgb, img) })
+}
+
+// tile makes an image one tile and takes it over.
+func (p SingleTile) tile(ctx context.Context, data []byte, rgb *imaging.RGB, img *Image) error {
+	img.Digest, img.Size, img.Pixels = digest(p, data), p.Size, make([]uint8, 3*p.Size*p.Size)
+	canvas := imaging.Canvas{W: rgb.W, H: rgb.H}
 	if p.Pad {
-		rgb = squared(rgb, p.Mean)
+		canvas = squared(rgb, p.Mean)
 	}
 	w, h := p.Size, p.Size
 	if p.ShortestEdge > 0 {
 		w, h = p.ShortestEdge, p.ShortestEdge
-		if rgb.W > rgb.H {
-			w = p.ShortestEdge * rgb.W / rgb.H
+		if canvas.W > canvas.H {
+			w = p.ShortestEdge * canvas.W / canvas.H
 		} else {
-			h = p.ShortestEdge * rgb.H / rgb.W
+			h = p.ShortestEdge * canvas.H / canvas.W
 		}
 	}
-	tile := filters[p.Resample].resizePart(rgb, w, h, (w-p.Size)/2, (h-p.Size)/2, p.Size, p.Size)
+	part := [4]int{(w - p.Size) / 2, (h - p.Size) / 2, p.Size, p.Size}
+	tile, err := imaging.Filters[p.Resample].ResizePart(ctx, rgb, canvas, [2]int{w, h}, part)
+	if err != nil {
+		return err
+	}
 	cut(img.Pixels, tile, 0, 0, p.Size)
-	release(tile)
-	return img, nil
+	imaging.Release(tile)
+	if tile != rgb {
+		imaging.Release(rgb)
+	}
+	return nil
 }
 
-// squared centres p between two bars so that it becomes a square. It takes p over.
-func squared(p *RGB, mean [3]float32) *RGB {
-	if p.W == p.H {
-		return p
-	}
+// squared is the square that p becomes between two bars.
+func squared(p *imaging.RGB, mean [3]float32) imaging.Canvas {
 	side := max(p.W, p.H)
-	out := scratchRGB(side, side)
-	for at := 0; at < len(out.Pix); at += 3 {
-		for c, m := range mean {
-			out.Pix[at+c] = uint8(m * 255)
-		}
+	c := imaging.Canvas{W: side, H: side, X: (side - p.W) / 2, Y: (side - p.H) / 2}
+	for i, m := range mean {
+		c.Color[i] = uint8(m * 255)
 	}
-	place(out, p, (side-p.W)/2, (side-p.H)/2)
-	release(p)
-	return out
+	return c
 }
 
 // place copies p into dst at x, y.
-func place(dst, p *RGB, x, y int) {
+func place(dst, p *imaging.RGB, x, y int) {
 	for r := range p.H {
-		copy(dst.row(y + r)[3*x:], p.row(r))
+		copy(dst.Row(y + r)[3*x:], p.Row(r))
 	}
 }

@@ -5,14 +5,7 @@
 // batches the tiles of concurrent callers into one tower run.
 package vision
 
-import (
-	"errors"
-	"time"
-)
-
-// ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
-// The wrapped text is safe to show to that caller; it never holds pixel content.
-var ErrImage = errors.New("unusable image")
+import "time"
 
 // Grid says how one picture was cut into tiles.
 // Rows = Cols = 0 means it was not split and is a single tile.
@@ -31,6 +24,8 @@ func (g Grid) Tiles() int { return g.Rows*g.Cols + 1 }
 type Image struct {
 	// Digest is the SHA-256 of the encoded bytes and of the preprocessing that was applied.
 	Digest [32]byte
+	// Tenant is whose embeddings of the image may be reused; empty for those of callers without a tenant.
+	Tenant string
 	// Width and Height are those of the picture after orientation, before any resizing, in pixels.
 	Width, Height int
 	Grid          Grid
@@ -39,6 +34,8 @@ type Image struct {
 	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With Qwen2VL it
 	// holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8
+	// Started is when decoding began, after the budget had room.
+	Started time.Time
 	// Decoded is when the pixels of the file were known: resizing began.
 	Decoded time.Time
 }

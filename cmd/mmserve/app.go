@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -38,7 +39,7 @@ type modelFlags struct {
 	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
 	DeviceMemory  byteSize           `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"Memory of the GPU that mmserve may take, such as 24GiB; it decides how many of --slots there are (default: half of this machine's, as with a GPU that shares it)."`
 	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
-	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too."`
+	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too, and reuse the embeddings of images that those sent."`
 	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
 	Speculative   bool               `default:"true" negatable:"" env:"MMSERVE_SPECULATIVE" help:"Guess tokens for requests that do not say."`
 	PrefillShare  float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
@@ -49,6 +50,7 @@ type modelFlags struct {
 	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
 	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
 	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
+	MaxDecode     int64              `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
 	Pace          string             `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
@@ -151,6 +153,9 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	if err := text.Wait(); err != nil {
 		return nil, err
 	}
+	for _, w := range slices.Concat(a.model.Warnings, a.text.Warnings) {
+		log.Warn("model folder: " + w)
+	}
 	if len(a.text.Ignored) > 0 {
 		log.Warn("settings of generation_config.json are not applied", "settings", a.text.Ignored)
 	}
@@ -204,17 +209,14 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
-	limits := vision.DefaultLimits()
-	if f.MaxPixels > 0 {
-		limits.MaxPixels = f.MaxPixels
-	}
+	limits := f.imageLimits()
 	a.server = server.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
-		Prepare: func(data []byte, d pb.Detail) (*vision.Image, error) {
-			return pre.Prepare(data, limits, d != pb.Detail_DETAIL_LOW)
+		Prepare: func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
+			return pre.Prepare(ctx, data, limits, d != pb.Detail_DETAIL_LOW)
 		},
 		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
@@ -288,33 +290,47 @@ func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
 	return nil
 }
 
+// imageLimits are those of one image, with the budget that all share.
+func (f modelFlags) imageLimits() vision.Limits {
+	l := vision.DefaultLimits()
+	if f.MaxPixels > 0 {
+		l.MaxPixels = f.MaxPixels
+	}
+	l.Budget = vision.NewBudget(cmp.Or(f.MaxDecode<<20, vision.DefaultDecodeBytes))
+	return l
+}
+
 // check refuses what is out of range.
 func (f modelFlags) check() error {
 	for _, c := range []struct {
-		flag         string
-		value, least int64
+		flag               string
+		value, least, most int64
 	}{
-		{"--slots", int64(f.Slots), 1}, {"--prefill-chunk", int64(f.PrefillChunk), 1}, {"--drafts", int64(f.Drafts), 0},
-		{"--max-waiting", int64(f.MaxWaiting), 0}, {"--max-len", int64(f.MaxLen), 0}, {"--threads", int64(f.Threads), 0},
-		{"--encoder-cache-mib", f.EncoderCache, 0}, {"--max-pixels", f.MaxPixels, 0},
+		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
+		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
+		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
+		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
 	} {
-		if c.value < c.least {
-			return fmt.Errorf("%s %d: want %d or more", c.flag, c.value, c.least)
+		if c.value < c.least || c.value > c.most {
+			return fmt.Errorf("%s %d: want %d or more, up to %d", c.flag, c.value, c.least, c.most)
 		}
 	}
-	if !(f.PrefillShare > 0 && f.PrefillShare < 1) {
+	if !(f.PrefillShare > 0 && f.PrefillShare < 1) { // NaN fails it
 		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
 	}
-	if f.AgeAfter <= 0 {
-		return fmt.Errorf("--age-after %v: want more than 0s", f.AgeAfter)
+	if f.AgeAfter <= 0 || f.AgeAfter > maxDuration {
+		return fmt.Errorf("--age-after %v: want more than 0s, up to %v", f.AgeAfter, maxDuration)
 	}
 	for tenant, w := range f.TenantWeights {
-		if !(w > 0) {
-			return fmt.Errorf("--tenant-weight %s=%v: want a weight above 0", tenant, w)
+		if !(w >= minTenantWeight && w <= 1/minTenantWeight) || tenant == "" {
+			return fmt.Errorf("--tenant-weight %s=%v: want a tenant and a weight of %v to %v", tenant, w, minTenantWeight, 1/minTenantWeight)
 		}
 	}
 	return nil
 }
+
+// minTenantWeight is the least weight, its inverse the largest: between them shares can still be told apart.
+const minTenantWeight = 1e-6
 
 // close ends the engine, then frees what it ran on. It may be called on a half-open app.
 func (a *app) close() error {

@@ -32,14 +32,7 @@ import (
 )
 
 // asCommand in the environment makes the test's binary be mmserve, so that a command runs in a process that can be killed.
-const asCommand = "MMSERVE_TEST_AS_COMMAND"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(asCommand) != "" {
-		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
-	}
-	os.Exit(m.Run())
-}
+const asCommand = "MMSERVE_TEST_MAIN"
 
 // captioning is how large the tests of this file are: small in make test, in full in make test-captioning.
 func captioning(small, full int) int {

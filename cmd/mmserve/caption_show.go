@@ -24,9 +24,9 @@ import (
 	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
+	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
 )
 
 var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
@@ -155,7 +155,7 @@ func noTemplate(err error) bool {
 // without a chat template.
 func (k captionCmd) answer(ctx context.Context, cl *client.Client, f source, raw bool, out io.Writer, p picture.Protocol) (captioned, error) {
 	row := captioned{name: f.name}
-	data, err := caption.Read(ctx, f.item, vision.DefaultLimits().MaxBytes)
+	data, err := caption.Read(ctx, f.item, imaging.DefaultLimits().MaxBytes)
 	if err != nil {
 		return row, err
 	}
@@ -224,7 +224,7 @@ func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (
 	if p == picture.None {
 		return &lineWriter{w: out, name: name}, nil
 	}
-	rgb, err := vision.Decode(data, vision.DefaultLimits())
+	rgb, err := imaging.Decode(context.Background(), data, imaging.DefaultLimits())
 	if err != nil {
 		return nil, err // the server would say the same
 	}

@@ -38,14 +38,14 @@ type kvPlan struct {
 
 // planKV divides a budget of bytes, 0 for a quarter of the usable memory. A model whose context is too long for that is
 // cut to what fits, unless maxLen or the budget was asked for.
-func planKV(m *model.Model, slots, maxLen int, budget int64) (kvPlan, error) {
-	p := kvPlan{slots: slots, maxLen: maxLen, bytes: budget}
+func planKV(m *model.Model, slots, maxLen int, budget int64) (p kvPlan, err error) {
+	p = kvPlan{slots: slots, maxLen: maxLen, bytes: budget}
 	if slots < 1 {
 		return p, fmt.Errorf("--slots %d: want 1 or more", slots)
 	}
 	asked := maxLen > 0 || budget > 0
-	if p.maxLen == 0 || p.maxLen > m.Decoder.MaxLen {
-		p.maxLen = m.Decoder.MaxLen
+	if p.maxLen, err = contextLen(m, maxLen); err != nil {
+		return p, err
 	}
 	if p.bytes == 0 {
 		p.bytes = int64(host.ReadMemory().Limit) / 4
@@ -63,6 +63,17 @@ func planKV(m *model.Model, slots, maxLen int, budget int64) (kvPlan, error) {
 	}
 	p.maxLen = p.tokens
 	return p, nil
+}
+
+// contextLen is the context that --max-len asks for, the model's own where it is 0.
+func contextLen(m *model.Model, maxLen int) (int, error) {
+	if maxLen > m.Decoder.MaxLen {
+		return 0, fmt.Errorf("--max-len %d: want at most %d, the context that %s was made for", maxLen, m.Decoder.MaxLen, m.Name)
+	}
+	if maxLen == 0 {
+		return m.Decoder.MaxLen, nil
+	}
+	return maxLen, nil
 }
 
 func (p kvPlan) String() string {

@@ -23,9 +23,9 @@ func planDevice(m *model.Model, f modelFlags, p graph.Precision) (kvPlan, model.
 	if memory == 0 {
 		memory = int64(host.ReadMemory().Limit) / 2
 	}
-	maxLen := f.MaxLen
-	if maxLen == 0 || maxLen > m.Decoder.MaxLen {
-		maxLen = m.Decoder.MaxLen
+	maxLen, err := contextLen(m, f.MaxLen)
+	if err != nil {
+		return kvPlan{}, model.Ledger{}, err
 	}
 	for {
 		l := m.Ledger(p, f.Slots, maxLen, f.PrefillChunk)

@@ -30,6 +30,7 @@ type cli struct {
 	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
 	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
+	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
@@ -66,6 +67,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "mmserve:", err)
 		return 2
 	}
+	if err := emptyVariable(k); err != nil {
+		fmt.Fprintln(stderr, "mmserve:", err)
+		return 2
+	}
 	level := new(slog.LevelVar)
 	log := newLogger(stderr, c.LogLevel, c.LogFormat, level)
 	err = k.Run(&c, log, level)
@@ -78,6 +83,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stderr, "mmserve:", err)
 	return 1
+}
+
+// emptyVariable is an error if a variable of the command's flags is set and empty: a template that was not filled in, rather
+// than a wish for the default.
+func emptyVariable(k *kong.Context) error {
+	for _, flag := range k.Flags() {
+		if flag.Name == "admin-address" { // off
+			continue
+		}
+		for _, name := range flag.Envs {
+			if value, ok := os.LookupEnv(name); ok && value == "" {
+				return fmt.Errorf("the variable %s is empty: want a value for --%s, or no such variable", name, flag.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // newLogger writes lines of l and above, which starts at level.

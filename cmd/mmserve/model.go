@@ -93,6 +93,9 @@ func (i inspectCmd) Run(out io.Writer) error {
 	if len(text.Ignored) > 0 {
 		line("not applied", "%s (generation_config.json)", strings.Join(text.Ignored, ", "))
 	}
+	for _, w := range slices.Concat(m.Warnings, text.Warnings) {
+		line("warning", "%s", w)
+	}
 	line("weights", "%s in memory", bytesText(m.WeightBytes()))
 	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(m.KVBytesPerToken()))
 	return nil
@@ -157,6 +160,9 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	defer ver.Close()
 	for _, g := range m.Graphs() {
 		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
+	}
+	for _, w := range m.Warnings {
+		fmt.Fprintf(out, "warning: %s\n", w)
 	}
 	if m.Weights != nil {
 		unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()

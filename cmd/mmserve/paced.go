@@ -29,10 +29,11 @@ func openPaced(f modelFlags, steps func(batching.Step), log *slog.Logger) (*app,
 	if a.text, err = a.model.OpenText(); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
-	slots, maxLen := f.Slots, f.MaxLen
+	slots := f.Slots
 	f.Drafts = 0 // a step takes the same time whatever is guessed
-	if maxLen == 0 || maxLen > a.model.Decoder.MaxLen {
-		maxLen = a.model.Decoder.MaxLen
+	maxLen, err := contextLen(a.model, f.MaxLen)
+	if err != nil {
+		return nil, errors.Join(err, a.close())
 	}
 	words := a.text.Tokenizer.Encode(" the a of and to in is on with one two red blue", false)
 	layout := a.model.Layout
@@ -70,7 +71,7 @@ func parsePace(s string) (token, step time.Duration, err error) {
 	if token, err = time.ParseDuration(first); err == nil {
 		step, err = time.ParseDuration(second)
 	}
-	if err != nil || token < 0 || step < 0 {
+	if err != nil || token < 0 || step < 0 || max(token, step) > time.Minute {
 		return 0, 0, fmt.Errorf("--pace %q: want a time for each prompt token and one for each step, as 1ms,20ms", s)
 	}
 	return token, step, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -16,59 +17,169 @@ import (
 type serveCmd struct {
 	modelFlags
 	telemetryFlags
-	Listen          string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
-	MaxMessageBytes int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
-	MaxImages       int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most pictures in one request."`
-	DrainDelay      time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
-	Grace           time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown."`
+	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
+	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
+	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
+	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
+	MaxStreams       int           `default:"1024" env:"MMSERVE_MAX_STREAMS" help:"Most calls at once on one connection; a client keeps the others back."`
+	ReceiveTimeout   time.Duration `default:"30s" env:"MMSERVE_RECEIVE_TIMEOUT" help:"How long a request message may take to come whole."`
+	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most pictures in one request."`
+	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
+	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
+}
+
+// Limits of durations and sizes on the command line: far above what helps, far below where arithmetic breaks.
+const (
+	maxDuration     = 24 * time.Hour
+	maxMessageBytes = 1 << 30
+	maxRequestCount = 1 << 16
+)
+
+func (s serveCmd) check() error {
+	if err := checkAddress("--listen", s.Listen); err != nil {
+		return err
+	}
+	if s.AdminAddress != "" {
+		if err := checkAddress("--admin-address", s.AdminAddress); err != nil {
+			return err
+		}
+	}
+	for _, c := range []struct {
+		flag               string
+		value, least, most int64
+	}{
+		{"--max-message-bytes", int64(s.MaxMessageBytes), 1, maxMessageBytes},
+		{"--max-images", int64(s.MaxImages), 1, maxRequestCount},
+		{"--max-connections", int64(s.MaxConnections), 0, 1 << 20},
+		{"--max-streams", int64(s.MaxStreams), 1, 1 << 20},
+	} {
+		if c.value < c.least || c.value > c.most {
+			return fmt.Errorf("%s %d: want %d to %d", c.flag, c.value, c.least, c.most)
+		}
+	}
+	if b := int64(s.MaxInflightBytes); b > 0 && b < int64(s.MaxMessageBytes) {
+		return fmt.Errorf("--max-inflight-bytes %d: want at least --max-message-bytes, %d", b, s.MaxMessageBytes)
+	}
+	for _, c := range []struct {
+		flag  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond}, {"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
+	} {
+		if c.value < c.least || c.value > maxDuration {
+			return fmt.Errorf("%s %v: want %v to %v", c.flag, c.value, c.least, maxDuration)
+		}
+	}
+	return nil
+}
+
+// checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
+func checkAddress(flag, address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces", flag, address)
+	}
+	return nil
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	if s.MaxMessageBytes < 1 || s.MaxImages < 1 {
-		return errors.New("--max-message-bytes and --max-images take 1 or more")
+	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
+		return err
 	}
-	ctx, stop := untilSignal(ctx)
+	ctx, stop := serveSignals(ctx, log)
 	defer stop()
 	lis, err := net.Listen("tcp", s.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen %s: %w", s.Listen, err)
 	}
 	defer lis.Close()
-	var srv atomic.Pointer[server.Server] // nil while the model loads
+	var ready atomic.Pointer[server.Server] // nil for a moment
 	o, err := s.observe(ctx, log, level, func() error {
-		if s := srv.Load(); s != nil {
+		if s := ready.Load(); s != nil {
 			return s.Ready()
 		}
-		return errors.New("the model is loading")
+		return errors.New("starting")
 	})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, o.close()) }()
+	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	var steps func(batching.Step)
-	if o.server != nil {
-		steps = o.server.Step
-	}
-	a, err := openApp(c.OrtLib, s.modelFlags, steps, log)
-	if err != nil {
+	srv := server.Loading(s.options(o, log))
+	ready.Store(srv)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	served := make(chan error, 1)
+	go func() {
+		err := srv.Serve(ctx, lis)
+		cancel(err)
+		served <- err
+	}()
+	log.Info("listening", "address", lis.Addr().String())
+	a, err := s.load(ctx, c.OrtLib, o, log)
+	if a == nil {
+		cancel(err)
+		err = errors.Join(err, <-served)
+		log.Info("stopped before the model was ready", "error", err)
 		return err
 	}
 	// An engine that ends by itself has lost its device: the server then stops too.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	go func() {
 		err := <-a.stopped
 		cancel(err)
 		a.stopped <- err // for close
 	}()
+	srv.Attach(a.server, a.engine)
 	log.Info("serving", "address", lis.Addr().String())
-	srv.Store(server.New(a.server, a.engine, server.Options{
-		MaxMessageBytes: s.MaxMessageBytes, MaxImages: s.MaxImages,
-		Version: programVersion(), NoDrafts: !s.Speculative, DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
-	}))
-	err = srv.Load().Serve(ctx, lis)
+	err = <-served
 	log.Info("stopped", "error", err)
 	return errors.Join(err, a.close())
+}
+
+// load opens the model. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
+// itself, and ends with the process.
+func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*app, error) {
+	var steps func(batching.Step)
+	if o.server != nil {
+		steps = o.server.Step
+	}
+	type opened struct {
+		app *app
+		err error
+	}
+	done := make(chan opened)
+	go func() {
+		a, err := openApp(ortLib, s.modelFlags, steps, log)
+		select {
+		case done <- opened{a, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = a.close() // nobody is there to hear of it
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.app, r.err
+	case <-ctx.Done():
+		return nil, nil
+	}
+}
+
+func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
+	connections := s.MaxConnections
+	if connections == 0 {
+		connections = connectionLimit(1024)
+	}
+	return server.Options{
+		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
+		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
+		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+	}
 }

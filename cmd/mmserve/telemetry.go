@@ -30,7 +30,7 @@ type telemetryFlags struct {
 }
 
 // flushTime is how long telemetry has to be sent when the server ends.
-const flushTime = 5 * time.Second
+const flushTime = 2 * time.Second
 
 // observability is what watches a server.
 type observability struct {
@@ -56,7 +56,7 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, level *sl
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, o.close())
+			o.close(log)
 		}
 	}()
 	if options.Traces || options.Metrics || options.Prometheus {
@@ -115,18 +115,23 @@ func measured(info *stats.RPCTagInfo) bool {
 	return err == nil && ok && s.Methods().ByName(protoreflect.Name(method)) != nil
 }
 
-// close sends what is left and ends the admin listener, last of all.
-func (o *observability) close() error {
+// close sends what is left and ends the admin listener, last of all. What cannot be sent is logged: it says nothing of how
+// the server ended.
+func (o *observability) close(log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
-	err := o.sdk.Close(ctx)
-	if o.done == nil {
-		return err
+	if err := o.sdk.Close(ctx); err != nil {
+		log.Warn("telemetry was not sent to the end", "error", err)
 	}
-	err = errors.Join(err, o.admin.Close())
+	if o.done == nil {
+		return
+	}
+	err := o.admin.Close()
 	if serve := <-o.done; !errors.Is(serve, http.ErrServerClosed) {
 		err = errors.Join(err, serve)
 	}
+	if err != nil {
+		log.Warn("admin listener", "error", err)
+	}
 	o.free()
-	return err
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mmserve/mmserve/cmd/internal/process"
 	"github.com/mmserve/mmserve/loadtest"
 )
 
@@ -61,19 +62,19 @@ func run(ctx context.Context, bin, addr string, d time.Duration, rate, share flo
 	}
 
 	// How many goroutines does a server have that has answered and is idle again?
-	first, err := startServer(ctx, bin, addr, filepath.Join(dir, "log-0"))
+	first, err := process.Start(ctx, bin, addr, filepath.Join(dir, "log-0"), serveArgs...)
 	if err != nil {
 		return err
 	}
 	if rate == 0 {
 		knee, err := findRate(ctx, addr, mix)
 		if err != nil {
-			return errors.Join(err, first.kill())
+			return errors.Join(err, first.Kill())
 		}
 		rate = share * knee
 		fmt.Printf("a search finds %.3g requests/s sustained; the load is %.3g\n", knee, rate)
 	}
-	idle, err := first.goroutines(ctx)
+	idle, err := first.Goroutines(ctx)
 	if err != nil {
 		return err
 	}
@@ -82,19 +83,19 @@ func run(ctx context.Context, bin, addr string, d time.Duration, rate, share flo
 	var total loadtest.Account
 	codes := map[string]int{}
 	for life, part := range []float64{0.6, 0.2, 0.2} {
-		s, err := startServer(ctx, bin, addr, filepath.Join(dir, fmt.Sprintf("log-%d", life+1)))
+		s, err := process.Start(ctx, bin, addr, filepath.Join(dir, fmt.Sprintf("log-%d", life+1)), serveArgs...)
 		if err != nil {
 			return err
 		}
 		t := &trouble{addr: addr, mix: mix, rate: rate, life: life + 1}
 		samples, err := t.live(ctx, s, time.Duration(part*float64(d)))
 		if err != nil {
-			return errors.Join(err, s.kill())
+			return errors.Join(err, s.Kill())
 		}
 		if ctx.Err() != nil {
-			return errors.Join(ctx.Err(), s.kill())
+			return errors.Join(ctx.Err(), s.Kill())
 		}
-		log, err := s.requests()
+		log, err := s.Requests()
 		if err != nil {
 			return err
 		}
@@ -105,20 +106,20 @@ func run(ctx context.Context, bin, addr string, d time.Duration, rate, share flo
 		total.Sent, total.Logged, total.Matched, total.Unheard = total.Sent+a.Sent, total.Logged+a.Logged, total.Matched+a.Matched, total.Unheard+a.Unheard
 		total.AnsweredTokens, total.LoggedTokens = total.AnsweredTokens+a.AnsweredTokens, total.LoggedTokens+a.LoggedTokens
 		total.Problems = append(total.Problems, a.Problems...)
-		u := s.usage
+		u := s.Watched()
 		if life == 0 && len(u) >= 40 {
 			var quarter [4]float64
 			for i := range quarter {
-				quarter[i] = u[i*len(u)/4 : (i+1)*len(u)/4].median(rss)
+				quarter[i] = u[i*len(u)/4 : (i+1)*len(u)/4].Median(process.RSS)
 			}
 			check("memory", quarter[3] <= quarter[1]*1.05+16, "%.0f MB, the medians of four quarters of the first life (allowed from the second to the last: 5 %% and 16 MB)", quarter)
 		}
 		if life == 0 {
-			check("file descriptors", t.fdsAfter <= t.fdsBefore+2, "%d before the load, at most %.0f under it, %d after it", t.fdsBefore, u.most(fds), t.fdsAfter)
+			check("file descriptors", t.fdsAfter <= t.fdsBefore+2, "%d before the load, at most %.0f under it, %d after it", t.fdsBefore, u.Max(process.FDs), t.fdsAfter)
 			check("goroutines", t.goroutines <= idle+4, "%d in an idle server that has answered, %d after the load", idle, t.goroutines)
 			continue
 		}
-		check(fmt.Sprintf("SIGTERM under load, %d", life), s.exit == nil, "exit %v after %v", exitCode(s.exit), s.drained.Round(time.Millisecond))
+		check(fmt.Sprintf("SIGTERM under load, %d", life), s.Exit() == nil, "exit %v after %v", exitCode(s.Exit()), s.Drained().Round(time.Millisecond))
 	}
 	check("books", len(total.Problems) == 0 && total.Matched+total.Unheard == total.Sent,
 		"%d requests sent, %d in the log; %d ended alike in both, %d never came to the server; %d problems", total.Sent, total.Logged, total.Matched, total.Unheard, len(total.Problems))
@@ -129,7 +130,7 @@ func run(ctx context.Context, bin, addr string, d time.Duration, rate, share flo
 	fmt.Println("        ends:", codes)
 	check("no failure of the server's", codes["INTERNAL"] == 0 && codes["TRUNCATED"] == 0, "%d INTERNAL, %d broken streams", codes["INTERNAL"], codes["TRUNCATED"])
 
-	status, text := fullDisk(ctx, bin, addr, dir)
+	text, status := fullDisk(ctx, bin, addr, dir)
 	check("full disk", status == nil, "%s", text)
 	if failed > 0 {
 		return fmt.Errorf("%d checks failed", failed)
@@ -144,7 +145,7 @@ func findRate(ctx context.Context, addr string, mix *loadtest.Mix) (float64, err
 		return 0, err
 	}
 	defer target.Close()
-	process, err := loadtest.ParseProcess("poisson")
+	arrivals, err := loadtest.ParseProcess("poisson")
 	if err != nil {
 		return 0, err
 	}
@@ -154,7 +155,7 @@ func findRate(ctx context.Context, addr string, mix *loadtest.Mix) (float64, err
 		m.Name, m.AbandonShare = fmt.Sprintf("search-%d", steps), 0
 		steps++
 		const warmUp, d = 2 * time.Second, 8 * time.Second
-		r, err := loadtest.Run(ctx, loadtest.Config{Target: target, Mix: &m, Seed: uint64(steps), WarmUp: warmUp, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process}})
+		r, err := loadtest.Run(ctx, loadtest.Config{Target: target, Mix: &m, Seed: uint64(steps), WarmUp: warmUp, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: arrivals}})
 		if err != nil {
 			return 0, err
 		}

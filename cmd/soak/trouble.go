@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/cmd/internal/process"
 	"github.com/mmserve/mmserve/loadtest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
@@ -36,12 +37,12 @@ type trouble struct {
 
 // live loads s for d. The first life ends idle, so that what is left can be counted; the others end by SIGTERM under load.
 // It returns what became of every request.
-func (t *trouble) live(ctx context.Context, s *process, d time.Duration) ([]loadtest.Sample, error) {
-	before, err := s.look()
+func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) ([]loadtest.Sample, error) {
+	before, err := s.Look()
 	if err != nil {
 		return nil, err
 	}
-	t.fdsBefore = before.fds
+	t.fdsBefore = before.FDs
 	target, err := loadtest.DialGRPC(t.addr, false)
 	if err != nil {
 		return nil, err
@@ -52,14 +53,14 @@ func (t *trouble) live(ctx context.Context, s *process, d time.Duration) ([]load
 		return nil, err
 	}
 	defer conn.Close()
-	process, err := loadtest.ParseProcess("gamma:0.5")
+	arrivals, err := loadtest.ParseProcess("gamma:0.5")
 	if err != nil {
 		return nil, err
 	}
 
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
-	go s.watch(watching)
+	go s.Watch(watching, 500*time.Millisecond)
 	chaos, calm := context.WithTimeout(ctx, d)
 	defer calm()
 	var group sync.WaitGroup
@@ -86,11 +87,11 @@ func (t *trouble) live(ctx context.Context, s *process, d time.Duration) ([]load
 	end := d
 	if t.life > 1 {
 		end += 2 * time.Second // requests go on coming while the server drains
-		group.Go(func() { <-chaos.Done(); s.terminate() })
+		group.Go(func() { <-chaos.Done(); s.Terminate() })
 	}
 	r, err := loadtest.Run(ctx, loadtest.Config{
 		Target: target, Mix: &mix, Seed: uint64(100 + t.life), Deadline: 20 * time.Second,
-		Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: t.rate, Duration: end}}, Process: process},
+		Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: t.rate, Duration: end}}, Process: arrivals},
 	})
 	if err != nil {
 		return nil, err
@@ -106,15 +107,14 @@ func (t *trouble) live(ctx context.Context, s *process, d time.Duration) ([]load
 		case <-ctx.Done():
 		}
 	}
-	if after, err := s.look(); err == nil {
-		t.fdsAfter = after.fds
+	if after, err := s.Look(); err == nil {
+		t.fdsAfter = after.FDs
 	}
 	unwatch()
 	if t.life == 1 {
-		if t.goroutines, err = s.goroutines(ctx); err != nil {
+		if t.goroutines, err = s.Goroutines(ctx); err != nil {
 			return nil, err
 		}
-		s.exit = nil // SIGQUIT was meant
 	}
 	return append(t.samples, r.Samples...), nil
 }

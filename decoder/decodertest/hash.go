@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/mmserve/mmserve/decoder"
@@ -203,6 +204,10 @@ func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int
 		t, err := own.sample(kv, sampler)
 		if err != nil {
 			return nil, err
+		}
+		if t.ID == decoder.NotReady {
+			runtime.Gosched()
+			continue
 		}
 		tokens = append(tokens, t)
 		if slices.Contains(stop, t.ID) {

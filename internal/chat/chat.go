@@ -11,21 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/mitsuhiko/minijinja/minijinja-go/v2"
-	"github.com/mitsuhiko/minijinja/minijinja-go/v2/syntax"
-	"github.com/mitsuhiko/minijinja/minijinja-go/v2/value"
-)
-
-// Bounds on what a template may be and do. The longest known template has 30 kB, and
-// renders a message in about a hundred units of fuel.
-const (
-	maxSource = 1 << 20   // bytes of a template
-	maxPrompt = 64 << 20  // bytes of a prompt
-	maxFuel   = 2_000_000 // expressions and statements evaluated for one prompt
 )
 
 // ErrMessages is the error of a conversation that cannot be rendered for a reason its
@@ -74,9 +63,10 @@ type Prompt struct {
 
 // Template is a chat template, ready to render. Its methods may be called concurrently.
 type Template struct {
-	template *minijinja.Template
-	guards   guards
-	options  Options
+	body    []*node
+	globals map[string]any
+	guards  guards
+	options Options
 	// joined has the roles whose messages the template wants as one string; of the
 	// others it wants a list of parts.
 	joined map[string]bool
@@ -109,8 +99,8 @@ func Parse(source string, o Options) (*Template, error) {
 	}
 	for _, role := range []string{"user", "assistant", "system"} {
 		if err := t.probe(role); err != nil {
-			if role == "user" {
-				return nil, fmt.Errorf("chat template: does not show a user's message: %w", err)
+			if role == "user" || errors.As(err, new(exceeded)) {
+				return nil, fmt.Errorf("chat template: does not show a message of %q: %w", role, err)
 			}
 			// It refuses this role whatever its form, or leaves it out.
 			t.joined[role] = t.joined["user"]
@@ -121,44 +111,16 @@ func Parse(source string, o Options) (*Template, error) {
 
 func (t *Template) compile(source string) (err error) {
 	defer recoverTo(&err)
-	env := minijinja.NewEnvironment()
-	env.SetWhitespace(syntax.WhitespaceConfig{TrimBlocks: true, LstripBlocks: true})
-	env.SetAutoEscapeFunc(func(string) minijinja.AutoEscape { return minijinja.AutoEscapeNone })
-	fuel := uint64(maxFuel)
-	env.SetFuel(&fuel)
-	install(env)
-	env.AddFunction("strftime_now", func(_ *minijinja.State, args []val, _ kwargs) (val, error) {
-		s, err := strftime(t.options.Now(), arguments{args: args}.str(0))
-		return value.FromString(s), err
-	})
-
-	empty, err := env.TemplateFromString("")
-	if err != nil {
-		return err
-	}
-	known, err := empty.EvalToState(nil)
-	if err != nil {
-		return err
-	}
-	rewritten, err := rewrite(source, func(kind, name string) error {
-		ok := true
-		switch kind {
-		case "filter":
-			_, ok = known.GetFilter(name)
-		case "test":
-			_, ok = known.GetTest(name)
-		case "method":
-			ok = !slices.Contains(missingMethods, name)
+	t.globals = globals(t.options.Now)
+	for name, text := range map[string]string{
+		"bos_token": t.options.BOS, "eos_token": t.options.EOS,
+		"unk_token": t.options.Unk, "pad_token": t.options.Pad,
+	} {
+		if text != "" {
+			t.globals[name] = text
 		}
-		if !ok {
-			return fmt.Errorf("%s %q is not supported", kind, name)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
-	t.template, err = env.TemplateFromString(rewritten)
+	t.body, err = parseTemplate(source)
 	return err
 }
 
@@ -181,6 +143,9 @@ func (t *Template) probe(role string) error {
 		t.joined[role] = asString
 		var p Prompt
 		if p, err = t.Render(conversation); err != nil {
+			if errors.As(err, new(exceeded)) {
+				return err
+			}
 			continue
 		}
 		text := mark{guard: p.Guard}.plain(p.Text)
@@ -192,53 +157,59 @@ func (t *Template) probe(role string) error {
 	return err
 }
 
-// Render returns the prompt for messages, up to where the assistant is to speak. It
-// returns an error that wraps ErrMessages if the fault is in the messages.
-func (t *Template) Render(messages []Message) (p Prompt, err error) {
+// Render is RenderContext without a caller that may leave.
+func (t *Template) Render(messages []Message) (Prompt, error) {
+	return t.RenderContext(context.Background(), messages)
+}
+
+// RenderContext returns the prompt for messages, up to where the assistant is to speak. It
+// returns an error that wraps ErrMessages if the fault is in the messages, or if what the
+// template does with them is beyond its budgets of bytes, steps, time or depth. It ends soon
+// after ctx does, with its error.
+func (t *Template) RenderContext(ctx context.Context, messages []Message) (Prompt, error) {
+	return t.render(ctx, messages, true)
+}
+
+func (t *Template) render(ctx context.Context, messages []Message, generationPrompt bool) (p Prompt, err error) {
 	defer recoverTo(&err)
-	r := &rendering{}
+	r := &interp{}
 	if r.mark, err = t.guards.mark(texts(messages)); err != nil {
 		return Prompt{}, err
 	}
+	input := 0
+	for text := range texts(messages) {
+		input += len(text)
+	}
+	r.budget = newBudget(ctx, input)
 	images := 0
-	contents := make([]val, len(messages))
+	contents := make([]any, len(messages))
 	for i, message := range messages {
 		for _, part := range message.Parts {
 			if part.Image {
 				images++
 			}
 		}
-		contents[i] = value.FromMap(map[string]val{
-			"role":    value.FromString(message.Role),
-			"content": t.content(r.mark, message),
-		})
+		contents[i] = dictOf("role", message.Role, "content", t.content(r.mark, message))
 	}
 	if images > 0 && t.options.Placeholder == "" {
 		return Prompt{}, fmt.Errorf("%w: it has %d images, and the model takes none", ErrMessages, images)
 	}
-	variables := map[string]val{
-		"messages":              value.FromSlice(contents),
-		"add_generation_prompt": value.True(),
-		"tools":                 value.None(),
-		"documents":             value.None(),
-	}
-	for name, text := range map[string]string{
-		"bos_token": t.options.BOS, "eos_token": t.options.EOS,
-		"unk_token": t.options.Unk, "pad_token": t.options.Pad,
-	} {
-		if text != "" {
-			variables[name] = value.FromString(text)
-		}
-	}
-	var out limitedBuilder
-	ctx := context.WithValue(context.Background(), renderingKey{}, r)
-	if err := t.template.RenderToWriteCtx(ctx, variables, &out); err != nil {
-		if r.raised != nil {
+	r.globals = maps.Clone(t.globals)
+	r.globals["messages"] = &list{contents, 'l'}
+	r.globals["add_generation_prompt"] = generationPrompt
+	r.globals["tools"], r.globals["documents"] = nil, nil
+	text, err := r.render(t.body)
+	if err != nil {
+		var beyond exceeded
+		switch {
+		case r.raised != nil:
 			return Prompt{}, fmt.Errorf("%w: %s", ErrMessages, r.reason(messages))
+		case errors.As(err, &beyond):
+			return Prompt{}, fmt.Errorf("%w: %w", ErrMessages, err)
 		}
 		return Prompt{}, fmt.Errorf("chat template: %w", err)
 	}
-	p = r.prompt(out.b.String())
+	p = r.prompt(text)
 	if t.options.Placeholder != "" {
 		if n := strings.Count(p.Text, t.options.Placeholder); n != images {
 			return Prompt{}, fmt.Errorf("%w: it has %d images, for which the template shows %d", ErrMessages, images, n)
@@ -248,7 +219,7 @@ func (t *Template) Render(messages []Message) (p Prompt, err error) {
 }
 
 // content returns the content of a message in the form that the template wants.
-func (t *Template) content(m mark, message Message) val {
+func (t *Template) content(m mark, message Message) any {
 	joined, ok := t.joined[message.Role]
 	if !ok {
 		joined = t.joined["user"]
@@ -262,18 +233,17 @@ func (t *Template) content(m mark, message Message) val {
 				b.WriteString(m.protect(part.Text))
 			}
 		}
-		return value.FromString(b.String())
+		return b.String()
 	}
-	parts := make([]val, len(message.Parts))
+	parts := make([]any, len(message.Parts))
 	for i, part := range message.Parts {
-		fields := map[string]val{"type": value.FromString("image")}
-		if !part.Image {
-			fields["type"] = value.FromString("text")
-			fields["text"] = value.FromString(m.protect(part.Text))
+		if part.Image {
+			parts[i] = dictOf("type", "image")
+		} else {
+			parts[i] = dictOf("type", "text", "text", m.protect(part.Text))
 		}
-		parts[i] = value.FromMap(fields)
 	}
-	return value.FromSlice(parts)
+	return &list{parts, 'l'}
 }
 
 // Raw returns the prompt of a plain completion, without a template: the parts one
@@ -326,7 +296,7 @@ func texts(messages []Message) iter.Seq[string] {
 
 // reason is the message of raise_exception, unless it quotes the conversation: errors
 // hold no user's text.
-func (r *rendering) reason(messages []Message) string {
+func (r *interp) reason(messages []Message) string {
 	reason := r.plain(*r.raised)
 	for _, message := range messages {
 		for _, part := range message.Parts {
@@ -336,18 +306,6 @@ func (r *rendering) reason(messages []Message) string {
 		}
 	}
 	return reason
-}
-
-// limitedBuilder is a strings.Builder of at most maxPrompt bytes.
-type limitedBuilder struct{ b strings.Builder }
-
-func (l *limitedBuilder) Write(p []byte) (int, error) { return l.WriteString(string(p)) }
-
-func (l *limitedBuilder) WriteString(s string) (int, error) {
-	if l.b.Len()+len(s) > maxPrompt {
-		return 0, fmt.Errorf("the prompt is longer than %d bytes", maxPrompt)
-	}
-	return l.b.WriteString(s)
 }
 
 // recoverTo makes an error of a panic in the template engine, which runs what a

@@ -14,7 +14,7 @@ const (
 
 	// maxMemory bounds the states and masks of one grammar, in bytes. When it is reached they are forgotten, and
 	// found again as they are needed.
-	maxMemory = 8 << 20
+	maxMemory = 4 << 20
 
 	// warmVisits is how many nodes of the vocabulary a compilation visits so that the first outputs find their
 	// masks ready: some 50 ms.
@@ -36,6 +36,7 @@ type automaton struct {
 	frames map[frameKey]*frame
 	inside map[place]*inside
 	frameN uint64 // the last frame's number
+	meter  *meter // of the computation that runs, or nil
 
 	// Scratch.
 	key  []byte
@@ -120,7 +121,7 @@ func (a *automaton) add(c *collector, t thread) {
 // follow notes the threads that start at pc. Ways that need too many levels of nesting are not taken; since need is
 // that of the shortest way, each thread that is noted can be brought to its end.
 func (a *automaton) follow(c *collector, pc int32, stack *frame) {
-	if stack.levels()+a.need[pc] > maxDepth {
+	if stack.levels()+a.need[pc] > maxDepth || !a.meter.spend(4) {
 		return
 	}
 	in := &a.code[pc]
@@ -217,6 +218,9 @@ func (a *automaton) step(s *state, b byte) *state {
 	if to := s.next[class]; to != nil {
 		return to
 	}
+	if !a.meter.spend(16 + 4*len(s.threads)) {
+		return a.dead
+	}
 	var c collector
 	for _, t := range s.threads {
 		d := a.terms[a.code[t.pc].arg]
@@ -230,9 +234,29 @@ func (a *automaton) step(s *state, b byte) *state {
 		}
 		a.add(&c, thread{t.pc, to, ticks, t.stack})
 	}
+	if a.meter.failed() {
+		clear(a.seen)
+		return a.dead
+	}
 	to := a.intern(&c)
 	s.next[class] = to
 	return to
+}
+
+// known returns the state after the token text in s if every transition to it was found before, or nil.
+func (a *automaton) known(s *state, text string) *state {
+	for i := range len(text) {
+		if s.next == nil {
+			return nil
+		}
+		if s = s.next[a.class[text[i]]]; s == nil {
+			return nil
+		}
+	}
+	if s == a.dead {
+		return nil
+	}
+	return s
 }
 
 // read returns the state after text in s.
@@ -327,6 +351,9 @@ func (a *automaton) findInside(d *dfa, from int32) (_ *inside, visits int) {
 	path[0].at = from
 	r := new(inside)
 	for i := int32(0); int(i) < len(t.nodes)-1; visits++ {
+		if !a.meter.spend(1) {
+			return r, visits
+		}
 		node := &t.nodes[i]
 		f := path[node.depth]
 		to := d.step(f.at, node.b)
@@ -382,6 +409,9 @@ func (a *automaton) maskOf(s *state) []uint64 {
 	for _, group := range a.groups(s) {
 		a.allow(bits, group)
 	}
+	if a.meter.failed() {
+		return nil
+	}
 	if s.accept || len(s.threads) == 0 {
 		for _, id := range a.vocab.stop {
 			set(bits, id)
@@ -396,6 +426,9 @@ func (a *automaton) maskOf(s *state) []uint64 {
 func (a *automaton) allow(bits []uint64, s *state) {
 	first := s.threads[0]
 	in := a.insideOf(a.terms[a.code[first.pc].arg], first.at)
+	if !a.meter.spend(len(in.ids) + 2*len(bits)) {
+		return
+	}
 	characters := int32(0) // at most so many may be started
 	for _, t := range s.threads {
 		if length := a.terms[a.code[t.pc].arg].length; length == nil || length.max < 0 {
@@ -448,7 +481,7 @@ func (in *inside) addStarting(bits []uint64, n int32, scratch []uint64) {
 func (a *automaton) allowBelow(bits []uint64, t *trie, from, to int32, s *state) {
 	path := append(a.walk[:0], s) // by depth: the state before the byte there
 	base := t.nodes[from].depth
-	for i := from; i < to; {
+	for i := from; i < to && a.meter.spend(2); {
 		node := &t.nodes[i]
 		depth := int(node.depth - base)
 		next := a.step(path[depth], node.b)

@@ -46,13 +46,13 @@ var benchmarks = []struct {
 func (f *fixture) benchGrammar(b *testing.B, i int) *Grammar {
 	b.Helper()
 	bench := benchmarks[i]
-	c := &Compiler{vocab: f.compiler.vocab, byHash: make(map[hash]*list.Element), recent: list.New()}
+	c := &Compiler{vocab: f.compiler.vocab, lanes: f.compiler.lanes, byHash: make(map[hash]*list.Element), recent: list.New()}
 	var g *Grammar
 	var err error
 	if bench.regexp != "" {
-		g, err = c.Regexp(bench.regexp)
+		g, err = c.Regexp(b.Context(), bench.regexp, false)
 	} else {
-		g, err = c.JSONSchema([]byte(bench.schema))
+		g, err = c.JSONSchema(b.Context(), []byte(bench.schema), false)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -96,7 +96,7 @@ func BenchmarkMaskCold(b *testing.B) {
 // outputs before.
 func BenchmarkSteps(b *testing.B) {
 	fix := load(b, "phi-2-codegen")
-	g, err := fix.compiler.JSONSchema([]byte(benchSchema))
+	g, err := fix.compiler.JSONSchema(b.Context(), []byte(benchSchema), false)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func BenchmarkSteps(b *testing.B) {
 	rows := make([]*State, 8)
 	for b.Loop() {
 		for i := range rows {
-			rows[i] = g.Start()
+			rows[i] = g.Start(b.Context())
 		}
 		for _, id := range ids {
 			for _, s := range rows {

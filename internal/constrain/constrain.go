@@ -11,18 +11,26 @@ package constrain
 
 import (
 	"container/list"
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
+// ErrBusy says that the grammars of the requests that run take all memory there is for them. Trying again later may help.
+var ErrBusy = errors.New("the constraints of other requests take all memory for constraints")
+
 const (
-	// maxGrammars bounds the grammars a Compiler keeps, each of which holds maxMemory and its program at most.
+	// maxGrammars and maxCached, in bytes, bound the grammars a Compiler keeps for later requests, each of which grows by
+	// maxMemory at most while it is used. maxLive bounds the bytes of those that requests hold.
 	maxGrammars = 32
+	maxCached   = 64 << 20
+	maxLive     = 128 << 20
 
 	// maxChoices bounds the bytes of a list of choices together.
 	maxChoices = 32 << 10
@@ -31,22 +39,22 @@ const (
 // Compiler compiles specifications for one vocabulary and keeps the grammars that were used last. It is safe for
 // concurrent use.
 //
-// Compilation takes milliseconds, for the largest specifications some 0.3 s, and belongs off the engine's goroutine.
-// Every error of its methods is about their argument.
+// Its methods take milliseconds, for the largest specifications some 0.3 s, and wait while many compile; they end with
+// their context. A request holds its grammar until then. With leadingSpace an output may start with a space before
+// what the specification says, unless it allows that itself: see Grammar.Padded. Every error but ErrBusy, ErrWork
+// and the context's is about the specification, and quotes none of its words.
 type Compiler struct {
 	vocab *vocabulary
+	lanes *lanes
 
 	mu     sync.Mutex
 	byHash map[hash]*list.Element // of recent
-	recent *list.List             // of cached; those used last first
+	recent *list.List             // of *Grammar; those used last first
+	kept   int                    // bytes of those in recent
+	live   int                    // bytes of those that requests hold
 }
 
 type hash [sha256.Size]byte
-
-type cached struct {
-	hash    hash
-	grammar *Grammar
-}
 
 // NewCompiler returns a compiler for the tokens of tok. stop are the ids that end an output; all other added tokens
 // of tok are never allowed. It is an error if tok cannot write each byte as one token, as byte-level and
@@ -56,14 +64,14 @@ func NewCompiler(tok *tokenizer.Tokenizer, stop []int32) (*Compiler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Compiler{vocab: vocab, byHash: make(map[hash]*list.Element), recent: list.New()}, nil
+	return &Compiler{vocab: vocab, lanes: newLanes(), byHash: make(map[hash]*list.Element), recent: list.New()}, nil
 }
 
 // Choice returns the grammar of exactly the given texts.
-func (c *Compiler) Choice(choices []string) (*Grammar, error) {
+func (c *Compiler) Choice(ctx context.Context, choices []string, leadingSpace bool) (*Grammar, error) {
 	total := 0
 	for i, choice := range choices {
-		if choice == "" || strings.ToValidUTF8(choice, "") != choice {
+		if choice == "" || !utf8.ValidString(choice) {
 			return nil, fmt.Errorf("choice %d: is empty or not UTF-8", i)
 		}
 		total += len(choice)
@@ -71,19 +79,19 @@ func (c *Compiler) Choice(choices []string) (*Grammar, error) {
 	if len(choices) == 0 || total > maxChoices {
 		return nil, fmt.Errorf("%d choices of %d bytes: at least one choice, and at most %d bytes together, are allowed", len(choices), total, maxChoices)
 	}
-	return c.compile("choice", strings.Join(choices, "\xFF"), func(b *budget) (*program, error) {
-		return terminalProgram(b, func() (*dfa, error) { return literalDFA(choices, b) })
+	return c.compile(ctx, spec{"choice", strings.Join(choices, "\xFF"), leadingSpace}, func(p *programBuilder) (int32, error) {
+		return p.term("choices", returnPC, func() (*dfa, error) { return literalDFA(choices, p.budget) })
 	})
 }
 
 // Regexp returns the grammar of the texts that match expr, in Go's syntax (that of RE2), as a whole.
-func (c *Compiler) Regexp(expr string) (*Grammar, error) {
-	return c.compile("regexp", expr, func(b *budget) (*program, error) {
-		p, err := terminalProgram(b, func() (*dfa, error) { return patternDFA(expr, b) })
+func (c *Compiler) Regexp(ctx context.Context, expr string, leadingSpace bool) (*Grammar, error) {
+	return c.compile(ctx, spec{"regexp", expr, leadingSpace}, func(p *programBuilder) (int32, error) {
+		start, err := p.term("regexp", returnPC, func() (*dfa, error) { return patternDFA(expr, p.budget) })
 		if err != nil {
-			return nil, fmt.Errorf("regular expression: %w", err)
+			return 0, fmt.Errorf("regular expression: %w", err)
 		}
-		return p, nil
+		return start, nil
 	})
 }
 
@@ -98,44 +106,98 @@ func literalDFA(texts []string, b *budget) (*dfa, error) {
 	return n.determinize(start)
 }
 
-// terminalProgram is the program of one terminal alone.
-func terminalProgram(b *budget, make func() (*dfa, error)) (*program, error) {
-	p := newProgramBuilder(b)
-	start, err := p.term("", returnPC, make)
+// spec is what a grammar is compiled from.
+type spec struct {
+	kind, text   string
+	leadingSpace bool
+}
+
+func (s spec) hash() hash {
+	return sha256.Sum256(fmt.Appendf(nil, "%s\x00%t\x00%s", s.kind, s.leadingSpace, s.text))
+}
+
+// compile returns the grammar of a specification, compiled by build, which returns where its program starts, if it is
+// not at hand. Two goroutines that ask for the same one at the same time may both compile it.
+func (c *Compiler) compile(ctx context.Context, s spec, build func(*programBuilder) (int32, error)) (*Grammar, error) {
+	key := s.hash()
+	if g := c.lookup(key); g != nil {
+		return g, c.hold(ctx, g)
+	}
+	m, err := c.lanes.start(ctx, newAllowance(compileWork))
 	if err != nil {
 		return nil, err
 	}
-	return p.build(start)
-}
-
-// compile returns the grammar of a specification, compiled by build if it is not at hand. Two goroutines that ask for
-// the same one at the same time may both compile it.
-func (c *Compiler) compile(kind, spec string, build func(*budget) (*program, error)) (*Grammar, error) {
-	key := hash(sha256.Sum256([]byte(kind + "\x00" + spec)))
-	if g := c.lookup(key); g != nil {
-		return g, nil
+	defer m.end()
+	b := newProgramBuilder(&budget{left: compileBudget, meter: m})
+	start, err := build(b)
+	if err == nil && m.err == nil {
+		start, err = b.pad(start, s.leadingSpace)
 	}
-	p, err := build(&budget{compileBudget})
+	var p *program
+	if err == nil && m.err == nil {
+		p, err = b.build(start)
+	}
+	if m.err != nil {
+		return nil, m.err
+	}
 	if err != nil {
 		return nil, err
 	}
 	a := newAutomaton(p, c.vocab)
+	a.meter = m
 	a.warm()
-	g := &Grammar{automaton: a, first: a.startMask(), end: make([]uint64, c.vocab.words)}
+	g := &Grammar{hash: key, lanes: c.lanes, automaton: a, padded: b.padded, first: a.startMask(), end: make([]uint64, c.vocab.words)}
+	a.meter = nil
+	if m.err != nil {
+		return nil, m.err
+	}
 	for _, id := range c.vocab.stop {
 		set(g.end, id)
 	}
+	g.size = p.size() + a.memory + 16*c.vocab.words
+	g = c.keep(g)
+	return g, c.hold(ctx, g)
+}
+
+// compileWork bounds a compilation with its first masks in a meter's units.
+const compileWork = 1 << 27
+
+// keep puts g among the grammars that were used last, if an equal one is not there, which it returns then.
+func (c *Compiler) keep(g *Grammar) *Grammar {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if at, ok := c.byHash[key]; ok {
-		return at.Value.(cached).grammar, nil
+	if at, ok := c.byHash[g.hash]; ok {
+		return at.Value.(*Grammar)
 	}
-	c.byHash[key] = c.recent.PushFront(cached{key, g})
-	if c.recent.Len() > maxGrammars {
-		oldest := c.recent.Remove(c.recent.Back()).(cached)
+	c.byHash[g.hash] = c.recent.PushFront(g)
+	c.kept += g.size
+	for c.recent.Len() > maxGrammars || c.kept > maxCached && c.recent.Len() > 1 {
+		oldest := c.recent.Remove(c.recent.Back()).(*Grammar)
 		delete(c.byHash, oldest.hash)
+		c.kept -= oldest.size
 	}
-	return g, nil
+	return g
+}
+
+// hold counts g as in use until ctx ends.
+func (c *Compiler) hold(ctx context.Context, g *Grammar) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if g.holders == 0 {
+		if c.live+g.size > maxLive {
+			return ErrBusy
+		}
+		c.live += g.size
+	}
+	g.holders++
+	context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if g.holders--; g.holders == 0 {
+			c.live -= g.size
+		}
+	})
+	return nil
 }
 
 func (c *Compiler) lookup(key hash) *Grammar {
@@ -146,67 +208,37 @@ func (c *Compiler) lookup(key hash) *Grammar {
 		return nil
 	}
 	c.recent.MoveToFront(at)
-	return at.Value.(cached).grammar
+	return at.Value.(*Grammar)
 }
 
 // Grammar is a compiled specification, for any number of sequences. It is safe for concurrent use.
 type Grammar struct {
-	mu        sync.Mutex
+	hash    hash
+	size    int // bytes, once compiled
+	holders int // guarded by Compiler.mu
+	lanes   *lanes
+	padded  bool
+
+	mu        sync.Mutex // held while a mask is found, which may take long
 	automaton *automaton
 
 	first []uint64 // the mask of a sequence's first token
 	end   []uint64 // the stop ids alone
 }
 
-// Start returns the state of a sequence that has no tokens yet.
-func (g *Grammar) Start() *State {
-	return &State{grammar: g, at: g.automaton.start, first: true}
+// Padded reports whether an output may start with a space that does not belong to what the specification says.
+func (g *Grammar) Padded() bool { return g.padded }
+
+// Start returns the state of a sequence that has no tokens yet. Its mask is ready. Work for it ends with ctx.
+func (g *Grammar) Start(ctx context.Context) *State { return g.Starts(ctx, 1)[0] }
+
+// Starts returns the states of n sequences that are answers to one request, and share what it may use.
+func (g *Grammar) Starts(ctx context.Context, n int) []*State {
+	states, allow := make([]*State, n), newAllowance(requestWork)
+	for i := range states {
+		states[i] = &State{cursor: g.cursor(), ctx: ctx, allow: allow, mask: g.first}
+	}
+	return states
 }
 
-// State is where one sequence is in its grammar. It is used by one goroutine at a time.
-type State struct {
-	grammar *Grammar
-	at      *state
-	first   bool // no token yet
-	ended   bool
-}
-
-// Mask returns the ids that may come next as a bitset, bit id%64 of word id/64; ids beyond it may not come. Stop ids
-// are in it where the output may end, and they alone where it cannot go on. It belongs to the grammar: it is read only,
-// and valid until the next call.
-func (s *State) Mask() []uint64 {
-	switch {
-	case s.ended:
-		return s.grammar.end
-	case s.first:
-		return s.grammar.first
-	}
-	s.grammar.mu.Lock()
-	defer s.grammar.mu.Unlock()
-	return s.grammar.automaton.maskOf(s.at)
-}
-
-// Accept takes note of a token that was sampled, stop ids included. After a token that the mask does not allow the
-// output is over: only stop ids may come.
-func (s *State) Accept(id int32) {
-	v := s.grammar.automaton.vocab
-	if s.ended {
-		return
-	}
-	if slices.Contains(v.stop, id) || id < 0 || int(id) >= len(v.text) {
-		s.ended = true
-		return
-	}
-	text := v.text[id]
-	if first, ok := v.first[id]; ok && s.first {
-		text = first
-	}
-	s.grammar.mu.Lock()
-	defer s.grammar.mu.Unlock()
-	s.first = false
-	s.at = s.grammar.automaton.accept(s.at, text)
-	s.ended = text == "" || s.at == s.grammar.automaton.dead
-}
-
-// Done reports whether nothing but a stop id may come.
-func (s *State) Done() bool { return s.ended || len(s.at.threads) == 0 }
+func (g *Grammar) cursor() cursor { return cursor{grammar: g, at: g.automaton.start, first: true} }

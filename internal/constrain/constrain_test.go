@@ -168,7 +168,7 @@ func (f *fixture) sample(rng *rand.Rand, mask []uint64) int32 {
 // walk samples an output. ended is false if it did not end within n tokens.
 func (f *fixture) walk(t *testing.T, g *Grammar, rng *rand.Rand, n int) (text string, ended bool) {
 	t.Helper()
-	s := g.Start()
+	s := g.Start(t.Context())
 	var ids []int32
 	for range n {
 		id := f.sample(rng, s.Mask())
@@ -190,7 +190,7 @@ func (f *fixture) walk(t *testing.T, g *Grammar, rng *rand.Rand, n int) (text st
 // checkMasks compares the masks along a walk with reading each token byte by byte.
 func (f *fixture) checkMasks(t *testing.T, g *Grammar, rng *rand.Rand, n int) {
 	t.Helper()
-	s, v := g.Start(), f.compiler.vocab
+	s, v := g.Start(t.Context()), f.compiler.vocab
 	var ids []int32
 	for range n {
 		mask := s.Mask()
@@ -222,7 +222,7 @@ func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 func TestChoice(t *testing.T) {
 	fix := small(t, "ca", "cat", "dog", "t ", "og", "ö", "do")
 	choices := []string{"cat", "ca", "cat food", "dög", "dog"}
-	g, err := fix.compiler.Choice(choices)
+	g, err := fix.compiler.Choice(t.Context(), choices, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,8 +235,8 @@ func TestChoice(t *testing.T) {
 		return false
 	}
 	got := make(map[string]bool)
-	var visit func(prefix string, s State)
-	visit = func(prefix string, s State) {
+	var visit func(prefix string, s cursor)
+	visit = func(prefix string, s cursor) {
 		mask := s.Mask()
 		for id, text := range fix.compiler.vocab.text {
 			allowed := has(mask, int32(id))
@@ -259,7 +259,7 @@ func TestChoice(t *testing.T) {
 			t.Errorf("after the end %v is allowed, done %v", ids, end.Done())
 		}
 	}
-	visit("", *g.Start())
+	visit("", g.cursor())
 	if len(got) != len(choices) {
 		t.Errorf("may end at %v, want exactly %v", got, choices)
 	}
@@ -300,12 +300,12 @@ func TestRegexpAgainstEnumeration(t *testing.T) {
 					}
 				}
 			}
-			g, err := fix.compiler.Regexp(expr)
+			g, err := fix.compiler.Regexp(t.Context(), expr, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			var visit func(prefix string, s State)
-			visit = func(prefix string, s State) {
+			var visit func(prefix string, s cursor)
+			visit = func(prefix string, s cursor) {
 				mask := s.Mask()
 				if got := has(mask, fix.stop); got != whole[prefix] {
 					t.Errorf("may end at %q: %v, want %v", prefix, got, whole[prefix])
@@ -324,7 +324,7 @@ func TestRegexpAgainstEnumeration(t *testing.T) {
 					}
 				}
 			}
-			visit("", *g.Start())
+			visit("", g.cursor())
 		})
 	}
 }
@@ -342,7 +342,7 @@ func TestRegexpWalks(t *testing.T) {
 		fix := load(t, name)
 		for _, expr := range exprs {
 			t.Run(name+"/"+expr, func(t *testing.T) {
-				g, err := fix.compiler.Regexp(expr)
+				g, err := fix.compiler.Regexp(t.Context(), expr, false)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -369,10 +369,10 @@ func TestRegexpWalks(t *testing.T) {
 func TestRefused(t *testing.T) {
 	c := small(t).compiler
 	choice := func(choices ...string) func() (*Grammar, error) {
-		return func() (*Grammar, error) { return c.Choice(choices) }
+		return func() (*Grammar, error) { return c.Choice(t.Context(), choices, false) }
 	}
 	expr := func(expr string) func() (*Grammar, error) {
-		return func() (*Grammar, error) { return c.Regexp(expr) }
+		return func() (*Grammar, error) { return c.Regexp(t.Context(), expr, false) }
 	}
 	for _, test := range []struct {
 		name    string
@@ -418,23 +418,23 @@ func TestNewCompilerWantsAllBytes(t *testing.T) {
 
 func TestCompilerKeepsGrammars(t *testing.T) {
 	c := small(t).compiler
-	first, err := c.Regexp("a")
+	first, err := c.Regexp(t.Context(), "a", false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range maxGrammars - 1 {
-		if _, err := c.Regexp(fmt.Sprintf("b%d", i)); err != nil {
+		if _, err := c.Regexp(t.Context(), fmt.Sprintf("b%d", i), false); err != nil {
 			t.Fatal(err)
 		}
-		if again, _ := c.Regexp("a"); again != first {
+		if again, _ := c.Regexp(t.Context(), "a", false); again != first {
 			t.Fatal("a grammar that was used last is compiled again")
 		}
 	}
-	if choice, _ := c.Choice([]string{"a"}); choice == first {
+	if choice, _ := c.Choice(t.Context(), []string{"a"}, false); choice == first {
 		t.Error("a choice is taken for a regular expression")
 	}
 	for i := range 2 * maxGrammars {
-		if _, err := c.Regexp(fmt.Sprintf("c%d", i)); err != nil {
+		if _, err := c.Regexp(t.Context(), fmt.Sprintf("c%d", i), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -446,12 +446,12 @@ func TestCompilerKeepsGrammars(t *testing.T) {
 // TestAcceptOutsideTheMask holds that a token that is not allowed ends the output.
 func TestAcceptOutsideTheMask(t *testing.T) {
 	fix := small(t)
-	g, err := fix.compiler.Regexp("ab")
+	g, err := fix.compiler.Regexp(t.Context(), "ab", false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []int32{-1, fix.stop, 5, 1 << 20} {
-		s := g.Start()
+		s := g.Start(t.Context())
 		s.Accept(id)
 		if ids := members(nil, s.Mask()); !s.Done() || len(ids) != 1 || ids[0] != fix.stop {
 			t.Errorf("after id %d the mask has %v", id, ids)
@@ -475,7 +475,7 @@ func TestSharedGrammar(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g, err := c.JSONSchema([]byte(benchSchema))
+		g, err := c.JSONSchema(t.Context(), []byte(benchSchema), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -496,13 +496,12 @@ func TestSharedGrammar(t *testing.T) {
 // TestForgetting holds that masks are the same when what was found is forgotten all the time.
 func TestForgetting(t *testing.T) {
 	fix := load(t, "tiny-vlm")
-	g, err := fix.compiler.JSONSchema([]byte(benchSchema))
+	g, err := fix.compiler.JSONSchema(t.Context(), []byte(benchSchema), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	rng := newRand(5)
-	s := g.Start()
-	other := g.Start()
+	s, other := g.cursor(), g.cursor()
 	for range 200 {
 		want := slices.Clone(s.Mask())
 		g.automaton.memory = maxMemory + 1
@@ -515,7 +514,7 @@ func TestForgetting(t *testing.T) {
 		g.automaton.forget()
 		other.Accept(id)
 		if id == fix.stop {
-			s, other = g.Start(), g.Start()
+			s, other = g.cursor(), g.cursor()
 		}
 	}
 }
@@ -537,7 +536,7 @@ func TestManyThreads(t *testing.T) {
 	}
 	schema := `{"anyOf":[{"type":"null"},` + strings.Join(branches, ",") + `]}`
 	fix := small(t, append(fuzzTexts, `{"a":`, `{"a":{`, `null`, `,"b`, `5}`, `5},"b`)...)
-	g, err := fix.compiler.JSONSchema([]byte(schema))
+	g, err := fix.compiler.JSONSchema(t.Context(), []byte(schema), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -559,7 +558,7 @@ func TestManyThreads(t *testing.T) {
 	}
 	most := 0
 	for seed := range uint64(200) {
-		rng, s, ids := newRand(seed), g.Start(), slices.Clone(open)
+		rng, s, ids := newRand(seed), g.cursor(), slices.Clone(open)
 		for _, id := range open {
 			s.Accept(id)
 		}

@@ -190,7 +190,13 @@ func (n *nfa) accepts(set []int32, begin bool, seen []bool) bool {
 }
 
 // intersect returns the automaton of the texts that both a and b accept.
-func intersect(a, b *dfa, budget *budget) (*dfa, error) {
+func intersect(a, b *dfa, budget *budget) (*dfa, error) { return product(a, b, true, budget) }
+
+// difference returns the automaton of the texts that a accepts and b does not.
+func difference(a, b *dfa, budget *budget) (*dfa, error) { return product(a, b, false, budget) }
+
+// product returns the automaton of the texts that a accepts, and that b accepts or does not.
+func product(a, b *dfa, accepts bool, budget *budget) (*dfa, error) {
 	d := new(dfa)
 	pairs := make(map[[2]uint8]uint8)
 	var bytes []byte // by class: one byte of it
@@ -209,10 +215,13 @@ func intersect(a, b *dfa, budget *budget) (*dfa, error) {
 	states := [][2]int32{{0, 0}}
 	for at := 0; at < len(states); at++ {
 		s := states[at]
-		d.accept = append(d.accept, a.accept[s[0]] && b.accept[s[1]])
+		d.accept = append(d.accept, a.accept[s[0]] && (s[1] != none && b.accept[s[1]]) == accepts)
 		for _, by := range bytes {
-			to := [2]int32{a.step(s[0], by), b.step(s[1], by)}
-			if to[0] == none || to[1] == none {
+			to := [2]int32{a.step(s[0], by), none}
+			if s[1] != none {
+				to[1] = b.step(s[1], by)
+			}
+			if to[0] == none || accepts && to[1] == none {
 				d.next = append(d.next, none)
 				continue
 			}

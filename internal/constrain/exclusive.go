@@ -62,7 +62,7 @@ func (s *schemaCompiler) follow(schema any) any {
 		if list, ok := o.values["allOf"].([]any); ok && len(list) == 1 {
 			schema = list[0]
 		} else if ref, ok := o.values["$ref"]; ok {
-			target, _, err := s.resolve(ref)
+			target, err := s.resolve(ref)
 			if err != nil {
 				return schema
 			}

@@ -14,7 +14,7 @@ func FuzzRegexp(f *testing.F) {
 	}
 	fix := small(f, fuzzTexts...)
 	f.Fuzz(func(t *testing.T, expr string) {
-		g, err := fix.compiler.Regexp(expr)
+		g, err := fix.compiler.Regexp(t.Context(), expr, false)
 		if err != nil {
 			return
 		}
@@ -44,7 +44,7 @@ func FuzzJSONSchema(f *testing.F) {
 	}
 	fix := small(f, fuzzTexts...)
 	f.Fuzz(func(t *testing.T, schema string) {
-		g, err := fix.compiler.JSONSchema([]byte(schema))
+		g, err := fix.compiler.JSONSchema(t.Context(), []byte(schema), false)
 		if err != nil {
 			return
 		}

@@ -13,12 +13,18 @@ var errTooLarge = errors.New("needs too many states: use fewer or shorter repeti
 const compileBudget = 1 << 24
 
 // budget bounds the time and memory of one compilation.
-type budget struct{ left int }
+type budget struct {
+	left  int
+	meter *meter // or nil
+}
 
 // spend takes n units, about n visits of an automaton node, and reports whether they were there. Once it fails it goes
 // on failing.
 func (b *budget) spend(n int) bool {
 	b.left -= n
+	if !b.meter.spend(n) {
+		b.left = min(b.left, -1)
+	}
 	return b.left >= 0
 }
 

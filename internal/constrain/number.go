@@ -10,6 +10,10 @@ import (
 // float64.
 const maxDigits = 15
 
+// maxExact is the most digits of an upper bound of magnitudes that is held to the digit: numbers below a larger one have
+// maxDigits.
+const maxExact = 40
+
 const (
 	anyInteger  = `-?(?:0|[1-9][0-9]{0,14})`
 	anyFraction = `(?:\.[0-9]{1,15})?`
@@ -76,10 +80,7 @@ func magnitudePattern(integer bool, b *bound, least bool) (string, error) {
 	whole := new(big.Int).Quo(b.value.Num(), b.value.Denom())
 	rest := new(big.Rat).Sub(b.value, new(big.Rat).SetInt(whole))
 	digits := whole.String()
-	if len(digits) > maxDigits {
-		if least {
-			return "", fmt.Errorf("is beyond the numbers of %d digits, which are the largest that are written", maxDigits)
-		}
+	if len(digits) > maxExact && !least {
 		return magnitudePattern(integer, nil, true)
 	}
 	var alternatives []string
@@ -118,6 +119,8 @@ func above(digits, fraction string) []string {
 	}
 	if n := len(digits); n < maxDigits {
 		patterns = append(patterns, fmt.Sprintf("[1-9][0-9]{%d,%d}%s", n, maxDigits-1, fraction))
+	} else {
+		patterns = append(patterns, fmt.Sprintf("[1-9][0-9]{%d}%s", n, fraction))
 	}
 	return patterns
 }

@@ -45,6 +45,7 @@ type programBuilder struct {
 	program
 	budget *budget
 	named  map[string]int32 // terminals by what they stand for
+	padded bool
 }
 
 func newProgramBuilder(b *budget) *programBuilder {
@@ -81,6 +82,53 @@ func (p *programBuilder) split(alts ...int32) int32 {
 		return alts[0]
 	}
 	return p.add(instr{op: opSplit, alts: alts})
+}
+
+// pad returns a start before which a space may stand, if wanted and if no text starts with a space as it is.
+func (p *programBuilder) pad(start int32, wanted bool) (int32, error) {
+	if !wanted || p.startsWith(start, ' ', make(map[int32]bool)) {
+		return start, nil
+	}
+	space, err := p.term("literal  ", start, func() (*dfa, error) { return literalDFA([]string{" "}, p.budget) })
+	if err != nil {
+		return 0, err
+	}
+	p.padded = true
+	return p.split(start, space), nil
+}
+
+// startsWith reports whether a text at pc may start with b.
+func (p *programBuilder) startsWith(pc int32, b byte, seen map[int32]bool) bool {
+	if seen[pc] {
+		return false
+	}
+	seen[pc] = true
+	switch in := &p.code[pc]; in.op {
+	case opTerm:
+		d := p.terms[in.arg]
+		return d.step(0, b) != none || d.accept[0] && p.startsWith(in.next, b, seen)
+	case opCall:
+		return p.startsWith(p.rules[in.arg], b, seen)
+	case opSplit:
+		for _, alt := range in.alts {
+			if p.startsWith(alt, b, seen) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// size is about what the program takes, in bytes.
+func (p *program) size() int {
+	size := 52*len(p.code) + 4*len(p.rules)
+	for _, d := range p.terms {
+		size += 400 + 4*len(d.next) + len(d.accept)
+	}
+	for i := range p.code {
+		size += 4 * len(p.code[i].alts)
+	}
+	return size
 }
 
 // newRule returns a rule whose start is to be set.

@@ -1,6 +1,7 @@
 package constrain
 
 import (
+	"errors"
 	"fmt"
 	"regexp/syntax"
 	"unicode"
@@ -17,16 +18,25 @@ func parsePattern(expr string) (*syntax.Regexp, error) {
 	}
 	re, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
-		return nil, err
+		return nil, quietError(err)
 	}
 	return re, regular(re)
+}
+
+// quietError says what is wrong with an expression without its words.
+func quietError(err error) error {
+	var wrong *syntax.Error
+	if !errors.As(err, &wrong) {
+		return errors.New("is no regular expression")
+	}
+	return errors.New(string(wrong.Code))
 }
 
 // regular reports what in re looks at the text around a place, but for the start and the end of the text.
 func regular(re *syntax.Regexp) error {
 	switch re.Op {
 	case syntax.OpBeginLine, syntax.OpEndLine, syntax.OpWordBoundary, syntax.OpNoWordBoundary:
-		return fmt.Errorf("%s is not supported: of the assertions only those of the start and the end of the text are", re)
+		return fmt.Errorf("has a word boundary \\b or the start of a line, which is not supported: of the assertions only those of the start and the end of the text are")
 	}
 	for _, sub := range re.Sub {
 		if err := regular(sub); err != nil {
@@ -38,6 +48,9 @@ func regular(re *syntax.Regexp) error {
 
 // patternDFA returns the automaton of the texts that match expr as a whole.
 func patternDFA(expr string, b *budget) (*dfa, error) {
+	if err := unsupported(expr); err != nil {
+		return nil, err
+	}
 	re, err := parsePattern(expr)
 	if err != nil {
 		return nil, err

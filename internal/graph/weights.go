@@ -4,6 +4,7 @@ package graph
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -91,11 +92,29 @@ const Root = string(filepath.Separator)
 // Has tells whether the checkpoint has a tensor of that canonical name.
 func (w *Weights) Has(name string) bool { _, ok := w.names[name]; return ok }
 
+// Stored is what the checkpoint calls the tensor of that canonical name.
+func (w *Weights) Stored(name string) (stored string, ok bool) {
+	stored, ok = w.names[name]
+	return stored, ok
+}
+
+// Names lists the canonical names of all tensors.
+func (w *Weights) Names() []string { return slices.Sorted(maps.Keys(w.names)) }
+
 // Get returns the tensor of that canonical name after checking its shape, and counts the use.
 func (w *Weights) Get(name string, shape ...int) (safetensors.Tensor, error) {
+	t, err := w.Find(name, shape...)
+	if err == nil && w.asked == nil {
+		w.used[w.names[name]]++
+	}
+	return t, err
+}
+
+// Find is Get without counting.
+func (w *Weights) Find(name string, shape ...int) (safetensors.Tensor, error) {
 	real, ok := w.names[name]
 	if !ok && w.asked != nil {
-		if !slices.ContainsFunc(*w.asked, func(s Shape) bool { return s.Name == name }) {
+		if w.used[name]++; w.used[name] == 1 {
 			*w.asked = append(*w.asked, Shape{name, shape})
 		}
 		return safetensors.Tensor{Name: name, DType: safetensors.F32, Shape: shape}, nil
@@ -113,7 +132,6 @@ func (w *Weights) Get(name string, shape ...int) (safetensors.Tensor, error) {
 	if _, err := onnxType(t); err != nil {
 		return safetensors.Tensor{}, err
 	}
-	w.used[real]++
 	return t, nil
 }
 

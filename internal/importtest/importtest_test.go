@@ -2,9 +2,6 @@
 package importtest
 
 import (
-	"go/parser"
-	"go/token"
-	"io/fs"
 	"path"
 	"path/filepath"
 	"strings"
@@ -27,32 +24,13 @@ var never = [][2]string{
 
 func TestImportOrder(t *testing.T) {
 	files := 0
-	err := filepath.WalkDir(filepath.Join("..", ".."), func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git" || d.Name() == "tools" || d.Name() == "testdata") {
-			return filepath.SkipDir
-		}
-		if !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
-			return nil
-		}
+	err := eachFile(func(file string, imports []string) {
 		files++
-		from, err := filepath.Rel(filepath.Join("..", ".."), filepath.Dir(p))
-		if err != nil {
-			return err
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly)
-		if err != nil {
-			return err
-		}
-		for _, s := range f.Imports {
-			to, ours := strings.CutPrefix(strings.Trim(s.Path.Value, `"`), module)
-			if ours {
-				check(t, filepath.ToSlash(from), to)
+		for _, path := range imports {
+			if to, ours := strings.CutPrefix(path, module); ours {
+				check(t, filepath.ToSlash(filepath.Dir(file)), to)
 			}
 		}
-		return nil
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -22,11 +22,18 @@ func (d *decoder) transformAll() {
 	defer wg.Wait()
 	for i := range d.list {
 		c := &d.list[i]
+		if c.quant == nil {
+			continue
+		}
 		c.pix = newPix(64 * c.stride * c.height)
 		n := min(runtime.GOMAXPROCS(0), c.height)
 		for j := range n {
 			from, to := c.height*j/n, c.height*(j+1)/n
-			wg.Go(func() { c.transform(c.coefficients[64*c.stride*from:], from, to) })
+			wg.Go(func() {
+				for row := from; row < to && d.ctx.Err() == nil; row++ {
+					c.transform(c.coefficients[64*c.stride*row:], row, row+1)
+				}
+			})
 		}
 	}
 }

@@ -1,14 +1,17 @@
 // Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were trained
-// on them; image/jpeg rounds otherwise. It reads Huffman-coded pictures of 8 bits, sequential and progressive, of one, three
-// or four components. What the samples become (upsampling, colour) is the caller's.
+// on them; image/jpeg rounds otherwise. It reads images of 8 bits, Huffman and arithmetic coded, sequential and progressive,
+// of one, three or four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
+// goes on at restart markers. What the samples become (upsampling, colour) is the caller's.
 //
 // Reference: ITU-T T.81; for what that leaves open, libjpeg-turbo.
 package jpeg
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 )
 
@@ -28,6 +31,10 @@ const (
 type Config struct {
 	Width, Height int
 	Components    int
+	// Blocks of 8×8 samples are in all components together.
+	Blocks int
+	// DecodeBytes is the most memory that Decode holds at once, its result among it.
+	DecodeBytes int64
 }
 
 // Image is a decoded picture: a plane of samples for each component.
@@ -49,6 +56,9 @@ type Plane struct {
 // planes holds *[]uint8 that were released, megabytes each.
 var planes sync.Pool
 
+// maxPlane is the largest plane that planes keeps, in bytes.
+const maxPlane = 16 << 20
+
 // newPix gives memory with anything in it.
 func newPix(n int) []uint8 {
 	if p, ok := planes.Get().(*[]uint8); ok && cap(*p) >= n {
@@ -60,15 +70,14 @@ func newPix(n int) []uint8 {
 // Release gives the planes back for other pictures. It is not needed; m must not be used after it.
 func (m *Image) Release() {
 	for i := range m.Planes {
-		planes.Put(&m.Planes[i].Pix)
+		if cap(m.Planes[i].Pix) <= maxPlane {
+			planes.Put(&m.Planes[i].Pix)
+		}
 	}
 	m.Planes = nil
 }
 
-var (
-	errTruncated = errors.New("truncated")
-	errCode      = errors.New("bad Huffman code")
-)
+var errTruncated = errors.New("truncated")
 
 // Markers. Those from markerRST0 to markerEOI, markerTEM and 0 stand alone; the others have a payload.
 const (
@@ -76,6 +85,8 @@ const (
 	markerSOF0  = 0xc0
 	markerSOF1  = 0xc1
 	markerSOF2  = 0xc2
+	markerSOF9  = 0xc9
+	markerSOF10 = 0xca
 	markerDHT   = 0xc4
 	markerSOF15 = 0xcf
 	markerJPG   = 0xc8
@@ -121,27 +132,44 @@ type decoder struct {
 	model        Model
 	scans        int
 	bits         bits
-	run          int // blocks still to pass over in a progressive scan of AC
+	ctx          context.Context
+	arithmetic   bool
+	conditioning conditioning
+	coder        *arithmetic
+	// restartNumber is that of the restart marker to come; starved tells that data are missing up to it.
+	restartNumber int
+	starved       bool
+	run           int // blocks still to pass over in a progressive scan of AC
+}
+
+func newDecoder(ctx context.Context, data []byte) *decoder {
+	return &decoder{ctx: ctx, data: data, adobe: -1, huffman: defaultTables(), conditioning: defaultConditioning()}
 }
 
 // DecodeConfig reads up to the header of the frame.
 func DecodeConfig(data []byte) (Config, error) {
-	d := decoder{data: data, adobe: -1}
+	d := newDecoder(context.Background(), data)
 	err := d.segments(true)
 	return d.config, err
 }
 
-// Decode decodes a picture. It lends work to the other cores.
-func Decode(data []byte) (*Image, error) {
-	d := decoder{data: data, adobe: -1}
+// Decode decodes an image. It lends work to the other cores, and ends with the context's cause when that is done.
+func Decode(ctx context.Context, data []byte) (*Image, error) {
+	d := newDecoder(ctx, data)
 	if err := d.segments(false); err != nil {
 		return nil, err
 	}
 	m := &Image{Config: d.config, Model: d.model}
+	if d.progressive {
+		d.transformAll()
+	}
 	for i := range d.list {
 		c := &d.list[i]
-		if c.quant == nil {
-			return nil, errors.New("a component has no scan")
+		if c.quant == nil { // no scan had it: libjpeg gives the middle
+			c.pix = newPix(64 * c.stride * c.height)
+			for j := range c.pix {
+				c.pix[j] = 128
+			}
 		}
 		stepX, stepY := d.maxH/c.h, d.maxV/c.v
 		m.Planes = append(m.Planes, Plane{
@@ -149,13 +177,7 @@ func Decode(data []byte) (*Image, error) {
 			Width: ceil(d.config.Width, stepX), Height: ceil(d.config.Height, stepY), StepX: stepX, StepY: stepY,
 		})
 	}
-	if d.progressive {
-		d.transformAll()
-		for i := range d.list {
-			m.Planes[i].Pix = d.list[i].pix
-		}
-	}
-	return m, nil
+	return m, context.Cause(ctx)
 }
 
 func ceil(n, by int) int { return (n + by - 1) / by }
@@ -201,7 +223,7 @@ func (d *decoder) segments(headerOnly bool) error {
 		case marker == markerDHT:
 			err = d.huffmanTables(b)
 		case marker == markerDAC:
-			err = errors.New("arithmetic coding is not supported")
+			err = d.conditioning.read(b)
 		case marker >= markerSOF0 && marker <= markerSOF15 && marker != markerJPG:
 			if err = d.frame(marker, b); err == nil && headerOnly {
 				return nil
@@ -253,14 +275,15 @@ func (d *decoder) frame(marker byte, b []byte) error {
 	switch {
 	case d.list != nil:
 		return errors.New("two frames")
-	case marker > markerSOF2:
-		return fmt.Errorf("frames of type %d are not supported, want 0, 1 or 2", marker-markerSOF0)
+	case marker > markerSOF2 && marker != markerSOF9 && marker != markerSOF10:
+		return fmt.Errorf("frames of type %d are not supported, want 0, 1, 2, 9 or 10", marker-markerSOF0)
 	case len(b) < 6:
 		return errors.New("bad SOF length")
 	case b[0] != 8:
 		return fmt.Errorf("samples of %d bits are not supported, want 8", b[0])
 	}
-	d.progressive = marker == markerSOF2
+	d.progressive = marker == markerSOF2 || marker == markerSOF10
+	d.arithmetic = marker >= markerSOF9
 	c := Config{Height: int(binary.BigEndian.Uint16(b[1:])), Width: int(binary.BigEndian.Uint16(b[3:])), Components: int(b[5])}
 	if c.Width == 0 || c.Height == 0 {
 		return fmt.Errorf("%d×%d pixels, want at least 1×1", c.Width, c.Height)
@@ -293,7 +316,12 @@ func (d *decoder) frame(marker byte, b []byte) error {
 		}
 		p.columns, p.rows = ceil(c.Width, 8*d.maxH/p.h), ceil(c.Height, 8*d.maxV/p.v)
 		p.stride, p.height = d.mcusX*p.h, d.mcusY*p.v
+		c.Blocks += p.stride * p.height
+		if d.progressive {
+			c.DecodeBytes += 128 * int64(p.stride) * int64(p.height)
+		}
 	}
+	c.DecodeBytes += 64*int64(c.Blocks) + int64(runtime.GOMAXPROCS(0)+1)*max(2*bandSize, 128*int64(d.mcusX)*10)
 	d.config, d.list = c, list
 	return nil
 }

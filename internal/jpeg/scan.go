@@ -1,6 +1,7 @@
 package jpeg
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -10,7 +11,8 @@ import (
 // scanComponent is a component with the tables that a scan gives it.
 type scanComponent struct {
 	*component
-	dcTable, acTable *table
+	dcTable, acTable   *table
+	dcNumber, acNumber int
 	// across and down are the blocks of it in an MCU: one where it is alone.
 	across, down int
 }
@@ -56,8 +58,8 @@ func (d *decoder) scan(b []byte) error {
 				return errors.New("a component twice in a scan")
 			}
 		}
-		s := scanComponent{c, d.huffman[0][dc], d.huffman[1][ac], 1, 1}
-		if first == 0 && high == 0 && s.dcTable == nil || last > 0 && s.acTable == nil {
+		s := scanComponent{c, d.huffman[0][dc], d.huffman[1][ac], int(dc), int(ac), 1, 1}
+		if !d.arithmetic && (first == 0 && high == 0 && s.dcTable == nil || last > 0 && s.acTable == nil) {
 			return errors.New("no Huffman table")
 		}
 		if n > 1 {
@@ -69,7 +71,12 @@ func (d *decoder) scan(b []byte) error {
 				return errors.New("no quantisation table")
 			}
 			// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large picture.
-			if c.columns*c.rows > 8*(len(d.data)-d.at) {
+			// Arithmetic coding can do with less than that; 64 blocks a byte are beyond what encoders reach.
+			least := 8
+			if d.arithmetic {
+				least = 64
+			}
+			if c.columns*c.rows > least*(len(d.data)-d.at)+64 {
 				return errTruncated
 			}
 			if d.progressive {
@@ -84,25 +91,37 @@ func (d *decoder) scan(b []byte) error {
 		return fmt.Errorf("%d blocks in an MCU, want at most 10", blocks)
 	}
 	d.bits = bits{data: d.data, at: d.at}
+	d.restartNumber, d.starved = 0, false
 	d.resetPredictions()
 	var err error
+	if d.arithmetic {
+		d.coder = newArithmetic(&d.bits, &d.conditioning)
+	}
+	decode := d.block
+	if d.arithmetic {
+		decode = d.coder.block
+	}
 	if d.progressive {
-		err = d.eachBlock(list, 0, d.mcuRows(list), func(s *scanComponent, b *[64]int16) error {
+		step := func(s *scanComponent, b *[64]int16) {
 			switch {
 			case first == 0 && high == 0:
-				return d.dcFirst(s, b, low)
+				d.dcFirst(s, b, low)
 			case first == 0:
 				if d.bits.bit() {
 					b[0] |= 1 << low
 				}
-				return nil
 			case high == 0:
-				return d.acFirst(s, b, first, last, low)
+				d.acFirst(s, b, first, last, low)
+			default:
+				d.acRefine(s, b, first, last, low)
 			}
-			return d.acRefine(s, b, first, last, low)
-		}, func(i int) ([]int16, int) { return list[i].coefficients, 0 })
+		}
+		if d.arithmetic {
+			step = d.coder.progressive(first, last, high, low)
+		}
+		err = d.eachBlock(list, 0, d.mcuRows(list), step, func(i int) ([]int16, int) { return list[i].coefficients, 0 })
 	} else {
-		err = d.sequential(list)
+		err = d.sequential(list, decode)
 	}
 	d.at = d.bits.at
 	return err
@@ -141,7 +160,7 @@ func (d *decoder) resetPredictions() {
 
 // eachBlock calls decode for the blocks of some rows of MCUs in the order of the file. place gives where the coefficients
 // of a component lie, and the row of blocks that they begin with.
-func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*scanComponent, *[64]int16) error, place func(i int) ([]int16, int)) error {
+func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*scanComponent, *[64]int16), place func(i int) ([]int16, int)) error {
 	columns := d.mcuColumns(list)
 	var coefficients [4][]int16
 	var begin [4]int
@@ -149,11 +168,17 @@ func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*sca
 		coefficients[i], begin[i] = place(i)
 	}
 	for my := from; my < to; my++ {
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
 		for mx := range columns {
 			if at := my*columns + mx; d.restart > 0 && at > 0 && at%d.restart == 0 {
-				if err := d.resync(at / d.restart); err != nil {
+				if err := d.resync(); err != nil {
 					return err
 				}
+			}
+			if d.starved {
+				continue // the blocks stay as they are
 			}
 			for i := range list {
 				s := &list[i]
@@ -161,37 +186,53 @@ func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*sca
 					row := my*s.down + y - begin[i]
 					for x := range s.across {
 						at := 64 * (row*s.stride + mx*s.across + x)
-						if err := decode(s, (*[64]int16)(coefficients[i][at:])); err != nil {
-							return err
-						}
+						decode(s, (*[64]int16)(coefficients[i][at:]))
 					}
 				}
 			}
 			if d.bits.overrun() {
-				return errTruncated
+				if !d.bits.marked {
+					return errTruncated
+				}
+				d.starved = true
 			}
 		}
 	}
 	return nil
 }
 
-// resync reads the n-th restart marker.
-func (d *decoder) resync(n int) error {
+// resync looks for the next restart marker. Where another is found it follows libjpeg: markers that were due before are
+// passed over, those due soon and others than restarts leave this segment empty.
+func (d *decoder) resync() error {
+	wanted := d.restartNumber
+	d.restartNumber = (wanted + 1) & 7
 	d.at = d.bits.at
-	m, ok := d.marker()
-	if !ok {
-		return errTruncated
-	}
-	if m != markerRST0+byte((n-1)&7) {
-		return errors.New("bad restart marker")
+	for {
+		m, ok := d.marker()
+		if !ok {
+			return errTruncated
+		}
+		behind := int(m-markerRST0) - wanted
+		switch {
+		case m < markerSOF0, m >= markerRST0 && m <= markerRST7 && (behind&7 == 7 || behind&7 == 6):
+			continue
+		case m < markerRST0, m > markerRST7, behind&7 == 1, behind&7 == 2:
+			d.at -= 2 // to the marker again
+		default:
+			d.starved = false
+		}
+		break
 	}
 	d.bits = bits{data: d.data, at: d.at}
 	d.resetPredictions()
+	if d.arithmetic {
+		d.coder.reset()
+	}
 	return nil
 }
 
 // sequential decodes a scan band by band; other goroutines turn bands into samples while this one reads on.
-func (d *decoder) sequential(list []scanComponent) error {
+func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *[64]int16)) error {
 	rows, rowSize := d.mcuRows(list), 0
 	for _, s := range list {
 		rowSize += 128 * s.stride * s.down
@@ -211,7 +252,7 @@ func (d *decoder) sequential(list []scanComponent) error {
 	defer wg.Wait()
 	for from := 0; from < rows; from += height {
 		b, to := <-free, min(from+height, rows)
-		err := d.eachBlock(list, from, to, d.block, func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down })
+		err := d.eachBlock(list, from, to, decode, func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down })
 		if err != nil {
 			return err
 		}
@@ -232,83 +273,62 @@ func (d *decoder) sequential(list []scanComponent) error {
 	return nil
 }
 
-// block reads a block of a sequential scan.
-func (d *decoder) block(s *scanComponent, b *[64]int16) error {
+// block reads a block of a sequential scan. A place beyond the last is the last, as in libjpeg.
+func (d *decoder) block(s *scanComponent, b *[64]int16) {
 	bits := &d.bits
-	n, ok := bits.symbol(s.dcTable)
-	if !ok {
-		return errCode
-	}
-	if n > 0 {
+	if n := bits.symbol(s.dcTable); n > 0 {
 		s.dc += bits.extended(n)
 	}
 	b[0] = int16(s.dc)
 	ac := s.acTable
 	for k := 1; k < 64; k++ {
-		rs, ok := bits.symbol(ac)
-		if !ok {
-			return errCode
-		}
+		rs := bits.symbol(ac)
 		run, n := int(rs>>4), rs&15
 		if n == 0 {
 			if run != 15 {
-				return nil
+				return
 			}
 			k += 15
 			continue
 		}
-		if k += run; k > 63 {
-			return errCode
-		}
-		b[natural[k]] = int16(bits.extended(n))
+		k += run
+		b[natural[min(k, 63)]] = int16(bits.extended(n))
 	}
-	return nil
 }
 
-func (d *decoder) dcFirst(s *scanComponent, b *[64]int16, low byte) error {
-	n, ok := d.bits.symbol(s.dcTable)
-	if !ok {
-		return errCode
-	}
-	if n > 0 {
+func (d *decoder) dcFirst(s *scanComponent, b *[64]int16, low byte) {
+	if n := d.bits.symbol(s.dcTable); n > 0 {
 		s.dc += d.bits.extended(n)
 	}
 	b[0] = int16(s.dc << low)
-	return nil
 }
 
 // endOfBand reads the number of blocks that a code says to pass over, this one among them.
 func (d *decoder) endOfBand(n uint8) { d.run = 1<<n + int(d.bits.receive(n)) }
 
-func (d *decoder) acFirst(s *scanComponent, b *[64]int16, first, last int, low byte) error {
+func (d *decoder) acFirst(s *scanComponent, b *[64]int16, first, last int, low byte) {
 	if d.run > 0 {
 		d.run--
-		return nil
+		return
 	}
 	for k := first; k <= last; k++ {
-		rs, ok := d.bits.symbol(s.acTable)
-		if !ok {
-			return errCode
-		}
+		rs := d.bits.symbol(s.acTable)
 		run, n := rs>>4, rs&15
 		if n == 0 {
 			if run != 15 {
 				d.endOfBand(run)
 				d.run--
-				return nil
+				return
 			}
 			k += 15
 			continue
 		}
-		if k += int(run); k > 63 {
-			return errCode
-		}
-		b[natural[k]] = int16(d.bits.extended(n) << low)
+		k += int(run)
+		b[natural[min(k, 63)]] = int16(d.bits.extended(n) << low)
 	}
-	return nil
 }
 
-func (d *decoder) acRefine(s *scanComponent, b *[64]int16, first, last int, low byte) error {
+func (d *decoder) acRefine(s *scanComponent, b *[64]int16, first, last int, low byte) {
 	k := first
 	// pass refines what is not zero, up to the zero after skip others, or to the end.
 	pass := func(skip int) {
@@ -330,13 +350,10 @@ func (d *decoder) acRefine(s *scanComponent, b *[64]int16, first, last int, low 
 		}
 	}
 	for d.run == 0 && k <= last {
-		rs, ok := d.bits.symbol(s.acTable)
-		if !ok || rs&15 > 1 {
-			return errCode
-		}
+		rs := d.bits.symbol(s.acTable)
 		run, v := rs>>4, int16(0)
 		switch {
-		case rs&15 == 1:
+		case rs&15 != 0: // 1 where nothing is damaged
 			if v = -1 << low; d.bits.bit() {
 				v = 1 << low
 			}
@@ -346,10 +363,7 @@ func (d *decoder) acRefine(s *scanComponent, b *[64]int16, first, last int, low 
 		}
 		pass(int(run))
 		if v != 0 {
-			if k > last {
-				return errCode
-			}
-			b[natural[k]] = v
+			b[natural[min(k, 63)]] = v
 		}
 		k++
 	}
@@ -357,5 +371,4 @@ func (d *decoder) acRefine(s *scanComponent, b *[64]int16, first, last int, low 
 		pass(64)
 		d.run--
 	}
-	return nil
 }

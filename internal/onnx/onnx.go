@@ -83,12 +83,13 @@ type Graph struct {
 	named                                map[string]bool
 	consts                               map[string]string
 	serial                               *int            // shared with subgraphs, whose names must differ from those around them
+	own                                  *bool           // a node is of domain Own; shared as well
 	integers                             map[string]bool // values, and names of nodes that touch no others; shared as well
 }
 
 // New starts an empty graph.
 func New(name string) *Graph {
-	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), integers: map[string]bool{}}
+	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), own: new(bool), integers: map[string]bool{}}
 }
 
 // Title is the name that New was given.
@@ -147,6 +148,7 @@ func (g *Graph) Node(domain, op string, attrs Attrs, in, out []string) {
 	}
 	if domain != "" {
 		n.text(7, domain)
+		*g.own = *g.own || domain == Own
 	}
 	g.nodes = append(g.nodes, n)
 }
@@ -320,7 +322,7 @@ func (g *Graph) constant(key string, dt DType, dims []int, data []byte) string {
 func (g *Graph) If(cond string, then, otherwise func(*Graph) []string) []string {
 	branch := func(name string, build func(*Graph) []string) (*Graph, int) {
 		sub := New(name)
-		sub.serial, sub.integers = g.serial, g.integers
+		sub.serial, sub.own, sub.integers = g.serial, g.own, g.integers
 		results := build(sub)
 		for _, r := range results {
 			var v message
@@ -344,6 +346,9 @@ func (g *Graph) Bytes() []byte {
 		domain  string
 		version uint64
 	}{{"", opset}, {Contrib, 1}, {Own, 1}} {
+		if d.domain == Own && !*g.own {
+			continue
+		}
 		var o message
 		o.text(1, d.domain)
 		o.varint(2, d.version)

@@ -14,7 +14,7 @@ typedef struct {
   float *keys;         // [rows, kv_heads, max_len/16, dim, 16]: panels of 16 positions
   float *values;       // [rows, kv_heads, max_len, dim]
   const int32_t *last; // [rows], the newest position
-  const float *cosine, *sine; // [max_len, dim/2], of rotate-half position embeddings
+  const float *cosine, *sine; // [positions, dim/2], of rotate-half position embeddings
   float scale;
   float *out;          // [rows, width, heads, dim]
   float *rotated;      // scratch, [rows, kv_heads, width, heads/kv_heads, dim]: scaled and rotated queries

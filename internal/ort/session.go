@@ -47,13 +47,20 @@ type graph interface {
 
 // NewSession loads a graph.
 func NewSession(g graph, o Options) (*Session, error) {
-	return load(o, g.Title(), g.Reckons, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
+	return load(o, source{g.Title(), g.Reckons}, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
 	})
 }
 
-// load opens a session over a graph of that name. reckons, unless nil, tells of the graph's nodes by name whether they touch integers only.
-func load(o Options, name string, reckons func(string) bool, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
+// source is where a graph comes from. reckons tells of its nodes by name whether they touch integers only; it is nil for a graph
+// that somebody else wrote, which gets none of mmserve's own operators.
+type source struct {
+	name    string
+	reckons func(string) bool
+}
+
+// load opens a session over a graph.
+func load(o Options, from source, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
 	so, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -91,6 +98,11 @@ func load(o Options, name string, reckons func(string) bool, create func(*ort.Se
 	if err := o.Provider.configure(so, threads); err != nil {
 		return nil, err
 	}
+	if from.reckons != nil && o.Provider.Kernels() {
+		if err := configureCustomOps(so, threads); err != nil {
+			return nil, err
+		}
+	}
 	if o.Background {
 		session.background = newBackground()
 	}
@@ -101,8 +113,8 @@ func load(o Options, name string, reckons func(string) bool, create func(*ort.Se
 	}
 	nodes, err := placement(session.s)
 	if err == nil {
-		session.placement, err = o.Provider.judge(nodes, reckons, o.AllowCPUFallback)
-		session.placement.Graph = name
+		session.placement, err = o.Provider.judge(nodes, from.reckons, o.AllowCPUFallback)
+		session.placement.Graph = from.name
 	}
 	if err != nil {
 		err = errors.Join(err, session.s.Destroy())

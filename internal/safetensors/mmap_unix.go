@@ -10,11 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mmserve/mmserve/internal/digest"
+	"github.com/mmserve/mmserve/internal/folder"
 )
 
 // mapFile maps a whole file read-only. The mapping is shared: pages come from and go back to the page cache.
 func mapFile(path string) ([]byte, digest.Stamp, error) {
-	f, err := os.Open(path)
+	f, err := folder.Open(path)
 	if err != nil {
 		return nil, "", err
 	}
@@ -22,9 +23,6 @@ func mapFile(path string) ([]byte, digest.Stamp, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, "", err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, "", fmt.Errorf("%s is not a regular file", path)
 	}
 	stamp := digest.Of(f)
 	if st.Size() == 0 {

@@ -15,16 +15,17 @@ import (
 	"io/fs"
 	"math"
 	"math/bits"
-	"os"
 	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"unsafe"
 
 	"github.com/mmserve/mmserve/internal/digest"
+	"github.com/mmserve/mmserve/internal/folder"
 )
 
 // ErrNone says that a folder holds no safetensors checkpoint at all.
@@ -36,7 +37,8 @@ const maxHeader = 100_000_000
 // DType is an element type as the header spells it.
 type DType string
 
-// The element types a checkpoint may hold. Weights are F32, F16 or BF16; the others occur in files of gold values.
+// The element types a checkpoint may hold. Weights are F32, F16 or BF16; the others occur in files of gold values and
+// in quantised checkpoints.
 const (
 	F32  DType = "F32"
 	F16  DType = "F16"
@@ -48,18 +50,24 @@ const (
 	I8   DType = "I8"
 	U8   DType = "U8"
 	BOOL DType = "BOOL"
+	U64  DType = "U64"
+	U32  DType = "U32"
+	U16  DType = "U16"
+	E4M3 DType = "F8_E4M3"
+	E5M2 DType = "F8_E5M2"
+	E8M0 DType = "F8_E8M0"
 )
 
 // Size is the width of one element in bytes, 0 for an unknown type.
 func (d DType) Size() int64 {
 	switch d {
-	case F64, I64:
+	case F64, I64, U64:
 		return 8
-	case F32, I32:
+	case F32, I32, U32:
 		return 4
-	case F16, BF16, I16:
+	case F16, BF16, I16, U16:
 		return 2
-	case I8, U8, BOOL:
+	case I8, U8, BOOL, E4M3, E5M2, E8M0:
 		return 1
 	}
 	return 0
@@ -164,11 +172,11 @@ type Checkpoint struct {
 	digest  func() []byte
 }
 
-// Open indexes the checkpoint in dir: model.safetensors.index.json with its shards, or model.safetensors.
+// Open indexes the checkpoint in dir: model.safetensors, or model.safetensors.index.json with its shards.
 // Symbolic links (a Hugging Face cache snapshot) are followed.
 func Open(dir string) (*Checkpoint, error) {
 	c := &Checkpoint{tensors: map[string]Tensor{}}
-	files, owner, err := shards(os.DirFS(dir))
+	files, owner, err := shards(folder.Dir(dir))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -286,17 +294,24 @@ func (c *Checkpoint) hash() []byte {
 	return h.Sum(nil)
 }
 
-// shards lists the files to read and, when there is an index, which file each tensor must be in.
+// The names of a checkpoint's files. Where both are there the first is read and the other is not.
+const (
+	Single = "model.safetensors"
+	Index  = "model.safetensors.index.json"
+)
+
+// shards lists the files to read and, when they come from an index, which file each tensor must be in.
+// Reference: transformers 5.12.1 _get_resolved_checkpoint_files.
 func shards(fsys fs.FS) (files []string, owner map[string]string, err error) {
-	const single, index = "model.safetensors", "model.safetensors.index.json"
-	raw, err := fs.ReadFile(fsys, index)
+	const index = Index
+	if _, err := fs.Stat(fsys, Single); err == nil {
+		return []string{Single}, nil, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	raw, err := folder.Read(fsys, index)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := fs.Stat(fsys, single); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, ErrNone
-		} else if err != nil {
-			return nil, nil, err
-		}
-		return []string{single}, nil, nil
+		return nil, nil, ErrNone
 	}
 	if err != nil {
 		return nil, nil, err
@@ -317,7 +332,22 @@ func shards(fsys fs.FS) (files []string, owner map[string]string, err error) {
 		files = append(files, f)
 	}
 	slices.Sort(files)
-	return slices.Compact(files), ix.WeightMap, nil
+	files = slices.Compact(files)
+	var missing []string
+	for _, f := range files {
+		if _, err := fs.Stat(fsys, f); errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) > 0 {
+		const most = 5
+		list := strings.Join(missing[:min(len(missing), most)], ", ")
+		if n := len(missing) - most; n > 0 {
+			list += fmt.Sprintf(" and %d more", n)
+		}
+		return nil, nil, fmt.Errorf("%s names files that are missing: %s; download the rest of the model", index, list)
+	}
+	return files, ix.WeightMap, nil
 }
 
 func (c *Checkpoint) finish(owner map[string]string) (*Checkpoint, error) {
@@ -356,6 +386,9 @@ func (c *Checkpoint) add(shown, real string, data []byte) error {
 
 // parse checks a whole file image: the header must describe the data area exactly, without gaps or overlaps.
 func parse(data []byte) ([]Tensor, error) {
+	if err := folder.CheckContent(data); err != nil {
+		return nil, err
+	}
 	if len(data) < 8 {
 		return nil, fmt.Errorf("truncated: %d bytes, want at least the 8 of the header length", len(data))
 	}

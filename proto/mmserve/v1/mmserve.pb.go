@@ -206,7 +206,7 @@ const (
 	FinishReason_FINISH_REASON_STOP FinishReason = 1
 	// max_tokens were generated.
 	FinishReason_FINISH_REASON_LENGTH FinishReason = 2
-	// The server cut it short because it shut down.
+	// Not sent any more: an answer that a shutdown cuts ends with the status UNAVAILABLE, after the text there was.
 	FinishReason_FINISH_REASON_CANCELLED FinishReason = 3
 )
 
@@ -298,7 +298,8 @@ type GenerateRequest struct {
 	Logprobs bool `protobuf:"varint,14,opt,name=logprobs,proto3" json:"logprobs,omitempty"`
 	// With logprobs or prompt_logprobs, those of so many of the likeliest tokens in each place too; up to 20. Default: 0.
 	TopLogprobs uint32 `protobuf:"varint,15,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// Tell the log-probability of each token of the prompt but the first.
+	// Tell the log-probability of each token of the prompt but the first. Generate refuses where that, with logprobs, could take
+	// more than 4 MiB, the most that gRPC's clients accept in a message; GenerateStream tells it in pieces.
 	PromptLogprobs bool `protobuf:"varint,16,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// Guess tokens from what was said before and check several in one step. It changes how fast an answer comes, never
 	// what it is. Default: as the server is set.
@@ -598,8 +599,8 @@ type Constraint_Regex struct {
 }
 
 type Constraint_JsonSchema struct {
-	// JSON that satisfies a schema: a subset of JSON Schema 2020-12, and a keyword beyond it is refused by name. Properties
-	// come in the schema's order.
+	// JSON that satisfies a schema of JSON Schema 2020-12 or draft 7. What cannot be held is refused, all of it named by its
+	// place. Keywords and formats that are not known are annotations. Properties come in the schema's order.
 	JsonSchema string `protobuf:"bytes,3,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
@@ -619,7 +620,7 @@ func (*Constraint_JsonObject) isConstraint_Kind() {}
 // Choices are the texts that an answer is taken from.
 type Choices struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one.
+	// At least one, and up to 8192.
 	Texts         []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -665,10 +666,13 @@ func (x *Choices) GetTexts() []string {
 // Chat is a conversation, oldest message first.
 type Chat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one.
-	Messages      []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// At least one, and up to 2048, with 2048 parts in all. The last is not the assistant's, unless continue_final_message is set.
+	Messages []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Go on with the last message, which is the assistant's and ends with a text: the answer is what follows that text.
+	// Default: the answer is a new turn.
+	ContinueFinalMessage bool `protobuf:"varint,2,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Chat) Reset() {
@@ -706,6 +710,13 @@ func (x *Chat) GetMessages() []*Message {
 		return x.Messages
 	}
 	return nil
+}
+
+func (x *Chat) GetContinueFinalMessage() bool {
+	if x != nil {
+		return x.ContinueFinalMessage
+	}
+	return false
 }
 
 // Message is one turn of a conversation.
@@ -766,7 +777,7 @@ func (x *Message) GetParts() []*Part {
 // Prompt is a text with pictures in it, given to the model as it is.
 type Prompt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one.
+	// At least one, and up to 2048.
 	Parts         []*Part `protobuf:"bytes,1,rep,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1287,7 +1298,8 @@ type TokenLogprob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token id.
 	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What it stands for amid others; not always whole characters.
+	// What it stands for amid others; not always whole characters. The first one of an answer keeps the space that the
+	// answer's text leaves out.
 	Text          []byte  `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
 	Logprob       float32 `protobuf:"fixed32,3,opt,name=logprob,proto3" json:"logprob,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1817,7 +1829,7 @@ func (x *StreamStart) GetUsage() *Usage {
 // StreamDelta is text that follows what was sent before.
 type StreamDelta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Never empty, whole characters.
+	// Whole characters; empty only where log-probabilities take a message of their own.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// Tokens generated since the last delta: more than one where text was held back because it could have become a
 	// stop string, or where a character took several tokens.
@@ -1825,9 +1837,11 @@ type StreamDelta struct {
 	// Which of the n answers it belongs to.
 	Index uint32 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
 	// Of the tokens whose text has been sent by now, if asked for.
-	Logprobs      []*Logprobs `protobuf:"bytes,4,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Logprobs []*Logprobs `protobuf:"bytes,4,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
+	// Of the prompt's next tokens, if asked for and too many for the finish: they come in order, the rest with the finish.
+	PromptLogprobs []*Logprobs `protobuf:"bytes,5,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StreamDelta) Reset() {
@@ -1884,6 +1898,13 @@ func (x *StreamDelta) GetIndex() uint32 {
 func (x *StreamDelta) GetLogprobs() []*Logprobs {
 	if x != nil {
 		return x.Logprobs
+	}
+	return nil
+}
+
+func (x *StreamDelta) GetPromptLogprobs() []*Logprobs {
+	if x != nil {
+		return x.PromptLogprobs
 	}
 	return nil
 }
@@ -2244,9 +2265,10 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"jsonObjectB\x06\n" +
 	"\x04kind\"\x1f\n" +
 	"\aChoices\x12\x14\n" +
-	"\x05texts\x18\x01 \x03(\tR\x05texts\"7\n" +
+	"\x05texts\x18\x01 \x03(\tR\x05texts\"m\n" +
 	"\x04Chat\x12/\n" +
-	"\bmessages\x18\x01 \x03(\v2\x13.mmserve.v1.MessageR\bmessages\"W\n" +
+	"\bmessages\x18\x01 \x03(\v2\x13.mmserve.v1.MessageR\bmessages\x124\n" +
+	"\x16continue_final_message\x18\x02 \x01(\bR\x14continueFinalMessage\"W\n" +
 	"\aMessage\x12$\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x10.mmserve.v1.RoleR\x04role\x12&\n" +
 	"\x05parts\x18\x02 \x03(\v2\x10.mmserve.v1.PartR\x05parts\"0\n" +
@@ -2343,12 +2365,13 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12\x12\n" +
 	"\x04seed\x18\x04 \x01(\x04R\x04seed\x12'\n" +
-	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\"\x81\x01\n" +
+	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\"\xc0\x01\n" +
 	"\vStreamDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x120\n" +
-	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\"\xe5\x02\n" +
+	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
+	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\"\xe5\x02\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
@@ -2487,25 +2510,26 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	22, // 32: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
 	13, // 33: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
 	16, // 34: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
-	3,  // 35: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	13, // 36: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	14, // 37: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	16, // 38: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
-	16, // 39: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	25, // 40: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	27, // 41: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	28, // 42: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
-	4,  // 43: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 44: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	23, // 45: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	18, // 46: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	19, // 47: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	24, // 48: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	46, // [46:49] is the sub-list for method output_type
-	43, // [43:46] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	16, // 35: mmserve.v1.StreamDelta.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 36: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	13, // 37: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	14, // 38: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	16, // 39: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
+	16, // 40: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	25, // 41: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	27, // 42: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	28, // 43: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	4,  // 44: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 45: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	23, // 46: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	18, // 47: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	19, // 48: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	24, // 49: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	47, // [47:50] is the sub-list for method output_type
+	44, // [44:47] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }

@@ -39,12 +39,14 @@ const (
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, or the answer is unlikely to be complete by the call's deadline;
-//	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
+//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
+//	                    messages that are being received take all the memory there is for them; details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
 //	                    server accepts, and a retry will not help
-//	UNAVAILABLE         the server is draining: use another one
+//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
+//	                    cuts ends so too, after the text there was
+//	UNIMPLEMENTED       the message is compressed
 //	DEADLINE_EXCEEDED, CANCELLED
-//	                    the call ended first; its work was dropped
+//	                    the call ended first, or its message did not come whole in time; its work was dropped
 //	INTERNAL            the server failed; the log has the request's id
 type MMServeClient interface {
 	// Generate answers with the whole text.
@@ -115,12 +117,14 @@ func (c *mMServeClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequ
 //	NOT_FOUND           model names a model that is not the served one
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, pictures
 //	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, or the answer is unlikely to be complete by the call's deadline;
-//	                    details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
+//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
+//	                    messages that are being received take all the memory there is for them; details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
 //	                    server accepts, and a retry will not help
-//	UNAVAILABLE         the server is draining: use another one
+//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
+//	                    cuts ends so too, after the text there was
+//	UNIMPLEMENTED       the message is compressed
 //	DEADLINE_EXCEEDED, CANCELLED
-//	                    the call ended first; its work was dropped
+//	                    the call ended first, or its message did not come whole in time; its work was dropped
 //	INTERNAL            the server failed; the log has the request's id
 type MMServeServer interface {
 	// Generate answers with the whole text.

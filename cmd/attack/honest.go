@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mmserve/mmserve/loadtest"
+)
+
+// honest are the others: a few requests a second, texts and small images, short answers.
+type honest struct {
+	target *loadtest.GRPC
+	mix    *loadtest.Mix
+	runs   uint64
+}
+
+// honestRate is their requests a second, well below what the embedded model carries.
+const honestRate = 6
+
+func newHonest(addr string) (*honest, error) {
+	m := &loadtest.Mix{IgnoreEOS: true, PictureShare: 0.3, Fresh: true}
+	var err [5]error
+	m.Prompt, err[0] = loadtest.ParseLengths("uniform:4,20")
+	m.Output, err[1] = loadtest.ParseLengths("uniform:8,24")
+	m.PicturesEach, err[2] = loadtest.ParseLengths("1")
+	m.Pictures, err[3] = loadtest.DrawPictures(16, "256x256,512x512", 0.2, 1)
+	h := &honest{mix: m}
+	h.target, err[4] = loadtest.DialGRPC(addr, false)
+	return h, errors.Join(err[:]...)
+}
+
+func (h *honest) close() { _ = h.target.Close() }
+
+// p99 loads the server for d and gives the 99th percentile of the whole answers' times. A request that fails is an error.
+func (h *honest) p99(ctx context.Context, d time.Duration) (time.Duration, error) {
+	arrivals, err := loadtest.ParseProcess("poisson")
+	if err != nil {
+		return 0, err
+	}
+	h.runs++
+	m := *h.mix
+	m.Name = fmt.Sprintf("honest%d", h.runs)
+	r, err := loadtest.Run(ctx, loadtest.Config{
+		Target: h.target, Mix: &m, Seed: h.runs, Deadline: 30 * time.Second,
+		Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: honestRate, Duration: d}}, Process: arrivals},
+	})
+	if err != nil {
+		return 0, err
+	}
+	sum := loadtest.Summarize(r.Samples, 0, d, loadtest.SLO{})
+	if sum.OK != sum.Due || sum.Due == 0 {
+		return 0, fmt.Errorf("%d of %d honest requests were answered: %v", sum.OK, sum.Due, sum.Errors)
+	}
+	return time.Duration(sum.E2E.P99 * float64(time.Millisecond)), ctx.Err()
+}
+
+// many has c.attackers attack again and again until ctx is done.
+func many(ctx context.Context, a attack, c config) {
+	var group sync.WaitGroup
+	for range c.attackers {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				once, leave := context.WithTimeout(ctx, attackTime)
+				_ = a.once(once, c.addr)
+				leave()
+				select { // ten attackers that only wait for refusals would measure this program
+				case <-time.After(100 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	group.Wait()
+}

@@ -1,0 +1,102 @@
+package importtest
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// users lists the third-party modules, by the beginning of their import paths, and the packages that may import them, with
+// all below each. A module that is not here may be imported by none: adding one is a decision, which this list records.
+var users = map[string][]string{
+	"github.com/alecthomas/kong":               {"cmd/mmserve"},
+	"github.com/bmatcuk/doublestar/v4":         {"caption"},
+	"github.com/corona10/goimagehash":          {"caption"},
+	"github.com/disintegration/imaging":        {"caption", "cmd/mmserve", "internal/imaging", "vision"},
+	"github.com/klauspost/compress":            {"internal/imaging"},
+	"github.com/parquet-go/parquet-go":         {"caption"},
+	"github.com/prometheus":                    {"internal/telemetry", "loadtest"},
+	"github.com/rivo/uniseg":                   {"internal/tokenizer"},
+	"github.com/ulikunitz/xz":                  {"internal/imaging"},
+	"github.com/vbauerster/mpb/v8":             {"caption"},
+	"github.com/x448/float16":                  {"internal/ort", "model"},
+	"github.com/yalue/onnxruntime_go":          {"internal/ort"},
+	"go.opentelemetry.io":                      {"internal/telemetry", "server", "cmd/mmserve"},
+	"gocloud.dev":                              {"caption", "cmd/mmserve"},
+	"golang.org/x/image":                       {"internal/imaging", "vision"},
+	"golang.org/x/net":                         {"cmd/attack"},
+	"golang.org/x/sync":                        {"caption", "cmd", "internal", "loadtest", "model", "server", "vision"},
+	"golang.org/x/sys":                         {"internal"},
+	"golang.org/x/term":                        {"cmd/mmserve"},
+	"golang.org/x/text":                        {"internal/tokenizer", "cmd/mmserve"},
+	"google.golang.org/genproto":               {"caption", "client", "server"},
+	"google.golang.org/grpc":                   {"caption", "client", "cmd", "internal/admin", "loadtest", "proto", "server"},
+	"google.golang.org/protobuf":               {"caption", "client", "cmd", "loadtest", "proto", "server"},
+	"google.golang.org/protobuf/encoding":      {"internal/onnx", "server"},
+	"github.com/santhosh-tekuri/jsonschema/v6": {}, // tests compare with it
+}
+
+func TestModules(t *testing.T) {
+	used := map[string]bool{}
+	err := eachFile(func(file string, imports []string) {
+		from := filepath.ToSlash(filepath.Dir(file))
+		for _, to := range imports {
+			if domain, _, _ := strings.Cut(to, "/"); !strings.Contains(domain, ".") || strings.HasPrefix(to, module) {
+				continue
+			}
+			m := moduleOf(to)
+			used[m] = true
+			if !slices.ContainsFunc(users[m], func(dir string) bool { return under(from, dir) }) {
+				t.Errorf("%s imports %s: of its module only %q may be imported by %v", file, to, m, users[m])
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m, dirs := range users {
+		if len(dirs) > 0 && !used[m] {
+			t.Errorf("%s is imported by none: leave it out", m)
+		}
+	}
+}
+
+// moduleOf is the longest beginning of an import path that users lists; empty if there is none.
+func moduleOf(imported string) (m string) {
+	for prefix := range users {
+		if under(imported, prefix) && len(prefix) > len(m) {
+			m = prefix
+		}
+	}
+	return m
+}
+
+// eachFile calls do for each Go file of the module that is neither a test nor a tool, with its path from the module's root.
+func eachFile(do func(file string, imports []string)) error {
+	root := filepath.Join("..", "..")
+	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && slices.Contains([]string{"node_modules", ".git", "tools", "testdata"}, d.Name()):
+			return filepath.SkipDir
+		case !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go"):
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		var imports []string
+		for _, s := range f.Imports {
+			imports = append(imports, strings.Trim(s.Path.Value, `"`))
+		}
+		file, err := filepath.Rel(root, p)
+		do(file, imports)
+		return err
+	})
+}

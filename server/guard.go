@@ -1,0 +1,206 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+)
+
+// smallMessage is the largest message of methods that carry no prompt, in bytes.
+const smallMessage = 64 << 10
+
+// guard stands in front of every method of every service that is registered through it: it receives messages within the
+// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
+// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+type guard struct {
+	*grpc.Server
+	server *Server
+	limits map[protoreflect.FullName]int // see Options.wireCounts
+}
+
+// RegisterService registers d with the guard around its methods.
+func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
+	own := *d
+	own.Methods, own.Streams = nil, nil
+	for _, m := range d.Methods {
+		name := "/" + d.ServiceName + "/" + m.MethodName
+		own.Streams = append(own.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: func(srv any, stream grpc.ServerStream) error {
+			return g.call(name, stream, func(s *guarded) error {
+				reply, err := m.Handler(srv, s.ctx, s.RecvMsg, nil)
+				if err != nil {
+					return err
+				}
+				return stream.SendMsg(reply)
+			})
+		}})
+	}
+	for _, m := range d.Streams {
+		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
+		m.Handler = func(srv any, stream grpc.ServerStream) error {
+			return g.call(name, stream, func(s *guarded) error { return handle(srv, s) })
+		}
+		own.Streams = append(own.Streams, m)
+	}
+	g.Server.RegisterService(&own, impl)
+}
+
+// call runs a method.
+func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.server.options.Logger.LogAttrs(context.Background(), slog.LevelError, "panic", slog.String("method", method),
+				slog.String("error", describePanic(p)), slog.String("stack", string(debug.Stack())))
+			err = status.Error(codes.Internal, "the server failed")
+		}
+	}()
+	ctx := stream.Context()
+	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
+	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
+		return errLoading()
+	}
+	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
+		if c := t.RecvCompress(); c != "" && c != encoding.Identity {
+			return status.Error(codes.Unimplemented, "compressed requests are not taken: images are compressed already; send the message as it is (grpc-encoding identity)")
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &guarded{ServerStream: stream, guard: g, text: smallMessage}
+	most := int64(smallMessage)
+	if prompt {
+		// gRPC itself refuses a longer message by its header; frames may carry padding.
+		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
+		g.server.open.Add(1)
+		defer g.server.requestOver()
+	} else {
+		// Watchers and reflection never leave by themselves.
+		defer context.AfterFunc(g.server.drained, cancel)()
+	}
+	s.inbound = g.server.inflight.claim(ctx, most)
+	defer g.server.inflight.end(s.inbound)
+	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
+	return run(s)
+}
+
+// guarded is a stream whose messages are received under guard. One goroutine receives.
+type guarded struct {
+	grpc.ServerStream
+	guard   guard
+	ctx     context.Context
+	inbound *inbound
+	text    int // bytes of strings in a message
+	again   bool
+}
+
+func (s *guarded) Context() context.Context { return s.ctx }
+
+// RecvMsg fills m, a proto.Message, with the stream's next message.
+func (s *guarded) RecvMsg(m any) error {
+	f := s.guard.server.inflight
+	if s.again {
+		f.again(s.inbound)
+	}
+	s.again = true
+	raw, err := s.receive()
+	if err != nil {
+		return err
+	}
+	defer raw.Free()
+	if err := f.complete(s.inbound); err != nil {
+		return err
+	}
+	return s.decode(raw, m.(proto.Message))
+}
+
+// receive waits for a whole message. One that is refused, or late, is left to its goroutine, which ends with the call.
+func (s *guarded) receive() (mem.BufferSlice, error) {
+	type received struct {
+		message rawMessage
+		err     error
+	}
+	done := make(chan received, 1)
+	go func() {
+		var r received
+		r.err = s.ServerStream.RecvMsg(&r.message)
+		done <- r
+	}()
+	late := time.NewTimer(s.guard.server.options.ReceiveTimeout)
+	defer late.Stop()
+	select {
+	case r := <-done:
+		return r.message.data, readable(r.err)
+	case <-s.inbound.refused:
+		return nil, s.inbound.err
+	case <-late.C:
+		return nil, status.Errorf(codes.DeadlineExceeded, "the message did not come whole within %v", s.guard.server.options.ReceiveTimeout)
+	case <-s.ctx.Done():
+		return nil, status.FromContextError(s.ctx.Err()).Err()
+	}
+}
+
+// readable makes what gRPC calls INTERNAL in receiving the client's mistake that it is: broken framing, a missing message.
+func readable(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	if st, ok := status.FromError(err); ok && st.Code() == codes.Internal {
+		return status.Error(codes.InvalidArgument, st.Message())
+	}
+	return err
+}
+
+// decode fills m. As many messages as there are cores are decoded at once: each takes its size again meanwhile.
+func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
+	if raw.Len() > smallMessage {
+		select {
+		case s.guard.server.decoding <- struct{}{}:
+			defer func() { <-s.guard.server.decoding }()
+		case <-s.ctx.Done():
+			return status.FromContextError(s.ctx.Err()).Err()
+		}
+	}
+	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer whole.Free()
+	return decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
+}
+
+// rawMessage is received as it is on the wire.
+type rawMessage struct{ data mem.BufferSlice }
+
+// codec is protobuf's, but leaves a rawMessage as it is.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if raw, ok := v.(*rawMessage); ok {
+		data.Ref()
+		raw.data = data
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+
+func errLoading() error { return status.Error(codes.Unavailable, "the model is loading") }
+
+// unknownMethod does not repeat what the client asked for.
+func unknownMethod(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "unknown method; this server has "+pb.MMServe_ServiceDesc.ServiceName+", "+
+		grpc_health_v1.Health_ServiceDesc.ServiceName+" and reflection")
+}

@@ -1,0 +1,284 @@
+package server
+
+import (
+	"context"
+	"reflect"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// Costs that come on top of a message's bytes while it is received, in bytes.
+const (
+	streamCost = 16 << 10 // goroutines and buffers of a stream
+	frameCost  = 160      // a DATA frame's place in gRPC's list of buffers
+	// tinyFrames is how many DATA frames a message may have before their mean has to be tinyBytes: a message of one-byte
+	// frames would take ten times its bytes to carry, and hundreds of times in processor time.
+	tinyFrames, tinyBytes = 4096, 128
+	// reclaimAbove is how much memory has to have been held, for it to be given back to the system at once.
+	reclaimAbove = 48 << 20
+)
+
+// inflight is the byte budget over request messages: from the first byte on the wire until what they carry has been put to
+// use. It reads the frames that connections receive, because gRPC tells nobody of a message before it is whole. Above the
+// budget messages that are still on their way are refused, the largest of the connection that holds most first.
+type inflight struct {
+	limit   int64
+	evicted atomic.Int64
+
+	mu      sync.Mutex
+	used    int64
+	peak    int64 // since memory was given back
+	reclaim bool  // somebody is about to give memory back
+	conns   map[*connection]struct{}
+}
+
+func newInflight(limit int64) *inflight {
+	return &inflight{limit: limit, conns: map[*connection]struct{}{}}
+}
+
+// inbound is one stream's message. Its fields are guarded by inflight.mu.
+type inbound struct {
+	conn             *connection // nil if its connection is none of Serve's
+	id               uint32
+	held             int64 // what it counts
+	bytes, frames    int64
+	most             int64 // bytes that the method takes
+	claimed          bool  // it has a handler, and counts
+	receiving, ended bool
+
+	refused chan struct{} // closed once err is set
+	err     error
+}
+
+// frame takes note of a frame that c received.
+func (f *inflight) frame(c *connection, kind byte, id uint32, length int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.greeted = true
+	switch kind {
+	case frameHeaders:
+		if id > c.last {
+			c.last = id
+			c.streams[id] = &inbound{conn: c, id: id, refused: make(chan struct{})}
+			c.prune()
+		}
+	case frameReset:
+		if s := c.streams[id]; s != nil && !s.claimed {
+			delete(c.streams, id)
+		}
+	case frameData:
+		if s := c.streams[id]; s != nil && !s.ended {
+			f.data(s, length)
+		}
+	}
+}
+
+func (f *inflight) data(s *inbound, length int64) {
+	s.frames++
+	s.bytes += length
+	f.add(s, length+frameCost)
+	switch {
+	case !s.receiving:
+	case s.frames > tinyFrames && s.bytes < s.frames*tinyBytes:
+		f.refuse(s, status.Errorf(codes.ResourceExhausted, "the message comes in frames of %d bytes in the mean; want %d", s.bytes/s.frames, tinyBytes))
+	case s.bytes > s.most:
+		f.refuse(s, status.Errorf(codes.ResourceExhausted, "the message is larger than this method takes: at most %d bytes", s.most))
+	default:
+		f.relieve()
+	}
+}
+
+// add counts n bytes of s, which count for all once it has a handler.
+func (f *inflight) add(s *inbound, n int64) {
+	s.held += n
+	if !s.claimed || s.conn == nil {
+		return
+	}
+	f.used += n
+	f.peak = max(f.peak, f.used)
+	if s.receiving {
+		s.conn.receiving += n
+	}
+}
+
+// relieve refuses messages until the rest is within the budget, or none is on its way.
+func (f *inflight) relieve() {
+	for f.used > f.limit {
+		var most *connection
+		for c := range f.conns {
+			if c.receiving > 0 && (most == nil || c.receiving > most.receiving) {
+				most = c
+			}
+		}
+		if most == nil {
+			return
+		}
+		var largest *inbound
+		for _, s := range most.streams {
+			if s.receiving && (largest == nil || s.held > largest.held || s.held == largest.held && s.id < largest.id) {
+				largest = s
+			}
+		}
+		if largest == nil {
+			return
+		}
+		f.evicted.Add(1)
+		f.refuse(largest, errInflight())
+	}
+}
+
+func errInflight() error {
+	return withDetail(codes.ResourceExhausted, "the requests that are being received take all the memory there is for them: try again later",
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
+}
+
+// refuse ends the receipt of s with err.
+func (f *inflight) refuse(s *inbound, err error) {
+	if s.err == nil {
+		s.err = err
+		close(s.refused)
+	}
+	f.drop(s)
+}
+
+// drop stops counting s.
+func (f *inflight) drop(s *inbound) {
+	if s.claimed && s.conn != nil {
+		f.used -= s.held
+		if s.receiving {
+			s.conn.receiving -= s.held
+		}
+	}
+	s.held, s.receiving, s.ended = 0, false, true
+	if f.used < f.limit/16 && f.peak > reclaimAbove && !f.reclaim {
+		f.reclaim = true
+		time.AfterFunc(200*time.Millisecond, f.giveBack)
+	}
+}
+
+// giveBack returns to the system what large messages took: the collector would keep it for minutes on an idle server.
+func (f *inflight) giveBack() {
+	f.mu.Lock()
+	quiet := f.used < f.limit/16
+	if quiet {
+		f.peak = f.used
+	}
+	f.reclaim = false
+	f.mu.Unlock()
+	if quiet {
+		debug.FreeOSMemory()
+	}
+}
+
+// claim has the message of ctx's stream count, up to most bytes, until end.
+func (f *inflight) claim(ctx context.Context, most int64) *inbound {
+	s := &inbound{refused: make(chan struct{})}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := connectionOf(ctx); c != nil {
+		if known := c.streams[streamID(ctx)]; known != nil {
+			s = known
+		} else {
+			s.conn, s.id = c, streamID(ctx)
+			c.streams[s.id] = s
+		}
+		c.claims++
+	}
+	early := s.held
+	s.held, s.most, s.claimed, s.receiving = 0, most, true, true
+	f.add(s, early+streamCost)
+	f.relieve()
+	return s
+}
+
+// again has the next message of a stream count, instead of the one before.
+func (f *inflight) again(s *inbound) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.err != nil {
+		return
+	}
+	f.drop(s)
+	s.bytes, s.frames, s.ended, s.receiving = 0, 0, false, true
+	f.add(s, streamCost)
+	f.relieve()
+}
+
+// complete says that the message is whole: it cannot be refused any more, unless it has been.
+func (f *inflight) complete(s *inbound) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.receiving {
+		if s.conn != nil {
+			s.conn.receiving -= s.held
+		}
+		s.receiving = false
+	}
+	return s.err
+}
+
+// release says that what the message carried has been put to use.
+func (f *inflight) release(s *inbound) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drop(s)
+}
+
+// end forgets the stream.
+func (f *inflight) end(s *inbound) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drop(s)
+	if c := s.conn; c != nil {
+		delete(c.streams, s.id)
+		c.claims--
+		c.silent = time.Now()
+		c.served = true
+	}
+}
+
+// usage is what counts now, and the number of connections.
+func (f *inflight) usage() (bytes, connections int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used, int64(len(f.conns))
+}
+
+type inboundKey struct{}
+
+// releaseMessage says that the images of ctx's request have been prepared: nothing large is left of its message.
+func (s *Server) releaseMessage(ctx context.Context) {
+	if in, ok := ctx.Value(inboundKey{}).(*inbound); ok {
+		s.inflight.release(in)
+	}
+}
+
+func connectionOf(ctx context.Context) *connection {
+	p, _ := peer.FromContext(ctx)
+	if p == nil {
+		return nil
+	}
+	a, _ := p.Addr.(connectionAddr)
+	return a.connection
+}
+
+// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; a test holds that it is found.
+func streamID(ctx context.Context) uint32 {
+	v := reflect.Indirect(reflect.ValueOf(grpc.ServerTransportStreamFromContext(ctx)))
+	if v.Kind() != reflect.Struct {
+		return 0
+	}
+	if id := v.FieldByName("id"); id.IsValid() && id.CanUint() {
+		return uint32(id.Uint())
+	}
+	return 0
+}

@@ -1,0 +1,94 @@
+package vision
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/mmserve/mmserve/internal/imaging"
+)
+
+// Limits bound what one encoded image may cost, and name the budget that all images share.
+type Limits = imaging.Limits
+
+// Budget is the memory and the cores that all decodes of a process share.
+type Budget = imaging.Budget
+
+// ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
+// The wrapped text is safe to show to that caller; it never holds pixel content.
+var ErrImage = imaging.ErrImage
+
+// DefaultLimits gives what zero Limits stand for.
+func DefaultLimits() Limits { return imaging.DefaultLimits() }
+
+// NewBudget gives a budget of bytes.
+func NewBudget(bytes int64) *Budget { return imaging.NewBudget(bytes) }
+
+// DefaultDecodeBytes is the budget that decodes share by default.
+const DefaultDecodeBytes = imaging.DefaultDecodeBytes
+
+// Plan is what an image will become, known from its header.
+type Plan struct {
+	// Format, Width and Height are the file's, after orientation.
+	Format        string
+	Width, Height int
+	Grid          Grid
+	// Bytes is the most memory that decoding and preprocessing hold at once, the file not among it.
+	Bytes int64
+}
+
+// Measure reads an image's header and tells what p makes of it. Errors wrap ErrImage, or are the context's cause.
+func Measure(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool) (Plan, error) {
+	h, err := imaging.ReadHeader(ctx, data, l)
+	if err != nil {
+		return Plan{}, err
+	}
+	return measure(p, h, split)
+}
+
+func measure(p Preprocessor, h *imaging.Header, split bool) (Plan, error) {
+	plan := Plan{Format: h.Format, Width: h.Width, Height: h.Height}
+	grid, bytes, err := p.Measure(h.Width, h.Height, split)
+	if err != nil {
+		return plan, err
+	}
+	plan.Grid, plan.Bytes = grid, imaging.Sum(h.DecodeBytes, bytes)
+	return plan, nil
+}
+
+// prepare reads an image's header, judges what p makes of it, waits for the budget, decodes and calls make. make takes
+// the pixels over. Images that are prepared have the memory of their pixels beyond the budget's time.
+func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool, make func(*imaging.RGB, *Image) error) (*Image, error) {
+	h, err := imaging.ReadHeader(ctx, data, l)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := measure(p, h, split)
+	if err != nil {
+		return nil, err
+	}
+	release, err := l.Budget.Acquire(ctx, plan.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	img := &Image{Width: h.Width, Height: h.Height, Grid: plan.Grid, Started: time.Now()}
+	rgb, err := h.Decode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if rgb.W != h.Width || rgb.H != h.Height {
+		return nil, fmt.Errorf("%w: %d×%d pixels where the header says %d×%d", ErrImage, rgb.W, rgb.H, h.Width, h.Height)
+	}
+	img.Decoded = time.Now()
+	if err := make(rgb, img); err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+// tileBytes is the memory of tiles of side s.
+func tileBytes(tiles, s int) int64 { return imaging.Bytes(3, tiles, s, s) }
+
+// floatBytes is the memory of the pixel values of an area, times as often as a processor repeats them.
+func floatBytes(w, h, times int) int64 { return imaging.Bytes(4*3, w, h, times) }
