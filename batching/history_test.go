@@ -39,6 +39,7 @@ type history struct {
 	token  time.Duration // what a prompt token takes
 	decode time.Duration // what a decode step takes
 	stall  time.Duration // what the next step takes besides
+	ticks  int           // of the clock that makes masks ready: two a step
 }
 
 func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
@@ -75,6 +76,7 @@ func (h *history) cancel(id string) string {
 func (h *history) step(err error) string {
 	h.t.Helper()
 	h.now = h.now.Add(time.Millisecond)
+	h.ticks++
 	expired := h.take(h.sched.expire(h.now))
 	if !h.sched.busy() {
 		return expired + "idle\n"
@@ -82,7 +84,10 @@ func (h *history) step(err error) string {
 	p := h.sched.schedule(h.now)
 	h.check(p.invariants(h.sched))
 	said := expired + p.String()
-	h.runner.Fail = func(*decoder.Batch) error { return err }
+	h.runner.Fail = func(*decoder.Batch) error {
+		h.ticks++ // a mask may come between the plan and its run
+		return err
+	}
 	tokens, failed := h.runner.Run(context.Background(), p.batch)
 	switch {
 	case len(p.seqs) == 0:
@@ -136,6 +141,9 @@ func (h *history) take(list []delivery) string {
 func (h *history) verify(id string) {
 	h.t.Helper()
 	r, got := h.reqs[id], h.got[id]
+	if c, ok := r.Sampling.Constraint.(*slowMasks); ok {
+		r.Sampling.Constraint = c.again(0)
+	}
 	want, err := h.runner.Alone(r.Input, r.Sampling, r.MaxTokens, r.Stop...)
 	h.check(err)
 	switch h.ended[id] {
@@ -431,6 +439,9 @@ func random(t testing.TB, data []byte) {
 			if next(2) == 0 {
 				r.Sampling = decoder.Sampling{Temperature: 1, TopK: next(20), TopP: float32(next(10)) / 10, Seed: uint64(next(3))}
 			}
+			if delay := next(8); delay < 5 { // ready at once to more than two steps late
+				r.Sampling.Constraint = &slowMasks{start: uint64(next(256)), delay: delay, fails: next(4) / 3 * next(8), ticks: &h.ticks}
+			}
 			if next(2) == 0 {
 				r.Stop = []int32{int32(next(40)), int32(next(40)), int32(next(40))}
 			}
@@ -445,6 +456,9 @@ func random(t testing.TB, data []byte) {
 			for twins := next(3); r.Group != nil && twins > 0; twins-- {
 				r.ID, r.PromptLogprobs, r.Further = "s"+strconv.Itoa(len(ids)), nil, true
 				r.Sampling.Seed++
+				if c, ok := r.Sampling.Constraint.(*slowMasks); ok {
+					r.Sampling.Constraint = c.again(c.delay)
+				}
 				ids = append(ids, r.ID)
 				h.submit(r)
 			}
@@ -461,7 +475,8 @@ func random(t testing.TB, data []byte) {
 	if len(ids)%7 == 6 {
 		h.take(h.sched.end(nil, h.now))
 	}
-	for steps := 0; h.sched.busy(); steps++ {
+	open := func() bool { return h.sched.busy() || h.sched.stats().Running > 0 } // all may wait for their masks
+	for steps := 0; open(); steps++ {
 		h.step(nil)
 		if steps > 200*60 {
 			t.Fatal("it never ends")

@@ -49,6 +49,43 @@ func (l *lateMasks) Err() error {
 	return nil
 }
 
+// slowMasks allows about half of the ids, which depend on all tokens before. A mask is ready so many ticks after the
+// token before it.
+type slowMasks struct {
+	start, sum   uint64
+	delay, fails int // instead of mask number fails, if not 0, it gives up
+	ticks        *int
+	masks, due   int
+}
+
+// again is the same constraint anew, for another sequence; it does not fail.
+func (m *slowMasks) again(delay int) *slowMasks {
+	return &slowMasks{start: m.start, delay: delay, ticks: m.ticks}
+}
+
+func (m *slowMasks) Mask() []uint64 {
+	x := (m.start ^ m.sum) * 0x9e3779b97f4a7c15
+	return []uint64{x>>20 | 1<<(x>>58%40)}
+}
+
+func (m *slowMasks) Accept(id int32) {
+	m.masks++
+	m.sum = m.sum*31 + uint64(id) + 1
+	m.due = *m.ticks + m.delay
+}
+
+func (m *slowMasks) Ready() bool   { return m.Err() == nil && *m.ticks >= m.due }
+func (m *slowMasks) Notify(func()) {}
+
+func (m *slowMasks) Err() error {
+	if m.fails > 0 && m.masks >= m.fails && *m.ticks >= m.due {
+		return errMasks
+	}
+	return nil
+}
+
+var errMasks = errors.New("no more masks")
+
 // TestLateMasks holds that a sequence whose masks come late keeps no other waiting, gets the tokens that it has alone,
 // and that the engine neither steps nor sleeps on while there is nothing else to run.
 func TestLateMasks(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,9 +66,24 @@ func (c *Config) request(image []byte, prompt string, p pb.Priority) *pb.Generat
 	case c.Schema != "":
 		in.Constraint = &pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: c.Schema}}
 	case len(c.Choices) > 0:
-		in.Constraint = &pb.Constraint{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: c.Choices}}}
+		in.Constraint = &pb.Constraint{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{
+			Texts: c.Choices, Scores: scored(c.Choices),
+		}}}
 	}
 	return in
+}
+
+// scored tells whether a server tells scores of so many choices, whatever its tokenizer: 64 of 1024 tokens together, with
+// and without a space before them. No token is less than a byte.
+func scored(choices []string) bool {
+	bytes := 0
+	for i, c := range choices {
+		bytes += 2*len(c) + 3
+		if slices.Index(choices, c) < i {
+			return false
+		}
+	}
+	return len(choices) <= 64 && bytes <= 1024
 }
 
 // verdict is what to do about a call that failed.
@@ -135,6 +151,9 @@ func (c *Config) answer(r *Row, out *pb.GenerateResponse) {
 		r.Data = compactJSON(text)
 	case len(c.Choices) > 0 && r.FinishReason == "stop":
 		r.Choice = text
+		if i := slices.Index(c.Choices, out.GetText()); i >= 0 && i < len(out.GetChoiceScores()) {
+			r.ChoiceScore = proto.Float64(float64(out.GetChoiceScores()[i]))
+		}
 	}
 }
 

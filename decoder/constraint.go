@@ -24,6 +24,14 @@ type Deferred interface {
 	Notify(f func())
 }
 
+// Scorer is a Constraint that looks at what the model gives to tokens, of all ids, before its mask is asked for.
+type Scorer interface {
+	Constraint
+	// Score is told the natural logs of probabilities that Logprobs would tell. logprob is valid until it returns, for ids of
+	// the vocabulary.
+	Score(logprob func(id int32) float32)
+}
+
 // NotReady is the ID of the token of a row whose constraint has no mask yet: the row has to be run again.
 const NotReady = -1
 

@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -122,5 +123,36 @@ func BenchmarkGather(b *testing.B) {
 				dst = gather(dst[:0], logits, mask)
 			}
 		})
+	}
+}
+
+// scoring is a constraint that allows id 1 alone, and notes what it is told of all ids.
+type scoring struct{ told []float32 }
+
+func (s *scoring) Mask() []uint64 { return []uint64{1 << 1} }
+func (s *scoring) Accept(int32)   {}
+func (s *scoring) Score(logprob func(id int32) float32) {
+	for id := range int32(4) {
+		s.told = append(s.told, logprob(id))
+	}
+}
+
+// TestScorer holds that a Scorer is told the model's own distribution, whatever bias and mask make of it.
+func TestScorer(t *testing.T) {
+	c := &scoring{}
+	s := NewSampler(Sampling{Constraint: c, LogitBias: map[int32]float32{2: 9}, Temperature: 2})
+	logits := []float32{0, 1, 2, -1}
+	token, err := s.Sample(logits)
+	if err != nil || token.ID != 1 || token.Logprobs != nil {
+		t.Fatalf("%+v, %v", token, err)
+	}
+	sum := 0.0
+	for _, x := range logits {
+		sum += math.Exp(float64(x))
+	}
+	for i, x := range logits {
+		if want := float64(x) - math.Log(sum); math.Abs(float64(c.told[i])-want) > 1e-6 {
+			t.Errorf("id %d: %v, want %v", i, c.told[i], want)
+		}
 	}
 }

@@ -82,6 +82,7 @@ type Sampler struct {
 	sampling Sampling
 	greedy   bool
 	deferred Deferred // sampling.Constraint if it is one, else nil
+	scorer   Scorer   // so is it
 	rng      *rand.PCG
 	bias     []idBias // LogitBias
 	history  history
@@ -109,9 +110,11 @@ type candidate struct {
 // NewSampler returns the sampler of one sequence.
 func NewSampler(s Sampling) *Sampler {
 	deferred, _ := s.Constraint.(Deferred)
+	scorer, _ := s.Constraint.(Scorer)
 	return &Sampler{
 		sampling: s,
 		deferred: deferred,
+		scorer:   scorer,
 		greedy:   !(s.Temperature >= minTemperature), // so that NaN is greedy too
 		rng:      rand.NewPCG(s.Seed, 0),
 		bias:     biases(s.LogitBias),
@@ -140,8 +143,10 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 	sampling := s.sampling
 	sampling.Seed, sampling.Constraint = seed, c
 	deferred, _ := c.(Deferred)
+	scorer, _ := c.(Scorer)
 	return &Sampler{
 		deferred: deferred,
+		scorer:   scorer,
 		sampling: sampling,
 		greedy:   s.greedy,
 		rng:      rand.NewPCG(seed, 0),
@@ -159,6 +164,17 @@ func (s *Sampler) Sample(logits []float32) (Token, error) {
 	if !s.Ready() {
 		return Token{ID: NotReady}, nil
 	}
+	var dist logSoftmax
+	if s.sampling.Logprobs || s.scorer != nil {
+		var err error
+		s.raw.reset(logits)
+		if dist, err = newLogSoftmax(&s.raw); err != nil {
+			return Token{}, err
+		}
+	}
+	if s.scorer != nil {
+		s.scorer.Score(dist.at)
+	}
 	early := s.picked < s.sampling.MinTokens
 	x := s.process(logits, early)
 	var mask []uint64
@@ -174,13 +190,6 @@ func (s *Sampler) Sample(logits []float32) (Token, error) {
 	}
 	if err != nil {
 		return Token{}, err
-	}
-	var dist logSoftmax
-	if s.sampling.Logprobs {
-		s.raw.reset(logits)
-		if dist, err = newLogSoftmax(&s.raw); err != nil {
-			return Token{}, err
-		}
 	}
 	if !s.greedy {
 		at = s.draw(s.choice.logits[at])

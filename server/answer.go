@@ -189,11 +189,15 @@ func (a *answer) finish(reason pb.FinishReason, matched *string) error {
 	}
 	c := a.counts()
 	c.finish, c.timing = reason, a.stream.Timing()
-	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
+	f := &pb.StreamFinish{
 		FinishReason: reason, MatchedStop: matched, Index: uint32(a.index),
 		Usage: a.rec.usage(*c), Timings: a.rec.timings(c.timing),
 		Logprobs: logprobs, PromptLogprobs: a.prompt,
-	}}})
+	}
+	if a.index == 0 {
+		f.ChoiceScores = a.rec.scores
+	}
+	return a.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: f}})
 }
 
 var finishReasons = map[batching.FinishReason]pb.FinishReason{

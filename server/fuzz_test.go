@@ -84,7 +84,7 @@ func requestSeeds() []*pb.GenerateRequest {
 	goesOn.GetChat().ContinueFinalMessage = true
 	list = append(list, goesOn)
 	for _, c := range []*pb.Constraint{
-		{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: []string{"red", "blue"}}}}, {Kind: &pb.Constraint_Regex{Regex: "[a-z]{2}"}},
+		{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: []string{"red", "blue"}}}}, choices("1", "10", "light red"), {Kind: &pb.Constraint_Regex{Regex: "[a-z]{2}"}},
 		{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "boolean"}`}}, {Kind: &pb.Constraint_JsonObject{JsonObject: true}},
 	} {
 		in := client.Prompt(client.Text("red"))

@@ -52,6 +52,7 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 			c.FinishReason, c.MatchedStop, c.CompletionTokens = f.GetFinishReason(), f.MatchedStop, f.GetUsage().GetCompletionTokens()
 			c.Logprobs = append(c.Logprobs, f.GetLogprobs()...)
 			out.PromptLogprobs = append(out.PromptLogprobs, f.GetPromptLogprobs()...)
+			out.ChoiceScores = append(out.ChoiceScores, f.GetChoiceScores()...)
 			out.Timings = f.GetTimings()
 			if completion += c.CompletionTokens; i == 0 {
 				out.Usage = f.GetUsage()
@@ -117,10 +118,8 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	if req.maxTokens, err = s.fit(req, input); err != nil {
 		return err
 	}
-	if method == pb.MMServe_Generate_FullMethodName {
-		if err := s.fitMessage(req, input); err != nil {
-			return err
-		}
+	if err := s.fitMessage(req, input); err != nil && method == pb.MMServe_Generate_FullMethodName {
+		return err
 	}
 	rec.prompt(input)
 	rec.lap(&rec.tokenize)
@@ -129,14 +128,15 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 			t.WillSubmit()
 		}
 	}
-	cached, err := s.encode(ctx, &input, images, req.tenant)
-	if err != nil {
+	if rec.cached, err = s.encode(ctx, &input, images, req.tenant); err != nil {
 		return err
 	}
-	rec.cached = cached
 	rec.lap(&rec.encode)
 
-	return s.answer(ctx, rec, req, input, grammar, tickets, send)
+	if rec.scores, err = s.score(ctx, rec, req, input, grammar, tickets[req.n:]); err != nil {
+		return err
+	}
+	return s.answer(ctx, rec, req, input, grammar, tickets[:req.n], send)
 }
 
 // claim is what the engine's admission needs to know of a request. Without a tenant it counts for the connection it came on.
@@ -144,6 +144,9 @@ func claim(ctx context.Context, req *request) batching.Claim {
 	c := batching.Claim{
 		Priority: req.priority, Tenant: req.tenant, Answers: req.n, Deadline: req.deadline,
 		MaxTokens: cmp.Or(req.maxTokens, defaultMaxTokens), Endless: len(req.eos) == 0,
+	}
+	if req.scored != nil {
+		c.Answers++
 	}
 	if p, ok := peer.FromContext(ctx); ok {
 		c.Caller = p.Addr.String()

@@ -34,6 +34,7 @@ type record struct {
 
 	ids                   []int32 // the prompt's, for its log-probabilities
 	tokens, image, cached int
+	scores                []float32 // of the choices, if asked for
 	answers               []answered
 	sum                   answered // of all answers, once they have ended
 	refused               error    // the engine's, if it took the request not

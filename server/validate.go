@@ -32,6 +32,8 @@ const (
 	maxMessages      = 2048
 	maxParts         = 2048 // of all messages
 	maxChoices       = 8192
+	maxScored        = 64   // choices, and of these
+	maxScoredTokens  = 1024 // together
 	defaultMaxTokens = 256
 )
 
@@ -52,6 +54,7 @@ type request struct {
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
+	scored                   []string // choices of which scores are wanted
 	// constraint is not compiled yet; nil if there is none.
 	constraint *pb.Constraint
 }
@@ -174,6 +177,7 @@ func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
 		if n := len(kind.Choices.GetTexts()); n > maxChoices {
 			v.add("constraint.choices.texts", "%d texts; at most %d are allowed", n, maxChoices)
 		}
+		validateScores(v, r, kind.Choices)
 	}
 	if in.GetIgnoreEos() {
 		v.add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
@@ -181,6 +185,23 @@ func validateConstraint(v *violations, r *request, in *pb.GenerateRequest) {
 	if n := len(in.GetStopTokenIds()); n > 0 {
 		v.add("stop_token_ids", "%d ids; want none with a constraint, which says where the answer ends", n)
 	}
+}
+
+func validateScores(v *violations, r *request, in *pb.Choices) {
+	if !in.GetScores() {
+		return
+	}
+	texts := in.GetTexts()
+	if n := len(texts); n > maxScored {
+		v.add("constraint.choices.texts", "%d texts; at most %d are allowed with scores", n, maxScored)
+		return
+	}
+	for i, text := range texts {
+		if first := slices.Index(texts, text); first < i {
+			v.add(fmt.Sprintf("constraint.choices.texts[%d]", i), "the same text as texts[%d]; want each once with scores", first)
+		}
+	}
+	r.scored = texts
 }
 
 func validID(id string) bool {

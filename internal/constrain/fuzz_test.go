@@ -2,8 +2,34 @@ package constrain
 
 import (
 	"regexp"
+	"runtime/metrics"
 	"testing"
+	"time"
 )
+
+const (
+	// fuzzCPU and fuzzBytes are what a compilation, or an answer, may take of the processor and allocate: several times
+	// what compileWork and requestWork stand for, as fuzzing slows the code down.
+	fuzzCPU   = 8 * time.Second
+	fuzzBytes = 512 << 20
+)
+
+// budgeted runs f and holds it to the budgets.
+func budgeted(t *testing.T, what string, f func()) {
+	t.Helper()
+	cpu, bytes := cpuTime(), allocated()
+	f()
+	if took, made := cpuTime()-cpu, allocated()-bytes; took > fuzzCPU || made > fuzzBytes {
+		t.Errorf("%s took %v of the processor and allocated %d bytes, want at most %v and %d", what, took, made, fuzzCPU, fuzzBytes)
+	}
+}
+
+// allocated is how many bytes the process has allocated so far.
+func allocated() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
 
 // fuzzTexts are tokens that span what the grammars tell apart.
 var fuzzTexts = []string{`{"`, `":`, `",`, `"}`, `, "`, `": "`, `[]`, `{}`, `]}`, "true", "null", "12", "0.5", "ab", "aé", "  ", "\\\"", "é\"", "a\xC3"}
@@ -14,7 +40,9 @@ func FuzzRegexp(f *testing.F) {
 	}
 	fix := small(f, fuzzTexts...)
 	f.Fuzz(func(t *testing.T, expr string) {
-		g, err := fix.compiler.Regexp(t.Context(), expr, false)
+		var g *Grammar
+		var err error
+		budgeted(t, "compilation", func() { g, err = fix.compiler.Regexp(t.Context(), expr, false) })
 		if err != nil {
 			return
 		}
@@ -25,7 +53,10 @@ func FuzzRegexp(f *testing.F) {
 		rng := newRand(1)
 		fix.checkMasks(t, g, rng, 3)
 		for range 3 {
-			if text, ended := fix.walk(t, g, rng, 100); ended && !re.MatchString(text) {
+			var text string
+			var ended bool
+			budgeted(t, "an answer", func() { text, ended = fix.walk(t, g, rng, 100) })
+			if ended && !re.MatchString(text) {
 				t.Errorf("%q ends with %q", expr, text)
 			}
 		}
@@ -44,7 +75,9 @@ func FuzzJSONSchema(f *testing.F) {
 	}
 	fix := small(f, fuzzTexts...)
 	f.Fuzz(func(t *testing.T, schema string) {
-		g, err := fix.compiler.JSONSchema(t.Context(), []byte(schema), false)
+		var g *Grammar
+		var err error
+		budgeted(t, "compilation", func() { g, err = fix.compiler.JSONSchema(t.Context(), []byte(schema), false) })
 		if err != nil {
 			return
 		}
@@ -55,7 +88,10 @@ func FuzzJSONSchema(f *testing.F) {
 		rng := newRand(1)
 		fix.checkMasks(t, g, rng, 3)
 		for range 3 {
-			if text, ended := fix.walk(t, g, rng, 200); ended {
+			var text string
+			var ended bool
+			budgeted(t, "an answer", func() { text, ended = fix.walk(t, g, rng, 200) })
+			if ended {
 				if err := validate(v, text); err != nil {
 					t.Errorf("%s ends with %s: %v", schema, text, err)
 				}

@@ -620,8 +620,11 @@ func (*Constraint_JsonObject) isConstraint_Kind() {}
 // Choices are the texts that an answer is taken from.
 type Choices struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one, and up to 8192.
-	Texts         []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	// At least one, and up to 8192; with scores up to 64, none twice, of 1024 tokens together.
+	Texts []string `protobuf:"bytes,1,rep,name=texts,proto3" json:"texts,omitempty"`
+	// Tell how likely the model takes each text to be. It costs about one more token for each that the texts have before
+	// they part, and the answer begins after that.
+	Scores        bool `protobuf:"varint,2,opt,name=scores,proto3" json:"scores,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -661,6 +664,13 @@ func (x *Choices) GetTexts() []string {
 		return x.Texts
 	}
 	return nil
+}
+
+func (x *Choices) GetScores() bool {
+	if x != nil {
+		return x.Scores
+	}
+	return false
 }
 
 // Chat is a conversation, oldest message first.
@@ -1528,8 +1538,11 @@ type GenerateResponse struct {
 	Choices []*Choice `protobuf:"bytes,10,rep,name=choices,proto3" json:"choices,omitempty"`
 	// Of each token of the prompt but the first, if asked for.
 	PromptLogprobs []*Logprobs `protobuf:"bytes,11,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of each of constraint.choices.texts, if asked for: the probability that the answer is that text, given that it is one of
+	// them. The model's own, before bias, penalties, temperature and filters, of the text as the tokenizer writes it.
+	ChoiceScores  []float32 `protobuf:"fixed32,12,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateResponse) Reset() {
@@ -1635,6 +1648,13 @@ func (x *GenerateResponse) GetChoices() []*Choice {
 func (x *GenerateResponse) GetPromptLogprobs() []*Logprobs {
 	if x != nil {
 		return x.PromptLogprobs
+	}
+	return nil
+}
+
+func (x *GenerateResponse) GetChoiceScores() []float32 {
+	if x != nil {
+		return x.ChoiceScores
 	}
 	return nil
 }
@@ -1926,8 +1946,10 @@ type StreamFinish struct {
 	Logprobs []*Logprobs `protobuf:"bytes,6,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
 	// Of each token of the prompt but the first, if asked for; with index 0 only.
 	PromptLogprobs []*Logprobs `protobuf:"bytes,7,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of each of constraint.choices.texts, if asked for, as in GenerateResponse; with index 0 only.
+	ChoiceScores  []float32 `protobuf:"fixed32,8,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamFinish) Reset() {
@@ -2005,6 +2027,13 @@ func (x *StreamFinish) GetLogprobs() []*Logprobs {
 func (x *StreamFinish) GetPromptLogprobs() []*Logprobs {
 	if x != nil {
 		return x.PromptLogprobs
+	}
+	return nil
+}
+
+func (x *StreamFinish) GetChoiceScores() []float32 {
+	if x != nil {
+		return x.ChoiceScores
 	}
 	return nil
 }
@@ -2263,9 +2292,10 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"jsonSchema\x12!\n" +
 	"\vjson_object\x18\x04 \x01(\bH\x00R\n" +
 	"jsonObjectB\x06\n" +
-	"\x04kind\"\x1f\n" +
+	"\x04kind\"7\n" +
 	"\aChoices\x12\x14\n" +
-	"\x05texts\x18\x01 \x03(\tR\x05texts\"m\n" +
+	"\x05texts\x18\x01 \x03(\tR\x05texts\x12\x16\n" +
+	"\x06scores\x18\x02 \x01(\bR\x06scores\"m\n" +
 	"\x04Chat\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.mmserve.v1.MessageR\bmessages\x124\n" +
 	"\x16continue_final_message\x18\x02 \x01(\bR\x14continueFinalMessage\"W\n" +
@@ -2340,7 +2370,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\fmatched_stop\x18\x04 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12+\n" +
 	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x120\n" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobsB\x0f\n" +
-	"\r_matched_stop\"\xc0\x03\n" +
+	"\r_matched_stop\"\xe5\x03\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -2353,7 +2383,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\atimings\x18\t \x01(\v2\x13.mmserve.v1.TimingsR\atimings\x12,\n" +
 	"\achoices\x18\n" +
 	" \x03(\v2\x12.mmserve.v1.ChoiceR\achoices\x12=\n" +
-	"\x0fprompt_logprobs\x18\v \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobsB\x0f\n" +
+	"\x0fprompt_logprobs\x18\v \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12#\n" +
+	"\rchoice_scores\x18\f \x03(\x02R\fchoiceScoresB\x0f\n" +
 	"\r_matched_stop\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
 	"\x05start\x18\x01 \x01(\v2\x17.mmserve.v1.StreamStartH\x00R\x05start\x12/\n" +
@@ -2371,7 +2402,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
-	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\"\xe5\x02\n" +
+	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\"\x8a\x03\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
@@ -2379,7 +2410,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\atimings\x18\x04 \x01(\v2\x13.mmserve.v1.TimingsR\atimings\x12\x14\n" +
 	"\x05index\x18\x05 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
-	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobsB\x0f\n" +
+	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12#\n" +
+	"\rchoice_scores\x18\b \x03(\x02R\fchoiceScoresB\x0f\n" +
 	"\r_matched_stop\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xf4\x01\n" +
 	"\x15GetServerInfoResponse\x12\x14\n" +
