@@ -1,10 +1,12 @@
 package server_test
 
 import (
+	"context"
 	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,11 +21,29 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
+// gated runs nothing until open is closed.
+type gated struct {
+	batching.Runner
+	open chan struct{}
+}
+
+func (g *gated) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	<-g.open
+	return g.Runner.Run(ctx, b)
+}
+
 // TestAnswers holds that n answers are those of n requests with seeds one apart, and that their prompt is run once.
 func TestAnswers(t *testing.T) {
-	e := newEngine(t, decodertest.NewHash(4, contextLen, vocab), batching.Options{NoPrefixCache: true})
+	runner := &gated{Runner: decodertest.NewHash(4, contextLen, vocab), open: make(chan struct{})}
+	e := newEngine(t, runner, batching.Options{NoPrefixCache: true})
 	f := serve(t, tinyVLM(t), e, server.Options{})
 	in := client.Prompt(client.Text("a small red circle on the left"))
+	go func() { // the first answer could be over before the last is submitted
+		for n := 0; n < 4 && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
+			n = f.engine.Stats().Running + f.engine.Stats().Waiting
+		}
+		close(runner.open)
+	}()
 	in.MaxTokens, in.Sampling = proto.Uint32(12), &pb.Sampling{Temperature: proto.Float32(1), Seed: proto.Uint64(5)}
 	in.N = 4
 	before := f.engine.Stats().PromptTokens

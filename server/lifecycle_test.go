@@ -106,7 +106,7 @@ func TestDrain(t *testing.T) {
 	g := readGolden(t)
 	runner := newChain(2, g.GeneratedIDs...)
 	runner.step = make(chan struct{}, 100)
-	f := start(t, tinyVLM(t), runner, server.Options{Grace: time.Hour}) // nothing here may need it
+	f := start(t, tinyVLM(t), runner, server.Options{Grace: time.Hour, DrainDelay: 100 * time.Millisecond}) // nothing may need the hour
 	serving(t, f, healthpb.HealthCheckResponse_SERVING)
 	watch, err := healthpb.NewHealthClient(f.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{Service: "mmserve.v1.MMServe"})
 	if err != nil {
@@ -130,7 +130,10 @@ func TestDrain(t *testing.T) {
 				t.Errorf("watch after the signal: %v, %v", st, err)
 			}
 			eventually(t, "new requests are refused", func() bool {
-				_, err := f.Generate(t.Context(), question())
+				// Between NOT_SERVING and GOAWAY a call is taken, and waits for a step that comes after this loop only.
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				_, err := f.Generate(ctx, question())
 				return status.Code(err) == codes.Unavailable
 			})
 			close(runner.step) // the decoder goes on

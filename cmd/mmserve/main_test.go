@@ -423,7 +423,10 @@ func hugePNG() []byte {
 	b = binary.BigEndian.AppendUint32(b, 20000)
 	b = binary.BigEndian.AppendUint32(b, 20000)
 	b = append(b, 8, 2, 0, 0, 0)
-	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[12:]))
+	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[12:]))
+	pixels := []byte("IDAT\x78\x9c\x01\x00\x00\xff\xff") // the beginning of them: a header alone is a truncated file
+	b = append(binary.BigEndian.AppendUint32(b, uint32(len(pixels)-4)), pixels...)
+	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(pixels))
 }
 
 // Each bad request is refused by its own fault, and the server answers the next good one.

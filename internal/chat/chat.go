@@ -67,6 +67,8 @@ type Template struct {
 	globals map[string]any
 	guards  guards
 	options Options
+	// vocabulary is what errors may quote.
+	vocabulary vocabulary
 	// joined has the roles whose messages the template wants as one string; of the
 	// others it wants a list of parts.
 	joined map[string]bool
@@ -120,7 +122,10 @@ func (t *Template) compile(source string) (err error) {
 			t.globals[name] = text
 		}
 	}
-	t.body, err = parseTemplate(source)
+	if t.body, err = parseTemplate(source); err != nil {
+		return err
+	}
+	t.vocabulary, err = newVocabulary(source)
 	return err
 }
 
@@ -203,11 +208,11 @@ func (t *Template) render(ctx context.Context, messages []Message, generationPro
 		var beyond exceeded
 		switch {
 		case r.raised != nil:
-			return Prompt{}, fmt.Errorf("%w: %s", ErrMessages, r.reason(messages))
+			return Prompt{}, fmt.Errorf("%w: %s", ErrMessages, t.vocabulary.reason(r.plain(*r.raised), messages))
 		case errors.As(err, &beyond):
 			return Prompt{}, fmt.Errorf("%w: %w", ErrMessages, err)
 		}
-		return Prompt{}, fmt.Errorf("chat template: %w", err)
+		return Prompt{}, fmt.Errorf("chat template: %w", t.vocabulary.quiet(err))
 	}
 	p = r.prompt(text)
 	if t.options.Placeholder != "" {
@@ -291,27 +296,5 @@ func texts(messages []Message) iter.Seq[string] {
 				}
 			}
 		}
-	}
-}
-
-// reason is the message of raise_exception, unless it quotes the conversation: errors
-// hold no user's text.
-func (r *interp) reason(messages []Message) string {
-	reason := r.plain(*r.raised)
-	for _, message := range messages {
-		for _, part := range message.Parts {
-			if text := strings.TrimSpace(part.Text); len(text) > 3 && strings.Contains(reason, text) {
-				return "its reason quotes the conversation and is left out"
-			}
-		}
-	}
-	return reason
-}
-
-// recoverTo makes an error of a panic in the template engine, which runs what a
-// model's publisher wrote.
-func recoverTo(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("chat template: the engine failed: %v", p)
 	}
 }

@@ -245,11 +245,40 @@ func TestImagesMustShow(t *testing.T) {
 	}
 }
 
+// TestErrorsDoNotQuoteTheConversation holds it for whole words and parts of them, for reasons and for errors of the engine.
 func TestErrorsDoNotQuoteTheConversation(t *testing.T) {
-	template := parse(t, list+"{% if 'probe' not in messages[0].content[0].text and messages | length == 1 %}{{ raise_exception('bad: ' + messages[0].content[0].text) }}{% endif %}", chat.Options{})
-	_, err := template.Render(user("my secret"))
-	if !errors.Is(err, chat.ErrMessages) || strings.Contains(err.Error(), "secret") {
-		t.Errorf("error %q", err)
+	const text = "messages[0].content[0].text"
+	for name, test := range map[string]struct{ fail, want string }{
+		"a reason":                {"raise_exception('bad: ' + " + text + ")", "is left out"},
+		"a part of a text":        {"raise_exception('bad: ' + " + text + "[5:12])", "is left out"},
+		"another case":            {"raise_exception('bad: ' + (" + text + " | lower)[::-1])", "is left out"},
+		"a format":                {"raise_exception('bad %s' % " + text + ")", "is left out"},
+		"the template's words":    {"raise_exception('roles must alternate')", "roles must alternate"},
+		"a role":                  {"raise_exception('no such role: ' + messages[0].role + '!')", "no such role: user!"},
+		"a member":                {"{}[" + text + "].x", "UndefinedError"},
+		"a member of a namespace": {"namespace(a=1)[" + text + "].x", "UndefinedError"},
+		"a key":                   {"('%(' + " + text + " + ')s') % {}", "Error: "},
+		"an argument":             {"('{' + " + text + " + '}').format(1)", "line"},
+		"a directive":             {"strftime_now('%' + " + text + ")", "strftime_now"},
+		"a filter":                {"[1] | map(" + text + ") | list", "line"},
+		"a test":                  {"[1] | select(" + text + ") | list", "line"},
+		"a number's format":       {"(('{:' + " + text + " + '}').format(1))", "line"},
+		"the template's name":     {"nowhere.x", `"nowhere" is undefined`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			template := parse(t, list+"{% if 'probe' not in "+text+" and messages | length == 1 %}{{ "+test.fail+" }}{% endif %}", chat.Options{})
+			for _, words := range []string{"Qq7\"Zcanary9 zebra", "Qq7canary9zebra"} {
+				_, err := template.Render(user(words))
+				if err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Fatalf("error %v, want one with %q", err, test.want)
+				}
+				for _, part := range []string{"q7", "canary", "CANARY", "yranac", "zebra"} {
+					if strings.Contains(err.Error(), part) {
+						t.Errorf("error %q quotes the conversation", err)
+					}
+				}
+			}
+		})
 	}
 }
 

@@ -34,7 +34,7 @@ func strftime(t time.Time, format string) (string, error) {
 		case format[i] == '%':
 			b.WriteByte('%')
 		case !ok:
-			return "", fmt.Errorf("strftime_now: directive %%%c is not supported", format[i])
+			return "", fmt.Errorf("strftime_now: directive %q is not supported", "%"+format[i:i+1])
 		case format[i] == 'f':
 			fmt.Fprintf(&b, "%06d", t.Nanosecond()/1000)
 		case unpadded:
