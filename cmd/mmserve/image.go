@@ -117,11 +117,7 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
-	err = header.Rows(ctx, func(strip *imaging.RGB) error {
-		sum.Write(strip.Pix)
-		return nil
-	})
+	sum, err := e.sum(ctx, header)
 	if err != nil {
 		return err
 	}
@@ -129,7 +125,7 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	if err != nil {
 		return err
 	}
-	r.Format, r.Width, r.Height, r.RGB = plan.Format, plan.Width, plan.Height, hex.EncodeToString(sum.Sum(nil))
+	r.Format, r.Width, r.Height, r.RGB = plan.Format, plan.Width, plan.Height, hex.EncodeToString(sum)
 	r.Tiles, r.Tokens = img.Grid.Tiles(), img.Grid.Tiles()*e.layout.PatchTokens
 	if e.layout.PictureTokens != nil {
 		r.Tokens = e.layout.PictureTokens(img.Grid)
@@ -139,6 +135,21 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	}
 	base := filepath.Base(r.File)
 	return writeTiles(filepath.Join(e.out, fmt.Sprintf("%03d-%s", i, strings.TrimSuffix(base, filepath.Ext(base)))), img)
+}
+
+// sum gives the SHA-256 of an image's RGB bytes after orientation.
+func (e imageEye) sum(ctx context.Context, h *imaging.Header) ([]byte, error) {
+	release, err := e.limits.Budget.Acquire(ctx, max(h.DecodeBytes, h.ScaleBytes))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	sum := sha256.New()
+	err = h.Rows(ctx, func(strip *imaging.RGB) error {
+		sum.Write(strip.Pix)
+		return nil
+	})
+	return sum.Sum(nil), err
 }
 
 // readRegular reads a file of at most most bytes. What is no regular file is an error: a pipe could wait forever.
