@@ -118,39 +118,30 @@ func (p AnyResTiles) Measure(w, h int, split bool) (Grid, int64, error) {
 
 // Prepare implements Preprocessor. The tile of the whole comes first.
 func (p AnyResTiles) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
-	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
-		if !split {
-			return p.single().tile(ctx, data, rgb, img)
-		}
-		return p.tiles(ctx, data, rgb, img)
-	})
+	if !split {
+		return p.single().Prepare(ctx, data, l, split)
+	}
+	return prepare(ctx, p, data, l, split, p.recipe)
 }
 
-func (p AnyResTiles) tiles(ctx context.Context, data []byte, rgb *imaging.RGB, img *Image) error {
+func (p AnyResTiles) recipe(iw, ih int) recipe {
 	s, f := p.Size, imaging.Filters[p.Resample]
-	img.Digest, img.Size, img.Pixels = digest(p, data), s, make([]uint8, img.Grid.Tiles()*3*s*s)
-	whole, err := f.ResizeCopy(ctx, rgb, s, s)
-	if err != nil {
-		return err
-	}
-	tiles := cut(img.Pixels, whole, 0, 0, s)
-	if whole != rgb {
-		imaging.Release(whole)
-	}
-	w, h := p.fit(img.Grid)
-	if rgb, err = f.Resize(ctx, rgb, w, h); err != nil {
-		return err
-	}
-	canvas := imaging.NewRGB(img.Grid.Cols*s, img.Grid.Rows*s)
-	place(canvas, rgb, (canvas.W-w)/2, (canvas.H-h)/2)
-	imaging.Release(rgb)
-	for r := range img.Grid.Rows {
-		for c := range img.Grid.Cols {
-			tiles = cut(tiles, canvas, c*s, r*s, s)
+	w, h := p.fit(p.Grid(iw, ih))
+	return recipe{[]imaging.Scaling{f.To(iw, ih, s, s), f.To(iw, ih, w, h)}, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
+		img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
+		tiles := cut(img.Pixels, scaled[0], 0, 0, s)
+		imaging.Release(scaled[0])
+		canvas := imaging.NewRGB(img.Grid.Cols*s, img.Grid.Rows*s)
+		place(canvas, scaled[1], (canvas.W-w)/2, (canvas.H-h)/2)
+		imaging.Release(scaled[1])
+		for r := range img.Grid.Rows {
+			for c := range img.Grid.Cols {
+				tiles = cut(tiles, canvas, c*s, r*s, s)
+			}
 		}
-	}
-	imaging.Release(canvas)
-	return nil
+		imaging.Release(canvas)
+		return nil
+	}}
 }
 
 // fit is the size of the picture within its tiles, its aspect kept.

@@ -149,20 +149,18 @@ func (p Idefics3) Measure(w, h int, split bool) (Grid, int64, error) {
 // Prepare implements Preprocessor.
 func (p Idefics3) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
 	p.Split = p.Split && split
-	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
-		s := p.MaxImageSize
-		img.Digest, img.Size = digest(p, data), s
-		img.Pixels = make([]uint8, img.Grid.Tiles()*3*s*s)
-		f := imaging.Filters[p.Resample]
+	return prepare(ctx, p, data, l, split, p.recipe)
+}
 
+func (p Idefics3) recipe(w, h int) recipe {
+	s, f := p.MaxImageSize, imaging.Filters[p.Resample]
+	fw, fh := p.first(w, h)
+	return recipe{[]imaging.Scaling{f.To(w, h, fw, fh)}, func(ctx context.Context, scaled []*imaging.RGB, img *Image) error {
+		img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
 		// Every stage starts from the rounded pixels of the one before, as in the reference.
-		w, h := p.first(rgb.W, rgb.H)
-		stage, err := f.Resize(ctx, rgb, w, h)
-		if err != nil {
-			return err
-		}
+		stage, err := scaled[0], error(nil)
 		if p.Split {
-			w, h = p.second(w, h)
+			w, h := p.second(fw, fh)
 			if stage, err = f.Resize(ctx, stage, w, h); err != nil {
 				return err
 			}
@@ -180,7 +178,7 @@ func (p Idefics3) Prepare(ctx context.Context, data []byte, l Limits, split bool
 		cut(tiles, whole, 0, 0, s)
 		imaging.Release(whole)
 		return nil
-	})
+	}}
 }
 
 // cut writes the s×s square of p at x, y as planes and gives what follows it in tiles.

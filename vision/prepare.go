@@ -2,7 +2,6 @@ package vision
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/mmserve/mmserve/internal/imaging"
@@ -52,13 +51,20 @@ func measure(p Preprocessor, h *imaging.Header, split bool) (Plan, error) {
 	if err != nil {
 		return plan, err
 	}
-	plan.Grid, plan.Bytes = grid, imaging.Sum(h.DecodeBytes, bytes)
+	plan.Grid, plan.Bytes = grid, imaging.Sum(h.ScaleBytes, bytes)
 	return plan, nil
 }
 
-// prepare reads an image's header, judges what p makes of it, waits for the budget, decodes and calls make. make takes
-// the pixels over. Images that are prepared have the memory of their pixels beyond the budget's time.
-func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool, make func(*imaging.RGB, *Image) error) (*Image, error) {
+// recipe tells what a processor makes of an image: the sizes that it is scaled to, and how these become the pixels of a
+// prepared image. cut takes the scaled images over, one for each scaling.
+type recipe struct {
+	scalings []imaging.Scaling
+	cut      func(ctx context.Context, scaled []*imaging.RGB, img *Image) error
+}
+
+// prepare reads an image's header, judges what p makes of it, waits for the budget, decodes and follows the recipe for
+// its width and height. Images that are prepared have the memory of their pixels beyond the budget's time.
+func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool, make func(w, h int) recipe) (*Image, error) {
 	h, err := imaging.ReadHeader(ctx, data, l)
 	if err != nil {
 		return nil, err
@@ -73,15 +79,14 @@ func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split b
 	}
 	defer release()
 	img := &Image{Width: h.Width, Height: h.Height, Grid: plan.Grid, Started: time.Now()}
-	rgb, err := h.Decode(ctx)
+	r := make(h.Width, h.Height)
+	scaled, err := h.Scale(ctx, r.scalings...)
 	if err != nil {
 		return nil, err
 	}
-	if rgb.W != h.Width || rgb.H != h.Height {
-		return nil, fmt.Errorf("%w: %d×%d pixels where the header says %d×%d", ErrImage, rgb.W, rgb.H, h.Width, h.Height)
-	}
 	img.Decoded = time.Now()
-	if err := make(rgb, img); err != nil {
+	img.Digest = digest(p, data)
+	if err := r.cut(ctx, scaled, img); err != nil {
 		return nil, err
 	}
 	return img, nil

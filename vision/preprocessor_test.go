@@ -168,7 +168,7 @@ func TestSquaresAsPillow(t *testing.T) {
 
 // With do_pad the bars are the mean's colour, and the image lies between them.
 func TestPadToSquare(t *testing.T) {
-	got := squared(imaging.NewRGB(4, 2), clipMean)
+	got := squared(4, 2, clipMean)
 	if want := (imaging.Canvas{W: 4, H: 4, Y: 1, Color: [3]uint8{122, 116, 104}}); got != want { // int(mean * 255)
 		t.Errorf("%+v, want %+v", got, want)
 	}

@@ -123,13 +123,15 @@ func (p Qwen2VL) Measure(w, h int, _ bool) (Grid, int64, error) {
 
 // Prepare implements Preprocessor. split changes nothing: there are no tiles.
 func (p Qwen2VL) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
-	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error {
-		img.Digest, img.Size = digest(p, data), p.PatchSize
-		img.Pixels = make([]uint8, 3*img.Grid.Width*img.Grid.Height)
-		rgb, err := imaging.Filters[p.Resample].Resize(ctx, rgb, img.Grid.Width, img.Grid.Height)
-		if err != nil {
-			return err
-		}
+	return prepare(ctx, p, data, l, split, p.recipe)
+}
+
+func (p Qwen2VL) recipe(w, h int) recipe {
+	g := p.Grid(w, h)
+	whole := imaging.Filters[p.Resample].To(w, h, g.Width, g.Height)
+	return recipe{[]imaging.Scaling{whole}, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
+		rgb := scaled[0]
+		img.Size, img.Pixels = p.PatchSize, make([]uint8, 3*img.Grid.Width*img.Grid.Height)
 		s, block := p.PatchSize, p.PatchSize*p.MergeSize
 		patches := img.Pixels
 		for y := 0; y < rgb.H; y += block {
@@ -141,7 +143,7 @@ func (p Qwen2VL) Prepare(ctx context.Context, data []byte, l Limits, split bool)
 		}
 		imaging.Release(rgb)
 		return nil
-	})
+	}}
 }
 
 // Normalize maps the bytes of any number of patches to pixel_values, TemporalPatchSize times as many.

@@ -129,15 +129,14 @@ func (p SingleTile) Measure(w, h int, _ bool) (Grid, int64, error) {
 
 // Prepare implements Preprocessor.
 func (p SingleTile) Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error) {
-	return prepare(ctx, p, data, l, split, func(rgb *imaging.RGB, img *Image) error { return p.tile(ctx, data, rgb, img) })
+	return prepare(ctx, p, data, l, split, p.recipe)
 }
 
-// tile makes an image one tile and takes it over.
-func (p SingleTile) tile(ctx context.Context, data []byte, rgb *imaging.RGB, img *Image) error {
-	img.Digest, img.Size, img.Pixels = digest(p, data), p.Size, make([]uint8, 3*p.Size*p.Size)
-	canvas := imaging.Canvas{W: rgb.W, H: rgb.H}
+// recipe makes an image one tile.
+func (p SingleTile) recipe(iw, ih int) recipe {
+	canvas := imaging.Canvas{W: iw, H: ih}
 	if p.Pad {
-		canvas = squared(rgb, p.Mean)
+		canvas = squared(iw, ih, p.Mean)
 	}
 	w, h := p.Size, p.Size
 	if p.ShortestEdge > 0 {
@@ -148,23 +147,22 @@ func (p SingleTile) tile(ctx context.Context, data []byte, rgb *imaging.RGB, img
 			h = p.ShortestEdge * canvas.H / canvas.W
 		}
 	}
-	part := [4]int{(w - p.Size) / 2, (h - p.Size) / 2, p.Size, p.Size}
-	tile, err := imaging.Filters[p.Resample].ResizePart(ctx, rgb, canvas, [2]int{w, h}, part)
-	if err != nil {
-		return err
+	tile := imaging.Scaling{
+		Filter: imaging.Filters[p.Resample], Canvas: canvas, Size: [2]int{w, h},
+		Part: [4]int{(w - p.Size) / 2, (h - p.Size) / 2, p.Size, p.Size},
 	}
-	cut(img.Pixels, tile, 0, 0, p.Size)
-	imaging.Release(tile)
-	if tile != rgb {
-		imaging.Release(rgb)
-	}
-	return nil
+	return recipe{[]imaging.Scaling{tile}, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
+		img.Size, img.Pixels = p.Size, make([]uint8, 3*p.Size*p.Size)
+		cut(img.Pixels, scaled[0], 0, 0, p.Size)
+		imaging.Release(scaled[0])
+		return nil
+	}}
 }
 
-// squared is the square that p becomes between two bars.
-func squared(p *imaging.RGB, mean [3]float32) imaging.Canvas {
-	side := max(p.W, p.H)
-	c := imaging.Canvas{W: side, H: side, X: (side - p.W) / 2, Y: (side - p.H) / 2}
+// squared is the square that an image of w×h pixels becomes between two bars.
+func squared(w, h int, mean [3]float32) imaging.Canvas {
+	side := max(w, h)
+	c := imaging.Canvas{W: side, H: side, X: (side - w) / 2, Y: (side - h) / 2}
 	for i, m := range mean {
 		c.Color[i] = uint8(m * 255)
 	}

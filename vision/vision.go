@@ -36,6 +36,6 @@ type Image struct {
 	Pixels []uint8
 	// Started is when decoding began, after the budget had room.
 	Started time.Time
-	// Decoded is when the pixels of the file were known: resizing began.
+	// Decoded is when the file was decoded and scaled once; the two run side by side.
 	Decoded time.Time
 }

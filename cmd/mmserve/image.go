@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -112,17 +113,19 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	if err != nil {
 		return err
 	}
-	rgb, err := imaging.Decode(ctx, data, e.limits)
+	header, err := imaging.ReadHeader(ctx, data, e.limits)
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(rgb.Pix)
-	imaging.Release(rgb)
+	sum, err := e.sum(ctx, header)
+	if err != nil {
+		return err
+	}
 	img, err := e.processor.Prepare(ctx, data, e.limits, e.split)
 	if err != nil {
 		return err
 	}
-	r.Format, r.Width, r.Height, r.RGB = plan.Format, plan.Width, plan.Height, hex.EncodeToString(sum[:])
+	r.Format, r.Width, r.Height, r.RGB = plan.Format, plan.Width, plan.Height, hex.EncodeToString(sum)
 	r.Tiles, r.Tokens = img.Grid.Tiles(), img.Grid.Tiles()*e.layout.PatchTokens
 	if e.layout.PictureTokens != nil {
 		r.Tokens = e.layout.PictureTokens(img.Grid)
@@ -134,23 +137,33 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	return writeTiles(filepath.Join(e.out, fmt.Sprintf("%03d-%s", i, strings.TrimSuffix(base, filepath.Ext(base)))), img)
 }
 
+// sum gives the SHA-256 of an image's RGB bytes after orientation.
+func (e imageEye) sum(ctx context.Context, h *imaging.Header) ([]byte, error) {
+	release, err := e.limits.Budget.Acquire(ctx, max(h.DecodeBytes, h.ScaleBytes))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	sum := sha256.New()
+	err = h.Rows(ctx, func(strip *imaging.RGB) error {
+		sum.Write(strip.Pix)
+		return nil
+	})
+	return sum.Sum(nil), err
+}
+
 // readRegular reads a file of at most most bytes. What is no regular file is an error: a pipe could wait forever.
 func readRegular(name string, most int64) ([]byte, error) {
-	info, err := os.Stat(name)
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file", name)
-	case info.Size() > most:
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are allowed", name, info.Size(), most)
-	}
-	f, err := os.Open(name)
+	f, err := folder.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, most+1))
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		return nil, fmt.Errorf("%s has more bytes than the %d that are allowed", name, most)
+	}
+	return data, err
 }
 
 // writeTiles writes each square of planar RGB as PNG. Patches, where there are no tiles, come in one file, a block after

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -49,7 +50,7 @@ func (b *Budget) Acquire(ctx context.Context, n int64) (release func(), err erro
 		return nil, fmt.Errorf("%w: decoding and preparing it takes %d bytes, at most %d are allowed", ErrImage, n, b.Largest())
 	}
 	if b == nil {
-		return func() {}, nil
+		return func() { collect(n) }, nil
 	}
 	type share struct {
 		of *semaphore.Weighted
@@ -61,6 +62,9 @@ func (b *Budget) Acquire(ctx context.Context, n int64) (release func(), err erro
 	}
 	taken := 0
 	release = func() {
+		if taken == len(shares) {
+			collect(n)
+		}
 		for _, s := range shares[:taken] {
 			s.of.Release(s.n)
 		}
@@ -73,4 +77,15 @@ func (b *Budget) Acquire(ctx context.Context, n int64) (release func(), err erro
 		taken++
 	}
 	return release, nil
+}
+
+// worthCollecting is from how many bytes on a decode's garbage is collected before its share of a budget is given back:
+// images of that size are not kept for reuse, and would stand beside those of the next.
+const worthCollecting = 64 << 20
+
+// collect returns the memory of a large decode to the system.
+func collect(n int64) {
+	if n > worthCollecting {
+		debug.FreeOSMemory()
+	}
 }

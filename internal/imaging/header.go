@@ -27,6 +27,10 @@ type source struct {
 	bytes int64
 	// decode gives w×h pixels. It looks at ctx at least every few million operations.
 	decode func(ctx context.Context) (*RGB, error)
+	// strips decodes rows from the top on, holding stripped bytes at once. A strip is valid until yield returns. It is nil
+	// where the pixels do not come in that order.
+	strips   func(ctx context.Context, yield func(*RGB) error) error
+	stripped int64
 }
 
 var formats = []format{
@@ -74,6 +78,8 @@ type Header struct {
 	Width, Height int
 	// DecodeBytes is the most memory that Decode holds at once, the result among it and the file not.
 	DecodeBytes int64
+	// ScaleBytes is the same of Scale, but for what ResizeBytes counts.
+	ScaleBytes int64
 
 	size   int
 	source *source
@@ -112,6 +118,9 @@ func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err erro
 		return nil, h.failed(ctx, fmt.Errorf("%d×%d pixels, a side may have at most %d", w, height, l.MaxSide))
 	}
 	h.Width, h.Height, h.DecodeBytes = w, height, h.source.bytes
+	if h.ScaleBytes = h.source.bytes; h.source.strips != nil {
+		h.ScaleBytes = h.source.stripped
+	}
 	if o := h.source.orientation; o >= 2 {
 		h.DecodeBytes = max(h.DecodeBytes, Bytes(6, w, height)) // the turned copy stands beside the first
 		if o >= 5 {

@@ -97,14 +97,35 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 			}
 			return jpegColors(ctx, m)
 		},
+		stripped: Sum(c.DecodeBytes, stripBytes),
+		strips: func(ctx context.Context, yield func(*RGB) error) error {
+			m, err := jpeg.Decode(ctx, data)
+			if err != nil {
+				return err
+			}
+			defer m.Release()
+			return eachStrip(m.Width, m.Height, func(y int, strip *RGB) error {
+				if err := jpegRows(ctx, m, strip, y); err != nil {
+					return err
+				}
+				return yield(strip)
+			})
+		},
 	}, nil
 }
 
-// jpegColors upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
-// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. It takes m over.
+// jpegColors makes colours of all samples and takes m over.
 func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 	p := scratchRGB(m.Width, m.Height)
-	err := eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
+	err := jpegRows(ctx, m, p, 0)
+	m.Release()
+	return p, err
+}
+
+// jpegRows upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
+// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. p becomes the rows from top on.
+func jpegRows(ctx context.Context, m *jpeg.Image, p *RGB, top int) error {
+	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		var ups []*upsampler
 		for i := range m.Planes {
 			ups = append(ups, newUpsampler(&m.Planes[i], p.W))
@@ -112,7 +133,7 @@ func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 		var rows [4][]uint8
 		for y := lo; y < hi; y++ {
 			for i, up := range ups {
-				rows[i] = up.row(y)[:p.W]
+				rows[i] = up.row(top + y)[:p.W]
 			}
 			out := p.Row(y)
 			switch m.Model {
@@ -134,8 +155,6 @@ func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 			}
 		}
 	})
-	m.Release()
-	return p, err
 }
 
 func interleave(dst, r, g, b []uint8) {

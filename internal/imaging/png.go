@@ -137,10 +137,14 @@ func (f *pngFile) source(ctx context.Context) (*source, error) {
 		f.meta.exif = unhexProfile(f.raw)
 	}
 	rowBytes := Bytes(2, f.channels, 2, f.w) // two rows of the file
-	return &source{
+	s := &source{
 		w: f.w, h: f.h, orientation: f.meta.orientation(),
 		bytes: Sum(Bytes(3, f.w, f.h), rowBytes, 256<<10), decode: f.decode,
-	}, nil
+	}
+	if !f.interlaced && f.bw == f.w && f.bh == f.h {
+		s.strips, s.stripped = f.strips, Sum(stripBytes, rowBytes, 256<<10)
+	}
+	return s, nil
 }
 
 func metadataChunk(id string) bool {
@@ -378,6 +382,40 @@ func (f *pngFile) decode(ctx context.Context) (*RGB, error) {
 		}
 	}
 	return p, nil
+}
+
+// strips is decode of an image that is not interlaced and has no frame.
+func (f *pngFile) strips(ctx context.Context, yield func(*RGB) error) error {
+	z, err := zlib.NewReader(&pngPixels{ctx: ctx, rest: f.data})
+	if err != nil {
+		return pngError(err)
+	}
+	defer z.Close()
+	put := f.putter()
+	rows := &pngRows{z: z, bpp: max(1, f.depth*f.channels/8)}
+	rows.begin((f.w*f.depth*f.channels + 7) / 8)
+	ended := false
+	return eachStrip(f.w, f.h, func(_ int, strip *RGB) error {
+		for y := range strip.H {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			var row []byte
+			if !ended {
+				row, err = rows.next()
+				ended = errors.Is(err, io.EOF)
+			}
+			switch {
+			case ended:
+				clear(strip.Row(y))
+			case err != nil:
+				return pngError(err)
+			default:
+				put(strip.Row(y), row, f.w, 3)
+			}
+		}
+		return yield(strip)
+	})
 }
 
 func pngError(err error) error {

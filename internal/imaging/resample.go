@@ -132,85 +132,23 @@ type Canvas struct {
 	Color      [3]uint8
 }
 
-// ResizeBytes bounds what Resize of a w×h image to a size of tw×th holds at once beside the image, the result among it.
+// ResizeBytes bounds what Resize or Scale of a w×h image to a size of tw×th holds at once beside the decoder's memory, the
+// result among it.
 func ResizeBytes(w, h, tw, th int) int64 {
 	windows := func(in, out int) int64 { return Sum(Bytes(8*6, in), Bytes(8*8, out)) } // weights and the windows themselves
-	return Sum(Bytes(3, tw, h), Bytes(3, tw, th), Bytes(3, w, min(th, h)), windows(w, tw), windows(h, th), Bytes(24, w, runtime.GOMAXPROCS(0)))
+	tail := func(in, out int) int { return min(in, 6*(in/max(out, 1)+1)+3) }           // rows that the next windows take
+	first := max(Bytes(6, tw, h), Bytes(6, w, min(th, h)))                             // and its turned copy
+	return Sum(first, Bytes(3, tw, th), windows(w, tw), windows(h, th), Bytes(24, w, runtime.GOMAXPROCS(0)),
+		max(Bytes(3, w, tail(h, th)), Bytes(3, h, tail(w, tw))), stripBytes)
 }
 
 // Resize scales p to w×h. It takes p over: a caller goes on with the result, which may be p, and nothing else.
 func (f Filter) Resize(ctx context.Context, p *RGB, w, h int) (*RGB, error) {
-	out, err := f.ResizeCopy(ctx, p, w, h)
+	out, err := f.To(p.W, p.H, w, h).Of(ctx, p)
 	if out != p {
 		Release(p)
 	}
 	return out, err
-}
-
-// ResizeCopy is Resize that leaves p to the caller. The result may be p.
-func (f Filter) ResizeCopy(ctx context.Context, p *RGB, w, h int) (*RGB, error) {
-	return f.ResizePart(ctx, p, Canvas{W: p.W, H: p.H}, [2]int{w, h}, [4]int{0, 0, w, h})
-}
-
-// ResizePart scales a canvas with p upon it to size, width and height, and gives the part of it at x, y of w×h pixels
-// that part holds, without making the rest. p stays the caller's; the result may be p.
-func (f Filter) ResizePart(ctx context.Context, p *RGB, c Canvas, size [2]int, part [4]int) (*RGB, error) {
-	w, h, x, y, cw, ch := size[0], size[1], part[0], part[1], part[2], part[3]
-	given := p
-	replace := func(out *RGB) {
-		if p != given {
-			Release(p)
-		}
-		p = out
-	}
-	framed := c.W != p.W || c.H != p.H
-	frame := frameRow(c.Color, p.W) // a row of the canvas above or below p
-	across := func() error {
-		if w == c.W && cw == w && c.W == p.W {
-			return nil
-		}
-		ws := f.windows(c.W, w, x, cw)
-		trim(ws, c.X, p.W)
-		frame = frameRow(c.Color, cw)
-		for i := range ws {
-			if !framed {
-				break
-			}
-			total := ws[i].outside
-			for _, v := range ws[i].weights {
-				total += v
-			}
-			for j, v := range c.Color {
-				frame[3*i+j] = clip8(int32((weightHalf + int64(v)*total) >> weightBits))
-			}
-		}
-		out := scratchRGB(cw, p.H)
-		err := horizontal(ctx, out, p, ws, c.Color)
-		replace(out)
-		return err
-	}
-	down := func() error {
-		if h == c.H && ch == h && c.H == p.H {
-			return nil
-		}
-		ws := f.windows(c.H, h, y, ch)
-		trim(ws, c.Y, p.H)
-		out := scratchRGB(p.W, ch)
-		err := vertical(ctx, out, p, ws, frame)
-		replace(out)
-		return err
-	}
-	first, second := across, down
-	if h < c.H && 2*(c.W-w) < c.H-h && !framed { // never so for the squares that are made of framed images
-		first, second = down, across
-	}
-	if err := first(); err != nil {
-		return nil, err
-	}
-	if err := second(); err != nil {
-		return nil, err
-	}
-	return p, nil
 }
 
 // frameRow is a row of one colour.

@@ -58,11 +58,11 @@ func TestResizeOnCanvas(t *testing.T) {
 			part = [4]int{1, 2, w - 3, w - 4}
 		}
 		f := Filters[1+rng.IntN(3)]
-		want, err := f.ResizePart(context.Background(), made, Canvas{W: side, H: side}, [2]int{w, w}, part)
+		want, err := Scaling{f, Canvas{W: side, H: side}, [2]int{w, w}, part}.Of(context.Background(), made)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := f.ResizePart(context.Background(), p, c, [2]int{w, w}, part)
+		got, err := Scaling{f, c, [2]int{w, w}, part}.Of(context.Background(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
