@@ -103,6 +103,14 @@ func (m mark) protect(text string) string {
 	return b.String()
 }
 
+// empty reports whether s is "" without guards.
+func (m mark) empty(s string) bool {
+	for strings.HasPrefix(s, string(m.guard)) {
+		s = s[width:]
+	}
+	return s == ""
+}
+
 // plain returns s without guards.
 func (m mark) plain(s string) string {
 	if !strings.ContainsRune(s, m.guard) {

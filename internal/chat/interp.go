@@ -20,6 +20,21 @@ type interp struct {
 	raised  *string // the message of raise_exception, when called
 }
 
+// scopeBytes is about what a scope takes, which a macro keeps.
+const scopeBytes = 600
+
+// plain is mark.plain, which counts.
+func (in *interp) plain(s string) string {
+	in.looked(len(s))
+	return in.mark.plain(s)
+}
+
+// cut is mark.cut, which counts.
+func (in *interp) cut(s string, spans ...span) []string {
+	in.looked(len(s) + 64*len(spans))
+	return in.mark.cut(s, spans...)
+}
+
 type scope struct {
 	vars   map[string]any
 	parent *scope
@@ -120,8 +135,11 @@ func (in *interp) statement(n *node) error {
 		return in.captureBlock(n)
 	case "macro":
 		in.scope.set(n.text, in.macro(n))
-		return nil
+		return in.charge(scopeBytes)
 	case "call":
+		if err := in.charge(scopeBytes); err != nil {
+			return err
+		}
 		caller := n.kids[0]
 		x, err := in.call(caller, in.macro(&node{text: "caller", args: n.args, body: n.body, flag: n.flag, kw: n.kw}))
 		if err != nil {
@@ -211,7 +229,7 @@ func (in *interp) assign(target *node, x any) error {
 	switch target.op {
 	case "name":
 		in.scope.set(target.text, x)
-		return nil
+		return in.charge(48)
 	case "nsref":
 		ns, err := in.eval(target.kids[0])
 		if err != nil {
@@ -222,7 +240,7 @@ func (in *interp) assign(target *node, x any) error {
 			return errors.New("TemplateRuntimeError: cannot assign attribute on non-namespace object")
 		}
 		space.vars[target.text] = x
-		return nil
+		return in.charge(48)
 	}
 	items, err := in.iter(x)
 	if err != nil {
@@ -269,6 +287,9 @@ func (in *interp) forLoop(n *node, given any, outer *loop) error {
 		l.depth = outer.depth + 1
 	}
 	if n.flag {
+		if err := in.charge(scopeBytes); err != nil {
+			return err
+		}
 		scope := in.scope
 		l.recurse = func(in *interp, items any) (any, error) {
 			s, err := in.nested(func() error { return in.within(scope, func() error { return in.forLoop(n, items, l) }) })

@@ -38,10 +38,13 @@ func separated(s, sep string, fromRight bool) []span {
 	}
 }
 
+// lineEnds are the characters at which str.splitlines cuts.
+const lineEnds = "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029"
+
 func lines(s string) []span {
 	var out []span
 	for start := 0; start < len(s); {
-		end := strings.IndexAny(s[start:], "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029")
+		end := strings.IndexAny(s[start:], lineEnds)
 		if end < 0 {
 			return append(out, span{start, len(s)})
 		}
@@ -199,10 +202,10 @@ func init() {
 			sub, err := in.needle("removesuffix", a)
 			return in.cut(x, span{0, len(strings.TrimSuffix(in.plain(x), sub))})[0], err
 		}),
-		"upper": textMethod(func(in *interp, s string, a arguments) (any, error) { return upper(s), nil }),
+		"upper": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.upper(s), nil }),
 		"lower": textMethod(func(in *interp, s string, a arguments) (any, error) { return strings.ToLower(s), nil }),
 		"casefold": textMethod(func(in *interp, s string, a arguments) (any, error) {
-			return strings.ReplaceAll(strings.ToLower(s), "ß", "ss"), nil
+			return strings.ReplaceAll(strings.ToLower(s), "ß", in.protect("ss")), nil
 		}),
 		"capitalize": textMethod(func(in *interp, s string, a arguments) (any, error) {
 			return in.capitalize(s, func(rune) bool { return false }), nil
@@ -228,7 +231,9 @@ func init() {
 }
 
 // upper maps a character at a time, but "ß", which is the common one that becomes two.
-func upper(s string) string { return strings.ReplaceAll(strings.ToUpper(s), "ß", "SS") }
+func (m mark) upper(s string) string {
+	return strings.ReplaceAll(strings.ToUpper(s), "ß", m.protect("SS"))
+}
 
 func every(is func(rune) bool) method {
 	return textMethod(func(in *interp, s string, a arguments) (any, error) {
@@ -308,7 +313,13 @@ func splitlines(in *interp, x string, a arguments) (any, error) {
 		return nil, errors.New("TypeError: splitlines with arguments is not supported")
 	}
 	s := in.plain(x)
-	if err := in.times(strings.Count(s, "\n")+strings.Count(s, "\r")+1, 64); err != nil {
+	ends := 1
+	for _, r := range s {
+		if strings.ContainsRune(lineEnds, r) {
+			ends++
+		}
+	}
+	if err := in.times(ends, 64); err != nil {
 		return nil, err
 	}
 	return in.texts(x, 'l', lines(s)...)
@@ -476,6 +487,9 @@ func (in *interp) affix(x string, a arguments, has func(s, affix string) bool) (
 		t, ok := text(o)
 		if !ok {
 			return nil, fmt.Errorf("TypeError: a string or tuple of strings is needed, not %s", typeName(o))
+		}
+		if err := in.step(1 + len(t)/256); err != nil {
+			return nil, err
 		}
 		if has(s, in.plain(t)) {
 			return true, nil

@@ -49,8 +49,10 @@ type tupleKey string
 func (in *interp) hashKey(x any) (any, error) {
 	switch x := x.(type) {
 	case string:
+		in.looked(len(x))
 		return in.plain(x), nil
 	case markup:
+		in.looked(len(x))
 		return in.plain(string(x)), nil
 	case bool:
 		if x {
@@ -83,7 +85,14 @@ func (in *interp) setItem(d *dict, key, v any) error {
 		return err
 	}
 	if _, ok := d.vals[k]; !ok {
-		if err := in.charge(100); err != nil {
+		size := 100
+		if len(d.keys) == 0 {
+			size = 400 // of the first table of a map
+		}
+		if s, ok := text(key); ok {
+			size += len(s) // of the key without guards
+		}
+		if err := in.charge(size); err != nil {
 			return err
 		}
 		d.keys = append(d.keys, key)
@@ -161,9 +170,9 @@ func (in *interp) truth(x any) bool {
 	case float64:
 		return x != 0
 	case string:
-		return in.plain(x) != ""
+		return !in.empty(x)
 	case markup:
-		return in.plain(string(x)) != ""
+		return !in.empty(string(x))
 	case bytes:
 		return x != ""
 	case *list:
@@ -321,14 +330,13 @@ func (in *interp) quote(b *strings.Builder, s string) error {
 	for _, r := range s {
 		switch {
 		case r == quote || r == '\\':
-			b.WriteRune('\\')
-			b.WriteRune(r)
+			b.WriteString(in.protect(`\` + string(r)))
 		case r == ' ' || isGuard(r) || unicode.IsPrint(r):
 			b.WriteRune(r)
 		case r < 0x100 && !strings.ContainsRune("\n\r\t", r):
-			fmt.Fprintf(b, `\x%02x`, r)
+			b.WriteString(in.protect(fmt.Sprintf(`\x%02x`, r)))
 		default: // \n, \r, \t, \uNNNN, \UNNNNNNNN
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+			b.WriteString(in.protect(strings.Trim(strconv.QuoteRuneToASCII(r), "'")))
 		}
 	}
 	b.WriteRune(quote)
@@ -524,5 +532,8 @@ func (in *interp) contains(x, needle any) (bool, error) {
 	if !ok || !ok2 {
 		return false, fmt.Errorf("TypeError: cannot search %s for %s", typeName(x), typeName(needle))
 	}
-	return strings.Contains(in.plain(s), in.plain(t)), in.work(len(s) + len(t))
+	if err := in.work(len(s) + len(t)); err != nil {
+		return false, err
+	}
+	return strings.Contains(in.plain(s), in.plain(t)), nil
 }
