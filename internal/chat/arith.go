@@ -368,11 +368,8 @@ func (in *interp) sliceText(s string, bounds [3]any) (string, error) {
 	} else if bounds[1] != nil {
 		return in.stepText(s, plain, n, [3]any{bounds[0], bounds[1], nil})
 	}
-	if err := in.charge(len(s)); err != nil {
-		return "", err
-	}
 	from := byteOffset(plain, first[0])
-	return in.cut(s, span{from, from + byteOffset(plain[from:], last-first[0])})[0], nil
+	return in.part(s, span{from, from + byteOffset(plain[from:], last-first[0])})
 }
 
 // stepText takes single characters.

@@ -11,9 +11,9 @@ import (
 const (
 	baseBytes    = 24 << 20        // bytes of values made, and
 	bytesPerByte = 24              // as many for each byte of the conversation, but
-	mostBytes    = 192 << 20       // no more than these
+	mostBytes    = 128 << 20       // no more than these
 	maxSteps     = 2_000_000       // expressions and statements evaluated, and items visited
-	maxWall      = 2 * time.Second // of the clock
+	maxWall      = 5 * time.Second // of the clock, on a machine with other work: the steps take less than 2 of a core
 	maxCalls     = 60              // calls of macros and recursive loops inside each other
 	maxRepr      = 200             // lists inside lists that are printed or compared
 	maxPrompt    = 64 << 20        // bytes of a prompt

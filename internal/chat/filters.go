@@ -799,7 +799,9 @@ func truncate(in *interp, x any, a arguments) (any, error) {
 	}
 	if p := in.plain(cut); !in.truth(kill) {
 		if i := strings.LastIndexByte(p, ' '); i >= 0 {
-			cut = in.cut(cut, span{0, i})[0]
+			if cut, err = in.part(cut, span{0, i}); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return in.concat(like(x, cut), end)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // interp renders a template once. It follows Jinja2 3.1 with the settings of transformers; own code, since no library
@@ -29,10 +30,28 @@ func (in *interp) plain(s string) string {
 	return in.mark.plain(s)
 }
 
-// cut is mark.cut, which counts.
-func (in *interp) cut(s string, spans ...span) []string {
+// cut is mark.cut, which charges for the parts that are not just places of s.
+func (in *interp) cut(s string, spans ...span) ([]string, error) {
+	made, plain := 0, in.plain(s)
+	for _, sp := range spans {
+		if r, _ := utf8.DecodeRuneInString(plain[sp.from:sp.to]); in.mark.within.has(r) {
+			made += 2 * (sp.to - sp.from)
+		}
+	}
+	if err := in.charge(min(made, len(s)) + width*len(spans)); err != nil {
+		return nil, err
+	}
 	in.looked(len(s) + 64*len(spans))
-	return in.mark.cut(s, spans...)
+	return in.mark.cut(s, spans...), nil
+}
+
+// part is cut for a single part.
+func (in *interp) part(s string, sp span) (string, error) {
+	parts, err := in.cut(s, sp)
+	if err != nil {
+		return "", err
+	}
+	return parts[0], nil
 }
 
 type scope struct {

@@ -63,10 +63,16 @@ func lines(s string) []span {
 type method func(in *interp, x any, a arguments) (any, error)
 
 // textMethod charges for the receiver, and makes a method of f. The text may hold guards: see mark.
-func textMethod(f func(in *interp, s string, a arguments) (any, error)) method {
+func textMethod(f func(in *interp, s string, a arguments) (any, error)) method { return costs(2, f) }
+
+// reading is textMethod for an f that makes nothing of the receiver's size, or only parts of it.
+func reading(f func(in *interp, s string, a arguments) (any, error)) method { return costs(0, f) }
+
+// costs makes a method of f, which makes bytes for each byte of the receiver.
+func costs(bytes int, f func(in *interp, s string, a arguments) (any, error)) method {
 	return func(in *interp, x any, a arguments) (any, error) {
 		s, _ := text(x)
-		if err := in.charge(2 * len(s)); err != nil {
+		if err := errors.Join(in.work(2*len(s)), in.charge(bytes*len(s))); err != nil {
 			return nil, err
 		}
 		out, err := f(in, s, a)
@@ -173,34 +179,40 @@ var listMethods = map[string]method{
 
 func init() {
 	stringMethods = map[string]method{
-		"strip":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, true) }),
-		"lstrip":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, false) }),
-		"rstrip":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, false, true) }),
-		"split":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, false) }),
-		"rsplit":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, true) }),
-		"partition":  textMethod(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, false) }),
-		"rpartition": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, true) }),
+		"strip":      reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, true) }),
+		"lstrip":     reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, false) }),
+		"rstrip":     reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, false, true) }),
+		"split":      reading(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, false) }),
+		"rsplit":     reading(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, true) }),
+		"partition":  reading(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, false) }),
+		"rpartition": reading(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, true) }),
 		"splitlines": textMethod(splitlines),
-		"replace":    textMethod(func(in *interp, s string, a arguments) (any, error) { return in.replace(s, a) }),
+		"replace":    reading(func(in *interp, s string, a arguments) (any, error) { return in.replace(s, a) }),
 		"join":       textMethod(func(in *interp, s string, a arguments) (any, error) { return in.joinCall(s, a) }),
-		"startswith": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasPrefix) }),
-		"endswith":   textMethod(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasSuffix) }),
-		"find":       textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, false) }),
-		"rfind":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, false) }),
-		"index":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, true) }),
-		"rindex":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, true) }),
-		"count": textMethod(func(in *interp, s string, a arguments) (any, error) {
+		"startswith": reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasPrefix) }),
+		"endswith":   reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasSuffix) }),
+		"find":       reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, false) }),
+		"rfind":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, false) }),
+		"index":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, true) }),
+		"rindex":     reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, true) }),
+		"count": reading(func(in *interp, s string, a arguments) (any, error) {
 			sub, err := in.needle("count", a)
 			return int64(strings.Count(in.plain(s), sub)), err
 		}),
-		"removeprefix": textMethod(func(in *interp, x string, a arguments) (any, error) {
+		"removeprefix": reading(func(in *interp, x string, a arguments) (any, error) {
 			sub, err := in.needle("removeprefix", a)
+			if err != nil {
+				return nil, err
+			}
 			s := in.plain(x)
-			return in.cut(x, span{len(s) - len(strings.TrimPrefix(s, sub)), len(s)})[0], err
+			return in.part(x, span{len(s) - len(strings.TrimPrefix(s, sub)), len(s)})
 		}),
-		"removesuffix": textMethod(func(in *interp, x string, a arguments) (any, error) {
+		"removesuffix": reading(func(in *interp, x string, a arguments) (any, error) {
 			sub, err := in.needle("removesuffix", a)
-			return in.cut(x, span{0, len(strings.TrimSuffix(in.plain(x), sub))})[0], err
+			if err != nil {
+				return nil, err
+			}
+			return in.part(x, span{0, len(strings.TrimSuffix(in.plain(x), sub))})
 		}),
 		"upper": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.upper(s), nil }),
 		"lower": textMethod(func(in *interp, s string, a arguments) (any, error) { return strings.ToLower(s), nil }),
@@ -236,7 +248,7 @@ func (m mark) upper(s string) string {
 }
 
 func every(is func(rune) bool) method {
-	return textMethod(func(in *interp, s string, a arguments) (any, error) {
+	return reading(func(in *interp, s string, a arguments) (any, error) {
 		s = in.plain(s)
 		return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !is(r) }), nil
 	})
@@ -244,7 +256,7 @@ func every(is func(rune) bool) method {
 
 // cased is islower or isupper: there is a letter with case, and all of them are so.
 func cased(is func(rune) bool) method {
-	return textMethod(func(in *interp, s string, a arguments) (any, error) {
+	return reading(func(in *interp, s string, a arguments) (any, error) {
 		found := false
 		for _, r := range in.plain(s) {
 			if is(r) {
@@ -293,7 +305,7 @@ func (in *interp) strip(x string, a arguments, left, right bool) (any, error) {
 	if right {
 		sp.to = max(sp.from, len(strings.TrimRightFunc(s, remove)))
 	}
-	return in.cut(x, sp)[0], nil
+	return in.part(x, sp)
 }
 
 // texts makes a list of the parts of x that spans name.
@@ -301,8 +313,12 @@ func (in *interp) texts(x string, kind byte, spans ...span) (any, error) {
 	if err := in.times(len(spans), 64); err != nil {
 		return nil, err
 	}
+	parts, err := in.cut(x, spans...)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]any, len(spans))
-	for i, s := range in.cut(x, spans...) {
+	for i, s := range parts {
 		out[i] = s
 	}
 	return &list{out, kind}, nil
@@ -438,7 +454,11 @@ func (in *interp) replace(x string, a arguments) (string, error) {
 		fields = append(fields, span{at, i})
 		at = i + len(old)
 	}
-	return strings.Join(in.cut(x, append(fields, span{at, len(s)})...), with), nil
+	parts, err := in.cut(x, append(fields, span{at, len(s)})...)
+	if err == nil {
+		err = in.charge(len(x))
+	}
+	return strings.Join(parts, with), err
 }
 
 func (in *interp) joinCall(sep string, a arguments) (any, error) {

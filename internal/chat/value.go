@@ -209,8 +209,12 @@ func (in *interp) iter(x any) ([]any, error) {
 	for i, r := range p {
 		spans = append(spans, span{i, i + len(string(r))})
 	}
+	chars, err := in.cut(s, spans...)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]any, len(spans))
-	for i, c := range in.cut(s, spans...) {
+	for i, c := range chars {
 		out[i] = c
 	}
 	return out, nil
