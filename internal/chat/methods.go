@@ -233,7 +233,7 @@ func init() {
 		"center": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.pad("center", s, a) }),
 		"zfill":  textMethod(zfill),
 		"encode": textMethod(func(in *interp, s string, a arguments) (any, error) {
-			if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) || len(a.args) > 0 {
+			if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf && r != in.guard }) || len(a.args) > 0 {
 				return nil, errors.New("encode of what is not ASCII, or with arguments, is not supported")
 			}
 			return bytes(s), nil

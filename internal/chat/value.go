@@ -66,7 +66,9 @@ func (in *interp) hashKey(x any) (any, error) {
 		return x, nil
 	case *big.Int:
 		return tupleKey(x.String()), nil
-	case nil, int64, bytes:
+	case bytes:
+		return bytes(in.plain(string(x))), nil
+	case nil, int64:
 		return x, nil
 	case *list:
 		if x.kind == 't' {
@@ -448,6 +450,9 @@ func (in *interp) equalAt(a, b any, depth int) (bool, error) {
 	case undefined:
 		_, ok := b.(undefined)
 		return ok, nil
+	case bytes:
+		y, ok := b.(bytes)
+		return ok && in.plain(string(x)) == in.plain(string(y)), nil
 	case *list:
 		y, ok := b.(*list)
 		if !ok || x.kind != y.kind || len(x.items) != len(y.items) || x.kind == 'g' && x != y {
