@@ -128,6 +128,11 @@ func (in *interp) repeat(x, times any) (any, error) {
 func (in *interp) numbers(op string, x, y any) (any, error) {
 	a, b := bigOf(x), bigOf(y)
 	if a == nil || b == nil || op == "/" || op == "**" && b.Sign() < 0 {
+		if op == "**" {
+			if err := in.step(50); err != nil {
+				return nil, err
+			}
+		}
 		return floats(op, floatOf(x), floatOf(y))
 	}
 	if i, ok := x.(int64); ok {
@@ -141,6 +146,9 @@ func (in *interp) numbers(op string, x, y any) (any, error) {
 				return i * j, nil
 			}
 		}
+	}
+	if err := in.charge(64 + (a.BitLen()+b.BitLen())/8); err != nil {
+		return nil, err
 	}
 	out := new(big.Int)
 	switch op {
@@ -169,6 +177,9 @@ func (in *interp) numbers(op string, x, y any) (any, error) {
 		}
 		if a.BitLen() <= 1 && b.BitLen() > 1 {
 			b = new(big.Int).Add(new(big.Int).And(b, big.NewInt(1)), big.NewInt(2))
+		}
+		if err := in.charge(maxBits / 8); err != nil {
+			return nil, err
 		}
 		out.Exp(a, b, nil)
 	}
@@ -357,11 +368,8 @@ func (in *interp) sliceText(s string, bounds [3]any) (string, error) {
 	} else if bounds[1] != nil {
 		return in.stepText(s, plain, n, [3]any{bounds[0], bounds[1], nil})
 	}
-	if err := in.charge(len(s)); err != nil {
-		return "", err
-	}
 	from := byteOffset(plain, first[0])
-	return in.cut(s, span{from, from + byteOffset(plain[from:], last-first[0])})[0], nil
+	return in.part(s, span{from, from + byteOffset(plain[from:], last-first[0])})
 }
 
 // stepText takes single characters.

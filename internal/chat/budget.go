@@ -2,17 +2,18 @@ package chat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
 
 // The budgets of one render. Honest templates need a hundredth of each, however long the conversation.
 const (
-	baseBytes    = 32 << 20        // bytes of values made, and
+	baseBytes    = 24 << 20        // bytes of values made, and
 	bytesPerByte = 24              // as many for each byte of the conversation, but
-	mostBytes    = 192 << 20       // no more than these
+	mostBytes    = 128 << 20       // no more than these
 	maxSteps     = 2_000_000       // expressions and statements evaluated, and items visited
-	maxWall      = 2 * time.Second // of the clock
+	maxWall      = 5 * time.Second // of the clock, on a machine with other work: the steps take less than 2 of a core
 	maxCalls     = 60              // calls of macros and recursive loops inside each other
 	maxRepr      = 200             // lists inside lists that are printed or compared
 	maxPrompt    = 64 << 20        // bytes of a prompt
@@ -56,6 +57,9 @@ func (b *budget) times(n, size int) error {
 	return b.charge(max(n, 0) * size)
 }
 
+// looked counts a look at n bytes. The next step sees whether it was one too many.
+func (b *budget) looked(n int) { b.steps += n / 256 }
+
 // work counts a look at n bytes.
 func (b *budget) work(n int) error { return b.step(n / 256) }
 
@@ -69,6 +73,10 @@ func (b *budget) step(n int) error {
 		return exceeded(fmt.Sprintf("the budget of %d steps is exceeded", maxSteps))
 	}
 	if err := b.ctx.Err(); err != nil {
+		var beyond exceeded
+		if errors.As(context.Cause(b.ctx), &beyond) {
+			return beyond
+		}
 		return err
 	}
 	if time.Now().After(b.deadline) {

@@ -99,8 +99,11 @@ func Parse(source string, o Options) (*Template, error) {
 	if err := t.compile(source); err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), maxWall,
+		exceeded(fmt.Sprintf("the budget of %v is exceeded", maxWall)))
+	defer cancel()
 	for _, role := range []string{"user", "assistant", "system"} {
-		if err := t.probe(role); err != nil {
+		if err := t.probe(ctx, role); err != nil {
 			if role == "user" || errors.As(err, new(exceeded)) {
 				return nil, fmt.Errorf("chat template: does not show a message of %q: %w", role, err)
 			}
@@ -130,7 +133,7 @@ func (t *Template) compile(source string) (err error) {
 }
 
 // probe sets how the template wants the messages of role.
-func (t *Template) probe(role string) error {
+func (t *Template) probe(ctx context.Context, role string) error {
 	// The texts hold a line end, so that a list that is printed as such shows them escaped.
 	const head, tail = "probe\nhead", "probe\ntail"
 	ask := Message{Role: "user", Parts: []Part{{Text: "x"}}}
@@ -147,7 +150,7 @@ func (t *Template) probe(role string) error {
 	for _, asString := range []bool{false, true} {
 		t.joined[role] = asString
 		var p Prompt
-		if p, err = t.Render(conversation); err != nil {
+		if p, err = t.RenderContext(ctx, conversation); err != nil {
 			if errors.As(err, new(exceeded)) {
 				return err
 			}

@@ -22,6 +22,7 @@ func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prom
 		return Prompt{}, err
 	}
 	end := string(m.guard)
+	text := strings.TrimFunc(messages[last].Parts[len(messages[last].Parts)-1].Text, isSpace)
 	messages = slices.Clone(messages)
 	parts := slices.Clone(messages[last].Parts)
 	parts[len(parts)-1].Text += end + " "
@@ -31,7 +32,7 @@ func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prom
 		return Prompt{}, err
 	}
 	at := strings.LastIndex(p.Text, end)
-	if at < 0 {
+	if at < 0 || !strings.Contains(m.plain(mark{guard: p.Guard}.plain(p.Text)), strings.ToValidUTF8(text, "\uFFFD")) {
 		return Prompt{}, fmt.Errorf("%w: the template does not show the text of the message to continue", ErrMessages)
 	}
 	rest := p.Text[at+len(end):]

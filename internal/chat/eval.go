@@ -283,7 +283,13 @@ func (in *interp) subscript(x any, key *node) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return in.item(x, k)
+	v, err := in.item(x, k)
+	if name, ok := k.(string); ok && key.op == "literal" { // others may be a user's text
+		if _, ok := v.(undefined); ok && len(name) < 64 {
+			v = undefined("item " + name)
+		}
+	}
+	return v, err
 }
 
 func (in *interp) item(x, key any) (any, error) {
@@ -299,7 +305,7 @@ func (in *interp) item(x, key any) (any, error) {
 		if v, ok := in.member(x, in.plain(name)); ok {
 			return v, nil
 		}
-		return undefined("item " + name), nil
+		return undefined("item"), nil
 	}
 	n, _ := number(key)
 	i, ok := n.(int64)
@@ -348,8 +354,11 @@ func (in *interp) attr(x any, name string) (any, error) {
 			return v, nil
 		}
 	}
-	return undefined("attribute " + name), nil
+	return undefined(cut64("attribute " + name)), nil
 }
+
+// cut64 returns at most 64 bytes of s.
+func cut64(s string) string { return s[:min(len(s), 64)] }
 
 // member is Python's getattr(x, name).
 func (in *interp) member(x any, name string) (any, bool) {
@@ -364,6 +373,7 @@ func (in *interp) member(x any, name string) (any, bool) {
 	if f == nil {
 		return nil, false
 	}
+	in.bytes += 64
 	return &function{name, f}, true
 }
 
@@ -494,7 +504,7 @@ func (in *interp) arguments(args []arg) (a arguments, err error) {
 }
 
 func (in *interp) named(a *arguments, name string, v any) error {
-	if err := in.charge(64); err != nil {
+	if err := in.charge(64 + len(name)); err != nil {
 		return err
 	}
 	if a.kwargs == nil {

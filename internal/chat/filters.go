@@ -132,12 +132,18 @@ func (in *interp) getter(attribute any, absent any) func(x any) (any, error) {
 		return func(x any) (any, error) { return x, nil }
 	}
 	name, isText := text(attribute)
+	if !isText {
+		return func(x any) (any, error) { return in.item(x, attribute) }
+	}
+	if err := in.times(1+strings.Count(name, "."), 16); err != nil {
+		return func(any) (any, error) { return nil, err }
+	}
 	parts := strings.Split(in.plain(name), ".")
 	return func(x any) (any, error) {
-		if !isText {
-			return in.item(x, attribute)
-		}
 		for _, p := range parts {
+			if err := in.step(1); err != nil {
+				return nil, err
+			}
 			var key any = p
 			if n, err := strconv.ParseInt(p, 10, 64); err == nil && n >= 0 {
 				key = n
@@ -150,7 +156,7 @@ func (in *interp) getter(attribute any, absent any) func(x any) (any, error) {
 				x = absent
 			}
 		}
-		return x, in.step(1)
+		return x, nil
 	}
 }
 
@@ -707,7 +713,7 @@ func attrFilter(in *interp, x any, a arguments) (any, error) {
 	if v, ok := in.member(x, in.plain(name)); ok {
 		return v, nil
 	}
-	return undefined("attribute " + name), nil
+	return undefined("attribute"), nil
 }
 
 func indent(in *interp, x any, a arguments) (any, error) {
@@ -731,6 +737,9 @@ func indent(in *interp, x any, a arguments) (any, error) {
 	}
 	blank, _ := a.at(2, "blank")
 	first, _ := a.at(1, "first")
+	if err := in.charge(2 * len(s)); err != nil {
+		return nil, err
+	}
 	split, err := splitlines(in, s+"\n", arguments{})
 	if err != nil {
 		return nil, err
@@ -790,7 +799,9 @@ func truncate(in *interp, x any, a arguments) (any, error) {
 	}
 	if p := in.plain(cut); !in.truth(kill) {
 		if i := strings.LastIndexByte(p, ' '); i >= 0 {
-			cut = in.cut(cut, span{0, i})[0]
+			if cut, err = in.part(cut, span{0, i}); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return in.concat(like(x, cut), end)
@@ -801,8 +812,15 @@ func wordcount(in *interp, x any, _ arguments) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := strings.FieldsFunc(in.plain(s), func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsNumber(r) && r != '_' })
-	return int64(len(n)), in.times(len(n), 16)
+	n, within := int64(0), false
+	for _, r := range in.plain(s) {
+		word := unicode.IsLetter(r) || unicode.IsNumber(r) || r == '_'
+		if word && !within {
+			n++
+		}
+		within = word
+	}
+	return n, in.work(4 * len(s))
 }
 
 func filesize(in *interp, x any, a arguments) (any, error) {

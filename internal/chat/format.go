@@ -42,7 +42,7 @@ func (in *interp) percent(s string, args []any, d *dict) (string, error) {
 				v, ok = in.getItem(d, m[1])
 			}
 			if !ok {
-				return "", fmt.Errorf("KeyError: %q", m[1])
+				return "", fmt.Errorf("KeyError: %q", cut64(m[1]))
 			}
 			x, used = v, len(args)
 		} else if used < len(args) {
@@ -52,6 +52,9 @@ func (in *interp) percent(s string, args []any, d *dict) (string, error) {
 			return "", fmt.Errorf("TypeError: not enough arguments for format string")
 		}
 		out, err := in.formatOne(x, m[2], m[3], m[4], m[5])
+		if err == nil {
+			err = in.charge(len(out))
+		}
 		if err != nil {
 			return "", err
 		}
@@ -180,7 +183,7 @@ func (in *interp) format(s string, a arguments) (string, error) {
 			x, ok = a.args[n], true
 		}
 		if !ok {
-			return "", fmt.Errorf("IndexError: str.format has no argument %q", m[1])
+			return "", fmt.Errorf("IndexError: str.format has no argument %q", cut64(m[1]))
 		}
 		out, err := in.formatField(x, m[2], m[3])
 		if err != nil {

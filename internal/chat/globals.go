@@ -141,10 +141,10 @@ func (in *interp) writeJSONItems(b *strings.Builder, brackets string, n int, sty
 		return nil
 	}
 	for i := range n {
+		if err := in.charge(len(style.item) + len(style.key)); err != nil {
+			return err
+		}
 		if i > 0 {
-			if err := in.charge(len(style.item) + len(style.key)); err != nil {
-				return err
-			}
 			b.WriteString(style.item)
 		}
 		if err := line(depth + 1); err != nil {

@@ -103,6 +103,14 @@ func (m mark) protect(text string) string {
 	return b.String()
 }
 
+// empty reports whether s is "" without guards.
+func (m mark) empty(s string) bool {
+	for strings.HasPrefix(s, string(m.guard)) {
+		s = s[width:]
+	}
+	return s == ""
+}
+
 // plain returns s without guards.
 func (m mark) plain(s string) string {
 	if !strings.ContainsRune(s, m.guard) {
@@ -125,8 +133,9 @@ func (m mark) cut(s string, spans ...span) []string {
 			continue
 		}
 		s = s[m.offset(s, sp.from-pos):]
+		before := s
 		for strings.HasPrefix(s, string(m.guard)) {
-			s = s[width:]
+			before, s = s, s[width:]
 		}
 		end := m.offset(s, sp.to-sp.from)
 		for strings.HasPrefix(s[end:], string(m.guard)) {
@@ -134,7 +143,11 @@ func (m mark) cut(s string, spans ...span) []string {
 		}
 		parts[i] = s[:end]
 		if r, _ := utf8.DecodeRuneInString(s); m.within.has(r) {
-			parts[i] = string(m.guard) + parts[i]
+			if len(before) > len(s) { // the guard is there
+				parts[i] = before[:width+end]
+			} else {
+				parts[i] = string(m.guard) + parts[i]
+			}
 		}
 		pos = sp.from
 	}

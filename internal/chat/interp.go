@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // interp renders a template once. It follows Jinja2 3.1 with the settings of transformers; own code, since no library
@@ -18,6 +19,39 @@ type interp struct {
 	line    int
 	escapes bool    // {% autoescape true %}
 	raised  *string // the message of raise_exception, when called
+}
+
+// scopeBytes is about what a scope takes, which a macro keeps.
+const scopeBytes = 600
+
+// plain is mark.plain, which counts.
+func (in *interp) plain(s string) string {
+	in.looked(len(s))
+	return in.mark.plain(s)
+}
+
+// cut is mark.cut, which charges for the parts that are not just places of s.
+func (in *interp) cut(s string, spans ...span) ([]string, error) {
+	made, plain := 0, in.plain(s)
+	for _, sp := range spans {
+		if r, _ := utf8.DecodeRuneInString(plain[sp.from:sp.to]); in.mark.within.has(r) {
+			made += 2 * (sp.to - sp.from)
+		}
+	}
+	if err := in.charge(min(made, len(s)) + width*len(spans)); err != nil {
+		return nil, err
+	}
+	in.looked(len(s) + 64*len(spans))
+	return in.mark.cut(s, spans...), nil
+}
+
+// part is cut for a single part.
+func (in *interp) part(s string, sp span) (string, error) {
+	parts, err := in.cut(s, sp)
+	if err != nil {
+		return "", err
+	}
+	return parts[0], nil
 }
 
 type scope struct {
@@ -120,8 +154,11 @@ func (in *interp) statement(n *node) error {
 		return in.captureBlock(n)
 	case "macro":
 		in.scope.set(n.text, in.macro(n))
-		return nil
+		return in.charge(scopeBytes)
 	case "call":
+		if err := in.charge(scopeBytes); err != nil {
+			return err
+		}
 		caller := n.kids[0]
 		x, err := in.call(caller, in.macro(&node{text: "caller", args: n.args, body: n.body, flag: n.flag, kw: n.kw}))
 		if err != nil {
@@ -211,7 +248,7 @@ func (in *interp) assign(target *node, x any) error {
 	switch target.op {
 	case "name":
 		in.scope.set(target.text, x)
-		return nil
+		return in.charge(48)
 	case "nsref":
 		ns, err := in.eval(target.kids[0])
 		if err != nil {
@@ -222,7 +259,7 @@ func (in *interp) assign(target *node, x any) error {
 			return errors.New("TemplateRuntimeError: cannot assign attribute on non-namespace object")
 		}
 		space.vars[target.text] = x
-		return nil
+		return in.charge(48)
 	}
 	items, err := in.iter(x)
 	if err != nil {
@@ -269,6 +306,9 @@ func (in *interp) forLoop(n *node, given any, outer *loop) error {
 		l.depth = outer.depth + 1
 	}
 	if n.flag {
+		if err := in.charge(scopeBytes); err != nil {
+			return err
+		}
 		scope := in.scope
 		l.recurse = func(in *interp, items any) (any, error) {
 			s, err := in.nested(func() error { return in.within(scope, func() error { return in.forLoop(n, items, l) }) })

@@ -23,7 +23,12 @@ type token struct {
 
 // syntaxError is Jinja2's TemplateSyntaxError.
 func syntaxError(line int, format string, args ...any) error {
-	return fmt.Errorf("line %d: TemplateSyntaxError: %s", line, fmt.Sprintf(format, args...))
+	const most = 300
+	reason := fmt.Sprintf(format, args...)
+	if len(reason) > most {
+		reason = strings.ToValidUTF8(reason[:most], "") + "…"
+	}
+	return fmt.Errorf("line %d: TemplateSyntaxError: %s", line, reason)
 }
 
 var (

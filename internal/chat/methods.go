@@ -38,10 +38,13 @@ func separated(s, sep string, fromRight bool) []span {
 	}
 }
 
+// lineEnds are the characters at which str.splitlines cuts.
+const lineEnds = "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029"
+
 func lines(s string) []span {
 	var out []span
 	for start := 0; start < len(s); {
-		end := strings.IndexAny(s[start:], "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029")
+		end := strings.IndexAny(s[start:], lineEnds)
 		if end < 0 {
 			return append(out, span{start, len(s)})
 		}
@@ -60,10 +63,16 @@ func lines(s string) []span {
 type method func(in *interp, x any, a arguments) (any, error)
 
 // textMethod charges for the receiver, and makes a method of f. The text may hold guards: see mark.
-func textMethod(f func(in *interp, s string, a arguments) (any, error)) method {
+func textMethod(f func(in *interp, s string, a arguments) (any, error)) method { return costs(2, f) }
+
+// reading is textMethod for an f that makes nothing of the receiver's size, or only parts of it.
+func reading(f func(in *interp, s string, a arguments) (any, error)) method { return costs(0, f) }
+
+// costs makes a method of f, which makes bytes for each byte of the receiver.
+func costs(bytes int, f func(in *interp, s string, a arguments) (any, error)) method {
 	return func(in *interp, x any, a arguments) (any, error) {
 		s, _ := text(x)
-		if err := in.charge(2 * len(s)); err != nil {
+		if err := errors.Join(in.work(2*len(s)), in.charge(bytes*len(s))); err != nil {
 			return nil, err
 		}
 		out, err := f(in, s, a)
@@ -170,39 +179,45 @@ var listMethods = map[string]method{
 
 func init() {
 	stringMethods = map[string]method{
-		"strip":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, true) }),
-		"lstrip":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, false) }),
-		"rstrip":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, false, true) }),
-		"split":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, false) }),
-		"rsplit":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, true) }),
-		"partition":  textMethod(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, false) }),
-		"rpartition": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, true) }),
+		"strip":      reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, true) }),
+		"lstrip":     reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, true, false) }),
+		"rstrip":     reading(func(in *interp, s string, a arguments) (any, error) { return in.strip(s, a, false, true) }),
+		"split":      reading(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, false) }),
+		"rsplit":     reading(func(in *interp, s string, a arguments) (any, error) { return in.split(s, a, true) }),
+		"partition":  reading(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, false) }),
+		"rpartition": reading(func(in *interp, s string, a arguments) (any, error) { return in.partition(s, a, true) }),
 		"splitlines": textMethod(splitlines),
-		"replace":    textMethod(func(in *interp, s string, a arguments) (any, error) { return in.replace(s, a) }),
+		"replace":    reading(func(in *interp, s string, a arguments) (any, error) { return in.replace(s, a) }),
 		"join":       textMethod(func(in *interp, s string, a arguments) (any, error) { return in.joinCall(s, a) }),
-		"startswith": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasPrefix) }),
-		"endswith":   textMethod(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasSuffix) }),
-		"find":       textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, false) }),
-		"rfind":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, false) }),
-		"index":      textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, true) }),
-		"rindex":     textMethod(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, true) }),
-		"count": textMethod(func(in *interp, s string, a arguments) (any, error) {
+		"startswith": reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasPrefix) }),
+		"endswith":   reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasSuffix) }),
+		"find":       reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, false) }),
+		"rfind":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, false) }),
+		"index":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, true) }),
+		"rindex":     reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, true) }),
+		"count": reading(func(in *interp, s string, a arguments) (any, error) {
 			sub, err := in.needle("count", a)
 			return int64(strings.Count(in.plain(s), sub)), err
 		}),
-		"removeprefix": textMethod(func(in *interp, x string, a arguments) (any, error) {
+		"removeprefix": reading(func(in *interp, x string, a arguments) (any, error) {
 			sub, err := in.needle("removeprefix", a)
+			if err != nil {
+				return nil, err
+			}
 			s := in.plain(x)
-			return in.cut(x, span{len(s) - len(strings.TrimPrefix(s, sub)), len(s)})[0], err
+			return in.part(x, span{len(s) - len(strings.TrimPrefix(s, sub)), len(s)})
 		}),
-		"removesuffix": textMethod(func(in *interp, x string, a arguments) (any, error) {
+		"removesuffix": reading(func(in *interp, x string, a arguments) (any, error) {
 			sub, err := in.needle("removesuffix", a)
-			return in.cut(x, span{0, len(strings.TrimSuffix(in.plain(x), sub))})[0], err
+			if err != nil {
+				return nil, err
+			}
+			return in.part(x, span{0, len(strings.TrimSuffix(in.plain(x), sub))})
 		}),
-		"upper": textMethod(func(in *interp, s string, a arguments) (any, error) { return upper(s), nil }),
+		"upper": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.upper(s), nil }),
 		"lower": textMethod(func(in *interp, s string, a arguments) (any, error) { return strings.ToLower(s), nil }),
 		"casefold": textMethod(func(in *interp, s string, a arguments) (any, error) {
-			return strings.ReplaceAll(strings.ToLower(s), "ß", "ss"), nil
+			return strings.ReplaceAll(strings.ToLower(s), "ß", in.protect("ss")), nil
 		}),
 		"capitalize": textMethod(func(in *interp, s string, a arguments) (any, error) {
 			return in.capitalize(s, func(rune) bool { return false }), nil
@@ -218,7 +233,7 @@ func init() {
 		"center": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.pad("center", s, a) }),
 		"zfill":  textMethod(zfill),
 		"encode": textMethod(func(in *interp, s string, a arguments) (any, error) {
-			if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) || len(a.args) > 0 {
+			if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf && r != in.guard }) || len(a.args) > 0 {
 				return nil, errors.New("encode of what is not ASCII, or with arguments, is not supported")
 			}
 			return bytes(s), nil
@@ -228,10 +243,12 @@ func init() {
 }
 
 // upper maps a character at a time, but "ß", which is the common one that becomes two.
-func upper(s string) string { return strings.ReplaceAll(strings.ToUpper(s), "ß", "SS") }
+func (m mark) upper(s string) string {
+	return strings.ReplaceAll(strings.ToUpper(s), "ß", m.protect("SS"))
+}
 
 func every(is func(rune) bool) method {
-	return textMethod(func(in *interp, s string, a arguments) (any, error) {
+	return reading(func(in *interp, s string, a arguments) (any, error) {
 		s = in.plain(s)
 		return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !is(r) }), nil
 	})
@@ -239,7 +256,7 @@ func every(is func(rune) bool) method {
 
 // cased is islower or isupper: there is a letter with case, and all of them are so.
 func cased(is func(rune) bool) method {
-	return textMethod(func(in *interp, s string, a arguments) (any, error) {
+	return reading(func(in *interp, s string, a arguments) (any, error) {
 		found := false
 		for _, r := range in.plain(s) {
 			if is(r) {
@@ -288,7 +305,7 @@ func (in *interp) strip(x string, a arguments, left, right bool) (any, error) {
 	if right {
 		sp.to = max(sp.from, len(strings.TrimRightFunc(s, remove)))
 	}
-	return in.cut(x, sp)[0], nil
+	return in.part(x, sp)
 }
 
 // texts makes a list of the parts of x that spans name.
@@ -296,8 +313,12 @@ func (in *interp) texts(x string, kind byte, spans ...span) (any, error) {
 	if err := in.times(len(spans), 64); err != nil {
 		return nil, err
 	}
+	parts, err := in.cut(x, spans...)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]any, len(spans))
-	for i, s := range in.cut(x, spans...) {
+	for i, s := range parts {
 		out[i] = s
 	}
 	return &list{out, kind}, nil
@@ -308,7 +329,13 @@ func splitlines(in *interp, x string, a arguments) (any, error) {
 		return nil, errors.New("TypeError: splitlines with arguments is not supported")
 	}
 	s := in.plain(x)
-	if err := in.times(strings.Count(s, "\n")+strings.Count(s, "\r")+1, 64); err != nil {
+	ends := 1
+	for _, r := range s {
+		if strings.ContainsRune(lineEnds, r) {
+			ends++
+		}
+	}
+	if err := in.times(ends, 64); err != nil {
 		return nil, err
 	}
 	return in.texts(x, 'l', lines(s)...)
@@ -427,7 +454,11 @@ func (in *interp) replace(x string, a arguments) (string, error) {
 		fields = append(fields, span{at, i})
 		at = i + len(old)
 	}
-	return strings.Join(in.cut(x, append(fields, span{at, len(s)})...), with), nil
+	parts, err := in.cut(x, append(fields, span{at, len(s)})...)
+	if err == nil {
+		err = in.charge(len(x))
+	}
+	return strings.Join(parts, with), err
 }
 
 func (in *interp) joinCall(sep string, a arguments) (any, error) {
@@ -476,6 +507,9 @@ func (in *interp) affix(x string, a arguments, has func(s, affix string) bool) (
 		t, ok := text(o)
 		if !ok {
 			return nil, fmt.Errorf("TypeError: a string or tuple of strings is needed, not %s", typeName(o))
+		}
+		if err := in.step(1 + len(t)/256); err != nil {
+			return nil, err
 		}
 		if has(s, in.plain(t)) {
 			return true, nil

@@ -49,8 +49,10 @@ type tupleKey string
 func (in *interp) hashKey(x any) (any, error) {
 	switch x := x.(type) {
 	case string:
+		in.looked(len(x))
 		return in.plain(x), nil
 	case markup:
+		in.looked(len(x))
 		return in.plain(string(x)), nil
 	case bool:
 		if x {
@@ -64,7 +66,9 @@ func (in *interp) hashKey(x any) (any, error) {
 		return x, nil
 	case *big.Int:
 		return tupleKey(x.String()), nil
-	case nil, int64, bytes:
+	case bytes:
+		return bytes(in.plain(string(x))), nil
+	case nil, int64:
 		return x, nil
 	case *list:
 		if x.kind == 't' {
@@ -83,7 +87,14 @@ func (in *interp) setItem(d *dict, key, v any) error {
 		return err
 	}
 	if _, ok := d.vals[k]; !ok {
-		if err := in.charge(100); err != nil {
+		size := 100
+		if len(d.keys) == 0 {
+			size = 400 // of the first table of a map
+		}
+		if s, ok := text(key); ok {
+			size += len(s) // of the key without guards
+		}
+		if err := in.charge(size); err != nil {
 			return err
 		}
 		d.keys = append(d.keys, key)
@@ -161,9 +172,9 @@ func (in *interp) truth(x any) bool {
 	case float64:
 		return x != 0
 	case string:
-		return in.plain(x) != ""
+		return !in.empty(x)
 	case markup:
-		return in.plain(string(x)) != ""
+		return !in.empty(string(x))
 	case bytes:
 		return x != ""
 	case *list:
@@ -200,8 +211,12 @@ func (in *interp) iter(x any) ([]any, error) {
 	for i, r := range p {
 		spans = append(spans, span{i, i + len(string(r))})
 	}
+	chars, err := in.cut(s, spans...)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]any, len(spans))
-	for i, c := range in.cut(s, spans...) {
+	for i, c := range chars {
 		out[i] = c
 	}
 	return out, nil
@@ -321,14 +336,13 @@ func (in *interp) quote(b *strings.Builder, s string) error {
 	for _, r := range s {
 		switch {
 		case r == quote || r == '\\':
-			b.WriteRune('\\')
-			b.WriteRune(r)
+			b.WriteString(in.protect(`\` + string(r)))
 		case r == ' ' || isGuard(r) || unicode.IsPrint(r):
 			b.WriteRune(r)
 		case r < 0x100 && !strings.ContainsRune("\n\r\t", r):
-			fmt.Fprintf(b, `\x%02x`, r)
+			b.WriteString(in.protect(fmt.Sprintf(`\x%02x`, r)))
 		default: // \n, \r, \t, \uNNNN, \UNNNNNNNN
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+			b.WriteString(in.protect(strings.Trim(strconv.QuoteRuneToASCII(r), "'")))
 		}
 	}
 	b.WriteRune(quote)
@@ -436,6 +450,9 @@ func (in *interp) equalAt(a, b any, depth int) (bool, error) {
 	case undefined:
 		_, ok := b.(undefined)
 		return ok, nil
+	case bytes:
+		y, ok := b.(bytes)
+		return ok && in.plain(string(x)) == in.plain(string(y)), nil
 	case *list:
 		y, ok := b.(*list)
 		if !ok || x.kind != y.kind || len(x.items) != len(y.items) || x.kind == 'g' && x != y {
@@ -524,5 +541,8 @@ func (in *interp) contains(x, needle any) (bool, error) {
 	if !ok || !ok2 {
 		return false, fmt.Errorf("TypeError: cannot search %s for %s", typeName(x), typeName(needle))
 	}
-	return strings.Contains(in.plain(s), in.plain(t)), in.work(len(s) + len(t))
+	if err := in.work(len(s) + len(t)); err != nil {
+		return false, err
+	}
+	return strings.Contains(in.plain(s), in.plain(t)), nil
 }
