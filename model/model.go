@@ -350,6 +350,9 @@ func (m *Model) Close() error {
 		return nil
 	}
 	err := m.ckpt.Close()
+	if m.Weights != nil {
+		err = errors.Join(err, m.Weights.Close())
+	}
 	if m.made != "" {
 		err = errors.Join(err, os.RemoveAll(m.made))
 	}
@@ -357,13 +360,13 @@ func (m *Model) Close() error {
 }
 
 // LoadQuantized makes the quantised forms of the linear weights available that the tower and the decoder have in these
-// precisions, from dir or by quantising now and keeping them there. fresh tells that they were made now.
-func (m *Model) LoadQuantized(dir string, tower, dec graph.Precision) (fresh bool, err error) {
+// precisions, from dir or by quantising now and keeping them there; see graph.Weights.LoadQuantized.
+func (m *Model) LoadQuantized(dir string, tower, dec graph.Precision) (graph.Quantized, error) {
 	if !tower.Quantized() && !dec.Quantized() {
-		return false, nil
+		return graph.Quantized{}, nil
 	}
 	if m.export != nil {
-		return false, errors.New("--precision: ready-made ONNX graphs have the precision they were made with; choose among them with --onnx-dtype")
+		return graph.Quantized{}, errors.New("--precision: ready-made ONNX graphs have the precision they were made with; choose among them with --onnx-dtype")
 	}
 	return m.Weights.LoadQuantized(dir, func(w *graph.Weights) error {
 		if _, err := vision.TowerGraph(w, m.Tower, m.Connector, tower); err != nil {

@@ -129,12 +129,12 @@ func TestDefaultModelQuantized(t *testing.T) {
 			defer m.Close()
 			cache := t.TempDir()
 			for _, wantFresh := range []bool{true, false} {
-				fresh, err := m.LoadQuantized(cache, c.precision.Vision(), c.precision)
+				from, err := m.LoadQuantized(cache, c.precision.Vision(), c.precision)
 				if errors.Is(err, graph.ErrSaturates) || errors.Is(err, graph.ErrNoInt4) {
 					t.Skip(err)
 				}
-				if err != nil || fresh != wantFresh {
-					t.Fatalf("LoadQuantized: fresh %t %v, want %t", fresh, err, wantFresh)
+				if err != nil || from.Fresh != wantFresh || from.Why != "" {
+					t.Fatalf("LoadQuantized: %+v %v, want fresh %t", from, err, wantFresh)
 				}
 			}
 			var agree, n float64

@@ -121,11 +121,14 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	defer text.Wait()
 	if in.quantized() {
 		dir := cacheDir(f.CacheDir)
-		fresh, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
+		from, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
 		if err != nil {
 			return nil, err
 		}
-		log.Info("quantised weights", "made_now", fresh, "dir", dir, "seconds", time.Since(started).Seconds())
+		if from.Why != "" {
+			log.Warn("the cache of quantised weights was passed over", "why", from.Why)
+		}
+		log.Info("quantised weights", "made_now", from.Fresh, "dir", from.Dir, "seconds", time.Since(started).Seconds())
 	}
 	var sessions []ort.Placement
 	opened := func(at ort.Placement) { sessions = append(sessions, at) }
@@ -354,14 +357,14 @@ func (a *app) close() error {
 	return err
 }
 
-// cacheDir is where derived files are kept.
+// cacheDir is where derived files are kept, "" for nowhere.
 func cacheDir(named string) string {
 	if named != "" {
 		return named
 	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		dir = os.TempDir()
+		return "" // a folder that all users share is no cache
 	}
 	return filepath.Join(dir, "mmserve")
 }

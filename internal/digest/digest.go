@@ -6,17 +6,18 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
+
+	"github.com/mmserve/mmserve/internal/cache"
 )
 
 // Stamp stands for the content that an open file has: another content has another stamp. "" is that of a file of which
 // this cannot be said.
 type Stamp string
 
-// Store is a folder of remembered digests; "" remembers nothing. Processes may share it.
+// Store is a folder of remembered digests; "" remembers nothing, nor does a folder that others may write. Processes may share it.
 type Store string
 
 // Digest is the SHA-256 that compute gives for files with these stamps, remembered. Another way to compute over the same
@@ -32,44 +33,50 @@ func (s Store) Digest(name string, stamps []Stamp, compute func() ([]byte, error
 	if s == "" || len(stamps) == 0 {
 		return compute()
 	}
-	path := filepath.Join(string(s), fmt.Sprintf("digest-%s-%x", name, h.Sum(nil)[:16]))
-	if sum, err := read(path); err == nil {
+	name = fmt.Sprintf("digest-%s-%x", name, h.Sum(nil)[:16])
+	dir, err := cache.Open(string(s))
+	if err != nil {
+		return compute()
+	}
+	defer dir.Close()
+	if sum, err := read(dir, name); err == nil {
 		return sum, nil
 	}
 	sum, err := compute()
 	if err == nil {
-		_ = write(path, sum)
+		_ = dir.Write(name, func(f *os.File) error {
+			_, err := f.Write(entry(name, sum))
+			return err
+		})
 	}
 	return sum, err
 }
 
-func read(path string) ([]byte, error) {
-	text, err := os.ReadFile(path)
+// entry is a file's content: a digest, sealed under the file's name, so that neither damage nor another's file passes for it.
+func entry(name string, sum []byte) []byte {
+	return fmt.Appendf(nil, "%x\n%x\n", sum, cache.Seal(sum, sha256.Sum256([]byte(name))))
+}
+
+func read(dir *cache.Dir, name string) ([]byte, error) {
+	f, err := dir.File(name)
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
 	sum := make([]byte, sha256.Size)
-	if n, err := hex.Decode(sum, bytes.TrimSpace(text[:min(len(text), 2*sha256.Size+1)])); err != nil || n != sha256.Size {
-		return nil, fmt.Errorf("%s holds no SHA-256", path)
+	size := len(entry(name, sum))
+	text, err := io.ReadAll(io.LimitReader(f, int64(size)+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) != size {
+		return nil, fmt.Errorf("%s: %d bytes, want %d", name, len(text), size)
+	}
+	if _, err := hex.Decode(sum, text[:2*sha256.Size]); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(text, entry(name, sum)) {
+		return nil, cache.ErrSeal
 	}
 	return sum, nil
-}
-
-// write makes the file appear whole or not at all.
-func write(path string, sum []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(f, "%x\n", sum)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		err = errors.Join(err, os.Remove(f.Name()))
-	}
-	return err
 }

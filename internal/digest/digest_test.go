@@ -69,6 +69,37 @@ func TestRemembers(t *testing.T) {
 		reads = 0
 		want("new", 1)
 	}
+	// Neither a digest with one bit changed nor the entry of another file is taken.
+	var whole []byte
+	for _, f := range kept {
+		if b, err := os.ReadFile(f); err == nil && len(b) > len(whole) {
+			whole = b
+		}
+	}
+	foreign, _ := filepath.Glob(filepath.Join(string(store), "digest-b-*"))
+	swapped, err := os.ReadFile(foreign[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole[3] ^= 1
+	for _, lie := range [][]byte{whole, swapped, append(swapped, '\n')} {
+		for _, f := range kept {
+			if err := os.WriteFile(f, lie, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		reads = 0
+		want("new", 1)
+	}
+	if err := os.Chmod(string(store), 0o777); err != nil { // a folder that everybody may write remembers nothing
+		t.Fatal(err)
+	}
+	reads = 0
+	want("new", 1)
+	want("new", 2)
+	if err := os.Chmod(string(store), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	settled = time.Hour
 	reads = 0
 	want("new", 1)

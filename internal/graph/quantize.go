@@ -1,13 +1,8 @@
 package graph
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -191,9 +186,9 @@ type target interface {
 	tensors(name string) (head, tail []safetensors.Tensor)
 }
 
-// quantize writes quantised forms of weights as a safetensors file: canonical names of [out, in] matrices, or of several
-// with equal in, joined, with the suffix of the form. The file appears whole or not at all.
-func (w *Weights) quantize(path string, names []string, l layout) (err error) {
+// quantize makes quantised forms of weights: canonical names of [out, in] matrices, or of several with equal in, joined, with the
+// suffix of the form.
+func (w *Weights) quantize(names []string, l layout) ([]safetensors.Tensor, error) {
 	var head []safetensors.Tensor // matrices first: their sizes keep each other aligned
 	var tail []safetensors.Tensor
 	var work errgroup.Group
@@ -212,7 +207,7 @@ func (w *Weights) quantize(path string, names []string, l layout) (err error) {
 		for part := range strings.SplitSeq(name, sep) {
 			t, ok := w.ckpt.Tensor(w.names[part])
 			if !ok || len(t.Shape) != 2 {
-				return fmt.Errorf("quantise: %q is not a matrix of the checkpoint", part)
+				return nil, fmt.Errorf("%q is not a matrix of the checkpoint", part)
 			}
 			sources = append(sources, t)
 			n, k = n+t.Shape[0], t.Shape[1]
@@ -236,22 +231,7 @@ func (w *Weights) quantize(path string, names []string, l layout) (err error) {
 			from += t.Shape[0]
 		}
 	}
-	if err := work.Wait(); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if err := errors.Join(safetensors.Write(f, append(head, tail...)), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return append(head, tail...), work.Wait()
 }
 
 // block is the number of channels quantised at a time, so that source and target stay in cache.
@@ -406,52 +386,6 @@ func matrixName(tensor string) (name string, ok bool) {
 		return name, true
 	}
 	return strings.CutSuffix(tensor, int4Suffix)
-}
-
-// LoadQuantized makes the quantised weights that build asks for available: from dir when an earlier start left them there,
-// or by quantising now and leaving them there. build must not open a session.
-func (w *Weights) LoadQuantized(dir string, build func(w *Weights) error) (fresh bool, err error) {
-	needs, err := Needs(build)
-	if err != nil {
-		return false, err
-	}
-	var names []string
-	for _, n := range needs {
-		if _, ok := matrixName(n.Name); ok {
-			names = append(names, n.Name)
-		}
-	}
-	if len(names) == 0 {
-		return false, nil
-	}
-	if !HasKernels && saturates() {
-		return false, ErrSaturates
-	}
-	path := filepath.Join(dir, w.quantizedName(names))
-	if w.quantized, err = safetensors.OpenFile(path); err == nil {
-		return false, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return false, fmt.Errorf("cache folder: %w", err)
-	}
-	if err := w.quantize(path, names, native()); err != nil {
-		return false, fmt.Errorf("quantise: %w", err)
-	}
-	w.quantized, err = safetensors.OpenFile(path)
-	return true, err
-}
-
-// quantizedVersion changes when the layout or the arithmetic of a quantised file does.
-const quantizedVersion = "3"
-
-// quantizedName is the name of the quantised file: it depends on the checkpoint's content and on which weights are in it.
-func (w *Weights) quantizedName(names []string) string {
-	h := sha256.New()
-	h.Write(w.ckpt.Digest())
-	for _, n := range names {
-		fmt.Fprintln(h, n)
-	}
-	return "quantised-v" + quantizedVersion + "-" + native().String() + "-" + hex.EncodeToString(h.Sum(nil)[:16]) + ".safetensors"
 }
 
 // Out is one of several linear layers that read the same value.

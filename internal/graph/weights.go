@@ -20,6 +20,7 @@ type Weights struct {
 	names     map[string]string       // canonical → name in the checkpoint
 	used      map[string]int          // name in the checkpoint → times asked for
 	quantized *safetensors.Checkpoint // quantised forms of some weights; nil when there are none
+	private   string                  // a folder of this process's own that holds them; "" when they lie in a cache folder
 	asked     *[]Shape                // set when this is a list of what a model needs and there is no checkpoint
 }
 

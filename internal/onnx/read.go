@@ -55,7 +55,7 @@ const (
 	maxSize   = 2 << 30  // of a protobuf message
 	maxText   = 1 << 12  // bytes of a name: longer ones are no names
 	maxTexts  = 64 << 20 // of all names
-	maxFields = 1 << 23  // fields looked at
+	maxFields = 1 << 22  // fields looked at
 	maxAxes   = 64
 	maxNested = 16 // graphs in one another
 )

@@ -20,9 +20,16 @@ func mapFile(path string) ([]byte, digest.Stamp, error) {
 		return nil, "", err
 	}
 	defer f.Close()
+	return mapHandle(f)
+}
+
+func mapHandle(f *os.File) ([]byte, digest.Stamp, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, "", err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, "", fmt.Errorf("%s is not a regular file", f.Name())
 	}
 	stamp := digest.Of(f)
 	if st.Size() == 0 {
@@ -30,7 +37,7 @@ func mapFile(path string) ([]byte, digest.Stamp, error) {
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, "", fmt.Errorf("map %s: %w", path, err)
+		return nil, "", fmt.Errorf("map %s: %w", f.Name(), err)
 	}
 	return b, stamp, nil
 }

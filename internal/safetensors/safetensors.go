@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"math"
 	"math/bits"
+	"os"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -197,6 +198,30 @@ func OpenFile(file string) (*Checkpoint, error) {
 		return nil, err
 	}
 	return c.finish(nil)
+}
+
+// OpenHandle indexes the safetensors file that is open, whose name is its absolute path. It maps the file and leaves f open.
+func OpenHandle(f *os.File) (*Checkpoint, error) {
+	c := &Checkpoint{tensors: map[string]Tensor{}}
+	data, stamp, err := mapHandle(f)
+	if err == nil {
+		c.maps, c.stamps = append(c.maps, data), append(c.stamps, stamp)
+		err = c.add(filepath.Base(f.Name()), f.Name(), data)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c.finish(nil)
+}
+
+// Before is all that lies before a tensor's data in a checkpoint of one file, the header included. ok is false where anything
+// lies behind it.
+func (c *Checkpoint) Before(t Tensor) (content []byte, ok bool) {
+	if len(c.maps) != 1 || t.Offset+int64(len(t.Data)) != int64(len(c.maps[0])) {
+		return nil, false
+	}
+	return c.maps[0][:t.Offset:t.Offset], true
 }
 
 // OpenFS indexes the checkpoint at the root of fsys, reading the files into memory. It is for embedded models.

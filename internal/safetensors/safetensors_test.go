@@ -199,6 +199,21 @@ func TestRemember(t *testing.T) {
 	if err := os.WriteFile(kept[0], []byte(hex.EncodeToString(left)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if got := sum(); !bytes.Equal(got, first) {
+		t.Errorf("got %x by an entry that no store wrote, want %x", got, first)
+	}
+	if err := os.Remove(kept[0]); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open("../../model/tiny-vlm/model.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	stamps := []digest.Stamp{digest.Of(f)}
+	if _, err := digest.Store(store).Digest("checkpoint", stamps, func() ([]byte, error) { return left, nil }); err != nil {
+		t.Fatal(err)
+	}
 	if got := sum(); !bytes.Equal(got, left) {
 		t.Errorf("got %x, left was %x", got, left)
 	}
