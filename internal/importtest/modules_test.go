@@ -18,6 +18,8 @@ var users = map[string][]string{
 	"github.com/corona10/goimagehash":          {"caption"},
 	"github.com/disintegration/imaging":        {"caption", "cmd/mmserve", "internal/imaging", "vision"},
 	"github.com/klauspost/compress":            {"internal/imaging"},
+	"github.com/nats-io/nats-server/v2":        {"cmd/mmserve"},
+	"github.com/nats-io/nats.go":               {"caption"},
 	"github.com/parquet-go/parquet-go":         {"caption"},
 	"github.com/prometheus":                    {"internal/telemetry", "loadtest"},
 	"github.com/rivo/uniseg":                   {"internal/tokenizer"},
