@@ -26,8 +26,8 @@ func isGzipped(path string) bool {
 	return strings.HasSuffix(p, ".tar.gz") || strings.HasSuffix(p, ".tgz")
 }
 
-// Archive lists the images in a tar archive, such as a WebDataset shard, as path/member. An archive that is cut off or broken is an
-// item with an error, after those before the fault.
+// Archive lists the images in a tar archive, such as a WebDataset shard, as path/member. An archive that is cut off or
+// broken is an item with an error, after those before the fault.
 func Archive(path string, m Match) Source {
 	return func(ctx context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {

@@ -102,7 +102,8 @@ func shrinkMaxTokens(in *pb.GenerateRequest, err error) bool {
 		return false
 	}
 	for _, d := range status.Convert(err).Details() {
-		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) == 1 && bad.GetFieldViolations()[0].GetField() == "max_tokens" {
+		if bad, ok := d.(*errdetails.BadRequest); ok && len(bad.GetFieldViolations()) == 1 &&
+			bad.GetFieldViolations()[0].GetField() == "max_tokens" {
 			in.MaxTokens = proto.Uint32(in.GetMaxTokens() / 2)
 			return true
 		}
@@ -121,7 +122,12 @@ func judge(err error) verdict {
 	switch status.Code(err) {
 	case codes.Unauthenticated, codes.PermissionDenied:
 		return runFailed
-	case codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange, codes.NotFound, codes.Unimplemented, codes.ResourceExhausted:
+	case codes.InvalidArgument,
+		codes.FailedPrecondition,
+		codes.OutOfRange,
+		codes.NotFound,
+		codes.Unimplemented,
+		codes.ResourceExhausted:
 		return itemFailed
 	}
 	return tryAgain
@@ -136,7 +142,10 @@ func call(ctx context.Context, s Server, in *pb.GenerateRequest) (*pb.GenerateRe
 	return out, err
 }
 
-var finishNames = map[pb.FinishReason]string{pb.FinishReason_FINISH_REASON_STOP: "stop", pb.FinishReason_FINISH_REASON_LENGTH: "length"}
+var finishNames = map[pb.FinishReason]string{
+	pb.FinishReason_FINISH_REASON_STOP:   "stop",
+	pb.FinishReason_FINISH_REASON_LENGTH: "length",
+}
 
 // answer fills a row in from an answer.
 func (c *Config) answer(r *Row, out *pb.GenerateResponse) {
@@ -188,7 +197,12 @@ var ErrOtherModel = errors.New("a server answers with another model than the run
 // checkModel refuses an answer of another model: its key would be wrong.
 func (c *Config) checkModel(out *pb.GenerateResponse) error {
 	if out.GetModelDigest() != c.ModelDigest {
-		return fmt.Errorf("%w: digest %s, want %s", ErrOtherModel, clip(out.GetModelDigest(), 12), clip(c.ModelDigest, 12))
+		return fmt.Errorf(
+			"%w: digest %s, want %s",
+			ErrOtherModel,
+			clip(out.GetModelDigest(), 12),
+			clip(c.ModelDigest, 12),
+		)
 	}
 	return nil
 }

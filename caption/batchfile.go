@@ -124,7 +124,10 @@ func (b *Batch) Source(ctx context.Context) iter.Seq2[Item, error] {
 				err = ctx.Err()
 			}
 			if errors.Is(err, errLongLine) {
-				if !yield(Item{Path: fmt.Sprintf("line-%d", n), Err: itemErrorf(codeInvalid, "line %d: %w", n, err)}, nil) {
+				if !yield(
+					Item{Path: fmt.Sprintf("line-%d", n), Err: itemErrorf(codeInvalid, "line %d: %w", n, err)},
+					nil,
+				) {
 					return
 				}
 				continue
@@ -198,7 +201,8 @@ var httpStatus = map[string]int{
 	"UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
 }
 
-// writeBatch writes the rows as lines of a batch's output: all of them to out, and those without an answer to errs as well.
+// writeBatch writes the rows as lines of a batch's output: all of them to out, and those without an answer to errs as
+// well.
 func writeBatch(j *Journal, out, errs io.Writer) (failed int, err error) {
 	err = j.Each(func(r *Row, _ []byte) error {
 		line, err := outputLine(r)
@@ -221,7 +225,11 @@ func writeBatch(j *Journal, out, errs io.Writer) (failed int, err error) {
 func outputLine(r *Row) ([]byte, error) {
 	h := r.identity()
 	id := hex.EncodeToString(h[:])
-	o := batchOutput{ID: "batch_req_" + id, CustomID: r.path(), Response: &batchResponse{StatusCode: 200, RequestID: "req_" + id, Body: r.Data}}
+	o := batchOutput{
+		ID:       "batch_req_" + id,
+		CustomID: r.path(),
+		Response: &batchResponse{StatusCode: 200, RequestID: "req_" + id, Body: r.Data},
+	}
 	if strings.HasPrefix(o.CustomID, "line-") && r.Prompt == "" {
 		o.CustomID = "" // the line had none
 	}

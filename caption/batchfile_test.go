@@ -42,12 +42,19 @@ func (s *chatServer) Generate(_ context.Context, in *pb.GenerateRequest) (*pb.Ge
 			text.WriteString(p.GetText())
 		}
 	}
-	return &pb.GenerateResponse{Id: "x", Text: text.String(), Model: "echo", ModelDigest: "d1", FinishReason: pb.FinishReason_FINISH_REASON_STOP,
-		Usage: &pb.Usage{PromptTokens: 3, CompletionTokens: 4}}, nil
+	return &pb.GenerateResponse{
+		Id:           "x",
+		Text:         text.String(),
+		Model:        "echo",
+		ModelDigest:  "d1",
+		FinishReason: pb.FinishReason_FINISH_REASON_STOP,
+		Usage:        &pb.Usage{PromptTokens: 3, CompletionTokens: 4},
+	}, nil
 }
 
 func badField(field string) error {
-	st, _ := status.New(codes.InvalidArgument, field+": 1000; want less").WithDetails(&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field}}})
+	st, _ := status.New(codes.InvalidArgument, field+": 1000; want less").
+		WithDetails(&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field}}})
 	return st.Err()
 }
 
@@ -60,7 +67,20 @@ func runBatch(t *testing.T, in, out string, s Server) ([]batchOutput, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Run(t.Context(), Options{Source: b.Source, Asker: b.Asker(), Config: c, Server: s, Output: target, InFlight: 2, NoDedupe: true, ShrinkMaxTokens: true}, &Stats{})
+	err = Run(
+		t.Context(),
+		Options{
+			Source:          b.Source,
+			Asker:           b.Asker(),
+			Config:          c,
+			Server:          s,
+			Output:          target,
+			InFlight:        2,
+			NoDedupe:        true,
+			ShrinkMaxTokens: true,
+		},
+		&Stats{},
+	)
 	if err := errors.Join(err, target.Close(err == nil)); err != nil {
 		return nil, err
 	}
@@ -106,11 +126,42 @@ func TestBatch(t *testing.T) {
 	dir := t.TempDir()
 	in, out := filepath.Join(dir, "in.jsonl"), filepath.Join(dir, "out.jsonl")
 	data := "data:image/png;base64," + base64.StdEncoding.EncodeToString([]byte("123"))
-	write(t, in, line("plain", `{"model":"other","messages":[{"role":"system","content":"be"},{"role":"user","content":"kind"}],"max_completion_tokens":1000}`)+
-		line("data", image(data))+line("web", image(web.URL+"/a.png"))+line("gone", image(web.URL+"/none.png"))+line("file", image("file:///etc/passwd"))+
-		line("role", `{"messages":[{"role":"robot","content":"x"}]}`)+line("tools", `{"messages":[{"role":"user","content":"x"}],"tools":[{}]}`)+
-		"nonsense\n\n"+`{"custom_id":"url","method":"POST","url":"/v1/embeddings","body":{}}`+"\n"+line("type", `{"messages":"x"}`)+
-		line("plain", `{"messages":[{"role":"user","content":"same id, other body"}]}`))
+	write(
+		t,
+		in,
+		line(
+			"plain",
+			`{"model":"other","messages":[{"role":"system","content":"be"},{"role":"user","content":"kind"}],"max_completion_tokens":1000}`,
+		)+
+			line(
+				"data",
+				image(data),
+			)+line(
+			"web",
+			image(web.URL+"/a.png"),
+		)+line(
+			"gone",
+			image(web.URL+"/none.png"),
+		)+line(
+			"file",
+			image("file:///etc/passwd"),
+		)+
+			line(
+				"role",
+				`{"messages":[{"role":"robot","content":"x"}]}`,
+			)+line(
+			"tools",
+			`{"messages":[{"role":"user","content":"x"}],"tools":[{}]}`,
+		)+
+			"nonsense\n\n"+`{"custom_id":"url","method":"POST","url":"/v1/embeddings","body":{}}`+"\n"+line(
+			"type",
+			`{"messages":"x"}`,
+		)+
+			line(
+				"plain",
+				`{"messages":[{"role":"user","content":"same id, other body"}]}`,
+			),
+	)
 	got, err := runBatch(t, in, out, &chatServer{most: 300})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +175,9 @@ func TestBatch(t *testing.T) {
 		what := fmt.Sprintf("%s %d", o.CustomID, o.Response.StatusCode)
 		if o.Error == nil {
 			what += " " + body.Choices[0].Message.Content
-			if body.Object != "chat.completion" || body.Usage.TotalTokens != 7 || body.Choices[0].FinishReason != "stop" || body.Model != "echo" {
+			if body.Object != "chat.completion" || body.Usage.TotalTokens != 7 ||
+				body.Choices[0].FinishReason != "stop" ||
+				body.Model != "echo" {
 				t.Errorf("%s", o.Response.Body)
 			}
 		} else if strings.Contains(o.Error.Message, "passwd") || strings.Contains(o.Error.Message, web.URL) {

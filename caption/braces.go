@@ -11,8 +11,8 @@ const mostExpanded = 1_000_000
 
 var braceRange = regexp.MustCompile(`\{(\d{1,9})\.\.(\d{1,9})\}`)
 
-// expandBraces calls f for each name that ranges such as {000..099} stand for, as shells and WebDataset write them. Numbers
-// are as wide as the first one of the range.
+// expandBraces calls f for each name that ranges such as {000..099} stand for, as shells and WebDataset write them.
+// Numbers are as wide as the first one of the range.
 func expandBraces(pattern string, f func(string) error) error {
 	n := 1
 	for _, m := range braceRange.FindAllStringSubmatch(pattern, -1) {

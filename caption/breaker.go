@@ -129,7 +129,12 @@ func (b *breaker) await(ctx context.Context, pauses int) error {
 			return nil
 		}
 		if time.Since(started) >= b.patience {
-			return fmt.Errorf("%w: no server took requests for %v: %s", ErrGivenUp, b.patience, status.Convert(err).Message())
+			return fmt.Errorf(
+				"%w: no server took requests for %v: %s",
+				ErrGivenUp,
+				b.patience,
+				status.Convert(err).Message(),
+			)
 		}
 		delay = probeEvery
 	}

@@ -45,10 +45,15 @@ func TestServerGoneForAMinute(t *testing.T) {
 					}
 				}
 			})
-			if n := stats.Snapshot(); err != nil || n.Written != 40 || n.Failed != 0 || n.Elapsed < time.Minute || n.Elapsed > 2*time.Minute {
+			if n := stats.Snapshot(); err != nil || n.Written != 40 || n.Failed != 0 || n.Elapsed < time.Minute ||
+				n.Elapsed > 2*time.Minute {
 				t.Errorf("%d in flight: %v, %+v", inFlight, err, n)
 			}
-			if said := strings.Join(l.said, "\n"); !strings.Contains(said, "paused: no server takes requests (UNAVAILABLE)") || !strings.Contains(said, "going on") {
+			if said := strings.Join(l.said, "\n"); !strings.Contains(
+				said,
+				"paused: no server takes requests (UNAVAILABLE)",
+			) ||
+				!strings.Contains(said, "going on") {
 				t.Errorf("%s", said)
 			}
 			for _, n := range s.asked {
@@ -67,15 +72,22 @@ func TestServerGoneForGoodIsGivenUp(t *testing.T) {
 		s := &hashServer{}
 		s.down.Store(true)
 		started := time.Now()
-		stats, err := captionInto(t.Context(), t, dir, out, func(o *Options) { o.Server, o.Patience = s, 5*time.Minute })
-		if took := time.Since(started); !errors.Is(err, ErrGivenUp) || took < 5*time.Minute || took > 6*time.Minute || stats.Snapshot().Written != 0 {
+		stats, err := captionInto(
+			t.Context(),
+			t,
+			dir,
+			out,
+			func(o *Options) { o.Server, o.Patience = s, 5*time.Minute },
+		)
+		if took := time.Since(started); !errors.Is(err, ErrGivenUp) || took < 5*time.Minute || took > 6*time.Minute ||
+			stats.Snapshot().Written != 0 {
 			t.Errorf("%v after %v, %+v", err, took, stats.Snapshot())
 		}
 	})
 }
 
-// Twenty failures in a row pause a run whose servers say that they are healthy; five pauses without an answer end it. Items
-// that fail for long are rows.
+// Twenty failures in a row pause a run whose servers say that they are healthy; five pauses without an answer end it.
+// Items that fail for long are rows.
 func TestManyFailuresInARowPause(t *testing.T) {
 	dir := imageFolder(t, 400)
 	out := filepath.Join(t.TempDir(), "out.jsonl")
@@ -183,7 +195,13 @@ func TestManyCopiesInFlight(t *testing.T) {
 		pngFile(t, filepath.Join(dir, fmt.Sprintf("%d.png", i)), 1)
 	}
 	s := &hashServer{delay: 50 * time.Millisecond}
-	stats, err := captionInto(t.Context(), t, dir, filepath.Join(t.TempDir(), "o.jsonl"), func(o *Options) { o.Server = s })
+	stats, err := captionInto(
+		t.Context(),
+		t,
+		dir,
+		filepath.Join(t.TempDir(), "o.jsonl"),
+		func(o *Options) { o.Server = s },
+	)
 	if n := stats.Snapshot(); err != nil || s.calls.Load() != 1 || n.Duplicates != n.Written-1 {
 		t.Errorf("%v, %d calls, %+v", err, s.calls.Load(), n)
 	}

@@ -32,8 +32,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// hashServer answers with the hash of the image and the prompt, so that each answer shows what was asked. trouble, unless
-// nil, fails calls before they count.
+// hashServer answers with the hash of the image and the prompt, so that each answer shows what was asked. trouble,
+// unless nil, fails calls before they count.
 type hashServer struct {
 	mu      sync.Mutex
 	asked   map[string]int
@@ -83,7 +83,13 @@ func (s *hashServer) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.
 }
 
 func testConfig() Config {
-	return Config{Model: "hash", ModelDigest: "d1", Questions: []Question{{DefaultQuestion, "what is it?"}}, MaxTokens: 8, Detail: "auto"}
+	return Config{
+		Model:       "hash",
+		ModelDigest: "d1",
+		Questions:   []Question{{DefaultQuestion, "what is it?"}},
+		MaxTokens:   8,
+		Detail:      "auto",
+	}
 }
 
 // pngFile writes an image whose bytes depend on n alone.
@@ -184,30 +190,37 @@ func TestRunWritesARowForEachImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := rowsOf(t, out)
-	if n := stats.Snapshot(); len(rows) != 22 || n.Written != 22 || n.Failed != 1 || n.Duplicates != 1 || len(s.asked) != 20 {
+	if n := stats.Snapshot(); len(rows) != 22 || n.Written != 22 || n.Failed != 1 || n.Duplicates != 1 ||
+		len(s.asked) != 20 {
 		t.Errorf("%d rows, %+v, %d asked", len(rows), n, len(s.asked))
 	}
 	r := rows[filepath.Join(dir, "i00003.png")+"\x00caption\x00"]
-	if r.Text == "" || r.Text != strings.TrimSpace(r.Text) || r.Width != 4 || r.Height != 3 || r.Format != "png" || r.FinishReason != "stop" || r.PromptTokens != 10 {
+	if r.Text == "" || r.Text != strings.TrimSpace(r.Text) || r.Width != 4 || r.Height != 3 || r.Format != "png" ||
+		r.FinishReason != "stop" ||
+		r.PromptTokens != 10 {
 		t.Errorf("%+v", r)
 	}
-	if c := rows[filepath.Join(dir, "z-copy.png")+"\x00caption\x00"]; c.DuplicateOf != r.ID || c.Text != r.Text || c.SHA256 != r.SHA256 {
+	if c := rows[filepath.Join(dir, "z-copy.png")+"\x00caption\x00"]; c.DuplicateOf != r.ID || c.Text != r.Text ||
+		c.SHA256 != r.SHA256 {
 		t.Errorf("copy %+v", c)
 	}
-	if b := rows[filepath.Join(dir, "bad.jpg")+"\x00caption\x00"]; b.ErrorCode != codeInvalid || b.Error == "" || b.Text != "" {
+	if b := rows[filepath.Join(dir, "bad.jpg")+"\x00caption\x00"]; b.ErrorCode != codeInvalid || b.Error == "" ||
+		b.Text != "" {
 		t.Errorf("bad %+v", b)
 	}
 	// The same again asks nothing and changes nothing.
 	before, _ := os.ReadFile(out)
 	stats, err = captionInto(t.Context(), t, dir, out, func(o *Options) { o.Server = s })
 	after, _ := os.ReadFile(out)
-	if n := stats.Snapshot(); err != nil || n.Written != 0 || n.Skipped != 22 || n.FailedBefore != 1 || string(before) != string(after) || s.calls.Load() != 20 {
+	if n := stats.Snapshot(); err != nil || n.Written != 0 || n.Skipped != 22 || n.FailedBefore != 1 ||
+		string(before) != string(after) ||
+		s.calls.Load() != 20 {
 		t.Errorf("again: %v, %+v, %d calls", err, n, s.calls.Load())
 	}
 }
 
-// A run that is cut off anywhere and begun again gives what one that was not cut off gives, and asks nothing twice but what
-// was in flight.
+// A run that is cut off anywhere and begun again gives what one that was not cut off gives, and asks nothing twice but
+// what was in flight.
 func TestResumeEqualsUndisturbed(t *testing.T) {
 	dir := imageFolder(t, 300)
 	for i := range 30 {
@@ -265,7 +278,8 @@ func tear(t *testing.T, path string) {
 }
 
 func full(delay time.Duration) error {
-	st, _ := status.New(codes.ResourceExhausted, "every slot is taken").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
+	st, _ := status.New(codes.ResourceExhausted, "every slot is taken").
+		WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
 	return st.Err()
 }
 
@@ -281,7 +295,13 @@ func TestTransientErrorsCostNoItem(t *testing.T) {
 		}
 		return nil
 	}}
-	stats, err := captionInto(t.Context(), t, dir, out, func(o *Options) { o.Server, o.InFlight, o.MostInFlight = s, 0, 8 })
+	stats, err := captionInto(
+		t.Context(),
+		t,
+		dir,
+		out,
+		func(o *Options) { o.Server, o.InFlight, o.MostInFlight = s, 0, 8 },
+	)
 	if n := stats.Snapshot(); err != nil || n.Failed != 0 || n.Written != 60 || n.Refused == 0 || n.Retried == 0 {
 		t.Errorf("%v, %+v", err, n)
 	}
@@ -324,7 +344,13 @@ func TestRetryModes(t *testing.T) {
 		return nil
 	}}
 	run := func(mode Retry) Snapshot {
-		stats, err := captionInto(t.Context(), t, dir, out, func(o *Options) { o.Server, o.Retry, o.Attempts, o.InFlight = s, mode, 1, 1 })
+		stats, err := captionInto(
+			t.Context(),
+			t,
+			dir,
+			out,
+			func(o *Options) { o.Server, o.Retry, o.Attempts, o.InFlight = s, mode, 1, 1 },
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -353,7 +379,13 @@ func TestRetryModes(t *testing.T) {
 func TestMaxErrorsGivesUp(t *testing.T) {
 	dir := imageFolder(t, 50)
 	s := &hashServer{trouble: func(int64) error { return status.Error(codes.InvalidArgument, "no") }}
-	_, err := captionInto(t.Context(), t, dir, filepath.Join(t.TempDir(), "out.jsonl"), func(o *Options) { o.Server, o.MaxErrors = s, 7 })
+	_, err := captionInto(
+		t.Context(),
+		t,
+		dir,
+		filepath.Join(t.TempDir(), "out.jsonl"),
+		func(o *Options) { o.Server, o.MaxErrors = s, 7 },
+	)
 	if !errors.Is(err, ErrTooManyErrors) {
 		t.Errorf("%v", err)
 	}
@@ -361,7 +393,13 @@ func TestMaxErrorsGivesUp(t *testing.T) {
 
 func TestAnotherModelEndsTheRun(t *testing.T) {
 	dir := imageFolder(t, 5)
-	_, err := captionInto(t.Context(), t, dir, filepath.Join(t.TempDir(), "out.jsonl"), func(o *Options) { o.Config.ModelDigest = "d0" })
+	_, err := captionInto(
+		t.Context(),
+		t,
+		dir,
+		filepath.Join(t.TempDir(), "out.jsonl"),
+		func(o *Options) { o.Config.ModelDigest = "d0" },
+	)
 	if !errors.Is(err, ErrOtherModel) {
 		t.Errorf("%v", err)
 	}
@@ -418,7 +456,9 @@ func TestConfigHeld(t *testing.T) {
 	other.MaxTokens, other.Questions[0].Text, other.Choices = 9, "a secret?", []string{"secret"}
 	err := hold(other)
 	var differ *ConfigError
-	if !errors.As(err, &differ) || !slices.Equal(differ.Differ, []string{"max_tokens was 8, now 9", "question caption", "choices"}) || strings.Contains(err.Error(), "secret") {
+	if !errors.As(err, &differ) ||
+		!slices.Equal(differ.Differ, []string{"max_tokens was 8, now 9", "question caption", "choices"}) ||
+		strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v", err)
 	}
 	more := testConfig()

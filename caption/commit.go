@@ -22,15 +22,17 @@ import (
 	"github.com/mmserve/mmserve/client"
 )
 
-// ErrOvertaken is the error of a worker whose part another worker has committed: both were given the same shard. The run that
-// follows goes on from what is committed.
+// ErrOvertaken is the error of a worker whose part another worker has committed: both were given the same shard. The
+// run that follows goes on from what is committed.
 var ErrOvertaken = errors.New("another worker committed this part")
 
-// Parts writes rows to an object store, exactly once however many workers are given the same shard and wherever they die.
+// Parts writes rows to an object store, exactly once however many workers are given the same shard and wherever they
+// die.
 //
-// Rows are put as an object of JSON lines, whose name has the digest of its content; then a manifest with the part's number is put on
-// condition that there is none. A row is part of the output when a manifest names its object. A worker counts its parts from
-// those that were committed when it began, so that of two workers with one shard only one commits a number, and the other stops.
+// Rows are put as an object of JSON lines, whose name has the digest of its content; then a manifest with the part's
+// number is put on condition that there is none. A row is part of the output when a manifest names its object. A worker
+// counts its parts from those that were committed when it began, so that of two workers with one shard only one commits
+// a number, and the other stops.
 type Parts struct {
 	*Journal // on this machine, and gone with it: what is committed, and what is to be
 	l        *Location
@@ -200,9 +202,19 @@ func (p *Parts) commit() error {
 	}
 	sum := sha256.Sum256(p.pending.Bytes())
 	digest := hex.EncodeToString(sum[:])
-	m := manifest{Object: fmt.Sprintf("rows-%05d-%s.jsonl", p.number, digest[:16]), SHA256: digest, Rows: p.rows, Bytes: p.pending.Len()}
+	m := manifest{
+		Object: fmt.Sprintf("rows-%05d-%s.jsonl", p.number, digest[:16]),
+		SHA256: digest,
+		Rows:   p.rows,
+		Bytes:  p.pending.Len(),
+	}
 	err := retryStore(p.ctx, func(ctx context.Context) error {
-		return p.l.WriteAll(ctx, p.prefix+m.Object, p.pending.Bytes(), &blob.WriterOptions{ContentType: "application/x-ndjson"})
+		return p.l.WriteAll(
+			ctx,
+			p.prefix+m.Object,
+			p.pending.Bytes(),
+			&blob.WriterOptions{ContentType: "application/x-ndjson"},
+		)
 	})
 	if err != nil {
 		return err
@@ -242,7 +254,8 @@ func (p *Parts) Close(complete bool) error {
 // errThere is the error of putOnce where there is an object already.
 var errThere = errors.New("it is there")
 
-// putOnce puts an object on condition that there is none. An answer that was lost is recognised by the object's content.
+// putOnce puts an object on condition that there is none. An answer that was lost is recognised by the object's
+// content.
 func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
 	err := errThere
 	if l.dir != "" {
@@ -252,7 +265,8 @@ func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
 			return l.WriteAll(ctx, key, data, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"})
 		})
 	}
-	if code := gcerrors.Code(err); code != gcerrors.FailedPrecondition && code != gcerrors.AlreadyExists && !errors.Is(err, fs.ErrExist) {
+	if code := gcerrors.Code(err); code != gcerrors.FailedPrecondition && code != gcerrors.AlreadyExists &&
+		!errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	there, err := get(ctx, l, key, maxLine)
@@ -265,8 +279,8 @@ func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
 	return errThere
 }
 
-// linkOnce makes a file that appears whole, on condition that there is none. The library's own condition for folders looks
-// first and renames then, between which another process may do the same.
+// linkOnce makes a file that appears whole, on condition that there is none. The library's own condition for folders
+// looks first and renames then, between which another process may do the same.
 func linkOnce(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".put-")
 	if err != nil {
@@ -294,7 +308,8 @@ func retryStore(ctx context.Context, f func(context.Context) error) error {
 		once, cancel := context.WithTimeout(ctx, storePatience)
 		err := f(once)
 		cancel()
-		if err == nil || ctx.Err() != nil || !transientStore(err) || gcerrors.Code(err) == gcerrors.AlreadyExists || try >= readTries {
+		if err == nil || ctx.Err() != nil || !transientStore(err) || gcerrors.Code(err) == gcerrors.AlreadyExists ||
+			try >= readTries {
 			return err
 		}
 		if err := sleep(ctx, client.BackOff(try)); err != nil {

@@ -87,7 +87,11 @@ func (c *Config) Check() error {
 	return nil
 }
 
-var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
+var details = map[string]pb.Detail{
+	"auto": pb.Detail_DETAIL_AUTO,
+	"low":  pb.Detail_DETAIL_LOW,
+	"high": pb.Detail_DETAIL_HIGH,
+}
 
 // digest is the part of a key that all answers to one question share: everything but the other questions.
 func (c *Config) digest() string {

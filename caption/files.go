@@ -225,20 +225,24 @@ func Glob(pattern string, m Match) Source {
 	return func(ctx context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {
 			found := false
-			err := doublestar.GlobWalk(os.DirFS(globBase(pattern)), globRest(pattern), func(p string, d fs.DirEntry) error {
-				found = true
-				path := filepath.Join(globBase(pattern), p)
-				s := File(path)
-				if info, err := os.Stat(path); err == nil && info.IsDir() {
-					s = Folder(path, m)
-				}
-				for it, err := range s(ctx) {
-					if !yield(it, err) || err != nil {
-						return errStop
+			err := doublestar.GlobWalk(
+				os.DirFS(globBase(pattern)),
+				globRest(pattern),
+				func(p string, d fs.DirEntry) error {
+					found = true
+					path := filepath.Join(globBase(pattern), p)
+					s := File(path)
+					if info, err := os.Stat(path); err == nil && info.IsDir() {
+						s = Folder(path, m)
 					}
-				}
-				return ctx.Err()
-			})
+					for it, err := range s(ctx) {
+						if !yield(it, err) || err != nil {
+							return errStop
+						}
+					}
+					return ctx.Err()
+				},
+			)
 			switch {
 			case errors.Is(err, errStop):
 			case err != nil:

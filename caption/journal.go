@@ -319,7 +319,10 @@ func (j *Journal) compact() error {
 
 // replaceFile writes a file beside path and renames it to path when it is whole and on the disk.
 func replaceFile(path string, write func(io.Writer) error) (err error) {
-	tmp := filepath.Join(filepath.Dir(path), "."+clip(filepath.Base(path), 200)+".tmp") // one left by a crash is overwritten
+	tmp := filepath.Join(
+		filepath.Dir(path),
+		"."+clip(filepath.Base(path), 200)+".tmp",
+	) // one left by a crash is overwritten
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// limiter bounds the calls in flight. An adaptive one starts with a few and adds one for each window of successes (as TCP
-// does, AIMD), up to what the servers run at once and a few that wait there; a refusal takes three in ten away. Those that wait
-// have the priority of a batch, so that nobody else waits longer for them.
+// limiter bounds the calls in flight. An adaptive one starts with a few and adds one for each window of successes (as
+// TCP does, AIMD), up to what the servers run at once and a few that wait there; a refusal takes three in ten away.
+// Those that wait have the priority of a batch, so that nobody else waits longer for them.
 type limiter struct {
 	mu       sync.Mutex
 	limit    float64

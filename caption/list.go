@@ -80,8 +80,8 @@ func isList(path string) bool {
 	return false
 }
 
-// List lists the images that a .jsonl, .csv or .parquet file names in a column path, image or file_name, relative to its
-// folder, each with its own prompt where there is a column prompt.
+// List lists the images that a .jsonl, .csv or .parquet file names in a column path, image or file_name, relative to
+// its folder, each with its own prompt where there is a column prompt.
 func List(path string, m Match) Source {
 	read := map[string]func(io.ReaderAt, int64, func(entry) error) error{
 		".jsonl": jsonlEntries, ".csv": csvEntries, ".parquet": parquetEntries,
@@ -101,7 +101,11 @@ func List(path string, m Match) Source {
 					n++
 					s := e.item(filepath.Dir(path), m)
 					if s == nil {
-						s = badEntry(path, n, cmp.Or(e.bad, "no image: want one of the columns "+strings.Join(listColumns, ", ")))
+						s = badEntry(
+							path,
+							n,
+							cmp.Or(e.bad, "no image: want one of the columns "+strings.Join(listColumns, ", ")),
+						)
 					}
 					return giveAll(ctx, s, yield)
 				})
@@ -117,7 +121,13 @@ func List(path string, m Match) Source {
 func badEntry(list string, n int, why string) Source {
 	return func(context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {
-			yield(Item{Path: fmt.Sprintf("%s#%d", list, n), Err: itemErrorf(codeInvalid, "entry %d of the list: %s", n, why)}, nil)
+			yield(
+				Item{
+					Path: fmt.Sprintf("%s#%d", list, n),
+					Err:  itemErrorf(codeInvalid, "entry %d of the list: %s", n, why),
+				},
+				nil,
+			)
 		}
 	}
 }
@@ -266,8 +276,9 @@ func linesUpTo(r io.Reader, end byte, most int) func() ([]byte, error) {
 	}
 }
 
-// Names lists the images that r names, each followed by end: a newline, or NUL for names that have newlines. r is read on a
-// goroutine of its own, which a listing that ends early leaves behind if r does not end: it is meant for standard input.
+// Names lists the images that r names, each followed by end: a newline, or NUL for names that have newlines. r is read
+// on a goroutine of its own, which a listing that ends early leaves behind if r does not end: it is meant for standard
+// input.
 func Names(r io.Reader, end byte, m Match) Source {
 	return func(ctx context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {

@@ -14,11 +14,13 @@ import (
 // nearBits is how many of a perceptual hash's 64 bits may differ between images that look alike.
 const nearBits = 3
 
-// mostCompared bounds how many earlier images with the same quarter one is compared with: thousands of blank ones share all.
+// mostCompared bounds how many earlier images with the same quarter one is compared with: thousands of blank ones share
+// all.
 const mostCompared = 1000
 
-// NearDupes finds images that look alike: whose perceptual hashes (the signs of the lowest frequencies) differ in at most three
-// of 64 bits. It takes about 100 bytes of memory for each image. Hashes that close share one of four quarters.
+// NearDupes finds images that look alike: whose perceptual hashes (the signs of the lowest frequencies) differ in at
+// most three of 64 bits. It takes about 100 bytes of memory for each image. Hashes that close share one of four
+// quarters.
 type NearDupes struct {
 	w      *json.Encoder
 	hashes []uint64

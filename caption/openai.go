@@ -351,7 +351,12 @@ func FetchHTTP(ctx context.Context, url string) ([]byte, error) {
 
 // Answer implements Asker: the row's data is the body of a chat completion.
 func (chatAsker) Answer(r *Row, out *pb.GenerateResponse) {
-	c := completion{ID: "chatcmpl-" + out.GetId(), Object: "chat.completion", Created: time.Now().Unix(), Model: out.GetModel()}
+	c := completion{
+		ID:      "chatcmpl-" + out.GetId(),
+		Object:  "chat.completion",
+		Created: time.Now().Unix(),
+		Model:   out.GetModel(),
+	}
 	answers := out.GetChoices()
 	if len(answers) == 0 {
 		answers = []*pb.Choice{{Text: out.GetText(), FinishReason: out.GetFinishReason(), MatchedStop: out.MatchedStop}}
@@ -363,7 +368,11 @@ func (chatAsker) Answer(r *Row, out *pb.GenerateResponse) {
 		})
 	}
 	u := out.GetUsage()
-	c.Usage = completionUsage{u.GetPromptTokens(), u.GetCompletionTokens(), u.GetPromptTokens() + u.GetCompletionTokens()}
+	c.Usage = completionUsage{
+		u.GetPromptTokens(),
+		u.GetCompletionTokens(),
+		u.GetPromptTokens() + u.GetCompletionTokens(),
+	}
 	b, err := json.Marshal(c)
 	if err != nil {
 		panic(err) // a struct of plain values
@@ -428,7 +437,11 @@ func logprobs(in []*pb.Logprobs) *choiceLogprobs {
 }
 
 func oneLogprob(t *pb.TokenLogprob) tokenLogprob {
-	out := tokenLogprob{Token: strings.ToValidUTF8(string(t.GetText()), "\uFFFD"), Logprob: max(t.GetLogprob(), -9999), Bytes: []int{}}
+	out := tokenLogprob{
+		Token:   strings.ToValidUTF8(string(t.GetText()), "\uFFFD"),
+		Logprob: max(t.GetLogprob(), -9999),
+		Bytes:   []int{},
+	}
 	for _, b := range t.GetText() {
 		out.Bytes = append(out.Bytes, int(b))
 	}

@@ -45,7 +45,10 @@ func CheckTarget(out string) error {
 	case isDir, ext == ".jsonl", ext == ".csv", ext == ".parquet":
 		return nil
 	}
-	return fmt.Errorf("%s: want a name that ends in .jsonl, .csv or .parquet, a folder/ for tar archives, the URL/ of a store, or - for standard output", out)
+	return fmt.Errorf(
+		"%s: want a name that ends in .jsonl, .csv or .parquet, a folder/ for tar archives, the URL/ of a store, or - for standard output",
+		out,
+	)
 }
 
 // Begin says what a run wants of its output.
@@ -66,9 +69,9 @@ type Begin struct {
 // ErrExists is the error of an output that is there, where it must not be.
 var ErrExists = errors.New("it exists")
 
-// OpenTarget opens an output and holds it until Close: a .jsonl file is its own journal, a .csv or .parquet file is made from
-// one when a run is complete, and a folder gets tar archives. An output that was begun with another configuration is a
-// *ConfigError.
+// OpenTarget opens an output and holds it until Close: a .jsonl file is its own journal, a .csv or .parquet file is
+// made from one when a run is complete, and a folder gets tar archives. An output that was begun with another
+// configuration is a *ConfigError.
 func OpenTarget(ctx context.Context, b Begin) (_ *Target, err error) {
 	if IsStore(b.Out) {
 		return openStoreTarget(ctx, b)
@@ -88,7 +91,13 @@ func OpenTarget(ctx context.Context, b Begin) (_ *Target, err error) {
 			err = errors.Join(err, j.Close())
 		}
 	}()
-	now := runFile{Format: runFormat, Config: *b.Config, Existing: string(b.Existing), Started: b.Started, Version: b.Version}
+	now := runFile{
+		Format:   runFormat,
+		Config:   *b.Config,
+		Existing: string(b.Existing),
+		Started:  b.Started,
+		Version:  b.Version,
+	}
 	if err := holdConfig(runPath, now, begin); err != nil {
 		return nil, err
 	}
@@ -127,14 +136,16 @@ func openStoreTarget(ctx context.Context, b Begin) (*Target, error) {
 	return &Target{Output: parts, journal: parts.Journal, parts: parts}, nil
 }
 
-// goesOn tells whether an earlier run began to overwrite the output and was not completed: then this one goes on with it.
+// goesOn tells whether an earlier run began to overwrite the output and was not completed: then this one goes on with
+// it.
 func goesOn(runPath string, b Begin) bool {
 	had, err := readRunFile(runPath)
-	return err == nil && had.Existing == string(ExistingOverwrite) && !had.Complete && len(differences(had.Config, *b.Config)) == 0
+	return err == nil && had.Existing == string(ExistingOverwrite) && !had.Complete &&
+		len(differences(had.Config, *b.Config)) == 0
 }
 
-// OpenBatch opens the output of a Batch: its rows are in b.Out.journal.jsonl, and b.Out is made from them when all lines are
-// answered, with b.Out.errors.jsonl where some failed.
+// OpenBatch opens the output of a Batch: its rows are in b.Out.journal.jsonl, and b.Out is made from them when all
+// lines are answered, with b.Out.errors.jsonl where some failed.
 func OpenBatch(ctx context.Context, b Begin) (*Target, error) {
 	out := b.Out
 	b.Out += batchJournal

@@ -56,7 +56,8 @@ func TestCSVHasTheRows(t *testing.T) {
 	}
 	rows := rowsOf(t, out+".journal.jsonl")
 	for _, r := range recs[1:] {
-		if row := rows[r[0]+"\x00caption\x00"]; row.Text == "" || !slices.Contains(r, row.Text) || !slices.Contains(r, row.SHA256) {
+		if row := rows[r[0]+"\x00caption\x00"]; row.Text == "" || !slices.Contains(r, row.Text) ||
+			!slices.Contains(r, row.SHA256) {
 			t.Errorf("%q, want %+v", r, row)
 		}
 	}
@@ -105,7 +106,10 @@ func TestParquetHasTheRowsAndTheSchemasFields(t *testing.T) {
 	seen := map[int64]bool{}
 	for _, r := range rows {
 		seen[r.Index] = true
-		if r.Name != `a "b"` || r.Count != 9007199254740993 || !r.OK || r.Score != 0.5 || r.Tags != `["x"]` || r.None != nil || r.Error != nil || r.Question != "caption" {
+		if r.Name != `a "b"` || r.Count != 9007199254740993 || !r.OK || r.Score != 0.5 || r.Tags != `["x"]` ||
+			r.None != nil ||
+			r.Error != nil ||
+			r.Question != "caption" {
 			t.Fatalf("%+v", r)
 		}
 	}
@@ -229,7 +233,11 @@ func TestShardsEndAtTheirLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.MaxSamples = 10
-	err = Run(t.Context(), Options{Source: Folder(dir, Match{}), Config: testConfig(), InFlight: 4, Server: &hashServer{}, Output: s}, &Stats{})
+	err = Run(
+		t.Context(),
+		Options{Source: Folder(dir, Match{}), Config: testConfig(), InFlight: 4, Server: &hashServer{}, Output: s},
+		&Stats{},
+	)
 	if err := errors.Join(err, s.Close(true)); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +345,11 @@ func TestStreamFindsCopies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Run(t.Context(), Options{Source: Folder(dir, Match{}), Config: testConfig(), Server: &hashServer{}, Output: target, InFlight: 1}, &Stats{})
+	err = Run(
+		t.Context(),
+		Options{Source: Folder(dir, Match{}), Config: testConfig(), Server: &hashServer{}, Output: target, InFlight: 1},
+		&Stats{},
+	)
 	if err := errors.Join(err, target.Close(true)); err != nil {
 		t.Fatal(err)
 	}
@@ -349,7 +361,11 @@ func TestStreamFindsCopies(t *testing.T) {
 func TestQuestionsAndItemPrompts(t *testing.T) {
 	dir, out := imageFolder(t, 3), filepath.Join(t.TempDir(), "o.jsonl")
 	list := filepath.Join(dir, "l.jsonl")
-	write(t, list, `{"path":"i00000.png","prompt":"own"}`+"\n"+`{"path":"i00000.png","prompt":"other"}`+"\n"+`{"path":"i00000.png"}`+"\n"+`{"path":"i00000.png"}`)
+	write(
+		t,
+		list,
+		`{"path":"i00000.png","prompt":"own"}`+"\n"+`{"path":"i00000.png","prompt":"other"}`+"\n"+`{"path":"i00000.png"}`+"\n"+`{"path":"i00000.png"}`,
+	)
 	s := &hashServer{}
 	run := func() map[string]Row {
 		t.Helper()
@@ -380,7 +396,10 @@ func TestPreviewEscapes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range previewImages + 50 {
-		p.Add(&Row{ID: `<script>alert("id")</script>`, Question: DefaultQuestion, Text: `<img src=x onerror=alert(1)>`}, data)
+		p.Add(
+			&Row{ID: `<script>alert("id")</script>`, Question: DefaultQuestion, Text: `<img src=x onerror=alert(1)>`},
+			data,
+		)
 	}
 	p.Add(&Row{ID: "bad", Question: "q", ErrorCode: codeInvalid, Error: "no"}, nil)
 	var b strings.Builder
@@ -388,7 +407,9 @@ func TestPreviewEscapes(t *testing.T) {
 		t.Fatal(err)
 	}
 	html := b.String()
-	if strings.Contains(html, "<script") || strings.Contains(html, "<img src=x") || strings.Count(html, "data:image/jpeg") < previewImages-1 || strings.Contains(html, "http") && !strings.Contains(html, "http-equiv") {
+	if strings.Contains(html, "<script") || strings.Contains(html, "<img src=x") ||
+		strings.Count(html, "data:image/jpeg") < previewImages-1 ||
+		strings.Contains(html, "http") && !strings.Contains(html, "http-equiv") {
 		t.Errorf("%.2000s", html)
 	}
 }

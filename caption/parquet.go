@@ -51,7 +51,12 @@ func parquetSchema(cols []column) *parquet.Schema {
 // writeParquet writes the journal's rows as a Parquet file.
 func writeParquet(w io.Writer, j *Journal, c *Config) error {
 	cols := columns(c)
-	out := parquet.NewWriter(w, parquetSchema(cols), parquet.Compression(&parquet.Snappy), parquet.MaxRowsPerRowGroup(rowsPerGroup))
+	out := parquet.NewWriter(
+		w,
+		parquetSchema(cols),
+		parquet.Compression(&parquet.Snappy),
+		parquet.MaxRowsPerRowGroup(rowsPerGroup),
+	)
 	row := make(parquet.Row, len(cols))
 	err := j.Each(func(r *Row, _ []byte) error {
 		for i, col := range cols {

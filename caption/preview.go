@@ -22,7 +22,8 @@ const (
 	thumbnailSide = 240
 )
 
-// Preview keeps thumbnails of a sample of a run's images, for a page to look at. Each row has the same chance to be in it.
+// Preview keeps thumbnails of a sample of a run's images, for a page to look at. Each row has the same chance to be in
+// it.
 type Preview struct {
 	random *rand.Rand
 	seen   int
@@ -63,7 +64,9 @@ func thumbnail(data []byte) template.URL {
 	if jpeg.Encode(&b, small, &jpeg.Options{Quality: 80}) != nil {
 		return ""
 	}
-	return template.URL("data:image/jpeg;base64," + base64.StdEncoding.EncodeToString(b.Bytes())) // bytes of our own encoder
+	return template.URL(
+		"data:image/jpeg;base64," + base64.StdEncoding.EncodeToString(b.Bytes()),
+	) // bytes of our own encoder
 }
 
 func nrgba(rgb *decoding.RGB) *image.NRGBA {
@@ -79,7 +82,10 @@ func nrgba(rgb *decoding.RGB) *image.NRGBA {
 func (p *Preview) WriteHTML(w io.Writer) error {
 	shown := slices.Clone(p.shown)
 	slices.SortStableFunc(shown, func(a, b previewed) int { return int(a.Index - b.Index) })
-	return previewPage.Execute(w, map[string]any{"Title": fmt.Sprintf("%d of %d captions", len(shown), p.seen), "Shown": shown})
+	return previewPage.Execute(
+		w,
+		map[string]any{"Title": fmt.Sprintf("%d of %d captions", len(shown), p.seen), "Shown": shown},
+	)
 }
 
 var previewPage = template.Must(template.New("preview").Parse(`<!doctype html>

@@ -20,9 +20,9 @@ import (
 // ErrConfig is the error of a configuration that the server refuses, whatever the image.
 var ErrConfig = errors.New("the server refuses what is asked")
 
-// Probe waits up to patience for a server that takes requests, and has it answer the first question about a grey image with
-// one token: what it refuses there it would refuse for every image. It sets c.Raw for a model without a chat template, and
-// c.Model and c.ModelDigest from the answer.
+// Probe waits up to patience for a server that takes requests, and has it answer the first question about a grey image
+// with one token: what it refuses there it would refuse for every image. It sets c.Raw for a model without a chat
+// template, and c.Model and c.ModelDigest from the answer.
 func Probe(ctx context.Context, s Server, c *Config, patience time.Duration, say func(string)) error {
 	grey, err := greyImage()
 	if err != nil {
@@ -52,7 +52,12 @@ func Probe(ctx context.Context, s Server, c *Config, patience time.Duration, say
 			return fmt.Errorf("%w: %w", ErrGivenUp, err)
 		}
 		if time.Since(started) >= patience {
-			return fmt.Errorf("%w: no server took requests for %v: %s", ErrGivenUp, patience, status.Convert(err).Message())
+			return fmt.Errorf(
+				"%w: no server took requests for %v: %s",
+				ErrGivenUp,
+				patience,
+				status.Convert(err).Message(),
+			)
 		}
 		if !said && try > 0 {
 			say(fmt.Sprintf("waiting up to %v for a server: %s", patience, status.Convert(err).Message()))
@@ -86,8 +91,8 @@ type Info struct {
 	*pb.GetServerInfoResponse
 }
 
-// Slots asks each of several servers what it serves, and sums up how many sequences they run at once. Servers with different
-// models are an error. One that does not answer counts as much as the largest that does.
+// Slots asks each of several servers what it serves, and sums up how many sequences they run at once. Servers with
+// different models are an error. One that does not answer counts as much as the largest that does.
 func Slots(ctx context.Context, addresses []string, opts ...client.Option) (slots int, err error) {
 	var first *Info
 	silent, largest := 0, 0

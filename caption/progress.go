@@ -13,8 +13,8 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 )
 
-// Progress shows how a run goes until stop is called. mode is plain (a line every ten seconds), json (an object every second),
-// bar (a line that is redrawn), or none. total gives the number of items, as far as known; else 0.
+// Progress shows how a run goes until stop is called. mode is plain (a line every ten seconds), json (an object every
+// second), bar (a line that is redrawn), or none. total gives the number of items, as far as known; else 0.
 func Progress(w io.Writer, mode string, s *Stats, total func() int64) (stop func()) {
 	switch mode {
 	case "bar":
@@ -83,7 +83,13 @@ func (n Snapshot) eta(total int64) (time.Duration, bool) {
 
 // stages tells where the work piles up.
 func (n Snapshot) stages() string {
-	state := fmt.Sprintf("read queue %.0f %%, asking %d of %d, write queue %.0f %%", 100*n.ReadFull, n.InFlight, n.Limit, 100*n.WriteFull)
+	state := fmt.Sprintf(
+		"read queue %.0f %%, asking %d of %d, write queue %.0f %%",
+		100*n.ReadFull,
+		n.InFlight,
+		n.Limit,
+		100*n.WriteFull,
+	)
 	if n.Paused {
 		state += ", paused"
 	}
@@ -96,8 +102,11 @@ func progressBar(w io.Writer, s *Stats, total func() int64) (stop func()) {
 	show := func(f func(Snapshot) string) decor.Decorator {
 		return decor.Any(func(decor.Statistics) string { return f(s.Snapshot()) })
 	}
-	bar := p.AddBar(0,
-		mpb.PrependDecorators(show(func(n Snapshot) string { return fmt.Sprintf("%d/%d ", n.done(), max(total(), n.Listed)) })),
+	bar := p.AddBar(
+		0,
+		mpb.PrependDecorators(
+			show(func(n Snapshot) string { return fmt.Sprintf("%d/%d ", n.done(), max(total(), n.Listed)) }),
+		),
 		mpb.AppendDecorators(show(func(n Snapshot) string {
 			text := " " + n.rates(s.noun())
 			if eta, ok := n.eta(total()); ok {
@@ -109,7 +118,8 @@ func progressBar(w io.Writer, s *Stats, total func() int64) (stop func()) {
 			n := s.Snapshot()
 			_, err := fmt.Fprintf(w, "%s%s\n", n.stages(), errorCounts(s.Errors()))
 			return err
-		}), false))
+		}), false),
+	)
 	end := every(250*time.Millisecond, func() {
 		n := s.Snapshot()
 		bar.SetTotal(max(total(), n.Listed, 1), false)
@@ -135,11 +145,30 @@ func errorCounts(kinds []ErrorKind) string {
 // WriteSummary tells what a run did: counts and rates, each kind of error with an example, and what took longest.
 func (s *Stats) WriteSummary(w io.Writer) {
 	n := s.Snapshot()
-	fmt.Fprintf(w, "\n%d %s listed: %d rows written (%d copies, %d failed, %d cut by max_tokens), %d skipped (%d of them failed before)\n",
-		n.Listed, s.noun(), n.Written, n.Duplicates, n.Failed, n.Cut, n.Skipped, n.FailedBefore)
+	fmt.Fprintf(
+		w,
+		"\n%d %s listed: %d rows written (%d copies, %d failed, %d cut by max_tokens), %d skipped (%d of them failed before)\n",
+		n.Listed,
+		s.noun(),
+		n.Written,
+		n.Duplicates,
+		n.Failed,
+		n.Cut,
+		n.Skipped,
+		n.FailedBefore,
+	)
 	if n.Written > 0 {
-		fmt.Fprintf(w, "%.1f s, %s; %d prompt tokens (%d of images), %d tokens of answers; %d calls refused by full servers, %d tried again\n",
-			n.Elapsed.Seconds(), n.rates(s.noun()), n.PromptTokens, n.ImageTokens, n.Tokens, n.Refused, n.Retried)
+		fmt.Fprintf(
+			w,
+			"%.1f s, %s; %d prompt tokens (%d of images), %d tokens of answers; %d calls refused by full servers, %d tried again\n",
+			n.Elapsed.Seconds(),
+			n.rates(s.noun()),
+			n.PromptTokens,
+			n.ImageTokens,
+			n.Tokens,
+			n.Refused,
+			n.Retried,
+		)
 	}
 	for i, k := range s.Errors() {
 		if i == 0 {

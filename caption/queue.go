@@ -12,8 +12,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Queue hands the shards of an output out to workers: a work queue of NATS JetStream. A shard is given to one worker at a time, and
-// to another one when a worker has not been heard of for AckWait. That is at least once; Parts make it exactly once.
+// Queue hands the shards of an output out to workers: a work queue of NATS JetStream. A shard is given to one worker at
+// a time, and to another one when a worker has not been heard of for AckWait. That is at least once; Parts make it
+// exactly once.
 type Queue struct {
 	conn     *nats.Conn
 	stream   jetstream.Stream
@@ -45,7 +46,12 @@ const mostDeliveries = 50
 
 // OpenQueue connects to the queue of an output and fills it, unless another worker has.
 func OpenQueue(ctx context.Context, o QueueOptions) (*Queue, error) {
-	conn, err := nats.Connect(o.URL, nats.MaxReconnects(-1), nats.RetryOnFailedConnect(false), nats.Name("mmserve caption"))
+	conn, err := nats.Connect(
+		o.URL,
+		nats.MaxReconnects(-1),
+		nats.RetryOnFailedConnect(false),
+		nats.Name("mmserve caption"),
+	)
 	if err != nil {
 		return nil, fmt.Errorf("queue: %w", err)
 	}
@@ -82,8 +88,9 @@ func (q *Queue) open(ctx context.Context, o QueueOptions) error {
 	return err
 }
 
-// Each calls work for one shard after the other until all are done, by whichever worker; stop ends it after the shard at hand.
-// A shard whose work fails goes back to the queue; ErrOvertaken and what concerns this shard alone do not end the loop.
+// Each calls work for one shard after the other until all are done, by whichever worker; stop ends it after the shard
+// at hand. A shard whose work fails goes back to the queue; ErrOvertaken and what concerns this shard alone do not end
+// the loop.
 func (q *Queue) Each(ctx context.Context, stop <-chan struct{}, work func(ctx context.Context, shard int) error) error {
 	heard := time.Now()
 	for stuck := 0; stuck < 3; {
@@ -118,7 +125,11 @@ func (q *Queue) Each(ctx context.Context, stop <-chan struct{}, work func(ctx co
 			return err
 		}
 	}
-	return fmt.Errorf("%w: some shards were handed out %d times, and no worker was done with them", ErrGivenUp, mostDeliveries)
+	return fmt.Errorf(
+		"%w: some shards were handed out %d times, and no worker was done with them",
+		ErrGivenUp,
+		mostDeliveries,
+	)
 }
 
 // left tells how many shards are not done, and how many of those a worker has or will be given.

@@ -55,7 +55,8 @@ type Row struct {
 	// ErrorCode and Error say why there is no answer.
 	ErrorCode string `json:"error_code,omitempty"`
 	Error     string `json:"error,omitempty"`
-	// Key is SHA-256 over image, question and configuration, in hex; Version tells an unchanged file without reading it.
+	// Key is SHA-256 over image, question and configuration, in hex; Version tells an unchanged file without reading
+	// it.
 	Key     string `json:"key,omitempty"`
 	Version string `json:"version,omitempty"`
 	// Part and PartEnd are the archive that holds the image, and the archive's length with it.

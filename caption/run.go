@@ -29,7 +29,8 @@ type Output interface {
 	Sync() error
 }
 
-// Asker is what a run asks of the servers: about images, or something else that items hold. It is safe for concurrent use.
+// Asker is what a run asks of the servers: about images, or something else that items hold. It is safe for concurrent
+// use.
 type Asker interface {
 	// Look fills in what the row says of an item's content, or tells why it cannot be asked about.
 	Look(r *Row, data []byte) error
@@ -66,12 +67,13 @@ type Options struct {
 	Priority pb.Priority
 	// Retry defaults to RetryTransient.
 	Retry Retry
-	// ShrinkMaxTokens takes max_tokens as an upper bound, as OpenAI does: where it is more than fits, less is asked for.
+	// ShrinkMaxTokens takes max_tokens as an upper bound, as OpenAI does: where it is more than fits, less is asked
+	// for.
 	ShrinkMaxTokens bool
 	// NoDedupe asks about each copy of an image.
 	NoDedupe bool
-	// MaxErrors ends the run when more items than that failed; MaxErrorShare when a larger share of at least 100 did. 0: no
-	// limit.
+	// MaxErrors ends the run when more items than that failed; MaxErrorShare when a larger share of at least 100 did.
+	// 0: no limit.
 	MaxErrors     int64
 	MaxErrorShare float64
 	// Attempts is how often a call is made that fails for no reason of the item's. Default: 5.
@@ -151,8 +153,9 @@ type runner struct {
 	inflight map[string][]*task // by key: the copies that wait for the answer
 }
 
-// Run asks about every item of the source and writes a row for each. It returns when all are written, when Stop is closed
-// and what was in flight is written, when ctx ends, or when going on is of no use. The rows written by then are whole.
+// Run asks about every item of the source and writes a row for each. It returns when all are written, when Stop is
+// closed and what was in flight is written, when ctx ends, or when going on is of no use. The rows written by then are
+// whole.
 func Run(ctx context.Context, o Options, stats *Stats) error {
 	if o.Attempts == 0 {
 		o.Attempts = 5
@@ -410,8 +413,8 @@ func (r *runner) newTask(j *job, q Question) *task {
 	return t
 }
 
-// copyOrClaim copies the answer of another image with the same bytes, now or when it comes. Else the task is the one that
-// copies wait for.
+// copyOrClaim copies the answer of another image with the same bytes, now or when it comes. Else the task is the one
+// that copies wait for.
 func (r *runner) copyOrClaim(ctx context.Context, t *task) (copied bool, err error) {
 	r.mu.Lock()
 	waiters, ok := r.inflight[t.row.Key]

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// Shards writes images with their captions into tar archives as WebDataset has them: 00000.tar, 00001.tar, …, each with a
-// 00000_stats.json. A sample is <key>.<format>, <key>.txt and <key>.json, the row. Rows go into a journal, too, those of
-// failed images and of copies into it alone. The archive in progress is a hidden file, which is truncated to what the
-// journal has of it when a run goes on; an archive that is there is whole.
+// Shards writes images with their captions into tar archives as WebDataset has them: 00000.tar, 00001.tar, …, each with
+// a 00000_stats.json. A sample is <key>.<format>, <key>.txt and <key>.json, the row. Rows go into a journal, too, those
+// of failed images and of copies into it alone. The archive in progress is a hidden file, which is truncated to what
+// the journal has of it when a run goes on; an archive that is there is whole.
 type Shards struct {
 	*Journal
 	// MaxSamples and MaxBytes end an archive.
@@ -84,8 +84,8 @@ func (s *Shards) findNumber() error {
 func (s *Shards) name() string { return fmt.Sprintf("%05d.tar", s.number) }
 func (s *Shards) temp() string { return filepath.Join(s.dir, "."+s.name()+".tmp") }
 
-// recover goes on with an archive of have bytes that an earlier run began. Rows whose sample is not in it any more, after a
-// crash of the machine, are dropped from the journal, and their images asked about again.
+// recover goes on with an archive of have bytes that an earlier run began. Rows whose sample is not in it any more,
+// after a crash of the machine, are dropped from the journal, and their images asked about again.
 func (s *Shards) recover(have int64) error {
 	lost := false
 	err := s.Each(func(r *Row, _ []byte) error {

@@ -32,7 +32,8 @@ type Sidecars struct {
 
 // Check refuses an extension that is none.
 func (s Sidecars) Check() error {
-	if len(s.Extension) < 2 || s.Extension[0] != '.' || strings.ContainsAny(s.Extension, "/\x00") || isImageName("x"+s.Extension) {
+	if len(s.Extension) < 2 || s.Extension[0] != '.' || strings.ContainsAny(s.Extension, "/\x00") ||
+		isImageName("x"+s.Extension) {
 		return fmt.Errorf("sidecar %q: want an extension such as .txt", s.Extension)
 	}
 	return nil
@@ -51,8 +52,8 @@ func (s Sidecars) Skip(it Item) bool {
 	return err == nil
 }
 
-// Write writes a row's answer beside its image. Done twice it changes nothing the second time, so that a run that was killed
-// between this and its row can go on.
+// Write writes a row's answer beside its image. Done twice it changes nothing the second time, so that a run that was
+// killed between this and its row can go on.
 func (s Sidecars) Write(it Item, r *Row) error {
 	if !it.Local || !r.OK() {
 		return nil
@@ -78,7 +79,8 @@ func (s Sidecars) Write(it Item, r *Row) error {
 	return nil
 }
 
-// merge puts an answer to a text that is there. Texts are lists of tags or sentences: a comma and a space stands between.
+// merge puts an answer to a text that is there. Texts are lists of tags or sentences: a comma and a space stands
+// between.
 func merge(had, text string, e Existing) string {
 	switch {
 	case had == "" || e == ExistingOverwrite:

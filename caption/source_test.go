@@ -79,8 +79,18 @@ func TestFolder(t *testing.T) {
 	}
 	defer l.Close()
 	got := paths(t, dir, open(t, dir, Match{Exclude: []string{"skip"}}))
-	want := []string{".hidden.gif", "a.PNG", "b.jpg", "broken.jpg NOT_FOUND", "circle.jpg INVALID_ARGUMENT", "fifo.jpg INVALID_ARGUMENT", "link.jpg",
-		"s.png INVALID_ARGUMENT", "sub/c.webp", "sub/deep/d.tiff"}
+	want := []string{
+		".hidden.gif",
+		"a.PNG",
+		"b.jpg",
+		"broken.jpg NOT_FOUND",
+		"circle.jpg INVALID_ARGUMENT",
+		"fifo.jpg INVALID_ARGUMENT",
+		"link.jpg",
+		"s.png INVALID_ARGUMENT",
+		"sub/c.webp",
+		"sub/deep/d.tiff",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q\nwant %q", got, want)
 	}
@@ -95,7 +105,10 @@ func TestFolder(t *testing.T) {
 			t.Errorf("%+v: %q, want %q", c.m, got, c.want)
 		}
 	}
-	if got := paths(t, dir, open(t, filepath.Join(dir, "fifo"), Match{})); !slices.Equal(got, []string{"fifo INVALID_ARGUMENT"}) {
+	if got := paths(t, dir, open(t, filepath.Join(dir, "fifo"), Match{})); !slices.Equal(
+		got,
+		[]string{"fifo INVALID_ARGUMENT"},
+	) {
 		t.Errorf("a FIFO: %q", got)
 	}
 	if got := paths(t, dir, open(t, t.TempDir(), Match{})); len(got) != 0 {
@@ -106,7 +119,18 @@ func TestFolder(t *testing.T) {
 // Names that shells, JSON and terminals trip over come through whole.
 func TestOddNamesRoundTrip(t *testing.T) {
 	dir := t.TempDir()
-	names := []string{"new\nline.png", "\U0001F600.png", "\xff\xfe.png", "\xff\xfd.png", "-o.png", strings.Repeat("x", 251) + ".png", "a[1].png", "b{0..1}.png", `"q".png`, " .png"}
+	names := []string{
+		"new\nline.png",
+		"\U0001F600.png",
+		"\xff\xfe.png",
+		"\xff\xfd.png",
+		"-o.png",
+		strings.Repeat("x", 251) + ".png",
+		"a[1].png",
+		"b{0..1}.png",
+		`"q".png`,
+		" .png",
+	}
 	for i, n := range names {
 		pngFile(t, filepath.Join(dir, n), i)
 	}
@@ -282,7 +306,11 @@ func TestArchives(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, "s.tar"), 1536+512); err != nil { // in the second header
 		t.Fatal(err)
 	}
-	if got := paths(t, dir, open(t, filepath.Join(dir, "s.tar"), Match{})); !slices.Equal(got, []string{"s.tar/000.jpg", "s.tar READ_FAILED"}) && !slices.Equal(got, []string{"s.tar/000.jpg"}) {
+	if got := paths(t, dir, open(t, filepath.Join(dir, "s.tar"), Match{})); !slices.Equal(
+		got,
+		[]string{"s.tar/000.jpg", "s.tar READ_FAILED"},
+	) &&
+		!slices.Equal(got, []string{"s.tar/000.jpg"}) {
 		t.Errorf("cut off: %q", got)
 	}
 }

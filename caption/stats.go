@@ -65,8 +65,8 @@ type Snapshot struct {
 	// InFlight calls are open, of at most Limit.
 	InFlight int `json:"in_flight"`
 	Limit    int `json:"limit"`
-	// ReadFull and WriteFull tell how full the queues before asking and before writing are, 0 to 1. An empty first one: reading
-	// is the bottleneck; a full second one: writing is.
+	// ReadFull and WriteFull tell how full the queues before asking and before writing are, 0 to 1. An empty first one:
+	// reading is the bottleneck; a full second one: writing is.
 	ReadFull  float64 `json:"read_queue"`
 	WriteFull float64 `json:"write_queue"`
 	Paused    bool    `json:"paused"`

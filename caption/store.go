@@ -39,7 +39,8 @@ type Location struct {
 }
 
 // OpenLocation opens the bucket of a URL such as s3://bucket/prefix?region=eu-west-1. Which schemes there are, and what
-// parameters they have, depends on the drivers of gocloud.dev/blob that the program imports. Errors do not quote parameters.
+// parameters they have, depends on the drivers of gocloud.dev/blob that the program imports. Errors do not quote
+// parameters.
 func OpenLocation(ctx context.Context, text string) (*Location, error) {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -75,8 +76,8 @@ func queryOf(text string) string {
 	return ""
 }
 
-// Store lists the images in an object store: all below a prefix that is empty or ends in /, or one object. Archives are read
-// through. Listing streams: its memory does not grow with the number of keys.
+// Store lists the images in an object store: all below a prefix that is empty or ends in /, or one object. Archives are
+// read through. Listing streams: its memory does not grow with the number of keys.
 func Store(text string, m Match) Source {
 	return func(ctx context.Context) iter.Seq2[Item, error] {
 		return func(yield func(Item, error) bool) {
@@ -143,9 +144,11 @@ func (s storeLister) one(ctx context.Context, key string) error {
 func (s storeLister) give(ctx context.Context, key string, size int64, version string) error {
 	path := s.Name + "/" + key
 	if !isArchive(key) {
-		return s.item(Item{Path: path, Size: size, Version: version, Open: func(ctx context.Context) (io.ReadCloser, error) {
-			return s.open(ctx, key, vision.DefaultLimits().MaxBytes), nil
-		}})
+		return s.item(
+			Item{Path: path, Size: size, Version: version, Open: func(ctx context.Context) (io.ReadCloser, error) {
+				return s.open(ctx, key, vision.DefaultLimits().MaxBytes), nil
+			}},
+		)
 	}
 	r := s.open(ctx, key, 1<<62)
 	defer r.Close()
@@ -243,7 +246,12 @@ func transientStore(err error) bool {
 		return false
 	}
 	switch gcerrors.Code(err) {
-	case gcerrors.NotFound, gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.FailedPrecondition, gcerrors.Unimplemented, gcerrors.Canceled:
+	case gcerrors.NotFound,
+		gcerrors.PermissionDenied,
+		gcerrors.InvalidArgument,
+		gcerrors.FailedPrecondition,
+		gcerrors.Unimplemented,
+		gcerrors.Canceled:
 		return false
 	}
 	return true

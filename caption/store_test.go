@@ -17,7 +17,14 @@ import (
 	"gocloud.dev/blob/memblob"
 )
 
-func toStore(ctx context.Context, t *testing.T, source Source, out string, shard, shards int, change func(*Options)) error {
+func toStore(
+	ctx context.Context,
+	t *testing.T,
+	source Source,
+	out string,
+	shard, shards int,
+	change func(*Options),
+) error {
 	t.Helper()
 	c := testConfig()
 	target, err := OpenTarget(context.WithoutCancel(ctx), Begin{Out: out, Config: &c, Shard: shard, Shards: shards})
@@ -206,7 +213,8 @@ func TestObjectReader(t *testing.T) {
 	if _, err := readLimited(l.open(t.Context(), "k.png", 100), nil, 100); !errors.Is(err, errTooLong) {
 		t.Errorf("too long: %v", err)
 	}
-	if _, err := readLimited(l.open(t.Context(), "none", 100), nil, 100); !errors.As(err, &bad) || bad.code != codeNotFound {
+	if _, err := readLimited(l.open(t.Context(), "none", 100), nil, 100); !errors.As(err, &bad) ||
+		bad.code != codeNotFound {
 		t.Errorf("none: %v", err)
 	}
 	if err := l.WriteAll(t.Context(), "empty", nil, nil); err != nil {
@@ -223,7 +231,10 @@ func TestStoreNames(t *testing.T) {
 	if got := paths(t, "file://"+in, Store("file://"+in+"/a b.png", Match{})); !slices.Equal(got, []string{"a b.png"}) {
 		t.Errorf("one: %q", got)
 	}
-	if got := paths(t, "file://"+in, Store("file://"+in+"/none.png", Match{})); !slices.Equal(got, []string{"none.png NOT_FOUND"}) {
+	if got := paths(t, "file://"+in, Store("file://"+in+"/none.png", Match{})); !slices.Equal(
+		got,
+		[]string{"none.png NOT_FOUND"},
+	) {
 		t.Errorf("none: %q", got)
 	}
 	if got := paths(t, "", Store("s3://b/x/", Match{})); len(got) != 1 || !strings.HasPrefix(got[0], "error: ") {

@@ -173,8 +173,8 @@ func scalar[T any](raw json.RawMessage) any {
 	return v
 }
 
-// writeCSV writes the journal's rows as RFC 4180 has them, the columns' names first. A value that a spreadsheet would take
-// for a formula is written as it is: the file is data.
+// writeCSV writes the journal's rows as RFC 4180 has them, the columns' names first. A value that a spreadsheet would
+// take for a formula is written as it is: the file is data.
 func writeCSV(w io.Writer, j *Journal, c *Config) error {
 	out := csv.NewWriter(w)
 	cols := columns(c)

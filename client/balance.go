@@ -26,11 +26,18 @@ var ErrNotServing = errors.New("mmserve: the server takes no requests")
 const maxAddresses = 1024
 
 // balanced sends each call to the less loaded of two servers drawn at random, among those whose health is SERVING.
-var balanced = fmt.Sprintf(`{"loadBalancingConfig":[{"least_request_experimental":{"choiceCount":2}}],"healthCheckConfig":{"serviceName":%q}}`,
-	pb.MMServe_ServiceDesc.ServiceName)
+var balanced = fmt.Sprintf(
+	`{"loadBalancingConfig":[{"least_request_experimental":{"choiceCount":2}}],"healthCheckConfig":{"serviceName":%q}}`,
+	pb.MMServe_ServiceDesc.ServiceName,
+)
 
 // reconnect has a server that comes back be found within seconds; gRPC's own back-off goes up to two minutes.
-var reconnect = backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second}
+var reconnect = backoff.Config{
+	BaseDelay:  200 * time.Millisecond,
+	Multiplier: 1.6,
+	Jitter:     0.2,
+	MaxDelay:   3 * time.Second,
+}
 
 // DialServers makes a client that spreads its calls over several servers: the one with the fewest calls open is asked,
 // and one that is not SERVING is left out until it is. servers is a comma-separated list of host:port, or one gRPC

@@ -95,9 +95,24 @@ func eventually(t *testing.T, what string, is func() bool) {
 }
 
 func TestCallsGoToTheServersThatAreFastAndServe(t *testing.T) {
-	fast, slow, off := startCounted(t, "127.0.0.1:0", time.Millisecond), startCounted(t, "127.0.0.1:0", 40*time.Millisecond), startCounted(t, "127.0.0.1:0", 0)
+	fast, slow, off := startCounted(
+		t,
+		"127.0.0.1:0",
+		time.Millisecond,
+	), startCounted(
+		t,
+		"127.0.0.1:0",
+		40*time.Millisecond,
+	), startCounted(
+		t,
+		"127.0.0.1:0",
+		0,
+	)
 	off.serving(false)
-	c, err := client.DialServers(strings.Join([]string{fast.addr, slow.addr, off.addr}, ","), client.WithUnavailableRetries(5))
+	c, err := client.DialServers(
+		strings.Join([]string{fast.addr, slow.addr, off.addr}, ","),
+		client.WithUnavailableRetries(5),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +120,11 @@ func TestCallsGoToTheServersThatAreFastAndServe(t *testing.T) {
 	if n := callAll(t, c, 10, 1); n > 0 { // connects
 		t.Fatalf("%d of 10 failed", n)
 	}
-	eventually(t, "both take calls", func() bool { callAll(t, c, 2, 2); return fast.calls.Load() > 0 && slow.calls.Load() > 0 })
+	eventually(
+		t,
+		"both take calls",
+		func() bool { callAll(t, c, 2, 2); return fast.calls.Load() > 0 && slow.calls.Load() > 0 },
+	)
 	f, s := fast.calls.Load(), slow.calls.Load()
 	if n := callAll(t, c, 300, 8); n > 0 {
 		t.Errorf("%d failed", n)

@@ -43,7 +43,10 @@ func (k batchCmd) answer(ctx context.Context, c *cli, log *slog.Logger) (int, er
 	if _, err := os.Stat(k.In); err != nil {
 		return exitUsage, err
 	}
-	run := captionCmd{connectFlags: k.connectFlags, runFlags: runFlags{Out: k.Out, Existing: k.Existing, Wait: k.Wait, Progress: k.Progress}}
+	run := captionCmd{
+		connectFlags: k.connectFlags,
+		runFlags:     runFlags{Out: k.Out, Existing: k.Existing, Wait: k.Wait, Progress: k.Progress},
+	}
 	s, err := run.open(ctx, c, log)
 	if err != nil {
 		return exitGivenUp, err
@@ -76,7 +79,12 @@ func (k batchCmd) run(ctx context.Context, run captionCmd, s *servers) (int, err
 		fmt.Fprintf(os.Stderr, "mmserve: fields of requests that are not read: %s\n", strings.Join(names, ", "))
 	}
 	if names := batch.OtherModels(job.options.Config.Model); len(names) > 0 {
-		fmt.Fprintf(os.Stderr, "mmserve: requests name %s; %s answered them\n", strings.Join(names, ", "), job.options.Config.Model)
+		fmt.Fprintf(
+			os.Stderr,
+			"mmserve: requests name %s; %s answered them\n",
+			strings.Join(names, ", "),
+			job.options.Config.Model,
+		)
 	}
 	return code, err
 }

@@ -156,7 +156,10 @@ func shardOf(flag, index string) (i, n int, err error) {
 		n, err = strconv.Atoi(second)
 	}
 	if err != nil || i < 0 || n < 1 || i >= n || n > 1<<20 {
-		return 0, 0, fmt.Errorf("--shard %s: want I/N with I from 0 to N-1, or /N where JOB_COMPLETION_INDEX is set", flag)
+		return 0, 0, fmt.Errorf(
+			"--shard %s: want I/N with I from 0 to N-1, or /N where JOB_COMPLETION_INDEX is set",
+			flag,
+		)
 	}
 	return i, n, nil
 }
@@ -212,6 +215,7 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 	if k.DryRun {
 		return k.dryRun(ctx, o, out)
 	}
+	o.Config.Precision = k.precisionText()
 	s, err := k.open(ctx, c, log)
 	if err != nil {
 		return exitGivenUp, err
@@ -294,6 +298,14 @@ func (k captionCmd) dryRun(ctx context.Context, o caption.Options, out io.Writer
 		fmt.Fprintf(out, "  %q\n", name)
 	}
 	return 0, nil
+}
+
+// precisionText is the precision that the model runs in; empty for fp32, and for servers, which do not tell.
+func (f connectFlags) precisionText() string {
+	if f.Server != "" || f.Precision == "fp32" && (f.VisionPrecision == "" || f.VisionPrecision == "fp32") {
+		return ""
+	}
+	return f.Precision + "," + f.VisionPrecision
 }
 
 // servers are where the answers come from.
@@ -462,7 +474,8 @@ func shellQuote(args []string) string {
 			b.WriteByte(' ')
 		}
 		if a != "" && strings.IndexFunc(a, func(r rune) bool {
-			return !strings.ContainsRune("-_./=:,@%+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+			return !strings.ContainsRune("-_./=:,@%+", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') &&
+				(r < 'a' || r > 'z')
 		}) < 0 {
 			b.WriteString(a)
 			continue

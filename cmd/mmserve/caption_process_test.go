@@ -31,7 +31,8 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// asCommand in the environment makes the test's binary be mmserve, so that a command runs in a process that can be killed.
+// asCommand in the environment makes the test's binary be mmserve, so that a command runs in a process that can be
+// killed.
 const asCommand = "MMSERVE_TEST_MAIN"
 
 // captioning is how large the tests of this file are: small in make test, in full in make test-captioning.
@@ -87,7 +88,17 @@ func shapes(t *testing.T, dir string, n int) {
 	t.Helper()
 	for i := range n {
 		m := image.NewNRGBA(image.Rect(0, 0, 64, 64))
-		ground, square := color.NRGBA{uint8(i), uint8(i >> 3), 90, 255}, color.NRGBA{200, uint8(37 * i), uint8(i >> 2), 255}
+		ground, square := color.NRGBA{
+			uint8(i),
+			uint8(i >> 3),
+			90,
+			255,
+		}, color.NRGBA{
+			200,
+			uint8(37 * i),
+			uint8(i >> 2),
+			255,
+		}
 		for y := range 64 {
 			for x := range 64 {
 				c := ground
@@ -181,15 +192,26 @@ func sameOutput(t *testing.T, got, want string) {
 	}
 }
 
-// A run that is killed at random moments and begun again gives, line for line, what an undisturbed one gives; and asks nothing
-// twice but what was in flight.
+// A run that is killed at random moments and begun again gives, line for line, what an undisturbed one gives; and asks
+// nothing twice but what was in flight.
 func TestCaptionKilledAtRandomMoments(t *testing.T) {
 	images, kills, inFlight := captioning(80, 2000), captioning(4, 50), 8
 	dir, tmp := t.TempDir(), t.TempDir()
 	shapes(t, dir, images)
 	c, addr := startCounting(t)
 	want, got := filepath.Join(tmp, "want.jsonl"), filepath.Join(tmp, "got.jsonl")
-	args := []string{dir, "--server", addr, "-j", strconv.Itoa(inFlight), "--max-tokens", "16", "--progress", "none", "-o"}
+	args := []string{
+		dir,
+		"--server",
+		addr,
+		"-j",
+		strconv.Itoa(inFlight),
+		"--max-tokens",
+		"16",
+		"--progress",
+		"none",
+		"-o",
+	}
 	began := time.Now()
 	if code, stderr := captionProcess(t, append(args, want)...); code != 0 {
 		t.Fatalf("undisturbed: status %d: %s", code, stderr)
@@ -217,7 +239,13 @@ func TestCaptionKilledAtRandomMoments(t *testing.T) {
 		again += n - 1
 	}
 	if len(c.asked) != images || again > killed*inFlight {
-		t.Errorf("%d images asked about, %d calls more than that in %d kills of %d in flight", len(c.asked), again, killed, inFlight)
+		t.Errorf(
+			"%d images asked about, %d calls more than that in %d kills of %d in flight",
+			len(c.asked),
+			again,
+			killed,
+			inFlight,
+		)
 	}
 	t.Logf("%d images, %d kills, %d asked again; undisturbed %v", images, killed, again, undisturbed)
 }
@@ -286,7 +314,9 @@ func TestCaptionSignals(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	_ = p.Process.Signal(syscall.SIGTERM)
-	if code := p.exit(t); code != 130 || !strings.Contains(p.stderr.String(), "go on with: "+os.Args[0]+" caption "+dir) || !strings.Contains(p.stderr.String(), `'it'\''s out.jsonl'`) && !strings.Contains(p.stderr.String(), `it'\''s out.jsonl`) {
+	if code := p.exit(t); code != 130 ||
+		!strings.Contains(p.stderr.String(), "go on with: "+os.Args[0]+" caption "+dir) ||
+		!strings.Contains(p.stderr.String(), `'it'\''s out.jsonl'`) && !strings.Contains(p.stderr.String(), `it'\''s out.jsonl`) {
 		t.Errorf("status %d: %s", code, p.stderr.String())
 	}
 	if n := len(sortedLines(t, out)); n < 4 || n > 20 {
@@ -296,7 +326,19 @@ func TestCaptionSignals(t *testing.T) {
 		t.Errorf("the next run: status %d, %s", code, stderr)
 	}
 	stuck, _, _ := serveProcess(t, "--pace", "1ms,20s")
-	p = startProcess(t, "caption", dir, "--server", stuck, "-j", "2", "--max-tokens", "8", "-o", filepath.Join(tmp, "two.jsonl"))
+	p = startProcess(
+		t,
+		"caption",
+		dir,
+		"--server",
+		stuck,
+		"-j",
+		"2",
+		"--max-tokens",
+		"8",
+		"-o",
+		filepath.Join(tmp, "two.jsonl"),
+	)
 	time.Sleep(500 * time.Millisecond)
 	began := time.Now()
 	_ = p.Process.Signal(os.Interrupt)
@@ -312,12 +354,15 @@ func serveProcess(t *testing.T, args ...string) (addr string, p *process, restar
 	t.Helper()
 	addr = freeAddress(t)
 	restart = func() *process {
-		return startProcess(t, append([]string{"--log-level", "error", "serve", "--listen", addr, "--admin-address", ""}, args...)...)
+		return startProcess(
+			t,
+			append([]string{"--log-level", "error", "serve", "--listen", addr, "--admin-address", ""}, args...)...)
 	}
 	return addr, restart(), restart
 }
 
-// What is wrong with a run's surroundings is said at once, with its exit status; nothing hangs, and no row is half written.
+// What is wrong with a run's surroundings is said at once, with its exit status; nothing hangs, and no row is half
+// written.
 func TestCaptionTrouble(t *testing.T) {
 	dir, tmp := t.TempDir(), t.TempDir()
 	shapes(t, dir, 60)
@@ -367,7 +412,16 @@ func TestCaptionTrouble(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(tmp, "notes.jsonl")); err != nil || string(b) != "these are\nmy notes\n" {
 		t.Errorf("a file that is not ours: %q, %v", b, err)
 	}
-	code, stderr := captionProcess(t, dir, "--server", freeAddress(t), "--wait", "1s", "-o", filepath.Join(tmp, "x.jsonl"))
+	code, stderr := captionProcess(
+		t,
+		dir,
+		"--server",
+		freeAddress(t),
+		"--wait",
+		"1s",
+		"-o",
+		filepath.Join(tmp, "x.jsonl"),
+	)
 	if code != 3 || !strings.Contains(stderr, "no server took requests for 1s") {
 		t.Errorf("no server: status %d, %s", code, stderr)
 	}
@@ -413,7 +467,8 @@ func TestCaptionDiskFullAndReadOnly(t *testing.T) {
 	if err := syscall.Mount("none", mount, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	if code, stderr := captionProcess(t, append(args, got)...); code != 3 || !strings.Contains(stderr, "read-only file system") {
+	if code, stderr := captionProcess(t, append(args, got)...); code != 3 ||
+		!strings.Contains(stderr, "read-only file system") {
 		t.Errorf("read-only: status %d, %s", code, stderr)
 	}
 	if err := syscall.Mount("none", mount, "tmpfs", syscall.MS_REMOUNT, "size=10m"); err != nil {
@@ -458,7 +513,9 @@ func TestCaptionFolderWithoutRights(t *testing.T) {
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	text, _ := cmd.CombinedOutput()
-	if code := cmd.ProcessState.ExitCode(); code != 1 || strings.Count(strings.Join(sortedLines(t, out), "\n"), "PERMISSION_DENIED") != 2 || len(sortedLines(t, out)) != 3 {
+	if code := cmd.ProcessState.ExitCode(); code != 1 ||
+		strings.Count(strings.Join(sortedLines(t, out), "\n"), "PERMISSION_DENIED") != 2 ||
+		len(sortedLines(t, out)) != 3 {
 		t.Errorf("status %d, %s", code, text)
 	}
 }
@@ -490,7 +547,13 @@ func TestCaptionMemoryIsFlat(t *testing.T) {
 			if p.ProcessState.ExitCode() != 0 || rowsIn(out) != images+1 {
 				t.Errorf("status %v, %d rows: %s", p.ProcessState, rowsIn(out), p.stderr.String())
 			}
-			t.Logf("%d images in %v: resident %.1f MB after 1,000 rows, at most %.1f MB after", images, time.Since(began), atStart/1e3, most/1e3)
+			t.Logf(
+				"%d images in %v: resident %.1f MB after 1,000 rows, at most %.1f MB after",
+				images,
+				time.Since(began),
+				atStart/1e3,
+				most/1e3,
+			)
 			if most > 1.05*atStart {
 				t.Errorf("memory grew by %.1f %%", 100*(most/atStart-1))
 			}

@@ -13,8 +13,8 @@ import (
 	"gocloud.dev/blob"
 )
 
-// Five workers share the shards of a queue; two are killed, and one is stopped for longer than its shard may be silent and then goes
-// on: each image has one row, as in an undisturbed run.
+// Five workers share the shards of a queue; two are killed, and one is stopped for longer than its shard may be silent
+// and then goes on: each image has one row, as in an undisturbed run.
 func TestCaptionWorkersOfAQueue(t *testing.T) {
 	images, shards := captioning(60, 1000), "/12"
 	dir, store := t.TempDir(), t.TempDir()
@@ -25,7 +25,20 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 	}
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 	addr, _, _ := serveProcess(t)
-	args := []string{"caption", dir, "--server", addr, "--max-tokens", "16", "--shard", shards, "--progress", "none", "-j", "2"}
+	args := []string{
+		"caption",
+		dir,
+		"--server",
+		addr,
+		"--max-tokens",
+		"16",
+		"--shard",
+		shards,
+		"--progress",
+		"none",
+		"-j",
+		"2",
+	}
 	for i := range 12 {
 		t.Setenv("JOB_COMPLETION_INDEX", string("0123456789"[i%10]))
 		if i >= 10 {
@@ -37,7 +50,12 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 	}
 	var workers []*process
 	for range 5 {
-		workers = append(workers, startProcess(t, append(args, "--queue", s.ClientURL(), "--ack-wait", "1s", "-o", "file://"+store+"/got/")...))
+		workers = append(
+			workers,
+			startProcess(
+				t,
+				append(args, "--queue", s.ClientURL(), "--ack-wait", "1s", "-o", "file://"+store+"/got/")...),
+		)
 	}
 	work := func(n int) { // waits until so many parts are committed
 		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(5 * time.Millisecond) {
@@ -78,7 +96,22 @@ func TestCaptionQueueInTheProcess(t *testing.T) {
 	dir, store, addr := t.TempDir(), t.TempDir(), freeAddress(t)
 	shapes(t, dir, 20)
 	serve, _, _ := serveProcess(t)
-	args := []string{"caption", dir, "--server", serve, "--max-tokens", "8", "--shard", "/4", "--progress", "none", "--cache-dir", t.TempDir(), "-o", "file://" + store + "/"}
+	args := []string{
+		"caption",
+		dir,
+		"--server",
+		serve,
+		"--max-tokens",
+		"8",
+		"--shard",
+		"/4",
+		"--progress",
+		"none",
+		"--cache-dir",
+		t.TempDir(),
+		"-o",
+		"file://" + store + "/",
+	}
 	holder := startProcess(t, append(args, "--queue", "listen:"+addr)...)
 	for holding := true; holding; { // until the queue is there, or was
 		select {

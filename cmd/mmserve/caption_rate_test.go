@@ -14,8 +14,8 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// Images a second of a bare client with so many calls in flight, and of caption, which finds out by itself; in turns, on one
-// server. MMSERVE_BENCH_SERVER names one that runs. The numbers are logged: they are no pass or fail.
+// Images a second of a bare client with so many calls in flight, and of caption, which finds out by itself; in turns,
+// on one server. MMSERVE_BENCH_SERVER names one that runs. The numbers are logged: they are no pass or fail.
 func TestCaptionRate(t *testing.T) {
 	images := captioning(0, 600)
 	if images == 0 {
@@ -39,7 +39,20 @@ func TestCaptionRate(t *testing.T) {
 		}
 		for _, j := range []int{0, 1} {
 			began := time.Now()
-			code, stderr := captionProcess(t, dir, "--server", addr, "--max-tokens", "24", "-j", strconv.Itoa(j), "--progress", "none", "-o", filepath.Join(t.TempDir(), "o.jsonl"))
+			code, stderr := captionProcess(
+				t,
+				dir,
+				"--server",
+				addr,
+				"--max-tokens",
+				"24",
+				"-j",
+				strconv.Itoa(j),
+				"--progress",
+				"none",
+				"-o",
+				filepath.Join(t.TempDir(), "o.jsonl"),
+			)
 			if code != 0 {
 				t.Fatal(stderr)
 			}

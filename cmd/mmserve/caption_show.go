@@ -29,7 +29,11 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-var details = map[string]pb.Detail{"auto": pb.Detail_DETAIL_AUTO, "low": pb.Detail_DETAIL_LOW, "high": pb.Detail_DETAIL_HIGH}
+var details = map[string]pb.Detail{
+	"auto": pb.Detail_DETAIL_AUTO,
+	"low":  pb.Detail_DETAIL_LOW,
+	"high": pb.Detail_DETAIL_HIGH,
+}
 
 // captioned is what the table shows of one image.
 type captioned struct {
@@ -153,7 +157,14 @@ func noTemplate(err error) bool {
 
 // answer streams the answer for one image, drawn beside it where the terminal can. raw sends the prompt as it is,
 // without a chat template.
-func (k captionCmd) answer(ctx context.Context, cl *client.Client, f source, raw bool, out io.Writer, p picture.Protocol) (captioned, error) {
+func (k captionCmd) answer(
+	ctx context.Context,
+	cl *client.Client,
+	f source,
+	raw bool,
+	out io.Writer,
+	p picture.Protocol,
+) (captioned, error) {
 	row := captioned{name: f.name}
 	data, err := caption.Read(ctx, f.item, imaging.DefaultLimits().MaxBytes)
 	if err != nil {

@@ -42,7 +42,10 @@ func startStores(t *testing.T) (urls []string) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "test")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "test")
 	t.Setenv("STORAGE_EMULATOR_HOST", gcs)
-	return []string{"s3://images/?region=us-east-1&use_path_style=true&endpoint=http://" + s3, "gs://images/?anonymous=true"}
+	return []string{
+		"s3://images/?region=us-east-1&use_path_style=true&endpoint=http://" + s3,
+		"gs://images/?anonymous=true",
+	}
 }
 
 // under puts a prefix into the URL of a bucket.
@@ -95,8 +98,8 @@ func committedRows(t *testing.T, b *blob.Bucket, prefix string) []string {
 	return out
 }
 
-// Three workers of an Indexed Job caption what a store has, into the store; one is killed again and again and another one is
-// given the same index: each image has one row, as in an undisturbed run.
+// Three workers of an Indexed Job caption what a store has, into the store; one is killed again and again and another
+// one is given the same index: each image has one row, as in an undisturbed run.
 func TestCaptionIndexedJobOverStores(t *testing.T) {
 	images := captioning(60, 600)
 	urls := startStores(t)
@@ -122,7 +125,21 @@ func TestCaptionIndexedJobOverStores(t *testing.T) {
 			}
 			job := func(index int, out string) *process {
 				t.Setenv("JOB_COMPLETION_INDEX", fmt.Sprint(index))
-				return startProcess(t, "caption", under(url, "in/"), "--server", addr, "--max-tokens", "16", "--shard", "/3", "-o", under(url, out), "--progress", "none")
+				return startProcess(
+					t,
+					"caption",
+					under(url, "in/"),
+					"--server",
+					addr,
+					"--max-tokens",
+					"16",
+					"--shard",
+					"/3",
+					"-o",
+					under(url, out),
+					"--progress",
+					"none",
+				)
 			}
 			for i := range 3 {
 				if p := job(i, "want/"); p.exit(t) != 0 {

@@ -31,7 +31,10 @@ func (k *captionJob) fromQueue(ctx context.Context, stats *caption.Stats) error 
 		return err
 	}
 	output, _, _ := strings.Cut(k.Out, "?")
-	q, err := caption.OpenQueue(ctx, caption.QueueOptions{URL: url, Output: output, Shards: n, AckWait: k.AckWait, Patience: k.Wait})
+	q, err := caption.OpenQueue(
+		ctx,
+		caption.QueueOptions{URL: url, Output: output, Shards: n, AckWait: k.AckWait, Patience: k.Wait},
+	)
 	if err != nil {
 		return err
 	}
