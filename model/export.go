@@ -151,6 +151,9 @@ func (m *Model) readExport(dir, dtypes string) error {
 	if err != nil {
 		return err
 	}
+	if m.Warnings, err = changedGraphs(m.files, raw); err != nil {
+		return err
+	}
 	if m.Type, m.Spec, err = readExportSpec(raw); err != nil {
 		return fmt.Errorf("config.json: %w", err)
 	}

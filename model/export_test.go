@@ -458,6 +458,9 @@ func TestRefusedExports(t *testing.T) {
 		{map[string]string{"genai_config.json": "{}"}, "layout of onnxruntime-genai"},
 		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "gemma3"}`}, `ONNX graphs of model_type "gemma3" are not supported; supported are florence2, idefics3`},
 		{map[string]string{"onnx/decoder_model_merged.onnx": "", "config.json": `{"model_type": "moondream1"}`}, "onnx/ has no vision_encoder"},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "adapter_config.json": `{"peft_type": "LORA"}`}, `adapter_config.json: an adapter (peft_type "LORA"`},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/adapter_config.json": `{}`}, "onnx/adapter_config.json: an adapter"},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/style.onnx_adapter": "x"}, "onnx/style.onnx_adapter: an adapter"},
 		{map[string]string{"onnx/vision_encoder.onnx": "version https://git-lfs.github.com/spec/v1", "config.json": `{"model_type": "moondream1"}`}, "not an ONNX model"},
 	} {
 		dir := t.TempDir()

@@ -176,6 +176,35 @@ func changed(files fs.FS, config []byte) (warnings []string, err error) {
 	return warnings, nil
 }
 
+// changedGraphs does what changed does for ready-made graphs: adapters are refused. Quantisation is in the graphs themselves, and
+// what files say of it is not read.
+func changedGraphs(files fs.FS, config []byte) (warnings []string, err error) {
+	for _, dir := range []string{".", "onnx"} {
+		entries, _ := fs.ReadDir(files, dir)
+		for _, e := range entries {
+			switch name := path.Join(dir, e.Name()); {
+			case e.IsDir():
+			case name == adapterConfig:
+				return nil, adapterError(files, "stands beside the graphs")
+			case e.Name() == adapterConfig, strings.HasSuffix(name, ".onnx_adapter"):
+				return nil, fmt.Errorf("%s: an adapter stands beside the graphs, and mmserve applies none: export the model with the adapter merged, or serve the folder without it", name)
+			case has(quantizationFiles, e.Name()), e.Name() == "ort_config.json":
+				warnings = append(warnings, name+" is not read: the graphs are run as they are")
+			}
+		}
+	}
+	var c map[string]json.RawMessage
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"quantization_config", "compression_config", "quantization", "auto_map"} {
+		if set(c[name]) {
+			warnings = append(warnings, "config.json's "+name+" is not read: the graphs are run as they are")
+		}
+	}
+	return warnings, nil
+}
+
 func set(raw json.RawMessage) bool {
 	return len(raw) > 0 && string(raw) != "null" && string(raw) != "{}"
 }

@@ -388,7 +388,10 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 	if err != nil {
 		return p, err
 	}
-	ids := text.Tokenizer.EncodeGuarded(expanded, p.prompt.Guard, special)
+	ids, err := text.Tokenizer.EncodeGuarded(expanded, p.prompt.Guard, special)
+	if err != nil {
+		return p, err
+	}
 	if p.input = (fusion.Input{IDs: ids}); len(images) > 0 {
 		if p.input, err = v.model.Layout.Locate(ids, images); err != nil {
 			return p, err

@@ -18,6 +18,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -266,7 +267,13 @@ func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Im
 	if err != nil {
 		return fusion.Input{}, err
 	}
-	ids := s.model.Tokenizer.EncodeGuarded(text, p.Guard, addSpecial)
+	ids, err := s.model.Tokenizer.EncodeGuarded(text, p.Guard, addSpecial)
+	if errors.Is(err, tokenizer.ErrGrows) {
+		return fusion.Input{}, invalid(field, "%v; want other text, or another model", err)
+	}
+	if err != nil {
+		return fusion.Input{}, err
+	}
 	if len(ids) == 0 {
 		return fusion.Input{}, invalid(field, "no tokens; want at least one")
 	}

@@ -118,8 +118,12 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 	}
 	line("KV cache", kv.String())
 	if in.quantized() {
-		if _, err := m.LoadQuantized(cacheDir(f.CacheDir), in.vision, in.decoder); err != nil {
+		from, err := m.LoadQuantized(cacheDir(f.CacheDir), in.vision, in.decoder)
+		if err != nil {
 			return err
+		}
+		if from.Why != "" {
+			line("quantised weights", from.Why)
 		}
 	}
 	opened := func(at ort.Placement) { line("placement", placementText(at)) }

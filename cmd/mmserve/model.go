@@ -139,8 +139,12 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	}
 	defer m.Close()
 	p := graph.Precision(v.Precision)
-	if _, err := m.LoadQuantized(cacheDir(v.CacheDir), p.Vision(), p); err != nil {
+	from, err := m.LoadQuantized(cacheDir(v.CacheDir), p.Vision(), p)
+	if err != nil {
 		return err
+	}
+	if from.Why != "" {
+		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
 	}
 	tolerance := v.Tolerance
 	if v.Gold == "" {

@@ -5,6 +5,7 @@ package graph
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,7 +71,7 @@ func TestCacheServesNothingElse(t *testing.T) {
 	}
 	cases := map[string][]byte{"empty": {}, "one byte short": good[:len(good)-1], "half": good[:len(good)/2], "longer": append(slices.Clone(good), 0)}
 	for _, at := range []int{0, 9, 100, len(good) / 3, len(good) / 2, len(good) - 200, len(good) - 1, len(good) - 40, len(good) - 79} {
-		cases["bit flipped at "+string(rune('a'+at%26))] = flipped(at)
+		cases[fmt.Sprintf("bit flipped at byte %d of %d", at, len(good))] = flipped(at)
 	}
 	for _, p := range foreign {
 		b, err := os.ReadFile(p)

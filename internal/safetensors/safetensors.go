@@ -35,6 +35,12 @@ var ErrNone = errors.New("no model.safetensors or model.safetensors.index.json")
 // maxHeader is the header limit of the reference implementation (100 MB).
 const maxHeader = 100_000_000
 
+// What an entry of the header may have; released checkpoints have names of some 100 bytes and 6 dimensions.
+const (
+	maxName = 1024
+	maxRank = 32
+)
+
 // DType is an element type as the header spells it.
 type DType string
 
@@ -438,6 +444,9 @@ func parse(data []byte) ([]Tensor, error) {
 			return nil, fmt.Errorf("header: %w", err)
 		}
 		name := key.(string)
+		if len(name) > maxName {
+			return nil, fmt.Errorf("header: a tensor's name has %d bytes, want at most %d", len(name), maxName)
+		}
 		if seen[name] {
 			return nil, fmt.Errorf("header: tensor %q is listed twice", name)
 		}
@@ -467,12 +476,18 @@ func parse(data []byte) ([]Tensor, error) {
 	if _, err := dec.Token(); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errors.New("header: there is more behind the JSON object")
+	}
 	return list, checkLayout(list, base, int64(len(data)))
 }
 
 func checkEntry(name string, dt DType, shape, off []int64, body []byte) (Tensor, error) {
 	if dt.Size() == 0 {
-		return Tensor{}, fmt.Errorf("header: tensor %q has the unknown dtype %q", name, dt)
+		return Tensor{}, fmt.Errorf("header: tensor %q has the unknown dtype %.40q", name, dt)
+	}
+	if len(shape) > maxRank || len(off) > 2 {
+		return Tensor{}, fmt.Errorf("header: tensor %q has %d dimensions and %d data_offsets, want at most %d and 2", name, len(shape), len(off), maxRank)
 	}
 	if len(off) != 2 || off[0] < 0 || off[1] < off[0] {
 		return Tensor{}, fmt.Errorf("header: tensor %q has data_offsets %v, want [begin, end] with 0 ≤ begin ≤ end", name, off)

@@ -113,7 +113,7 @@ func (m *matcher) longest(s string, i, limit int) (token int32, end int) {
 // them, with id -1. Every byte of s is in one call. A token for which allow, if it is not
 // nil, is false is text.
 func (m *matcher) split(s string, marks []mark, allow func(start, end int, t *addedToken) bool, yield func(start, end int, id int32)) {
-	done := 0 // s[:done] has been given to yield
+	done, blank := 0, 0 // s[:done] has been given to yield; white space reaches up to blank
 	for i := 0; i < len(s); {
 		if !m.starts[s[i]] {
 			i++
@@ -141,10 +141,14 @@ func (m *matcher) split(s string, marks []mark, allow func(start, end int, t *ad
 			continue
 		}
 		if token.LStrip {
-			start = max(len(strings.TrimRightFunc(s[:start], unicode.IsSpace)), done)
+			from := min(done, start)
+			start = max(from+len(strings.TrimRightFunc(s[from:start], unicode.IsSpace)), done)
 		}
-		if token.RStrip {
-			end = len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))
+		if token.RStrip { // tokens may be white space: none of it is walked over twice
+			if end >= blank {
+				blank = len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))
+			}
+			end = max(end, blank)
 		}
 		if done < start {
 			yield(done, start, -1)

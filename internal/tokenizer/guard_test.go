@@ -36,7 +36,7 @@ func TestGuardedTextHasNoAddedTokens(t *testing.T) {
 		tok := load(t, name)
 		added := longAdded(tok)
 		for _, text := range corpus(t) {
-			ids := tok.EncodeGuarded(guardAll(text), guard, false)
+			ids := tok.mustEncodeGuarded(guardAll(text), guard, false)
 			if i := slices.IndexFunc(ids, func(id int32) bool { return added[id] }); i >= 0 {
 				t.Errorf("%s: %q has the added token %d", name, text, ids[i])
 			}
@@ -60,7 +60,7 @@ func TestGuardedTokensSplitAtEveryPlace(t *testing.T) {
 				if strings.HasPrefix(before, "<key_") || strings.HasPrefix(before, "</key_") {
 					continue // which are tokens of granite-docling themselves
 				}
-				ids := tok.EncodeGuarded("user: "+before+string(guard)+after, guard, false)
+				ids := tok.mustEncodeGuarded("user: "+before+string(guard)+after, guard, false)
 				if slices.ContainsFunc(ids, func(id int32) bool { return added[id] }) {
 					t.Errorf("%s: %q and %q make an added token: %v", name, before, after, ids)
 				}
@@ -74,7 +74,7 @@ func TestGuardsElsewhereChangeNothing(t *testing.T) {
 	for _, name := range allFiles {
 		tok := load(t, name)
 		for _, text := range corpus(t) {
-			if want, got := tok.Encode(text, true), tok.EncodeGuarded(string(guard)+text+string(guard), guard, true); !slices.Equal(got, want) {
+			if want, got := tok.Encode(text, true), tok.mustEncodeGuarded(string(guard)+text+string(guard), guard, true); !slices.Equal(got, want) {
 				t.Errorf("%s: %q with guards around it\n got %v\nwant %v", name, text, got, want)
 			}
 		}
@@ -110,7 +110,7 @@ func TestGuards(t *testing.T) {
 		{"e\u0301|x", "éx"},
 		{"a|e\u0301x", "a[éx]"},
 	} {
-		if got := bracketed(tok, tok.EncodeGuarded(c.text, '|', false)); got != c.want {
+		if got := bracketed(tok, tok.mustEncodeGuarded(c.text, '|', false)); got != c.want {
 			t.Errorf("%q: got %s, want %s", c.text, got, c.want)
 		}
 	}
@@ -135,14 +135,14 @@ func TestGuardedModelsGiveNoSpecialTokens(t *testing.T) {
 		if ids := tok.Encode(text, false); !slices.Contains(ids, 1) {
 			t.Errorf("%s: %v: the text is no special token at all", name, ids)
 		}
-		ids := tok.EncodeGuarded(text, guard, false)
+		ids := tok.mustEncodeGuarded(text, guard, false)
 		if slices.Contains(ids, 1) {
 			t.Errorf("%s: %v has a special token", name, ids)
 		}
 		if got := strings.TrimSpace(strings.NewReplacer(" ##", "", " ", "").Replace(tok.Decode(ids, false))); got != "</s>" {
 			t.Errorf("%s: %v is %q", name, ids, got)
 		}
-		if ids := tok.EncodeGuarded("</s>", guard, false); !slices.Equal(ids, []int32{1}) {
+		if ids := tok.mustEncodeGuarded("</s>", guard, false); !slices.Equal(ids, []int32{1}) {
 			t.Errorf("%s: %v: a special token that is not guarded", name, ids)
 		}
 	}
@@ -174,7 +174,7 @@ func TestGuardedTokensAreVerbatim(t *testing.T) {
 		if got := bracketed(tok, tok.Encode(c.text, false)); got != c.encode {
 			t.Errorf("%q: %s, want %s", c.text, got, c.encode)
 		}
-		if got := bracketed(tok, tok.EncodeGuarded(c.text, guard, false)); got != c.guarded {
+		if got := bracketed(tok, tok.mustEncodeGuarded(c.text, guard, false)); got != c.guarded {
 			t.Errorf("%q guarded: %s, want %s", c.text, got, c.guarded)
 		}
 	}

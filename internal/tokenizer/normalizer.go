@@ -19,15 +19,29 @@ type normalizer interface {
 // edit is a changed range [start, end) that became [newStart, newEnd).
 type edit struct{ start, end, newStart, newEnd int }
 
-// normalize applies the steps to s and moves marks along. first says whether s starts
-// where the text does; the result says whether the normalized text still does. The edits
-// of each step that made some are added to trace, if it is not nil.
-func normalize(steps []normalizer, s string, marks []mark, first bool, trace *trace) (string, []mark, bool) {
+// section is a part of a text, with the marks in it.
+type section struct {
+	text  string
+	marks []mark
+	first bool // it starts where the text does
+}
+
+// normalize applies the steps to a section, marks included. The edits of each step that
+// made some are added to trace, if it is not nil. Each byte that a step writes is taken
+// from room; where there is none left the error is ErrGrows.
+func normalize(steps []normalizer, sec section, room *int, trace *trace) (section, error) {
+	s, marks, first := sec.text, sec.marks, sec.first
 	for _, step := range steps {
 		var b strings.Builder
 		var edits []edit
-		last := 0
+		last, grows := 0, false
 		step.rewrite(s, func(start, end int, with string) {
+			if b.Len()+start-last+len(with) > *room {
+				grows = true
+			}
+			if grows {
+				return
+			}
 			if last == 0 && b.Len() == 0 {
 				b.Grow(len(s) + len(s)/4)
 			}
@@ -41,8 +55,14 @@ func normalize(steps []normalizer, s string, marks []mark, first bool, trace *tr
 			b.WriteString(with)
 			last = end
 		})
+		if grows {
+			return section{}, ErrGrows
+		}
 		if last == 0 && b.Len() == 0 {
 			continue
+		}
+		if *room -= b.Len() + len(s) - last; *room < 0 {
+			return section{}, ErrGrows
 		}
 		b.WriteString(s[last:])
 		s = b.String()
@@ -53,7 +73,7 @@ func normalize(steps []normalizer, s string, marks []mark, first bool, trace *tr
 			*trace = append(*trace, edits)
 		}
 	}
-	return s, marks, first
+	return section{s, marks, first}, nil
 }
 
 func moveMarks(marks []mark, edits []edit) []mark {

@@ -33,6 +33,9 @@ func Parse(tokenizerJSON []byte) (*Tokenizer, error) {
 		err = t.readModel(f.Model)
 	}
 	if err == nil {
+		err = t.checkVocab()
+	}
+	if err == nil {
 		t.normalizers, err = readNormalizer(f.Normalizer)
 	}
 	if err == nil {
@@ -185,6 +188,9 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 		if content == "" || assigned[content] {
 			continue
 		}
+		if err := checkLen("added_tokens: a token", content, maxAddedToken); err != nil {
+			return err
+		}
 		assigned[content] = true
 		tok := tokens[last[content]]
 		id, ok := t.ids[content]
@@ -201,7 +207,9 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 		}
 		*e = entry{content, true, tok.Special}
 		if tok.Normalized { // it decodes to what was found
-			e.content, _, _ = normalize(t.normalizers, content, nil, true, nil)
+			if e.content, err = t.normalizeToken(content); err != nil {
+				return err
+			}
 		}
 		tokens[last[content]] = tok
 	}
@@ -212,7 +220,10 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 				continue
 			}
 			if tok.Normalized {
-				content, _, _ := normalize(t.normalizers, tok.Content, nil, true, nil)
+				content, err := t.normalizeToken(tok.Content)
+				if err != nil {
+					return err
+				}
 				t.normalized.add(content, tok)
 				t.verbatim = t.verbatim || tok.Special
 			} else {
@@ -224,31 +235,22 @@ func (t *Tokenizer) addTokens(tokens []addedToken) error {
 	return nil
 }
 
+// normalizeToken is what an added token is looked for as in normalized text.
+func (t *Tokenizer) normalizeToken(content string) (string, error) {
+	room := growth(len(content))
+	sec, err := normalize(t.normalizers, section{text: content, first: true}, &room, nil)
+	if err == nil {
+		err = checkLen("a normalized token", sec.text, maxAddedToken)
+	}
+	if err != nil {
+		return "", fmt.Errorf("added_tokens: %w", err)
+	}
+	return sec.text, nil
+}
+
 // sequence flattens an element: a Sequence is its elements, listed under key.
 func sequence(raw json.RawMessage, key string) ([]json.RawMessage, error) {
-	typ, err := typeOf(raw)
-	if err != nil || typ == "" {
-		return nil, err
-	}
-	if typ != "Sequence" {
-		return []json.RawMessage{raw}, nil
-	}
-	var f map[string]json.RawMessage
-	var elements, flat []json.RawMessage
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(f[key], &elements); err != nil {
-		return nil, fmt.Errorf("Sequence.%s: %w", key, err)
-	}
-	for _, e := range elements {
-		inner, err := sequence(e, key)
-		if err != nil {
-			return nil, err
-		}
-		flat = append(flat, inner...)
-	}
-	return flat, nil
+	return flatten(raw, key, 0)
 }
 
 // patternFile is {"String": …} or {"Regex": …}.
@@ -301,7 +303,10 @@ func readNormalizer(raw json.RawMessage) ([]normalizer, error) {
 		case "Strip":
 			step = stripNormalizer{f.StripLeft, f.StripRight}
 		case "Prepend":
-			step = prependNormalizer(f.Prepend)
+			step, err = prependNormalizer(f.Prepend), checkLen("normalizer Prepend", f.Prepend, maxReplacement)
+			if err != nil {
+				return nil, err
+			}
 		case "Replace":
 			find, err := readReplace(f.Pattern, f.Content)
 			if err != nil {
@@ -330,6 +335,9 @@ func readNormalizer(raw json.RawMessage) ([]normalizer, error) {
 func readReplace(p patternFile, content string) (finder, error) {
 	if p.Regex != nil && strings.Contains(content, "$") {
 		return nil, fmt.Errorf("content %q refers to groups, which is not supported", content)
+	}
+	if err := checkLen("content", content, maxReplacement); err != nil {
+		return nil, err
 	}
 	return p.finder()
 }
@@ -469,6 +477,7 @@ func readDecoder(raw json.RawMessage) ([]decoder, error) {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	var steps []decoder
+	times := 1
 	for _, e := range elements {
 		var f struct {
 			Type        string
@@ -499,6 +508,9 @@ func readDecoder(raw json.RawMessage) ([]decoder, error) {
 			find, err := readReplace(f.Pattern, f.Content)
 			if err != nil {
 				return nil, fmt.Errorf("decoder Replace: %w", err)
+			}
+			if times *= lengthens(find, f.Content); times > maxDecoded {
+				return nil, fmt.Errorf("decoder Replace: the steps up to it can make a token %d times as long, at most %d are supported", times, maxDecoded)
 			}
 			step = replaceDecoder{find, f.Content}
 		case "Metaspace":
@@ -569,6 +581,9 @@ func readPostProcessor(raw json.RawMessage) (prefix, suffix []int32, err error) 
 						prefix = append(prefix, tok.IDs...)
 					} else {
 						suffix = append(suffix, tok.IDs...)
+					}
+					if n := len(prefix) + len(suffix); n > maxTemplate {
+						return nil, nil, fmt.Errorf("post_processor.single adds %d ids or more, at most %d are supported", n, maxTemplate)
 					}
 				}
 			}

@@ -15,7 +15,8 @@ import (
 // reference uses, for the part of its syntax that tokenizers have: what Go's regexp has,
 // and look-ahead. Texts come from users, so it does not backtrack without a bound: it
 // remembers the branches that failed (a branch at a place fails whatever led to it) and
-// takes time and memory linear in the text, but for patterns that look far ahead.
+// takes time and memory linear in the text. Branches inside a look-ahead that succeeded are
+// remembered too, as only whether they do counts.
 //
 // The expression is parsed and compiled by regexp/syntax, where a look-ahead is
 // written as a capture group.
@@ -32,13 +33,22 @@ type lookAt struct {
 	negative bool
 }
 
-// maxBranches bounds the memory of a search, which is a bit for each branch and byte of
-// the text. The expressions of the large models have some 50.
-const maxBranches = 512
+// What an expression may have. The longest of released models has some 1,000 bytes and 50
+// branches; a search takes two bits of memory for each branch and byte of the text.
+const (
+	maxExpression   = 16 << 10 // bytes
+	maxTranslated   = 1 << 20  // bytes, where \w and its like are written out
+	maxInstructions = 1 << 10  // what a start without branches takes at most
+	maxBranches     = 256
+	maxLooks        = 32
+)
 
 const lookName = "look" // and lookNot: the names of the groups, with a number after them
 
 func compilePattern(expr string) (*pattern, error) {
+	if len(expr) > maxExpression {
+		return nil, fmt.Errorf("an expression of %d bytes, at most %d are supported", len(expr), maxExpression)
+	}
 	translated, err := translate(expr)
 	if err != nil {
 		return nil, err
@@ -54,24 +64,32 @@ func compilePattern(expr string) (*pattern, error) {
 		return nil, fmt.Errorf("expression %q: %w", expr, err)
 	}
 	p := &pattern{prog: prog, branch: make([]int, len(prog.Inst)), looks: make(map[uint32]lookAt)}
+	opens := func(inst *syntax.Inst) bool {
+		return inst.Op == syntax.InstCapture && inst.Arg%2 == 0 && strings.HasPrefix(names[inst.Arg/2], lookName)
+	}
+	looks := 0
 	for pc := range prog.Inst {
 		p.branch[pc] = -1
-		switch inst := &prog.Inst[pc]; inst.Op {
-		case syntax.InstAlt, syntax.InstAltMatch:
+		switch inst := &prog.Inst[pc]; {
+		case inst.Op == syntax.InstAlt, inst.Op == syntax.InstAltMatch:
 			p.branch[pc] = p.count
 			p.count++
-		case syntax.InstCapture:
-			if name := names[inst.Arg/2]; inst.Arg%2 == 0 && strings.HasPrefix(name, lookName) {
-				end, ok := p.groupEnd(inst.Out, inst.Arg+1, make(map[uint32]bool))
-				if !ok {
-					return nil, fmt.Errorf("expression %q: a look-ahead that cannot match", expr)
-				}
-				p.looks[uint32(pc)] = lookAt{end, strings.HasPrefix(name, lookName+"Not")}
-			}
+		case opens(inst):
+			looks++
 		}
 	}
-	if p.count > maxBranches {
-		return nil, fmt.Errorf("expression %q has %d branches, at most %d are supported", expr, p.count, maxBranches)
+	if p.count > maxBranches || looks > maxLooks || len(prog.Inst) > maxInstructions {
+		return nil, fmt.Errorf("expression %.100q has %d branches, %d look-aheads and %d steps, at most %d, %d and %d are supported",
+			expr, p.count, looks, len(prog.Inst), maxBranches, maxLooks, maxInstructions)
+	}
+	for pc := range prog.Inst {
+		if inst := &prog.Inst[pc]; opens(inst) {
+			end, ok := p.groupEnd(inst.Out, inst.Arg+1, make(map[uint32]bool))
+			if !ok {
+				return nil, fmt.Errorf("expression %q: a look-ahead that cannot match", expr)
+			}
+			p.looks[uint32(pc)] = lookAt{end, strings.HasPrefix(names[inst.Arg/2], lookName+"Not")}
+		}
 	}
 	return p, nil
 }
@@ -108,6 +126,9 @@ func translate(expr string) (string, error) {
 	var b strings.Builder
 	looks, class := 0, false
 	for i := 0; i < len(expr); i++ {
+		if b.Len() > maxTranslated {
+			return "", fmt.Errorf("expression %.100q has too many classes", expr)
+		}
 		rest := expr[i:]
 		switch c := expr[i]; {
 		case c == '\\' && len(rest) > 1:
@@ -212,7 +233,11 @@ var onigWordTable = sync.OnceValue(func() *unicode.RangeTable {
 
 // findAll finds the matches; one that is empty is not found at the end of the one before.
 func (p *pattern) findAll(s string, match func(start, end int)) {
-	r := matchRun{pattern: p, text: s, failed: make([]uint64, (p.count*(len(s)+1)+63)/64)}
+	bits := (p.count*(len(s)+1) + 63) / 64
+	r := matchRun{pattern: p, text: s, failed: make([]uint64, bits)}
+	if len(p.looks) > 0 {
+		r.held = make([]uint64, bits)
+	}
 	last := -1
 	for start := 0; start <= len(s); {
 		end, ok := r.match(uint32(p.prog.Start), start, noInst)
@@ -236,6 +261,7 @@ type matchRun struct {
 	*pattern
 	text   string
 	failed []uint64 // bits by place and branch: it was tried, and failed or is on the path
+	held   []uint64 // bits by place and branch inside a look-ahead: it leads to the look-ahead's end
 	path   []int    // the bits set on the way to where the search is
 	jobs   []job    // branches still to try, the next one last
 }
@@ -247,13 +273,16 @@ type job struct {
 }
 
 // match returns where the match from pc at pos ends: at the instruction until, or at the
-// end of the program.
+// end of the program. Where a look-ahead's ends does not count, and may be too early.
 func (r *matchRun) match(pc uint32, pos int, until uint32) (int, bool) {
 	jobs, path := len(r.jobs), len(r.path)
 	for {
-		if pc == until || r.prog.Inst[pc].Op == syntax.InstMatch {
+		if pc == until || r.prog.Inst[pc].Op == syntax.InstMatch || until != noInst && r.holds(pc, pos) {
 			for _, bit := range r.path[path:] { // the path did not fail
 				r.failed[bit/64] &^= 1 << (bit % 64)
+				if until != noInst {
+					r.held[bit/64] |= 1 << (bit % 64)
+				}
 			}
 			r.path, r.jobs = r.path[:path], r.jobs[:jobs]
 			return pos, true
@@ -272,6 +301,15 @@ func (r *matchRun) match(pc uint32, pos int, until uint32) (int, bool) {
 		r.path = r.path[:j.path]
 		pc, pos = j.pc, j.pos
 	}
+}
+
+// holds tells whether pc is a branch that led to its look-ahead's end from pos before.
+func (r *matchRun) holds(pc uint32, pos int) bool {
+	if r.branch[pc] < 0 {
+		return false
+	}
+	bit := pos*r.count + r.branch[pc]
+	return r.held[bit/64]&(1<<(bit%64)) != 0
 }
 
 // step returns the instruction after pc and the bytes that pc takes.

@@ -47,6 +47,9 @@ func newPrecompiled(charsmap []byte) (*precompiledNormalizer, error) {
 	if !utf8.ValidString(n.replacements) {
 		return nil, fmt.Errorf("precompiled_charsmap: the replacements are not UTF-8")
 	}
+	if err := checkRules(n.replacements); err != nil {
+		return nil, err
+	}
 	for at := int64(0); at < size; at += 4 {
 		n.units = append(n.units, binary.LittleEndian.Uint32(rest[at:]))
 	}

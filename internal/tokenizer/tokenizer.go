@@ -76,8 +76,10 @@ type scratch struct {
 // ids: text that a user typed belongs in EncodeGuarded. With addSpecial the ids of the
 // file's template (such as a beginning-of-sequence token) are put around them. A byte
 // run that is not UTF-8 counts as one U+FFFD.
+// It is nil for a text that EncodeGuarded refuses.
 func (t *Tokenizer) Encode(text string, addSpecial bool) []int32 {
-	return t.encode(text, nil, addSpecial, false)
+	ids, _ := t.encode(text, nil, addSpecial, false)
+	return ids
 }
 
 // EncodeGuarded is Encode of text without the rune guard, where no added token is found
@@ -85,8 +87,9 @@ func (t *Tokenizer) Encode(text string, addSpecial bool) []int32 {
 // written only: what becomes one by normalization is text, and a model that has them in
 // its vocabulary does not make them of a word. White space that a token strips from its
 // sides is not part of it and may be on the other side of a guard. Normalizers and
-// pre-tokenizers see the text without guards. Guard 0 means that there are none.
-func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []int32 {
+// pre-tokenizers see the text without guards. Guard 0 means that there are none. A text that
+// the file's steps make far longer is ErrGrows.
+func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) ([]int32, error) {
 	var marks []mark
 	if guard != 0 {
 		text, marks = takeMarks(strings.ToValidUTF8(text, string(utf8.RuneError)), guard)
@@ -94,7 +97,7 @@ func (t *Tokenizer) EncodeGuarded(text string, guard rune, addSpecial bool) []in
 	return t.encode(text, marks, addSpecial, true)
 }
 
-func (t *Tokenizer) encode(text string, marks []mark, addSpecial, guarded bool) []int32 {
+func (t *Tokenizer) encode(text string, marks []mark, addSpecial, guarded bool) ([]int32, error) {
 	w := t.asIs
 	if guarded {
 		w = t.guarded
@@ -108,7 +111,12 @@ func (t *Tokenizer) encode(text string, marks []mark, addSpecial, guarded bool) 
 	if sc == nil {
 		sc = new(scratch)
 	}
+	room := growth(len(text))
+	var failed error
 	t.raw.split(text, marks, nil, func(start, end int, id int32) {
+		if failed != nil {
+			return
+		}
 		if id >= 0 {
 			ids = append(ids, id)
 			return
@@ -125,45 +133,65 @@ func (t *Tokenizer) encode(text string, marks []mark, addSpecial, guarded bool) 
 				return strings.TrimSpace(raw[start:end]) == strings.TrimSpace(token.Content)
 			}
 		}
-		section, inside, first := normalize(t.normalizers, text[start:end], within(marks, start, end), start == 0, edits)
-		t.normalized.split(section, inside, allow, func(start, end int, id int32) {
+		sec, err := normalize(t.normalizers, section{text[start:end], within(marks, start, end), start == 0}, &room, edits)
+		if failed = err; err != nil {
+			return
+		}
+		t.normalized.split(sec.text, sec.marks, allow, func(start, end int, id int32) {
 			if id >= 0 {
 				ids = append(ids, id)
-				return
+			} else if failed == nil {
+				ids, failed = t.encodeWords(ids, piece{sec.text[start:end], sec.first && start == 0}, sc, encoding{w, &room})
 			}
-			ids = t.encodeWords(ids, piece{section[start:end], first && start == 0}, sc, w)
 		})
 	})
 	clear(sc.words[:cap(sc.words)]) // drop what refers to the caller's text
 	clear(sc.next[:cap(sc.next)])
 	t.scratch.Put(sc)
+	if failed != nil {
+		return nil, failed
+	}
 	if addSpecial {
 		ids = append(ids, t.suffix...)
 	}
-	return ids
+	return ids, nil
+}
+
+// encoding is what the sections of one text share: room is the bytes that its steps may still write.
+type encoding struct {
+	words
+	room *int
 }
 
 // encodeWords appends the ids of p, in which no added token is.
-func (t *Tokenizer) encodeWords(ids []int32, p piece, sc *scratch, w words) []int32 {
+func (t *Tokenizer) encodeWords(ids []int32, p piece, sc *scratch, e encoding) ([]int32, error) {
 	pieces, next := append(sc.words[:0], p), sc.next
 	for _, pre := range t.preTokenizers {
 		next = next[:0]
+		from := 0
 		for _, p := range pieces {
 			if p.text != "" {
 				next = pre.split(next, p)
+			}
+			for ; from < len(next); from++ {
+				*e.room -= len(next[from].text)
+			}
+			if *e.room < 0 {
+				sc.words, sc.next = pieces, next
+				return nil, ErrGrows
 			}
 		}
 		pieces, next = next, pieces
 	}
 	for _, p := range pieces {
 		for rest := p.text; rest != ""; {
-			n := w.model.boundary(rest)
-			ids = t.encodeWord(ids, rest[:n], w)
+			n := e.model.boundary(rest)
+			ids = t.encodeWord(ids, rest[:n], e.words)
 			rest = rest[n:]
 		}
 	}
 	sc.words, sc.next = pieces, next
-	return ids
+	return ids, nil
 }
 
 func (t *Tokenizer) encodeWord(ids []int32, word string, w words) []int32 {
