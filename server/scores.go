@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -19,7 +20,8 @@ import (
 // choice begins with the text, it is that the answer ends there, too.
 //
 // The token paths of all choices are a tree. Engine requests that are forced down its paths read the probabilities of
-// the branches at each node: one request with one token, where the choices differ in their first tokens.
+// the branches at each node: one request with one token, where the choices differ in their first tokens. The prefix
+// cache has the prompt for all but the first.
 
 // scoreNode is a place in the tree of the choices' tokens.
 type scoreNode struct {
@@ -36,8 +38,11 @@ type path struct {
 	ends   bool // another choice goes on from here
 }
 
-// score tells how likely each choice is, if that is asked for. tickets are those for the first of the requests that it takes.
-func (s *Server) score(ctx context.Context, rec *record, req *request, in fusion.Input, g *constrain.Grammar, tickets []*batching.Ticket) (list []float32, err error) {
+// score tells how likely each choice is, if that is asked for. tickets are those for the first of the requests that it
+// takes.
+func (s *Server) score(ctx context.Context, rec *record, req *request, in fusion.Input, g *constrain.Grammar,
+	tickets []*batching.Ticket,
+) (list []float32, err error) {
 	if req.scored == nil {
 		return nil, nil
 	}
@@ -153,8 +158,8 @@ func (n *scoreNode) insert(ids []int32) *scoreNode {
 // walks appends to list the paths down to the last nodes at which something is wanted; together they meet all of them.
 func (n *scoreNode) walks(list [][]int32, at []int32) [][]int32 {
 	before := len(list)
-	for id, child := range n.children {
-		list = child.walks(list, append(at, id))
+	for _, id := range slices.Sorted(maps.Keys(n.children)) {
+		list = n.children[id].walks(list, append(at, id))
 	}
 	if len(list) == before && (n.ends || len(n.children) > 0) {
 		list = append(list, slices.Clone(at))

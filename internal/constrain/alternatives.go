@@ -10,6 +10,9 @@ const (
 	// maxAlternatives bounds the ways in which one value may satisfy its schemas, before they are merged.
 	maxAlternatives = 512
 
+	// ownKey starts the names of keywords that callers' schemas may not have.
+	ownKey = "\x00"
+
 	// Keywords of schemas that are made here: names that no property has, schemas that only concern the properties they
 	// name, strings and patterns that a string is not.
 	keyAbsent, keyGiven, keyNotStrings, keyNotPattern = "\x00absent", "\x00given", "\x00notStrings", "\x00notPattern"

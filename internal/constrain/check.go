@@ -48,6 +48,10 @@ func (c *checker) schema(v any, place string) {
 	}
 	c.places[o] = place
 	for _, key := range o.keys {
+		if strings.HasPrefix(key, ownKey) {
+			c.add(place, "has a name that starts with U+0000")
+			continue
+		}
 		c.keyword(o, key, o.values[key], place+"/"+key)
 	}
 	for _, key := range []string{"$id", "id", "$anchor", "$dynamicAnchor"} {

@@ -290,7 +290,7 @@ func (s *schemaCompiler) typed(typ string, parts []*jsonObject, next int32) (int
 	var schemas []any
 	for _, p := range parts {
 		for _, key := range p.keys {
-			if keywordTypes[key] == typ || key[0] == 0 && typ == "object" {
+			if keywordTypes[key] == typ || strings.HasPrefix(key, ownKey) && typ == "object" {
 				schemas = append(schemas, p)
 				break
 			}

@@ -214,7 +214,7 @@ func (s *schemaCompiler) searchDFA(expr string) (*dfa, error) {
 
 // formatDFA returns the automaton of the JSON strings of a format that is known.
 func (s *schemaCompiler) formatDFA(name string) (*dfa, error) {
-	key := "\x00format " + name
+	key := "\xFFformat " + name // no pattern, which is UTF-8
 	if d, ok := s.search[key]; ok {
 		return d, nil
 	}

@@ -141,6 +141,8 @@ func TestJSONSchemaRefused(t *testing.T) {
 		{`{"oneOf":[{"const":1},{"const":1.0}]}`, `nothing satisfies it`},
 		{`{"type":"strin"}`, `#/type: is one or a list of`},
 		{`{"type":[]}`, `#/type`},
+		{`{"\u0000notPattern":"a"}`, `#: has a name that starts with U+0000`},
+		{`{"properties":{"a":{"\u0000given":1}}}`, `#/properties/[0]: has a name`},
 		{`{"type":"string","pattern":"a\\b"}`, `#/pattern`},
 		{`{"type":"string","pattern":"(?<!a)b"}`, `#/pattern`},
 		{`{"type":"string","pattern":"^a$","minLength":2}`, `nothing satisfies it`},
