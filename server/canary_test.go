@@ -32,13 +32,15 @@ var canaries = []string{
 	`{"` + canary + `":1,"` + canary + `":2}`,
 	`{"a":` + canary + `}`,
 	`{"type":"` + canary + `","` + canary + `":{}}`,
-	`{"properties":{"` + canary + `":{"pattern":"(` + canary + `","type":5}},"required":["` + canary + `","` + canary + `"]}`,
+	`{"properties":{"` + canary + `":{"pattern":"(` + canary + `","type":5}},` +
+		`"required":["` + canary + `","` + canary + `"]}`,
 	`{"$ref":"#/` + canary + `","const":"` + canary + `","minLength":"` + canary + `"}`,
 	`{"patternProperties":{"(` + canary + `":{"$ref":"` + canary + `"}},"format":["` + canary + `"]}`,
 	`{"type":"string","enum":["` + canary + `"],"minLength":99}`,
 	"\x89PNG\r\n\x1a\n\x00\x00\x00\x09" + canary,
-	"GIF89a" + canary, "P6\n" + canary + " 1 255\n", "BM" + canary + canary + canary + canary + canary + canary + canary + canary,
-	"RIFF\x10\x00\x00\x00WEBPVP8 " + canary, "II*\x00\x08\x00\x00\x00\x05\x00" + strings.Repeat(canary, 20), "\xff\xd8\xff\xe0\x00\x10" + canary,
+	"GIF89a" + canary, "P6\n" + canary + " 1 255\n", "BM" + strings.Repeat(canary, 8),
+	"RIFF\x10\x00\x00\x00WEBPVP8 " + canary,
+	"II*\x00\x08\x00\x00\x00\x05\x00" + strings.Repeat(canary, 20), "\xff\xd8\xff\xe0\x00\x10" + canary,
 	"\x00\x00\x00\x18ftyp" + canary, "<svg>" + canary,
 }
 
@@ -46,7 +48,9 @@ var canaries = []string{
 var named = map[protoreflect.Name]bool{"request_id": true, "tenant": true}
 
 // leaves gives the paths of all string and bytes fields below d.
-func leaves(d protoreflect.MessageDescriptor, path []protoreflect.FieldDescriptor) (all [][]protoreflect.FieldDescriptor) {
+func leaves(
+	d protoreflect.MessageDescriptor, path []protoreflect.FieldDescriptor,
+) (all [][]protoreflect.FieldDescriptor) {
 	for i := range d.Fields().Len() {
 		f := d.Fields().Get(i)
 		at := append(path[:len(path):len(path)], f)
@@ -82,8 +86,8 @@ func put(m protoreflect.Message, path []protoreflect.FieldDescriptor, text strin
 	}
 }
 
-// TestCanary holds that what callers write occurs in no error, log line or span, whichever field it is in, the request being
-// valid or not.
+// TestCanary holds that what callers write occurs in no error, log line or span, whichever field it is in, the
+// request being valid or not.
 func TestCanary(t *testing.T) {
 	m := tinyVLM(t)
 	compiler, err := constrain.NewCompiler(m.Tokenizer, m.EOS)
@@ -124,7 +128,9 @@ func TestCanary(t *testing.T) {
 				_, _, _, stream := collect(t.Context(), f.Client, in)
 				sent += 2
 				for _, err := range []error{unary, stream} {
-					if shown := fmt.Sprint(err, prototext.Format(status.Convert(err).Proto()), status.Convert(err).Details()); strings.Contains(shown, canary) {
+					st := status.Convert(err)
+					shown := fmt.Sprint(err, prototext.Format(st.Proto()), st.Details())
+					if strings.Contains(shown, canary) {
 						t.Errorf("%s = %.80q: the error quotes it: %.300s", path[len(path)-1].FullName(), text, shown)
 					}
 				}

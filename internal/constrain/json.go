@@ -84,7 +84,8 @@ func parseValue(d *json.Decoder, depth int) (any, error) {
 			}
 			name := key.(string) // the decoder sees to it
 			if o.has(name) {
-				return nil, fmt.Errorf("has an object of two members of one name, the later its %d. member, before byte %d", len(o.keys)+1, d.InputOffset())
+				return nil, fmt.Errorf("has an object of two members of one name, the later its %d. member, before byte %d",
+					len(o.keys)+1, d.InputOffset())
 			}
 			o.keys = append(o.keys, name)
 			o.values[name] = v
