@@ -276,6 +276,9 @@ func (e *Engine) stop(cause error) {
 	e.deliver(e.sched.end(cause, e.clock()))
 }
 
+// Places is the most answers that may be open at once: slots and waiting places. A call for more is never taken.
+func (e *Engine) Places() int { return e.places.limit }
+
 // Stats returns the latest snapshot.
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()

@@ -101,8 +101,9 @@ func TestAnswers(t *testing.T) {
 	}
 
 	in.N = 5 // and there are four places
-	if _, err := f.Generate(t.Context(), in); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("five answers of four places: %v", err)
+	_, err = f.Generate(t.Context(), in)
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "n: 5; want at most 4") {
+		t.Errorf("five answers of four places: %v, want INVALID_ARGUMENT that names both", err)
 	}
 	if n := f.engine.Stats().Accepted; n != 0 {
 		t.Errorf("%d places are still taken", n)

@@ -345,6 +345,35 @@ func head(length int) []byte {
 	return binary.BigEndian.AppendUint32([]byte{0}, uint32(length))
 }
 
+// TestStreamID holds that a call finds the number that its stream has on the wire, by which its bytes are counted.
+func TestStreamID(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan uint32, 1)
+	g := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		found <- server.StreamID(stream.Context())
+		return nil
+	}))
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(lis) }()
+	defer func() { g.Stop(); <-served }()
+	c := dialH2(t, lis.Addr().String())
+	for _, id := range []uint32{1, 3, 101, 70001, 1<<31 - 1} {
+		c.next = id
+		c.open(pb.MMServe_GetServerInfo_FullMethodName)
+		select {
+		case got := <-found:
+			if got != id {
+				t.Errorf("a call on stream %d finds %d", id, got)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no call on stream %d", id)
+		}
+	}
+}
+
 // Messages that are sent but for their last byte are refused as soon as they take more than the budget together, while an
 // honest large one comes through.
 func TestAttackHeldMessages(t *testing.T) {

@@ -1,12 +1,17 @@
 package server
 
 import (
+	"context"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // NewProgress is the tag of a request whose trace is recorded.
 func NewProgress() any { return new(progress) }
+
+// StreamID is streamID.
+func StreamID(ctx context.Context) uint32 { return streamID(ctx) }
 
 // UncountedFields are the repeated and map fields in messages that have no limit on the wire.
 func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) {

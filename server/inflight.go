@@ -271,7 +271,7 @@ func connectionOf(ctx context.Context) *connection {
 	return a.connection
 }
 
-// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; a test holds that it is found.
+// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; TestStreamID holds that it is the wire's.
 func streamID(ctx context.Context) uint32 {
 	v := reflect.Indirect(reflect.ValueOf(grpc.ServerTransportStreamFromContext(ctx)))
 	if v.Kind() != reflect.Struct {

@@ -144,8 +144,11 @@ func (s *Server) validateEnd(v *violations, r *request, in *pb.GenerateRequest) 
 
 // validateAnswers settles how many answers are given and what is told of their tokens.
 func (s *Server) validateAnswers(v *violations, r *request, in *pb.GenerateRequest) {
-	if in.GetN() > maxAnswers {
+	switch places := s.engine.Places(); {
+	case in.GetN() > maxAnswers:
 		v.add("n", "%d; want at most %d", in.GetN(), maxAnswers)
+	case int(in.GetN()) > places:
+		v.add("n", "%d; want at most %d: this server has no more places for answers", in.GetN(), places)
 	}
 	r.n = int(max(in.GetN(), 1))
 	switch top := in.GetTopLogprobs(); {

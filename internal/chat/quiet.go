@@ -36,13 +36,14 @@ func newVocabulary(source string) (vocabulary, error) {
 	return v, err
 }
 
-// reason is the message of raise_exception if the template's strings and the names of roles make it up: whatever else is
-// in it comes from the conversation, whole or in parts.
+// reason is the message of raise_exception if the template's strings and the names of roles make it up: whatever
+// else is in it comes from the conversation, whole or in parts.
 func (v vocabulary) reason(raised string, messages []Message) string {
 	if len(raised) <= maxReason && v.covers(raised, messages) {
 		return raised
 	}
-	return fmt.Sprintf("the template refuses it; the reason of %d bytes is not the template's words alone and is left out", len(raised))
+	return fmt.Sprintf("the template refuses it; the reason of %d bytes is not the template's words alone and is left out",
+		len(raised))
 }
 
 func (v vocabulary) covers(text string, messages []Message) bool {
@@ -119,8 +120,8 @@ func (v vocabulary) quiet(err error) error {
 	return quietError{b.String(), err}
 }
 
-// recoverTo makes an error of a panic in the template engine, which runs what a model's publisher wrote. A panic's value may
-// hold the conversation; Go's own do not.
+// recoverTo makes an error of a panic in the template engine, which runs what a model's publisher wrote. A panic's value
+// may hold the conversation; Go's own do not.
 func recoverTo(err *error) {
 	p := recover()
 	if p == nil {

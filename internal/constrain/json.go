@@ -36,8 +36,12 @@ func parseJSON(text []byte) (any, error) {
 	d.UseNumber()
 	v, err := parseValue(d, 0)
 	if err != nil {
-		if errors.Is(err, io.EOF) {
+		var wrong *json.SyntaxError
+		switch {
+		case errors.Is(err, io.EOF):
 			err = io.ErrUnexpectedEOF
+		case errors.As(err, &wrong): // its text quotes a character
+			err = fmt.Errorf("is no JSON after its first %d bytes", d.InputOffset())
 		}
 		return nil, err
 	}
@@ -80,7 +84,8 @@ func parseValue(d *json.Decoder, depth int) (any, error) {
 			}
 			name := key.(string) // the decoder sees to it
 			if o.has(name) {
-				return nil, fmt.Errorf("has the member %q twice in one object", name)
+				return nil, fmt.Errorf("has an object of two members of one name, the later its %d. member, before byte %d",
+					len(o.keys)+1, d.InputOffset())
 			}
 			o.keys = append(o.keys, name)
 			o.values[name] = v

@@ -142,7 +142,7 @@ func (f *bmpFile) check() error {
 		}
 	case bmpBitFields:
 		if _, ok := f.channels(); !ok {
-			return fmt.Errorf("bit fields %x of %d bits are not supported", f.masks, f.bits)
+			return fmt.Errorf("the bit fields are not supported with %d bits a pixel", f.bits)
 		}
 	case 4:
 		return errors.New("JPEG within a bitmap is not supported")

@@ -159,8 +159,8 @@ const (
 // checkKind is Pillow's table of the kinds that it opens.
 func (f *tiffFile) checkKind() error {
 	little := f.dir.mark == "II"
-	unsupported := fmt.Errorf("photometric %d, %d samples of %d bits in format %d, extra samples %v, fill order reversed %v: not supported",
-		f.photometric, f.samples, f.bits, f.format, f.extra, f.reversed)
+	unsupported := fmt.Errorf("photometric %d, %d samples of %d bits in format %d, %d extra samples, fill order reversed %v: not supported",
+		f.photometric, f.samples, f.bits, f.format, len(f.extra), f.reversed)
 	colors := map[int]int{photoWhiteIsZero: 1, photoBlackIsZero: 1, photoRGB: 3, photoPalette: 1, photoCMYK: 4, photoYCbCr: 3}
 	n, known := colors[f.photometric]
 	ok := false

@@ -24,7 +24,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Priority says who goes first where requests wait. One that waits long rises.
+// Priority says who goes first where requests wait. One that waits long rises. Where all slots are taken, a running answer
+// gives way to a waiting one of a higher priority: it pauses, and goes on later with the same tokens.
 type Priority int32
 
 const (
@@ -34,7 +35,7 @@ const (
 	Priority_PRIORITY_INTERACTIVE Priority = 1
 	// In between.
 	Priority_PRIORITY_DEFAULT Priority = 2
-	// Nobody waits: it takes what the others leave. Where all running answers are such, tokens may come in bursts, a second
+	// Nobody waits: it takes what the others leave, and gives way while it runs. Where all running answers are such, tokens may come in bursts, a second
 	// apart: more of them then go on together.
 	Priority_PRIORITY_BATCH Priority = 3
 )
@@ -278,7 +279,7 @@ type GenerateRequest struct {
 	// more), each of 1 to 256 bytes.
 	// When several match, the one that is complete first wins, and of those the longest.
 	Stop []string `protobuf:"bytes,7,rep,name=stop,proto3" json:"stop,omitempty"`
-	// Who goes first where requests wait. Default: PRIORITY_DEFAULT.
+	// Who goes first where requests wait, and whose running answers give way to those who wait. Default: PRIORITY_DEFAULT.
 	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=mmserve.v1.Priority" json:"priority,omitempty"`
 	// On whose behalf the request comes: up to 128 printable ASCII characters without spaces. Requests of one priority that
 	// wait take turns by tenant, and a prompt starts from what the server keeps of earlier ones only of the same tenant.
@@ -291,7 +292,7 @@ type GenerateRequest struct {
 	// ends otherwise could have become it. Default: anything.
 	Constraint *Constraint `protobuf:"bytes,12,opt,name=constraint,proto3" json:"constraint,omitempty"`
 	// How many answers to give to the one prompt, which is run once: 1 to 16, each of which takes a place among the server's
-	// open requests. Answer i is what a request alone gives with sampling.seed + i. Default: 1.
+	// open requests, and at most as many as it has places. Answer i is what a request alone gives with sampling.seed + i. Default: 1.
 	N uint32 `protobuf:"varint,13,opt,name=n,proto3" json:"n,omitempty"`
 	// Tell each token's log-probability, that which the model gave it before bias, penalties, constraint, temperature and
 	// filters.
