@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 )
@@ -88,4 +89,47 @@ func TestLeavingEndsTheWork(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestBudgetByPriority: of those who wait the higher priority goes first, and equals in the order in which they came.
+func TestBudgetByPriority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(800)
+		held, err := b.Acquire(t.Context(), 700)
+		if err != nil {
+			t.Fatal(err)
+		}
+		order := make(chan int, 10)
+		gone, leave := context.WithCancel(WithPriority(t.Context(), 2))
+		for i, priority := range []int{-1, 0, -1, 1, 0, 2, 1} {
+			ctx := WithPriority(t.Context(), priority)
+			if priority == 2 {
+				ctx = gone
+			}
+			go func() {
+				release, err := b.Acquire(ctx, 700)
+				if err != nil {
+					return
+				}
+				order <- i
+				release()
+			}()
+			synctest.Wait()
+		}
+		leave()
+		synctest.Wait()
+		held()
+		synctest.Wait()
+		close(order)
+		var got []int
+		for i := range order {
+			got = append(got, i)
+		}
+		if want := []int{3, 6, 1, 4, 0, 2}; !slices.Equal(got, want) {
+			t.Errorf("order %v, want %v", got, want)
+		}
+		if b.bytes != 0 || b.running != 0 || b.runningBig != 0 || b.largeBytes != 0 || len(b.waiting) != 0 {
+			t.Errorf("left over: %d bytes, %d waiting", b.bytes, len(b.waiting))
+		}
+	})
 }
