@@ -101,6 +101,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 		defer t.Release()
 	}
 
+	ctx = vision.WithPriority(ctx, int(req.priority))
 	images, err := s.prepare(ctx, rec, req.pictures)
 	if err != nil {
 		return err

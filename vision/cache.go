@@ -34,6 +34,8 @@ type entry struct {
 	waiters int           // guarded by cache.mu
 	place   *list.Element // guarded by cache.mu; nil while under way
 	over    bool          // guarded by cache.mu: done is closed
+	// priority is the highest of those who asked for the image while it was under way. Guarded by cache.mu.
+	priority int
 }
 
 func newCache(budget int64) *cache {
@@ -42,17 +44,18 @@ func newCache(budget int64) *cache {
 
 // join registers a waiter for an image; first tells that the caller has to see to its encoding.
 // Every join is followed by one leave.
-func (c *cache) join(key key) (e *entry, first bool) {
+func (c *cache) join(key key, priority int) (e *entry, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[key]; ok {
 		e.waiters++
+		e.priority = max(e.priority, priority)
 		if e.place != nil {
 			c.order.MoveToFront(e.place)
 		}
 		return e, false
 	}
-	e = &entry{key: key, done: make(chan struct{}), waiters: 1}
+	e = &entry{key: key, done: make(chan struct{}), waiters: 1, priority: priority}
 	c.entries[key] = e
 	return e, true
 }
@@ -61,6 +64,13 @@ func (c *cache) leave(e *entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.waiters--
+}
+
+// priorityOf is an entry's.
+func (c *cache) priorityOf(e *entry) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.priority
 }
 
 // abandoned tells whether an entry under way has no waiter left. It then leaves the map at once, so that a

@@ -1,10 +1,13 @@
 package vision
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 	"sync"
+
+	"github.com/mmserve/mmserve/internal/imaging"
 )
 
 // ErrClosed is given to callers of Encode after Close.
@@ -58,6 +61,8 @@ type job struct {
 	next    int // first tile not yet put into a run
 	left    int // tiles whose patches have not come back
 	patches []float32
+	// priority is the entry's when the run was filled.
+	priority int
 }
 
 // queueLength bounds jobs that wait for the worker; a caller past it waits in Encode, where its context counts.
@@ -76,10 +81,10 @@ func NewEncoder(t runner, normalize func(dst []float32, src []uint8), cacheBytes
 
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they were
 // cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant) that come
-// at the same time are encoded once. A caller whose context ends stops waiting; when the last one has gone
+// at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose context ends stops waiting; when the last one has gone
 // before the image reached the tower, it is never encoded.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
-	ent, first := e.cache.join(key{img.Digest, img.Tenant})
+	ent, first := e.cache.join(key{img.Digest, img.Tenant}, imaging.Priority(ctx))
 	defer e.cache.leave(ent)
 	e.count(!first)
 	if first {
@@ -156,7 +161,8 @@ func (e *Encoder) work() {
 	}
 }
 
-// drain takes in what else waits and drops images that nobody waits for any more.
+// drain takes in what else waits, drops images that nobody waits for any more and puts those of a higher priority first,
+// also before those that lack only some of their tiles.
 func (e *Encoder) drain(list []*job) []*job {
 	for {
 		select {
@@ -171,13 +177,15 @@ func (e *Encoder) drain(list []*job) []*job {
 				e.cache.finish(j.entry, nil, errAbandoned)
 				continue
 			}
+			j.priority = e.cache.priorityOf(j.entry)
 			kept = append(kept, j)
 		}
+		slices.SortStableFunc(kept, func(a, b *job) int { return cmp.Compare(b.priority, a.priority) })
 		return kept
 	}
 }
 
-// step fills one run with tiles in the order in which the images came, and hands out what came back.
+// step fills one run with tiles in the order of the list, and hands out what came back.
 func (e *Encoder) step(list []*job) []*job {
 	maxTiles, tilePixels, tilePatches := e.tower.Limits()
 	if maxTiles == 0 {

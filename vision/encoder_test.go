@@ -180,3 +180,43 @@ func TestTowerFailureIsNotKept(t *testing.T) {
 		}
 	})
 }
+
+// TestInteractiveImagesFirst: tiles of a higher priority go into the next run, before the rest of an image under way; equals
+// keep their order, and an image that somebody asks for again has the higher priority of the two.
+func TestInteractiveImagesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		var done []uint8
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		encode := func(priority int, img *Image) {
+			wg.Go(func() {
+				got, _, err := e.Encode(WithPriority(t.Context(), priority), img)
+				if err != nil || !slices.Equal(got, patchesOf(img)) {
+					t.Errorf("%v: %v %v", img.Pixels, got, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				done = append(done, img.Pixels[0])
+			})
+			synctest.Wait()
+		}
+		encode(-1, picture(1, 1, 1, 1, 1, 1, 1, 1, 1)) // three runs, the first of them under way
+		encode(-1, picture(2, 2, 2, 2))
+		encode(-1, picture(3, 3, 3, 3))
+		encode(0, picture(4, 4, 4, 4))
+		encode(1, picture(5, 5, 5, 5))
+		encode(1, picture(6, 6, 6, 6))
+		encode(1, picture(3, 3, 3, 3))
+		for range 8 {
+			tower.hold <- struct{}{}
+			synctest.Wait()
+		}
+		wg.Wait()
+		e.Close()
+		if want := []uint8{3, 3, 5, 6, 4, 1, 2}; !slices.Equal(done, want) {
+			t.Errorf("order %v, want %v", done, want)
+		}
+	})
+}

@@ -23,6 +23,12 @@ func DefaultLimits() Limits { return imaging.DefaultLimits() }
 // NewBudget gives a budget of bytes.
 func NewBudget(bytes int64) *Budget { return imaging.NewBudget(bytes) }
 
+// WithPriority says how soon the work on images that is done for ctx is wanted, of Prepare and of Encoder.Encode: of those who
+// wait, the higher goes first. Without it the priority is 0.
+func WithPriority(ctx context.Context, priority int) context.Context {
+	return imaging.WithPriority(ctx, priority)
+}
+
 // DefaultDecodeBytes is the budget that decodes share by default.
 const DefaultDecodeBytes = imaging.DefaultDecodeBytes
 

@@ -1,11 +1,17 @@
 package imaging
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"runtime"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // TestBudget holds that bytes in use stay within the budget, that small images pass large ones, and that a caller who
@@ -86,6 +92,115 @@ func TestLeavingEndsTheWork(t *testing.T) {
 		}
 		if _, err := h.Decode(ctx); !errors.Is(err, gone) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestBudgetByPriority: of those who wait the higher priority goes first, and equals in the order in which they came.
+func TestBudgetByPriority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(800)
+		held, err := b.Acquire(t.Context(), 700)
+		if err != nil {
+			t.Fatal(err)
+		}
+		order := make(chan int, 10)
+		gone, leave := context.WithCancel(WithPriority(t.Context(), 2))
+		for i, priority := range []int{-1, 0, -1, 1, 0, 2, 1} {
+			ctx := WithPriority(t.Context(), priority)
+			if priority == 2 {
+				ctx = gone
+			}
+			go func() {
+				release, err := b.Acquire(ctx, 700)
+				if err != nil {
+					return
+				}
+				order <- i
+				release()
+			}()
+			synctest.Wait()
+		}
+		leave()
+		synctest.Wait()
+		held()
+		synctest.Wait()
+		close(order)
+		var got []int
+		for i := range order {
+			got = append(got, i)
+		}
+		if want := []int{3, 6, 1, 4, 0, 2}; !slices.Equal(got, want) {
+			t.Errorf("order %v, want %v", got, want)
+		}
+		if b.bytes != 0 || b.running != 0 || b.runningBig != 0 || b.largeBytes != 0 || len(b.waiting) != 0 {
+			t.Errorf("left over: %d bytes, %d waiting", b.bytes, len(b.waiting))
+		}
+	})
+}
+
+// cpuTime is what the process has used.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestMetadataOfEveryFormatIsCheap: megabytes of what stands beside the pixels cost little time, and little memory beside the
+// file's own.
+func TestMetadataOfEveryFormatIsCheap(t *testing.T) {
+	const size = 16 << 20
+	segment := func(payload string) []byte {
+		b := binary.BigEndian.AppendUint16([]byte{0xff, markerAPP1}, uint16(2+len(payload)))
+		return append(b, payload...)
+	}
+	riff := func(id string, payload []byte) []byte {
+		return append(binary.LittleEndian.AppendUint32([]byte(id), uint32(len(payload))), payload...)
+	}
+	jpegWith := func(b []byte) []byte {
+		photo := readFile(t, "exif/orientation_6.jpg")
+		return slices.Concat(photo[:2], bytes.Repeat(b, size/len(b)), photo[2:])
+	}
+	webpWith := func(b []byte) []byte {
+		data := slices.Concat(readFile(t, "decode/gopher-doc.with-alpha.lossless.webp"), bytes.Repeat(b, size/len(b)))
+		binary.LittleEndian.PutUint32(data[4:], uint32(len(data)-8))
+		return data
+	}
+	gif := readFile(t, "decode/pillow/hopper.gif")
+	table := 13 + 3<<(gif[10]&7+1)
+	comment := append([]byte{0x21, 0xfe}, append(bytes.Repeat(append([]byte{255}, make([]byte, 255)...), 100), 0)...)
+	short := []byte{0x21, 0xfe, 1, 'x', 0}
+	exif := string(exifMark) + "II*\x00\x08\x00\x00\x00\xff\xff"
+	almost := strings.Repeat("tiff:Orientatio", 4000)
+	directory := append([]byte("II*\x00\x08\x00\x00\x00\xff\xff"), bytes.Repeat([]byte("\x00\x01\x04\x00\xff\xff\xff\x00\x08\x00\x00\x00"), size/12)...)
+	for name, data := range map[string][]byte{
+		"jpeg, EXIF":          jpegWith(segment(exif + strings.Repeat("\x12\x01\x03\x00", 16_000))),
+		"jpeg, short EXIF":    jpegWith(segment(exif)),
+		"jpeg, XMP":           jpegWith(segment("http://ns.adobe.com/xap/1.0/\x00" + almost)),
+		"webp, EXIF":          webpWith(riff("EXIF", append([]byte(exif), make([]byte, size-64)...))),
+		"webp, XMP":           webpWith(riff("XMP ", []byte(strings.Repeat(almost, size/len(almost))))),
+		"webp, short chunks":  webpWith(riff("EXIF", nil)),
+		"gif, comments":       slices.Concat(gif[:table], bytes.Repeat(comment, size/len(comment)), gif[table:]),
+		"gif, short comments": slices.Concat(gif[:table], bytes.Repeat(short, size/len(short)), gif[table:]),
+		"tiff, directory":     directory,
+	} {
+		if _, ok := Sniff(data); !ok {
+			t.Fatalf("%s: of no format", name)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		began := cpuTime(t)
+		ReadHeader(context.Background(), data, Limits{})
+		took := cpuTime(t) - began
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > size {
+			t.Errorf("%s: %d bytes were allocated", name, n)
+		}
+		if took > 2*time.Second {
+			t.Errorf("%s: %v of processor time", name, took)
 		}
 	}
 }

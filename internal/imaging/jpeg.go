@@ -53,6 +53,9 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
+// maxEXIF is from how many bytes on no further parts of an EXIF block are joined.
+const maxEXIF = 1 << 20
+
 // maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
 // make the decoder pass over all its blocks thousands of times.
 const maxScans = 100
@@ -69,6 +72,7 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 		case marker == markerSOS:
 			scans++
 		case scans > 0 || marker != markerAPP1:
+		case bytes.HasPrefix(b, exifMark) && len(meta.exif) >= maxEXIF: // no camera writes that much
 		case bytes.HasPrefix(b, exifMark):
 			meta.exif = append(meta.exif, b[min(len(exifMark), len(b))*min(1, len(meta.exif)):]...) // the parts of one block
 		case isXMP:

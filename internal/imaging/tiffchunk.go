@@ -233,8 +233,18 @@ func (f *tiffFile) decodeJPEG(ctx context.Context, b []byte) (*RGB, error) {
 		}
 	case photoRGB:
 		m.Model = jpeg.RGB
-	case photoCMYK, photoPalette:
-		return nil, errors.New("CMYK or a palette as JPEG is not supported")
+	case photoCMYK:
+		if len(m.Planes) != 4 {
+			return nil, errors.New("CMYK of other than four components as JPEG is not supported")
+		}
+		m.Model = jpeg.CMYK
+		for _, plane := range m.Planes { // inks are 255 here, where Adobe's JPEG files have 0
+			for i, v := range plane.Pix {
+				plane.Pix[i] = 255 - v
+			}
+		}
+	case photoPalette:
+		return nil, errors.New("a palette as JPEG is not supported")
 	default:
 		m.Model = jpeg.Gray
 	}

@@ -31,8 +31,8 @@ def upright(path):
     im = Image.open(path)
     gray16 = im.mode.startswith("I")
     im = ImageOps.exif_transpose(im)
-    if gray16:  # the one deliberate difference: convert("RGB") would clip above 255
-        return Image.fromarray((np.asarray(im) >> 8).astype(np.uint8)).convert("RGB")
+    if gray16:  # as convert("RGB") of Pillow 13 does; 9.4 refuses some of these modes
+        return Image.fromarray(np.minimum(np.asarray(im), 255).astype(np.uint8)).convert("RGB")
     return im.convert("RGB")
 
 
