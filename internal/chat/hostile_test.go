@@ -1,7 +1,6 @@
 package chat
 
 import (
-	"flag"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -184,11 +183,6 @@ func FuzzBudgets(f *testing.F) {
 	const text = "A <b>house</b> & 'its' \"garden\"\n\n"
 	for _, source := range hostile {
 		f.Add(source, text, uint16(1))
-	}
-	if fuzzing := flag.Lookup("test.fuzz"); fuzzing != nil && fuzzing.Value.String() != "" { // they have their own test
-		for _, source := range costly {
-			f.Add(source, text, uint16(1))
-		}
 	}
 	files, err := filepath.Glob("testdata/templates/*.jinja")
 	if err != nil || len(files) == 0 {

@@ -87,8 +87,8 @@ var stringMethods map[string]method
 
 // otherMethods are those that are not supported, or that Jinja2's sandbox forbids (they change a value).
 var otherMethods = map[string][]string{
-	"str": strings.Fields("expandtabs format_map isascii isdecimal isidentifier isnumeric isprintable maketrans swapcase " +
-		"translate"),
+	"str": strings.Fields("expandtabs format_map isascii isdecimal isidentifier isnumeric isprintable maketrans " +
+		"swapcase translate"),
 	"list": strings.Fields("append clear copy extend insert pop remove reverse sort"),
 	"dict": strings.Fields("clear copy fromkeys pop popitem setdefault update"),
 }
