@@ -172,21 +172,29 @@ func (in *interp) numbers(op string, x, y any) (any, error) {
 			out = rest
 		}
 	case "**":
-		if a.BitLen() > 1 && (!b.IsInt64() || b.Int64() > maxBits || int64(a.BitLen())*b.Int64() > 2*maxBits) {
-			return nil, exceeded(fmt.Sprintf("an integer has more than %d bits", maxBits))
-		}
-		if a.BitLen() <= 1 && b.BitLen() > 1 {
-			b = new(big.Int).Add(new(big.Int).And(b, big.NewInt(1)), big.NewInt(2))
-		}
-		if err := in.charge(maxBits / 8); err != nil {
+		if err := in.exp(out, a, b); err != nil {
 			return nil, err
 		}
-		out.Exp(a, b, nil)
 	}
 	if out.BitLen() > maxBits {
 		return nil, exceeded(fmt.Sprintf("an integer has more than %d bits", maxBits))
 	}
 	return normal(out), nil
+}
+
+// exp sets out to a ** b.
+func (in *interp) exp(out, a, b *big.Int) error {
+	if a.BitLen() > 1 && (!b.IsInt64() || b.Int64() > maxBits || int64(a.BitLen())*b.Int64() > 2*maxBits) {
+		return exceeded(fmt.Sprintf("an integer has more than %d bits", maxBits))
+	}
+	if a.BitLen() <= 1 && b.BitLen() > 1 {
+		b = new(big.Int).Add(new(big.Int).And(b, big.NewInt(1)), big.NewInt(2))
+	}
+	if err := in.charge(maxBits / 8); err != nil {
+		return err
+	}
+	out.Exp(a, b, nil)
+	return nil
 }
 
 func floats(op string, x, y float64) (any, error) {

@@ -395,16 +395,36 @@ func FuzzRender(f *testing.F) {
 	})
 }
 
+// BenchmarkRender renders every conversation with every template, and long ones with that of the default model.
 func BenchmarkRender(b *testing.B) {
 	g := readGolden(b)
+	var templates []*chat.Template
+	for _, name := range slices.Sorted(maps.Keys(g.Templates)) {
+		templates = append(templates, parse(b, g.Templates[name].source, g.Templates[name].options()))
+	}
+	b.Run("golden", func(b *testing.B) {
+		for b.Loop() {
+			for _, template := range templates {
+				for _, messages := range g.Conversations {
+					template.Render(messages) // some are refused
+				}
+			}
+		}
+	})
 	template := parse(b, g.Templates["tiny-vlm"].source, g.Templates["tiny-vlm"].options())
-	for name, messages := range map[string][]chat.Message{
-		"image":    g.Conversations["image first"],
-		"megabyte": user(strings.Repeat("<image> of ", 1<<20/11)),
+	var turns []chat.Message
+	for i := range 499 {
+		turns = append(turns, chat.Message{Role: []string{"user", "assistant"}[i%2], Parts: []chat.Part{{Text: strings.Repeat("A small house. ", 140)}}})
+	}
+	qwen := parse(b, g.Templates["Qwen-Qwen2.5-7B-Instruct"].source, g.Templates["Qwen-Qwen2.5-7B-Instruct"].options())
+	for name, render := range map[string]func() error{
+		"image":    func() error { _, err := template.Render(g.Conversations["image first"]); return err },
+		"megabyte": func() error { _, err := template.Render(user(strings.Repeat("<image> of ", 1<<20/11))); return err },
+		"turns":    func() error { _, err := qwen.Render(turns); return err },
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if _, err := template.Render(messages); err != nil {
+				if err := render(); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -8,9 +8,9 @@ import (
 	"unicode"
 )
 
-// RenderContinue returns the prompt up to the end of the last message's text, for the model to go on with that message: what
-// apply_chat_template(continue_final_message=True) of transformers gives. The last message has to end with a text. Its
-// trailing white space stays, unless the template trims it.
+// RenderContinue returns the prompt up to the end of the last message's text, for the model to go on with that message:
+// what apply_chat_template(continue_final_message=True) of transformers gives. The last message has to end with a text.
+// Its trailing white space stays, unless the template trims it.
 func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prompt, error) {
 	last := len(messages) - 1
 	if last < 0 || len(messages[last].Parts) == 0 || messages[last].Parts[len(messages[last].Parts)-1].Image {
@@ -41,7 +41,9 @@ func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prom
 	}
 	p.Text = p.Text[:at]
 	if !strings.HasPrefix(rest, " ") {
-		p.Text = strings.TrimRightFunc(p.Text, func(r rune) bool { return unicode.IsSpace(r) || p.Guard != 0 && r == p.Guard })
+		p.Text = strings.TrimRightFunc(p.Text, func(r rune) bool {
+			return unicode.IsSpace(r) || p.Guard != 0 && r == p.Guard
+		})
 	}
 	p.Text = strings.ReplaceAll(p.Text, end, "") // where the template shows the text twice
 	return p, nil

@@ -82,39 +82,12 @@ func (in *interp) formatOne(x any, flags, width, precision, verb string) (string
 		if out, err = in.str(x); verb == "r" {
 			out, err = in.repr(x)
 		}
-		if u, ok := x.(undefined); ok && verb == "s" {
-			_ = u
-		}
 		if err == nil && p >= 0 {
 			out, err = in.sliceText(out, [3]any{nil, int64(p), nil})
 		}
 		flags = strings.ReplaceAll(flags, "0", "")
-	case "d", "i", "x", "X", "o":
-		n, ok := number(x)
-		if f, isFloat := n.(float64); isFloat && verb == "d" {
-			n = int64(f)
-		}
-		if !ok || bigOf(n) == nil || p >= 0 {
-			return "", fmt.Errorf("TypeError: %%%s format: an integer is required, not %s", verb, typeName(x))
-		}
-		out = bigOf(n).Text(map[string]int{"d": 10, "i": 10, "x": 16, "X": 16, "o": 8}[verb])
-		if verb == "X" {
-			out = strings.ToUpper(out)
-		}
-	case "f", "e", "g":
-		n, ok := number(x)
-		if !ok {
-			return "", fmt.Errorf("TypeError: must be real number, not %s", typeName(x))
-		}
-		if verb == "g" {
-			return "", fmt.Errorf("%%g is not supported")
-		}
-		if p < 0 {
-			p = 6
-		}
-		out = strconv.FormatFloat(floatOf(n), verb[0], p, 64)
 	default:
-		return "", fmt.Errorf("%%%s is not supported", verb)
+		out, err = formatNumber(x, p, verb)
 	}
 	if err != nil {
 		return "", err
@@ -141,6 +114,34 @@ func (in *interp) formatOne(x any, flags, width, precision, verb string) (string
 		return sign + fill + out, nil
 	}
 	return fill + sign + out, nil
+}
+
+// formatNumber formats x with a verb of % for numbers. The precision p is -1 if there is none.
+func formatNumber(x any, p int, verb string) (string, error) {
+	n, ok := number(x)
+	switch verb {
+	case "d", "i", "x", "X", "o":
+		if f, isFloat := n.(float64); isFloat && verb == "d" {
+			n = int64(f)
+		}
+		if !ok || bigOf(n) == nil || p >= 0 {
+			return "", fmt.Errorf("TypeError: %%%s format: an integer is required, not %s", verb, typeName(x))
+		}
+		out := bigOf(n).Text(map[string]int{"d": 10, "i": 10, "x": 16, "X": 16, "o": 8}[verb])
+		if verb == "X" {
+			out = strings.ToUpper(out)
+		}
+		return out, nil
+	case "f", "e":
+		if !ok {
+			return "", fmt.Errorf("TypeError: must be real number, not %s", typeName(x))
+		}
+		if p < 0 {
+			p = 6
+		}
+		return strconv.FormatFloat(floatOf(n), verb[0], p, 64), nil
+	}
+	return "", fmt.Errorf("%%%s is not supported", verb)
 }
 
 var (
@@ -243,15 +244,19 @@ func (in *interp) formatField(x any, conversion, spec string) (string, error) {
 	if err != nil || m[2] == "" {
 		return out, err
 	}
-	fill := m[1]
+	return in.align(out, m[1], m[2], m[4])
+}
+
+// align pads out to width with fill, as "<", ">" and "^" of str.format do.
+func (in *interp) align(out, fill, how, width string) (string, error) {
 	if fill == "" {
 		fill = " "
 	}
-	w, err := strconv.Atoi("0" + m[4])
+	w, err := strconv.Atoi("0" + width)
 	if err != nil {
 		return "", exceeded("a width of str.format is beyond the budget of bytes")
 	}
-	if m[2] == "^" {
+	if how == "^" {
 		missing := max(w-utf8.RuneCountInString(in.plain(out)), 0)
 		left, err := in.repeatText(fill, missing/2)
 		if err != nil {
@@ -260,5 +265,5 @@ func (in *interp) formatField(x any, conversion, spec string) (string, error) {
 		right, err := in.repeatText(fill, missing-missing/2)
 		return left + out + right, err
 	}
-	return in.pad(map[string]string{"<": "ljust", ">": "rjust"}[m[2]], out, arguments{args: []any{int64(w), fill}})
+	return in.pad(map[string]string{"<": "ljust", ">": "rjust"}[how], out, arguments{args: []any{int64(w), fill}})
 }

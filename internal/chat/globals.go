@@ -128,7 +128,9 @@ func (in *interp) writeJSONDict(b *strings.Builder, d *dict, style jsonStyle, de
 	})
 }
 
-func (in *interp) writeJSONItems(b *strings.Builder, brackets string, n int, style jsonStyle, depth int, item func(i int) error) error {
+func (in *interp) writeJSONItems(
+	b *strings.Builder, brackets string, n int, style jsonStyle, depth int, item func(i int) error,
+) error {
 	b.WriteString(brackets[:1])
 	line := func(depth int) error {
 		if !style.pretty || n == 0 {

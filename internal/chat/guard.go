@@ -89,17 +89,19 @@ func (m mark) protect(text string) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	var b strings.Builder
 	b.Grow(len(text) + len(text)/8)
-	for i := 0; i < len(text); {
-		r, size := utf8.DecodeRuneInString(text[i:])
-		if i == 0 && m.within.has(r) {
-			b.WriteRune(m.guard)
-		}
-		b.WriteString(text[i : i+size])
-		i += size
+	if r, _ := utf8.DecodeRuneInString(text); text != "" && m.within.has(r) {
+		b.WriteRune(m.guard)
+	}
+	written := 0
+	for i, r := range text {
 		if m.begin.has(r) {
+			end := i + utf8.RuneLen(r)
+			b.WriteString(text[written:end])
 			b.WriteRune(m.guard)
+			written = end
 		}
 	}
+	b.WriteString(text[written:])
 	return b.String()
 }
 

@@ -1,6 +1,8 @@
 package chat
 
 import (
+	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -174,4 +176,40 @@ func TestCostlyTemplatesEnd(t *testing.T) {
 			t.Logf("%d MB, %v: %.120v", bytes>>20, cpu, err)
 		})
 	}
+}
+
+// FuzzBudgets renders arbitrary templates over arbitrary texts, and bounds what each render allocates and takes.
+func FuzzBudgets(f *testing.F) {
+	const text = "A <b>house</b> & 'its' \"garden\"\n\n"
+	for _, source := range hostile {
+		f.Add(source, text, uint16(1))
+	}
+	files, err := filepath.Glob("testdata/templates/*.jinja")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no templates", err)
+	}
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(source), text, uint16(999))
+	}
+	f.Fuzz(func(t *testing.T, source, text string, times uint16) {
+		if len(source) > 32<<10 || len(text) > 64 {
+			return
+		}
+		text = strings.Repeat(text, int(times%2048)) // up to 128 KiB
+		typed := snippets{Messages: []map[string]string{{"role": "user", "content": text}, {"role": "assistant", "content": text}}, BOS: "<s>"}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start := cpuTime()
+		_, err := renderSnippet(source, typed)
+		cpu := cpuTime() - start
+		runtime.ReadMemStats(&after)
+		// The bytes that are gone at once are many more than those live, and the garbage collector's time counts.
+		if made := after.TotalAlloc - before.TotalAlloc; made > 1<<30 || cpu > 4*time.Second {
+			t.Errorf("makes %d MB and takes %v: %.200v", made>>20, cpu, err)
+		}
+	})
 }

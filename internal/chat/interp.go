@@ -156,15 +156,7 @@ func (in *interp) statement(n *node) error {
 		in.scope.set(n.text, in.macro(n))
 		return in.charge(scopeBytes)
 	case "call":
-		if err := in.charge(scopeBytes); err != nil {
-			return err
-		}
-		caller := n.kids[0]
-		x, err := in.call(caller, in.macro(&node{text: "caller", args: n.args, body: n.body, flag: n.flag, kw: n.kw}))
-		if err != nil {
-			return err
-		}
-		return in.print(x)
+		return in.callBlock(n)
 	case "filter":
 		return in.filterBlock(n)
 	case "with":
@@ -183,6 +175,17 @@ func (in *interp) statement(n *node) error {
 		return errContinue
 	}
 	return fmt.Errorf("tag %q is not supported", n.op)
+}
+
+func (in *interp) callBlock(n *node) error {
+	if err := in.charge(scopeBytes); err != nil {
+		return err
+	}
+	x, err := in.call(n.kids[0], in.macro(&node{text: "caller", args: n.args, body: n.body, flag: n.flag, kw: n.kw}))
+	if err != nil {
+		return err
+	}
+	return in.print(x)
 }
 
 func (in *interp) captureBlock(n *node) error {

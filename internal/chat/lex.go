@@ -38,10 +38,12 @@ var (
 	endBlock   = regexp.MustCompile(`^(?:\+%\}|-%\}\s*|%\}\n?)`)
 	endPrint   = regexp.MustCompile(`^(?:-\}\}\s*|\}\})`)
 
-	tokenFloat = regexp.MustCompile(`^(?:[0-9]+_)*[0-9]+(?:(?:\.(?:[0-9]+_)*[0-9]+)?[eE][-+]?(?:[0-9]+_)*[0-9]+|\.(?:[0-9]+_)*[0-9]+)`)
-	tokenInt   = regexp.MustCompile(`^(?:0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0[xX](?:_?[0-9a-fA-F])+|[1-9](?:_?[0-9])*|0(?:_?0)*)`)
-	tokenName  = regexp.MustCompile(`^[\pL_][\pL\pN\p{Mn}_]*`)
-	tokenOp    = regexp.MustCompile(`^(?:\*\*|//|==|!=|<=|>=|[-+/*%~\[\](){}<>=.:|,;])`)
+	tokenFloat = regexp.MustCompile(`^(?:[0-9]+_)*[0-9]+` +
+		`(?:(?:\.(?:[0-9]+_)*[0-9]+)?[eE][-+]?(?:[0-9]+_)*[0-9]+|\.(?:[0-9]+_)*[0-9]+)`)
+	tokenInt = regexp.MustCompile(
+		`^(?:0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0[xX](?:_?[0-9a-fA-F])+|[1-9](?:_?[0-9])*|0(?:_?0)*)`)
+	tokenName = regexp.MustCompile(`^[\pL_][\pL\pN\p{Mn}_]*`)
+	tokenOp   = regexp.MustCompile(`^(?:\*\*|//|==|!=|<=|>=|[-+/*%~\[\](){}<>=.:|,;])`)
 )
 
 // lexer cuts a template into tokens as Jinja2 does with trim_blocks and lstrip_blocks.

@@ -87,7 +87,8 @@ var stringMethods map[string]method
 
 // otherMethods are those that are not supported, or that Jinja2's sandbox forbids (they change a value).
 var otherMethods = map[string][]string{
-	"str":  strings.Fields("expandtabs format_map isascii isdecimal isidentifier isnumeric isprintable maketrans swapcase translate"),
+	"str": strings.Fields("expandtabs format_map isascii isdecimal isidentifier isnumeric isprintable maketrans " +
+		"swapcase translate"),
 	"list": strings.Fields("append clear copy extend insert pop remove reverse sort"),
 	"dict": strings.Fields("clear copy fromkeys pop popitem setdefault update"),
 }
@@ -189,12 +190,12 @@ func init() {
 		"splitlines": textMethod(splitlines),
 		"replace":    reading(func(in *interp, s string, a arguments) (any, error) { return in.replace(s, a) }),
 		"join":       textMethod(func(in *interp, s string, a arguments) (any, error) { return in.joinCall(s, a) }),
-		"startswith": reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasPrefix) }),
-		"endswith":   reading(func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, strings.HasSuffix) }),
-		"find":       reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, false) }),
-		"rfind":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, false) }),
-		"index":      reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.Index, true) }),
-		"rindex":     reading(func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, strings.LastIndex, true) }),
+		"startswith": reading(affixed(strings.HasPrefix)),
+		"endswith":   reading(affixed(strings.HasSuffix)),
+		"find":       reading(finding(strings.Index, false)),
+		"rfind":      reading(finding(strings.LastIndex, false)),
+		"index":      reading(finding(strings.Index, true)),
+		"rindex":     reading(finding(strings.LastIndex, true)),
 		"count": reading(func(in *interp, s string, a arguments) (any, error) {
 			sub, err := in.needle("count", a)
 			return int64(strings.Count(in.plain(s), sub)), err
@@ -232,14 +233,16 @@ func init() {
 		"rjust":  textMethod(func(in *interp, s string, a arguments) (any, error) { return in.pad("rjust", s, a) }),
 		"center": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.pad("center", s, a) }),
 		"zfill":  textMethod(zfill),
-		"encode": textMethod(func(in *interp, s string, a arguments) (any, error) {
-			if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf && r != in.guard }) || len(a.args) > 0 {
-				return nil, errors.New("encode of what is not ASCII, or with arguments, is not supported")
-			}
-			return bytes(s), nil
-		}),
+		"encode": textMethod(encode),
 		"format": textMethod(func(in *interp, s string, a arguments) (any, error) { return in.format(s, a) }),
 	}
+}
+
+func encode(in *interp, s string, a arguments) (any, error) {
+	if strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf && r != in.guard }) || len(a.args) > 0 {
+		return nil, errors.New("encode of what is not ASCII, or with arguments, is not supported")
+	}
+	return bytes(s), nil
 }
 
 // upper maps a character at a time, but "ß", which is the common one that becomes two.
@@ -492,6 +495,14 @@ func (in *interp) join(sep string, parts []any) (string, error) {
 		out[i] = s
 	}
 	return strings.Join(out, sep), nil
+}
+
+func affixed(has func(s, affix string) bool) func(*interp, string, arguments) (any, error) {
+	return func(in *interp, s string, a arguments) (any, error) { return in.affix(s, a, has) }
+}
+
+func finding(index func(s, sep string) int, must bool) func(*interp, string, arguments) (any, error) {
+	return func(in *interp, s string, a arguments) (any, error) { return in.find(s, a, index, must) }
 }
 
 func (in *interp) affix(x string, a arguments, has func(s, affix string) bool) (any, error) {
