@@ -269,11 +269,8 @@ func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Im
 		return fusion.Input{}, err
 	}
 	ids, err := s.model.Tokenizer.EncodeGuarded(text, p.Guard, addSpecial)
-	if errors.Is(err, tokenizer.ErrGrows) {
-		return fusion.Input{}, invalid(field, "%v; want other text, or another model", err)
-	}
 	if err != nil {
-		return fusion.Input{}, err
+		return fusion.Input{}, tokensError(field, err)
 	}
 	if len(ids) == 0 {
 		return fusion.Input{}, invalid(field, "no tokens; want at least one")
@@ -282,6 +279,14 @@ func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Im
 		return fusion.Input{IDs: ids}, nil
 	}
 	return s.model.Layout.Locate(ids, images)
+}
+
+// tokensError is what the tokenizer says of a field's text: the text's fault if its tokens are too many.
+func tokensError(field string, err error) error {
+	if errors.Is(err, tokenizer.ErrGrows) {
+		return invalid(field, "%v; want other text, or another model", err)
+	}
+	return err
 }
 
 // fit gives the most tokens to generate, or says why the request does not fit the context.

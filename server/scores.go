@@ -120,7 +120,10 @@ func (s *Server) scorePaths(texts []string, padded bool, room int) ([]path, erro
 			if err != nil {
 				return nil, invalid(field, "%v", err)
 			}
-			ids := s.model.Tokenizer.EncodeGuarded(p.Text, p.Guard, false)
+			ids, err := s.model.Tokenizer.EncodeGuarded(p.Text, p.Guard, false)
+			if err != nil {
+				return nil, tokensError(field, err)
+			}
 			switch last := len(paths) - 1; {
 			case len(ids) == 0 || int(slices.Max(ids)) >= s.model.Vocab:
 				return nil, invalid(field, "the model has no tokens for this text; want one that it can say, or no scores")
