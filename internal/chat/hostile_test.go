@@ -160,6 +160,8 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+var race bool // the race detector takes memory and time of its own
+
 // Each hostile template ends with an error of little text, and takes little memory and time until then.
 func TestCostlyTemplatesEnd(t *testing.T) {
 	const mostBytes, mostCPU = 64 << 20, 2 * time.Second
@@ -170,7 +172,7 @@ func TestCostlyTemplatesEnd(t *testing.T) {
 			if err == nil || len(err.Error()) > 2000 {
 				t.Errorf("error %.99v, want a short one", err)
 			}
-			if bytes > mostBytes || cpu > mostCPU {
+			if !race && (bytes > mostBytes || cpu > mostCPU) {
 				t.Errorf("takes %d MB and %v, want at most %d MB and %v", bytes>>20, cpu, mostBytes>>20, mostCPU)
 			}
 			t.Logf("%d MB, %v: %.120v", bytes>>20, cpu, err)
