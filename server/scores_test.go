@@ -60,7 +60,7 @@ func TestChoiceScores(t *testing.T) {
 		for _, text := range tt.texts {
 			p := 0.0
 			for _, spelling := range []string{text, " " + text}[:map[bool]int{false: 1, true: 2}[tt.padded]] {
-				path := m.Tokenizer.EncodeGuarded(strings.ReplaceAll(spelling, "<", "<\x01"), 1, false)
+				path, _ := m.Tokenizer.EncodeGuarded(strings.ReplaceAll(spelling, "<", "<\x01"), 1, false)
 				one := prior(t, prompt, path)
 				if slices.ContainsFunc(tt.texts, func(o string) bool { return o != text && strings.HasPrefix(o, text) }) {
 					ends := 0.0
