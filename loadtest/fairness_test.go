@@ -13,7 +13,6 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
-	"github.com/mmserve/mmserve/decoder"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 )
@@ -157,14 +156,7 @@ func TestDeadlinesAfterTrouble(t *testing.T) {
 			c.flood(500, ask(pb.Priority_PRIORITY_DEFAULT, "", 100, 300))()
 		},
 		"a process that stood still": func(c crowd) {
-			stood := false
-			c.hash.Fail = func(*decoder.Batch) error {
-				if !stood {
-					stood = true
-					time.Sleep(20 * time.Second)
-				}
-				return nil
-			}
+			c.stall.Store(int64(20 * time.Second))
 			c.ttft(ask(pb.Priority_PRIORITY_DEFAULT, "", 1, 3))
 		},
 	}

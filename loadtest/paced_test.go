@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,12 +80,17 @@ type pacedServer struct {
 	log    *syncBuffer
 	stop   context.CancelFunc // as SIGTERM does
 	served chan error         // what Serve returned
+	stall  atomic.Int64       // nanoseconds that the next step takes longer
 }
 
 // newPaced serves on a connection in memory until the test ends.
 func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options, so server.Options) *pacedServer {
 	t.Helper()
 	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, words), log: new(syncBuffer), served: make(chan error, 1)}
+	f.hash.Fail = func(*decoder.Batch) error {
+		time.Sleep(time.Duration(f.stall.Swap(0)))
+		return nil
+	}
 	f.engine = batching.New(spelled{decodertest.NewPaced(f.hash, perToken, perStep)}, o)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

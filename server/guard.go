@@ -81,7 +81,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &guarded{ServerStream: stream, guard: g, text: smallMessage}
+	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
@@ -104,7 +104,8 @@ type guarded struct {
 	guard   guard
 	ctx     context.Context
 	inbound *inbound
-	text    int // bytes of strings in a message
+	text    int  // bytes of strings in a message
+	prompt  bool // the message is a GenerateRequest
 	again   bool
 }
 
@@ -177,7 +178,17 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	}
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
-	return decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
+	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
+	if err != nil && s.prompt {
+		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
+	}
+	return err
+}
+
+// refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
+func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
+	ctx, rec := s.newRecord(ctx, identify(message))
+	return rec.close(ctx, nil, err)
 }
 
 // rawMessage is received as it is on the wire.

@@ -6,6 +6,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
 // wireCounts are the most values of a repeated or map field in one request, counted before anything is decoded: a message
@@ -160,4 +162,31 @@ func (s *wireScan) limit(f protoreflect.FieldDescriptor) int {
 
 func fieldPath(path []string, f protoreflect.FieldDescriptor) string {
 	return strings.Join(append(path[:len(path):len(path)], string(f.Name())), ".")
+}
+
+// identify reads request_id and tenant of a GenerateRequest that cannot be decoded, as far as they can be found.
+func identify(b []byte) *pb.GenerateRequest {
+	in := &pb.GenerateRequest{}
+	fields := in.ProtoReflect().Descriptor().Fields()
+	id, tenant := fields.ByName("request_id").Number(), fields.ByName("tenant").Number()
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			break
+		}
+		size := protowire.ConsumeFieldValue(number, kind, b[n:])
+		if size < 0 {
+			break
+		}
+		if value, _ := protowire.ConsumeBytes(b[n:]); kind == protowire.BytesType && len(value) <= maxRequestID {
+			switch number {
+			case id:
+				in.RequestId = string(value)
+			case tenant:
+				in.Tenant = string(value)
+			}
+		}
+		b = b[n+size:]
+	}
+	return in
 }
