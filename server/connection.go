@@ -35,12 +35,29 @@ type connection struct {
 	skip    int64
 	streams map[uint32]*inbound
 	last    uint32 // the newest stream
+	resets  int    // calls taken back in this second
+	second  time.Time
 
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
 	greeted   bool  // it speaks HTTP/2
 	served    bool  // it made a call
 	silent    time.Time
+}
+
+// maxResets is how many calls a connection may take back within a second: opening and resetting them without end costs a
+// server far more than its client (CVE-2023-44487).
+const maxResets = 1000
+
+var errResets = errors.New("the client takes back more calls than a connection may")
+
+// reset counts a call that was taken back, and is false if there are too many.
+func (c *connection) reset(now time.Time) bool {
+	if now.Sub(c.second) >= time.Second {
+		c.second, c.resets = now, 0
+	}
+	c.resets++
+	return c.resets <= maxResets
 }
 
 // maxUnclaimed bounds the streams of a connection that no handler has: those that gRPC refused.
@@ -58,8 +75,8 @@ func (c *connection) prune() {
 	}
 }
 
-// observe reads the frames in p.
-func (c *connection) observe(p []byte) {
+// observe reads the frames in p. Its error ends the connection.
+func (c *connection) observe(p []byte) error {
 	for len(p) > 0 {
 		if c.skip > 0 {
 			n := min(c.skip, int64(len(p)))
@@ -71,12 +88,16 @@ func (c *connection) observe(p []byte) {
 		c.have += n
 		p = p[n:]
 		if c.have < frameHeader {
-			return
+			return nil
+		}
+		if c.header[3] == frameReset && !c.reset(time.Now()) {
+			return errResets
 		}
 		c.have = 0
 		c.skip = int64(binary.BigEndian.Uint32(c.header[:4]) >> 8)
 		c.listener.inflight.frame(c, c.header[3], binary.BigEndian.Uint32(c.header[5:])&^(1<<31), c.skip)
 	}
+	return nil
 }
 
 // connectionAddr is a client's address, by which a call finds its connection.
@@ -100,7 +121,9 @@ type framed struct {
 
 func (f framed) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
-	f.connection.observe(p[:n])
+	if flood := f.connection.observe(p[:n]); flood != nil {
+		return 0, flood
+	}
 	return n, err
 }
 

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
 	"sync"
 	"time"
 
@@ -55,6 +59,41 @@ func (h *honest) p99(ctx context.Context, d time.Duration) (time.Duration, error
 		return 0, fmt.Errorf("%d of %d honest requests were answered: %v", sum.OK, sum.Due, sum.Errors)
 	}
 	return time.Duration(sum.E2E.P99 * float64(time.Millisecond)), ctx.Err()
+}
+
+// startAttackers has c.attackers attack from a process of their own until leave is called. They have the lowest priority on
+// this machine: what they spend on attacking must not be what the others wait for.
+func startAttackers(ctx context.Context, a attack, c config) (leave func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attacker", a.name, "-listen", c.addr, "-attackers", strconv.Itoa(c.attackers))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() {
+		_ = in.Close() // which ends it; how does not matter
+		_ = cmd.Wait()
+	}, nil
+}
+
+// attackAs attacks by the attack of that name until standard input ends.
+func attackAs(ctx context.Context, name string, c config) {
+	ctx, leave := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		leave()
+	}()
+	for _, a := range attacks() {
+		if a.name == name {
+			many(ctx, a, c)
+		}
+	}
 }
 
 // many has c.attackers attack again and again until ctx is done.

@@ -33,10 +33,16 @@ func main() {
 	only := flag.String("run", ".", "attacks to run, a regular expression")
 	attackers := flag.Int("attackers", 10, "how many attack at once while others' times are taken; 0: only one attacker is tried")
 	window := flag.Duration("window", 10*time.Second, "how long others' times are taken")
+	child := flag.String("attacker", "", "attack -listen by this attack until standard input ends: for this program's own use")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, config{*bin, *addr, *only, *attackers, *window}); err != nil {
+	c := config{*bin, *addr, *only, *attackers, *window}
+	if *child != "" {
+		attackAs(ctx, *child, c)
+		return
+	}
+	if err := run(ctx, c); err != nil {
 		fmt.Fprintln(os.Stderr, "attack:", err)
 		os.Exit(1)
 	}
@@ -151,15 +157,12 @@ func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) 
 	if err != nil {
 		return r, err
 	}
-	attacking, leave = context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		many(attacking, a, c)
-	}()
+	leave, err = startAttackers(ctx, a, c)
+	if err != nil {
+		return r, err
+	}
 	during, err := h.p99(ctx, c.window)
 	leave()
-	<-ended
 	if err != nil {
 		return r, fmt.Errorf("while %d attacked: %w", c.attackers, err)
 	}
