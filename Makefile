@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 
 .PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
 
-## run: fetch ONNX Runtime, build, caption the sample pictures with the embedded model
+## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
 	@$(BIN) caption
 

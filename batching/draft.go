@@ -48,7 +48,7 @@ func (q *sequence) decodeRow(width int) decoder.Row {
 
 // draft guesses at most n tokens that follow q's ids: those that followed the last place at which its newest tokens
 // stood before. (Prompt lookup decoding, Saxena, 2023; transformers' PromptLookupCandidateGenerator.) A stop id is not
-// among them, as nothing follows it, nor a position of a picture.
+// among them, as nothing follows it, nor a position of an image.
 func (q *sequence) draft(n int) []int32 {
 	if n < 1 || q.plain {
 		return nil

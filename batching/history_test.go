@@ -289,9 +289,9 @@ func (h *history) command(line string) string {
 		for i := range num("prompt") {
 			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
 		}
-		if n := num("image"); n > 0 { // a picture over positions [1,n), the digest its name's letter
+		if n := num("image"); n > 0 { // an image over positions [1,n), the digest its name's letter
 			span := fusion.Span{Start: 1, Len: n - 1}
-			copy(span.Digest[:], text("picture"))
+			copy(span.Digest[:], text("image"))
 			r.Input.Spans = []fusion.Span{span}
 		}
 		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token

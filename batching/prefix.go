@@ -56,7 +56,7 @@ func (s *scheduler) whole(n int) int {
 }
 
 // shared is the number of positions, at most n, at which a and b have the same embeddings, counted from the first: the
-// same ids, and over them the same pictures. A picture without a digest is like no other.
+// same ids, and over them the same images. An image without a digest is like no other.
 func shared(a, b *sequence, n int) int {
 	x, y := a.ids[:n], b.ids[:n]
 	for n = 0; n < len(x) && x[n] == y[n]; n++ {

@@ -189,8 +189,8 @@ func TestDial(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	picture := client.ImageBytes(make([]byte, 5<<20)) // past gRPC's default of 4 MiB
-	if out, err := c.Generate(t.Context(), client.Chat(client.System(client.Text("s")), client.User(picture), client.Assistant(client.Text("a")))); err != nil || out.GetText() != "yes" {
+	image := client.ImageBytes(make([]byte, 5<<20)) // past gRPC's default of 4 MiB
+	if out, err := c.Generate(t.Context(), client.Chat(client.System(client.Text("s")), client.User(image), client.Assistant(client.Text("a")))); err != nil || out.GetText() != "yes" {
 		t.Errorf("got %v, %v", out, err)
 	}
 	if _, err := c.Generate(t.Context(), client.Prompt(client.ImageBytes(make([]byte, 9<<20)))); status.Code(err) != codes.ResourceExhausted {

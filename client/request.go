@@ -28,7 +28,7 @@ func Assistant(parts ...*pb.Part) *pb.Message {
 // Text is a piece of text.
 func Text(text string) *pb.Part { return &pb.Part{Content: &pb.Part_Text{Text: text}} }
 
-// ImageBytes is a picture: the bytes of a JPEG, PNG, GIF, BMP, TIFF or WebP file, which are not copied.
+// ImageBytes is an image: the bytes of a JPEG, PNG, GIF, BMP, TIFF or WebP file, which are not copied.
 func ImageBytes(data []byte) *pb.Part {
 	return &pb.Part{Content: &pb.Part_Image{Image: &pb.Image{Data: data}}}
 }

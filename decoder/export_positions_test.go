@@ -7,7 +7,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 )
 
-// The rule of transformers' Qwen2VLModel.get_rope_index: text goes on at the largest place of a picture plus one.
+// The rule of transformers' Qwen2VLModel.get_rope_index: text goes on at the largest place of an image plus one.
 func TestPlaces(t *testing.T) {
 	spans := []fusion.Span{{Start: 2, Len: 6, Rows: 2, Cols: 3}, {Start: 9, Len: 4, Rows: 4, Cols: 1}, {Start: 14, Len: 2}}
 	want := [3][]int64{

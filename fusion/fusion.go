@@ -4,47 +4,47 @@ package fusion
 
 import "github.com/mmserve/mmserve/vision"
 
-// Layout says how a model family writes a picture into its prompt. It is a value, read once at load.
+// Layout says how a model family writes an image into its prompt. It is a value, read once at load.
 type Layout struct {
-	// Placeholder is the text the chat template writes where a picture goes, e.g. "<image>".
+	// Placeholder is the text the chat template writes where an image goes, e.g. "<image>".
 	Placeholder string
-	// Expand returns the text that replaces one placeholder for a picture cut as g.
+	// Expand returns the text that replaces one placeholder for an image cut as g.
 	Expand func(g vision.Grid) string
 	// ImageTokenID is the id of the position that a patch embedding takes.
 	ImageTokenID int32
 	// PatchTokens is the number of patch embeddings the connector gives for one tile.
 	PatchTokens int
-	// PictureTokens is the number of patch embeddings of a picture cut as g; nil where every tile has PatchTokens.
-	PictureTokens func(g vision.Grid) int
-	// Map is the shape of the map that a picture's patches form, for a decoder whose positions follow it; else nil.
+	// ImageTokens is the number of patch embeddings of an image cut as g; nil where every tile has PatchTokens.
+	ImageTokens func(g vision.Grid) int
+	// Map is the shape of the map that an image's patches form, for a decoder whose positions follow it; else nil.
 	Map func(g vision.Grid) (rows, cols int)
-	// SplitAlone leaves pictures whole where a prompt has more than one.
+	// SplitAlone leaves images whole where a prompt has more than one.
 	SplitAlone bool
 	// AddPlaceholder gives the tokenizer a token for the placeholder, with ImageTokenID, where it has none.
 	AddPlaceholder bool
-	// Frame is set for a model whose prompts are pictures, then text, with nothing else to tell them apart.
+	// Frame is set for a model whose prompts are images, then text, with nothing else to tell them apart.
 	Frame *Frame
 }
 
-// Frame is what stands around the text of a prompt: Start between the last picture and it, End after it. Placeholders
-// that a prompt lacks are put before it. Before stands before the first picture.
+// Frame is what stands around the text of a prompt: Start between the last image and it, End after it. Placeholders
+// that a prompt lacks are put before it. Before stands before the first image.
 type Frame struct {
 	Before, Start, End string
 	// Ask is what to say for the text of a prompt; nil for the text itself.
 	Ask func(text string) string
-	// OnePicture makes a prompt one picture and nothing else: its text is not read.
-	OnePicture bool
+	// OneImage makes a prompt one image and nothing else: its text is not read.
+	OneImage bool
 }
 
-// Span is a run of consecutive prompt positions that hold patch embeddings of one picture.
+// Span is a run of consecutive prompt positions that hold patch embeddings of one image.
 type Span struct {
 	// Start is the first prompt position, Len the number of positions.
 	Start, Len int
-	// Image is the index of the picture in the request; Offset the first row of its patches used here.
+	// Image is the index of the image in the request; Offset the first row of its patches used here.
 	Image, Offset int
-	// Rows and Cols are the picture's Layout.Map, 0 without.
+	// Rows and Cols are the image's Layout.Map, 0 without.
 	Rows, Cols int
-	// Digest is that picture's vision.Image.Digest.
+	// Digest is that image's vision.Image.Digest.
 	Digest [32]byte
 	// Patches is [Len, hidden] float32, row-major; nil until Attach.
 	Patches []float32

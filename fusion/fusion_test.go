@@ -32,7 +32,7 @@ func TestExpandPrompt(t *testing.T) {
 	for _, text := range []string{"no place", "<image><image>"} {
 		var count *ErrCount
 		if _, err := layout.ExpandPrompt(text, []vision.Grid{one}); !errors.As(err, &count) || count.Want != 1 {
-			t.Errorf("%q for one picture: %v", text, err)
+			t.Errorf("%q for one image: %v", text, err)
 		}
 	}
 }
@@ -43,30 +43,30 @@ func TestExpandFramedPrompt(t *testing.T) {
 	l.Expand = func(vision.Grid) string { return "<image><image>" }
 	for _, c := range []struct {
 		text, want string
-		pictures   int
+		images     int
 	}{
 		{"caption en", "<image><image><bos>caption en\n", 1},
 		{"<image>caption en", "<image><image><bos>caption en\n", 1},
 		{"<image><image> what?", "<image><image><image><image><bos> what?\n", 2},
 		{"hello", "<bos>hello\n", 0},
 	} {
-		got, err := l.ExpandPrompt(c.text, make([]vision.Grid, c.pictures))
+		got, err := l.ExpandPrompt(c.text, make([]vision.Grid, c.images))
 		if err != nil || got != c.want {
-			t.Errorf("%q with %d pictures: %q %v, want %q", c.text, c.pictures, got, err, c.want)
+			t.Errorf("%q with %d images: %q %v, want %q", c.text, c.images, got, err, c.want)
 		}
 	}
 }
 
-func TestExpandOnePicture(t *testing.T) {
+func TestExpandOneImage(t *testing.T) {
 	l := layout
-	l.Frame = &Frame{Start: "<s>", OnePicture: true}
+	l.Frame = &Frame{Start: "<s>", OneImage: true}
 	if got, err := l.ExpandPrompt("what is this?", make([]vision.Grid, 1)); err != nil || got != "[<image><image>]<s>" {
 		t.Errorf("%q %v", got, err)
 	}
 	for _, n := range []int{0, 2} {
 		var count *ErrCount
 		if _, err := l.ExpandPrompt("", make([]vision.Grid, n)); !errors.As(err, &count) {
-			t.Errorf("%d pictures: %v", n, err)
+			t.Errorf("%d images: %v", n, err)
 		}
 	}
 }
@@ -97,7 +97,7 @@ func TestLocate(t *testing.T) {
 		}
 	}
 	if _, err := layout.Locate([]int32{img}, nil); err == nil {
-		t.Error("an image position without a picture was accepted")
+		t.Error("an image position without an image was accepted")
 	}
 }
 

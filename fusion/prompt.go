@@ -7,7 +7,7 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// ErrCount says that the prompt and its pictures do not fit each other. It is never papered over: patches that
+// ErrCount says that the prompt and its images do not fit each other. It is never papered over: patches that
 // slide by one position give fluent nonsense.
 type ErrCount struct {
 	What       string
@@ -18,12 +18,12 @@ func (e *ErrCount) Error() string {
 	return fmt.Sprintf("the prompt has %d %s for %d", e.Have, e.What, e.Want)
 }
 
-// ExpandPrompt replaces every placeholder of the rendered prompt by the text that stands for its picture, in
+// ExpandPrompt replaces every placeholder of the rendered prompt by the text that stands for its image, in
 // order. Text a user typed carries a guard rune inside anything that looks like a placeholder and never matches.
 func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
-	if l.Frame != nil && l.Frame.OnePicture {
+	if l.Frame != nil && l.Frame.OneImage {
 		if len(grids) != 1 {
-			return "", &ErrCount{"pictures, places", len(grids), 1}
+			return "", &ErrCount{"images, places", len(grids), 1}
 		}
 		text = l.Placeholder + l.Frame.Start + l.Frame.End
 	} else if l.Frame != nil {
@@ -31,7 +31,7 @@ func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 	}
 	parts := strings.Split(text, l.Placeholder)
 	if n := len(parts) - 1; n != len(grids) {
-		return "", &ErrCount{"image placeholders, pictures", n, len(grids)}
+		return "", &ErrCount{"image placeholders, images", n, len(grids)}
 	}
 	var b strings.Builder
 	for i, p := range parts {
@@ -44,9 +44,9 @@ func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 }
 
 // around frames a prompt. Reference: transformers PaliGemmaProcessor (build_string_from_input).
-func (f *Frame) around(text, placeholder string, pictures int) string {
+func (f *Frame) around(text, placeholder string, images int) string {
 	at := strings.LastIndex(text, placeholder)
-	head := strings.Repeat(placeholder, pictures)
+	head := strings.Repeat(placeholder, images)
 	if at >= 0 {
 		at += len(placeholder)
 		head, text = text[:at], text[at:]
@@ -57,8 +57,8 @@ func (f *Frame) around(text, placeholder string, pictures int) string {
 	return f.Before + head + f.Start + text + f.End
 }
 
-// Locate finds the positions that take patch embeddings and gives each run of them to its picture: as many as the first
-// picture has patch embeddings to the first, and so on.
+// Locate finds the positions that take patch embeddings and gives each run of them to its image: as many as the first
+// image has patch embeddings to the first, and so on.
 func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	in := Input{IDs: ids}
 	want := 0
@@ -95,13 +95,13 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 }
 
 func (l Layout) patches(img *vision.Image) int {
-	if l.PictureTokens != nil {
-		return l.PictureTokens(img.Grid)
+	if l.ImageTokens != nil {
+		return l.ImageTokens(img.Grid)
 	}
 	return img.Grid.Tiles() * l.PatchTokens
 }
 
-// Attach gives picture image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.
+// Attach gives image image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.
 func (in *Input) Attach(image int, patches []float32, hidden int) error {
 	want := 0
 	for _, s := range in.Spans {
@@ -110,7 +110,7 @@ func (in *Input) Attach(image int, patches []float32, hidden int) error {
 		}
 	}
 	if len(patches) != want*hidden {
-		return &ErrCount{fmt.Sprintf("positions for picture %d, patch values per position %d, values", image, hidden), want, len(patches)}
+		return &ErrCount{fmt.Sprintf("positions for image %d, patch values per position %d, values", image, hidden), want, len(patches)}
 	}
 	for i, s := range in.Spans {
 		if s.Image == image {

@@ -5,7 +5,7 @@ import "google.golang.org/grpc"
 var (
 	ReadEvents  = readEvents
 	ReadMetrics = readMetrics
-	Stamp       = Picture.stamp
+	Stamp       = Image.stamp
 )
 
 // Conn is the target's connection, for other calls.

@@ -84,7 +84,7 @@ var priorities = map[string]pb.Priority{
 
 func (g *GRPC) message(r *Request) *pb.GenerateRequest {
 	var parts []*pb.Part
-	for _, p := range r.Pictures {
+	for _, p := range r.Images {
 		parts = append(parts, client.ImageBytes(p.Data))
 	}
 	parts = append(parts, client.Text(r.Text))

@@ -11,7 +11,7 @@ import (
 type Request struct {
 	ID        string
 	Text      string
-	Pictures  []Picture
+	Images    []Image
 	MaxTokens int
 	IgnoreEOS bool
 	Tenant    string
@@ -27,12 +27,12 @@ type Mix struct {
 	Prompt, Output Lengths
 	// IgnoreEOS has an answer go on up to its Output.
 	IgnoreEOS bool
-	// PictureShare of the requests have pictures, each of them PicturesEach, taken from Pictures at random. If Fresh, a
-	// picture is never sent twice with the same bytes.
-	PictureShare float64
-	PicturesEach Lengths
-	Pictures     []Picture
-	Fresh        bool
+	// ImageShare of the requests have images, each of them ImagesEach, taken from Images at random. If Fresh, a
+	// image is never sent twice with the same bytes.
+	ImageShare float64
+	ImagesEach Lengths
+	Images     []Image
+	Fresh      bool
 	// Tenants and Priorities; none if empty.
 	Tenants, Priorities []Weighted
 	// AbandonShare of the requests are given up after a time that is exponential with mean AbandonAfter.
@@ -47,10 +47,10 @@ func (m *Mix) Check() error {
 	switch {
 	case m.Prompt.draw == nil || m.Output.draw == nil:
 		return fmt.Errorf("the mix has no lengths of prompts or of answers")
-	case !(m.PictureShare >= 0 && m.PictureShare <= 1):
-		return fmt.Errorf("share of requests with pictures %v: want 0 to 1", m.PictureShare)
-	case m.PictureShare > 0 && (len(m.Pictures) == 0 || m.PicturesEach.draw == nil):
-		return fmt.Errorf("share of requests with pictures %v, but there are no pictures", m.PictureShare)
+	case !(m.ImageShare >= 0 && m.ImageShare <= 1):
+		return fmt.Errorf("share of requests with images %v: want 0 to 1", m.ImageShare)
+	case m.ImageShare > 0 && (len(m.Images) == 0 || m.ImagesEach.draw == nil):
+		return fmt.Errorf("share of requests with images %v, but there are no images", m.ImageShare)
 	case !(m.AbandonShare >= 0 && m.AbandonShare <= 1) || m.AbandonShare > 0 && m.AbandonAfter <= 0:
 		return fmt.Errorf("share of abandoned requests %v, after a mean of %v: want 0 to 1, and a time above 0", m.AbandonShare, m.AbandonAfter)
 	}
@@ -83,13 +83,13 @@ func (m *Mix) Request(rng *rand.Rand, n int, a Arrival) *Request {
 		text.WriteString(words[rng.IntN(len(words))])
 	}
 	r.Text = text.String()
-	if rng.Float64() < m.PictureShare {
-		for i := range m.PicturesEach.Draw(rng, 1) {
-			p := m.Pictures[rng.IntN(len(m.Pictures))]
+	if rng.Float64() < m.ImageShare {
+		for i := range m.ImagesEach.Draw(rng, 1) {
+			p := m.Images[rng.IntN(len(m.Images))]
 			if m.Fresh {
 				p = p.stamp(uint64(n)<<8 | uint64(i&0xff))
 			}
-			r.Pictures = append(r.Pictures, p)
+			r.Images = append(r.Images, p)
 		}
 	}
 	if rng.Float64() < m.AbandonShare {

@@ -92,7 +92,7 @@ type (
 // Generate implements Target. A piece of text counts as one token: the protocol does not tell.
 func (o *OpenAI) Generate(ctx context.Context, r *Request, token func(int)) (Answer, error) {
 	var parts []openaiPart
-	for _, p := range r.Pictures {
+	for _, p := range r.Images {
 		parts = append(parts, openaiPart{Type: "image_url", ImageURL: &openaiURL{"data:" + p.Type + ";base64," + base64.StdEncoding.EncodeToString(p.Data)}})
 	}
 	body, err := json.Marshal(openaiRequest{

@@ -21,7 +21,7 @@ import (
 // TestOpenAI talks to a server that answers as OpenAI's reference describes: chunks, one with the finish reason, one with
 // the usage and no choices, [DONE]; with the comments and the first chunk without text that servers also send.
 func TestOpenAI(t *testing.T) {
-	pictures, err := loadtest.DrawPictures(1, "32x16", 1, 1)
+	images, err := loadtest.DrawImages(1, "32x16", 1, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestOpenAI(t *testing.T) {
 		data, found := strings.CutPrefix(c[0].ImageURL.URL, "data:image/png;base64,")
 		raw, err := base64.StdEncoding.DecodeString(data)
 		if img, _, bad := image.Decode(bytes.NewReader(raw)); !found || err != nil || bad != nil || img.Bounds().Dx() != 32 {
-			t.Errorf("picture: %v, %v", err, bad)
+			t.Errorf("image: %v, %v", err, bad)
 		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		fmt.Fprint(w, ": ping\n\n", `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}`, "\n\n")
@@ -73,7 +73,7 @@ func TestOpenAI(t *testing.T) {
 	}
 	defer target.Close()
 	mix := text(t)
-	mix.PictureShare, mix.PicturesEach, mix.Pictures, mix.Fresh = 1, lengths(t, "1"), pictures, true
+	mix.ImageShare, mix.ImagesEach, mix.Images, mix.Fresh = 1, lengths(t, "1"), images, true
 	mix.Tenants, mix.IgnoreEOS = []loadtest.Weighted{{Value: "acme", Weight: 1}}, true
 	r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 100, 100*time.Millisecond), Mix: mix})
 	if err != nil {

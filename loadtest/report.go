@@ -222,11 +222,11 @@ func WriteLedger(w io.Writer, r *Result) error {
 			Due      float64 `json:"due_s"`
 			Sent     float64 `json:"sent_s"`
 			Ended    float64 `json:"ended_s"`
-			Pictures int     `json:"pictures"`
+			Images   int     `json:"images"`
 			Prompt   int     `json:"prompt_tokens"`
 			Output   int     `json:"output_tokens"`
 			Received int     `json:"received_tokens"`
-		}{s.ID, s.Code, s.Answer.Finish, s.Error, s.Due.Seconds(), s.Sent.Seconds(), s.Ended.Seconds(), s.Pictures, s.Answer.Prompt, s.Answer.Completion, s.received()}))
+		}{s.ID, s.Code, s.Answer.Finish, s.Error, s.Due.Seconds(), s.Sent.Seconds(), s.Ended.Seconds(), s.Images, s.Answer.Prompt, s.Answer.Completion, s.received()}))
 	}
 	return err
 }
@@ -268,7 +268,7 @@ func (r *Report) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "goodput %.3g requests/s (%s), attainment %.1f %%\n", s.Goodput, r.SLO, 100*s.Attainment)
 	}
 	k := &s.Tokens
-	fmt.Fprintf(w, "tokens: prompt %d (%d of pictures, %d cached), output %d by the server, %d received; %d answers differ, by %d that were not received and %d too many\n",
+	fmt.Fprintf(w, "tokens: prompt %d (%d of images, %d cached), output %d by the server, %d received; %d answers differ, by %d that were not received and %d too many\n",
 		k.Prompt, k.Image, k.Cached, k.Output, k.OutputReceived, k.Mismatches, k.Missing, k.Extra)
 	if len(r.Stages) > 0 {
 		fmt.Fprintln(t, "rate\tOK/due\tgoodput\tattained\trequests/s\ttokens/s\tTTFT p50\tp99\tTPOT p50\tp99\tE2E p50\tp99\t")

@@ -25,7 +25,7 @@ func sampled(n int) []loadtest.Sample {
 	for i := range list {
 		d := time.Duration(i+1) * time.Millisecond
 		s := &list[i]
-		s.Code, s.Pictures, s.Answer = "OK", 1, loadtest.Answer{Prompt: 10, Completion: 4, Finish: "length"}
+		s.Code, s.Images, s.Answer = "OK", 1, loadtest.Answer{Prompt: 10, Completion: 4, Finish: "length"}
 		s.Due, s.Sent = time.Duration(i)*time.Second, time.Duration(i)*time.Second+500*time.Microsecond
 		for j := range 4 {
 			s.Deltas = append(s.Deltas, loadtest.Delta{At: s.Due + time.Duration(j+1)*d, Tokens: 1})
@@ -200,13 +200,13 @@ func FuzzReadMetrics(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = loadtest.ReadMetrics(bytes.NewReader(b)) })
 }
 
-// TestPictures decodes what was drawn and stamped: other bytes, the same picture.
-func TestPictures(t *testing.T) {
-	list, err := loadtest.DrawPictures(8, "40x30,64x64:2", 0.5, 7)
+// TestImages decodes what was drawn and stamped: other bytes, the same image.
+func TestImages(t *testing.T) {
+	list, err := loadtest.DrawImages(8, "40x30,64x64:2", 0.5, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := loadtest.DrawPictures(8, "40x30,64x64:2", 0.5, 7)
+	again, err := loadtest.DrawImages(8, "40x30,64x64:2", 0.5, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,16 +215,16 @@ func TestPictures(t *testing.T) {
 	for i, p := range list {
 		kinds[p.Type]++
 		if !bytes.Equal(p.Data, again[i].Data) {
-			t.Errorf("picture %d is another with the same seed", i)
+			t.Errorf("image %d is another with the same seed", i)
 		}
 		a, format, err := image.Decode(bytes.NewReader(p.Data))
 		q := loadtest.Stamp(p, 1)
 		b, _, err2 := image.Decode(bytes.NewReader(q.Data))
 		if err != nil || err2 != nil || "image/"+format != p.Type || a.Bounds() != b.Bounds() || a.At(5, 5) != b.At(5, 5) {
-			t.Errorf("picture %d: %v, %v", i, err, err2)
+			t.Errorf("image %d: %v, %v", i, err, err2)
 		}
 		if bytes.Equal(q.Data, p.Data) || bytes.Equal(q.Data, loadtest.Stamp(p, 2).Data) {
-			t.Errorf("picture %d: stamps do not tell", i)
+			t.Errorf("image %d: stamps do not tell", i)
 		}
 		if err := os.WriteFile(filepath.Join(dir, string(rune('a'+i))+"."+format), p.Data, 0o600); err != nil {
 			t.Fatal(err)
@@ -233,34 +233,34 @@ func TestPictures(t *testing.T) {
 	if kinds["image/png"] == 0 || kinds["image/jpeg"] == 0 {
 		t.Errorf("kinds %v", kinds)
 	}
-	if read, err := loadtest.ReadPictures(dir); err != nil || len(read) != 8 || !bytes.Equal(read[3].Data, list[3].Data) || read[3].Type != list[3].Type {
+	if read, err := loadtest.ReadImages(dir); err != nil || len(read) != 8 || !bytes.Equal(read[3].Data, list[3].Data) || read[3].Type != list[3].Type {
 		t.Errorf("read %d, %v", len(read), err)
 	}
-	if _, err := loadtest.ReadPictures(t.TempDir()); err == nil {
-		t.Error("an empty folder has pictures")
+	if _, err := loadtest.ReadImages(t.TempDir()); err == nil {
+		t.Error("an empty folder has images")
 	}
 }
 
 // TestMix holds the shares and that the same seed makes the same requests.
 func TestMix(t *testing.T) {
 	m := &loadtest.Mix{
-		Prompt: lengths(t, "uniform:1,9"), Output: lengths(t, "uniform:1,5"), PictureShare: 0.25, PicturesEach: lengths(t, "uniform:1,3"), Pictures: []loadtest.Picture{{Data: []byte("x"), Type: "image/gif"}},
+		Prompt: lengths(t, "uniform:1,9"), Output: lengths(t, "uniform:1,5"), ImageShare: 0.25, ImagesEach: lengths(t, "uniform:1,3"), Images: []loadtest.Image{{Data: []byte("x"), Type: "image/gif"}},
 		Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}, AbandonShare: 0.1, AbandonAfter: time.Second, Name: "m",
 	}
 	if err := m.Check(); err != nil {
 		t.Fatal(err)
 	}
 	rng, twin := rand.New(rand.NewPCG(1, 1)), rand.New(rand.NewPCG(1, 1))
-	var pictures, tenant, abandoned, words int
+	var images, tenant, abandoned, words int
 	const n = 4000
 	for i := range n {
 		r, same := m.Request(rng, i, loadtest.Arrival{}), m.Request(twin, i, loadtest.Arrival{})
-		if r.Text != same.Text || r.MaxTokens != same.MaxTokens || r.Tenant != same.Tenant || r.Abandon != same.Abandon || len(r.Pictures) != len(same.Pictures) {
+		if r.Text != same.Text || r.MaxTokens != same.MaxTokens || r.Tenant != same.Tenant || r.Abandon != same.Abandon || len(r.Images) != len(same.Images) {
 			t.Fatalf("%+v is not %+v", r, same)
 		}
 		words += len(strings.Fields(r.Text))
-		if len(r.Pictures) > 0 {
-			pictures++
+		if len(r.Images) > 0 {
+			images++
 		}
 		if r.Tenant == "a" {
 			tenant++
@@ -269,7 +269,7 @@ func TestMix(t *testing.T) {
 			abandoned++
 		}
 	}
-	for name, share := range map[string][2]float64{"pictures": {float64(pictures) / n, 0.25}, "tenant": {float64(tenant) / n, 0.75}, "abandoned": {float64(abandoned) / n, 0.1}, "words": {float64(words) / n / 5, 1}} {
+	for name, share := range map[string][2]float64{"images": {float64(images) / n, 0.25}, "tenant": {float64(tenant) / n, 0.75}, "abandoned": {float64(abandoned) / n, 0.1}, "words": {float64(words) / n / 5, 1}} {
 		if share[0] < share[1]-0.03 || share[0] > share[1]+0.03 {
 			t.Errorf("%s: %.3f, want %.2f", name, share[0], share[1])
 		}

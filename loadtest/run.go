@@ -43,7 +43,7 @@ type Sample struct {
 	// Due is when it should have been sent, Sent when it was, Ended when all was over.
 	Due, Sent, Ended time.Duration
 	Deltas           []Delta
-	Pictures         int
+	Images           int
 	// Code is OK, a gRPC code, HTTP_429 and the like, or how it ended here: ABANDONED, NOT_SENT, INTERRUPTED, CUT.
 	Code   string
 	Error  string
@@ -175,7 +175,7 @@ func (l *load) send(ctx context.Context) (end time.Duration) {
 		case <-ctx.Done():
 			return time.Since(l.start)
 		}
-		s := Sample{ID: d.ID, Stage: d.Stage, Due: d.At, WarmUp: d.At < l.Schedule.begin(d.Stage)+l.WarmUp, Pictures: len(d.Pictures)}
+		s := Sample{ID: d.ID, Stage: d.Stage, Due: d.At, WarmUp: d.At < l.Schedule.begin(d.Stage)+l.WarmUp, Images: len(d.Images)}
 		if l.enter() {
 			l.open.Go(func() { l.one(ctx, d.Request, s) })
 			continue

@@ -16,7 +16,7 @@ var Formulas = []struct{ Name, Text string }{
 	{"e2e", "end of the answer received − due"},
 	{"percentile", "p of n values: the ⌈p·n⌉-th smallest; latencies are of whole answers (OK)"},
 	{"window", "from the end of the warm-up to the end of the schedule; requests count if they were due in it"},
-	{"throughput", "requests ended, tokens received, pictures answered inside the window ÷ its length, whenever they were due"},
+	{"throughput", "requests ended, tokens received, images answered inside the window ÷ its length, whenever they were due"},
 	{"goodput", "requests due in the window whose whole answer kept the SLO ÷ the window's length"},
 	{"attainment", "the same ÷ (requests due in the window − those abandoned on purpose)"},
 	{"lag", "sent − due: what this program was late by"},
@@ -146,7 +146,7 @@ func Summarize(samples []Sample, from, to time.Duration, slo SLO) Summary {
 	var ttft, tpot, itl, e2e, sentTTFT, sentE2E, lag []time.Duration
 	stages := map[string][]time.Duration{}
 	inside := func(t time.Duration) bool { return t >= from && t < to }
-	var done, tokens, pictures, prompt int
+	var done, tokens, images, prompt int
 	for i := range samples {
 		q := &samples[i]
 		for _, d := range q.Deltas {
@@ -156,7 +156,7 @@ func Summarize(samples []Sample, from, to time.Duration, slo SLO) Summary {
 		}
 		if q.ok() && inside(q.Ended) {
 			done++
-			pictures += q.Pictures
+			images += q.Images
 			prompt += q.Answer.Prompt
 		}
 		if !inside(q.Due) || q.WarmUp {
@@ -195,7 +195,7 @@ func Summarize(samples []Sample, from, to time.Duration, slo SLO) Summary {
 	}
 	if w := s.WindowSeconds; w > 0 {
 		s.DueRate, s.Throughput, s.Goodput = float64(s.Due)/w, float64(done)/w, float64(s.Good)/w
-		s.OutputRate, s.PromptRate, s.ImageRate = float64(tokens)/w, float64(prompt)/w, float64(pictures)/w
+		s.OutputRate, s.PromptRate, s.ImageRate = float64(tokens)/w, float64(prompt)/w, float64(images)/w
 	}
 	if n := s.Due - s.Abandoned; n > 0 {
 		s.Attainment = float64(s.Good) / float64(n)

@@ -25,7 +25,7 @@ type Target interface {
 
 // Answer is what the server says of a whole answer.
 type Answer struct {
-	// Tokens of the prompt; of those, of pictures; of those and of all, the ones that a cache had; and of the answer.
+	// Tokens of the prompt; of those, of images; of those and of all, the ones that a cache had; and of the answer.
 	Prompt, Image, CachedImage, Cached, Completion int
 	// Finish is why it ended, in the words of OpenAI's finish_reason, or cancelled when the server cut it short.
 	Finish string

@@ -22,7 +22,7 @@ func defaultFiles() fs.FS {
 	return sub
 }
 
-// Samples are the default model's sample pictures, by file name, in order.
+// Samples are the default model's sample images, by file name, in order.
 func Samples() fs.FS {
 	sub, err := fs.Sub(defaultFiles(), "samples")
 	if err != nil {
@@ -31,5 +31,5 @@ func Samples() fs.FS {
 	return sub
 }
 
-// Questions is an archive of questions that the default model was not trained on, their pictures and their answers.
+// Questions is an archive of questions that the default model was not trained on, their images and their answers.
 func Questions() string { return questions }

@@ -107,7 +107,7 @@ func BenchmarkLongPromptArrives(b *testing.B) {
 	}
 }
 
-// BenchmarkSecondTurn is the time to the first token of another question about the same picture, in a prompt of 900
+// BenchmarkSecondTurn is the time to the first token of another question about the same image, in a prompt of 900
 // tokens, with the prefix cache and without.
 func BenchmarkSecondTurn(b *testing.B) {
 	r := openBenchDecoder(b, 2)

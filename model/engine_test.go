@@ -17,7 +17,7 @@ import (
 
 // Whatever an engine does for a sequence, its tokens and their probabilities are to the last bit those that it gets when it
 // has the model to itself: in chunks of any length, beside others that come and go, from a prefix in the cache, after it was
-// preempted, with drafts, as one of several answers; texts and pictures, greedy and sampled.
+// preempted, with drafts, as one of several answers; texts and images, greedy and sampled.
 func TestEngineEqualsAlone(t *testing.T) {
 	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) {
@@ -86,7 +86,7 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone Runner) {
 	}
 }
 
-// mixedRequest is a text or a picture with text, on its own or beginning as an earlier one, or another answer to it.
+// mixedRequest is a text or an image with text, on its own or beginning as an earlier one, or another answer to it.
 func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Request {
 	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40), Input: fusion.Input{IDs: randomPrompt(rng, 20+rng.IntN(100))}}
 	r.Sampling = decoder.Sampling{Logprobs: true, Seed: uint64(i)}

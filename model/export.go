@@ -68,7 +68,7 @@ func suffixOf(dtype string) string {
 
 // exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
 var exportFamilies = map[string]exportFamily{
-	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholePictures},
+	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholeImages},
 	"paligemma":              {first: 1},
 	"vision-encoder-decoder": {sessions: []string{encoderGraph, decoderGraph}},
 }
@@ -115,16 +115,16 @@ func readExportSpec(config []byte) (modelType string, s Spec, err error) {
 	return modelType, s, err
 }
 
-// wholePictures has every picture be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
+// wholeImages has every image be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
 // put tiles together.
-func wholePictures(s *Spec) {
+func wholeImages(s *Spec) {
 	if c, ok := s.Connector.(vision.AnyRes); ok {
 		s.Connector = c.MLP
 	}
 	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
 	s.Layout.Expand = func(vision.Grid) string { return run }
-	s.Layout.PictureTokens = nil
-	s.WholePictures = true
+	s.Layout.ImageTokens = nil
+	s.WholeImages = true
 }
 
 // OpenExport reads a model folder with ready-made ONNX graphs. dtypes chooses among their files: a name such as "q4" for
@@ -198,7 +198,7 @@ func (m *Model) believeGraphs() error {
 		size(tower.Outputs, "image_features", 1, &c.PerTile)
 		size(tower.Inputs, "pixel_values", 2, &m.Tower.ImageSize)
 		if c.PerTile < 1 || c.PerTile > 1<<16 || m.Tower.ImageSize < 1 || m.Tower.ImageSize > 1<<13 {
-			return fmt.Errorf("%s gives %d patches of a picture of %d pixels, want at most %d of %d", tower.Path, c.PerTile, m.Tower.ImageSize, 1<<16, 1<<13)
+			return fmt.Errorf("%s gives %d patches of an image of %d pixels, want at most %d of %d", tower.Path, c.PerTile, m.Tower.ImageSize, 1<<16, 1<<13)
 		}
 		m.given(c)
 	}
@@ -211,7 +211,7 @@ func (m *Model) believeGraphs() error {
 	return nil
 }
 
-// given makes one tile of every picture, and a run of placeholders of what the graph gives for it.
+// given makes one tile of every image, and a run of placeholders of what the graph gives for it.
 func (s *Spec) given(c vision.Given) {
 	run := strings.Repeat(s.Layout.Placeholder, c.PerTile)
 	s.Connector, s.Layout.PatchTokens = c, c.PerTile
@@ -357,7 +357,7 @@ func hasWeights(dir string) bool {
 	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), ".safetensors") })
 }
 
-// whole makes one tile of every picture.
+// whole makes one tile of every image.
 type whole struct{ vision.Preprocessor }
 
 func (whole) Grid(int, int) vision.Grid { return vision.Grid{} }
@@ -395,8 +395,8 @@ func (m *Model) Graphs() []Graph {
 
 func (e *export) openTower(s Spec, o ort.Options) (*vision.Tower, error) {
 	f := e.graphs[e.family.graphs()[0]].File
-	if s.Pictures != nil {
-		return vision.OpenPictureExport(f, *s.Pictures, o)
+	if s.NativeResolution != nil {
+		return vision.OpenNaViTExport(f, *s.NativeResolution, o)
 	}
 	return vision.OpenExport(f, s.Tower, s.Connector, o)
 }

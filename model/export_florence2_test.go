@@ -88,7 +88,7 @@ func TestExportedFlorence2(t *testing.T) {
 	defer e.Close()
 	states := d.EncoderStates
 	if e.Layout.PatchTokens != states || e.Tower.ImageSize != m.Tower.ImageSize || e.Decoder.Hidden != d.Hidden {
-		t.Errorf("%d patches of pictures of %d pixels, width %d: not the graphs' %d, %d, %d", e.Layout.PatchTokens, e.Tower.ImageSize, e.Decoder.Hidden, states, m.Tower.ImageSize, d.Hidden)
+		t.Errorf("%d patches of images of %d pixels, width %d: not the graphs' %d, %d, %d", e.Layout.PatchTokens, e.Tower.ImageSize, e.Decoder.Hidden, states, m.Tower.ImageSize, d.Hidden)
 	}
 	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
 	if err != nil {

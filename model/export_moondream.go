@@ -9,7 +9,7 @@ import (
 
 func init() { exportFamilies["moondream1"] = exportFamily{read: moondream} }
 
-// moondream reads the exports of Moondream 1 and 2 of their time: a prompt of theirs has one placeholder for a picture,
+// moondream reads the exports of Moondream 1 and 2 of their time: a prompt of theirs has one placeholder for an image,
 // with an id that no tokenizer gives (-200), and the patches took its place in the embeddings. Here it is a token of its
 // own, once for each patch as everywhere.
 func moondream(config []byte) (Spec, error) {

@@ -56,7 +56,7 @@ func (t graphText) config() (d decoder.Config, err error) {
 	return d, nil
 }
 
-// qwen2VL reads Qwen2-VL and Qwen2.5-VL: pictures of any size, and positions that follow their rows and columns.
+// qwen2VL reads Qwen2-VL and Qwen2.5-VL: images of any size, and positions that follow their rows and columns.
 // Reference: transformers Qwen2VLConfig, Qwen2_5_VLConfig, Qwen2VLProcessor.
 func qwen2VL(config []byte) (Spec, error) {
 	c := struct {
@@ -82,17 +82,17 @@ func qwen2VL(config []byte) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	p := vision.Pictures{PatchSize: c.Vision.Patch, MergeSize: c.Vision.Merge, Width: d.Hidden}
+	p := vision.NativeResolution{PatchSize: c.Vision.Patch, MergeSize: c.Vision.Merge, Width: d.Hidden}
 	const placeholder = "<|image_pad|>"
 	return Spec{
-		Processor: "Qwen2VLImageProcessor",
-		Pictures:  &p,
-		Decoder:   d,
+		Processor:        "Qwen2VLImageProcessor",
+		NativeResolution: &p,
+		Decoder:          d,
 		Layout: fusion.Layout{
 			Placeholder: placeholder, ImageTokenID: c.ImageToken,
-			PictureTokens: p.Tokens,
-			Map:           p.Map,
-			Expand:        func(g vision.Grid) string { return strings.Repeat(placeholder, p.Tokens(g)) },
+			ImageTokens: p.Tokens,
+			Map:         p.Map,
+			Expand:      func(g vision.Grid) string { return strings.Repeat(placeholder, p.Tokens(g)) },
 		},
 	}, nil
 }

@@ -32,8 +32,8 @@ func TestReadQwen2VL(t *testing.T) {
 			continue
 		}
 		want := decoder.Config{Hidden: 1536, Layers: 28, Heads: 12, KVHeads: 2, HeadDim: 128, Vocab: 151936, MaxLen: 32768}
-		if got := fmt.Sprint(s.Decoder); got != fmt.Sprint(want) || *s.Pictures != (vision.Pictures{PatchSize: 14, MergeSize: 2, Width: 1536}) {
-			t.Errorf("%s: %s %+v", name, got, *s.Pictures)
+		if got := fmt.Sprint(s.Decoder); got != fmt.Sprint(want) || *s.NativeResolution != (vision.NativeResolution{PatchSize: 14, MergeSize: 2, Width: 1536}) {
+			t.Errorf("%s: %s %+v", name, got, *s.NativeResolution)
 		}
 		g := vision.Grid{Width: 4 * 28, Height: 3 * 28}
 		if rows, cols := s.Layout.Map(g); rows != 3 || cols != 4 || s.Layout.Expand(g) != strings.Repeat("<|image_pad|>", 12) {
@@ -55,8 +55,8 @@ func TestReadQwen2VL(t *testing.T) {
 	}
 }
 
-// drawnPicture is one prepared for a tower of patches of 4 pixels in blocks of 2.
-func drawnPicture(rng *rand.Rand, rows, cols int) *vision.Image {
+// drawnImage is one prepared for a tower of patches of 4 pixels in blocks of 2.
+func drawnImage(rng *rand.Rand, rows, cols int) *vision.Image {
 	img := &vision.Image{Size: 4, Grid: vision.Grid{Width: 8 * cols, Height: 8 * rows}, Pixels: make([]uint8, 3*64*rows*cols)}
 	for i := range img.Pixels {
 		img.Pixels[i] = uint8(rng.UintN(256))
@@ -72,7 +72,7 @@ func twice(dst []float32, src []uint8) {
 	}
 }
 
-// Pictures of any size, positions in three axes: prompts give the same ids alone, together and in chunks.
+// Images of any size, positions in three axes: prompts give the same ids alone, together and in chunks.
 func TestExportedQwen2VL(t *testing.T) {
 	startLibrary(t)
 	m, err := Open(tinyDir("llava"))
@@ -87,7 +87,7 @@ func TestExportedQwen2VL(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := exporttest.Source{Decoder: d, Weights: m.Weights, Pictures: &vision.Pictures{PatchSize: 4, MergeSize: 2, Width: d.Hidden}}
+	s := exporttest.Source{Decoder: d, Weights: m.Weights, NativeResolution: &vision.NativeResolution{PatchSize: 4, MergeSize: 2, Width: d.Hidden}}
 	if err := exporttest.Write(dir, s, exporttest.Options{Sections: []int{2, 3, 3}}); err != nil {
 		t.Fatal(err)
 	}
@@ -109,10 +109,10 @@ func TestExportedQwen2VL(t *testing.T) {
 		ids := []int32{3, 4}
 		var images []*vision.Image
 		for j := range i % 3 {
-			img := drawnPicture(rng, 1+i, 2+3*j)
+			img := drawnImage(rng, 1+i, 2+3*j)
 			img.Digest[0], img.Digest[1] = byte(i), byte(j)
 			images = append(images, img)
-			ids = append(ids, slices.Repeat([]int32{90}, e.Layout.PictureTokens(img.Grid))...)
+			ids = append(ids, slices.Repeat([]int32{90}, e.Layout.ImageTokens(img.Grid))...)
 			ids = append(ids, int32(10+i))
 		}
 		if prompts[i], err = e.Layout.Locate(append(ids, 5, 6), images); err != nil {
@@ -143,11 +143,11 @@ func TestExportedQwen2VL(t *testing.T) {
 	}
 	prepared := vision.NewEncoder(tower, pre.Normalize, 1<<20)
 	defer prepared.Close()
-	if patches, _, err := prepared.Encode(t.Context(), img); err != nil || len(patches) != e.Layout.PictureTokens(img.Grid)*d.Hidden {
-		t.Errorf("a picture of %d×%d gives %d values: %v", img.Grid.Width, img.Grid.Height, len(patches), err)
+	if patches, _, err := prepared.Encode(t.Context(), img); err != nil || len(patches) != e.Layout.ImageTokens(img.Grid)*d.Hidden {
+		t.Errorf("an image of %d×%d gives %d values: %v", img.Grid.Width, img.Grid.Height, len(patches), err)
 	}
 	if _, _, err := encoder.Encode(t.Context(), &vision.Image{Size: 4, Grid: vision.Grid{Width: 9, Height: 8}, Digest: [32]byte{9}}); err == nil {
-		t.Error("a picture that is no whole blocks was taken")
+		t.Error("an image that is no whole blocks was taken")
 	}
 	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 5, Session: ort.Options{Threads: 1}})
 	if err != nil {

@@ -203,11 +203,11 @@ func movedEncoderDecoder(t *testing.T, e *Model) {
 		}
 	}
 	if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{loggedRow(0, 0, []int32{1, 2})}}); err == nil {
-		t.Error("a prompt without its picture was taken")
+		t.Error("a prompt without its image was taken")
 	}
 }
 
-// exportPrompts are prompts of other lengths, four of them with a picture.
+// exportPrompts are prompts of other lengths, four of them with an image.
 func exportPrompts(m *Model) []fusion.Input {
 	rng := rand.New(rand.NewPCG(5, 5))
 	list := make([]fusion.Input, 5)
@@ -343,7 +343,7 @@ func samePicks(got, want []picked, tolerance float64) error {
 	return nil
 }
 
-// The embedded model's export answers as transformers does with the checkpoint, from messages and pictures to ids.
+// The embedded model's export answers as transformers does with the checkpoint, from messages and images to ids.
 func TestExportDefaultModel(t *testing.T) {
 	startLibrary(t)
 	m, err := Open("")

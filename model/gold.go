@@ -87,8 +87,8 @@ func readGold(files fs.FS, name string) ([]goldCase, error) {
 	return list, lines.Err()
 }
 
-// picture reads a picture of a case.
-func picture(files fs.FS, name string) ([]byte, error) {
+// image reads an image of a case.
+func readImage(files fs.FS, name string) ([]byte, error) {
 	if rest, ok := strings.CutPrefix(name, "data:"); ok {
 		_, data, ok := strings.Cut(rest, ";base64,")
 		if !ok {
@@ -149,17 +149,17 @@ func (v *Verifier) Own(report func(Case)) (found bool, err error) {
 	return v.model.SelfTest(text, v.tower, v.runner, v.precision, report)
 }
 
-// Picture is an encoded picture to record a case with. One whose Name is a path in the model's folder is referred to by
+// Image is an encoded image to record a case with. One whose Name is a path in the model's folder is referred to by
 // it, others become part of the case.
-type Picture struct {
+type SampleImage struct {
 	Name string
 	Data []byte
 }
 
-// WriteGold records cases in the folder's mmserve-gold.jsonl: of the pictures one by one with a question, of the first in all
+// WriteGold records cases in the folder's mmserve-gold.jsonl: of the images one by one with a question, of the first in all
 // its tiles, of the first two together and of a text alone, as far as the model takes such prompts. Cases of another precision stay in the file. It
 // returns the number of cases recorded.
-func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (int, error) {
+func (v *Verifier) WriteGold(dir string, samples []SampleImage, question string) (int, error) {
 	text, err := v.model.OpenText()
 	if err != nil {
 		return 0, err
@@ -181,7 +181,7 @@ func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (i
 		}
 	}
 	n := 0
-	for _, g := range v.goldPrompts(text, dir, pictures, question) {
+	for _, g := range v.goldPrompts(text, dir, samples, question) {
 		keep, err := v.record(text, files, &g)
 		if err != nil {
 			return 0, fmt.Errorf("case %q: %w", g.ID, err)
@@ -198,12 +198,12 @@ func (v *Verifier) WriteGold(dir string, pictures []Picture, question string) (i
 }
 
 // goldPrompts makes the cases without what comes of them.
-func (v *Verifier) goldPrompts(text *Text, dir string, pictures []Picture, question string) []goldCase {
+func (v *Verifier) goldPrompts(text *Text, dir string, samples []SampleImage, question string) []goldCase {
 	var list []goldCase
-	add := func(id, detail string, pictures ...Picture) {
+	add := func(id, detail string, samples ...SampleImage) {
 		g := goldCase{ID: fmt.Sprintf("%s, %s", id, v.precision), Detail: detail, Precision: v.precision}
 		var content []goldPart
-		for _, p := range pictures {
+		for _, p := range samples {
 			g.Images = append(g.Images, reference(dir, p))
 			content = append(content, goldPart{Type: "image"})
 		}
@@ -215,23 +215,23 @@ func (v *Verifier) goldPrompts(text *Text, dir string, pictures []Picture, quest
 		}
 		list = append(list, g)
 	}
-	for i, p := range pictures {
-		add(fmt.Sprintf("picture %d", i+1), "low", p)
+	for i, p := range samples {
+		add(fmt.Sprintf("image %d", i+1), "low", p)
 	}
-	if len(pictures) > 0 {
-		add("picture 1 in tiles", "", pictures[0])
+	if len(samples) > 0 {
+		add("image 1 in tiles", "", samples[0])
 	}
-	if f := v.model.Layout.Frame; f == nil || !f.OnePicture {
-		if f == nil && len(pictures) > 1 {
-			add("two pictures", "low", pictures[:2]...)
+	if f := v.model.Layout.Frame; f == nil || !f.OneImage {
+		if f == nil && len(samples) > 1 {
+			add("two images", "low", samples[:2]...)
 		}
 		add("text", "")
 	}
 	return list
 }
 
-// reference is a picture as a case names it.
-func reference(dir string, p Picture) string {
+// reference is an image as a case names it.
+func reference(dir string, p SampleImage) string {
 	if rel, err := filepath.Rel(dir, p.Name); err == nil && p.Name != "" && filepath.IsLocal(rel) {
 		return filepath.ToSlash(rel)
 	}
@@ -239,7 +239,7 @@ func reference(dir string, p Picture) string {
 }
 
 // record computes what a case gives, up to the first token that another machine might pick otherwise. Many tiles would
-// make every start slow: of them the prompt and the pixels are recorded. keep is false for a picture that should be in
+// make every start slow: of them the prompt and the pixels are recorded. keep is false for an image that should be in
 // tiles and is in one.
 func (v *Verifier) record(text *Text, files fs.FS, g *goldCase) (keep bool, err error) {
 	p, err := v.prepare(text, files, *g)

@@ -15,11 +15,11 @@ func TestReadGold(t *testing.T) {
 	if err != nil || len(cases) != 2 || cases[0].ID != "a" || cases[1].ID != "line 4" {
 		t.Errorf("%+v %v", cases, err)
 	}
-	if data, err := picture(files, cases[1].Images[0]); err != nil || string(data) != "\x00\x01" {
-		t.Errorf("picture %q %v", data, err)
+	if data, err := readImage(files, cases[1].Images[0]); err != nil || string(data) != "\x00\x01" {
+		t.Errorf("image %q %v", data, err)
 	}
 	for _, name := range []string{"data:image/png,AAE=", "data:;base64,!", "../good.jsonl", "/etc/passwd", "none.png"} {
-		if _, err := picture(files, name); err == nil {
+		if _, err := readImage(files, name); err == nil {
 			t.Errorf("%s was read", name)
 		}
 	}
@@ -38,7 +38,7 @@ func FuzzReadGold(f *testing.F) {
 		}
 		for _, g := range cases {
 			for _, name := range g.Images {
-				_, _ = picture(files, name)
+				_, _ = readImage(files, name)
 			}
 		}
 	})

@@ -59,8 +59,8 @@ func idefics3(config []byte) (Spec, error) {
 	return s, nil
 }
 
-// idefics3Expand writes one picture into the prompt. It is text, put in before tokenising, because the tokenizer
-// merges the two line breaks before the whole picture into one token.
+// idefics3Expand writes one image into the prompt. It is text, put in before tokenising, because the tokenizer
+// merges the two line breaks before the whole image into one token.
 // Reference: transformers Idefics3Processor.get_image_prompt_string.
 func idefics3Expand(g vision.Grid, tokens int) string {
 	const fence = "<fake_token_around_image>"

@@ -163,7 +163,7 @@ func TestStandInsOfFamilies(t *testing.T) {
 		}
 		fence, special, ok := text.Tokenizer.Token(tokenID(text, "<fake_token_around_image>"))
 		if wants := name == "idefics3" || name == "smolvlm"; wants != (ok && special && fence != "") {
-			t.Errorf("%s: the fence around pictures is a token: %t", name, ok)
+			t.Errorf("%s: the fence around images is a token: %t", name, ok)
 		}
 	}
 }

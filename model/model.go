@@ -38,10 +38,10 @@ type Spec struct {
 	Processor string
 	// Prefixes rename the checkpoint's tensors to the names the graphs use.
 	Prefixes []graph.Prefix
-	// Pictures is set for a tower that takes pictures of any size, which Tower and Connector then do not describe.
-	Pictures *vision.Pictures
-	// WholePictures makes one tile of every picture, whatever the image processor says.
-	WholePictures bool
+	// Images is set for a tower that takes images of any size, which Tower and Connector then do not describe.
+	NativeResolution *vision.NativeResolution
+	// WholeImages makes one tile of every image, whatever the image processor says.
+	WholeImages bool
 	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
 	TowerLayers int
 	// untied is set where the files say that the head is not the embedding table.
@@ -116,7 +116,7 @@ type Runner interface {
 	Close() error
 }
 
-// Text is the part of a model that turns messages into ids and pictures into tiles.
+// Text is the part of a model that turns messages into ids and images into tiles.
 type Text struct {
 	Tokenizer *tokenizer.Tokenizer
 	// Template is nil for a model without a chat template: it completes raw prompts only.

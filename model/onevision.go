@@ -11,7 +11,7 @@ import (
 
 func init() { families["llava_onevision"] = llavaOneVision }
 
-// llavaOneVision reads LLaVA-OneVision: LLaVA with pictures cut into tiles ("anyres") and put together again.
+// llavaOneVision reads LLaVA-OneVision: LLaVA with images cut into tiles ("anyres") and put together again.
 // Reference: transformers LlavaOnevisionForConditionalGeneration.
 func llavaOneVision(config []byte) (Spec, error) {
 	var c struct {
@@ -48,7 +48,7 @@ func llavaOneVision(config []byte) (Spec, error) {
 	tower := s.Tower
 	s.Connector = connector
 	s.Layout.SplitAlone = true
-	s.Layout.PictureTokens = func(g vision.Grid) int { return connector.PackedTokens(tower, g) }
+	s.Layout.ImageTokens = func(g vision.Grid) int { return connector.PackedTokens(tower, g) }
 	s.Layout.Expand = func(g vision.Grid) string {
 		return strings.Repeat(s.Layout.Placeholder, connector.PackedTokens(tower, g))
 	}

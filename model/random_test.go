@@ -82,8 +82,8 @@ func TestOpenDummy(t *testing.T) {
 	}
 }
 
-// answer takes one picture the whole way to a few ids.
-func answer(t *testing.T, m *Model, picture []byte) {
+// answer takes one image the whole way to a few ids.
+func answer(t *testing.T, m *Model, data []byte) {
 	t.Helper()
 	text, err := m.OpenText()
 	if err != nil {
@@ -94,7 +94,7 @@ func answer(t *testing.T, m *Model, picture []byte) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	img, err := text.Preprocessor.Prepare(context.Background(), picture, vision.DefaultLimits(), true)
+	img, err := text.Preprocessor.Prepare(context.Background(), data, vision.DefaultLimits(), true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,7 +204,7 @@ func (m *Model) processorWarnings(warn func(string, ...any)) {
 		Patch  *int    `json:"patch_size"`
 		Select *string `json:"vision_feature_select_strategy"`
 	}
-	if _, err := m.readJSON("processor_config.json", &c); err != nil || m.Pictures != nil || m.export != nil {
+	if _, err := m.readJSON("processor_config.json", &c); err != nil || m.NativeResolution != nil || m.export != nil {
 		return
 	}
 	if c.SeqLen != nil && *c.SeqLen != m.Layout.PatchTokens {

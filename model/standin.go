@@ -129,7 +129,7 @@ func (s Spec) newVocabulary(given special) (*vocabulary, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.onlyPicture() { // whose placeholder has an id outside of the vocabulary
+	if !s.onlyImage() { // whose placeholder has an id outside of the vocabulary
 		if id := s.Layout.ImageTokenID; id < 0 || int(id) >= len(v.tokens) {
 			return nil, fmt.Errorf("config.json: the image token is %d, the vocabulary has %d", id, len(v.tokens))
 		}
@@ -145,7 +145,7 @@ func (s Spec) newVocabulary(given special) (*vocabulary, error) {
 			v.special = append(v.special, t.content)
 		}
 	}
-	// What stands between a picture's tiles is one token each in the families' own tokenizers.
+	// What stands between an image's tiles is one token each in the families' own tokenizers.
 	const roomy = 1000
 	if len(v.tokens) >= roomy {
 		for _, t := range betweenTiles.FindAllString(s.Layout.Expand(vision.Grid{Rows: 6, Cols: 6}), -1) {
@@ -158,7 +158,7 @@ func (s Spec) newVocabulary(given special) (*vocabulary, error) {
 	return v, v.fill(base.Vocab, base.Merges)
 }
 
-func (s Spec) onlyPicture() bool { return s.Layout.Frame != nil && s.Layout.Frame.OnePicture }
+func (s Spec) onlyImage() bool { return s.Layout.Frame != nil && s.Layout.Frame.OneImage }
 
 var betweenTiles = regexp.MustCompile(`<[a-z0-9_-]+>`)
 
@@ -199,7 +199,7 @@ func (v *vocabulary) fill(base map[string]int32, merges []json.RawMessage) error
 			break
 		}
 	}
-	// Two line breaks are one token in real vocabularies, and stand before the whole picture where tiles do.
+	// Two line breaks are one token in real vocabularies, and stand before the whole image where tiles do.
 	merges = append(slices.Clip(merges), json.RawMessage(`["Ċ", "Ċ"]`))
 	for _, raw := range merges {
 		var pair [2]string

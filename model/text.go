@@ -83,7 +83,7 @@ func (m *Model) openText() (*Text, error) {
 	return t, err
 }
 
-// addPlaceholder gives a tokenizer that knows no pictures a token for them, unless it has one.
+// addPlaceholder gives a tokenizer that knows no images a token for them, unless it has one.
 func addPlaceholder(tokenizerJSON []byte, l fusion.Layout) ([]byte, error) {
 	var file map[string]json.RawMessage
 	if err := json.Unmarshal(tokenizerJSON, &file); err != nil {
@@ -250,7 +250,7 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 			return nil, err
 		}
 		if !found {
-			return nil, errors.New("no preprocessor_config.json: it says how pictures are resized and normalised")
+			return nil, errors.New("no preprocessor_config.json: it says how images are resized and normalised")
 		}
 	}
 	p, err := vision.ParsePreprocessor(raw, m.Processor)
@@ -260,16 +260,16 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if err := m.fits(p); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if m.Pictures != nil {
-		if p.Side() != m.Pictures.PatchSize {
-			return nil, fmt.Errorf("%s: patches are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Pictures.PatchSize)
+	if m.NativeResolution != nil {
+		if p.Side() != m.NativeResolution.PatchSize {
+			return nil, fmt.Errorf("%s: patches are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.NativeResolution.PatchSize)
 		}
 		return p, nil
 	}
 	if p.Side() != m.Tower.ImageSize {
 		return nil, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Tower.ImageSize)
 	}
-	if m.WholePictures {
+	if m.WholeImages {
 		return whole{p}, nil
 	}
 	return p, nil

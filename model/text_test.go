@@ -16,7 +16,7 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
-// A tokenizer that knows no pictures learns the placeholder, once.
+// A tokenizer that knows no images learns the placeholder, once.
 func TestAddPlaceholder(t *testing.T) {
 	z, err := os.Open(filepath.Join("..", "internal", "tokenizer", "testdata", "vit-gpt2.json.gz"))
 	if err != nil {

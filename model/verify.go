@@ -95,7 +95,7 @@ func (v *Verifier) File(path string, report func(Case)) error {
 	return v.lines(text, folder.Dir(filepath.Dir(path)), filepath.Base(path), report)
 }
 
-// lines runs the cases of a gold.jsonl, whose pictures are in files.
+// lines runs the cases of a gold.jsonl, whose images are in files.
 func (v *Verifier) lines(text *Text, files fs.FS, name string, report func(Case)) error {
 	cases, err := readGold(files, name)
 	if err != nil {
@@ -127,8 +127,8 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.model.Pictures != nil {
-		return nil, errors.New("pictures of any size: supported are gold files of conversations, gold.jsonl")
+	if v.model.NativeResolution != nil {
+		return nil, errors.New("images of any size: supported are gold files of conversations, gold.jsonl")
 	}
 	_, tilePixels, _ := v.tower.Limits()
 	if len(values)%tilePixels != 0 {
@@ -138,7 +138,7 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if t, ok := gold.Tensor("image_sizes"); ok {
 		size, err := t.Ints()
 		if err != nil || len(size) != 2 {
-			return nil, fmt.Errorf("image_sizes has shape %v, want the height and width of one picture", t.Shape)
+			return nil, fmt.Errorf("image_sizes has shape %v, want the height and width of one image", t.Shape)
 		}
 		if c, ok := v.model.Connector.(vision.AnyRes); ok {
 			img.Grid = c.Pinpoints.Grid(int(size[1]), int(size[0]), v.model.Tower.ImageSize)
@@ -349,7 +349,7 @@ type prepared struct {
 	input   fusion.Input
 	images  []*vision.Image
 	patches [][]float32 // of each, nil unless made with its pixels
-	pixels  []float32   // normalised, of all pictures
+	pixels  []float32   // normalised, of all images
 }
 
 func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err error) {
@@ -373,7 +373,7 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 	var images []*vision.Image
 	var grids []vision.Grid
 	for _, name := range g.Images {
-		data, err := picture(files, name)
+		data, err := readImage(files, name)
 		if err != nil {
 			return p, err
 		}
@@ -409,10 +409,10 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 	return p, nil
 }
 
-// see gives a picture's normalised values. A tower that takes pictures of any size gives its patches with them.
+// see gives an image's normalised values. A tower that takes images of any size gives its patches with them.
 func (v *Verifier) see(text *Text, img *vision.Image, patches *[]float32) (values []float32, err error) {
-	if v.model.Pictures != nil {
-		*patches, err = v.tower.Picture(img, func(dst []float32, src []uint8) {
+	if v.model.NativeResolution != nil {
+		*patches, err = v.tower.EncodeImage(img, func(dst []float32, src []uint8) {
 			text.Preprocessor.Normalize(dst, src)
 			values = slices.Clone(dst)
 		})
@@ -427,7 +427,7 @@ func (v *Verifier) see(text *Text, img *vision.Image, patches *[]float32) (value
 	return values, nil
 }
 
-// attach runs the pictures through the tower.
+// attach runs the images through the tower.
 func (v *Verifier) attach(p prepared) (err error) {
 	at := 0
 	for i, img := range p.images {
@@ -445,7 +445,7 @@ func (v *Verifier) attach(p prepared) (err error) {
 	return nil
 }
 
-// pixelTolerance is the difference of a picture's mean or deviation, in normalised units, that passes where the
+// pixelTolerance is the difference of an image's mean or deviation, in normalised units, that passes where the
 // values are not bit-identical: a tenth of one eight-bit level.
 const pixelTolerance = 0.1 * 2 / 255
 

@@ -221,7 +221,7 @@ func TestFamiliesInBatch(t *testing.T) {
 			}
 			if m.Decoder.EncoderStates > 0 {
 				if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{loggedRow(0, 0, []int32{1, 2})}}); err == nil {
-					t.Error("a prompt without its picture was taken")
+					t.Error("a prompt without its image was taken")
 				}
 			}
 		})

@@ -14,7 +14,7 @@ import (
 func init() { families["vision-encoder-decoder"] = vitGPT2 }
 
 // vitGPT2 reads captioning models of a ViT and a GPT-2 that attends to it (nlpconnect/vit-gpt2-image-captioning). They
-// take one picture and no text.
+// take one image and no text.
 // Reference: transformers VisionEncoderDecoderModel, ViTModel, GPT2LMHeadModel.
 func vitGPT2(config []byte) (Spec, error) {
 	var c struct {
@@ -89,7 +89,7 @@ func vitGPT2(config []byte) (Spec, error) {
 		// No tokenizer has this placeholder: its id is the first that the vocabulary leaves free.
 		Placeholder: "<image>", ImageTokenID: int32(d.Vocab), PatchTokens: states,
 		Expand: func(vision.Grid) string { return run },
-		Frame:  &fusion.Frame{Start: "<|endoftext|>", OnePicture: true},
+		Frame:  &fusion.Frame{Start: "<|endoftext|>", OneImage: true},
 
 		AddPlaceholder: true,
 	}

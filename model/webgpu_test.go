@@ -80,7 +80,7 @@ func TestWebGPUGold(t *testing.T) {
 	}
 }
 
-// An engine over the device gives what one over the processor does, for texts and pictures, greedy and sampled, beside
+// An engine over the device gives what one over the processor does, for texts and images, greedy and sampled, beside
 // others that come and go, from cached prefixes, after preemption.
 func TestWebGPUEngine(t *testing.T) {
 	o := onWebGPU(t)
@@ -236,7 +236,7 @@ func TestWebGPUBytes(t *testing.T) {
 	}
 }
 
-// Sixteen callers, each with one request after the other, some with pictures and some that leave, for as long as
+// Sixteen callers, each with one request after the other, some with images and some that leave, for as long as
 // MMSERVE_TEST_STREAMS says.
 func TestWebGPUStreams(t *testing.T) {
 	o := onWebGPU(t)

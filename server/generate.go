@@ -102,11 +102,11 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	}
 
 	ctx = vision.WithPriority(ctx, int(req.priority))
-	images, err := s.prepare(ctx, rec, req.pictures)
+	images, err := s.prepare(ctx, rec, req.images)
 	if err != nil {
 		return err
 	}
-	req.pictures = nil
+	req.images = nil
 	s.releaseMessage(ctx)
 	rec.lap(&rec.preprocess)
 	input, err := s.tokenize(ctx, req, images)
@@ -211,10 +211,10 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 }
 
 // prepare decodes the images one after the other, each when the budget of all decodes has room.
-func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) ([]*vision.Image, error) {
-	images := make([]*vision.Image, len(pictures))
-	for i, p := range pictures {
-		if len(pictures) > 1 && s.model.Layout.SplitAlone {
+func (s *Server) prepare(ctx context.Context, rec *record, parts []imagePart) ([]*vision.Image, error) {
+	images := make([]*vision.Image, len(parts))
+	for i, p := range parts {
+		if len(parts) > 1 && s.model.Layout.SplitAlone {
 			p.detail = pb.Detail_DETAIL_LOW
 		}
 		began := time.Now()
@@ -222,7 +222,7 @@ func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) (
 		if img != nil && !img.Started.IsZero() {
 			began = img.Started
 		}
-		rec.pictures = append(rec.pictures, preparation{began, time.Now(), len(p.data), img})
+		rec.images = append(rec.images, preparation{began, time.Now(), len(p.data), img})
 		if errors.Is(err, vision.ErrImage) {
 			return nil, invalid(p.field, "%v", err)
 		}
@@ -237,8 +237,8 @@ func (s *Server) prepare(ctx context.Context, rec *record, pictures []picture) (
 	return images, nil
 }
 
-// tokenize writes the prompt out, replaces each placeholder by its picture's expansion, turns it all into ids and
-// finds the pictures' positions among them.
+// tokenize writes the prompt out, replaces each placeholder by its image's expansion, turns it all into ids and
+// finds the images' positions among them.
 func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (fusion.Input, error) {
 	var p chat.Prompt
 	var err error
@@ -293,14 +293,14 @@ func tokensError(field string, err error) error {
 func (s *Server) fit(req *request, in fusion.Input) (maxTokens int, err error) {
 	prompt, room := len(in.IDs), s.model.MaxLen-len(in.IDs)
 	if room < 1 {
-		return 0, invalid("input", "%d tokens, %d of them of pictures; want at most %d, to leave one for the answer in a context of %d",
+		return 0, invalid("input", "%d tokens, %d of them of images; want at most %d, to leave one for the answer in a context of %d",
 			prompt, in.ImageTokens(), s.model.MaxLen-1, s.model.MaxLen)
 	}
 	if req.maxTokens == 0 {
 		return min(max(defaultMaxTokens, req.sampling.MinTokens), room), nil
 	}
 	if req.maxTokens > room {
-		return 0, invalid("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of pictures, in a context of %d",
+		return 0, invalid("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of images, in a context of %d",
 			req.maxTokens, room, prompt, in.ImageTokens(), s.model.MaxLen)
 	}
 	return req.maxTokens, nil
@@ -346,7 +346,7 @@ func meanTokenBytes(m *Model) float64 {
 	return float64(total) / float64(max(1, n))
 }
 
-// encode attaches the patch embeddings of all pictures, which the encoder is asked for together, and counts the
+// encode attaches the patch embeddings of all images, which the encoder is asked for together, and counts the
 // positions whose embeddings had been made before.
 func (s *Server) encode(ctx context.Context, in *fusion.Input, images []*vision.Image, tenant string) (cachedTokens int, err error) {
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))

@@ -63,7 +63,7 @@ func TestGenerate(t *testing.T) {
 		t.Errorf("timings %v", tm)
 	}
 
-	// The stream is the same answer in pieces. Its picture comes from the cache now.
+	// The stream is the same answer in pieces. Its image comes from the cache now.
 	begin, deltas, finish, err := collect(t.Context(), f.Client, in)
 	if err != nil {
 		t.Fatal(err)
@@ -359,7 +359,7 @@ func TestCachedTokens(t *testing.T) {
 	}
 }
 
-// TestPlaceholderInText holds that a user's words never stand for a picture or a special token.
+// TestPlaceholderInText holds that a user's words never stand for an image or a special token.
 func TestPlaceholderInText(t *testing.T) {
 	runner := newChain(1, 430, 4)
 	f := start(t, tinyVLM(t), runner, server.Options{})
@@ -497,10 +497,10 @@ func bad() map[string]struct {
 		"empty part in prompt": {client.Prompt(&pb.Part{}), "prompt.parts[0]", "want text or image"},
 		"no role":              {client.Chat(&pb.Message{Parts: []*pb.Part{text}}), "chat.messages[0].role", "ROLE_UNSPECIFIED"},
 		"unknown role":         {client.Chat(&pb.Message{Role: 9, Parts: []*pb.Part{text}}), "chat.messages[0].role", "9; want"},
-		"empty picture":        {client.Chat(client.User(text, client.ImageBytes(nil))), "chat.messages[0].parts[1].image.data", "empty"},
+		"empty image":          {client.Chat(client.User(text, client.ImageBytes(nil))), "chat.messages[0].parts[1].image.data", "empty"},
 		"unknown detail": {client.Prompt(&pb.Part{Content: &pb.Part_Image{Image: &pb.Image{Data: []byte{1}, Detail: 7}}}),
 			"prompt.parts[0].image.detail", "7; want"},
-		"too many pictures":    {client.Chat(client.User(slices.Repeat([]*pb.Part{client.ImageBytes([]byte{1})}, 17)...)), "input", "17 pictures; at most 16"},
+		"too many images":      {client.Chat(client.User(slices.Repeat([]*pb.Part{client.ImageBytes([]byte{1})}, 17)...)), "input", "17 images; at most 16"},
 		"too much text":        {client.Prompt(client.Text(strings.Repeat("x", 1<<20)), text), "input", "1048577 bytes of text; this server takes at most 1048576"},
 		"no tokens wanted":     {maxTokens(0), "max_tokens", "0; want 1 to 511"},
 		"more than context":    {maxTokens(512), "max_tokens", "512; want 1 to 511"},
@@ -586,9 +586,9 @@ func TestUnfit(t *testing.T) {
 		in          *pb.GenerateRequest
 		field, says string
 	}{
-		"not a picture":      {client.Chat(client.User(client.Text("a")), client.User(client.ImageBytes(pngFile(4)), client.ImageBytes([]byte("GIF89")))), "chat.messages[1].parts[1].image.data", "not a PNG"},
-		"prompt too long":    {client.Chat(client.User(client.ImageBytes(pngFile(4)), long)), "input", "16 of them of pictures; want at most 511"},
-		"max_tokens too big": {tight, "max_tokens", "500; want at most 482: the prompt has 30 tokens, 16 of them of pictures, in a context of 512"},
+		"not an image":       {client.Chat(client.User(client.Text("a")), client.User(client.ImageBytes(pngFile(4)), client.ImageBytes([]byte("GIF89")))), "chat.messages[1].parts[1].image.data", "not a PNG"},
+		"prompt too long":    {client.Chat(client.User(client.ImageBytes(pngFile(4)), long)), "input", "16 of them of images; want at most 511"},
+		"max_tokens too big": {tight, "max_tokens", "500; want at most 482: the prompt has 30 tokens, 16 of them of images, in a context of 512"},
 		"empty prompt":       {client.Prompt(client.Text("")), "prompt.parts", "no tokens"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -219,7 +219,7 @@ func TestDrainCutsPreparation(t *testing.T) {
 	}
 }
 
-// Answers that nobody waits for wait for a picture that is being encoded.
+// Answers that nobody waits for wait for an image that is being encoded.
 func TestBatchGathers(t *testing.T) {
 	m, runner := tinyVLM(t), endless(2)
 	runner.step = make(chan struct{}, 100)
@@ -232,8 +232,8 @@ func TestBatchGathers(t *testing.T) {
 	f := start(t, m, runner, server.Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	patient, picture := client.Prompt(client.Text("on and on")), question()
-	patient.Priority, picture.Priority = pb.Priority_PRIORITY_BATCH, pb.Priority_PRIORITY_BATCH
+	patient, withImage := client.Prompt(client.Text("on and on")), question()
+	patient.Priority, withImage.Priority = pb.Priority_PRIORITY_BATCH, pb.Priority_PRIORITY_BATCH
 	began := make(chan struct{})
 	var clients sync.WaitGroup
 	defer clients.Wait()
@@ -248,19 +248,19 @@ func TestBatchGathers(t *testing.T) {
 	})
 	runner.step <- struct{}{}
 	<-began
-	clients.Go(func() { f.Generate(ctx, picture) })
+	clients.Go(func() { f.Generate(ctx, withImage) })
 	<-encoding
 	for range 50 {
 		runner.step <- struct{}{}
 	}
 	time.Sleep(300 * time.Millisecond)
 	if left := len(runner.step); left < 47 {
-		t.Errorf("%d steps while a picture was encoded", 50-left)
+		t.Errorf("%d steps while an image was encoded", 50-left)
 	}
 	close(encoded)
 	for deadline := time.Now().Add(10 * time.Second); len(runner.step) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d steps were left when the picture was encoded", len(runner.step))
+			t.Fatalf("%d steps were left when the image was encoded", len(runner.step))
 		}
 	}
 	cancel()

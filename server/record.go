@@ -30,7 +30,7 @@ type record struct {
 
 	arrived, mark                time.Time
 	preprocess, tokenize, encode time.Duration
-	pictures                     []preparation
+	images                       []preparation
 
 	ids                   []int32 // the prompt's, for its log-probabilities
 	tokens, image, cached int

@@ -53,7 +53,7 @@ type Model struct {
 	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
 	// no images, and Encode is not called.
 	Prepare func(ctx context.Context, data []byte, detail pb.Detail) (*vision.Image, error)
-	// Encode returns a picture's patch embeddings, [patches, Hidden], and whether they had been made before.
+	// Encode returns an image's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int
 	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
@@ -62,7 +62,7 @@ type Model struct {
 	EncoderStats func() vision.EncoderStats
 	// DeviceStats is what devices count; nil where there is none.
 	DeviceStats func() DeviceStats
-	// MaxImages is the most pictures the model takes in a prompt. 0: it sets no limit.
+	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.
 	MaxImages int
 	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
 	// be none. nil: there are none.
@@ -93,7 +93,7 @@ type Options struct {
 	MaxMessageBytes int
 	// MaxTextBytes is the most text in one request; the tokenizer's work grows with it. Default: 1 MiB.
 	MaxTextBytes int
-	// MaxImages is the most pictures in one request. Default: 16.
+	// MaxImages is the most images in one request. Default: 16.
 	MaxImages int
 	// MaxStop is the most stop strings in one request. Default: 16.
 	MaxStop int

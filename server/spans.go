@@ -66,7 +66,7 @@ func (p *progress) step(slot, rows int, prefill bool) {
 	p.most.Store(max(p.most.Load(), int64(rows)))
 }
 
-// preparation is when what was done to a picture.
+// preparation is when what was done to an image.
 type preparation struct {
 	began, ended time.Time
 	bytes        int
@@ -89,7 +89,7 @@ func (r *record) stages() []stage {
 	var list []stage
 	at := r.arrived
 	for _, s := range []stage{
-		{name: stagePreprocess, took: r.preprocess, attributes: []attribute.KeyValue{keyImages.Int(len(r.pictures))}},
+		{name: stagePreprocess, took: r.preprocess, attributes: []attribute.KeyValue{keyImages.Int(len(r.images))}},
 		{name: stageTokenize, took: r.tokenize, attributes: []attribute.KeyValue{keyInputTokens.Int(r.tokens), keyImageInput.Int(r.image)}},
 		{name: stageEncode, took: r.encode, attributes: []attribute.KeyValue{keyEncoderTokens.Int(r.image), keyEncoderCached.Int(r.cached)}},
 	} {
@@ -161,7 +161,7 @@ func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) 
 	if !r.span.IsRecording() {
 		return
 	}
-	if n := len(stages); failure != codes.OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.pictures) > 0) && n < len(preparing) {
+	if n := len(stages); failure != codes.OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.images) > 0) && n < len(preparing) {
 		stages = append(stages, stage{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
 	}
 	for _, s := range stages {
@@ -192,7 +192,7 @@ func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) 
 
 func (r *record) imageSpans(ctx context.Context) {
 	t := r.server.options.Telemetry.tracer
-	for _, p := range r.pictures {
+	for _, p := range r.images {
 		attrs := []attribute.KeyValue{keyImageBytes.Int(p.bytes)}
 		decoded := p.ended
 		if p.image != nil {

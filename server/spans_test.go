@@ -187,11 +187,11 @@ func TestSpansOfUnfinishedRequests(t *testing.T) {
 	runner.step = make(chan struct{})
 	f, rec := startTraced(t, tinyVLM(t), runner, 0)
 	if _, err := f.Generate(traced(t.Context()), client.Chat(client.User(client.ImageBytes([]byte("nothing")), client.Text("x")))); err == nil {
-		t.Fatal("a bad picture was taken")
+		t.Fatal("a bad image was taken")
 	}
 	spans := ended(t, rec, 1)
 	if got, want := tree(spans, "b7ad6b7169203331", ""), "mmserve.v1.MMServe/Generate\n  chat tiny-vlm\n    mmserve.preprocess\n      mmserve.image.decode\n"; got != want {
-		t.Errorf("a bad picture's trace is\n%swant\n%s", got, want)
+		t.Errorf("a bad image's trace is\n%swant\n%s", got, want)
 	}
 	chat := find(t, spans, "chat tiny-vlm")
 	if attr(chat, "error.type") != "INVALID_ARGUMENT" || chat.Status().Code != otelcodes.Unset {

@@ -88,7 +88,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	errs = append(errs, err)
 	t.finished = counter(metricFinished, "{request}", "Requests that ended, each once.")
 	t.rejected = counter(metricRejected, "{request}", "Requests that ended before the engine took them.")
-	t.images = counter(metricImages, "{image}", "Pictures decoded and cut into tiles.")
+	t.images = counter(metricImages, "{image}", "Images decoded and cut into tiles.")
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
 	t.decode, t.prefill = phase("decode"), phase("prefill")
@@ -177,7 +177,7 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.Evictions })
 	counter(metricMoves, "{token}", "KV positions copied between slots.")
 	add(func(s snapshot) int64 { return s.MovedTokens })
-	counter(metricEncoderCalls, "{image}", "Pictures that needed patch embeddings: hit (cached or under way), miss.")
+	counter(metricEncoderCalls, "{image}", "Images that needed patch embeddings: hit (cached or under way), miss.")
 	add(func(s snapshot) int64 { return s.encoder.Hits }, keyResult.String("hit"))
 	add(func(s snapshot) int64 { return s.encoder.Misses }, keyResult.String("miss"))
 	counter(metricEncoderRuns, "{run}", "Runs of the vision tower.")
@@ -186,7 +186,7 @@ func (t *Telemetry) observe() error {
 	add(func(s snapshot) int64 { return s.encoder.Tiles })
 	gauge(metricEncoderSize, "By", "Patch embeddings in the encoder cache.")
 	add(func(s snapshot) int64 { return s.encoder.CacheBytes })
-	gauge(metricEncoderEntries, "{image}", "Pictures in the encoder cache.")
+	gauge(metricEncoderEntries, "{image}", "Images in the encoder cache.")
 	add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
 	counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
 	add(func(s snapshot) int64 { return s.device.To }, keyDirection.String("to"))
@@ -318,7 +318,7 @@ func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage
 			t.outputToken.Record(ctx, last.Sub(a.timing.FirstToken).Seconds()/float64(a.completion-1), set)
 		}
 	}
-	for _, p := range r.pictures {
+	for _, p := range r.images {
 		if p.image != nil {
 			t.images.Add(ctx, 1)
 		}

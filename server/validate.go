@@ -42,7 +42,7 @@ type request struct {
 	messages  []chat.Message // nil for a raw prompt
 	goesOn    bool           // with the last of them
 	raw       []chat.Part    // nil for a chat
-	pictures  []picture      // in the order of the prompt
+	images    []imagePart    // in the order of the prompt
 	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
 	sampling  decoder.Sampling
 	stop      []string
@@ -59,14 +59,14 @@ type request struct {
 	constraint *pb.Constraint
 }
 
-// picture is an encoded picture and the path of the field it came in.
-type picture struct {
+// image is an encoded image and the path of the field it came in.
+type imagePart struct {
 	field  string
 	data   []byte
 	detail pb.Detail
 }
 
-// validate checks everything that can be known without work: no slot is taken and no picture looked into. All
+// validate checks everything that can be known without work: no slot is taken and no image looked into. All
 // violations are reported together, up to maxViolations.
 func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	if in.GetModel() != "" && in.GetModel() != s.model.Name {
@@ -104,8 +104,8 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none", s.model.Name)
 	case r.messages != nil && s.model.Template == nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "chat: model %q has no chat template; send a prompt", s.model.Name)
-	case len(r.pictures) > 0 && s.model.Prepare == nil:
-		return nil, status.Errorf(codes.FailedPrecondition, "%s: model %q takes no pictures", r.pictures[0].field, s.model.Name)
+	case len(r.images) > 0 && s.model.Prepare == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "%s: model %q takes no images", r.images[0].field, s.model.Name)
 	}
 	return r, nil
 }
@@ -255,8 +255,8 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 	if text > s.options.MaxTextBytes {
 		v.add("input", "%d bytes of text; this server takes at most %d in a request", text, s.options.MaxTextBytes)
 	}
-	if n, most := len(r.pictures), s.maxImages(); n > most && s.model.Prepare != nil {
-		v.add("input", "%d pictures; at most %d are taken in a request", n, most)
+	if n, most := len(r.images), s.maxImages(); n > most && s.model.Prepare != nil {
+		v.add("input", "%d images; at most %d are taken in a request", n, most)
 	}
 }
 
@@ -282,7 +282,7 @@ var roles = map[pb.Role]string{
 	pb.Role_ROLE_ASSISTANT: "assistant",
 }
 
-// validateParts also appends the pictures among the parts to r, and counts the bytes of text.
+// validateParts also appends the images among the parts to r, and counts the bytes of text.
 func validateParts(v *violations, r *request, field string, in []*pb.Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
 		v.add(field, "none; want at least one")
@@ -296,13 +296,13 @@ func validateParts(v *violations, r *request, field string, in []*pb.Part) (part
 		case *pb.Part_Image:
 			at := fmt.Sprintf("%s[%d].image", field, i)
 			if len(content.Image.GetData()) == 0 {
-				v.add(at+".data", "empty; want the bytes of a picture file")
+				v.add(at+".data", "empty; want the bytes of an image file")
 			}
 			if _, ok := pb.Detail_name[int32(content.Image.GetDetail())]; !ok {
 				v.add(at+".detail", "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
 			}
 			parts = append(parts, chat.Part{Image: true})
-			r.pictures = append(r.pictures, picture{field: at + ".data", data: content.Image.GetData(), detail: content.Image.GetDetail()})
+			r.images = append(r.images, imagePart{field: at + ".data", data: content.Image.GetData(), detail: content.Image.GetDetail()})
 		default:
 			v.add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
 		}

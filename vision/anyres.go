@@ -11,7 +11,7 @@ import (
 )
 
 // AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the whole
-// picture, then the tiles of it at that resolution of a list which keeps most of it.
+// image, then the tiles of it at that resolution of a list which keeps most of it.
 // Reference: transformers 5.12 LlavaOnevisionImageProcessorPil, which it gives bit for bit from equal RGB.
 type AnyResTiles struct {
 	// Size is the side of a tile in pixels.
@@ -35,7 +35,7 @@ func parseAnyResTiles(raw []byte) (Preprocessor, error) {
 		return nil, err
 	}
 	if !or(c.DoResize, true) {
-		return nil, errors.New("do_resize is false, supported is true: pictures come in any size")
+		return nil, errors.New("do_resize is false, supported is true: images come in any size")
 	}
 	if c.Size == nil || c.Size.Shortest > 0 {
 		return nil, errors.New("size has no height and width")
@@ -55,7 +55,7 @@ func parseAnyResTiles(raw []byte) (Preprocessor, error) {
 	return p, err
 }
 
-// Pinpoints are resolutions to bring a picture to: rows and columns of tiles.
+// Pinpoints are resolutions to bring an image to: rows and columns of tiles.
 type Pinpoints [][2]int
 
 // ParsePinpoints reads image_grid_pinpoints, heights and widths in pixels, for tiles of the given side. None stand for
@@ -76,7 +76,7 @@ func ParsePinpoints(pixels [][2]int, side int) (Pinpoints, error) {
 	return list, nil
 }
 
-// Grid is the resolution that keeps most pixels of a w×h picture and, among those, wastes fewest.
+// Grid is the resolution that keeps most pixels of a w×h image and, among those, wastes fewest.
 // Reference: transformers select_best_resolution.
 func (list Pinpoints) Grid(w, h, side int) Grid {
 	g := Grid{Width: w, Height: h}
@@ -144,7 +144,7 @@ func (p AnyResTiles) recipe(iw, ih int) recipe {
 	}}
 }
 
-// fit is the size of the picture within its tiles, its aspect kept.
+// fit is the size of the image within its tiles, its aspect kept.
 // Reference: transformers get_patch_output_size.
 func (p AnyResTiles) fit(g Grid) (w, h int) {
 	w, h = g.Cols*p.Size, g.Rows*p.Size

@@ -97,14 +97,14 @@ func (c MLP) build(b *graph.Builder, x string, t ViT) string {
 	return b.Blocks(b.Linear(x, "connector.linear_2", c.TextHidden, c.TextHidden, c.Bias), c.Tokens(t), c.TextHidden)
 }
 
-// AnyRes is the connector of LLaVA-OneVision: MLP, and then the tiles of a picture put together again: the patches of
+// AnyRes is the connector of LLaVA-OneVision: MLP, and then the tiles of an image put together again: the patches of
 // the whole, then the rows of the map that its tiles make, without the bars that padded it, a learned vector after each
-// row. A map of far more patches than MaxTiles tiles have is made smaller first. A picture of one tile is its patches
+// row. A map of far more patches than MaxTiles tiles have is made smaller first. An image of one tile is its patches
 // and the vector.
 type AnyRes struct {
 	MLP
 	MaxTiles int
-	// Pinpoints are config.json's. A served picture is cut by the preprocessor's, which are the same by custom.
+	// Pinpoints are config.json's. A served image is cut by the preprocessor's, which are the same by custom.
 	Pinpoints Pinpoints
 }
 
@@ -117,7 +117,7 @@ func (c AnyRes) newline(w *graph.Weights) ([]float32, error) {
 	return t.Floats()
 }
 
-// PackedTokens is the number of positions that a picture's packed patches take.
+// PackedTokens is the number of positions that an image's packed patches take.
 // Reference: transformers LlavaOnevisionProcessor._get_number_of_features.
 func (c AnyRes) PackedTokens(t ViT, g Grid) int {
 	if g.Rows == 0 {
@@ -130,7 +130,7 @@ func (c AnyRes) PackedTokens(t ViT, g Grid) int {
 	return c.Tokens(t) + rows*(cols+1)
 }
 
-// kept is the part of a picture's map of patches that its padding leaves.
+// kept is the part of an image's map of patches that its padding leaves.
 // Reference: transformers unpad_image.
 func (c AnyRes) kept(t ViT, g Grid) (top, left, rows, cols int) {
 	rows, cols = g.Rows*t.Side(), g.Cols*t.Side()
@@ -152,7 +152,7 @@ func (c AnyRes) shrunk(t ViT, rows, cols int) (r, k int, ok bool) {
 	return int(float64(rows) / ratio), int(float64(cols) / ratio), true
 }
 
-// pack makes [tokens, width] of a picture's patches [tiles, patches, width].
+// pack makes [tokens, width] of an image's patches [tiles, patches, width].
 // Reference: transformers LlavaOnevisionModel.pack_image_features.
 func (c AnyRes) pack(t ViT, g Grid, patches, newline []float32) []float32 {
 	width, side, n := c.Width(), t.Side(), c.Tokens(t)

@@ -11,7 +11,7 @@ var (
 	anyRes      = AnyRes{MLP: MLP{TextHidden: 1}, MaxTiles: 2, Pinpoints: Pinpoints{{1, 1}, {1, 2}, {2, 1}, {2, 2}, {2, 3}}}
 )
 
-// mapOf gives patches whose value is f of their place in the map that the tiles make; the whole picture's are -1.
+// mapOf gives patches whose value is f of their place in the map that the tiles make; the whole image's are -1.
 func mapOf(g Grid, f func(y, x int) float32) []float32 {
 	const side = 4
 	patches := make([]float32, 0, g.Tiles()*side*side)
@@ -31,7 +31,7 @@ const newline = 1e6
 func TestPack(t *testing.T) {
 	place := func(y, x int) float32 { return float32(100*y + x) }
 	for _, c := range []struct {
-		w, h                             int // of the picture
+		w, h                             int // of the image
 		gridRows, gridCols               int
 		top, left, rows, cols, positions int
 	}{
@@ -53,7 +53,7 @@ func TestPack(t *testing.T) {
 		}
 		for i, x := range got[:16] {
 			if x != -1 {
-				t.Errorf("%d×%d: position %d is not of the whole picture", c.w, c.h, i)
+				t.Errorf("%d×%d: position %d is not of the whole image", c.w, c.h, i)
 			}
 		}
 		for y := range c.rows {
@@ -95,7 +95,7 @@ func TestPackShrinks(t *testing.T) {
 	}
 }
 
-// What Locate and Expand are told must be what pack gives, for every shape of picture.
+// What Locate and Expand are told must be what pack gives, for every shape of image.
 func FuzzPackedTokens(f *testing.F) {
 	f.Add(uint16(640), uint16(480))
 	f.Add(uint16(1), uint16(9999))

@@ -19,11 +19,11 @@ type runner interface {
 	Input() []float32
 	Run(n int) ([]float32, error)
 	Pack(g Grid, patches []float32) []float32
-	Picture(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error)
+	EncodeImage(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error)
 }
 
-// Limits gives MaxTiles, TilePixels and TilePatches. MaxTiles is 0 for a tower whose pictures come in any size, one in
-// each run of Picture; the others' come in tiles, in runs of Run.
+// Limits gives MaxTiles, TilePixels and TilePatches. MaxTiles is 0 for a tower whose images come in any size, one in
+// each run of EncodeImage; the others' come in tiles, in runs of Run.
 func (t *Tower) Limits() (maxTiles, tilePixels, tilePatches int) {
 	return t.MaxTiles, t.TilePixels, t.TilePatches
 }
@@ -189,7 +189,7 @@ func (e *Encoder) drain(list []*job) []*job {
 func (e *Encoder) step(list []*job) []*job {
 	maxTiles, tilePixels, tilePatches := e.tower.Limits()
 	if maxTiles == 0 {
-		return e.picture(list)
+		return e.encodeImage(list)
 	}
 	type place struct {
 		job  *job
@@ -235,13 +235,13 @@ func (e *Encoder) step(list []*job) []*job {
 	return kept
 }
 
-// picture encodes the first of the images under way, of any size.
-func (e *Encoder) picture(list []*job) []*job {
+// image encodes the first of the images under way, of any size.
+func (e *Encoder) encodeImage(list []*job) []*job {
 	if len(list) == 0 {
 		return list
 	}
 	j := list[0]
-	patches, err := e.tower.Picture(j.image, e.normalize)
+	patches, err := e.tower.EncodeImage(j.image, e.normalize)
 	e.mu.Lock()
 	e.stats.Runs++
 	e.stats.Tiles++

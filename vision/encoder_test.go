@@ -20,8 +20,8 @@ type countingTower struct {
 
 func (f *countingTower) Limits() (int, int, int) { return 4, 1, 2 }
 func (f *countingTower) Input() []float32        { return f.in }
-func (f *countingTower) Picture(*Image, func([]float32, []uint8)) ([]float32, error) {
-	return nil, errors.New("pictures come in tiles")
+func (f *countingTower) EncodeImage(*Image, func([]float32, []uint8)) ([]float32, error) {
+	return nil, errors.New("images come in tiles")
 }
 func (f *countingTower) Run(n int) ([]float32, error) {
 	if f.hold != nil {
@@ -43,8 +43,8 @@ func widen(dst []float32, src []uint8) {
 	}
 }
 
-// picture has one tile for each pixel value.
-func picture(pixels ...uint8) *Image {
+// image has one tile for each pixel value.
+func imageOf(pixels ...uint8) *Image {
 	img := &Image{Pixels: pixels, Grid: Grid{Rows: len(pixels) - 1, Cols: 1}}
 	copy(img.Digest[:], pixels)
 	return img
@@ -62,7 +62,7 @@ func TestTilesOfConcurrentImagesShareRuns(t *testing.T) {
 		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
 		e := NewEncoder(tower, widen, 1<<20)
 		var wg sync.WaitGroup
-		for _, img := range []*Image{picture(1), picture(2, 3, 4), picture(5, 6), picture(7)} {
+		for _, img := range []*Image{imageOf(1), imageOf(2, 3, 4), imageOf(5, 6), imageOf(7)} {
 			wg.Go(func() {
 				got, cached, err := e.Encode(t.Context(), img)
 				if err != nil || cached || !slices.Equal(got, patchesOf(img)) {
@@ -90,7 +90,7 @@ func TestCacheAndSingleFlight(t *testing.T) {
 		defer e.Close()
 		var wg sync.WaitGroup
 		for range 10 {
-			wg.Go(func() { e.Encode(t.Context(), picture(1)) })
+			wg.Go(func() { e.Encode(t.Context(), imageOf(1)) })
 		}
 		synctest.Wait()
 		close(tower.hold)
@@ -98,7 +98,7 @@ func TestCacheAndSingleFlight(t *testing.T) {
 		if len(tower.runs) != 1 {
 			t.Errorf("ten equal images took %d runs", len(tower.runs))
 		}
-		encode := func(p uint8) bool { _, cached, _ := e.Encode(t.Context(), picture(p)); return cached }
+		encode := func(p uint8) bool { _, cached, _ := e.Encode(t.Context(), imageOf(p)); return cached }
 		for i, step := range []struct {
 			pixel uint8
 			want  bool
@@ -107,7 +107,7 @@ func TestCacheAndSingleFlight(t *testing.T) {
 				t.Errorf("step %d: image %d cached: %t, want %t", i, step.pixel, got, step.want)
 			}
 		}
-		theirs := picture(1)
+		theirs := imageOf(1)
 		theirs.Tenant = "another"
 		for _, want := range []bool{false, true} {
 			if _, cached, _ := e.Encode(t.Context(), theirs); cached != want {
@@ -117,7 +117,7 @@ func TestCacheAndSingleFlight(t *testing.T) {
 		if s := e.Stats(); s.CacheBytes != 16 {
 			t.Errorf("cache holds %d bytes, want its 16", s.CacheBytes)
 		}
-		big := picture(1, 2, 3)
+		big := imageOf(1, 2, 3)
 		e.Encode(t.Context(), big)
 		if _, cached, _ := e.Encode(t.Context(), big); cached {
 			t.Error("an image larger than the whole budget was kept")
@@ -129,21 +129,21 @@ func TestCallerGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
 		e := NewEncoder(tower, widen, 1<<20)
-		go e.Encode(t.Context(), picture(1))
+		go e.Encode(t.Context(), imageOf(1))
 		synctest.Wait()
 		gone, leave := context.WithCancelCause(t.Context())
 		why := errors.New("client left")
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, _, err := e.Encode(gone, picture(2)); !errors.Is(err, why) {
+			if _, _, err := e.Encode(gone, imageOf(2)); !errors.Is(err, why) {
 				t.Errorf("the caller who left got %v", err)
 			}
 		})
-		// Two want picture 3; one leaves, so it must still be encoded.
-		wg.Go(func() { e.Encode(gone, picture(3)) })
+		// Two want image 3; one leaves, so it must still be encoded.
+		wg.Go(func() { e.Encode(gone, imageOf(3)) })
 		synctest.Wait()
 		wg.Go(func() {
-			if got, _, err := e.Encode(t.Context(), picture(3)); err != nil || !slices.Equal(got, []float32{3, -3}) {
+			if got, _, err := e.Encode(t.Context(), imageOf(3)); err != nil || !slices.Equal(got, []float32{3, -3}) {
 				t.Errorf("the caller who stayed got %v %v", got, err)
 			}
 		})
@@ -153,14 +153,14 @@ func TestCallerGone(t *testing.T) {
 		close(tower.hold)
 		wg.Wait()
 		if want := []int{1, 1}; !slices.Equal(tower.runs, want) {
-			t.Errorf("tiles per run %v, want %v: picture 2 had nobody waiting", tower.runs, want)
+			t.Errorf("tiles per run %v, want %v: image 2 had nobody waiting", tower.runs, want)
 		}
-		// A picture that was dropped can be asked for again.
-		if got, cached, err := e.Encode(t.Context(), picture(2)); err != nil || cached || got[0] != 2 {
+		// An image that was dropped can be asked for again.
+		if got, cached, err := e.Encode(t.Context(), imageOf(2)); err != nil || cached || got[0] != 2 {
 			t.Errorf("asked again: %v %v %v", got, cached, err)
 		}
 		e.Close()
-		if _, _, err := e.Encode(t.Context(), picture(9)); !errors.Is(err, ErrClosed) {
+		if _, _, err := e.Encode(t.Context(), imageOf(9)); !errors.Is(err, ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
 	})
@@ -171,11 +171,11 @@ func TestTowerFailureIsNotKept(t *testing.T) {
 		tower := &countingTower{in: make([]float32, 4), fail: errors.New("out of memory")}
 		e := NewEncoder(tower, widen, 1<<20)
 		defer e.Close()
-		if _, _, err := e.Encode(t.Context(), picture(1, 2, 3, 4, 5)); !errors.Is(err, tower.fail) {
+		if _, _, err := e.Encode(t.Context(), imageOf(1, 2, 3, 4, 5)); !errors.Is(err, tower.fail) {
 			t.Errorf("got %v", err)
 		}
 		tower.fail = nil
-		if got, cached, err := e.Encode(t.Context(), picture(1, 2, 3, 4, 5)); err != nil || cached || len(got) != 10 {
+		if got, cached, err := e.Encode(t.Context(), imageOf(1, 2, 3, 4, 5)); err != nil || cached || len(got) != 10 {
 			t.Errorf("after the failure: %v %v %v", got, cached, err)
 		}
 	})
@@ -202,13 +202,13 @@ func TestInteractiveImagesFirst(t *testing.T) {
 			})
 			synctest.Wait()
 		}
-		encode(-1, picture(1, 1, 1, 1, 1, 1, 1, 1, 1)) // three runs, the first of them under way
-		encode(-1, picture(2, 2, 2, 2))
-		encode(-1, picture(3, 3, 3, 3))
-		encode(0, picture(4, 4, 4, 4))
-		encode(1, picture(5, 5, 5, 5))
-		encode(1, picture(6, 6, 6, 6))
-		encode(1, picture(3, 3, 3, 3))
+		encode(-1, imageOf(1, 1, 1, 1, 1, 1, 1, 1, 1)) // three runs, the first of them under way
+		encode(-1, imageOf(2, 2, 2, 2))
+		encode(-1, imageOf(3, 3, 3, 3))
+		encode(0, imageOf(4, 4, 4, 4))
+		encode(1, imageOf(5, 5, 5, 5))
+		encode(1, imageOf(6, 6, 6, 6))
+		encode(1, imageOf(3, 3, 3, 3))
 		for range 8 {
 			tower.hold <- struct{}{}
 			synctest.Wait()

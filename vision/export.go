@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// OpenExport opens a tower with its connector that somebody else made into an ONNX graph. Its pictures have the tower's
+// OpenExport opens a tower with its connector that somebody else made into an ONNX graph. Its images have the tower's
 // side; it has the connector's tokens and width. A run is one tile: some exports quantise all of a run with one scale,
-// and a picture's patches must not depend on whose tiles lie beside its own.
+// and an image's patches must not depend on whose tiles lie beside its own.
 func OpenExport(f ort.File, t ViT, c Connector, o ort.Options) (*Tower, error) {
 	tw := &Tower{
 		shape: t, connector: c,
@@ -32,7 +32,7 @@ func (t *Tower) export(f ort.File, o ort.Options) error {
 		case in.Name == "pixel_values" && i == 0 && len(in.Dims) == 4:
 			pixels = in
 			t.feeds.pixels = func(n int) []int { return []int{n, 3, side, side} }
-		case in.Name == "pixel_values" && i == 0 && len(in.Dims) == 5: // pictures of a prompt, then their tiles
+		case in.Name == "pixel_values" && i == 0 && len(in.Dims) == 5: // images of a prompt, then their tiles
 			pixels = in
 			t.feeds.pixels = func(n int) []int { return []int{1, n, 3, side, side} }
 		case in.Name == "pixel_attention_mask" && i == 1 && in.Type == onnx.Bool && len(in.Dims) == 4:

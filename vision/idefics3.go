@@ -16,7 +16,7 @@ type Idefics3 struct {
 	Size int
 	// MaxImageSize (max_image_size.longest_edge) is the side of a tile.
 	MaxImageSize int
-	// Split (do_image_splitting) cuts the picture into tiles; without it, it is one tile, its aspect ignored.
+	// Split (do_image_splitting) cuts the image into tiles; without it, it is one tile, its aspect ignored.
 	Split bool
 	// Resample is the filter of every resize: 1 Lanczos, 2 bilinear, 3 bicubic.
 	Resample int
@@ -29,7 +29,7 @@ const maxSide = 4096
 
 // ParseIdefics3 reads a preprocessor_config.json. Missing values are those of the Hugging Face class; values that
 // would need other processing are refused by name. The keys do_convert_rgb and do_pad change nothing here:
-// pictures are always converted, and tiles are all of one size.
+// images are always converted, and tiles are all of one size.
 func ParseIdefics3(preprocessorConfigJSON []byte) (Idefics3, error) {
 	type edge struct {
 		LongestEdge *int `json:"longest_edge"`
@@ -117,7 +117,7 @@ func (p Idefics3) second(w, h int) (int, int) {
 // Side is the side of a tile in pixels.
 func (p Idefics3) Side() int { return p.MaxImageSize }
 
-// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
+// Grid tells how an image of w×h pixels, after orientation, will be cut. It decodes nothing.
 func (p Idefics3) Grid(w, h int) Grid {
 	if !p.Split {
 		return Grid{}
@@ -125,7 +125,7 @@ func (p Idefics3) Grid(w, h int) Grid {
 	return p.grid(p.second(p.first(w, h)))
 }
 
-// grid is that of a picture which has been brought to whole tiles.
+// grid is that of an image which has been brought to whole tiles.
 func (p Idefics3) grid(w, h int) Grid {
 	if w <= p.MaxImageSize && h <= p.MaxImageSize {
 		return Grid{}

@@ -29,7 +29,7 @@ func parse(t testing.TB, config string) Idefics3 {
 	return p
 }
 
-// pixelValues gives what the tower would get for a picture.
+// pixelValues gives what the tower would get for an image.
 func pixelValues(p Preprocessor, img *Image) []float32 {
 	if p, ok := p.(Qwen2VL); ok {
 		values := make([]float32, len(img.Pixels)*p.TemporalPatchSize)
@@ -52,7 +52,7 @@ func sum(images ...[]float32) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// TestScenes is every picture of the gold cases of tiny-vlm, several of which have two.
+// TestScenes is every image of the gold cases of tiny-vlm, several of which have two.
 func TestScenes(t *testing.T) {
 	const gold = "../testdata/tiny-vlm-gold"
 	f, err := os.Open(filepath.Join(gold, "gold.jsonl"))
@@ -123,7 +123,7 @@ func TestGrid(t *testing.T) {
 		t.Errorf("without the first resize: %+v", got)
 	}
 	if got := p.Grid(512, 300); got != (Grid{}) || got.Tiles() != 1 {
-		t.Errorf("a picture of one tile: %+v", got)
+		t.Errorf("an image of one tile: %+v", got)
 	}
 	p.Split = false
 	if got := p.Grid(1300, 876); got != (Grid{}) {
@@ -174,13 +174,13 @@ func TestDigest(t *testing.T) {
 	}
 	first := digest(base, a, true)
 	if digest(base, bytes.Clone(a), true) != first {
-		t.Error("the same picture has two digests")
+		t.Error("the same image has two digests")
 	}
 	unsplit := digest(base, a, false)
 	whole := base
 	whole.Split = false
 	if digest(whole, a, true) != unsplit {
-		t.Error("a picture left whole by the request and by the configuration has two digests")
+		t.Error("an image left whole by the request and by the configuration has two digests")
 	}
 	others := [][32]byte{first, unsplit, digest(base, readFile(t, "exif/orientation_2.jpg"), true)}
 	for _, change := range []func(*Idefics3){

@@ -12,12 +12,12 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// Preprocessor turns an encoded picture into the tiles that a tower takes. Implementations are values with the
+// Preprocessor turns an encoded image into the tiles that a tower takes. Implementations are values with the
 // settings of a preprocessor_config.json; their methods may be called concurrently.
 type Preprocessor interface {
-	// Side is the side of a tile in pixels, of a patch where pictures are not cut into tiles.
+	// Side is the side of a tile in pixels, of a patch where images are not cut into tiles.
 	Side() int
-	// Grid tells how a picture of w×h pixels, after orientation, will be cut. It decodes nothing.
+	// Grid tells how an image of w×h pixels, after orientation, will be cut. It decodes nothing.
 	Grid(w, h int) Grid
 	// Measure tells how an image of w×h pixels, after orientation, will be cut, and bounds the memory that is held beside
 	// the decoder's: intermediate sizes, tiles and pixel values. Its error wraps ErrImage where the size cannot be taken.

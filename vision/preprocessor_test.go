@@ -77,7 +77,7 @@ func TestPixelsAsTransformers(t *testing.T) {
 			if raceDetector && c.Photo != "photos/chelsea.png" && c.Photo != "pictures/cars.jpg" {
 				return
 			}
-			data, ok := readPicture(t, c.Photo)
+			data, ok := readImage(t, c.Photo)
 			if !ok {
 				return
 			}
@@ -145,7 +145,7 @@ func TestParsePreprocessor(t *testing.T) {
 	}
 }
 
-// A padded tile is the same where do_pad asks for it and where a picture of several, or of low detail, is left whole.
+// A padded tile is the same where do_pad asks for it and where an image of several, or of low detail, is left whole.
 func TestSquaresAsPillow(t *testing.T) {
 	configs := map[string]string{
 		"llava":     `{"image_processor_type": "LlavaImageProcessor", "do_pad": true, "size": {"shortest_edge": 336}, "crop_size": 336}`,

@@ -10,18 +10,18 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// Qwen2VL is the preprocessing of Qwen2-VL and Qwen2.5-VL, with the values of preprocessor_config.json: the picture is
+// Qwen2VL is the preprocessing of Qwen2-VL and Qwen2.5-VL, with the values of preprocessor_config.json: the image is
 // brought to whole blocks of patches, its aspect kept as far as they allow, and cut into patches.
 // Reference: transformers 5.12 Qwen2VLImageProcessorPil, which it gives bit for bit from equal RGB.
 type Qwen2VL struct {
 	// MinPixels and MaxPixels (size.shortest_edge and size.longest_edge, or min_pixels and max_pixels) bound the area
-	// that a picture is brought to.
+	// that an image is brought to.
 	MinPixels, MaxPixels int
 	// PatchSize is the side of a patch in pixels.
 	PatchSize int
 	// MergeSize is the side, in patches, of the block that becomes one token.
 	MergeSize int
-	// TemporalPatchSize is the number of frames that a patch spans: a picture is a film that stands still.
+	// TemporalPatchSize is the number of frames that a patch spans: an image is a film that stands still.
 	TemporalPatchSize int
 	// Resample is the filter of the resize: 1 Lanczos, 2 bilinear, 3 bicubic.
 	Resample int
@@ -51,7 +51,7 @@ func parseQwen2VL(raw []byte) (Preprocessor, error) {
 		return nil, err
 	}
 	if !or(c.DoResize, true) {
-		return nil, errors.New("do_resize is false, supported is true: pictures come in any size")
+		return nil, errors.New("do_resize is false, supported is true: images come in any size")
 	}
 	p := Qwen2VL{
 		MinPixels: 56 * 56, MaxPixels: 28 * 28 * 1280,
@@ -74,7 +74,7 @@ func parseQwen2VL(raw []byte) (Preprocessor, error) {
 		}
 	}
 	if p.MinPixels < 1 || p.MinPixels > p.MaxPixels || p.MaxPixels > maxSide*maxSide {
-		return nil, fmt.Errorf("pictures are brought to %d to %d pixels, want a range within 1 to %d", p.MinPixels, p.MaxPixels, maxSide*maxSide)
+		return nil, fmt.Errorf("images are brought to %d to %d pixels, want a range within 1 to %d", p.MinPixels, p.MaxPixels, maxSide*maxSide)
 	}
 	if err := checkResample(p.Resample); err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func parseQwen2VL(raw []byte) (Preprocessor, error) {
 // Side is the side of a patch in pixels.
 func (p Qwen2VL) Side() int { return p.PatchSize }
 
-// Grid gives the size that a picture is brought to.
+// Grid gives the size that an image is brought to.
 // Reference: transformers smart_resize, whose round goes to the even number between two.
 func (p Qwen2VL) Grid(w, h int) Grid {
 	block := float64(p.PatchSize * p.MergeSize)
@@ -108,7 +108,7 @@ func (p Qwen2VL) Grid(w, h int) Grid {
 	return g
 }
 
-// THW is image_grid_thw of a picture: patches in time, down and across.
+// THW is image_grid_thw of an image: patches in time, down and across.
 func (p Qwen2VL) THW(g Grid) (t, h, w int) { return 1, g.Height / p.PatchSize, g.Width / p.PatchSize }
 
 // Measure implements Preprocessor.

@@ -74,7 +74,7 @@ func TestParseQwen2VL(t *testing.T) {
 	}
 }
 
-// Whatever a configuration and a picture are, the picture becomes whole blocks of patches within reason.
+// Whatever a configuration and an image are, the image becomes whole blocks of patches within reason.
 func FuzzQwen2VLGrid(f *testing.F) {
 	f.Add([]byte(`{"min_pixels": 1, "max_pixels": 1}`), 1000, 5)
 	f.Add([]byte(`{"patch_size": 64, "merge_size": 8}`), 1, 200)

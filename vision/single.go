@@ -10,17 +10,17 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// SingleTile is the preprocessing of towers that see a picture as one square: CLIP, SigLIP and ViT, with the values of
+// SingleTile is the preprocessing of towers that see an image as one square: CLIP, SigLIP and ViT, with the values of
 // preprocessor_config.json.
 // Reference: transformers 5.12 CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil and
 // ViTImageProcessorPil, which it gives bit for bit from equal RGB.
 type SingleTile struct {
 	// Size is the side of the tile in pixels.
 	Size int
-	// ShortestEdge is what the shorter side is brought to before the middle is cut out; 0 stretches the picture to the
+	// ShortestEdge is what the shorter side is brought to before the middle is cut out; 0 stretches the image to the
 	// tile, its aspect ignored.
 	ShortestEdge int
-	// Pad makes the picture a square first, with bars in the colour of Mean.
+	// Pad makes the image a square first, with bars in the colour of Mean.
 	Pad bool
 	// Resample is the filter of the resize: 1 Lanczos, 2 bilinear, 3 bicubic.
 	Resample int
@@ -74,7 +74,7 @@ func (p SingleTile) parse(raw []byte) (Preprocessor, error) {
 		return nil, err
 	}
 	if !or(c.DoResize, true) {
-		return nil, errors.New("do_resize is false, supported is true: pictures come in any size")
+		return nil, errors.New("do_resize is false, supported is true: images come in any size")
 	}
 	crop := or(c.DoCrop, p.ShortestEdge > 0)
 	var err error
@@ -100,7 +100,7 @@ func (p SingleTile) parse(raw []byte) (Preprocessor, error) {
 	}
 	switch {
 	case p.ShortestEdge == 0 && side != p.Size, p.ShortestEdge > 0 && side > p.ShortestEdge:
-		return nil, fmt.Errorf("crop_size is %d, the resized picture has %d", side, cmp.Or(p.ShortestEdge, p.Size))
+		return nil, fmt.Errorf("crop_size is %d, the resized image has %d", side, cmp.Or(p.ShortestEdge, p.Size))
 	case p.ShortestEdge > 0 && !crop:
 		return nil, errors.New("do_center_crop is false with a size by shortest_edge: the tile would be no square")
 	}
@@ -117,7 +117,7 @@ func (p SingleTile) parse(raw []byte) (Preprocessor, error) {
 // Side is the side of a tile in pixels.
 func (p SingleTile) Side() int { return p.Size }
 
-// Grid is that of one tile for every picture.
+// Grid is that of one tile for every image.
 func (p SingleTile) Grid(int, int) Grid { return Grid{} }
 
 // Measure implements Preprocessor. The square that a padded image becomes is never made.

@@ -35,9 +35,9 @@ func readFile(t testing.TB, name string) []byte {
 	return data
 }
 
-// readPicture reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
-// pictures that goldens are kept of but that are too many for this repository.
-func readPicture(t testing.TB, name string) (data []byte, ok bool) {
+// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
+// images that goldens are kept of but that are too many for this repository.
+func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	t.Helper()
 	name, elsewhere := strings.CutPrefix(name, "elsewhere/")
 	if !elsewhere {

@@ -48,7 +48,7 @@ func (c ViT) Outputs() int {
 // RunBytes bounds what a run of as many tiles as there may be takes on a device beside the weights: the values around one
 // layer, with attention's scores, which are not fused away on every device.
 func (c ViT) RunBytes() int64 {
-	if c.PatchSize == 0 { // pictures of any size, in a graph that is known by what it gives only
+	if c.PatchSize == 0 { // images of any size, in a graph that is known by what it gives only
 		return 0
 	}
 	n := c.Outputs() + 1
@@ -141,7 +141,7 @@ type Tower struct {
 	connector                         Connector
 	newline                           []float32 // AnyRes's vector
 	feeds                             feeds
-	pictures                          *anySize // nil where pictures come in tiles
+	native                            *nativeTower // nil where images come in tiles
 }
 
 // feeds are the shapes of a graph's values for n tiles.
@@ -188,7 +188,7 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 	if err != nil {
 		return nil, err
 	}
-	o.ExternalDir, o.Background = graph.Root, true // answers under way do not wait for pictures
+	o.ExternalDir, o.Background = graph.Root, true // answers under way do not wait for images
 	s, err := ort.NewSession(b, o)
 	if err != nil {
 		return nil, fmt.Errorf("vision tower: %w", err)
@@ -218,7 +218,7 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 
 // WarmUp runs a tower on a device once in each number of tiles for which its kernels differ. Elsewhere it does nothing.
 func (t *Tower) WarmUp() error {
-	if t.session.Device() == nil || t.pictures != nil {
+	if t.session.Device() == nil || t.native != nil {
 		return nil
 	}
 	for _, n := range []int{1, 2, 3, 4, t.MaxTiles} { // kernels differ by what divides their rows
@@ -271,7 +271,7 @@ func (t *Tower) Run(n int) ([]float32, error) {
 	return t.patches.Load(0, n*t.TilePatches), nil
 }
 
-// Pack makes the patch embeddings of a picture out of those of its tiles, in order. The result may be patches itself.
+// Pack makes the patch embeddings of an image out of those of its tiles, in order. The result may be patches itself.
 func (t *Tower) Pack(g Grid, patches []float32) []float32 {
 	if c, ok := t.connector.(AnyRes); ok {
 		return c.pack(t.shape, g, patches, t.newline)
@@ -288,8 +288,8 @@ func (t *Tower) Close() error {
 	t.pixels.Free()
 	t.patches.Free()
 	t.feeds.mask.Free()
-	if t.pictures != nil {
-		t.pictures.thw.Free()
+	if t.native != nil {
+		t.native.thw.Free()
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-// Package vision turns encoded pictures into patch embeddings: decode, orient, resize, split into tiles,
+// Package vision turns encoded images into patch embeddings: decode, orient, resize, split into tiles,
 // normalise, run the vision tower, cache the result.
 //
 // Prepare runs on the caller's goroutine and touches the CPU only; Encoder owns one worker goroutine that
@@ -7,12 +7,12 @@ package vision
 
 import "time"
 
-// Grid says how one picture was cut into tiles.
+// Grid says how one image was cut into tiles.
 // Rows = Cols = 0 means it was not split and is a single tile.
-// A split picture has Rows×Cols tiles in row-major order, and one tile of the whole picture.
+// A split image has Rows×Cols tiles in row-major order, and one tile of the whole image.
 type Grid struct {
 	Rows, Cols int
-	// Width and Height are 0 unless the number of patches depends on them: the picture's in pixels with AnyResTiles, with
+	// Width and Height are 0 unless the number of patches depends on them: the image's in pixels with AnyResTiles, with
 	// Qwen2VL those that it was resized to.
 	Width, Height int
 }
@@ -20,13 +20,13 @@ type Grid struct {
 // Tiles is the number of tower inputs the grid stands for.
 func (g Grid) Tiles() int { return g.Rows*g.Cols + 1 }
 
-// Image is a prepared picture: what the tower needs and nothing that was in the file besides.
+// Image is a prepared image: what the tower needs and nothing that was in the file besides.
 type Image struct {
 	// Digest is the SHA-256 of the encoded bytes and of the preprocessing that was applied.
 	Digest [32]byte
 	// Tenant is whose embeddings of the image may be reused; empty for those of callers without a tenant.
 	Tenant string
-	// Width and Height are those of the picture after orientation, before any resizing, in pixels.
+	// Width and Height are those of the image after orientation, before any resizing, in pixels.
 	Width, Height int
 	Grid          Grid
 	// Size is the side of one tile in pixels, with Qwen2VL of one patch.

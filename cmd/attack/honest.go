@@ -25,12 +25,12 @@ type honest struct {
 const honestRate = 6
 
 func newHonest(addr string) (*honest, error) {
-	m := &loadtest.Mix{IgnoreEOS: true, PictureShare: 0.3, Fresh: true}
+	m := &loadtest.Mix{IgnoreEOS: true, ImageShare: 0.3, Fresh: true}
 	var err [5]error
 	m.Prompt, err[0] = loadtest.ParseLengths("uniform:4,20")
 	m.Output, err[1] = loadtest.ParseLengths("uniform:8,24")
-	m.PicturesEach, err[2] = loadtest.ParseLengths("1")
-	m.Pictures, err[3] = loadtest.DrawPictures(16, "256x256,512x512", 0.2, 1)
+	m.ImagesEach, err[2] = loadtest.ParseLengths("1")
+	m.Images, err[3] = loadtest.DrawImages(16, "256x256,512x512", 0.2, 1)
 	h := &honest{mix: m}
 	h.target, err[4] = loadtest.DialGRPC(addr, false)
 	return h, errors.Join(err[:]...)

@@ -91,8 +91,8 @@ func (l *llama) do(ctx context.Context, jobs []job, limit int) ([]answer, error)
 
 func (l *llama) ask(ctx context.Context, j job) (a answer, err error) {
 	var prompt any = j.text
-	if j.picture != nil {
-		prompt = map[string]any{"prompt_string": l.marker + j.text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(j.picture)}}
+	if j.image != nil {
+		prompt = map[string]any{"prompt_string": l.marker + j.text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(j.image)}}
 	}
 	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": j.tokens, "stream": true, "ignore_eos": true, "cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
 	if err != nil {

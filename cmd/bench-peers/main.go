@@ -26,7 +26,7 @@ func main() {
 	precision := flag.String("precision", "int8", "mmserve's --precision")
 	threads := flag.Int("threads", 2, "threads of each peer")
 	reps := flag.Int("reps", 3, "rounds; in each, every peer runs once")
-	photos := flag.Int("photos", 64, "pictures to caption")
+	photos := flag.Int("photos", 64, "images to caption")
 	only := flag.String("only", "", "run only those whose name contains one of these, comma-separated: mmserve,q4_0")
 	parts := flag.String("work", strings.Join(works, ","), "what to measure, comma-separated")
 	keep := flag.String("keep", "", "file to add the values to; the table counts what earlier runs left there")

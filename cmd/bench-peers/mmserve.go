@@ -65,8 +65,8 @@ func (m *mmserve) do(ctx context.Context, jobs []job, limit int) ([]answer, erro
 
 func (m *mmserve) ask(ctx context.Context, j job) (a answer, err error) {
 	parts := []*pb.Part{client.Text(j.text)}
-	if j.picture != nil {
-		parts = append([]*pb.Part{client.ImageBytes(j.picture)}, parts...)
+	if j.image != nil {
+		parts = append([]*pb.Part{client.ImageBytes(j.image)}, parts...)
 	}
 	in := client.Prompt(parts...)
 	limit := uint32(j.tokens)

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// job is one request: a text, with a picture (JPEG) before it unless that is nil, and how many tokens to write.
+// job is one request: a text, with an image (JPEG) before it unless that is nil, and how many tokens to write.
 type job struct {
-	text    string
-	picture []byte
-	tokens  int
-	batch   bool // nobody waits for it
+	text   string
+	image  []byte
+	tokens int
+	batch  bool // nobody waits for it
 }
 
 // answer is what one request measured.

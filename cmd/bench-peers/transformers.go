@@ -83,14 +83,14 @@ func (t *transformers) do(ctx context.Context, jobs []job, limit int) (answers [
 // generate asks for one batch. Its first token counts as there when all are: only jobs of one token have a TTFT.
 func (t *transformers) generate(ctx context.Context, batch []job) (a answer, err error) {
 	in := struct {
-		Texts    []string `json:"texts"`
-		Pictures [][]byte `json:"pictures"`
-		Tokens   int      `json:"tokens"`
+		Texts  []string `json:"texts"`
+		Images [][]byte `json:"images"`
+		Tokens int      `json:"tokens"`
 	}{Tokens: batch[0].tokens}
 	for _, j := range batch {
 		in.Texts = append(in.Texts, j.text)
-		if j.picture != nil {
-			in.Pictures = append(in.Pictures, j.picture)
+		if j.image != nil {
+			in.Images = append(in.Images, j.image)
 		}
 	}
 	body, err := json.Marshal(in)

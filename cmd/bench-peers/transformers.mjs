@@ -1,4 +1,4 @@
-// Serves one checkpoint with transformers.js: a POST holds a static batch {texts, pictures (base64) or null, tokens}; the
+// Serves one checkpoint with transformers.js: a POST holds a static batch {texts, images (base64) or null, tokens}; the
 // reply says how many tokens each row read and wrote. Arguments: port, folder of models, dtypes of decoder and tower, threads.
 import http from 'node:http';
 import { AutoModelForImageTextToText, AutoProcessor, RawImage, env } from '@huggingface/transformers';
@@ -13,10 +13,10 @@ const model = await AutoModelForImageTextToText.from_pretrained('smol', {
   session_options: { intraOpNumThreads: Number(threads), interOpNumThreads: 1 },
 });
 
-async function generate({ texts, pictures, tokens }) {
+async function generate({ texts, images: files, tokens }) {
   let inputs;
-  if (pictures) {
-    const images = await Promise.all(pictures.map(async p => [await RawImage.fromBlob(new Blob([Buffer.from(p, 'base64')]))]));
+  if (files) {
+    const images = await Promise.all(files.map(async p => [await RawImage.fromBlob(new Blob([Buffer.from(p, 'base64')]))]));
     inputs = await processor(texts.map(t => '<image>' + t), images, { padding: true });
   } else {
     inputs = processor.tokenizer(texts, { padding: true });

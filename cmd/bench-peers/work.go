@@ -72,18 +72,18 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 		m.values = append(m.values, value{Metric: metric, Peer: p.name(), Family: p.family(), Value: v})
 	}
 	// jobs makes n different requests.
-	jobs := func(n, words, tokens int, picture bool) []job {
+	jobs := func(n, words, tokens int, image bool) []job {
 		list := make([]job, n)
 		for i := range list {
 			list[i] = job{text: text(rng, words), tokens: tokens}
-			if picture {
-				list[i].picture = photo(rng)
+			if image {
+				list[i].image = photo(rng)
 			}
 		}
 		return list
 	}
-	one := func(words, tokens int, picture bool) (answer, error) {
-		a, err := p.do(ctx, jobs(1, words, tokens, picture), 1)
+	one := func(words, tokens int, image bool) (answer, error) {
+		a, err := p.do(ctx, jobs(1, words, tokens, image), 1)
 		if err != nil {
 			return answer{}, err
 		}
@@ -172,7 +172,7 @@ func text(rng *rand.Rand, n int) string {
 	return s.String()
 }
 
-// photo is a picture of 512×512 pixels with soft structure, different each time.
+// photo is an image of 512×512 pixels with soft structure, different each time.
 func photo(rng *rand.Rand) []byte {
 	const size, cell = 512, 32
 	var grid [size/cell + 1][size/cell + 1][3]float64

@@ -48,8 +48,8 @@ type modelFlags struct {
 	MaxWaiting    int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
 	MaxLen        int                `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"Most tokens of prompt and answer together (default: what the model was made for)."`
 	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
-	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of pictures that come again, in MiB."`
-	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest picture accepted, in pixels, judged by its header."`
+	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of images that come again, in MiB."`
+	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
 	MaxDecode     int64              `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
 	Pace          string             `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`

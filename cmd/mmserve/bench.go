@@ -46,13 +46,13 @@ type benchCmd struct {
 	Prompt       string        `default:"64" placeholder:"LENGTHS" group:"Requests" help:"Words of a prompt: N, uniform:FROM,TO, normal:MEAN,DEVIATION, lognormal:MEDIAN,SIGMA or file:PATH."`
 	Output       string        `default:"64" placeholder:"LENGTHS" group:"Requests" help:"Most tokens of an answer, in the same form."`
 	StopEarly    bool          `group:"Requests" help:"Let the model end its answers; without it they are as long as --output says."`
-	Images       float64       `default:"0" placeholder:"SHARE" group:"Requests" help:"Part of the requests with pictures, 0 to 1."`
-	ImagesEach   string        `default:"1" placeholder:"LENGTHS" group:"Requests" help:"Pictures of such a request, in the same form as --prompt."`
-	ImageSizes   string        `default:"${imageSizes}" placeholder:"WxH:WEIGHT,…" group:"Requests" help:"Sizes of the pictures that are drawn (default: ${imageSizes})."`
+	Images       float64       `default:"0" placeholder:"SHARE" group:"Requests" help:"Part of the requests with images, 0 to 1."`
+	ImagesEach   string        `default:"1" placeholder:"LENGTHS" group:"Requests" help:"Images of such a request, in the same form as --prompt."`
+	ImageSizes   string        `default:"${imageSizes}" placeholder:"WxH:WEIGHT,…" group:"Requests" help:"Sizes of the images that are drawn (default: ${imageSizes})."`
 	ImagePNG     float64       `default:"0.15" name:"image-png" placeholder:"SHARE" group:"Requests" help:"Part of them that is PNG, the others are JPEG."`
 	ImagePool    int           `default:"32" placeholder:"N" group:"Requests" help:"How many are drawn."`
-	ImageDir     string        `placeholder:"DIR" group:"Requests" help:"Take the pictures of a folder instead."`
-	ImagesRepeat bool          `group:"Requests" help:"Send the same bytes again, so that a cache of encoded pictures counts; otherwise each picture is new to the server."`
+	ImageDir     string        `placeholder:"DIR" group:"Requests" help:"Take the images of a folder instead."`
+	ImagesRepeat bool          `group:"Requests" help:"Send the same bytes again, so that a cache of encoded images counts; otherwise each image is new to the server."`
 	Tenants      string        `placeholder:"NAME:WEIGHT,…" group:"Requests" help:"On whose behalf requests come."`
 	Priorities   string        `placeholder:"NAME:WEIGHT,…" group:"Requests" help:"Of interactive, default and batch."`
 	Abandon      float64       `default:"0" placeholder:"SHARE" group:"Requests" help:"Part of the requests that is given up."`
@@ -230,13 +230,13 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 
 func (b benchCmd) mix() (*loadtest.Mix, error) {
 	m := &loadtest.Mix{
-		IgnoreEOS: !b.StopEarly, PictureShare: b.Images, Fresh: !b.ImagesRepeat, AbandonShare: b.Abandon, AbandonAfter: b.AbandonAfter,
+		IgnoreEOS: !b.StopEarly, ImageShare: b.Images, Fresh: !b.ImagesRepeat, AbandonShare: b.Abandon, AbandonAfter: b.AbandonAfter,
 		Name: fmt.Sprintf("bench-%x", time.Now().UnixNano()),
 	}
 	for _, f := range []struct {
 		flag, text string
 		to         *loadtest.Lengths
-	}{{"prompt", b.Prompt, &m.Prompt}, {"output", b.Output, &m.Output}, {"images-each", b.ImagesEach, &m.PicturesEach}} {
+	}{{"prompt", b.Prompt, &m.Prompt}, {"output", b.Output, &m.Output}, {"images-each", b.ImagesEach, &m.ImagesEach}} {
 		var err error
 		if *f.to, err = loadtest.ParseLengths(f.text); err != nil {
 			return nil, fmt.Errorf("--%s: %w", f.flag, err)
@@ -258,11 +258,11 @@ func (b benchCmd) mix() (*loadtest.Mix, error) {
 	switch {
 	case b.Images == 0:
 	case b.ImageDir != "":
-		m.Pictures, err = loadtest.ReadPictures(b.ImageDir)
+		m.Images, err = loadtest.ReadImages(b.ImageDir)
 	case b.ImagePool < 1 || b.ImagePool > 10_000:
 		err = fmt.Errorf("--image-pool %d: want 1 to 10000", b.ImagePool)
 	default:
-		m.Pictures, err = loadtest.DrawPictures(b.ImagePool, b.ImageSizes, b.ImagePNG, b.Seed)
+		m.Images, err = loadtest.DrawImages(b.ImagePool, b.ImageSizes, b.ImagePNG, b.Seed)
 	}
 	if err != nil {
 		return nil, err

@@ -82,7 +82,7 @@ func TestBenchErrors(t *testing.T) {
 	}
 }
 
-// TestPacedServer holds that a server without a model takes pictures, and gives the tokens that were asked for.
+// TestPacedServer holds that a server without a model takes images, and gives the tokens that were asked for.
 func TestPacedServer(t *testing.T) {
 	addr := serveAt(t, "--pace", "10us,1ms")
 	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1s", "--warm-up", "0s", "--prompt", "8", "--output", "20", "--images", "0.5", "--image-sizes", "64x64", "--image-pool", "2")

@@ -23,7 +23,7 @@ import (
 
 	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
-	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/termimage"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/model"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -56,7 +56,7 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 	if err != nil {
 		return err
 	}
-	protocol := picture.Detect(os.Getenv, isTerminal(out))
+	protocol := termimage.Detect(os.Getenv, isTerminal(out))
 	var rows []captioned
 	failed, all, raw := 0, 0, false
 	for it, err := range images(ctx) {
@@ -163,7 +163,7 @@ func (k captionCmd) answer(
 	f source,
 	raw bool,
 	out io.Writer,
-	p picture.Protocol,
+	p termimage.Protocol,
 ) (captioned, error) {
 	row := captioned{name: f.name}
 	data, err := caption.Read(ctx, f.item, imaging.DefaultLimits().MaxBytes)
@@ -231,8 +231,8 @@ func (l *lineWriter) Close() error {
 }
 
 // answerWriter gives the place where an answer streams to.
-func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (io.WriteCloser, error) {
-	if p == picture.None {
+func answerWriter(out io.Writer, name string, data []byte, p termimage.Protocol) (io.WriteCloser, error) {
+	if p == termimage.None {
 		return &lineWriter{w: out, name: name}, nil
 	}
 	rgb, err := imaging.Decode(context.Background(), data, imaging.DefaultLimits())
@@ -244,7 +244,7 @@ func answerWriter(out io.Writer, name string, data []byte, p picture.Protocol) (
 		copy(img.Pix[4*i:], rgb.Pix[3*i:3*i+3])
 		img.Pix[4*i+3] = 255
 	}
-	b, err := picture.NewBeside(out, img, p)
+	b, err := termimage.NewBeside(out, img, p)
 	if err != nil {
 		return nil, err
 	}

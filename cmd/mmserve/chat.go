@@ -22,7 +22,7 @@ type chatCmd struct {
 	System      string   `placeholder:"TEXT" help:"Instructions that come before the conversation."`
 }
 
-const chatHelp = `/image PATH  add a picture to your next message
+const chatHelp = `/image PATH  add an image to your next message
 /reset       forget the conversation
 /quit        leave (Ctrl-D too); Ctrl-C stops an answer
 `
@@ -37,7 +37,7 @@ func (k chatCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Write
 	return errors.Join(s.run(ctx, os.Stdin), end())
 }
 
-// chatSession is a conversation: what was said, and the pictures that wait for the next message.
+// chatSession is a conversation: what was said, and the images that wait for the next message.
 type chatSession struct {
 	cmd         chatCmd
 	client      *client.Client
@@ -96,7 +96,7 @@ func (s *chatSession) reset() {
 
 func (s *chatSession) addImage(path string) {
 	if path == "" {
-		fmt.Fprintln(s.out, "/image takes the path of a picture file")
+		fmt.Fprintln(s.out, "/image takes the path of an image file")
 		return
 	}
 	data, err := os.ReadFile(strings.Trim(path, `"'`))

@@ -129,7 +129,7 @@ func (e evalCmd) ask(ctx context.Context, cl *client.Client, set *evaluation.Set
 				parts = append(parts, client.Text(p.Text))
 				continue
 			}
-			data, err := set.Picture(images[0])
+			data, err := set.Image(images[0])
 			if err != nil {
 				return evaluated{err: err}
 			}

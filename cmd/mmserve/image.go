@@ -127,8 +127,8 @@ func (e imageEye) look(ctx context.Context, i int, r *imageReport) error {
 	}
 	r.Format, r.Width, r.Height, r.RGB = plan.Format, plan.Width, plan.Height, hex.EncodeToString(sum)
 	r.Tiles, r.Tokens = img.Grid.Tiles(), img.Grid.Tiles()*e.layout.PatchTokens
-	if e.layout.PictureTokens != nil {
-		r.Tokens = e.layout.PictureTokens(img.Grid)
+	if e.layout.ImageTokens != nil {
+		r.Tokens = e.layout.ImageTokens(img.Grid)
 	}
 	if e.out == "" {
 		return nil

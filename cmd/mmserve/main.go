@@ -28,7 +28,7 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
 	Caption captionCmd `cmd:"" help:"Describe images: on the terminal, or with -o into a file that the same command goes on with."`
 	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
-	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds a picture."`
+	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds an image."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	exited := false
 	parser, err := kong.New(&c, kong.Name("mmserve"),
 		kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."),
-		kong.Writers(stdout, stderr), kong.UsageOnError(), kong.Vars{"imageSizes": loadtest.DefaultPictureSizes},
+		kong.Writers(stdout, stderr), kong.UsageOnError(), kong.Vars{"imageSizes": loadtest.DefaultImageSizes},
 		kong.Exit(func(code int) { status, exited = code, true }),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
 	if err != nil {

@@ -185,10 +185,10 @@ func TestSelfTest(t *testing.T) {
 		{"weights", func() (func() error, error) {
 			return spoil(filepath.Join(dir, "model.safetensors"), 3_000_000, make([]byte, 200_000))
 		},
-			[]string{"8 cases", "MISS  picture 1, fp32", "logprobs OFF BY"}},
+			[]string{"8 cases", "MISS  image 1, fp32", "logprobs OFF BY"}},
 		{"template", func() (func() error, error) { return spoil(filepath.Join(dir, "chat_template.jinja"), 0, []byte(" ")) },
-			[]string{"MISS  picture 1, fp32", "prompt_text 0.0% AGREE"}},
-		{"picture", func() (func() error, error) {
+			[]string{"MISS  image 1, fp32", "prompt_text 0.0% AGREE"}},
+		{"image", func() (func() error, error) {
 			return spoil(gold, 0, []byte(`{"id": "lost", "images": ["samples/none.png"], "prompt": [{"type": "image"}]}`+"\n"))
 		}, []string{"1 of ", "MISS lost", "samples/none.png"}},
 		{"outside", func() (func() error, error) {
@@ -251,11 +251,11 @@ func TestInit(t *testing.T) {
 				t.Errorf("inspect: status %d: %s%s", code, out, errs)
 			}
 			if code, out, errs := mmserve(t, "model", "verify", dir, "--write-gold"); code != 0 || !strings.Contains(out, "recorded") || !strings.Contains(out, " 0 unused") || !strings.Contains(out, " 0 missed") ||
-				filepath.Base(from) == "idefics3" && !strings.Contains(out, "picture 1 in tiles, fp32  prompt_text equal  prompt_ids equal  pixel_values ≤0.0e+00\n") {
+				filepath.Base(from) == "idefics3" && !strings.Contains(out, "image 1 in tiles, fp32  prompt_text equal  prompt_ids equal  pixel_values ≤0.0e+00\n") {
 				t.Errorf("verify: status %d: %s%s", code, out, errs)
 			}
-			picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
-			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "8", "--prompt", "what is it?", picture); code != 0 {
+			sample0 := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "8", "--prompt", "what is it?", sample0); code != 0 {
 				t.Errorf("caption: status %d: %s", code, errs)
 			}
 		})
@@ -362,7 +362,7 @@ func answer(t *testing.T, c *client.Client, req *pb.GenerateRequest) (string, *p
 	return text.String(), last, nil
 }
 
-// 32 streams at once, of mixed lengths, pictures and samplers, give what each gives alone.
+// 32 streams at once, of mixed lengths, images and samplers, give what each gives alone.
 func TestManyStreamsEqualAlone(t *testing.T) {
 	for name, args := range map[string][]string{
 		"fp32": nil, "int8": {"--precision", "int8", "--cache-dir", t.TempDir()}, "export": {"--model", exportFolder(t)},
@@ -407,7 +407,7 @@ func TestManyStreamsEqualAlone(t *testing.T) {
 	}
 }
 
-// read gives one of the vision package's awkward pictures.
+// read gives one of the vision package's awkward images.
 func read(t *testing.T, name ...string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(append([]string{"..", "..", "vision", "testdata"}, name...)...))
@@ -433,7 +433,7 @@ func hugePNG() []byte {
 func TestBadRequests(t *testing.T) {
 	c := startServer(t, "--slots", "2")
 	text := func(s string) *pb.GenerateRequest { return client.Chat(client.User(client.Text(s))) }
-	picture := func(b []byte) *pb.GenerateRequest {
+	image := func(b []byte) *pb.GenerateRequest {
 		return client.Chat(client.User(client.ImageBytes(b), client.Text("Describe the image.")))
 	}
 	with := func(r *pb.GenerateRequest, f func(*pb.GenerateRequest)) *pb.GenerateRequest { f(r); return r }
@@ -451,12 +451,12 @@ func TestBadRequests(t *testing.T) {
 		req  *pb.GenerateRequest
 		want []string
 	}{
-		{"truncated PNG", picture(sample(t, 0)[:1000]), []string{"chat.messages[0].parts[0].image.data", "png"}},
-		{"truncated JPEG", picture(read(t, "exif", "orientation_6.jpg")[:1000]), []string{"chat.messages[0].parts[0].image.data", "jpeg"}},
-		{"decompression bomb", picture(read(t, "decode", "pillow", "decompression_bomb.gif")), []string{"chat.messages[0].parts[0].image.data", "gif"}},
-		{"huge header", picture(hugePNG()), []string{"20000"}},
-		{"text file", picture([]byte("this is no picture")), []string{"chat.messages[0].parts[0].image.data"}},
-		{"zero bytes", picture(nil), []string{"chat.messages[0].parts[0].image.data"}},
+		{"truncated PNG", image(sample(t, 0)[:1000]), []string{"chat.messages[0].parts[0].image.data", "png"}},
+		{"truncated JPEG", image(read(t, "exif", "orientation_6.jpg")[:1000]), []string{"chat.messages[0].parts[0].image.data", "jpeg"}},
+		{"decompression bomb", image(read(t, "decode", "pillow", "decompression_bomb.gif")), []string{"chat.messages[0].parts[0].image.data", "gif"}},
+		{"huge header", image(hugePNG()), []string{"20000"}},
+		{"text file", image([]byte("this is no picture")), []string{"chat.messages[0].parts[0].image.data"}},
+		{"zero bytes", image(nil), []string{"chat.messages[0].parts[0].image.data"}},
 		{"100 images", many, []string{"16"}},
 		{"no input", &pb.GenerateRequest{}, []string{"input"}},
 		{"no messages", client.Chat(), []string{"chat.messages"}},
@@ -479,7 +479,7 @@ func TestBadRequests(t *testing.T) {
 			}
 		}
 	}
-	out, err := c.Generate(t.Context(), picture(sample(t, 0)))
+	out, err := c.Generate(t.Context(), image(sample(t, 0)))
 	if err != nil || !strings.Contains(out.GetText(), "A large orange star in the center") {
 		t.Errorf("after all that: %q %v", out.GetText(), err)
 	}

@@ -73,15 +73,15 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
 		line("precision", "fp32")
 	}
-	if p := m.Pictures; p != nil {
-		line("vision tower", "pictures of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
+	if p := m.NativeResolution; p != nil {
+		line("vision tower", "images of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
 	} else {
 		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
 	}
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
 	line("context", "%d tokens", d.MaxLen)
-	if m.Pictures == nil {
+	if m.NativeResolution == nil {
 		line("tokens per tile", "%d", m.Layout.PatchTokens)
 	}
 	for _, size := range [][2]int{{512, 512}, {1300, 876}, {4032, 3024}} {
@@ -118,7 +118,7 @@ type verifyCmd struct {
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
-	Image     []string `placeholder:"FILE" help:"Pictures to record with --write-gold (default: two drawn samples)."`
+	Image     []string `placeholder:"FILE" help:"Images to record with --write-gold (default: two drawn samples)."`
 	Prompt    string   `default:"Describe the image." help:"What to ask about them."`
 }
 
@@ -128,7 +128,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		return errors.New("--write-gold records the folder's own cases and --gold checks others: give one of them")
 	}
 	if len(v.Image) > 0 && !v.WriteGold {
-		return errors.New("--image names pictures to record: give --write-gold, too")
+		return errors.New("--image names images to record: give --write-gold, too")
 	}
 	if err := startRuntime(c.OrtLib); err != nil {
 		return err
@@ -176,11 +176,11 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		}
 	}
 	if v.WriteGold {
-		pictures, err := v.pictures()
+		samples, err := v.samples()
 		if err != nil {
 			return err
 		}
-		n, err := ver.WriteGold(v.Dir, pictures, v.Prompt)
+		n, err := ver.WriteGold(v.Dir, samples, v.Prompt)
 		if err != nil {
 			return err
 		}
@@ -214,14 +214,14 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	return nil
 }
 
-// pictures are those to record cases with.
-func (v verifyCmd) pictures() (list []model.Picture, err error) {
+// images are those to record cases with.
+func (v verifyCmd) samples() (list []model.SampleImage, err error) {
 	for _, name := range v.Image {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.Picture{Name: name, Data: data})
+		list = append(list, model.SampleImage{Name: name, Data: data})
 	}
 	if len(list) > 0 {
 		return list, nil
@@ -231,7 +231,7 @@ func (v verifyCmd) pictures() (list []model.Picture, err error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.Picture{Data: data})
+		list = append(list, model.SampleImage{Data: data})
 	}
 	return list, nil
 }

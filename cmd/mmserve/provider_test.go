@@ -22,13 +22,13 @@ func startedRuntime(t *testing.T) {
 // A provider that is asked for and does not work ends the command with what is missing and what there is.
 func TestMissingProvider(t *testing.T) {
 	startedRuntime(t)
-	picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+	sample := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
 	for name, want := range map[string]string{"cuda": "failed to load", "tensorrt": "TensorRT 10", "coreml": "macOS", "directml": "Windows", "openvino": "OpenVINO", "migraphx": "ROCm"} {
 		if ort.Working(name) == nil {
 			continue
 		}
 		for _, flag := range []string{"--provider", "--vision-provider"} {
-			code, out, errs := mmserve(t, "caption", flag, name, picture)
+			code, out, errs := mmserve(t, "caption", flag, name, sample)
 			if code != 1 || out != "" || !strings.Contains(errs, "mmserve: "+flag+": execution provider "+name) || !strings.Contains(errs, want) || !strings.Contains(errs, "what works here: cpu") {
 				t.Errorf("%s %s: status %d, %s%s", flag, name, code, out, errs)
 			}
@@ -167,22 +167,22 @@ func TestServeOnWebGPU(t *testing.T) {
 	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
 		t.Skip("`make test-webgpu` runs it")
 	}
-	picture := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
-	_, out, errs := mmserve(t, "caption", picture)
+	sample := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
+	_, out, errs := mmserve(t, "caption", sample)
 	want, _, ok := strings.Cut(out, "\n")
 	if !ok {
 		t.Fatal(errs)
 	}
 	for _, precision := range []string{"fp32", "fp16"} {
-		code, got, errs := mmserve(t, "caption", "--slots", "2", "--provider", "webgpu", "--precision", precision, picture)
+		code, got, errs := mmserve(t, "caption", "--slots", "2", "--provider", "webgpu", "--precision", precision, sample)
 		if code != 0 || !strings.HasPrefix(got, want+"\n") {
 			t.Errorf("%s: status %d, %q, on the processor %q\n%s", precision, code, got, want, errs)
 		}
 	}
-	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--precision", "int8", picture); code != 1 || !strings.Contains(errs, "webgpu takes fp32 and fp16") {
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--precision", "int8", sample); code != 1 || !strings.Contains(errs, "webgpu takes fp32 and fp16") {
 		t.Errorf("int8: status %d, %s", code, errs)
 	}
-	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--device-memory", "8MiB", picture); code != 1 || !strings.Contains(errs, "--device-memory") {
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--device-memory", "8MiB", sample); code != 1 || !strings.Contains(errs, "--device-memory") {
 		t.Errorf("8 MiB: status %d, %s", code, errs)
 	}
 }

@@ -23,7 +23,7 @@ type serveCmd struct {
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
 	MaxStreams       int           `default:"1024" env:"MMSERVE_MAX_STREAMS" help:"Most calls at once on one connection; a client keeps the others back."`
 	ReceiveTimeout   time.Duration `default:"30s" env:"MMSERVE_RECEIVE_TIMEOUT" help:"How long a request message may take to come whole."`
-	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most pictures in one request."`
+	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }

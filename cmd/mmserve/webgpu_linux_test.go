@@ -21,7 +21,7 @@ import (
 )
 
 // A server on the device answers over gRPC as one on the processor does, says in all places where its graphs run, and has no
-// kernel left to compile when it is ready: requests of other lengths, numbers of rows, pictures and ways of picking find all
+// kernel left to compile when it is ready: requests of other lengths, numbers of rows, images and ways of picking find all
 // they need.
 func TestServeGRPCOnWebGPU(t *testing.T) {
 	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {

@@ -167,13 +167,13 @@ func findRate(ctx context.Context, addr string, mix *loadtest.Mix) (float64, err
 	return k.Rate, err
 }
 
-// newMix is what the steady load is made of: texts and pictures, short answers and long ones, some given up.
+// newMix is what the steady load is made of: texts and images, short answers and long ones, some given up.
 func newMix() (*loadtest.Mix, error) {
-	m := &loadtest.Mix{IgnoreEOS: true, PictureShare: 0.3, Fresh: true, AbandonShare: 0.1, AbandonAfter: 200 * time.Millisecond, Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}}
+	m := &loadtest.Mix{IgnoreEOS: true, ImageShare: 0.3, Fresh: true, AbandonShare: 0.1, AbandonAfter: 200 * time.Millisecond, Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}}
 	var err [4]error
 	m.Prompt, err[0] = loadtest.ParseLengths("lognormal:12,0.8")
 	m.Output, err[1] = loadtest.ParseLengths("uniform:1,80")
-	m.PicturesEach, err[2] = loadtest.ParseLengths("1")
-	m.Pictures, err[3] = loadtest.DrawPictures(16, "256x256:2,512x512:2,640x480", 0.2, 1)
+	m.ImagesEach, err[2] = loadtest.ParseLengths("1")
+	m.Images, err[3] = loadtest.DrawImages(16, "256x256:2,512x512:2,640x480", 0.2, 1)
 	return m, errors.Join(err[:]...)
 }

@@ -132,7 +132,7 @@ func (h *Hash) check(i int, row decoder.Row, b *decoder.Batch) error {
 	return nil
 }
 
-// positions is what the KV cache would hold for ids at [past, past+len(ids)): the id, or under a span the picture's
+// positions is what the KV cache would hold for ids at [past, past+len(ids)): the id, or under a span the image's
 // digest and the row of its patches; if the runner is not exact, also which run wrote it.
 func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	kv := make([]uint64, len(ids))

@@ -59,9 +59,9 @@ func TestHashTellsContentsApart(t *testing.T) {
 		"id":           {IDs: []int32{1, 2, 3, 5}, Spans: base.Spans},
 		"order":        {IDs: []int32{4, 2, 3, 1}, Spans: base.Spans},
 		"length":       {IDs: []int32{1, 2, 3}, Spans: base.Spans},
-		"picture":      {IDs: base.IDs, Spans: []fusion.Span{{Start: 1, Len: 2, Digest: [32]byte{8}}}},
+		"image":        {IDs: base.IDs, Spans: []fusion.Span{{Start: 1, Len: 2, Digest: [32]byte{8}}}},
 		"patch offset": {IDs: base.IDs, Spans: []fusion.Span{{Start: 1, Len: 2, Offset: 2, Digest: [32]byte{7}}}},
-		"no picture":   {IDs: base.IDs},
+		"no image":     {IDs: base.IDs},
 	} {
 		if got, _ := h.Alone(in, decoder.Sampling{}, 1); got[0].ID == want[0].ID {
 			t.Errorf("another %s gives the same token", name)

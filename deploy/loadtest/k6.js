@@ -1,15 +1,15 @@
 // Loads mmserve with k6 (v1.4.0): open-loop arrivals, and the time to the first piece of text as a metric of its own.
 //
-//   k6 run -e ADDR=127.0.0.1:8080 -e RATE=10 -e DURATION=30s -e PICTURE=$PWD/photo.jpg deploy/loadtest/k6.js
+//   k6 run -e ADDR=127.0.0.1:8080 -e RATE=10 -e DURATION=30s -e IMAGE=$PWD/photo.jpg deploy/loadtest/k6.js
 //
-// PICTURE is optional. A run fails when a threshold does.
+// IMAGE is optional. A run fails when a threshold does.
 import encoding from 'k6/encoding';
 import exec from 'k6/execution';
 import grpc from 'k6/net/grpc';
 import { Counter, Trend } from 'k6/metrics';
 
 const rate = Number(__ENV.RATE || 10);
-const picture = __ENV.PICTURE ? encoding.b64encode(open(__ENV.PICTURE, 'b')) : '';
+const image = __ENV.IMAGE ? encoding.b64encode(open(__ENV.IMAGE, 'b')) : '';
 
 export const options = {
   scenarios: {
@@ -34,8 +34,8 @@ export default function () {
   }
   const n = exec.scenario.iterationInTest;
   const parts = [{ text: `${n} the file is in name of and with return code this that from when list data new time line text` }];
-  if (picture) {
-    parts.unshift({ image: { data: picture } });
+  if (image) {
+    parts.unshift({ image: { data: image } });
   }
   const sent = Date.now();
   let first = 0;

@@ -92,7 +92,7 @@ func tree(list []span, trace, parent, indent string) string {
 	return b.String()
 }
 
-// An OpenTelemetry Collector gets the spans of a request with a picture, under the caller's span, and its metrics and log
+// An OpenTelemetry Collector gets the spans of a request with an image, under the caller's span, and its metrics and log
 // line with them.
 func TestCollector(t *testing.T) {
 	otelcol := tool(t, "otelcol", "run make otelcol")
@@ -103,7 +103,7 @@ func TestCollector(t *testing.T) {
 	}
 	process(t, nil, otelcol, "--config", config)
 	c, _, stop := serve(t, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--slots", "2", "--trace-steps", "1")
-	in := client.Chat(client.User(client.ImageBytes(picture(t, 0)), client.Text("Describe the image.")))
+	in := client.Chat(client.User(client.ImageBytes(sampleImage(t, 0)), client.Text("Describe the image.")))
 	in.RequestId, in.Tenant = "r-1", "acme"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+callerTrace+"-"+callerSpan+"-01")
 	if _, err := c.Generate(ctx, in); err != nil {
@@ -158,10 +158,10 @@ func TestCollector(t *testing.T) {
 }
 
 // page draws a trace as a waterfall.
-var page = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><title>A request with a picture</title>
+var page = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><title>A request with an image</title>
 <style>body{font:14px sans-serif;margin:24px;width:1100px}h1{font-size:17px}div.r{display:flex;align-items:center;height:26px;border-bottom:1px solid #eee}
 span.n{width:330px;white-space:pre}span.t{position:relative;flex:1;height:14px}i{position:absolute;height:14px;background:#4878a8;border-radius:2px;min-width:2px}
-span.d{width:90px;text-align:right;color:#555}</style><h1>A request with a picture, as an OpenTelemetry Collector got it</h1>
+span.d{width:90px;text-align:right;color:#555}</style><h1>A request with an image, as an OpenTelemetry Collector got it</h1>
 {{range .}}<div class="r"><span class="n">{{.Name}}</span><span class="t"><i style="left:{{.Left}}%;width:{{.Width}}%"></i></span><span class="d">{{.Took}}</span></div>
 {{end}}`))
 

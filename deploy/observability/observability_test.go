@@ -209,12 +209,12 @@ func serve(t *testing.T, env []string, args ...string) (c *client.Client, admin 
 	return c, admin, stop
 }
 
-func picture(t *testing.T, n int) []byte {
+func sampleImage(t *testing.T, n int) []byte {
 	t.Helper()
 	return []byte(read(t, filepath.Join(root, "model", "tiny-vlm", "samples", fmt.Sprintf("sample%d.png", n))))
 }
 
-// fresh is a picture like no other.
+// fresh is an image like no other.
 func fresh(a, b int) []byte {
 	img := image.NewGray(image.Rect(0, 0, 32, 32))
 	binary.LittleEndian.PutUint64(img.Pix, uint64(a)<<32|uint64(b))
@@ -225,18 +225,18 @@ func fresh(a, b int) []byte {
 	return out.Bytes()
 }
 
-// load keeps a server busy with all kinds of requests until ctx ends: pictures that come again, callers that leave, bad
+// load keeps a server busy with all kinds of requests until ctx ends: images that come again, callers that leave, bad
 // requests, and more than it can take.
 func load(ctx context.Context, t *testing.T, c *client.Client) {
-	var pictures [][]byte
+	var images [][]byte
 	for i := range 8 {
-		pictures = append(pictures, picture(t, i))
+		images = append(images, sampleImage(t, i))
 	}
 	var wg sync.WaitGroup
 	for worker := range 10 {
 		wg.Go(func() {
 			for i := worker; ctx.Err() == nil; i++ {
-				p := pictures[i%8]
+				p := images[i%8]
 				if i%2 == 0 {
 					p = fresh(worker, i)
 				}

@@ -28,7 +28,7 @@ const (
 	INT4 Precision = "int4"
 )
 
-// Vision is what the tower runs in when p is all that was asked for: a picture's patch embeddings are read by every token
+// Vision is what the tower runs in when p is all that was asked for: an image's patch embeddings are read by every token
 // after it, and a tower's weights are read once a tile.
 func (p Precision) Vision() Precision {
 	if p == INT4 {

@@ -53,9 +53,9 @@ func readFile(t testing.TB, name string) []byte {
 	return data
 }
 
-// readPicture reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
-// pictures that goldens are kept of but that are too many for this repository.
-func readPicture(t testing.TB, name string) (data []byte, ok bool) {
+// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
+// images that goldens are kept of but that are too many for this repository.
+func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	t.Helper()
 	name, elsewhere := strings.CutPrefix(name, "elsewhere/")
 	if !elsewhere {
@@ -93,7 +93,7 @@ func TestDecodeAsPillow(t *testing.T) {
 			seen++
 		}
 		t.Run(name, func(t *testing.T) {
-			data, ok := readPicture(t, name)
+			data, ok := readImage(t, name)
 			if !ok {
 				t.Skip("MMSERVE_TEST_PICTURES names no folder")
 			}
@@ -276,7 +276,7 @@ func TestTruncatedAnywhere(t *testing.T) {
 			p, err := Decode(context.Background(), data[:n], Limits{})
 			switch {
 			case err == nil && !bytes.Equal(p.Pix, whole.Pix):
-				t.Errorf("%s: %d of %d bytes gave another picture", name, n, len(data))
+				t.Errorf("%s: %d of %d bytes gave another image", name, n, len(data))
 			case err != nil && !errors.Is(err, ErrImage):
 				t.Errorf("%s: %d of %d bytes: %v is no ErrImage", name, n, len(data), err)
 			}
@@ -338,7 +338,7 @@ func TestEXIFOrientation(t *testing.T) {
 	}
 }
 
-// TestOrientationPlaces: every place that can hold an orientation turns a picture of 2×1 into 1×2.
+// TestOrientationPlaces: every place that can hold an orientation turns an image of 2×1 into 1×2.
 func TestOrientationPlaces(t *testing.T) {
 	m := image.NewNRGBA(image.Rect(0, 0, 2, 1))
 	var p, j bytes.Buffer
@@ -446,7 +446,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// photo is a picture of w×h made from a real one, as JPEG of 4:2:0.
+// photo is an image of w×h made from a real one, as JPEG of 4:2:0.
 func photo(b *testing.B, w, h int) []byte {
 	b.Helper()
 	p, err := Decode(context.Background(), readFile(b, "photos/astronaut.png"), Limits{})
@@ -498,7 +498,7 @@ func BenchmarkCheckHeader(b *testing.B) {
 	data := hugePNG()
 	for b.Loop() {
 		if _, _, _, err := checkHeader(data, Limits{}); err == nil {
-			b.Fatal("a picture of 400 megapixels passed")
+			b.Fatal("an image of 400 megapixels passed")
 		}
 	}
 }

@@ -198,7 +198,7 @@ func jfifRow(dst, luma, cb, cr []uint8) {
 	}
 }
 
-// upsampler brings the rows of a plane to the picture's width and height, as libjpeg-turbo's jdsample.c does: weights 3/4
+// upsampler brings the rows of a plane to the image's width and height, as libjpeg-turbo's jdsample.c does: weights 3/4
 // and 1/4 to the two nearest samples along an axis that has half of them, repetition for all else.
 type upsampler struct {
 	*jpeg.Plane
@@ -216,7 +216,7 @@ func newUpsampler(p *jpeg.Plane, width int) *upsampler {
 	return u
 }
 
-// row gives the samples for the picture's row y, rounded up to whole ones, until it is called again.
+// row gives the samples for the image's row y, rounded up to whole ones, until it is called again.
 func (u *upsampler) row(y int) []uint8 {
 	dst, near := u.out, u.Pix[y/u.StepY*u.Stride:][:u.Width]
 	if !u.fancy {
@@ -254,7 +254,7 @@ func (u *upsampler) row(y int) []uint8 {
 }
 
 // spread doubles column: each sample gives a left pixel, blended with its left neighbour, and a right one. The two
-// biases take turns so that the picture gets no lighter.
+// biases take turns so that the image gets no lighter.
 func (u *upsampler) spread(dst []uint8, left, right int32, shift uint) {
 	before := u.column[0]
 	for x, c := range u.column {

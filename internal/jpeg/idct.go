@@ -16,7 +16,7 @@ func (c *component) transform(coefficients []int16, from, to int) {
 	}
 }
 
-// transformAll writes the samples of a progressive picture.
+// transformAll writes the samples of a progressive image.
 func (d *decoder) transformAll() {
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -15,7 +15,7 @@ import (
 	"sync"
 )
 
-// Model is what the components of a picture mean.
+// Model is what the components of an image mean.
 type Model int
 
 const (
@@ -37,7 +37,7 @@ type Config struct {
 	DecodeBytes int64
 }
 
-// Image is a decoded picture: a plane of samples for each component.
+// Image is a decoded image: a plane of samples for each component.
 type Image struct {
 	Config
 	Model  Model
@@ -67,7 +67,7 @@ func newPix(n int) []uint8 {
 	return make([]uint8, n)
 }
 
-// Release gives the planes back for other pictures. It is not needed; m must not be used after it.
+// Release gives the planes back for other images. It is not needed; m must not be used after it.
 func (m *Image) Release() {
 	for i := range m.Planes {
 		if cap(m.Planes[i].Pix) <= maxPlane {
@@ -107,12 +107,12 @@ type component struct {
 	id   uint8
 	h, v int // sampling factors
 	tq   uint8
-	// columns and rows are the blocks that the picture needs; stride and height those of whole MCUs.
+	// columns and rows are the blocks that the image needs; stride and height those of whole MCUs.
 	columns, rows  int
 	stride, height int
 	quant          *[64]int32 // in force when the first scan began, as libjpeg keeps it
 	dc             int32      // prediction
-	coefficients   []int16    // of a progressive picture: 64 for each block, natural order
+	coefficients   []int16    // of a progressive image: 64 for each block, natural order
 	pix            []uint8
 }
 
@@ -191,7 +191,7 @@ func (d *decoder) segments(headerOnly bool) error {
 	for {
 		marker, ok := d.marker()
 		if !ok {
-			// The end may be missing where nothing can be: a progressive picture could have another scan.
+			// The end may be missing where nothing can be: a progressive image could have another scan.
 			if d.config.Width > 0 && !headerOnly && !d.progressive && d.complete() {
 				return nil
 			}

@@ -15,20 +15,20 @@ import (
 	"testing"
 )
 
-// What the samples are to the bit is checked where they become colours, by the goldens of package vision. Its pictures serve
+// What the samples are to the bit is checked where they become colours, by the goldens of package vision. Its images serve
 // here too.
-const pictures = "../../vision/testdata/decode/gojpeg/"
+const images = "../../vision/testdata/decode/gojpeg/"
 
-func readPicture(t testing.TB, name string) []byte {
+func readImage(t testing.TB, name string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(pictures + name)
+	data, err := os.ReadFile(images + name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return data
 }
 
-// encoded is a picture of noise upon a slope, as JPEG of 4:2:0 or grey.
+// encoded is an image of noise upon a slope, as JPEG of 4:2:0 or grey.
 func encoded(t testing.TB, w, h, quality int, gray bool) []byte {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(1, uint64(w*h)))
@@ -76,9 +76,9 @@ func TestDecodeAsImageJPEG(t *testing.T) {
 			files[name+" 420"] = encoded(t, size[0], size[1], quality, false)
 		}
 	}
-	names, _ := filepath.Glob(pictures + "*.jpeg")
+	names, _ := filepath.Glob(images + "*.jpeg")
 	for _, name := range names {
-		files[filepath.Base(name)] = readPicture(t, filepath.Base(name))
+		files[filepath.Base(name)] = readImage(t, filepath.Base(name))
 	}
 	for name, data := range files {
 		t.Run(name, func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestDecodeAsImageJPEG(t *testing.T) {
 
 // The blocks of a component that has a scan alone are its own, whatever its sampling factors.
 func TestLoneComponent(t *testing.T) {
-	data := readPicture(t, "video-005.gray.jpeg")
+	data := readImage(t, "video-005.gray.jpeg")
 	want, err := Decode(context.Background(), data)
 	if err != nil {
 		t.Fatal(err)
@@ -198,10 +198,10 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// A sequential picture whose end marker is cut off is whole; anything less is not.
+// A sequential image whose end marker is cut off is whole; anything less is not.
 func TestTruncated(t *testing.T) {
 	for name, end := range map[string]int{"video-005.gray.jpeg": 2, "video-001.restart2.jpeg": 2, "video-001.progressive.jpeg": 0} {
-		data := readPicture(t, name)
+		data := readImage(t, name)
 		for _, cut := range []int{0, 1, 2, 3, 4, 5, 10, 50, 200} {
 			if _, err := Decode(context.Background(), data[:len(data)-cut]); (err == nil) != (cut <= end) {
 				t.Errorf("%s without the last %d bytes: %v", name, cut, err)
@@ -212,7 +212,7 @@ func TestTruncated(t *testing.T) {
 }
 
 func TestRefuses(t *testing.T) {
-	gray := readPicture(t, "video-005.gray.jpeg")
+	gray := readImage(t, "video-005.gray.jpeg")
 	segment := func(marker byte) int { return bytes.Index(gray, []byte{0xff, marker}) }
 	// with changes bytes that begin some way after a marker.
 	with := func(marker byte, after int, b ...byte) []byte {
@@ -255,7 +255,7 @@ func TestRefuses(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	for _, name := range []string{"video-005.gray.jpeg", "video-001.cmyk.jpeg", "video-001.q50.410.progressive.jpeg", "video-001.restart2.jpeg"} {
-		f.Add(readPicture(f, name))
+		f.Add(readImage(f, name))
 	}
 	f.Add(encoded(f, 9, 17, 50, false))
 	f.Add(encoded(f, 3, 2, 50, true))

@@ -70,7 +70,7 @@ func (d *decoder) scan(b []byte) error {
 			if c.quant = d.quant[c.tq]; c.quant == nil {
 				return errors.New("no quantisation table")
 			}
-			// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large picture.
+			// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large image.
 			// Arithmetic coding can do with less than that; 64 blocks a byte are beyond what encoders reach.
 			least := 8
 			if d.arithmetic {

@@ -3,7 +3,7 @@ package ort
 import "golang.org/x/sys/unix"
 
 // nicer is how much threads that give way add to their niceness: they get a fifth of what another thread gets on the same
-// processor. More would starve pictures while answers are generated; with less, an answer's steps take more than twice
+// processor. More would starve images while answers are generated; with less, an answer's steps take more than twice
 // their time.
 const nicer = 7
 

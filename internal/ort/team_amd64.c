@@ -36,7 +36,7 @@ static int take(loop *l) {
   return 1;
 }
 
-// help takes one task of any open loop. Small loops first: a decode step must not wait behind a picture.
+// help takes one task of any open loop. Small loops first: a decode step must not wait behind an image.
 static int help(void) {
   loop *best = NULL;
   for (int i = 0; i < LOOPS; i++) {

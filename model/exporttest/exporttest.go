@@ -19,8 +19,8 @@ type Source struct {
 	Connector vision.Connector
 	Decoder   decoder.Config
 	Weights   *graph.Weights
-	// Pictures replaces the tower: one made-up linear layer over the patches of each block.
-	Pictures *vision.Pictures
+	// Images replaces the tower: one made-up linear layer over the patches of each block.
+	NativeResolution *vision.NativeResolution
 }
 
 // Options are what exports differ in.
@@ -33,7 +33,7 @@ type Options struct {
 	CacheBranch bool
 	// KeepLogits adds num_logits_to_keep.
 	KeepLogits bool
-	// Tiles takes pictures as [prompts, tiles, 3, side, side] with a mask of their pixels, and leaves out tiles that are
+	// Tiles takes images as [prompts, tiles, 3, side, side] with a mask of their pixels, and leaves out tiles that are
 	// all zero, as exports of Idefics3 do.
 	Tiles bool
 	// External keeps weights in a file beside the graph.

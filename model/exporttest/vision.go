@@ -11,7 +11,7 @@ import (
 // vision writes the tower and the connector.
 // Reference: transformers SiglipVisionTransformer, CLIPVisionTransformer, Idefics3Connector, LlavaMultiModalProjector.
 func (s Source) vision(n *net) {
-	if s.Pictures != nil {
+	if s.NativeResolution != nil {
 		s.blocks(n)
 		return
 	}
@@ -36,9 +36,9 @@ func (s Source) vision(n *net) {
 	n.result(s.connector(n, x), name, onnx.F32, "num_images", s.Connector.Tokens(t), s.Connector.Width())
 }
 
-// blocks writes a stand-in for Qwen2-VL's tower: every block of patches and its place in the picture through one layer.
+// blocks writes a stand-in for Qwen2-VL's tower: every block of patches and its place in the image through one layer.
 func (s Source) blocks(n *net) {
-	p := s.Pictures
+	p := s.NativeResolution
 	values, block := 2*3*p.PatchSize*p.PatchSize, p.MergeSize*p.MergeSize
 	x := n.Input("pixel_values", onnx.F32, "patches", values)
 	thw := n.Input("image_grid_thw", onnx.I64, "num_images", 3)

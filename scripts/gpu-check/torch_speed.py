@@ -42,7 +42,7 @@ def ids(*dims):
 with torch.inference_mode():
     side = config.vision_config.image_size
     pixels = torch.zeros(1, 1, 3, side, side, device=device, dtype=dtype)
-    pixels[..., 0] = 1  # a picture of zeros counts as padding
+    pixels[..., 0] = 1  # an image of zeros counts as padding
     mask = torch.ones(1, 1, side, side, device=device, dtype=torch.bool)
     print(shape, "tower", f"{1 / seconds(lambda: model.model.get_image_features(pixels, mask)):.4g}", flush=True)
     for n in (32, 128, 256):

@@ -53,7 +53,7 @@ func TestRead(t *testing.T) {
 	if len(s.Cases) != 2 || s.Model != "digest" || s.Cases[1].Generated[0] != 5 {
 		t.Errorf("%+v", s)
 	}
-	if b, err := s.Picture("0.png"); err != nil || string(b) != "PNG" {
+	if b, err := s.Image("0.png"); err != nil || string(b) != "PNG" {
 		t.Errorf("%q, %v", b, err)
 	}
 	for _, c := range []struct{ cases, want string }{
@@ -146,7 +146,7 @@ func FuzzRead(f *testing.F) {
 		for _, c := range s.Cases {
 			c.Valid(c.Truth)
 			for _, name := range c.Images {
-				_, _ = s.Picture(name)
+				_, _ = s.Image(name)
 			}
 		}
 	})

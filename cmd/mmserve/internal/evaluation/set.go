@@ -18,17 +18,17 @@ const casesName = "cases.jsonl"
 
 // What a set may unpack to. The embedded one is far below.
 const (
-	maxCasesBytes   = 64 << 20
-	maxPictureBytes = 32 << 20
+	maxCasesBytes = 64 << 20
+	maxImageBytes = 32 << 20
 )
 
-// Set is an archive of questions and their pictures, as training/evaluate.py draws it.
+// Set is an archive of questions and their images, as training/evaluate.py draws it.
 type Set struct {
 	Cases []Case
 	// Model is the digest of the model that the recorded ids are of; "" if there are none.
 	Model string
 
-	pictures map[string]*zip.File
+	images map[string]*zip.File
 }
 
 // Case is a question. Its fields are named as those of the gold cases are.
@@ -59,15 +59,15 @@ type Part struct {
 	Text string `json:"text"`
 }
 
-// Read reads an archive of size bytes, and keeps r for its pictures.
+// Read reads an archive of size bytes, and keeps r for its images.
 func Read(r io.ReaderAt, size int64) (*Set, error) {
 	z, err := zip.NewReader(r, size)
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{Model: z.Comment, pictures: map[string]*zip.File{}}
+	s := &Set{Model: z.Comment, images: map[string]*zip.File{}}
 	for _, f := range z.File {
-		s.pictures[f.Name] = f
+		s.images[f.Name] = f
 	}
 	raw, err := s.file(casesName, maxCasesBytes)
 	if err != nil {
@@ -121,7 +121,7 @@ func (s *Set) check(c Case) error {
 		return fmt.Errorf("%d images for %d places in the messages", len(c.Images), images)
 	}
 	for _, name := range c.Images {
-		if s.pictures[name] == nil {
+		if s.images[name] == nil {
 			return fmt.Errorf("no file %q in the archive", name)
 		}
 	}
@@ -131,12 +131,12 @@ func (s *Set) check(c Case) error {
 	return nil
 }
 
-// Picture gives the bytes of one of a case's images.
-func (s *Set) Picture(name string) ([]byte, error) { return s.file(name, maxPictureBytes) }
+// Image gives the bytes of one of a case's images.
+func (s *Set) Image(name string) ([]byte, error) { return s.file(name, maxImageBytes) }
 
 // file reads a member that is not larger than most.
 func (s *Set) file(name string, most int64) ([]byte, error) {
-	f := s.pictures[name]
+	f := s.images[name]
 	if f == nil {
 		return nil, fmt.Errorf("no %s in the archive", name)
 	}

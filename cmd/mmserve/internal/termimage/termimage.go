@@ -1,5 +1,5 @@
-// Package picture draws a picture in a terminal, and text that streams in beside it.
-package picture
+// Package image draws an image in a terminal, and text that streams in beside it.
+package termimage
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 	"github.com/disintegration/imaging"
 )
 
-// Protocol is a way in which a terminal shows pictures.
+// Protocol is a way in which a terminal shows images.
 type Protocol int
 
 const (
@@ -63,20 +63,20 @@ func fit(img image.Image, cols, rows int) (c, r int) {
 
 // Draw draws img over at most cols by rows character cells, keeping its shape. It
 // starts in the first column of the line of the cursor, scrolls up what is above if
-// there is no room below, and leaves the cursor in the first column below the picture.
+// there is no room below, and leaves the cursor in the first column below the image.
 func Draw(w io.Writer, img image.Image, cols, rows int, p Protocol) error {
 	if p == None {
 		return nil
 	}
 	if cols < 1 || rows < 1 {
-		return fmt.Errorf("picture: cannot draw on %d columns and %d rows: at least 1 of each is needed", cols, rows)
+		return fmt.Errorf("termimage: cannot draw on %d columns and %d rows: at least 1 of each is needed", cols, rows)
 	}
 	if img.Bounds().Empty() {
-		return fmt.Errorf("picture: the image has %d by %d pixels: at least 1 of each is needed", img.Bounds().Dx(), img.Bounds().Dy())
+		return fmt.Errorf("termimage: the image has %d by %d pixels: at least 1 of each is needed", img.Bounds().Dx(), img.Bounds().Dy())
 	}
 	c, r := fit(img, cols, rows)
 	var b bytes.Buffer
-	// The lines are made first, so that the picture itself scrolls nothing; where a
+	// The lines are made first, so that the image itself scrolls nothing; where a
 	// terminal leaves the cursor after an image does not matter then.
 	fmt.Fprintf(&b, "\r%s\x1b[%dA\x1b7", strings.Repeat("\n", r), r)
 	var err error
@@ -89,7 +89,7 @@ func Draw(w io.Writer, img image.Image, cols, rows int, p Protocol) error {
 		halfBlocks(&b, img, c, r, p)
 	}
 	if err != nil {
-		return fmt.Errorf("picture: %w", err)
+		return fmt.Errorf("termimage: %w", err)
 	}
 	fmt.Fprintf(&b, "\x1b8\x1b[%dB", r)
 	_, err = w.Write(b.Bytes())

@@ -1,4 +1,4 @@
-package picture
+package termimage
 
 import (
 	"fmt"
@@ -12,25 +12,25 @@ import (
 	"golang.org/x/text/width"
 )
 
-// The layout, in character cells. The picture takes at most half the width.
+// The layout, in character cells. The image takes at most half the width.
 const (
 	maxCols  = 40
 	maxRows  = 16
-	gap      = 2  // between picture and text
+	gap      = 2  // between image and text
 	minText  = 20 // of a column of text; if there is no room for it, text goes below
 	noWidth  = 80 // of a terminal that does not tell
 	noHeight = 24
 )
 
-// Beside is a picture with a column of text at its right, to which Write adds: it is
-// wrapped at words and may go on below the end of the picture. A word shows when it is
+// Beside is an image with a column of text at its right, to which Write adds: it is
+// wrapped at words and may go on below the end of the image. A word shows when it is
 // complete. Nothing else may write to the terminal until Close. It is for one goroutine.
 type Beside struct {
 	w      io.Writer
-	rows   int // lines of the picture
+	rows   int // lines of the image
 	left   int // column where the text starts
 	width  int // columns of the text
-	row    int // line of the cursor, from the top of the picture
+	row    int // line of the cursor, from the top of the image
 	col    int // column of the cursor in the text
 	spaces int // written before word, if it is not the first of a line
 	word   []byte
@@ -132,12 +132,12 @@ func (b *Beside) newLine(out *strings.Builder) {
 }
 
 // Close writes what is left and moves the cursor to the start of the line below the
-// picture and the text.
+// image and the text.
 func (b *Beside) Close() error {
 	var out strings.Builder
 	b.flush(&out)
 	out.WriteString("\r")
-	// Draw made the lines down to the one below the picture.
+	// Draw made the lines down to the one below the image.
 	if down := b.rows - b.row; down > 0 {
 		fmt.Fprintf(&out, "\x1b[%dB", down)
 	} else {

@@ -17,31 +17,31 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// DefaultPictureSizes are those of screens, cameras and the web, small ones the most frequent.
-const DefaultPictureSizes = "512x512:4,640x480:4,1024x768:3,1280x720:3,1920x1080:2,3024x4032:1"
+// DefaultImageSizes are those of screens, cameras and the web, small ones the most frequent.
+const DefaultImageSizes = "512x512:4,640x480:4,1024x768:3,1280x720:3,1920x1080:2,3024x4032:1"
 
-// Picture is an encoded picture.
-type Picture struct {
+// Image is an encoded image.
+type Image struct {
 	Data []byte
 	Type string // image/jpeg, say
 }
 
-// maxPicturePixels bounds the pictures that are drawn.
-const maxPicturePixels = 100_000_000
+// maxImagePixels bounds the images that are drawn.
+const maxImagePixels = 100_000_000
 
-// DrawPictures makes n pictures of sizes ("640x480:3,1920x1080", weighted) from a seed: soft structure with edges and
+// DrawImages makes n images of sizes ("640x480:3,1920x1080", weighted) from a seed: soft structure with edges and
 // some noise, so that they compress like photos. A share pngs of them is PNG, the rest JPEG.
-func DrawPictures(n int, sizes string, pngs float64, seed uint64) ([]Picture, error) {
+func DrawImages(n int, sizes string, pngs float64, seed uint64) ([]Image, error) {
 	list, err := ParseWeighted(sizes)
 	if err != nil {
-		return nil, fmt.Errorf("picture sizes: %w", err)
+		return nil, fmt.Errorf("image sizes: %w", err)
 	}
 	for _, w := range list {
 		if _, err := parseSize(w.Value); err != nil {
 			return nil, err
 		}
 	}
-	out := make([]Picture, n)
+	out := make([]Image, n)
 	var group errgroup.Group
 	group.SetLimit(2)
 	for i := range out {
@@ -59,13 +59,13 @@ func DrawPictures(n int, sizes string, pngs float64, seed uint64) ([]Picture, er
 
 func parseSize(s string) (image.Point, error) {
 	var p image.Point
-	if n, err := fmt.Sscanf(s+" ", "%dx%d ", &p.X, &p.Y); n != 2 || err != nil || p.X < 1 || p.Y < 1 || p.X > maxPicturePixels/p.Y {
-		return p, fmt.Errorf("picture size %q: want WIDTHxHEIGHT, together at most %d pixels", s, maxPicturePixels)
+	if n, err := fmt.Sscanf(s+" ", "%dx%d ", &p.X, &p.Y); n != 2 || err != nil || p.X < 1 || p.Y < 1 || p.X > maxImagePixels/p.Y {
+		return p, fmt.Errorf("image size %q: want WIDTHxHEIGHT, together at most %d pixels", s, maxImagePixels)
 	}
 	return p, nil
 }
 
-func draw(rng *rand.Rand, size image.Point, asPNG bool) (Picture, error) {
+func draw(rng *rand.Rand, size image.Point, asPNG bool) (Image, error) {
 	img := image.NewRGBA(image.Rectangle{Max: size})
 	cell := max(size.X, size.Y)/12 + 1
 	across := size.X/cell + 2
@@ -104,35 +104,35 @@ func draw(rng *rand.Rand, size image.Point, asPNG bool) (Picture, error) {
 	var b bytes.Buffer
 	if asPNG {
 		err := (&png.Encoder{CompressionLevel: png.BestSpeed}).Encode(&b, img)
-		return Picture{b.Bytes(), "image/png"}, err
+		return Image{b.Bytes(), "image/png"}, err
 	}
 	err := jpeg.Encode(&b, img, &jpeg.Options{Quality: 85})
-	return Picture{b.Bytes(), "image/jpeg"}, err
+	return Image{b.Bytes(), "image/jpeg"}, err
 }
 
-// ReadPictures reads the pictures of a folder, those below it too, in the order of their names. Its error names no file
+// ReadImages reads the images of a folder, those below it too, in the order of their names. Its error names no file
 // as broken: what is in them is the server's to judge.
-func ReadPictures(dir string) ([]Picture, error) {
+func ReadImages(dir string) ([]Image, error) {
 	types := map[string]string{".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".gif": "image/gif", ".bmp": "image/bmp", ".webp": "image/webp"}
-	var list []Picture
+	var list []Image
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		kind := types[strings.ToLower(filepath.Ext(path))]
 		if err != nil || d.IsDir() || kind == "" {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		list = append(list, Picture{data, kind})
+		list = append(list, Image{data, kind})
 		return err
 	})
 	if err == nil && len(list) == 0 {
-		err = fmt.Errorf("%s: no pictures (.jpg, .png, .gif, .bmp, .webp)", dir)
+		err = fmt.Errorf("%s: no images (.jpg, .png, .gif, .bmp, .webp)", dir)
 	}
 	return list, err
 }
 
-// stamp gives the same picture with n written into a comment, so that a server has not seen its bytes before. Other than
+// stamp gives the same image with n written into a comment, so that a server has not seen its bytes before. Other than
 // JPEG and PNG it returns as it is.
-func (p Picture) stamp(n uint64) Picture {
+func (p Image) stamp(n uint64) Image {
 	note := binary.BigEndian.AppendUint64([]byte("loadtest"), n)
 	switch {
 	case p.Type == "image/jpeg" && bytes.HasPrefix(p.Data, []byte{0xff, 0xd8}):

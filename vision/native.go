@@ -8,46 +8,46 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// Pictures says how a tower takes pictures of any size: cut into patches, of which a square block becomes one patch
-// embedding. A prepared picture's Grid has the width and height it was resized to, its Size is a patch's, and its Pixels
+// Images says how a tower takes images of any size: cut into patches, of which a square block becomes one patch
+// embedding. A prepared image's Grid has the width and height it was resized to, its Size is a patch's, and its Pixels
 // are patches, those of a block side by side.
-type Pictures struct {
+type NativeResolution struct {
 	// PatchSize is the side of a patch in pixels, MergeSize that of a block in patches, Width the length of a patch
 	// embedding.
 	PatchSize, MergeSize, Width int
 }
 
-// Map is the shape of the map that a picture's patch embeddings form.
-func (p Pictures) Map(g Grid) (rows, cols int) {
+// Map is the shape of the map that an image's patch embeddings form.
+func (p NativeResolution) Map(g Grid) (rows, cols int) {
 	block := p.PatchSize * p.MergeSize
 	return g.Height / block, g.Width / block
 }
 
-// Tokens is the number of a picture's patch embeddings.
-func (p Pictures) Tokens(g Grid) int {
+// Tokens is the number of an image's patch embeddings.
+func (p NativeResolution) Tokens(g Grid) int {
 	rows, cols := p.Map(g)
 	return rows * cols
 }
 
-// OpenPictureExport opens a tower with its connector that somebody else made into an ONNX graph, for pictures of any
+// OpenNaViTExport opens a tower with its connector that somebody else made into an ONNX graph, for images of any
 // size.
-func OpenPictureExport(f ort.File, p Pictures, o ort.Options) (*Tower, error) {
-	t := &Tower{pictures: &anySize{Pictures: p}}
-	if err := t.exportPictures(f, o); err != nil {
+func OpenNaViTExport(f ort.File, p NativeResolution, o ort.Options) (*Tower, error) {
+	t := &Tower{native: &nativeTower{NativeResolution: p}}
+	if err := t.openExport(f, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", f.Path, err), t.Close())
 	}
 	return t, nil
 }
 
-// anySize is what a tower for pictures of any size has besides.
-type anySize struct {
-	Pictures
+// nativeTower is what a tower for images of any size has besides.
+type nativeTower struct {
+	NativeResolution
 	values int                // of pixels that the graph takes for a patch
 	thw    *ort.Memory[int64] // patches in time, down and across
 }
 
-func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
-	p := t.pictures
+func (t *Tower) openExport(f ort.File, o ort.Options) error {
+	p := t.native
 	if len(f.Inputs) != 2 || f.Inputs[0].Name != "pixel_values" || len(f.Inputs[0].Dims) != 2 ||
 		f.Inputs[1].Type != onnx.I64 || f.Inputs[1].Name != "image_grid_thw" && f.Inputs[1].Name != "grid_thw" {
 		return errors.New("want two inputs: pixel_values of two dimensions, and image_grid_thw or grid_thw of int64")
@@ -79,12 +79,12 @@ func (t *Tower) exportPictures(f ort.File, o ort.Options) error {
 	return err
 }
 
-// Picture encodes a picture of any size. normalize maps the bytes of its patches to what the graph takes. The result is
+// Image encodes an image of any size. normalize maps the bytes of its patches to what the graph takes. The result is
 // valid until the next call.
-func (t *Tower) Picture(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error) {
-	p := t.pictures
+func (t *Tower) EncodeImage(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error) {
+	p := t.native
 	if p == nil {
-		return nil, errors.New("vision tower: pictures come in tiles")
+		return nil, errors.New("vision tower: images come in tiles")
 	}
 	if err := p.check(img); err != nil {
 		return nil, err
@@ -121,12 +121,12 @@ func (t *Tower) Picture(img *Image, normalize func(dst []float32, src []uint8)) 
 	return t.patches.Load(0, tokens*p.Width), nil
 }
 
-// check refuses a picture that was not prepared for the tower.
-func (p Pictures) check(img *Image) error {
+// check refuses an image that was not prepared for the tower.
+func (p NativeResolution) check(img *Image) error {
 	block := p.PatchSize * p.MergeSize
 	w, h := img.Grid.Width, img.Grid.Height
 	if img.Size != p.PatchSize || w < block || h < block || w%block != 0 || h%block != 0 || len(img.Pixels) != 3*w*h {
-		return fmt.Errorf("vision tower: a picture of %d×%d pixels in patches of %d, want whole blocks of %d pixels in patches of %d", w, h, img.Size, block, p.PatchSize)
+		return fmt.Errorf("vision tower: an image of %d×%d pixels in patches of %d, want whole blocks of %d pixels in patches of %d", w, h, img.Size, block, p.PatchSize)
 	}
 	return nil
 }

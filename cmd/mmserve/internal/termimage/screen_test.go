@@ -1,4 +1,4 @@
-package picture_test
+package termimage_test
 
 import (
 	"fmt"
@@ -20,12 +20,12 @@ type screen struct {
 	x, y       int
 	savedX     int
 	savedY     int
-	picture    bool // cells written now are of a picture
+	isImage    bool // cells written now are of an image
 }
 
 type cell struct {
 	r       rune
-	picture bool
+	isImage bool
 }
 
 func newScreen(t testing.TB, cols, rows int) *screen {
@@ -44,7 +44,7 @@ var (
 )
 
 // Write does what a terminal does with b, and fails the test if it holds a sequence
-// that no terminal was asked to know, or if text and picture overlap.
+// that no terminal was asked to know, or if text and image overlap.
 func (s *screen) Write(b []byte) (int, error) {
 	text := string(b)
 	for text != "" {
@@ -58,7 +58,7 @@ func (s *screen) Write(b []byte) (int, error) {
 			case "G":
 				s.x = n - 1
 			case "m":
-				s.picture = m[1] != "0"
+				s.isImage = m[1] != "0"
 			default:
 				s.t.Fatalf("sequence %q", m[0])
 			}
@@ -113,10 +113,10 @@ func (s *screen) put(r rune) {
 		if s.x >= s.cols {
 			s.t.Fatalf("%q goes over the edge of line %d", r, s.y)
 		}
-		if c := &s.cells[s.y][s.x]; c.picture != s.picture && c.r != 0 {
+		if c := &s.cells[s.y][s.x]; c.isImage != s.isImage && c.r != 0 {
 			s.t.Fatalf("%q is written over %q at %d, %d", r, c.r, s.x, s.y)
 		}
-		s.cells[s.y][s.x] = cell{r, s.picture}
+		s.cells[s.y][s.x] = cell{r, s.isImage}
 		if i == 1 {
 			s.cells[s.y][s.x].r = 0xfffe // the second half
 		}
@@ -138,14 +138,14 @@ func (s *screen) place(cols, rows string) {
 	}
 }
 
-// String is the screen's text, a picture as "█", without empty lines at the end.
+// String is the screen's text, an image as "█", without empty lines at the end.
 func (s *screen) String() string {
 	var b strings.Builder
 	for _, line := range s.cells {
 		var l strings.Builder
 		for _, c := range line {
 			switch {
-			case c.picture:
+			case c.isImage:
 				l.WriteRune('█')
 			case c.r == 0:
 				l.WriteRune(' ')

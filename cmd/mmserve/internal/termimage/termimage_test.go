@@ -1,4 +1,4 @@
-package picture_test
+package termimage_test
 
 import (
 	"bytes"
@@ -11,45 +11,45 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mmserve/mmserve/cmd/mmserve/internal/picture"
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/termimage"
 )
 
 func TestDetect(t *testing.T) {
 	for _, test := range []struct {
 		env  string
 		tty  bool
-		want picture.Protocol
+		want termimage.Protocol
 	}{
-		{"TERM=xterm-256color COLORTERM=truecolor", true, picture.HalfBlocks},
-		{"TERM=xterm-256color COLORTERM=24bit", true, picture.HalfBlocks},
-		{"TERM=xterm-256color", true, picture.HalfBlocks256},
-		{"TERM=xterm-256color COLORTERM=truecolor", false, picture.None},
-		{"TERM=xterm-kitty COLORTERM=truecolor NO_COLOR=1", true, picture.None},
-		{"TERM=dumb", true, picture.None},
-		{"", true, picture.None},
-		{"TERM=xterm-kitty", true, picture.Kitty},
-		{"TERM=xterm-256color KITTY_WINDOW_ID=1", true, picture.Kitty},
-		{"TERM=xterm-ghostty", true, picture.Kitty},
-		{"TERM=xterm-256color TERM_PROGRAM=ghostty", true, picture.Kitty},
-		{"TERM=xterm-256color TERM_PROGRAM=WezTerm", true, picture.Kitty},
-		{"TERM=xterm-256color TERM_PROGRAM=iTerm.app", true, picture.ITerm},
-		{"TERM=xterm-256color LC_TERMINAL=iTerm2", true, picture.ITerm},
-		{"TERM=tmux-256color KITTY_WINDOW_ID=1 COLORTERM=truecolor", true, picture.HalfBlocks},
-		{"TERM=xterm-256color TMUX=/tmp/x LC_TERMINAL=iTerm2", true, picture.HalfBlocks256},
-		{"TERM=screen TERM_PROGRAM=WezTerm", true, picture.HalfBlocks256},
+		{"TERM=xterm-256color COLORTERM=truecolor", true, termimage.HalfBlocks},
+		{"TERM=xterm-256color COLORTERM=24bit", true, termimage.HalfBlocks},
+		{"TERM=xterm-256color", true, termimage.HalfBlocks256},
+		{"TERM=xterm-256color COLORTERM=truecolor", false, termimage.None},
+		{"TERM=xterm-kitty COLORTERM=truecolor NO_COLOR=1", true, termimage.None},
+		{"TERM=dumb", true, termimage.None},
+		{"", true, termimage.None},
+		{"TERM=xterm-kitty", true, termimage.Kitty},
+		{"TERM=xterm-256color KITTY_WINDOW_ID=1", true, termimage.Kitty},
+		{"TERM=xterm-ghostty", true, termimage.Kitty},
+		{"TERM=xterm-256color TERM_PROGRAM=ghostty", true, termimage.Kitty},
+		{"TERM=xterm-256color TERM_PROGRAM=WezTerm", true, termimage.Kitty},
+		{"TERM=xterm-256color TERM_PROGRAM=iTerm.app", true, termimage.ITerm},
+		{"TERM=xterm-256color LC_TERMINAL=iTerm2", true, termimage.ITerm},
+		{"TERM=tmux-256color KITTY_WINDOW_ID=1 COLORTERM=truecolor", true, termimage.HalfBlocks},
+		{"TERM=xterm-256color TMUX=/tmp/x LC_TERMINAL=iTerm2", true, termimage.HalfBlocks256},
+		{"TERM=screen TERM_PROGRAM=WezTerm", true, termimage.HalfBlocks256},
 	} {
 		vars := make(map[string]string)
 		for _, v := range strings.Fields(test.env) {
 			name, value, _ := strings.Cut(v, "=")
 			vars[name] = value
 		}
-		if got := picture.Detect(func(name string) string { return vars[name] }, test.tty); got != test.want {
+		if got := termimage.Detect(func(name string) string { return vars[name] }, test.tty); got != test.want {
 			t.Errorf("%s, terminal %t: got %d, want %d", test.env, test.tty, got, test.want)
 		}
 	}
 }
 
-// flag is a picture of size pixels a side in four coloured quarters.
+// flag is an image of size pixels a side in four coloured quarters.
 func flag(size int) image.Image {
 	img := image.NewNRGBA(image.Rect(0, 0, size, size))
 	for y := range size {
@@ -70,17 +70,17 @@ func flag(size int) image.Image {
 }
 
 func TestHalfBlocks(t *testing.T) {
-	for p, want := range map[picture.Protocol]string{
-		picture.HalfBlocks: "\r\n\x1b[1A\x1b7" +
+	for p, want := range map[termimage.Protocol]string{
+		termimage.HalfBlocks: "\r\n\x1b[1A\x1b7" +
 			"\x1b[38;2;255;0;0;48;2;100;101;99m▀\x1b[38;2;0;128;255;48;2;250;240;10m▀\x1b[0m" +
 			"\x1b8\x1b[1B",
-		picture.HalfBlocks256: "\r\n\x1b[1A\x1b7" +
+		termimage.HalfBlocks256: "\r\n\x1b[1A\x1b7" +
 			"\x1b[38;5;196;48;5;241m▀\x1b[38;5;33;48;5;226m▀\x1b[0m" +
 			"\x1b8\x1b[1B",
-		picture.None: "",
+		termimage.None: "",
 	} {
 		var b bytes.Buffer
-		if err := picture.Draw(&b, flag(2), 2, 1, p); err != nil {
+		if err := termimage.Draw(&b, flag(2), 2, 1, p); err != nil {
 			t.Fatal(err)
 		}
 		if b.String() != want {
@@ -89,7 +89,7 @@ func TestHalfBlocks(t *testing.T) {
 	}
 }
 
-// noise is a picture that does not compress.
+// noise is an image that does not compress.
 func noise() image.Image {
 	img := image.NewNRGBA(image.Rect(0, 0, 64, 64))
 	state := uint32(1)
@@ -102,7 +102,7 @@ func noise() image.Image {
 
 func TestKitty(t *testing.T) {
 	var b bytes.Buffer
-	if err := picture.Draw(&b, noise(), 10, 5, picture.Kitty); err != nil {
+	if err := termimage.Draw(&b, noise(), 10, 5, termimage.Kitty); err != nil {
 		t.Fatal(err)
 	}
 	body, ok := strings.CutPrefix(b.String(), "\r\n\n\n\n\n\x1b[5A\x1b7")
@@ -112,7 +112,7 @@ func TestKitty(t *testing.T) {
 	}
 	chunks := regexp.MustCompile(`\x1b_G([^;]*);([^\x1b]*)\x1b\\`).FindAllStringSubmatch(body, -1)
 	if len(chunks) < 3 {
-		t.Fatalf("%d chunks: the picture should need more", len(chunks))
+		t.Fatalf("%d chunks: the image should need more", len(chunks))
 	}
 	data, whole := "", ""
 	for i, chunk := range chunks {
@@ -140,7 +140,7 @@ func TestKitty(t *testing.T) {
 
 func TestITerm(t *testing.T) {
 	var b bytes.Buffer
-	if err := picture.Draw(&b, flag(4), 10, 2, picture.ITerm); err != nil {
+	if err := termimage.Draw(&b, flag(4), 10, 2, termimage.ITerm); err != nil {
 		t.Fatal(err)
 	}
 	m := regexp.MustCompile("^\r\n\n\x1b\\[2A\x1b7\x1b\\]1337;File=inline=1;size=\\d+;width=4;height=2;preserveAspectRatio=0:([^\a]*)\a\x1b8\x1b\\[2B$").FindStringSubmatch(b.String())
@@ -173,10 +173,10 @@ func checkPNG(t *testing.T, data string, want image.Image) {
 }
 
 func TestDrawRefuses(t *testing.T) {
-	if err := picture.Draw(io.Discard, flag(2), 0, 1, picture.Kitty); err == nil {
+	if err := termimage.Draw(io.Discard, flag(2), 0, 1, termimage.Kitty); err == nil {
 		t.Error("no columns: no error")
 	}
-	if err := picture.Draw(io.Discard, image.NewNRGBA(image.Rect(0, 0, 0, 5)), 1, 1, picture.HalfBlocks); err == nil {
+	if err := termimage.Draw(io.Discard, image.NewNRGBA(image.Rect(0, 0, 0, 5)), 1, 1, termimage.HalfBlocks); err == nil {
 		t.Error("no pixels: no error")
 	}
 }
@@ -197,11 +197,11 @@ func TestBeside(t *testing.T) {
           上に座っている。
           cafe
 $`
-	for _, p := range []picture.Protocol{picture.HalfBlocks, picture.HalfBlocks256, picture.Kitty, picture.ITerm} {
+	for _, p := range []termimage.Protocol{termimage.HalfBlocks, termimage.HalfBlocks256, termimage.Kitty, termimage.ITerm} {
 		for _, fragment := range []int{1, 3, 7, len(text)} {
 			s := newScreen(t, 31, 30)
 			io.WriteString(s, "$ mmserve\r\n")
-			b, err := picture.NewBesideSized(s, flag(64), p, 31, 6)
+			b, err := termimage.NewBesideSized(s, flag(64), p, 31, 6)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -226,20 +226,20 @@ $`
 func TestBesideShapes(t *testing.T) {
 	for name, test := range map[string]struct {
 		cols, rows int
-		p          picture.Protocol
+		p          termimage.Protocol
 		text, want string
 	}{
-		"short text":      {31, 6, picture.Kitty, "Hi.", "████████  Hi.\n████████\n████████\n████████\n$"},
-		"no text":         {31, 6, picture.Kitty, "", "████████\n████████\n████████\n████████\n$"},
-		"as many lines":   {31, 4, picture.HalfBlocks, "a\nb", "████  a\n████  b\n$"},
-		"narrow: below":   {20, 4, picture.HalfBlocks, "This text does not fit beside", "████\n████\nThis text does not\nfit beside\n$"},
-		"no picture":      {12, 4, picture.None, "just text here", "just text\nhere\n$"},
-		"tiny":            {1, 1, picture.HalfBlocks, "ab", "█\na\nb\n$"},
-		"break at spaces": {26, 4, picture.None, "a b  c " + strings.Repeat("d", 19) + "    e", "a b  c\n" + strings.Repeat("d", 19) + "    e\n$"},
+		"short text":      {31, 6, termimage.Kitty, "Hi.", "████████  Hi.\n████████\n████████\n████████\n$"},
+		"no text":         {31, 6, termimage.Kitty, "", "████████\n████████\n████████\n████████\n$"},
+		"as many lines":   {31, 4, termimage.HalfBlocks, "a\nb", "████  a\n████  b\n$"},
+		"narrow: below":   {20, 4, termimage.HalfBlocks, "This text does not fit beside", "████\n████\nThis text does not\nfit beside\n$"},
+		"no image":        {12, 4, termimage.None, "just text here", "just text\nhere\n$"},
+		"tiny":            {1, 1, termimage.HalfBlocks, "ab", "█\na\nb\n$"},
+		"break at spaces": {26, 4, termimage.None, "a b  c " + strings.Repeat("d", 19) + "    e", "a b  c\n" + strings.Repeat("d", 19) + "    e\n$"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScreen(t, test.cols, 12)
-			b, err := picture.NewBesideSized(s, flag(8), test.p, test.cols, test.rows)
+			b, err := termimage.NewBesideSized(s, flag(8), test.p, test.cols, test.rows)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -257,7 +257,7 @@ func TestBesideShapes(t *testing.T) {
 func TestBesideScrolls(t *testing.T) {
 	s := newScreen(t, 31, 6)
 	io.WriteString(s, "1\r\n2\r\n3\r\n4\r\n5\r\n")
-	b, err := picture.NewBesideSized(s, flag(64), picture.HalfBlocks, 31, 6)
+	b, err := termimage.NewBesideSized(s, flag(64), termimage.HalfBlocks, 31, 6)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestBesideScrolls(t *testing.T) {
 	}
 }
 
-// FuzzBeside checks on the screen that no text disturbs the picture or the terminal,
+// FuzzBeside checks on the screen that no text disturbs the image or the terminal,
 // and that it looks the same however it is cut into fragments.
 func FuzzBeside(f *testing.F) {
 	f.Add(text, uint8(31), uint8(6), uint8(3))
@@ -285,7 +285,7 @@ func FuzzBeside(f *testing.F) {
 		}
 		show := func(n int) string {
 			s := newScreen(t, c, r)
-			b, err := picture.NewBesideSized(s, flag(8), picture.HalfBlocks, c, r)
+			b, err := termimage.NewBesideSized(s, flag(8), termimage.HalfBlocks, c, r)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,4 +1,4 @@
-package picture
+package termimage
 
 // NewBesideSized is NewBeside for a window of cols by rows.
 var NewBesideSized = newBeside
