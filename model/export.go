@@ -68,7 +68,7 @@ func suffixOf(dtype string) string {
 
 // exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
 var exportFamilies = map[string]exportFamily{
-	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholeImages},
+	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: separateImages},
 	"paligemma":              {first: 1},
 	"vision-encoder-decoder": {sessions: []string{encoderGraph, decoderGraph}},
 }
@@ -113,18 +113,6 @@ func readExportSpec(config []byte) (modelType string, s Spec, err error) {
 		f.adapt(&s)
 	}
 	return modelType, s, err
-}
-
-// wholeImages has every image be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
-// put tiles together.
-func wholeImages(s *Spec) {
-	if c, ok := s.Connector.(vision.AnyRes); ok {
-		s.Connector = c.MLP
-	}
-	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
-	s.Layout.Expand = func(vision.Grid) string { return run }
-	s.Layout.ImageTokens = nil
-	s.WholeImages = true
 }
 
 // OpenExport reads a model folder with ready-made ONNX graphs. dtypes chooses among their files: a name such as "q4" for

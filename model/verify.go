@@ -140,9 +140,7 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 		if err != nil || len(size) != 2 {
 			return nil, fmt.Errorf("image_sizes has shape %v, want the height and width of one image", t.Shape)
 		}
-		if c, ok := v.model.Connector.(vision.AnyRes); ok {
-			img.Grid = c.Pinpoints.Grid(int(size[1]), int(size[0]), v.model.Tower.ImageSize)
-		}
+		img.Grid = v.model.Connector.Grid(v.model.Tower, int(size[1]), int(size[0]))
 	}
 	patches, err := v.encode(values)
 	if err != nil {

@@ -32,7 +32,7 @@ func (p NativeResolution) Tokens(g Grid) int {
 // OpenNaViTExport opens a tower with its connector that somebody else made into an ONNX graph, for images of any
 // size.
 func OpenNaViTExport(f ort.File, p NativeResolution, o ort.Options) (*Tower, error) {
-	t := &Tower{native: &nativeTower{NativeResolution: p}}
+	t := &Tower{native: &nativeTower{NativeResolution: p}, connector: Given{}}
 	if err := t.openExport(f, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", f.Path, err), t.Close())
 	}

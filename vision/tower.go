@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -139,7 +140,7 @@ type Tower struct {
 	MaxTiles, TilePixels, TilePatches int
 	shape                             ViT
 	connector                         Connector
-	newline                           []float32 // AnyRes's vector
+	packWeights                       [][]float32 // values of the connector's packWeights
 	feeds                             feeds
 	native                            *nativeTower // nil where images come in tiles
 }
@@ -175,7 +176,31 @@ func towerGraph(w *graph.Weights, t ViT, c Connector, p graph.Precision, on grap
 	x = c.build(b, t.build(b, "vision.", x), t)
 	b.Name(b.Wide(x), "image_features")
 	b.Output("image_features", onnx.F32, "tiles", c.Tokens(t), c.Width())
-	return b, b.Err()
+	if err := b.Err(); err != nil {
+		return b, err
+	}
+	for _, s := range c.packWeights() { // a checkpoint without them is refused with the graph's
+		if _, err := w.Get(s.Name, s.Dims...); err != nil {
+			return b, err
+		}
+	}
+	return b, nil
+}
+
+// readPackWeights reads what packing an image's tiles takes.
+func readPackWeights(w *graph.Weights, c Connector) (list [][]float32, err error) {
+	for _, s := range c.packWeights() {
+		t, err := w.Get(s.Name, s.Dims...)
+		if err != nil {
+			return nil, err
+		}
+		values, err := t.Floats()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, values)
+	}
+	return list, nil
 }
 
 // OpenTower opens a session over TowerGraph.
@@ -199,11 +224,8 @@ func OpenTower(w *graph.Weights, t ViT, c Connector, p graph.Precision, o ort.Op
 		TilePixels:  3 * t.ImageSize * t.ImageSize,
 		TilePatches: c.Tokens(t) * c.Width(),
 	}
-	if c, ok := c.(AnyRes); ok {
-		if tw.newline, err = c.newline(w); err != nil {
-			tw.Close()
-			return nil, err
-		}
+	if tw.packWeights, err = readPackWeights(w, c); err != nil {
+		return nil, errors.Join(err, tw.Close())
 	}
 	tw.feeds = feeds{
 		pixels:  func(n int) []int { return []int{n, 3, t.ImageSize, t.ImageSize} },
@@ -273,10 +295,7 @@ func (t *Tower) Run(n int) ([]float32, error) {
 
 // Pack makes the patch embeddings of an image out of those of its tiles, in order. The result may be patches itself.
 func (t *Tower) Pack(g Grid, patches []float32) []float32 {
-	if c, ok := t.connector.(AnyRes); ok {
-		return c.pack(t.shape, g, patches, t.newline)
-	}
-	return patches
+	return t.connector.pack(t.shape, g, patches, t.packWeights)
 }
 
 // Close frees the session and its memory.
