@@ -381,12 +381,20 @@ func (m *Model) Graphs() []Graph {
 	return list
 }
 
-func (e *export) openTower(s Spec, o ort.Options) (*vision.Tower, error) {
+func (e *export) openTower(s Spec, o ort.Options) (vision.Tower, error) {
 	f := e.graphs[e.family.graphs()[0]].File
 	if s.NativeResolution != nil {
-		return vision.OpenNaViTExport(f, *s.NativeResolution, o)
+		t, err := vision.OpenNativeExport(f, *s.NativeResolution, o)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
 	}
-	return vision.OpenExport(f, s.Tower, s.Connector, o)
+	t, err := vision.OpenExport(f, s.Tower, s.Connector, o)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {

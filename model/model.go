@@ -206,11 +206,15 @@ func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, err
 }
 
 // OpenTower opens the vision tower's session.
-func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, error) {
+func (m *Model) OpenTower(p graph.Precision, o ort.Options) (vision.Tower, error) {
 	if m.export != nil {
 		return m.export.openTower(m.Spec, o)
 	}
-	return vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
+	t, err := vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // OpenDecoder opens the decoder's sessions and reserves its KV cache.

@@ -61,7 +61,7 @@ func BenchmarkTower(b *testing.B) {
 	}
 	defer tower.Close()
 	for b.Loop() {
-		if _, err := tower.Run(1); err != nil {
+		if err := tower.Run(1); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -165,7 +165,7 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 			case <-stop:
 				return
 			default:
-				if _, err := tower.Run(1); err != nil {
+				if err := tower.Run(1); err != nil {
 					b.Error(err)
 					return
 				}

@@ -59,7 +59,7 @@ type modelFlags struct {
 type app struct {
 	model   *model.Model
 	text    *model.Text
-	tower   *vision.Tower
+	tower   vision.Tower
 	encoder *vision.Encoder
 	runner  model.Runner
 	engine  *batching.Engine
