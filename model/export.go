@@ -397,12 +397,12 @@ func (e *export) openTower(s Spec, o ort.Options) (vision.Tower, error) {
 	return t, nil
 }
 
-func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {
+func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.ExportRunner, error) {
 	f := decoder.ExportFiles{Embed: e.graphs[embedGraph].File, Decoder: e.graphs[decoderGraph].File}
 	if sessions := e.family.graphs(); sessions[0] != encoderGraph {
 		f.Encoder = e.graphs[encoderGraph].File
 	}
-	return decoder.OpenExported(decoder.ExportConfig{
+	return decoder.OpenExport(decoder.ExportConfig{
 		Vocab: d.Vocab, MaxLen: d.MaxLen, FirstPosition: e.family.first, EncoderStates: d.EncoderStates, Start: e.family.start,
 	}, f, o)
 }

@@ -4,7 +4,6 @@
 package model
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -105,15 +104,6 @@ type Model struct {
 	files    fs.FS
 	made     string // OpenDummy's folder, which Close removes
 	digests  digest.Store
-}
-
-// Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
-// goroutine uses it at a time.
-type Runner interface {
-	Capacity() decoder.Capacity
-	Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error)
-	Logits(in fusion.Input) ([]float32, error)
-	Close() error
 }
 
 // Text is the part of a model that turns messages into ids and images into tiles.
@@ -218,7 +208,7 @@ func (m *Model) OpenTower(p graph.Precision, o ort.Options) (vision.Tower, error
 }
 
 // OpenDecoder opens the decoder's sessions and reserves its KV cache.
-func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
+func (m *Model) OpenDecoder(o decoder.OpenOptions) (decoder.Runner, error) {
 	if m.export != nil {
 		r, err := m.export.openDecoder(m.Decoder, o)
 		if err != nil {
@@ -227,13 +217,13 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		return r, nil
 	}
 	if o.Session.Provider.Can().DeviceTensors {
-		r, err := decoder.OpenResident(m.Decoder, m.Weights, o)
+		r, err := decoder.OpenDevice(m.Decoder, m.Weights, o)
 		if err != nil {
 			return nil, err
 		}
 		return r, nil
 	}
-	r, err := decoder.Open(m.Decoder, m.Weights, o)
+	r, err := decoder.OpenHost(m.Decoder, m.Weights, o)
 	if err != nil {
 		return nil, err
 	}

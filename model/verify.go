@@ -51,7 +51,7 @@ func (c Case) OK() bool {
 type Verifier struct {
 	model     *Model
 	tower     vision.Tower
-	runner    Runner
+	runner    decoder.Runner
 	precision graph.Precision
 	tolerance float64
 }
