@@ -35,6 +35,7 @@ var users = map[string][]string{
 	"golang.org/x/sys":                         {"internal"},
 	"golang.org/x/term":                        {"cmd/mmserve"},
 	"golang.org/x/text":                        {"internal/tokenizer", "cmd/mmserve"},
+	"golang.org/x/time":                        {"server"},
 	"google.golang.org/genproto":               {"caption", "client", "server"},
 	"google.golang.org/grpc":                   {"caption", "client", "cmd", "internal/admin", "loadtest", "proto", "server"},
 	"google.golang.org/protobuf":               {"caption", "client", "cmd", "loadtest", "proto", "server"},
