@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -25,35 +23,6 @@ import (
 	"github.com/mmserve/mmserve/vision"
 	"golang.org/x/sync/errgroup"
 )
-
-// modelFlags say which model to run and how; serve and the in-process commands share them.
-type modelFlags struct {
-	providerFlags
-	precisionFlags
-	Model         string             `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
-	LoadFormat    string             `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
-	ONNXDType     string             `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
-	CacheDir      string             `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"Where quantised weights and the digests of checkpoints are kept between starts (default: the user's cache folder)."`
-	Threads       int                `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
-	Slots         int                `default:"16" env:"MMSERVE_SLOTS" help:"Sequences that run at once; the others wait."`
-	KVCacheBytes  byteSize           `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"Most memory of the KV cache, such as 4GiB (default: a quarter of what this process may use)."`
-	DeviceMemory  byteSize           `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"Memory of the GPU that mmserve may take, such as 24GiB; it decides how many of --slots there are (default: half of this machine's, as with a GPU that shares it)."`
-	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
-	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too, and reuse the embeddings of images that those sent."`
-	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
-	Speculative   bool               `default:"true" negatable:"" env:"MMSERVE_SPECULATIVE" help:"Guess tokens for requests that do not say."`
-	PrefillShare  float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
-	TenantWeights map[string]float64 `name:"tenant-weight" placeholder:"TENANT=WEIGHT" env:"MMSERVE_TENANT_WEIGHT" help:"Share of a tenant where several wait; 1 for the others."`
-	AgeAfter      time.Duration      `default:"30s" env:"MMSERVE_AGE_AFTER" help:"How long a request waits in one priority before it rises to the next."`
-	MaxWaiting    int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
-	MaxLen        int                `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"Most tokens of prompt and answer together (default: what the model was made for)."`
-	PrefillChunk  int                `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"Most prompt tokens in one step; running answers wait no longer than that."`
-	EncoderCache  int64              `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of images that come again, in MiB."`
-	MaxPixels     int64              `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
-	MaxDecode     int64              `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
-	SelfTest      bool               `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
-	Pace          string             `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
-}
 
 // app is a model that runs: its sessions, its engine, and what the server needs of it.
 type app struct {
@@ -112,7 +81,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 			log.Info(why)
 		}
 	}
-	a.model.Remember(digest.Store(cacheDir(f.CacheDir)))
+	a.model.Remember(digest.Store(f.dir()))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
 	text.Go(func() (err error) {
 		a.text, err = a.model.OpenText()
@@ -120,7 +89,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	})
 	defer text.Wait()
 	if in.quantized() {
-		dir := cacheDir(f.CacheDir)
+		dir := f.dir()
 		from, err := a.model.LoadQuantized(dir, in.vision, in.decoder)
 		if err != nil {
 			return nil, err
@@ -139,7 +108,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	device := onDevice(a.model, where)
 	if device {
 		var l model.Ledger
-		kv, l, err = planDevice(a.model, f, in.decoder)
+		kv, l, err = planDevice(a.model, f.memoryFlags, in.decoder)
 		log.Info("device memory", "provider", where.decoder.Name(), "slots", kv.slots, "weights", l.Weights, "vision_tower", l.Tower, "decoder", l.Decoder, "slot", l.Slot, "total", l.Total(kv.slots))
 	} else {
 		kv, err = planKV(a.model, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
@@ -303,38 +272,6 @@ func (f modelFlags) imageLimits() vision.Limits {
 	return l
 }
 
-// check refuses what is out of range.
-func (f modelFlags) check() error {
-	for _, c := range []struct {
-		flag               string
-		value, least, most int64
-	}{
-		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
-		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
-		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
-		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
-	} {
-		if c.value < c.least || c.value > c.most {
-			return fmt.Errorf("%s %d: want %d or more, up to %d", c.flag, c.value, c.least, c.most)
-		}
-	}
-	if !(f.PrefillShare > 0 && f.PrefillShare < 1) { // NaN fails it
-		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
-	}
-	if f.AgeAfter <= 0 || f.AgeAfter > maxDuration {
-		return fmt.Errorf("--age-after %v: want more than 0s, up to %v", f.AgeAfter, maxDuration)
-	}
-	for tenant, w := range f.TenantWeights {
-		if !(w >= minTenantWeight && w <= 1/minTenantWeight) || tenant == "" {
-			return fmt.Errorf("--tenant-weight %s=%v: want a tenant and a weight of %v to %v", tenant, w, minTenantWeight, 1/minTenantWeight)
-		}
-	}
-	return nil
-}
-
-// minTenantWeight is the least weight, its inverse the largest: between them shares can still be told apart.
-const minTenantWeight = 1e-6
-
 // close ends the engine, then frees what it ran on. It may be called on a half-open app.
 func (a *app) close() error {
 	var err error
@@ -355,16 +292,4 @@ func (a *app) close() error {
 		err = errors.Join(err, a.model.Close())
 	}
 	return err
-}
-
-// cacheDir is where derived files are kept, "" for nowhere.
-func cacheDir(named string) string {
-	if named != "" {
-		return named
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "" // a folder that all users share is no cache
-	}
-	return filepath.Join(dir, "mmserve")
 }

@@ -15,12 +15,6 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// connectFlags say where the model runs that a terminal command talks to.
-type connectFlags struct {
-	modelFlags
-	Server string `placeholder:"ADDR" env:"MMSERVE_SERVER" help:"Ask the server at host:port instead of running the model in this process."`
-}
-
 // connect gives a client of the named server, or of a whole server inside this process: the terminal commands go
 // the way that every client goes.
 func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() error, error) {

@@ -15,19 +15,12 @@ import (
 )
 
 type doctorCmd struct {
-	Model        string   `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder to look at (default: the embedded model)."`
-	Slots        int      `default:"16" env:"MMSERVE_SLOTS" help:"As with serve."`
-	MaxLen       int      `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"As with serve."`
-	KVCacheBytes byteSize `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"As with serve."`
-
-	DeviceMemory byteSize `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"As with serve."`
-	PrefillChunk int      `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"As with serve."`
-	CacheDir     string   `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"As with serve."`
-
+	folderFlags
+	cacheFlags
+	// Without a provider no session is opened.
+	providerFlags `set:"provider="`
 	precisionFlags
-	Provider         string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Open the model's sessions as serve does, and show where their nodes run."`
-	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"As with serve."`
-	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"As with serve."`
+	memoryFlags
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
@@ -85,15 +78,11 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 
 // place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
 func (d doctorCmd) place(m *model.Model, out io.Writer) error {
-	f := modelFlags{
-		providerFlags: providerFlags{d.Provider, d.VisionProvider, d.AllowCPUFallback}, precisionFlags: d.precisionFlags, CacheDir: d.CacheDir,
-		Slots: d.Slots, MaxLen: d.MaxLen, KVCacheBytes: d.KVCacheBytes, DeviceMemory: d.DeviceMemory, PrefillChunk: d.PrefillChunk,
-	}
-	where, err := f.open()
+	where, err := d.open()
 	if err != nil {
 		return err
 	}
-	in, err := f.choose(m, where)
+	in, err := d.choose(m, where)
 	if err != nil {
 		return err
 	}
@@ -107,18 +96,18 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 	var kv kvPlan
 	if onDevice(m, where) {
 		var l model.Ledger
-		if kv, l, err = planDevice(m, f, in.decoder); err == nil {
+		if kv, l, err = planDevice(m, d.memoryFlags, in.decoder); err == nil {
 			line("device", fmt.Sprintf("%s in all: %s", bytesText(l.Total(kv.slots)), l))
 		}
 	} else {
-		kv, err = planKV(m, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+		kv, err = planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
 	}
 	if err != nil {
 		return err
 	}
 	line("KV cache", kv.String())
 	if in.quantized() {
-		from, err := m.LoadQuantized(cacheDir(f.CacheDir), in.vision, in.decoder)
+		from, err := m.LoadQuantized(d.dir(), in.vision, in.decoder)
 		if err != nil {
 			return err
 		}
@@ -127,12 +116,12 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 		}
 	}
 	opened := func(at ort.Placement) { line("placement", placementText(at)) }
-	tower, err := m.OpenTower(in.vision, f.options(where.vision, 0, opened))
+	tower, err := m.OpenTower(in.vision, d.options(where.vision, 0, opened))
 	if err != nil {
 		return err
 	}
 	defer tower.Close()
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, 0, opened)})
+	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: d.options(where.decoder, 0, opened)})
 	if err != nil {
 		return err
 	}

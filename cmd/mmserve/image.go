@@ -22,7 +22,7 @@ import (
 )
 
 type imageCmd struct {
-	Model     string   `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder (default: the embedded model)."`
+	folderFlags
 	JSON      bool     `name:"json" help:"Write one JSON object a line."`
 	Out       string   `placeholder:"DIR" help:"Write the tiles there as PNG."`
 	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`

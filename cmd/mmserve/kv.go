@@ -2,32 +2,10 @@ package main
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/model"
 )
-
-// byteSize is a number of bytes on the command line: 1073741824, 1024MiB, 1GiB.
-type byteSize int64
-
-// UnmarshalText reads a whole number with an optional binary unit.
-func (b *byteSize) UnmarshalText(text []byte) error {
-	number, shift := strings.TrimSpace(string(text)), 0
-	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if rest, ok := strings.CutSuffix(number, unit); ok {
-			number, shift = strings.TrimSpace(rest), 10*(i+1)
-			break
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n < 0 || n<<shift>>shift != n {
-		return fmt.Errorf("%q; want a number of bytes such as 4294967296, 4096MiB or 4GiB", text)
-	}
-	*b = byteSize(n << shift)
-	return nil
-}
 
 // kvPlan says how much KV cache there is: slots are reserved, maxLen positions each, and at most tokens of them have
 // memory at once.

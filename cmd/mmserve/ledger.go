@@ -18,7 +18,7 @@ func onDevice(m *model.Model, at providers) bool {
 
 // planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
 // that was not asked for is halved while fewer than four of them fit.
-func planDevice(m *model.Model, f modelFlags, p graph.Precision) (kvPlan, model.Ledger, error) {
+func planDevice(m *model.Model, f memoryFlags, p graph.Precision) (kvPlan, model.Ledger, error) {
 	memory := int64(f.DeviceMemory)
 	if memory == 0 {
 		memory = int64(host.ReadMemory().Limit) / 2

@@ -15,7 +15,7 @@ func TestPlanDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	f := modelFlags{Slots: 16, PrefillChunk: 256, DeviceMemory: 1 << 30}
+	f := memoryFlags{Slots: 16, PrefillChunk: 256, DeviceMemory: 1 << 30}
 	kv, l, err := planDevice(m, f, graph.FP32)
 	if err != nil || kv.slots != 16 || kv.maxLen != 512 || kv.tokens != 16*512 || kv.bytes != 17*l.Slot {
 		t.Errorf("%+v %v", kv, err)
@@ -28,7 +28,7 @@ func TestPlanDevice(t *testing.T) {
 	if kv, _, err := planDevice(m, f, graph.FP32); err != nil || kv.slots != 2 {
 		t.Errorf("with a KV cache of 3 slots: %+v %v", kv, err)
 	}
-	for _, small := range []modelFlags{{DeviceMemory: 1 << 20}, {DeviceMemory: 1 << 30, KVCacheBytes: 1 << 10}} {
+	for _, small := range []memoryFlags{{DeviceMemory: 1 << 20}, {DeviceMemory: 1 << 30, KVCacheBytes: 1 << 10}} {
 		small.Slots, small.PrefillChunk = 16, 256
 		if _, _, err := planDevice(m, small, graph.FP16); err == nil || !strings.Contains(err.Error(), "--device-memory") || !strings.Contains(err.Error(), "--kv-cache-bytes") {
 			t.Errorf("%+v: %v, want what is too small", small, err)

@@ -110,11 +110,11 @@ func storedText(types map[string]int) string {
 }
 
 type verifyCmd struct {
+	cacheFlags
 	providerFlags
 	Dir       string   `arg:"" help:"Model folder."`
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
 	Precision string   `enum:"fp32,fp16,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, fp16 on a GPU, int8, or int4 with the tower in int8."`
-	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where quantised weights are kept (default: the user's cache folder)."`
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
@@ -138,43 +138,12 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		return err
 	}
 	defer m.Close()
-	p := graph.Precision(v.Precision)
-	from, err := m.LoadQuantized(cacheDir(v.CacheDir), p.Vision(), p)
-	if err != nil {
-		return err
-	}
-	if from.Why != "" {
-		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
-	}
-	tolerance := v.Tolerance
-	if v.Gold == "" {
-		tolerance = model.DriftTolerance(p)
-	}
-	where, err := v.open()
-	if err != nil {
-		return err
-	}
-	if where.vision.Name() != where.decoder.Name() {
-		return errors.New("--vision-provider: both stages are verified on one provider")
-	}
-	ver, err := model.NewVerifier(m, tolerance, p, v.options(where.decoder, 0, nil))
+	ver, err := v.verifier(m, out)
 	if err != nil {
 		return err
 	}
 	defer ver.Close()
-	for _, g := range m.Graphs() {
-		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
-	}
-	for _, w := range m.Warnings {
-		fmt.Fprintf(out, "warning: %s\n", w)
-	}
-	if m.Weights != nil {
-		unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
-		fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
-		for _, name := range unused {
-			fmt.Fprintf(out, "  unused: %s\n", name)
-		}
-	}
+	writeFindings(out, m)
 	if v.WriteGold {
 		samples, err := v.samples()
 		if err != nil {
@@ -186,6 +155,57 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "recorded %d cases\n", n)
 	}
+	return v.compare(ver, out)
+}
+
+// tolerance is the largest difference that passes.
+func (v verifyCmd) tolerance() float64 {
+	if v.Gold == "" {
+		return model.DriftTolerance(graph.Precision(v.Precision))
+	}
+	return v.Tolerance
+}
+
+// verifier opens the model's sessions.
+func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*model.Verifier, error) {
+	p := graph.Precision(v.Precision)
+	from, err := m.LoadQuantized(v.dir(), p.Vision(), p)
+	if err != nil {
+		return nil, err
+	}
+	if from.Why != "" {
+		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
+	}
+	where, err := v.open()
+	if err != nil {
+		return nil, err
+	}
+	if where.vision.Name() != where.decoder.Name() {
+		return nil, errors.New("--vision-provider: both stages are verified on one provider")
+	}
+	return model.NewVerifier(m, v.tolerance(), p, v.options(where.decoder, 0, nil))
+}
+
+// writeFindings tells what the folder's files hold.
+func writeFindings(out io.Writer, m *model.Model) {
+	for _, g := range m.Graphs() {
+		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
+	}
+	for _, w := range m.Warnings {
+		fmt.Fprintf(out, "warning: %s\n", w)
+	}
+	if m.Weights == nil {
+		return
+	}
+	unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
+	fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
+	for _, name := range unused {
+		fmt.Fprintf(out, "  unused: %s\n", name)
+	}
+}
+
+// compare prints the cases and counts those that missed.
+func (v verifyCmd) compare(ver *model.Verifier, out io.Writer) (err error) {
 	cases, missed := 0, 0
 	report := func(k model.Case) {
 		cases++
@@ -207,7 +227,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		fmt.Fprintln(out, "no gold values: name some with --gold, or record what the model answers now with --write-gold")
 		return nil
 	}
-	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, tolerance)
+	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.tolerance())
 	if missed > 0 || cases == 0 {
 		return exitError(1)
 	}

@@ -8,12 +8,6 @@ import (
 	"github.com/mmserve/mmserve/model"
 )
 
-// precisionFlags say what the linear layers of a model multiply in.
-type precisionFlags struct {
-	Precision       string `enum:"auto,fp32,fp16,int8,int4" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32; int8 with one scale a row, or int4 with one for each 32 weights (cpu only); fp16 (on a GPU); or auto for the fastest here that keeps the model's answers."`
-	VisionPrecision string `enum:"auto,fp32,fp16,int8,int4," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
-}
-
 // precisions are those of a model's two stages.
 type precisions struct {
 	vision, decoder graph.Precision

@@ -7,13 +7,6 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// providerFlags say what runs the graphs.
-type providerFlags struct {
-	Provider         string `default:"cpu" placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Execution provider, with settings of its own: cpu, cuda, tensorrt, webgpu, openvino, coreml, directml, migraphx; or auto for the best that works here. One that does not run all of the model is refused."`
-	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"The same for the vision tower (default: as --provider)."`
-	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"Run on the processor what the execution provider has no kernel for."`
-}
-
 // providers are those of a model's two stages.
 type providers struct {
 	vision, decoder ort.Provider

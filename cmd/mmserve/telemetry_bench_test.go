@@ -54,7 +54,10 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		}
 		steps = o.server.Step
 	}
-	a, err := openApp("", modelFlags{PrefillShare: 0.5, AgeAfter: 30 * time.Second, LoadFormat: "auto", precisionFlags: precisionFlags{Precision: "fp32"}, Slots: 8, PrefillChunk: 256, MaxWaiting: 8, EncoderCache: 16}, steps, log)
+	a, err := openApp("", modelFlags{
+		formatFlags: formatFlags{LoadFormat: "auto"}, precisionFlags: precisionFlags{Precision: "fp32"}, memoryFlags: memoryFlags{Slots: 8, PrefillChunk: 256},
+		engineFlags: engineFlags{PrefillShare: 0.5, AgeAfter: 30 * time.Second, MaxWaiting: 8}, EncoderCache: 16,
+	}, steps, log)
 	if err != nil {
 		b.Fatal(err)
 	}
