@@ -20,6 +20,7 @@ import (
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -215,7 +216,7 @@ func (s *Server) prepare(ctx context.Context, rec *record, parts []imagePart) ([
 	images := make([]*vision.Image, len(parts))
 	for i, p := range parts {
 		if len(parts) > 1 && s.model.Layout.SplitAlone {
-			p.detail = pb.Detail_DETAIL_LOW
+			p.detail = vision.DetailLow
 		}
 		began := time.Now()
 		img, err := s.model.Prepare(ctx, p.data, p.detail)
@@ -336,7 +337,7 @@ func tooLarge(size int) error {
 }
 
 // meanTokenBytes is the mean length of a vocabulary's tokens, in bytes, over some that are spread evenly.
-func meanTokenBytes(m *Model) float64 {
+func meanTokenBytes(m *serving.Model) float64 {
 	const samples = 4096
 	total, n := 0, 0
 	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {

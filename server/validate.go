@@ -15,6 +15,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/chat"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Limits that are part of the contract (mmserve.proto), the same on every server.
@@ -63,7 +64,7 @@ type request struct {
 type imagePart struct {
 	field  string
 	data   []byte
-	detail pb.Detail
+	detail vision.Detail
 }
 
 // validate checks everything that can be known without work: no slot is taken and no image looked into. All
@@ -282,6 +283,12 @@ var roles = map[pb.Role]string{
 	pb.Role_ROLE_ASSISTANT: "assistant",
 }
 
+var details = map[pb.Detail]vision.Detail{
+	pb.Detail_DETAIL_AUTO: vision.DetailAuto,
+	pb.Detail_DETAIL_LOW:  vision.DetailLow,
+	pb.Detail_DETAIL_HIGH: vision.DetailHigh,
+}
+
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
 func validateParts(v *violations, r *request, field string, in []*pb.Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
@@ -298,11 +305,12 @@ func validateParts(v *violations, r *request, field string, in []*pb.Part) (part
 			if len(content.Image.GetData()) == 0 {
 				v.add(at+".data", "empty; want the bytes of an image file")
 			}
-			if _, ok := pb.Detail_name[int32(content.Image.GetDetail())]; !ok {
+			detail, ok := details[content.Image.GetDetail()]
+			if !ok {
 				v.add(at+".detail", "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
 			}
 			parts = append(parts, chat.Part{Image: true})
-			r.images = append(r.images, imagePart{field: at + ".data", data: content.Image.GetData(), detail: content.Image.GetDetail()})
+			r.images = append(r.images, imagePart{field: at + ".data", data: content.Image.GetData(), detail: detail})
 		default:
 			v.add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
 		}

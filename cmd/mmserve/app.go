@@ -18,8 +18,7 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 	"golang.org/x/sync/errgroup"
 )
@@ -32,7 +31,7 @@ type app struct {
 	encoder *vision.Encoder
 	runner  model.Runner
 	engine  *batching.Engine
-	server  server.Model
+	server  serving.Model
 
 	stop    context.CancelFunc
 	stopped chan error
@@ -142,9 +141,9 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	}
 	a.server.EncoderStats = a.encoder.Stats
 	if device {
-		a.server.DeviceStats = func() server.DeviceStats {
+		a.server.DeviceStats = func() serving.DeviceStats {
 			s := ort.AllDevices()
-			return server.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
+			return serving.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
 		}
 		if in.decoder == graph.FP16 {
 			a.server.KVBytesPerToken /= 2
@@ -152,7 +151,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	}
 	a.server.ProviderReason = where.why
 	for _, at := range sessions {
-		a.server.Sessions = append(a.server.Sessions, server.Session(at))
+		a.server.Sessions = append(a.server.Sessions, serving.Session(at))
 		if len(at.Fallbacks) > 0 {
 			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
 		}
@@ -182,13 +181,13 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
 	limits := f.imageLimits()
-	a.server = server.Model{
+	a.server = serving.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
 		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
 		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
-		Prepare: func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
-			return pre.Prepare(ctx, data, limits, d != pb.Detail_DETAIL_LOW)
+		Prepare: func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
+			return pre.Prepare(ctx, data, limits, d.Split())
 		},
 		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
