@@ -284,9 +284,10 @@ var roles = map[pb.Role]string{
 }
 
 var details = map[pb.Detail]vision.Detail{
-	pb.Detail_DETAIL_AUTO: vision.DetailAuto,
-	pb.Detail_DETAIL_LOW:  vision.DetailLow,
-	pb.Detail_DETAIL_HIGH: vision.DetailHigh,
+	pb.Detail_DETAIL_UNSPECIFIED: vision.DetailAuto,
+	pb.Detail_DETAIL_AUTO:        vision.DetailAuto,
+	pb.Detail_DETAIL_LOW:         vision.DetailLow,
+	pb.Detail_DETAIL_HIGH:        vision.DetailHigh,
 }
 
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
