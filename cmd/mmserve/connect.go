@@ -11,6 +11,7 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 )
@@ -25,7 +26,10 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 		}
 		return cl, cl.Close, nil
 	}
-	a, err := openApp(c.OrtLib, f.modelFlags, nil, log)
+	if err := f.check(); err != nil {
+		return nil, nil, err
+	}
+	a, err := serving.Open(context.Background(), f.config(c.OrtLib, log))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -33,13 +37,13 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- server.New(a.server, a.engine, server.Options{Logger: log}).Serve(ctx, lis)
+		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(ctx, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
 		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })))
 	end := func() error {
 		stop()
-		return errors.Join(<-served, a.close())
+		return errors.Join(<-served, a.Close(context.Background()))
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, end())

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,7 +12,10 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/loadtest"
+	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // The flags that several commands share, each declared once. A command embeds the groups that it takes; where its default or
@@ -41,6 +46,31 @@ type modelFlags struct {
 	MaxDecode    int64  `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	SelfTest     bool   `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
 	Pace         string `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
+}
+
+// config is what serving opens.
+func (f modelFlags) config(library string, log *slog.Logger) serving.Config {
+	return serving.Config{
+		Dir: f.Model, Dummy: f.LoadFormat == "dummy", ONNXDType: f.ONNXDType, CacheDir: f.dir(), Library: library,
+		Provider: f.Provider, VisionProvider: f.VisionProvider, AllowCPUFallback: f.AllowCPUFallback,
+		Precision: f.Precision, VisionPrecision: f.VisionPrecision, Threads: f.Threads,
+		Slots: f.Slots, MaxLen: f.MaxLen, KVCacheBytes: int64(f.KVCacheBytes), DeviceMemory: int64(f.DeviceMemory),
+		Batching: batching.Options{
+			MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, Drafts: f.Drafts,
+			NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
+		},
+		EncoderCacheBytes: f.EncoderCache << 20, Images: f.imageLimits(), NoSelfTest: !f.SelfTest, Pace: f.Pace, Logger: log,
+	}
+}
+
+// imageLimits are those of one image, with the budget that all share.
+func (f modelFlags) imageLimits() vision.Limits {
+	l := vision.DefaultLimits()
+	if f.MaxPixels > 0 {
+		l.MaxPixels = f.MaxPixels
+	}
+	l.Budget = vision.NewBudget(cmp.Or(f.MaxDecode<<20, vision.DefaultDecodeBytes))
+	return l
 }
 
 // folderFlags name a model.

@@ -18,6 +18,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/imaging"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -45,7 +46,7 @@ type imageReport struct {
 
 // Run tells of every file what the model would see. A bad one does not stop the others. It opens no session.
 func (c imageCmd) Run(ctx context.Context, out io.Writer) error {
-	m, err := openModel(c.Model, "")
+	m, err := serving.OpenModel(c.Model, "")
 	if err != nil {
 		return err
 	}

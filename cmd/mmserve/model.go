@@ -12,7 +12,9 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type modelCmd struct {
@@ -48,7 +50,7 @@ type inspectCmd struct {
 }
 
 func (i inspectCmd) Run(out io.Writer) error {
-	m, err := openModel(i.Dir, i.ONNXDType)
+	m, err := serving.OpenModel(i.Dir, i.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -67,7 +69,7 @@ func (i inspectCmd) Run(out io.Writer) error {
 	if graphs := m.Graphs(); graphs != nil {
 		line("parameters", "%s", count(m.Parameters()))
 		for _, g := range graphs {
-			line("graph", "%s, %s: %s (%s)", filepath.Base(g.Path), bytesText(g.Bytes), g.DType, g.Why)
+			line("graph", "%s, %s: %s (%s)", filepath.Base(g.Path), host.FormatBytes(g.Bytes), g.DType, g.Why)
 		}
 	} else {
 		line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
@@ -96,8 +98,8 @@ func (i inspectCmd) Run(out io.Writer) error {
 	for _, w := range slices.Concat(m.Warnings, text.Warnings) {
 		line("warning", "%s", w)
 	}
-	line("weights", "%s in memory", bytesText(m.WeightBytes()))
-	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(m.KVBytesPerToken()))
+	line("weights", "%s in memory", host.FormatBytes(m.WeightBytes()))
+	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
 }
 
@@ -130,10 +132,10 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if len(v.Image) > 0 && !v.WriteGold {
 		return errors.New("--image names images to record: give --write-gold, too")
 	}
-	if err := startRuntime(c.OrtLib); err != nil {
+	if err := serving.StartRuntime(c.OrtLib); err != nil {
 		return err
 	}
-	m, err := openModel(v.Dir, v.ONNXDType)
+	m, err := serving.OpenModel(v.Dir, v.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -176,14 +178,11 @@ func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*model.Verifier, err
 	if from.Why != "" {
 		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
 	}
-	where, err := v.open()
+	where, err := serving.Config{Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback}.SessionOptions()
 	if err != nil {
 		return nil, err
 	}
-	if where.vision.Name() != where.decoder.Name() {
-		return nil, errors.New("--vision-provider: both stages are verified on one provider")
-	}
-	return model.NewVerifier(m, v.tolerance(), p, v.options(where.decoder, 0, nil))
+	return model.NewVerifier(m, v.tolerance(), p, where)
 }
 
 // writeFindings tells what the folder's files hold.
@@ -212,7 +211,7 @@ func (v verifyCmd) compare(ver *model.Verifier, out io.Writer) (err error) {
 		if !k.OK() {
 			missed++
 		}
-		fmt.Fprintln(out, caseText(k))
+		fmt.Fprintln(out, serving.CaseText(k))
 	}
 	found := true
 	if v.Gold != "" {
@@ -254,27 +253,4 @@ func (v verifyCmd) samples() (list []model.SampleImage, err error) {
 		list = append(list, model.SampleImage{Data: data})
 	}
 	return list, nil
-}
-
-func caseText(k model.Case) string {
-	if k.Err != nil {
-		return fmt.Sprintf("MISS %s: %v", k.ID, k.Err)
-	}
-	parts := []string{"ok  ", k.ID}
-	if !k.OK() {
-		parts[0] = "MISS"
-	}
-	for _, c := range k.Checks {
-		switch {
-		case c.Exact && c.OK:
-			parts = append(parts, c.Name+" equal")
-		case c.Exact:
-			parts = append(parts, fmt.Sprintf("%s %.1f%% AGREE", c.Name, 100*c.Value))
-		case c.OK:
-			parts = append(parts, fmt.Sprintf("%s ≤%.1e", c.Name, c.Value))
-		default:
-			parts = append(parts, fmt.Sprintf("%s OFF BY %.1e", c.Name, c.Value))
-		}
-	}
-	return strings.Join(parts, "  ")
 }

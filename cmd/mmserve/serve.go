@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type serveCmd struct {
@@ -131,42 +131,41 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	}
 	// An engine that ends by itself has lost its device: the server then stops too.
 	go func() {
-		err := <-a.stopped
-		cancel(err)
-		a.stopped <- err // for close
+		<-a.Ended()
+		cancel(a.Err())
 	}()
-	srv.Attach(a.server, a.engine)
+	srv.Attach(a.Model, a.Engine)
 	log.Info("serving", "address", lis.Addr().String())
 	err = <-served
 	log.Info("stopped", "error", err)
-	return errors.Join(err, a.close())
+	return errors.Join(err, a.Close(context.Background()))
 }
 
 // load opens the model. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
 // itself, and ends with the process.
-func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*app, error) {
-	var steps func(batching.Step)
+func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*serving.Deployment, error) {
+	config := s.config(ortLib, log)
 	if o.server != nil {
-		steps = o.server.Step
+		config.Batching.Observe = o.server.Step
 	}
 	type opened struct {
-		app *app
+		d   *serving.Deployment
 		err error
 	}
 	done := make(chan opened)
 	go func() {
-		a, err := openApp(ortLib, s.modelFlags, steps, log)
+		d, err := serving.Open(ctx, config)
 		select {
-		case done <- opened{a, err}:
+		case done <- opened{d, err}:
 		case <-ctx.Done():
 			if err == nil {
-				_ = a.close() // nobody is there to hear of it
+				_ = d.Close(ctx) // nobody is there to hear of it
 			}
 		}
 	}()
 	select {
 	case r := <-done:
-		return r.app, r.err
+		return r.d, r.err
 	case <-ctx.Done():
 		return nil, nil
 	}
