@@ -64,8 +64,14 @@ type Config struct {
 	NoSelfTest bool
 	// Pace runs no model: each prompt token and each step take a time, as 1ms,20ms.
 	Pace string
+	// Observe, unless nil, gives what is told of the steps of a model's engine.
+	Observe func(model string) func(batching.Step)
 	// Logger is slog.Default if nil.
 	Logger *slog.Logger
+
+	reserve    func(Memory) error // the registry's: refuses what does not fit, before it is loaded
+	unreserve  func(Memory)       // takes that back
+	deviceHeld func() int64       // what other deployments hold of the device
 }
 
 func (c Config) withDefaults() Config {
@@ -102,6 +108,9 @@ type Deployment struct {
 	runner   model.Runner
 	sessions []ort.Placement
 
+	cutting context.Context // ends when its requests are to
+	cut     context.CancelFunc
+
 	stop  context.CancelFunc
 	ended chan struct{} // closed when the engine has, which sets err
 	err   error
@@ -111,14 +120,26 @@ type Deployment struct {
 // of these when ctx ends. An error leaves nothing behind.
 func Open(ctx context.Context, c Config) (*Deployment, error) {
 	d := &Deployment{config: c.withDefaults(), Dir: c.Dir}
+	d.cutting, d.cut = context.WithCancel(context.Background())
 	open := d.open
 	if c.Pace != "" {
 		open = d.openPaced
 	}
 	if err := open(ctx); err != nil {
-		return nil, errors.Join(err, d.free())
+		err = errors.Join(err, d.free())
+		if c.unreserve != nil && d.Memory != (Memory{}) {
+			c.unreserve(d.Memory)
+		}
+		return nil, err
 	}
 	return d, nil
+}
+
+// Run makes a deployment of a model and an engine that runs already, which stays the caller's to end.
+func Run(m Model, e *batching.Engine) *Deployment {
+	d := &Deployment{Model: m, Engine: e}
+	d.cutting, d.cut = context.WithCancel(context.Background())
+	return d
 }
 
 func (d *Deployment) open(ctx context.Context) (err error) {
@@ -134,7 +155,9 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.Memory = d.plan.memory(d.model, d.config)
+	if err := d.reserve(); err != nil {
+		return err
+	}
 	d.model.Remember(digest.Store(d.config.CacheDir))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
 	text.Go(func() (err error) {
@@ -158,6 +181,18 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 		"precision", PrecisionText(d.model, p.Decoder.Precision), "vision_precision", PrecisionText(d.model, p.Vision.Precision),
 		"provider", p.Decoder.Provider.String(), "vision_provider", p.Vision.Provider.String(), "slots", kv.Slots,
 		"kv_tokens", kv.Tokens, "kv_bytes", kv.Bytes, "context", kv.MaxLen, "seconds", time.Since(started).Seconds())
+	return nil
+}
+
+// reserve has the registry count what the model will take.
+func (d *Deployment) reserve() error {
+	m := d.plan.memory(d.model, d.config)
+	if d.config.reserve != nil {
+		if err := d.config.reserve(m); err != nil {
+			return err
+		}
+	}
+	d.Memory = m
 	return nil
 }
 
@@ -262,6 +297,9 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 	}
 	o := d.config.Batching
 	o.KVTokens = d.plan.KV.Tokens
+	if d.config.Observe != nil {
+		o.Observe = d.config.Observe(d.model.Name)
+	}
 	d.Engine = batching.New(r, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stop, d.ended = cancel, make(chan struct{})
@@ -303,7 +341,7 @@ func (d *Deployment) warn() {
 	}
 }
 
-// Ended is closed when the engine has ended: after Close, or because the device is lost, which Err then says.
+// Ended is closed when the engine has ended: after Close, or because the device is lost, which Err then says. It is nil after Run.
 func (d *Deployment) Ended() <-chan struct{} { return d.ended }
 
 // Err is why the engine ended by itself; nil before, and after Close.
@@ -315,6 +353,9 @@ func (d *Deployment) Err() error {
 		return nil
 	}
 }
+
+// Cutting ends when requests that still use the deployment are to end.
+func (d *Deployment) Cutting() context.Context { return d.cutting }
 
 // Close takes no more requests, lets the open ones finish until ctx ends, cuts the others, and gives all memory back. It is
 // called once.
@@ -335,6 +376,7 @@ func (d *Deployment) Close(ctx context.Context) error {
 // free ends the engine, then frees what it ran on, as far as that was opened.
 func (d *Deployment) free() error {
 	var err error
+	d.cut()
 	if d.stop != nil {
 		d.stop()
 		<-d.ended

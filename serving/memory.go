@@ -62,12 +62,20 @@ func (p KVPlan) String() string {
 // shortContext is the context below which that of a model is not cut to make room for more sequences on a device.
 const shortContext = 4096
 
+// deviceBudget is how much of a device's memory all models together may take.
+func deviceBudget(c Config) int64 {
+	if c.DeviceMemory > 0 {
+		return c.DeviceMemory
+	}
+	return int64(host.ReadMemory().Limit) / 2
+}
+
 // planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
 // that was not asked for is halved while fewer than four of them fit.
 func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.Ledger, error) {
-	memory := c.DeviceMemory
-	if memory == 0 {
-		memory = int64(host.ReadMemory().Limit) / 2
+	memory := deviceBudget(c)
+	if c.deviceHeld != nil {
+		memory -= c.deviceHeld()
 	}
 	maxLen, err := contextLen(m, c.MaxLen)
 	if err != nil {
@@ -100,14 +108,18 @@ func orAny(bytes int64) string {
 
 // Memory is what a deployment was planned to take, in bytes: of the process's memory, weights, the whole KV cache and the encoder
 // cache; of a device's, all that is there.
-type Memory struct{ Host, Device int64 }
+type Memory struct {
+	Host, Device int64
+	weights      int64 // part of Host
+}
 
 // memory sums up what the plan takes.
 func (p Plan) memory(m *model.Model, c Config) Memory {
 	if p.OnDevice {
 		return Memory{Host: c.EncoderCacheBytes, Device: p.Device.Total(p.KV.Slots)}
 	}
-	return Memory{Host: p.weights(m) + p.KV.Bytes + c.EncoderCacheBytes}
+	w := p.weights(m)
+	return Memory{Host: w + p.KV.Bytes + c.EncoderCacheBytes, weights: w}
 }
 
 // weights is the most memory that a model's weights take: the embedding table as float32, the rest in the wider of both stages'

@@ -29,7 +29,13 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 	if err := f.check(); err != nil {
 		return nil, nil, err
 	}
-	a, err := serving.Open(context.Background(), f.config(c.OrtLib, log))
+	m, err := f.one()
+	if err != nil {
+		return nil, nil, err
+	}
+	config := f.config(c.OrtLib, log)
+	config.Name, config.Dir = m.Name, m.Dir
+	a, err := serving.Open(context.Background(), config)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -57,7 +57,11 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 			report("provider", err, name+" works (ran a graph)")
 		}
 	}
-	m, err := model.Open(d.Model)
+	var m *model.Model
+	named, err := d.one()
+	if err == nil {
+		m, err = model.Open(named.Dir)
+	}
 	if err != nil {
 		report("model", err, "")
 	} else {

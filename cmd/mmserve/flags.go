@@ -48,10 +48,10 @@ type modelFlags struct {
 	Pace         string `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
 
-// config is what serving opens.
+// config is what serving opens, but for the model.
 func (f modelFlags) config(library string, log *slog.Logger) serving.Config {
 	return serving.Config{
-		Dir: f.Model, Dummy: f.LoadFormat == "dummy", ONNXDType: f.ONNXDType, CacheDir: f.dir(), Library: library,
+		Dummy: f.LoadFormat == "dummy", ONNXDType: f.ONNXDType, CacheDir: f.dir(), Library: library,
 		Provider: f.Provider, VisionProvider: f.VisionProvider, AllowCPUFallback: f.AllowCPUFallback,
 		Precision: f.Precision, VisionPrecision: f.VisionPrecision, Threads: f.Threads,
 		Slots: f.Slots, MaxLen: f.MaxLen, KVCacheBytes: int64(f.KVCacheBytes), DeviceMemory: int64(f.DeviceMemory),
@@ -75,7 +75,18 @@ func (f modelFlags) imageLimits() vision.Limits {
 
 // folderFlags name a model.
 type folderFlags struct {
-	Model string `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder (default: the embedded model)."`
+	Model []modelFolder `sep:"none" placeholder:"[NAME=]DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder, and the name that requests call it (default: the embedded model; the folder's name). serve takes several, of which the first is the default."`
+}
+
+// one is the model of a command that runs one.
+func (f folderFlags) one() (m modelFolder, err error) {
+	switch len(f.Model) {
+	case 0:
+		return m, nil
+	case 1:
+		return f.Model[0], nil
+	}
+	return m, fmt.Errorf("--model: %d are given; want one", len(f.Model))
 }
 
 // formatFlags say what of a model's folder is run.

@@ -46,7 +46,11 @@ type imageReport struct {
 
 // Run tells of every file what the model would see. A bad one does not stop the others. It opens no session.
 func (c imageCmd) Run(ctx context.Context, out io.Writer) error {
-	m, err := serving.OpenModel(c.Model, "")
+	named, err := c.one()
+	if err != nil {
+		return err
+	}
+	m, err := serving.OpenModel(named.Dir, "")
 	if err != nil {
 		return err
 	}

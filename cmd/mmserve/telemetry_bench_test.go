@@ -53,7 +53,7 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		if o.server, err = server.NewTelemetry(tp, o.sdk.Meter, 16); err != nil {
 			b.Fatal(err)
 		}
-		config.Batching.Observe = o.server.Step
+		config.Observe = o.server.Steps
 	}
 	a, err := serving.Open(b.Context(), config)
 	if err != nil {
