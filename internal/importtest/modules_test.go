@@ -31,7 +31,7 @@ var users = map[string][]string{
 	"gocloud.dev":                              {"caption", "cmd/mmserve"},
 	"golang.org/x/image":                       {"internal/imaging", "vision"},
 	"golang.org/x/net":                         {"cmd/attack"},
-	"golang.org/x/sync":                        {"caption", "cmd", "internal", "loadtest", "model", "server", "vision"},
+	"golang.org/x/sync":                        {"caption", "cmd", "internal", "loadtest", "model", "server", "serving", "vision"},
 	"golang.org/x/sys":                         {"internal"},
 	"golang.org/x/term":                        {"cmd/mmserve"},
 	"golang.org/x/text":                        {"internal/tokenizer", "cmd/mmserve"},
