@@ -103,9 +103,9 @@ type Deployment struct {
 	plan     Plan
 	model    *model.Model
 	text     *model.Text
-	tower    *vision.Tower
+	tower    vision.Tower
 	encoder  *vision.Encoder
-	runner   model.Runner
+	runner   decoder.Runner
 	sessions []ort.Placement
 
 	cutting context.Context // ends when its requests are to
@@ -252,7 +252,7 @@ func (d *Deployment) openSessions() (err error) {
 // have, in which kernels would be compiled.
 func (d *Deployment) warmUp() error {
 	err := d.tower.WarmUp()
-	if r, ok := d.runner.(*decoder.Resident); ok && err == nil {
+	if r, ok := d.runner.(*decoder.DeviceRunner); ok && err == nil {
 		err = r.WarmUp(d.config.Batching.PrefillChunk)
 	} else if err == nil {
 		row := d.model.ShortestRow()
@@ -336,7 +336,7 @@ func (d *Deployment) warn() {
 			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
 		}
 	}
-	if x, ok := d.runner.(*decoder.Exported); ok && !x.Together() && d.plan.KV.Slots > 1 {
+	if x, ok := d.runner.(*decoder.ExportRunner); ok && !x.Together() && d.plan.KV.Slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
 }

@@ -76,7 +76,7 @@ func (p Plan) options(at Stage, c Config) ort.Options {
 }
 
 // open opens the sessions of both stages. opened is told of each.
-func (p Plan) open(m *model.Model, c Config, opened func(ort.Placement)) (*vision.Tower, model.Runner, error) {
+func (p Plan) open(m *model.Model, c Config, opened func(ort.Placement)) (vision.Tower, decoder.Runner, error) {
 	options := func(at Stage) ort.Options {
 		o := p.options(at, c)
 		o.Opened = opened

@@ -40,8 +40,8 @@ type modelAdmin struct {
 	models atomic.Pointer[serving.Registry]
 }
 
-// served is a model in the answer to GET /models.
-type served struct {
+// servedModel is a model in the answer to GET /models.
+type servedModel struct {
 	Name    string `json:"name"`
 	Dir     string `json:"dir"`
 	Digest  string `json:"digest"`
@@ -55,11 +55,11 @@ type served struct {
 
 // List is the models, the default first.
 func (a *modelAdmin) List() any {
-	list := []served{}
+	list := []servedModel{}
 	if r := a.models.Load(); r != nil {
 		r.Each(func(d *serving.Deployment) {
 			s := d.Engine.Stats()
-			list = append(list, served{
+			list = append(list, servedModel{
 				Name: d.Model.Name, Dir: d.Dir, Digest: d.Model.Digest, Context: d.Model.MaxLen, Memory: d.Memory.Host, Device: d.Memory.Device,
 				Running: s.Running, Waiting: s.Waiting, Default: len(list) == 0,
 			})
