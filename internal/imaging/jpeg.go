@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -96,6 +97,9 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
 		return nil, err
+	}
+	if c.Components == 2 {
+		return nil, errors.New("2 components are not supported, want 1, 3 or 4")
 	}
 	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
 		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)

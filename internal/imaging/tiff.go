@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 )
 
 // The decoder is our own: x/image/tiff reads a fraction of the kinds that Pillow reads, and some otherwise than libtiff.
@@ -28,6 +29,7 @@ type tiffFile struct {
 	offsets        []int64
 	counts         []int64
 	palette        [256][3]uint8
+	inner          int64 // bytes that a strip or tile may take that is an image file of its own
 }
 
 // maxTIFFChunks bounds strips and tiles: those of 64 megapixels in tiles of 16×16, or of rows and six planes.
@@ -69,17 +71,32 @@ func openTIFF(ctx context.Context, data []byte) (*source, error) {
 	}
 	row := Bytes(2, f.cw, f.samples, max(1, (f.bits+7)/8))
 	s.bytes = Sum(Bytes(3+planes, f.w, f.h), row, 16<<20)
-	if f.compression == tiffJPEG || f.compression == tiffWebP {
-		s.bytes = Sum(s.bytes, Bytes(13, min(f.cw, 1<<16), min(f.ch, 1<<16)))
+	switch f.compression {
+	case tiffOldJPEG:
+		f.inner = innerBytes(f.w, f.h)
+		s.bytes = Sum(s.bytes, f.inner, int64(len(data)))
+	case tiffJPEG, tiffWebP:
+		f.inner = innerBytes(min(f.cw, 1<<16), min(f.ch, 1<<16))
+		s.bytes = Sum(s.bytes, f.inner)
 	}
 	s.decode = f.decode
 	return s, nil
+}
+
+// innerBytes is what decoding a JPEG of w×h may take: samples and coefficients of four components of full size, and what
+// package jpeg holds for each core.
+func innerBytes(w, h int) int64 {
+	const block = 64
+	return Sum(Bytes(13, w+block, h+block), Bytes(runtime.GOMAXPROCS(0)+1, max(1<<20, 160*(w+block))))
 }
 
 // readKind reads what the samples are and refuses kinds that Pillow does not know.
 func (f *tiffFile) readKind() error {
 	d := f.dir
 	f.compression, f.photometric = int(d.or(tagCompression, 1)), int(d.or(tagPhotometric, 0))
+	if f.compression == tiffOldJPEG { // as in Pillow, whatever the file says
+		f.photometric = photoYCbCr
+	}
 	if !tiffCompressions[f.compression] {
 		return fmt.Errorf("compression %d is not supported", f.compression)
 	}
@@ -91,6 +108,9 @@ func (f *tiffFile) readKind() error {
 		return err
 	}
 	f.samples = 1
+	if f.compression == tiffOldJPEG {
+		f.samples = 3
+	}
 	if len(samples) == 1 {
 		f.samples = int(min(samples[0], 1<<16))
 	}
@@ -179,10 +199,10 @@ func (f *tiffFile) checkKind() error {
 	case f.photometric == photoYCbCr && f.samples == 1:
 		ok = f.bits == 8 && !f.reversed
 	case f.photometric == photoYCbCr:
-		if f.compression != tiffJPEG {
-			return errors.New("YCbCr that is not compressed as JPEG is not supported")
+		if f.compression == tiffNone { // Pillow takes it for RGB
+			return errors.New("YCbCr that is not compressed is not supported")
 		}
-		ok = f.bits == 8 && f.samples == 3 && !f.reversed && len(f.extra) == 0 && !f.planar
+		ok = f.bits == 8 && f.samples == 3 && !f.reversed && len(f.extra) == 0
 	case f.samples >= n && (f.bits == 8 || f.bits == 16 && f.samples <= 4):
 		ok = f.colorKind(n)
 	}
@@ -300,11 +320,19 @@ func (f *tiffFile) readPalette() error {
 
 // decode reads strip after strip, tile after tile, row by row.
 func (f *tiffFile) decode(ctx context.Context) (*RGB, error) {
+	if f.compression == tiffOldJPEG {
+		return f.decodeOldJPEG(ctx)
+	}
 	p := blackRGB(f.w, f.h)
 	if f.compression == tiffJPEG || f.compression == tiffWebP {
 		return p, f.decodeImages(ctx, p)
 	}
-	if f.planar && f.samples > 1 {
+	switch planes := f.planar && f.samples > 1; {
+	case planes && f.photometric == photoYCbCr:
+		return p, f.decodeYCbCrPlanes(ctx, p)
+	case f.photometric == photoYCbCr && f.samples == 3:
+		return p, f.decodeYCbCr(ctx, p)
+	case planes:
 		return p, f.decodePlanes(ctx, p)
 	}
 	unpack := f.unpacker()

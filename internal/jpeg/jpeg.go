@@ -1,6 +1,6 @@
 // Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were trained
 // on them; image/jpeg rounds otherwise. It reads images of 8 bits, Huffman and arithmetic coded, sequential and progressive,
-// of one, three or four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
+// of one to four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
 // goes on at restart markers. What the samples become (upsampling, colour) is the caller's.
 //
 // Reference: ITU-T T.81; for what that leaves open, libjpeg-turbo.
@@ -288,8 +288,8 @@ func (d *decoder) frame(marker byte, b []byte) error {
 	if c.Width == 0 || c.Height == 0 {
 		return fmt.Errorf("%d×%d pixels, want at least 1×1", c.Width, c.Height)
 	}
-	if c.Components != 1 && c.Components != 3 && c.Components != 4 {
-		return fmt.Errorf("%d components are not supported, want 1, 3 or 4", c.Components)
+	if c.Components < 1 || c.Components > 4 {
+		return fmt.Errorf("%d components are not supported, want 1 to 4", c.Components)
 	}
 	if len(b) != 6+3*c.Components {
 		return errors.New("bad SOF length")
@@ -353,7 +353,7 @@ func (d *decoder) quantTables(b []byte) error {
 // guessModel follows libjpeg: JFIF is YCbCr, then Adobe's marker counts, then the names of the components.
 func (d *decoder) guessModel() Model {
 	switch {
-	case len(d.list) == 1:
+	case len(d.list) <= 2: // of two the second is nothing that is known
 		return Gray
 	case len(d.list) == 4 && d.adobe <= 0:
 		return CMYK
