@@ -11,39 +11,75 @@ import (
 	"github.com/mmserve/mmserve/internal/jpeg"
 )
 
-// decodeImages reads strips or tiles that are image files of their own.
-func (f *tiffFile) decodeImages(ctx context.Context, p *RGB) error {
+// imageStrips reads strips or tiles that are image files of their own.
+func (f *tiffFile) imageStrips(ctx context.Context, yield func(*RGB) error) error {
 	switch {
 	case f.bits != 8 || f.planar && f.samples > 1:
 		return fmt.Errorf("JPEG or WebP of %d bits, in planes %v, is not supported", f.bits, f.planar)
 	case f.compression == tiffWebP && f.photometric != photoRGB:
 		return fmt.Errorf("WebP of photometric %d is not supported, want RGB", f.photometric)
 	}
+	b := &tiffBand{p: scratchRGB(f.w, f.bandHeight()), yield: yield, h: f.h}
+	defer Release(b.p)
 	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
-		b, err := f.stored(i)
-		if err != nil {
-			return err
-		}
 		x, y := i%f.across*f.cw, i/f.across*f.ch
-		var part *RGB
-		if f.compression == tiffWebP {
-			part, err = f.decodeWebP(ctx, b)
-		} else {
-			part, err = f.decodeJPEG(ctx, b)
+		w, end := min(f.cw, f.w-x), min(y+f.ch, f.h)
+		err := f.part(ctx, i, func(strip *RGB) error {
+			if strip.W < w {
+				return fmt.Errorf("a strip or tile %d wide where it should be %d", strip.W, w)
+			}
+			for r := 0; r < strip.H && y < end; r++ {
+				copy(b.p.Row(y - b.top)[3*x:], strip.Row(r)[:3*w])
+				y++
+				if f.across > 1 {
+					continue
+				}
+				if err := b.full(y); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil && y < end {
+			err = fmt.Errorf("a strip or tile that lacks %d rows", end-y)
+		}
+		if err == nil && f.across > 1 && i%f.across == f.across-1 {
+			err = b.full(end)
 		}
 		if err != nil {
 			return err
 		}
-		w, h := min(f.cw, f.w-x), min(f.ch, f.h-y)
-		if part.W < w || part.H < h {
-			return fmt.Errorf("a strip or tile of %d×%d where it should have %d×%d", part.W, part.H, w, h)
-		}
-		for r := range h {
-			copy(p.Row(y + r)[3*x:], part.Row(r)[:3*w])
-		}
-		Release(part)
 	}
 	return nil
+}
+
+// part decodes strip or tile i.
+func (f *tiffFile) part(ctx context.Context, i int, yield func(*RGB) error) error {
+	b, err := f.stored(i)
+	if err != nil {
+		return err
+	}
+	if f.compression == tiffJPEG {
+		return f.jpegPart(ctx, b, yield)
+	}
+	if !isWebP(b) {
+		return errors.New("a strip or tile is no WebP")
+	}
+	s, err := openWebP(ctx, b)
+	if err != nil {
+		return err
+	}
+	if err := f.fits(s.w, s.h); err != nil {
+		return err
+	}
+	if s.stripped > f.inner {
+		return f.tooMuch(s.w, s.h, s.stripped)
+	}
+	return s.strips(ctx, yield)
+}
+
+func (f *tiffFile) tooMuch(w, h int, n int64) error {
+	return fmt.Errorf("an image of %d×%d within that takes %d bytes, at most %d are allowed", w, h, n, f.inner)
 }
 
 // fits refuses an inner image that is larger than its strip or tile.
@@ -54,44 +90,31 @@ func (f *tiffFile) fits(w, h int) error {
 	return nil
 }
 
-func (f *tiffFile) decodeWebP(ctx context.Context, b []byte) (*RGB, error) {
-	if !isWebP(b) {
-		return nil, errors.New("a strip or tile is no WebP")
-	}
-	s, err := openWebP(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.fits(s.w, s.h); err != nil {
-		return nil, err
-	}
-	return s.decode(ctx)
-}
-
-// decodeJPEG reads an abbreviated JPEG with the tables of the directory. What its components are the directory says.
-func (f *tiffFile) decodeJPEG(ctx context.Context, b []byte) (*RGB, error) {
+// jpegPart reads an abbreviated JPEG with the tables of the directory. What its components are the directory says.
+func (f *tiffFile) jpegPart(ctx context.Context, b []byte, yield func(*RGB) error) error {
 	b, err := f.withTables(b)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	c, err := jpeg.DecodeConfig(b)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := f.fits(c.Width, c.Height); err != nil {
-		return nil, err
+		return err
 	}
 	if c.Components != f.samples {
-		return nil, fmt.Errorf("a JPEG of %d components for %d samples", c.Components, f.samples)
+		return fmt.Errorf("a JPEG of %d components for %d samples", c.Components, f.samples)
 	}
 	if c.DecodeBytes > f.inner {
-		return nil, fmt.Errorf("a JPEG of %d×%d that takes %d bytes, at most %d are allowed", c.Width, c.Height, c.DecodeBytes, f.inner)
+		return f.tooMuch(c.Width, c.Height, c.DecodeBytes)
 	}
 	m, err := jpeg.Decode(ctx, b)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return f.jpegSamples(ctx, m)
+	defer m.Release()
+	return f.jpegSamples(ctx, m, yield)
 }
 
 // maxJPEGTables bounds the tables that strips or tiles share, as all of them are read again for each: eight Huffman tables
@@ -114,7 +137,7 @@ func (f *tiffFile) withTables(b []byte) ([]byte, error) {
 }
 
 // jpegSamples makes colours of a JPEG's samples by what the directory says that they are.
-func (f *tiffFile) jpegSamples(ctx context.Context, m *jpeg.Image) (*RGB, error) {
+func (f *tiffFile) jpegSamples(ctx context.Context, m *jpeg.Image, yield func(*RGB) error) error {
 	m.Model = jpeg.Gray
 	switch {
 	case f.photometric == photoYCbCr && f.samples > 1:
@@ -130,54 +153,59 @@ func (f *tiffFile) jpegSamples(ctx context.Context, m *jpeg.Image) (*RGB, error)
 		}
 	}
 	if n := map[jpeg.Model]int{jpeg.YCbCr: 3, jpeg.RGB: 3, jpeg.CMYK: 4}[m.Model]; len(m.Planes) < n {
-		return nil, fmt.Errorf("a JPEG of %d components, want %d", len(m.Planes), n)
+		return fmt.Errorf("a JPEG of %d components, want %d", len(m.Planes), n)
 	}
-	p, err := jpegColors(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	switch f.photometric {
-	case photoWhiteIsZero:
-		for i, v := range p.Pix {
-			p.Pix[i] = 255 - v
+	return eachStrip(m.Width, m.Height, func(y int, p *RGB) error {
+		if err := jpegRows(ctx, m, p, y); err != nil {
+			return err
 		}
-	case photoPalette:
-		for i := 0; i < len(p.Pix); i += 3 {
-			copy(p.Pix[i:i+3], f.palette[p.Pix[i]][:])
+		switch f.photometric {
+		case photoWhiteIsZero:
+			for i, v := range p.Pix {
+				p.Pix[i] = 255 - v
+			}
+		case photoPalette:
+			for i := 0; i < len(p.Pix); i += 3 {
+				copy(p.Pix[i:i+3], f.palette[p.Pix[i]][:])
+			}
 		}
-	}
-	return p, nil
+		return yield(p)
+	})
 }
 
-// decodeOldJPEG reads compression 6, which TIFF 6.0 had before JPEG files could be strips: one JPEG over all strips, whose
+// oldJPEGStrips reads compression 6, which TIFF 6.0 had before JPEG files could be strips: one JPEG over all strips, whose
 // tables lie in the file on their own or within a stream that may be the whole. Colours are libtiff's, without smoothing.
 // Reference: TIFF 6.0, section 22.
-func (f *tiffFile) decodeOldJPEG(ctx context.Context) (*RGB, error) {
+func (f *tiffFile) oldJPEGStrips(ctx context.Context, yield func(*RGB) error) error {
 	b, err := f.oldJPEG()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	c, err := jpeg.DecodeConfig(b)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if c.Width != f.w || c.Height < f.h || c.Height >= f.h+64 || c.Components != 3 {
-		return nil, fmt.Errorf("a JPEG of %d×%d and %d components where it should be %d×%d and 3", c.Width, c.Height, c.Components, f.w, f.h)
+		return fmt.Errorf("a JPEG of %d×%d and %d components where it should be %d×%d and 3", c.Width, c.Height, c.Components, f.w, f.h)
 	}
 	if c.DecodeBytes > f.inner {
-		return nil, fmt.Errorf("a JPEG of %d×%d that takes %d bytes, at most %d are allowed", c.Width, c.Height, c.DecodeBytes, f.inner)
+		return f.tooMuch(c.Width, c.Height, c.DecodeBytes)
 	}
 	colors, err := f.newYCbCr()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m, err := jpeg.Decode(ctx, b)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer m.Release()
-	m.Height = f.h
-	return colors.planes(ctx, m)
+	return eachStrip(f.w, f.h, func(y int, p *RGB) error {
+		if err := colors.planes(ctx, m, p, y); err != nil {
+			return err
+		}
+		return yield(p)
+	})
 }
 
 // oldJPEG puts the stream together.

@@ -78,49 +78,64 @@ func (c *ycbcr) put(out []uint8, y, cb, cr uint8) {
 	out[2] = clip8(l + c.blueCb[cb])
 }
 
-// decodeYCbCr reads strips and tiles of clumps: the lumas of a few pixels, then their one chroma. What is missing or damaged
-// is 0, as in libtiff.
-func (f *tiffFile) decodeYCbCr(ctx context.Context, p *RGB) error {
-	c, err := f.newYCbCr()
-	if err != nil {
-		return err
-	}
-	clump := c.across*c.down + 2
-	row := make([]byte, (f.cw+c.across-1)/c.across*clump)
-	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
-		x, y := i%f.across*f.cw, i/f.across*f.ch
-		r, err := f.chunk(ctx, i, len(row))
-		damaged := err != nil
-		for j := 0; j < min(f.ch, f.h-y); j += c.down {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			n := 0
-			if !damaged {
-				n, err = io.ReadFull(r, row)
-				damaged = err != nil
-			}
-			clear(row[n:])
-			if f.predictor > 1 && f.compression != tiffNone && !damaged {
-				if err := f.unpredictClumps(row, c.down); err != nil {
-					return err
-				}
-			}
-			c.clumps(p, row, x, y+j, min(f.cw, f.w-x), min(c.down, f.ch-j, f.h-y-j))
+// clumpRows are rows of clumps: the lumas of a few pixels, then their one chroma. What is missing or damaged is 0, as in
+// libtiff.
+type clumpRows struct {
+	*ycbcr
+	f       *tiffFile
+	r       io.Reader
+	clumps  []byte
+	y       int
+	damaged bool
+}
+
+func (f *tiffFile) openClumps(ctx context.Context, c *ycbcr, i int) *clumpRows {
+	r := &clumpRows{ycbcr: c, f: f, clumps: make([]byte, (f.cw+c.across-1)/c.across*(c.across*c.down+2))}
+	var err error
+	r.r, err = f.chunk(ctx, i, len(r.clumps))
+	r.damaged = err != nil
+	return r
+}
+
+func (r *clumpRows) row(out []uint8, n int) error {
+	dy := r.y % r.down
+	if r.y++; dy == 0 {
+		if err := r.next(); err != nil {
+			return err
 		}
-		if c, ok := r.(io.Closer); ok {
-			c.Close()
+	}
+	size := r.across * r.down
+	for at, x := 0, 0; x < n; at += size + 2 {
+		cb, cr := r.clumps[at+size], r.clumps[at+size+1]
+		for _, l := range r.clumps[at+dy*r.across:][:min(r.across, n-x)] {
+			r.put(out[3*x:], l, cb, cr)
+			x++
 		}
 	}
 	return nil
 }
 
-// unpredictClumps takes a row of clumps for as many rows of bytes as it has of pixels.
-func (f *tiffFile) unpredictClumps(row []byte, down int) error {
-	if len(row)%down != 0 || f.predictor != 2 {
+func (r *clumpRows) next() error {
+	n := 0
+	if !r.damaged {
+		var err error
+		n, err = io.ReadFull(r.r, r.clumps)
+		r.damaged = err != nil
+	}
+	clear(r.clumps[n:])
+	if r.f.predictor > 1 && !r.damaged {
+		return r.unpredict()
+	}
+	return nil
+}
+
+// unpredict takes a row of clumps for as many rows of bytes as it has of pixels.
+func (r *clumpRows) unpredict() error {
+	row := r.clumps
+	if len(row)%r.down != 0 || r.f.predictor != 2 {
 		return errors.New("its predictor is not supported for its chroma")
 	}
-	for n := len(row) / down; len(row) > 0; row = row[n:] {
+	for n := len(row) / r.down; len(row) > 0; row = row[n:] {
 		for i := 3; i < n; i++ {
 			row[i] += row[i-3]
 		}
@@ -128,29 +143,27 @@ func (f *tiffFile) unpredictClumps(row []byte, down int) error {
 	return nil
 }
 
-// clumps places a row of clumps at x, y: w×h pixels of it.
-func (c *ycbcr) clumps(p *RGB, row []byte, x, y, w, h int) {
-	size := c.across * c.down
-	for dy := range h {
-		out := p.Row(y + dy)[3*x:][:3*w]
-		for at, px := 0, 0; px < w; at += size + 2 {
-			cb, cr := row[at+size], row[at+size+1]
-			for _, l := range row[at+dy*c.across:][:min(c.across, w-px)] {
-				c.put(out[3*px:], l, cb, cr)
-				px++
-			}
-		}
+func (r *clumpRows) Close() error {
+	if c, ok := r.r.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// unpack converts samples that lie side by side.
+func (c *ycbcr) unpack(out, row []byte, n int) {
+	for i := 0; i < 3*n; i += 3 {
+		c.put(out[i:i+3], row[i], row[i+1], row[i+2])
 	}
 }
 
-// planes converts the planes of a JPEG, whose own steps count.
-func (c *ycbcr) planes(ctx context.Context, m *jpeg.Image) (*RGB, error) {
-	p := scratchRGB(m.Width, m.Height)
-	err := eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
+// planes converts rows from top on of the planes of a JPEG, whose own steps count.
+func (c *ycbcr) planes(ctx context.Context, m *jpeg.Image, p *RGB, top int) error {
+	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		for y := lo; y < hi; y++ {
 			var rows [3][]uint8
 			for i := range rows {
-				rows[i] = m.Planes[i].Pix[y/m.Planes[i].StepY*m.Planes[i].Stride:]
+				rows[i] = m.Planes[i].Pix[(top+y)/m.Planes[i].StepY*m.Planes[i].Stride:]
 			}
 			out := p.Row(y)
 			for x := range p.W {
@@ -158,40 +171,4 @@ func (c *ycbcr) planes(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 			}
 		}
 	})
-	return p, err
-}
-
-// decodeYCbCrPlanes reads lumas and both chromas from planes of full size.
-func (f *tiffFile) decodeYCbCrPlanes(ctx context.Context, p *RGB) error {
-	c, err := f.newYCbCr()
-	if err != nil {
-		return err
-	}
-	if c.across != 1 || c.down != 1 {
-		return errors.New("planes of YCbCr with reduced chroma are not supported")
-	}
-	if err := f.gather(ctx, p); err != nil {
-		return err
-	}
-	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
-		for i := 3 * p.W * lo; i < 3*p.W*hi; i += 3 {
-			c.put(p.Pix[i:i+3], p.Pix[i], p.Pix[i+1], p.Pix[i+2])
-		}
-	})
-}
-
-// gather places the samples of three planes of 8 bits side by side.
-func (f *tiffFile) gather(ctx context.Context, p *RGB) error {
-	for plane := range 3 {
-		err := f.eachRow(ctx, plane, 1, func(x, y, n int, row []byte) {
-			out := p.Row(y)[3*x+plane:]
-			for i := range n {
-				out[3*i] = row[i]
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -233,7 +233,7 @@ func TestRefuses(t *testing.T) {
 		"conditioning":       {[]byte("\xff\xd8\xff\xcc\x00\x04\x20\x00"), "bad DAC table"},
 		"12 bits":            {with(markerSOF0, 4, 12), "samples of 12 bits"},
 		"no height":          {with(markerSOF0, 5, 0, 0), "×0 pixels"},
-		"2 components":       {with(markerSOF0, 9, 2), "2 components"},
+		"5 components":       {with(markerSOF0, 9, 5), "5 components"},
 		"factor 0":           {with(markerSOF0, 11, 0x10), "sampling factors 1×0"},
 		"factor 5":           {with(markerSOF0, 11, 0x51), "sampling factors 5×1"},
 		"quantisation table": {with(markerSOF0, 12, 4), "quantisation table 4"},
