@@ -146,9 +146,12 @@ func (f *tiffFile) jpegSamples(ctx context.Context, m *jpeg.Image, yield func(*R
 		m.Model = jpeg.RGB
 	case f.photometric == photoCMYK:
 		m.Model = jpeg.CMYK
-		for _, plane := range m.Planes { // inks are 255 here, where Adobe's JPEG files have 0
-			for i, v := range plane.Pix {
-				plane.Pix[i] = 255 - v
+		for i := range m.Planes { // inks are 255 here, where Adobe's JPEG files have 0
+			for y := range m.Planes[i].Height {
+				row := m.Planes[i].Row(y)
+				for x, v := range row {
+					row[x] = 255 - v
+				}
 			}
 		}
 	}

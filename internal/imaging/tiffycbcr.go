@@ -163,7 +163,7 @@ func (c *ycbcr) planes(ctx context.Context, m *jpeg.Image, p *RGB, top int) erro
 		for y := lo; y < hi; y++ {
 			var rows [3][]uint8
 			for i := range rows {
-				rows[i] = m.Planes[i].Pix[(top+y)/m.Planes[i].StepY*m.Planes[i].Stride:]
+				rows[i] = m.Planes[i].Row((top + y) / m.Planes[i].StepY)
 			}
 			out := p.Row(y)
 			for x := range p.W {
