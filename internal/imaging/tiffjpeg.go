@@ -19,7 +19,7 @@ func (f *tiffFile) imageStrips(ctx context.Context, yield func(*RGB) error) erro
 	case f.compression == tiffWebP && f.photometric != photoRGB:
 		return fmt.Errorf("WebP of photometric %d is not supported, want RGB", f.photometric)
 	}
-	b := &tiffBand{p: scratchRGB(f.w, f.bandHeight()), yield: yield, h: f.h}
+	b := &rowBand{p: scratchRGB(f.w, f.bandHeight()), h: f.h, yield: yield}
 	defer Release(b.p)
 	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
 		x, y := i%f.across*f.cw, i/f.across*f.ch
@@ -29,7 +29,7 @@ func (f *tiffFile) imageStrips(ctx context.Context, yield func(*RGB) error) erro
 				return fmt.Errorf("a strip or tile %d wide where it should be %d", strip.W, w)
 			}
 			for r := 0; r < strip.H && y < end; r++ {
-				copy(b.p.Row(y - b.top)[3*x:], strip.Row(r)[:3*w])
+				copy(b.row(y)[3*x:], strip.Row(r)[:3*w])
 				y++
 				if f.across > 1 {
 					continue

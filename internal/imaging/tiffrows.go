@@ -11,7 +11,7 @@ func (f *tiffFile) bandHeight() int {
 	if f.across > 1 {
 		return min(f.ch, f.h)
 	}
-	return min(f.h, max(1, stripBytes/(3*f.w)))
+	return stripRows(f.w, f.h)
 }
 
 // tiffRows gives the rows of a strip or tile, one after the other. A row has n pixels.
@@ -32,7 +32,7 @@ func (f *tiffFile) strips(ctx context.Context, yield func(*RGB) error) error {
 	if err != nil {
 		return err
 	}
-	b := &tiffBand{p: scratchRGB(f.w, f.bandHeight()), yield: yield, h: f.h}
+	b := &rowBand{p: scratchRGB(f.w, f.bandHeight()), h: f.h, yield: yield}
 	defer Release(b.p)
 	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
 		x, y := i%f.across*f.cw, i/f.across*f.ch
@@ -45,7 +45,7 @@ func (f *tiffFile) strips(ctx context.Context, yield func(*RGB) error) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if err := rows.row(b.p.Row(y + j - b.top)[3*x:][:3*n], n); err != nil {
+			if err := rows.row(b.row(y + j)[3*x:][:3*n], n); err != nil {
 				return err
 			}
 			if f.across > 1 {
@@ -63,45 +63,6 @@ func (f *tiffFile) strips(ctx context.Context, yield func(*RGB) error) error {
 		}
 	}
 	return nil
-}
-
-// tiffBand collects rows from top on.
-type tiffBand struct {
-	p      *RGB
-	top, h int
-	yield  func(*RGB) error
-}
-
-// full gives the band away where the rows before y fill it or are the image's last.
-func (b *tiffBand) full(y int) error {
-	if y-b.top < b.p.H && y < b.h {
-		return nil
-	}
-	strip := &RGB{Pix: b.p.Pix[:3*b.p.W*(y-b.top)], W: b.p.W, H: y - b.top}
-	b.top = y
-	return b.yield(strip)
-}
-
-// gather decodes an image from its strips.
-func (s *source) gather(ctx context.Context) (*RGB, error) {
-	p := scratchRGB(s.w, s.h)
-	y := 0
-	err := s.strips(ctx, func(strip *RGB) error {
-		if strip.H > s.h-y {
-			return errPanic
-		}
-		copy(p.Pix[3*s.w*y:], strip.Pix)
-		y += strip.H
-		return nil
-	})
-	if err == nil && y != s.h {
-		err = errPanic
-	}
-	if err != nil {
-		Release(p)
-		return nil, err
-	}
-	return p, nil
 }
 
 // opener gives what opens a strip or tile by its number.
