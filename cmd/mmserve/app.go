@@ -20,6 +20,8 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
+	"github.com/mmserve/mmserve/model/verify"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/vision"
@@ -58,7 +60,7 @@ type modelFlags struct {
 // app is a model that runs: its sessions, its engine, and what the server needs of it.
 type app struct {
 	model   *model.Model
-	text    *model.Text
+	text    *model.Processor
 	tower   vision.Tower
 	encoder *vision.Encoder
 	runner  decoder.Runner
@@ -92,7 +94,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	case f.LoadFormat == "dummy" && f.ONNXDType != "":
 		return nil, errors.New("--onnx-dtype: --load-format dummy runs no ready-made graphs")
 	case f.LoadFormat == "dummy":
-		a.model, err = model.OpenDummy(f.Model)
+		a.model, err = synth.OpenDummy(f.Model)
 	default:
 		a.model, err = openModel(f.Model, f.ONNXDType)
 	}
@@ -115,7 +117,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	a.model.Remember(digest.Store(cacheDir(f.CacheDir)))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
 	text.Go(func() (err error) {
-		a.text, err = a.model.OpenText()
+		a.text, err = a.model.OpenProcessor()
 		return err
 	})
 	defer text.Wait()
@@ -269,10 +271,10 @@ func (a *app) warmUp(chunk int) error {
 func (a *app) selfTest(p graph.Precision, log *slog.Logger) error {
 	started := time.Now()
 	cases, computed, missed := 0, 0, 0
-	var first model.Case
-	found, err := a.model.SelfTest(a.text, a.tower, a.runner, p, func(c model.Case) {
+	var first verify.Case
+	found, err := verify.SelfTest(a.model, a.text, a.tower, a.runner, p, func(c verify.Case) {
 		cases++
-		if slices.ContainsFunc(c.Checks, func(k model.Check) bool { return k.Name == "generated_ids" }) {
+		if slices.ContainsFunc(c.Checks, func(k verify.Check) bool { return k.Name == "generated_ids" }) {
 			computed++
 		}
 		if !c.OK() {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
+	"github.com/mmserve/mmserve/model/verify"
 )
 
 type modelCmd struct {
@@ -30,7 +32,7 @@ type initCmd struct {
 }
 
 func (i initCmd) Run(out io.Writer) error {
-	if err := model.Init(i.Config, i.Out, model.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+	if err := synth.Init(i.Config, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
 		return err
 	}
 	m, err := model.Open(i.Out)
@@ -53,7 +55,7 @@ func (i inspectCmd) Run(out io.Writer) error {
 		return err
 	}
 	defer m.Close()
-	text, err := m.OpenText()
+	text, err := m.OpenProcessor()
 	if err != nil {
 		return err
 	}
@@ -148,7 +150,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	}
 	tolerance := v.Tolerance
 	if v.Gold == "" {
-		tolerance = model.DriftTolerance(p)
+		tolerance = verify.DriftTolerance(p)
 	}
 	where, err := v.open()
 	if err != nil {
@@ -157,7 +159,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if where.vision.Name() != where.decoder.Name() {
 		return errors.New("--vision-provider: both stages are verified on one provider")
 	}
-	ver, err := model.NewVerifier(m, tolerance, p, v.options(where.decoder, 0, nil))
+	ver, err := verify.New(m, tolerance, p, v.options(where.decoder, 0, nil))
 	if err != nil {
 		return err
 	}
@@ -187,7 +189,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		fmt.Fprintf(out, "recorded %d cases\n", n)
 	}
 	cases, missed := 0, 0
-	report := func(k model.Case) {
+	report := func(k verify.Case) {
 		cases++
 		if !k.OK() {
 			missed++
@@ -215,13 +217,13 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 }
 
 // images are those to record cases with.
-func (v verifyCmd) samples() (list []model.SampleImage, err error) {
+func (v verifyCmd) samples() (list []verify.SampleImage, err error) {
 	for _, name := range v.Image {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.SampleImage{Name: name, Data: data})
+		list = append(list, verify.SampleImage{Name: name, Data: data})
 	}
 	if len(list) > 0 {
 		return list, nil
@@ -231,12 +233,12 @@ func (v verifyCmd) samples() (list []model.SampleImage, err error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.SampleImage{Data: data})
+		list = append(list, verify.SampleImage{Data: data})
 	}
 	return list, nil
 }
 
-func caseText(k model.Case) string {
+func caseText(k verify.Case) string {
 	if k.Err != nil {
 		return fmt.Sprintf("MISS %s: %v", k.ID, k.Err)
 	}

@@ -26,7 +26,7 @@ func openPaced(f modelFlags, steps func(batching.Step), log *slog.Logger) (*app,
 	if a.model, err = model.Open(f.Model); err != nil {
 		return nil, err
 	}
-	if a.text, err = a.model.OpenText(); err != nil {
+	if a.text, err = a.model.OpenProcessor(); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
 	slots := f.Slots
