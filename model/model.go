@@ -18,13 +18,11 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
-	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -118,16 +116,8 @@ type Runner interface {
 
 // Text is the part of a model that turns messages into ids and images into tiles.
 type Text struct {
-	Tokenizer *tokenizer.Tokenizer
-	// Template is nil for a model without a chat template: it completes raw prompts only.
-	Template *chat.Template
-	// Guarded are the texts that a user's words must never form: special tokens and the image placeholder.
-	Guarded []string
-	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor. A prompt that its template
-	// starts with BOS, where that is not empty, has got them. (transformers, ProcessorMixin.apply_chat_template)
-	AddSpecial   bool
-	BOS          string
-	Preprocessor vision.Preprocessor
+	// Prompter has the limits of images that are the defaults.
+	fusion.Prompter
 	// EOS are the ids that end an answer.
 	EOS []int32
 	// Defaults is how generation_config.json wants tokens picked; its Seed is not used.

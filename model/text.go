@@ -45,7 +45,7 @@ func (m *Model) openText() (*Text, error) {
 	if raw, err = withAdded(raw, added); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	t := &Text{AddSpecial: m.Layout.Frame == nil}
+	t := &Text{Prompter: fusion.Prompter{AddSpecial: m.Layout.Frame == nil, Layout: m.Layout, Limits: vision.DefaultLimits()}}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}

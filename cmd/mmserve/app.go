@@ -197,7 +197,6 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 
 // start runs the engine over r, and says what the server needs.
 func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error), f modelFlags, kvTokens int, steps func(batching.Step)) error {
-	pre := a.text.Preprocessor
 	digest, err := a.model.Digest()
 	if err != nil {
 		return err
@@ -211,15 +210,12 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
-	limits := f.imageLimits()
+	prompter := a.text.Prompter
+	prompter.Limits = f.imageLimits()
 	a.server = serving.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
-		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
-		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
-		Prepare: func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
-			return pre.Prepare(ctx, data, limits, d.Split())
-		},
+		Prompter: &prompter, Hidden: a.model.Decoder.Hidden,
 		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),
