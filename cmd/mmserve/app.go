@@ -58,9 +58,9 @@ type modelFlags struct {
 type app struct {
 	model   *model.Model
 	text    *model.Text
-	tower   *vision.Tower
+	tower   vision.Tower
 	encoder *vision.Encoder
-	runner  model.Runner
+	runner  decoder.Runner
 	engine  *batching.Engine
 	server  serving.Model
 
@@ -187,7 +187,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
 		}
 	}
-	if x, ok := a.runner.(*decoder.Exported); ok && !x.Together() && kv.slots > 1 {
+	if x, ok := a.runner.(*decoder.ExportRunner); ok && !x.Together() && kv.slots > 1 {
 		log.Warn("rows of this decoder's graph cannot share a run: each has one of its own, which takes longer")
 	}
 	log.Info("model ready", "model", a.model.Name, "family", a.model.Type, "path", a.model.Path(), "precision", precisionText(a.model, in.decoder), "vision_precision", precisionText(a.model, in.vision), "provider", where.decoder.String(), "vision_provider", where.vision.String(),
@@ -251,7 +251,7 @@ func (a *app) warmUp(chunk int) error {
 	if err := a.tower.WarmUp(); err != nil {
 		return err
 	}
-	if r, ok := a.runner.(*decoder.Resident); ok {
+	if r, ok := a.runner.(*decoder.DeviceRunner); ok {
 		return r.WarmUp(chunk)
 	}
 	row := a.model.ShortestRow()
