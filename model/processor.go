@@ -21,16 +21,8 @@ import (
 
 // Processor is the part of a model that turns messages into ids and images into tiles.
 type Processor struct {
-	Tokenizer *tokenizer.Tokenizer
-	// Template is nil for a model without a chat template: it completes raw prompts only.
-	Template *chat.Template
-	// Guarded are the texts that a user's words must never form: special tokens and the image placeholder.
-	Guarded []string
-	// AddSpecial tells whether encoding adds the tokens of the tokenizer's post-processor. A prompt that its template
-	// starts with BOS, where that is not empty, has got them. (transformers, ProcessorMixin.apply_chat_template)
-	AddSpecial   bool
-	BOS          string
-	Preprocessor vision.Preprocessor
+	// Prompter has the limits of images that are the defaults.
+	fusion.Prompter
 	// EOS are the ids that end an answer.
 	EOS []int32
 	// Defaults is how generation_config.json wants tokens picked; its Seed is not used.
@@ -70,7 +62,7 @@ func (m *Model) openText() (*Processor, error) {
 	if raw, err = withAdded(raw, added); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	t := &Processor{AddSpecial: m.Layout.Frame == nil}
+	t := &Processor{Prompter: fusion.Prompter{AddSpecial: m.Layout.Frame == nil, Layout: m.Layout, Limits: vision.DefaultLimits()}}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}

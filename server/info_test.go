@@ -7,10 +7,11 @@ import (
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // sessions are those of a model on a device whose decoder has fallen back in part.
-var sessions = []server.Session{
+var sessions = []serving.Session{
 	{Graph: "vision", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 81}},
 	{Graph: "decoder", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]int{"Det": 2, "Softmax": 1}},
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -51,7 +52,7 @@ type observed struct {
 type snapshot struct {
 	batching.Stats
 	encoder vision.EncoderStats
-	device  DeviceStats
+	device  serving.DeviceStats
 	kvBytes int64 // a position's
 
 	inflight, evicted, connections int64
@@ -213,7 +214,7 @@ type point struct {
 }
 
 // placement counts the nodes of the model's graphs by where they run, and those that fell back to the processor.
-func (m *Model) placement() (nodes, fallbacks []point) {
+func placement(m *serving.Model) (nodes, fallbacks []point) {
 	for _, at := range m.Sessions {
 		graph := keyGraph.String(at.Graph)
 		for place, n := range at.Nodes {
@@ -245,7 +246,7 @@ func (t *Telemetry) watch(s *Server) {
 	info := func(name, description string, attrs ...attribute.KeyValue) {
 		constant(name, "", description, point{1, attribute.NewSet(attrs...)})
 	}
-	nodes, fallbacks := s.model.placement()
+	nodes, fallbacks := placement(&s.model)
 	constant(metricSessionNodes, "{node}", "Nodes of a graph by the execution provider that runs them.", nodes...)
 	constant(metricFallbackNodes, "{node}", "Nodes of a graph that the processor runs for want of a kernel.", fallbacks...)
 	info(metricModelInfo, "Always 1; the labels say which model is served.", keyModel.String(s.model.Name), keyDigest.String(s.model.Digest))

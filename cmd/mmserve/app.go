@@ -22,8 +22,7 @@ import (
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/model/verify"
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 	"golang.org/x/sync/errgroup"
 )
@@ -65,7 +64,7 @@ type app struct {
 	encoder *vision.Encoder
 	runner  decoder.Runner
 	engine  *batching.Engine
-	server  server.Model
+	server  serving.Model
 
 	stop    context.CancelFunc
 	stopped chan error
@@ -175,9 +174,9 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	}
 	a.server.EncoderStats = a.encoder.Stats
 	if device {
-		a.server.DeviceStats = func() server.DeviceStats {
+		a.server.DeviceStats = func() serving.DeviceStats {
 			s := ort.AllDevices()
-			return server.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
+			return serving.DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
 		}
 		if in.decoder == graph.FP16 {
 			a.server.KVBytesPerToken /= 2
@@ -185,7 +184,7 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 	}
 	a.server.ProviderReason = where.why
 	for _, at := range sessions {
-		a.server.Sessions = append(a.server.Sessions, server.Session(at))
+		a.server.Sessions = append(a.server.Sessions, serving.Session(at))
 		if len(at.Fallbacks) > 0 {
 			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
 		}
@@ -200,7 +199,6 @@ func openApp(ortLib string, f modelFlags, steps func(batching.Step), log *slog.L
 
 // start runs the engine over r, and says what the server needs.
 func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error), f modelFlags, kvTokens int, steps func(batching.Step)) error {
-	pre := a.text.Preprocessor
 	digest, err := a.model.Digest()
 	if err != nil {
 		return err
@@ -214,15 +212,12 @@ func (a *app) start(r batching.Runner, encode func(context.Context, *vision.Imag
 	a.stop, a.stopped = cancel, make(chan error, 1)
 	go func() { a.stopped <- a.engine.Run(ctx) }()
 
-	limits := f.imageLimits()
-	a.server = server.Model{
+	prompter := a.text.Prompter
+	prompter.Limits = f.imageLimits()
+	a.server = serving.Model{
 		Name: a.model.Name, Digest: hex.EncodeToString(digest),
 		MaxLen: r.Capacity().MaxLen, Vocab: a.model.Decoder.Vocab, EOS: a.text.EOS,
-		Tokenizer: a.text.Tokenizer, AddSpecial: a.text.AddSpecial, BOS: a.text.BOS, Template: a.text.Template, Guarded: a.text.Guarded,
-		Layout: a.model.Layout, Hidden: a.model.Decoder.Hidden,
-		Prepare: func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
-			return pre.Prepare(ctx, data, limits, d != pb.Detail_DETAIL_LOW)
-		},
+		Prompter: &prompter, Hidden: a.model.Decoder.Hidden,
 		Encode: encode, KVBytesPerToken: a.model.KVBytesPerToken(),
 		Defaults: a.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(a.text.Tokenizer, a.text.EOS) }),

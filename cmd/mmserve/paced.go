@@ -39,11 +39,7 @@ func openPaced(f modelFlags, steps func(batching.Step), log *slog.Logger) (*app,
 	layout := a.model.Layout
 	runner := paced{decodertest.NewPaced(decodertest.NewHash(slots, maxLen, a.model.Decoder.Vocab), token, step), words}
 	err = a.start(runner, func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
-		patches := img.Grid.Tiles() * layout.PatchTokens
-		if layout.ImageTokens != nil {
-			patches = layout.ImageTokens(img.Grid)
-		}
-		return make([]float32, patches*a.model.Decoder.Hidden), false, nil
+		return make([]float32, layout.Patches(img.Grid)*a.model.Decoder.Hidden), false, nil
 	}, f, 0, steps)
 	if err != nil {
 		return nil, errors.Join(err, a.close())

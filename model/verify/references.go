@@ -247,7 +247,7 @@ func (v *Verifier) record(text *model.Processor, files fs.FS, g *goldCase) (keep
 	if err != nil {
 		return false, err
 	}
-	g.PromptText, g.PromptIDs, g.Generated = plainText(p.prompt), p.input.IDs, []int32{}
+	g.PromptText, g.PromptIDs, g.Generated = p.prompt.Text(), p.input.IDs, []int32{}
 	if len(p.pixels) > 0 {
 		g.PixelSHA, g.PixelMean, g.PixelStd = pixelSummary(p.pixels)
 	}

@@ -283,7 +283,7 @@ func (v *Verifier) conversation(text *model.Processor, files fs.FS, g goldCase) 
 	if err != nil {
 		return nil, err
 	}
-	checks := []Check{sameText(p.prompt, g.PromptText), sameIDs("prompt_ids", p.input.IDs, g.PromptIDs)}
+	checks := []Check{sameText(p.prompt.Text(), g.PromptText), sameIDs("prompt_ids", p.input.IDs, g.PromptIDs)}
 	if len(p.pixels) > 0 {
 		checks = append(checks, samePixels(p.pixels, g))
 	}
@@ -329,65 +329,50 @@ func (v *Verifier) conversation(text *model.Processor, files fs.FS, g goldCase) 
 
 // prepared is a case on its way into the decoder.
 type prepared struct {
-	prompt chat.Prompt
+	prompt fusion.Rendered
 	input  fusion.Input
 	images []*vision.Image
 	pixels []float32 // normalised, of all images
 }
 
+// prepare makes a case's input as serving makes that of a request.
 func (v *Verifier) prepare(text *model.Processor, files fs.FS, g goldCase) (p prepared, err error) {
-	special := text.AddSpecial
-	switch {
-	case len(g.Prompt) > 0:
-		p.prompt, err = chat.Raw(parts(g.Prompt), v.model.Layout.Placeholder, text.Guarded)
-	case text.Template == nil:
-		err = errors.New("the model has no chat template")
-	default:
-		var msgs []chat.Message
-		for _, m := range g.Messages {
-			msgs = append(msgs, chat.Message{Role: m.Role, Parts: parts(m.Content)})
+	prompt := fusion.Prompt{Raw: parts(g.Prompt)}
+	if len(g.Prompt) == 0 {
+		prompt.Messages = make([]chat.Message, len(g.Messages))
+		for i, m := range g.Messages {
+			prompt.Messages[i] = chat.Message{Role: m.Role, Parts: parts(m.Content)}
 		}
-		p.prompt, err = text.Template.Render(msgs)
-		special = special && (text.BOS == "" || !strings.HasPrefix(p.prompt.Text, text.BOS))
 	}
-	if err != nil {
+	detail := vision.DetailAuto
+	if g.Detail == "low" {
+		detail = vision.DetailLow
+	}
+	ctx := context.Background()
+	if p.prompt, err = text.Render(ctx, prompt); err != nil {
 		return p, err
 	}
-	var images []*vision.Image
-	var grids []vision.Grid
 	for _, name := range g.Images {
 		data, err := readImage(files, name)
 		if err != nil {
 			return p, err
 		}
-		split := g.Detail != "low" && (len(g.Images) == 1 || !v.model.Layout.SplitAlone)
-		img, err := text.Preprocessor.Prepare(context.Background(), data, vision.DefaultLimits(), split)
+		img, err := text.PrepareImage(ctx, data, detail, len(g.Images))
 		if err != nil {
 			return p, fmt.Errorf("%.100s: %w", name, err)
 		}
-		images, grids = append(images, img), append(grids, img.Grid)
+		p.images = append(p.images, img)
 	}
-	expanded, err := v.model.Layout.ExpandPrompt(p.prompt.Text, grids)
-	if err != nil {
+	if p.input, err = text.Input(p.prompt, p.images); err != nil {
 		return p, err
 	}
-	ids, err := text.Tokenizer.EncodeGuarded(expanded, p.prompt.Guard, special)
-	if err != nil {
-		return p, err
-	}
-	if p.input = (fusion.Input{IDs: ids}); len(images) > 0 {
-		if p.input, err = v.model.Layout.Locate(ids, images); err != nil {
-			return p, err
-		}
-	}
-	for _, img := range images {
+	for _, img := range p.images {
 		values, err := v.normalized(img, text.Preprocessor.Normalize)
 		if err != nil {
 			return p, err
 		}
 		p.pixels = append(p.pixels, values...)
 	}
-	p.images = images
 	return p, nil
 }
 
@@ -449,18 +434,9 @@ func pixelSummary(values []float32) (sha string, mean, std float64) {
 	return hex.EncodeToString(h.Sum(nil)), mean, math.Sqrt(square/n - mean*mean)
 }
 
-// sameText compares a prompt without its guards.
-func sameText(got chat.Prompt, want string) Check {
-	if plainText(got) != want {
+func sameText(got, want string) Check {
+	if got != want {
 		return Check{Name: "prompt_text", Exact: true}
 	}
 	return Check{Name: "prompt_text", Value: 1, Exact: true, OK: true}
-}
-
-// plainText is a prompt without its guards.
-func plainText(p chat.Prompt) string {
-	if p.Guard == 0 {
-		return p.Text
-	}
-	return strings.ReplaceAll(p.Text, string(p.Guard), "")
 }
