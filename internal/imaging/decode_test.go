@@ -453,7 +453,9 @@ func photo(b *testing.B, w, h int) []byte {
 	if err != nil {
 		b.Fatal(err)
 	}
-	p, err = Filters[3].Resize(b.Context(), p, w, h)
+	if p, err = Filters[3].Resize(b.Context(), p, w, h); err != nil {
+		b.Fatal(err)
+	}
 	m := image.NewRGBA(image.Rect(0, 0, w, h))
 	for i := range w * h {
 		m.Pix[4*i], m.Pix[4*i+1], m.Pix[4*i+2], m.Pix[4*i+3] = p.Pix[3*i], p.Pix[3*i+1], p.Pix[3*i+2], 255
