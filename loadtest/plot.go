@@ -103,7 +103,8 @@ func (p *plot) drawAxes(b *strings.Builder, at place, xTicks, yTicks []float64) 
 	}
 	for _, x := range xTicks {
 		px, _ := at(x, 0)
-		fmt.Fprintf(b, `<path class="grid" d="M%.1f %dv4"/><text class="tick" x="%.1f" y="%d" text-anchor="middle">%s</text>`, px, plotHeight-plotBottom, px, plotHeight-plotBottom+16, number(x))
+		fmt.Fprintf(b, `<path class="grid" d="M%.1f %dv4"/><text class="tick" x="%.1f" y="%d" text-anchor="middle">%s</text>`,
+			px, plotHeight-plotBottom, px, plotHeight-plotBottom+16, number(x))
 	}
 	fmt.Fprintf(b, `<path class="axis" d="M%d %dv%dh%d"/>`, plotLeft, plotTop, plotInnerHeight, plotInnerWidth)
 	fmt.Fprintf(b, `<text class="label" x="%d" y="%d" text-anchor="end">%s</text>`, plotWidth-plotRight, plotHeight-6, html.EscapeString(p.x))

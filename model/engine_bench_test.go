@@ -138,7 +138,7 @@ func BenchmarkSecondTurn(b *testing.B) {
 
 // BenchmarkOutsideRun is the part of a decode step of 8 rows that is not spent within ONNX Runtime.
 func BenchmarkOutsideRun(b *testing.B) {
-	run, ok := openBenchDecoder(b, 8).(*decoder.Runner)
+	run, ok := openBenchDecoder(b, 8).(*decoder.HostRunner)
 	if !ok {
 		b.Skip("the folder's graphs are run as they are")
 	}

@@ -30,7 +30,7 @@ func TestEngineEqualsAlone(t *testing.T) {
 	}
 }
 
-func engineEqualsAlone(t *testing.T, p graph.Precision, alone Runner) {
+func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 	const requests = 24
 	rng := rand.New(rand.NewPCG(7, 8))
 	list := make([]batching.Request, requests)

@@ -68,7 +68,7 @@ func suffixOf(dtype string) string {
 
 // exportFamilies are the model types of which exports are read, with what differs from the checkpoint's Spec.
 var exportFamilies = map[string]exportFamily{
-	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: wholeImages},
+	"idefics3": {}, "smolvlm": {}, "llava": {}, "llava_onevision": {adapt: separateImages},
 	"paligemma":              {first: 1},
 	"vision-encoder-decoder": {sessions: []string{encoderGraph, decoderGraph}},
 }
@@ -113,18 +113,6 @@ func readExportSpec(config []byte) (modelType string, s Spec, err error) {
 		f.adapt(&s)
 	}
 	return modelType, s, err
-}
-
-// wholeImages has every image be one tile, and its patches what the graph gives. Exports of LLaVA-OneVision do not
-// put tiles together.
-func wholeImages(s *Spec) {
-	if c, ok := s.Connector.(vision.AnyRes); ok {
-		s.Connector = c.MLP
-	}
-	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
-	s.Layout.Expand = func(vision.Grid) string { return run }
-	s.Layout.ImageTokens = nil
-	s.WholeImages = true
 }
 
 // OpenExport reads a model folder with ready-made ONNX graphs. dtypes chooses among their files: a name such as "q4" for
@@ -393,20 +381,28 @@ func (m *Model) Graphs() []Graph {
 	return list
 }
 
-func (e *export) openTower(s Spec, o ort.Options) (*vision.Tower, error) {
+func (e *export) openTower(s Spec, o ort.Options) (vision.Tower, error) {
 	f := e.graphs[e.family.graphs()[0]].File
 	if s.NativeResolution != nil {
-		return vision.OpenNaViTExport(f, *s.NativeResolution, o)
+		t, err := vision.OpenNativeExport(f, *s.NativeResolution, o)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
 	}
-	return vision.OpenExport(f, s.Tower, s.Connector, o)
+	t, err := vision.OpenExport(f, s.Tower, s.Connector, o)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
-func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.Exported, error) {
+func (e *export) openDecoder(d decoder.Config, o decoder.OpenOptions) (*decoder.ExportRunner, error) {
 	f := decoder.ExportFiles{Embed: e.graphs[embedGraph].File, Decoder: e.graphs[decoderGraph].File}
 	if sessions := e.family.graphs(); sessions[0] != encoderGraph {
 		f.Encoder = e.graphs[encoderGraph].File
 	}
-	return decoder.OpenExported(decoder.ExportConfig{
+	return decoder.OpenExport(decoder.ExportConfig{
 		Vocab: d.Vocab, MaxLen: d.MaxLen, FirstPosition: e.family.first, EncoderStates: d.EncoderStates, Start: e.family.start,
 	}, f, o)
 }

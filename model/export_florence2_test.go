@@ -122,7 +122,7 @@ func TestExportedFlorence2(t *testing.T) {
 		c := d
 		c.EncoderStates = states + len(text)
 		c.MaxLen += len(text)
-		own, err := decoder.Open(c, m.Weights, decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
+		own, err := decoder.OpenHost(c, m.Weights, decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
 		if err != nil {
 			t.Fatal(err)
 		}

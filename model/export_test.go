@@ -233,7 +233,7 @@ func exportPrompts(m *Model) []fusion.Input {
 }
 
 // continuations runs greedy steps of prompts, one after the other and then all in each step.
-func continuations(t *testing.T, r Runner, prompts []fusion.Input, steps int) (alone, together [][]picked) {
+func continuations(t *testing.T, r decoder.Runner, prompts []fusion.Input, steps int) (alone, together [][]picked) {
 	t.Helper()
 	alone, together = make([][]picked, len(prompts)), make([][]picked, len(prompts))
 	next := func(row decoder.Row, tok picked) decoder.Row {
@@ -276,7 +276,7 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 		}
 		defer m.Close()
 		prompts := exportPrompts(m)
-		open := func(t *testing.T, m *Model) Runner {
+		open := func(t *testing.T, m *Model) decoder.Runner {
 			r, err := m.OpenDecoder(decoder.OpenOptions{Slots: len(prompts), Session: ort.Options{Threads: 1}})
 			if err != nil {
 				t.Fatal(err)
@@ -289,7 +289,7 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 			t.Run(name+"/"+variant, func(t *testing.T) {
 				r := open(t, openExported(t, m, o))
 				ragged := !o.ShapePositions
-				if got := r.(*decoder.Exported).Together(); got != ragged {
+				if got := r.(*decoder.ExportRunner).Together(); got != ragged {
 					t.Errorf("rows share a run: %t, want %t", got, ragged)
 				}
 				alone, together := continuations(t, r, prompts, steps)
@@ -323,7 +323,7 @@ func TestExportOfDynamicInt8(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if r.(*decoder.Exported).Together() {
+	if r.(*decoder.ExportRunner).Together() {
 		t.Error("rows share a run")
 	}
 	alone, together := continuations(t, r, prompts, 6)

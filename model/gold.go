@@ -113,7 +113,7 @@ func DriftTolerance(p graph.Precision) float64 {
 // SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl through sessions that are open and idle.
 // Cases that need a longer context than the sessions have are left out. found is false where there is no such file, and for
 // OpenDummy's models.
-func (m *Model) SelfTest(text *Text, tower *vision.Tower, r Runner, p graph.Precision, report func(Case)) (found bool, err error) {
+func (m *Model) SelfTest(text *Text, tower vision.Tower, r decoder.Runner, p graph.Precision, report func(Case)) (found bool, err error) {
 	if m.made != "" {
 		return false, nil
 	}
@@ -253,7 +253,7 @@ func (v *Verifier) record(text *Text, files fs.FS, g *goldCase) (keep bool, err 
 	if len(p.images) > 0 && g.Detail == "" {
 		return p.images[0].Grid.Tiles() > 1, nil
 	}
-	if err := v.attach(p); err != nil {
+	if err := v.attach(text, p); err != nil {
 		return false, err
 	}
 	const most = 16

@@ -4,7 +4,6 @@
 package model
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -107,15 +106,6 @@ type Model struct {
 	digests  digest.Store
 }
 
-// Runner is an opened decoder: what batching runs, and for verification the logits of all positions of a prompt. One
-// goroutine uses it at a time.
-type Runner interface {
-	Capacity() decoder.Capacity
-	Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, error)
-	Logits(in fusion.Input) ([]float32, error)
-	Close() error
-}
-
 // Text is the part of a model that turns messages into ids and images into tiles.
 type Text struct {
 	Tokenizer *tokenizer.Tokenizer
@@ -206,15 +196,19 @@ func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, err
 }
 
 // OpenTower opens the vision tower's session.
-func (m *Model) OpenTower(p graph.Precision, o ort.Options) (*vision.Tower, error) {
+func (m *Model) OpenTower(p graph.Precision, o ort.Options) (vision.Tower, error) {
 	if m.export != nil {
 		return m.export.openTower(m.Spec, o)
 	}
-	return vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
+	t, err := vision.OpenTower(m.Weights, m.Tower, m.Connector, p, o)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // OpenDecoder opens the decoder's sessions and reserves its KV cache.
-func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
+func (m *Model) OpenDecoder(o decoder.OpenOptions) (decoder.Runner, error) {
 	if m.export != nil {
 		r, err := m.export.openDecoder(m.Decoder, o)
 		if err != nil {
@@ -223,13 +217,13 @@ func (m *Model) OpenDecoder(o decoder.OpenOptions) (Runner, error) {
 		return r, nil
 	}
 	if o.Session.Provider.Can().DeviceTensors {
-		r, err := decoder.OpenResident(m.Decoder, m.Weights, o)
+		r, err := decoder.OpenDevice(m.Decoder, m.Weights, o)
 		if err != nil {
 			return nil, err
 		}
 		return r, nil
 	}
-	r, err := decoder.Open(m.Decoder, m.Weights, o)
+	r, err := decoder.OpenHost(m.Decoder, m.Weights, o)
 	if err != nil {
 		return nil, err
 	}

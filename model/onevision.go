@@ -45,12 +45,20 @@ func llavaOneVision(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	connector := vision.AnyRes{MLP: s.Connector.(vision.MLP), MaxTiles: most, Pinpoints: grids}
-	tower := s.Tower
+	tokens := func(g vision.Grid) int { return vision.ImageTokens(connector, s.Tower, g) }
 	s.Connector = connector
 	s.Layout.SplitAlone = true
-	s.Layout.ImageTokens = func(g vision.Grid) int { return connector.PackedTokens(tower, g) }
-	s.Layout.Expand = func(g vision.Grid) string {
-		return strings.Repeat(s.Layout.Placeholder, connector.PackedTokens(tower, g))
-	}
+	s.Layout.ImageTokens = tokens
+	s.Layout.Expand = func(g vision.Grid) string { return strings.Repeat(s.Layout.Placeholder, tokens(g)) }
 	return s, nil
+}
+
+// separateImages has every image be one tile, and its patches what the graph gives: ready-made graphs do not put tiles
+// together.
+func separateImages(s *Spec) {
+	s.Connector = s.Connector.(vision.AnyRes).MLP
+	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
+	s.Layout.Expand = func(vision.Grid) string { return run }
+	s.Layout.ImageTokens = nil
+	s.WholeImages = true
 }

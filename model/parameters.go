@@ -20,11 +20,6 @@ func (s Spec) parameters(w *graph.Weights) error {
 	if _, err := vision.TowerGraph(w, s.Tower, s.Connector, graph.FP32); err != nil {
 		return err
 	}
-	if c, ok := s.Connector.(vision.AnyRes); ok {
-		if _, err := w.Get("image_newline", c.Width()); err != nil {
-			return err
-		}
-	}
 	if _, err := w.Get("text.embed_tokens.weight", s.Decoder.Vocab, s.Decoder.Hidden); err != nil {
 		return err
 	}

@@ -106,16 +106,11 @@ func answer(t *testing.T, m *Model, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	values := make([]float32, len(img.Pixels))
-	n := 3 * img.Size * img.Size
-	for at := 0; at < len(values); at += n {
-		text.Preprocessor.Normalize(values[at:at+n], img.Pixels[at:at+n])
-	}
-	patches, err := v.encode(values)
+	patches, err := vision.Encode(v.tower, img, text.Preprocessor.Normalize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Attach(0, v.tower.Pack(img.Grid, patches), m.Decoder.Hidden); err != nil {
+	if err := in.Attach(0, patches, m.Decoder.Hidden); err != nil {
 		t.Fatal(err)
 	}
 	out, err := v.runner.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}}})

@@ -12,13 +12,13 @@ import (
 )
 
 // openRunner opens the embedded model's decoder.
-func openRunner(t *testing.T, slots int, p graph.Precision) Runner {
+func openRunner(t *testing.T, slots int, p graph.Precision) decoder.Runner {
 	t.Helper()
 	startLibrary(t)
 	return openRunnerOn(t, slots, p, ort.Options{})
 }
 
-func openRunnerOn(t *testing.T, slots int, p graph.Precision, o ort.Options) Runner {
+func openRunnerOn(t *testing.T, slots int, p graph.Precision, o ort.Options) decoder.Runner {
 	t.Helper()
 	m, err := Open("")
 	if err != nil {
@@ -80,7 +80,7 @@ func picks(tokens []decoder.Token) []picked {
 	return list
 }
 
-func run(t *testing.T, r Runner, rows ...decoder.Row) []picked {
+func run(t *testing.T, r decoder.Runner, rows ...decoder.Row) []picked {
 	t.Helper()
 	out, err := r.Run(t.Context(), &decoder.Batch{Rows: rows})
 	if err != nil {
@@ -160,7 +160,7 @@ func TestRefusedBatches(t *testing.T) {
 	}
 }
 
-func refusedBatches(t *testing.T, r Runner) {
+func refusedBatches(t *testing.T, r decoder.Runner) {
 	ids := []int32{9, 9, 9}
 	for want, rows := range map[string][]decoder.Row{
 		"no ids":               {loggedRow(0, 0, nil)},

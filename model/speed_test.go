@@ -61,7 +61,7 @@ func BenchmarkTower(b *testing.B) {
 	}
 	defer tower.Close()
 	for b.Loop() {
-		if _, err := tower.Run(1); err != nil {
+		if err := tower.Run(1); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -165,7 +165,7 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 			case <-stop:
 				return
 			default:
-				if _, err := tower.Run(1); err != nil {
+				if err := tower.Run(1); err != nil {
 					b.Error(err)
 					return
 				}
@@ -188,15 +188,17 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	b.ReportMetric(b.Elapsed().Seconds()*1000/max(float64(tiles), 1), "ms/tile")
 }
 
-func openBenchDecoder(b *testing.B, slots int) Runner {
+func openBenchDecoder(b *testing.B, slots int) decoder.Runner {
 	r, _ := openSlots(b, slots, 0)
 	return r
 }
 
 // openShortDecoder has slots of 512 positions: a device's memory holds many of those.
-func openShortDecoder(b *testing.B, slots int) (Runner, *Model) { return openSlots(b, slots, 512) }
+func openShortDecoder(b *testing.B, slots int) (decoder.Runner, *Model) {
+	return openSlots(b, slots, 512)
+}
 
-func openSlots(b *testing.B, slots, maxLen int) (Runner, *Model) {
+func openSlots(b *testing.B, slots, maxLen int) (decoder.Runner, *Model) {
 	m, p, o := openBench(b)
 	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: slots, MaxLen: maxLen, Precision: p, Session: o})
 	if err != nil {
@@ -215,7 +217,7 @@ func benchIDs(n int) []int32 {
 	return ids
 }
 
-func runBench(b *testing.B, r Runner, rows ...decoder.Row) {
+func runBench(b *testing.B, r decoder.Runner, rows ...decoder.Row) {
 	if _, err := r.Run(b.Context(), &decoder.Batch{Rows: rows}); err != nil {
 		b.Fatal(err)
 	}
@@ -225,7 +227,7 @@ func runBench(b *testing.B, r Runner, rows ...decoder.Row) {
 // on, which take the step before as it is, and of rows whose past has to be gathered.
 func BenchmarkExportDecode(b *testing.B) {
 	m, p, o := openBench(b)
-	open := func(m *Model, p graph.Precision) Runner {
+	open := func(m *Model, p graph.Precision) decoder.Runner {
 		r, err := m.OpenDecoder(decoder.OpenOptions{Slots: 16, MaxLen: 512, Precision: p, Session: o})
 		if err != nil {
 			b.Fatal(err)
@@ -242,7 +244,7 @@ func BenchmarkExportDecode(b *testing.B) {
 	for _, n := range []int{1, 4, 8, 16} {
 		for _, k := range []struct {
 			name string
-			r    Runner
+			r    decoder.Runner
 			step int
 		}{{"checkpoint", own, 1}, {"going on", exported, 1}, {"gathered", exported, 0}} {
 			b.Run(fmt.Sprintf("rows=%d/%s", n, k.name), func(b *testing.B) {

@@ -50,8 +50,8 @@ func (c Case) OK() bool {
 // Verifier runs gold cases through an opened model, outside any engine.
 type Verifier struct {
 	model     *Model
-	tower     *vision.Tower
-	runner    Runner
+	tower     vision.Tower
+	runner    decoder.Runner
 	precision graph.Precision
 	tolerance float64
 }
@@ -130,25 +130,25 @@ func (v *Verifier) tensors(gold *safetensors.Checkpoint) ([]Check, error) {
 	if v.model.NativeResolution != nil {
 		return nil, errors.New("images of any size: supported are gold files of conversations, gold.jsonl")
 	}
-	_, tilePixels, _ := v.tower.Limits()
-	if len(values)%tilePixels != 0 {
-		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tilePixels)
+	tile := 3 * v.model.Tower.ImageSize * v.model.Tower.ImageSize
+	if len(values) == 0 || len(values)%tile != 0 {
+		return nil, fmt.Errorf("pixel_values has shape %v, want tiles of %d values", pixels.Shape, tile)
 	}
-	img := &vision.Image{Grid: vision.Grid{Rows: len(values)/tilePixels - 1, Cols: 1}}
+	img := &vision.Image{Grid: vision.Grid{Rows: len(values)/tile - 1, Cols: 1}, Pixels: make([]uint8, len(values))}
 	if t, ok := gold.Tensor("image_sizes"); ok {
 		size, err := t.Ints()
 		if err != nil || len(size) != 2 {
 			return nil, fmt.Errorf("image_sizes has shape %v, want the height and width of one image", t.Shape)
 		}
-		if c, ok := v.model.Connector.(vision.AnyRes); ok {
-			img.Grid = c.Pinpoints.Grid(int(size[1]), int(size[0]), v.model.Tower.ImageSize)
-		}
+		img.Grid = v.model.Connector.Grid(v.model.Tower, int(size[1]), int(size[0]))
 	}
-	patches, err := v.encode(values)
+	if img.Grid.Tiles()*tile != len(values) {
+		return nil, fmt.Errorf("pixel_values has shape %v, want %d tiles of %d values", pixels.Shape, img.Grid.Tiles(), tile)
+	}
+	patches, err := vision.Encode(v.tower, img, func(dst []float32, _ []uint8) { values = values[copy(dst, values):] })
 	if err != nil {
 		return nil, err
 	}
-	patches = v.tower.Pack(img.Grid, patches)
 	features := "image_features"
 	if v.model.Decoder.EncoderStates > 0 {
 		features = "encoder_last_hidden_state"
@@ -216,23 +216,6 @@ func (v *Verifier) compare(checks []Check, name string, got []float32, get func(
 		}
 	}
 	return append(checks, Check{Name: name, Value: worst, OK: worst <= v.tolerance}), nil
-}
-
-// encode runs normalised tiles through the tower.
-func (v *Verifier) encode(pixels []float32) ([]float32, error) {
-	maxTiles, tilePixels, _ := v.tower.Limits()
-	var patches []float32
-	for len(pixels) > 0 {
-		n := min(maxTiles, len(pixels)/tilePixels)
-		copy(v.tower.Input(), pixels[:n*tilePixels])
-		out, err := v.tower.Run(n)
-		if err != nil {
-			return nil, err
-		}
-		patches = append(patches, out...)
-		pixels = pixels[n*tilePixels:]
-	}
-	return patches, nil
 }
 
 // greedy continues a prompt by n tokens, or up to an id of stop.
@@ -306,7 +289,7 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 	if g.Precision != "" && g.Precision != v.precision || len(g.Top)+len(g.Generated) == 0 {
 		return checks, nil // its numbers are another precision's, or it has none
 	}
-	if err := v.attach(p); err != nil {
+	if err := v.attach(text, p); err != nil {
 		return checks, err
 	}
 	if len(g.Top) > 0 {
@@ -345,11 +328,10 @@ func (v *Verifier) conversation(text *Text, files fs.FS, g goldCase) ([]Check, e
 
 // prepared is a case on its way into the decoder.
 type prepared struct {
-	prompt  chat.Prompt
-	input   fusion.Input
-	images  []*vision.Image
-	patches [][]float32 // of each, nil unless made with its pixels
-	pixels  []float32   // normalised, of all images
+	prompt chat.Prompt
+	input  fusion.Input
+	images []*vision.Image
+	pixels []float32 // normalised, of all images
 }
 
 func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err error) {
@@ -397,9 +379,8 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 			return p, err
 		}
 	}
-	p.patches = make([][]float32, len(images))
-	for i, img := range images {
-		values, err := v.see(text, img, &p.patches[i])
+	for _, img := range images {
+		values, err := v.normalized(img, text.Preprocessor.Normalize)
 		if err != nil {
 			return p, err
 		}
@@ -409,36 +390,28 @@ func (v *Verifier) prepare(text *Text, files fs.FS, g goldCase) (p prepared, err
 	return p, nil
 }
 
-// see gives an image's normalised values. A tower that takes images of any size gives its patches with them.
-func (v *Verifier) see(text *Text, img *vision.Image, patches *[]float32) (values []float32, err error) {
-	if v.model.NativeResolution != nil {
-		*patches, err = v.tower.EncodeImage(img, func(dst []float32, src []uint8) {
-			text.Preprocessor.Normalize(dst, src)
-			values = slices.Clone(dst)
-		})
-		*patches = slices.Clone(*patches)
-		return values, err
+// normalized gives an image's pixel values as its tower takes them, part by part.
+func (v *Verifier) normalized(img *vision.Image, normalize vision.Normalizer) (values []float32, err error) {
+	keep := func(dst []float32, src []uint8) {
+		normalize(dst, src)
+		values = append(values, dst...)
 	}
-	values = make([]float32, len(img.Pixels))
-	_, tilePixels, _ := v.tower.Limits()
-	for at := 0; at < len(values); at += tilePixels {
-		text.Preprocessor.Normalize(values[at:at+tilePixels], img.Pixels[at:at+tilePixels])
+	for i := range v.tower.Parts(img) {
+		if err := v.tower.Load(0, img, i, keep); err != nil {
+			return nil, err
+		}
 	}
 	return values, nil
 }
 
 // attach runs the images through the tower.
-func (v *Verifier) attach(p prepared) (err error) {
-	at := 0
+func (v *Verifier) attach(text *Text, p prepared) error {
 	for i, img := range p.images {
-		patches := p.patches[i]
-		if patches == nil {
-			if patches, err = v.encode(p.pixels[at : at+len(img.Pixels)]); err != nil {
-				return err
-			}
-			at += len(img.Pixels)
+		patches, err := vision.Encode(v.tower, img, text.Preprocessor.Normalize)
+		if err != nil {
+			return err
 		}
-		if err := p.input.Attach(i, v.tower.Pack(img.Grid, patches), v.model.Decoder.Hidden); err != nil {
+		if err := p.input.Attach(i, patches, v.model.Decoder.Hidden); err != nil {
 			return err
 		}
 	}

@@ -148,7 +148,7 @@ func TestWebGPUMoves(t *testing.T) {
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			var got [2][]picked
-			for i, r := range []Runner{cpu, device} {
+			for i, r := range []decoder.Runner{cpu, device} {
 				run(t, r, loggedRow(m.first, 0, a))
 				run(t, r, loggedRow(m.later, 0, b))
 				if m.name == "an exchange of two that are not staged" {
@@ -192,7 +192,7 @@ func TestWebGPUBytes(t *testing.T) {
 	const slots = 4
 	const in, out = 4 + 4 + 8, 4 + 8 // input_ids, seqlens_k, sample_rows; best_logits, best_ids
 	r := openRunnerOn(t, slots, graph.FP32, o)
-	d := r.(*decoder.Resident).Device()
+	d := r.(*decoder.DeviceRunner).Device()
 	vocab := int64(768)
 	for _, context := range []int{10, 400} {
 		for i := range slots {
@@ -308,7 +308,7 @@ func TestWebGPULedger(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := r.(*decoder.Resident).Device()
+		d := r.(*decoder.DeviceRunner).Device()
 		l := m.Ledger(p, slots, maxLen, 64)
 		held := d.Stats().Held
 		if kv := (slots + 1) * l.Slot; held < kv || held > kv+l.Decoder {

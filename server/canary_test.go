@@ -95,7 +95,7 @@ func TestCanary(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Compiler = func() (*constrain.Compiler, error) { return compiler, nil }
-	m.Prepare = func(ctx context.Context, data []byte, _ pb.Detail) (*vision.Image, error) {
+	m.Prepare = func(ctx context.Context, data []byte, _ vision.Detail) (*vision.Image, error) {
 		h, err := imaging.ReadHeader(ctx, data, imaging.Limits{})
 		if err != nil {
 			return nil, err

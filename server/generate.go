@@ -20,12 +20,13 @@ import (
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
 // GenerateStream implements mmserve.v1.MMServe.
 func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
-	return s.generate(stream.Context(), in, stream.Send)
+	return s.route(stream.Context(), in, stream.Send)
 }
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
@@ -33,7 +34,7 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	out := new(pb.GenerateResponse)
 	var texts []strings.Builder
 	completion := uint32(0)
-	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
+	err := s.route(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
 		case *pb.GenerateStreamResponse_Start: // n is known to be within its limit from here on
 			texts = make([]strings.Builder, max(in.GetN(), 1))
@@ -76,6 +77,19 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 // errCut is the cause of a request's end when the server shuts down and cannot wait any longer.
 var errCut = errors.New("cut by shutdown")
 
+// errUnloaded is the cause of a request's end when its model was taken out and cannot wait any longer.
+var errUnloaded = errors.New("cut by unloading")
+
+// route has a request answered by the model that it names.
+func (s *Server) route(ctx context.Context, in *pb.GenerateRequest, send func(*pb.GenerateStreamResponse) error) error {
+	own, release, err := s.forModel(in.GetModel())
+	if err != nil {
+		return err
+	}
+	defer release()
+	return own.generate(ctx, in, send)
+}
+
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 // send is given one start, deltas, a finish for each answer.
@@ -83,6 +97,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.shutdown, func() { end(errCut) })()
+	defer context.AfterFunc(s.deployment.Cutting(), func() { end(errUnloaded) })()
 	ctx, rec := s.newRecord(ctx, in)
 	defer func() { err = rec.close(ctx, recover(), err) }()
 
@@ -215,7 +230,7 @@ func (s *Server) prepare(ctx context.Context, rec *record, parts []imagePart) ([
 	images := make([]*vision.Image, len(parts))
 	for i, p := range parts {
 		if len(parts) > 1 && s.model.Layout.SplitAlone {
-			p.detail = pb.Detail_DETAIL_LOW
+			p.detail = vision.DetailLow
 		}
 		began := time.Now()
 		img, err := s.model.Prepare(ctx, p.data, p.detail)
@@ -336,7 +351,7 @@ func tooLarge(size int) error {
 }
 
 // meanTokenBytes is the mean length of a vocabulary's tokens, in bytes, over some that are spread evenly.
-func meanTokenBytes(m *Model) float64 {
+func meanTokenBytes(m *serving.Model) float64 {
 	const samples = 4096
 	total, n := 0, 0
 	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {

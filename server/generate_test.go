@@ -621,7 +621,7 @@ func TestModelCannot(t *testing.T) {
 func TestPanicIsContained(t *testing.T) {
 	m := tinyVLM(t)
 	prepare, first := m.Prepare, true
-	m.Prepare = func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
+	m.Prepare = func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
 		if first {
 			first = false
 			panic("secret pixels")

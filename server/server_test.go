@@ -33,6 +33,7 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -139,7 +140,7 @@ func endless(slots int) *chain {
 	return c
 }
 
-func tinyVLM(t testing.TB) server.Model {
+func tinyVLM(t testing.TB) serving.Model {
 	t.Helper()
 	read := func(name string) []byte {
 		raw, err := os.ReadFile(filepath.Join(modelDir, name))
@@ -164,7 +165,7 @@ func tinyVLM(t testing.TB) server.Model {
 	}
 	var mu sync.Mutex
 	seen := map[string]bool{}
-	return server.Model{
+	return serving.Model{
 		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
 		Tokenizer: tok, Template: template, Guarded: guarded, Hidden: hidden,
 		Layout: fusion.Layout{
@@ -173,7 +174,7 @@ func tinyVLM(t testing.TB) server.Model {
 				return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
 			},
 		},
-		Prepare: func(_ context.Context, data []byte, detail pb.Detail) (*vision.Image, error) {
+		Prepare: func(_ context.Context, data []byte, detail vision.Detail) (*vision.Image, error) {
 			c, err := png.DecodeConfig(bytes.NewReader(data))
 			if err != nil {
 				return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
@@ -210,17 +211,17 @@ type fixture struct {
 }
 
 // start serves model m over runner r until the test ends.
-func start(t testing.TB, m server.Model, r batching.Runner, o server.Options) *fixture {
+func start(t testing.TB, m serving.Model, r batching.Runner, o server.Options) *fixture {
 	t.Helper()
 	var engine batching.Options
 	if o.Telemetry != nil {
-		engine.Observe = o.Telemetry.Step
+		engine.Observe = o.Telemetry.Steps(m.Name)
 	}
 	return serve(t, m, newEngine(t, r, engine), o)
 }
 
 // serve is start over an engine.
-func serve(t testing.TB, m server.Model, e *batching.Engine, o server.Options) *fixture {
+func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) *fixture {
 	t.Helper()
 	f := &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: e}
 	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))

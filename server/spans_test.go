@@ -21,13 +21,14 @@ import (
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
 const caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" // the example of W3C Trace Context
 
 // startTraced is a server whose spans are recorded, with the steps that the interval says.
-func startTraced(t *testing.T, m server.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
+func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
 	t.Helper()
 	rec := tracetest.NewSpanRecorder()
 	tp := sdktrace.NewTracerProvider(append(options, sdktrace.WithSpanProcessor(rec))...)
@@ -94,7 +95,7 @@ func TestSpans(t *testing.T) {
 	g := readGolden(t)
 	m := tinyVLM(t)
 	prepare := m.Prepare
-	m.Prepare = func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
+	m.Prepare = func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
 		img, err := prepare(ctx, data, d)
 		if err == nil {
 			img.Decoded = time.Now()

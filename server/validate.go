@@ -15,6 +15,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/chat"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Limits that are part of the contract (mmserve.proto), the same on every server.
@@ -63,14 +64,14 @@ type request struct {
 type imagePart struct {
 	field  string
 	data   []byte
-	detail pb.Detail
+	detail vision.Detail
 }
 
 // validate checks everything that can be known without work: no slot is taken and no image looked into. All
 // violations are reported together, up to maxViolations.
 func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	if in.GetModel() != "" && in.GetModel() != s.model.Name {
-		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %q", len(in.GetModel()), s.model.Name)
+		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.GetModel()), quoted(s.models.Names()))
 	}
 	var v violations
 	r := &request{sampling: s.model.Defaults}
@@ -282,6 +283,13 @@ var roles = map[pb.Role]string{
 	pb.Role_ROLE_ASSISTANT: "assistant",
 }
 
+var details = map[pb.Detail]vision.Detail{
+	pb.Detail_DETAIL_UNSPECIFIED: vision.DetailAuto,
+	pb.Detail_DETAIL_AUTO:        vision.DetailAuto,
+	pb.Detail_DETAIL_LOW:         vision.DetailLow,
+	pb.Detail_DETAIL_HIGH:        vision.DetailHigh,
+}
+
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
 func validateParts(v *violations, r *request, field string, in []*pb.Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
@@ -298,11 +306,12 @@ func validateParts(v *violations, r *request, field string, in []*pb.Part) (part
 			if len(content.Image.GetData()) == 0 {
 				v.add(at+".data", "empty; want the bytes of an image file")
 			}
-			if _, ok := pb.Detail_name[int32(content.Image.GetDetail())]; !ok {
+			detail, ok := details[content.Image.GetDetail()]
+			if !ok {
 				v.add(at+".detail", "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
 			}
 			parts = append(parts, chat.Part{Image: true})
-			r.images = append(r.images, imagePart{field: at + ".data", data: content.Image.GetData(), detail: content.Image.GetDetail()})
+			r.images = append(r.images, imagePart{field: at + ".data", data: content.Image.GetData(), detail: detail})
 		default:
 			v.add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
 		}

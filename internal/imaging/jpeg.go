@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/mmserve/mmserve/internal/jpeg"
 )
@@ -53,15 +54,23 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
-// maxEXIF is from how many bytes on no further parts of an EXIF block are joined.
-const maxEXIF = 1 << 20
-
 // maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
 // make the decoder pass over all its blocks thousands of times.
 const maxScans = 100
 
 // maxScanBlocks bounds the blocks that all scans together pass over, beyond what a few scans of any image need.
 const maxScanBlocks = 24 << 20
+
+// joinEXIF adds a segment to an EXIF block. A block that needs one segment alone is not copied.
+func joinEXIF(block, segment []byte) []byte {
+	switch {
+	case block == nil:
+		return slices.Clip(segment) // append copies it
+	case len(block) >= maxMetadata:
+		return block
+	}
+	return append(block, segment[len(exifMark):]...)
+}
 
 func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	var meta metadata
@@ -72,9 +81,8 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 		case marker == markerSOS:
 			scans++
 		case scans > 0 || marker != markerAPP1:
-		case bytes.HasPrefix(b, exifMark) && len(meta.exif) >= maxEXIF: // no camera writes that much
 		case bytes.HasPrefix(b, exifMark):
-			meta.exif = append(meta.exif, b[min(len(exifMark), len(b))*min(1, len(meta.exif)):]...) // the parts of one block
+			meta.exif = joinEXIF(meta.exif, b)
 		case isXMP:
 			meta.xmp = xmp
 		}

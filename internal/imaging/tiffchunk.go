@@ -10,7 +10,6 @@ import (
 	"math/bits"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/image/ccitt"
 	"golang.org/x/image/tiff/lzw"
 
 	"github.com/mmserve/mmserve/internal/jpeg"
@@ -19,11 +18,13 @@ import (
 // Compressions.
 const (
 	tiffNone     = 1
+	tiffFaxRows  = 2
 	tiffFax3     = 3
 	tiffFax4     = 4
 	tiffLZW      = 5
 	tiffJPEG     = 7
 	tiffDeflate  = 8
+	tiffFaxWords = 32771
 	tiffPackBits = 32773
 	tiffDeflate2 = 32946
 	tiffLZMA     = 34925
@@ -32,7 +33,7 @@ const (
 )
 
 var tiffCompressions = map[int]bool{
-	tiffNone: true, tiffFax3: true, tiffFax4: true, tiffLZW: true, tiffJPEG: true, tiffDeflate: true, tiffPackBits: true,
+	tiffNone: true, tiffFaxRows: true, tiffFaxWords: true, tiffFax3: true, tiffFax4: true, tiffLZW: true, tiffJPEG: true, tiffDeflate: true, tiffPackBits: true,
 	tiffDeflate2: true, tiffLZMA: true, tiffZstd: true, tiffWebP: true,
 }
 
@@ -58,7 +59,10 @@ func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error
 	if err != nil {
 		return nil, err
 	}
-	if f.reversed && f.compression != tiffFax3 && f.compression != tiffFax4 {
+	if f.isFax() {
+		return f.fax(ctx, b)
+	}
+	if f.reversed {
 		if f.compression == tiffNone {
 			b = b[:min(int64(len(b)), Bytes(rowBytes, f.ch))]
 		}
@@ -88,29 +92,36 @@ func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error
 		return z.IOReadCloser(), nil
 	case tiffLZMA:
 		return openXZ(b)
-	case tiffFax3, tiffFax4:
-		return f.fax(r)
 	}
 	return r, nil
 }
 
-func (f *tiffFile) fax(r io.Reader) (io.Reader, error) {
+// fax reads rows of bits. libtiff takes white for 0 whatever the file says; what the file says counts afterwards.
+func (f *tiffFile) fax(ctx context.Context, b []byte) (io.Reader, error) {
 	if f.bits != 1 || f.samples != 1 {
 		return nil, errors.New("a fax of more than one bit a pixel")
 	}
 	const twoDimensional = 1
-	if f.compression == tiffFax3 && f.dir.or(tagT4Options, 0)&twoDimensional != 0 {
-		return nil, errors.New("two-dimensional Group 3 is not supported")
+	kind := faxKind{}
+	switch f.compression {
+	case tiffFaxRows:
+		kind = faxKind{flat: true, align: 8}
+	case tiffFaxWords:
+		kind = faxKind{flat: true, align: 16}
+	case tiffFax3:
+		modes := f.dir.or(tagT4Options, 0)&twoDimensional != 0
+		kind = faxKind{ends: true, modes: modes, flat: !modes}
 	}
-	order, kind := ccitt.MSB, ccitt.Group3
-	if f.reversed {
-		order = ccitt.LSB
+	return newFax(ctx, b, f.cw, f.reversed, kind), nil
+}
+
+// isFax tells the compressions that read their bits in the file's order themselves.
+func (f *tiffFile) isFax() bool {
+	switch f.compression {
+	case tiffFaxRows, tiffFaxWords, tiffFax3, tiffFax4:
+		return true
 	}
-	if f.compression == tiffFax4 {
-		kind = ccitt.Group4
-	}
-	// libtiff takes white for 0 whatever the file says; what the file says counts afterwards.
-	return ccitt.NewReader(r, order, kind, f.cw, f.ch, &ccitt.Options{Invert: true}), nil
+	return false
 }
 
 // packBits undoes run lengths.

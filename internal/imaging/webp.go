@@ -20,8 +20,7 @@ func isWebP(data []byte) bool {
 
 // webpChunk is one chunk of a WebP file, or what is left of it.
 type webpChunk struct {
-	id      string
-	payload []byte
+	id, payload []byte
 }
 
 // webpChunks gives the chunks in the order of the file.
@@ -33,7 +32,7 @@ func webpChunks(data []byte) iter.Seq[webpChunk] {
 func webpFrames(data []byte) iter.Seq[webpChunk] {
 	return func(yield func(webpChunk) bool) {
 		for len(data) >= 8 {
-			id, n := string(data[:4]), uint64(binary.LittleEndian.Uint32(data[4:]))
+			id, n := data[:4], uint64(binary.LittleEndian.Uint32(data[4:]))
 			data = data[8:]
 			n = min(n, uint64(len(data)))
 			if !yield(webpChunk{id, data[:n]}) {
@@ -58,7 +57,7 @@ func uint24(b []byte) int { return int(b[0]) | int(b[1])<<8 | int(b[2])<<16 }
 // decodes alpha, which is dropped here, refuses files whose alpha flag lacks its chunk, and all animations.
 func readWebP(data []byte) (m webpImage, err error) {
 	for c := range webpChunks(data) {
-		switch c.id {
+		switch string(c.id) {
 		case "VP8X":
 			if len(c.payload) < 10 {
 				return m, io.ErrUnexpectedEOF
@@ -71,7 +70,7 @@ func readWebP(data []byte) (m webpImage, err error) {
 			m.x, m.y = 2*uint24(c.payload), 2*uint24(c.payload[3:])
 			w, h := 1+uint24(c.payload[6:]), 1+uint24(c.payload[9:])
 			for inner := range webpFrames(c.payload[16:]) {
-				if inner.id == "VP8 " || inner.id == "VP8L" {
+				if id := string(inner.id); id == "VP8 " || id == "VP8L" {
 					if err := m.read(inner); err != nil {
 						return m, err
 					}
@@ -99,7 +98,7 @@ func readWebP(data []byte) (m webpImage, err error) {
 // read reads the header of a chunk of pixels.
 func (m *webpImage) read(c webpChunk) error {
 	m.pixels = c
-	if c.id == "VP8L" {
+	if string(c.id) == "VP8L" {
 		config, err := vp8l.DecodeConfig(bytes.NewReader(c.payload))
 		m.pw, m.ph = config.Width, config.Height
 		return err
@@ -119,9 +118,9 @@ func openWebP(ctx context.Context, data []byte) (*source, error) {
 	var meta metadata
 	for c := range webpChunks(data) {
 		switch {
-		case c.id == "EXIF" && meta.exif == nil:
+		case string(c.id) == "EXIF" && meta.exif == nil:
 			meta.exif = c.payload
-		case c.id == "XMP " && meta.xmp == nil:
+		case string(c.id) == "XMP " && meta.xmp == nil:
 			meta.xmp = c.payload
 		}
 		if ctx.Err() != nil {
@@ -129,7 +128,7 @@ func openWebP(ctx context.Context, data []byte) (*source, error) {
 		}
 	}
 	held := Bytes(9, m.pw, m.ph) // x/image/vp8l makes two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
-	if m.pixels.id == "VP8 " {
+	if string(m.pixels.id) == "VP8 " {
 		held = Bytes(2, m.pw, m.ph)
 	}
 	return &source{
@@ -151,7 +150,7 @@ func (m webpImage) decode(ctx context.Context) (*RGB, error) {
 }
 
 func (m webpImage) decodePixels(ctx context.Context) (*RGB, error) {
-	if m.pixels.id == "VP8L" {
+	if string(m.pixels.id) == "VP8L" {
 		n, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
 		if err != nil {
 			return nil, err

@@ -19,7 +19,7 @@ func TestSizes(t *testing.T) {
 }
 
 // A decoder that the device's graph cannot be built for is refused by what it has.
-func TestResidentGraphRefuses(t *testing.T) {
+func TestDeviceGraphRefuses(t *testing.T) {
 	c := Config{Layers: 1, Hidden: 32, Intermediate: 32, Heads: 2, KVHeads: 2, HeadDim: 16, Vocab: 8, MaxLen: 64, Rope: Rope{Theta: 10000}, Activation: "silu"}
 	for want, change := range map[string]func(*Config){
 		"attn_logit_softcapping":            func(c *Config) { c.Softcap = 50 },
@@ -30,7 +30,7 @@ func TestResidentGraphRefuses(t *testing.T) {
 	} {
 		with := c
 		change(&with)
-		_, err := with.residentGraph(nil, graph.FP32, graph.Target{Device: true})
+		_, err := with.deviceGraph(nil, graph.FP32, graph.Target{Device: true})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want a refusal for %s", err, want)
 		}

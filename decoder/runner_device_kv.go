@@ -12,11 +12,11 @@ import (
 // kvBlock is the number of positions of one head that are copied at a time.
 const kvBlock = 64
 
-// residentKV is a KV cache on a device: one key and one value tensor a layer, [slots, kv heads, length, head dim], of which
+// deviceKV is a KV cache on a device: one key and one value tensor a layer, [slots, kv heads, length, head dim], of which
 // decode steps take the first slots. Providers whose tensors are handles, not addresses, can shape the start of a tensor
 // but no other part. So a prompt runs in a stage, a slot more of its own, and comes to its slot when something else needs
 // the stage or the slot. Copies are made of blocks, [slots · kv heads · length/kvBlock, kvBlock · head dim].
-type residentKV struct {
+type deviceKV struct {
 	slots, kvHeads, length, headDim int
 	session                         *ort.Session // where the memory comes from
 	copies                          *ort.Session
@@ -32,8 +32,8 @@ type residentKV struct {
 // blockLength is the number of positions reserved for a sequence.
 func blockLength(maxLen int) int { return (maxLen + kvBlock - 1) / kvBlock * kvBlock }
 
-func newResidentKV(s *ort.Session, o ort.Options, t onnx.DType, c Config, slots, maxLen int) (kv *residentKV, err error) {
-	kv = &residentKV{
+func newDeviceKV(s *ort.Session, o ort.Options, t onnx.DType, c Config, slots, maxLen int) (kv *deviceKV, err error) {
+	kv = &deviceKV{
 		slots: slots, kvHeads: c.KVHeads, length: blockLength(maxLen), headDim: c.HeadDim,
 		session: s, views: map[int][]ort.Tensor{}, staged: -1,
 	}
@@ -89,7 +89,7 @@ func newResidentKV(s *ort.Session, o ort.Options, t onnx.DType, c Config, slots,
 }
 
 // first gives the cache's first n slots, after what is staged for one of them has come there.
-func (kv *residentKV) first(n int) ([]ort.Tensor, error) {
+func (kv *deviceKV) first(n int) ([]ort.Tensor, error) {
 	if kv.staged >= 0 && kv.staged < n {
 		if err := kv.settle(); err != nil {
 			return nil, err
@@ -111,7 +111,7 @@ func (kv *residentKV) first(n int) ([]ort.Tensor, error) {
 }
 
 // one gives the stage with the first past positions of a slot in it, for n more to follow.
-func (kv *residentKV) one(slot, past, n int) ([]ort.Tensor, error) {
+func (kv *deviceKV) one(slot, past, n int) ([]ort.Tensor, error) {
 	if kv.staged != slot {
 		if err := kv.settle(); err != nil {
 			return nil, err
@@ -126,7 +126,7 @@ func (kv *residentKV) one(slot, past, n int) ([]ort.Tensor, error) {
 }
 
 // settle brings what is staged to its slot.
-func (kv *residentKV) settle() error {
+func (kv *deviceKV) settle() error {
 	if kv.staged < 0 {
 		return nil
 	}
@@ -136,7 +136,7 @@ func (kv *residentKV) settle() error {
 }
 
 // move is Move. What is staged stays there and changes its slot where it can.
-func (kv *residentKV) move(m Move) error {
+func (kv *deviceKV) move(m Move) error {
 	switch kv.staged {
 	case m.From:
 		if m.Back > 0 {
@@ -167,7 +167,7 @@ func (kv *residentKV) move(m Move) error {
 // span is the first n positions of slot from, which go over those of slot to.
 type span struct{ from, to, n int }
 
-func (kv *residentKV) copy(source, target []ort.Tensor, spans ...span) error {
+func (kv *deviceKV) copy(source, target []ort.Tensor, spans ...span) error {
 	from, to := kv.from.Slice()[:0], kv.to.Slice()[:0]
 	perHead := kv.length / kvBlock
 	for _, s := range spans {
@@ -196,7 +196,7 @@ func (kv *residentKV) copy(source, target []ort.Tensor, spans ...span) error {
 	return nil
 }
 
-func (kv *residentKV) close() error {
+func (kv *deviceKV) close() error {
 	var err error
 	if kv.copies != nil {
 		err = kv.copies.Close()

@@ -36,7 +36,7 @@ func (c ExportConfig) encoded(n int) int {
 }
 
 // encoder gives x.states, which the first input that has to do with an encoder makes.
-func (x *Exported) encoder() *encoderStates {
+func (x *ExportRunner) encoder() *encoderStates {
 	if x.states == nil {
 		x.states = &encoderStates{}
 	}
@@ -90,7 +90,7 @@ func (e *encoderStates) open(f ort.File, cross []onnx.Value, o OpenOptions) (err
 
 // encode runs the encoder over the first part of a sequence that starts, and gives the row as the decoder knows it: with
 // the positions behind the encoder's only.
-func (x *Exported) encode(rows []Row) ([]Row, error) {
+func (x *ExportRunner) encode(rows []Row) ([]Row, error) {
 	e, row := x.states, rows[0]
 	if row.Past == 0 {
 		n := x.config.encoded(len(row.IDs))
@@ -114,7 +114,7 @@ func (x *Exported) encode(rows []Row) ([]Row, error) {
 }
 
 // encoderInput writes patches, and between them the embeddings of ids.
-func (x *Exported) encoderInput(dst []float32, ids []int32, spans []fusion.Span) error {
+func (x *ExportRunner) encoderInput(dst []float32, ids []int32, spans []fusion.Span) error {
 	if x.embed != nil {
 		return x.embed.embed(dst, ids, 0, spans)
 	}

@@ -11,21 +11,15 @@ import (
 // OpenExport opens a tower with its connector that somebody else made into an ONNX graph. Its images have the tower's
 // side; it has the connector's tokens and width. A run is one tile: some exports quantise all of a run with one scale,
 // and an image's patches must not depend on whose tiles lie beside its own.
-func OpenExport(f ort.File, t ViT, c Connector, o ort.Options) (*Tower, error) {
-	tw := &Tower{
-		shape: t, connector: c,
-		MaxTiles:    1,
-		TilePixels:  3 * t.ImageSize * t.ImageSize,
-		TilePatches: c.Tokens(t) * c.Width(),
-	}
+func OpenExport(f ort.File, t ViT, c Connector, o ort.Options) (*TiledTower, error) {
+	tw := newTiledTower(t, c, 1)
 	if err := tw.export(f, o); err != nil {
-		tw.Close()
-		return nil, fmt.Errorf("%s: %w", f.Path, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", f.Path, err), tw.Close())
 	}
 	return tw, nil
 }
 
-func (t *Tower) export(f ort.File, o ort.Options) error {
+func (t *TiledTower) export(f ort.File, o ort.Options) error {
 	var pixels onnx.Value
 	for i, in := range f.Inputs {
 		switch side := t.shape.ImageSize; {
@@ -37,7 +31,7 @@ func (t *Tower) export(f ort.File, o ort.Options) error {
 			t.feeds.pixels = func(n int) []int { return []int{1, n, 3, side, side} }
 		case in.Name == "pixel_attention_mask" && i == 1 && in.Type == onnx.Bool && len(in.Dims) == 4:
 			var err error
-			if t.feeds.mask, err = ort.Alloc[uint8](t.MaxTiles * side * side); err != nil {
+			if t.feeds.mask, err = ort.Alloc[uint8](t.maxTiles * side * side); err != nil {
 				return err
 			}
 			for j := range t.feeds.mask.Slice() {

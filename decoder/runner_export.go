@@ -13,10 +13,10 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// Exported is a decoder that somebody else made into ONNX graphs, as Optimum and transformers.js lay them out: one that
+// ExportRunner is a decoder that somebody else made into ONNX graphs, as Optimum and transformers.js lay them out: one that
 // embeds ids, and one that takes the keys and values of a step's past and gives them with the step's own. What it feeds
 // them follows from what they declare. One goroutine uses it at a time.
-type Exported struct {
+type ExportRunner struct {
 	config  ExportConfig
 	embed   *idEmbedder
 	session *ort.Session
@@ -25,9 +25,9 @@ type Exported struct {
 	hidden  int
 	states  *encoderStates // nil for a decoder alone
 
-	axes       int  // of positions: 1, or 3 where they are places in time, height and width
-	together   bool // rows of different lengths may share a run
-	keep, lone bool // the graph takes num_logits_to_keep; use_cache_branch
+	axes                            int  // of positions: 1, or 3 where they are places in time, height and width
+	together                        bool // rows of different lengths may share a run
+	numLogitsToKeep, useCacheBranch bool // inputs that the graph has
 
 	embeds    *ort.Floats // nil where the graph takes ids
 	ids       *ort.Memory[int64]
@@ -67,15 +67,15 @@ type exportStep struct {
 // feed makes the tensor of one input.
 type feed func(s *exportStep) ort.Tensor
 
-// OpenExported opens the graphs and reserves the caches.
-func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, error) {
+// OpenExport opens the graphs and reserves the caches.
+func OpenExport(c ExportConfig, f ExportFiles, o OpenOptions) (*ExportRunner, error) {
 	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
 		o.MaxLen = c.MaxLen
 	}
 	if o.Slots < 1 {
 		return nil, fmt.Errorf("decoder: %d slots, want at least 1", o.Slots)
 	}
-	x := &Exported{config: c, axes: 1}
+	x := &ExportRunner{config: c, axes: 1}
 	err := x.open(f, o)
 	if err == nil && o.Slots > 1 && x.states == nil && !scalesRuns(f.Decoder) {
 		err = x.probe()
@@ -87,7 +87,7 @@ func OpenExported(c ExportConfig, f ExportFiles, o OpenOptions) (*Exported, erro
 }
 
 // open opens what f names and checks that it fits together; what the decoder's graph declares says what it is fed.
-func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
+func (x *ExportRunner) open(f ExportFiles, o OpenOptions) (err error) {
 	if f.Embed.Path != "" {
 		if x.embed, err = newIDEmbedder(f.Embed, x.config.Vocab, o.Session); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
 		return fail(fmt.Errorf("output logits has %d values a position, config.json's vocabulary has %d", logits.Dims[2].Size, x.config.Vocab))
 	case (x.embeds == nil) == (x.ids == nil), x.embeds != nil && x.embed == nil:
 		return fail(errors.New("want an input inputs_embeds and a graph that embeds ids, or an input input_ids"))
-	case (x.states != nil) != (x.config.EncoderStates+x.config.Start > 0), len(cross) > 0 && !x.lone:
+	case (x.states != nil) != (x.config.EncoderStates+x.config.Start > 0), len(cross) > 0 && !x.useCacheBranch:
 		return fail(errors.New("want encoder_hidden_states in an encoder-decoder and nowhere else, and use_cache_branch where caches of its own hold what they project to"))
 	}
 	if x.logits, err = ort.AllocFloats(logits.Type, 1); err != nil {
@@ -152,7 +152,7 @@ func (x *Exported) open(f ExportFiles, o OpenOptions) (err error) {
 func isPast(name string) bool { return strings.HasPrefix(name, "past_key_values.") }
 
 // bind says what an input is fed with; cache is the number of caches before it.
-func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
+func (x *ExportRunner) bind(in onnx.Value, cache int) (feed, error) {
 	want := func(t onnx.DType, dims int) error {
 		if in.Type != t || len(in.Dims) != dims {
 			return fmt.Errorf("input %s is %s of %d dimensions, want %s of %d", in.Name, in.Type, len(in.Dims), t, dims)
@@ -202,10 +202,10 @@ func (x *Exported) bind(in onnx.Value, cache int) (feed, error) {
 			return view(&s.views, x.positions.Slice(), len(s.rows), s.width)
 		}, want(onnx.I64, 2)
 	case in.Name == "num_logits_to_keep" || in.Name == "logits_to_keep":
-		x.keep = true
+		x.numLogitsToKeep = true
 		return func(s *exportStep) ort.Tensor { return s.add(ort.Scalar(int64(s.kept))) }, want(onnx.I64, 0)
 	case in.Name == "use_cache_branch":
-		x.lone = true
+		x.useCacheBranch = true
 		return func(s *exportStep) ort.Tensor {
 			x.flags.Slice()[0] = 0
 			if s.past > 0 {
@@ -238,7 +238,7 @@ func (s *exportStep) add(t ort.Tensor, err error) ort.Tensor {
 func (s *exportStep) floats(f *ort.Floats, dims ...int) ort.Tensor { return s.add(f.View(dims...)) }
 
 // reserve makes room for a run over n rows of width ids, with a mask of masked positions and k rows of logits.
-func (x *Exported) reserve(n, width, masked, k int) error {
+func (x *ExportRunner) reserve(n, width, masked, k int) error {
 	var err error
 	if x.embeds != nil {
 		err = x.embeds.Grow(n * width * x.hidden)
@@ -262,12 +262,12 @@ func (x *Exported) reserve(n, width, masked, k int) error {
 
 // Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first step
 // takes a whole prompt there.
-func (x *Exported) Capacity() Capacity {
-	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.lone || x.states != nil}
+func (x *ExportRunner) Capacity() Capacity {
+	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.useCacheBranch || x.states != nil}
 }
 
 // shortest is the fewest ids that a sequence starts with.
-func (x *Exported) shortest() int {
+func (x *ExportRunner) shortest() int {
 	if x.states == nil {
 		return 1
 	}
@@ -276,11 +276,11 @@ func (x *Exported) shortest() int {
 
 // Together tells whether rows of different lengths share a run. Where the graph has given other answers then, each row
 // has a run of its own.
-func (x *Exported) Together() bool { return x.together }
+func (x *ExportRunner) Together() bool { return x.together }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run.
-func (x *Exported) Run(_ context.Context, b *Batch) ([]Token, error) {
+func (x *ExportRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		x.kv.move(m)
 		if x.states != nil {
@@ -323,7 +323,7 @@ func (x *Exported) Run(_ context.Context, b *Batch) ([]Token, error) {
 
 // Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for
 // verification; nothing else may use the runner meanwhile. The slice is valid until the next call.
-func (x *Exported) Logits(in fusion.Input) ([]float32, error) {
+func (x *ExportRunner) Logits(in fusion.Input) ([]float32, error) {
 	rows := []Row{{IDs: in.IDs, Spans: in.Spans}}
 	if err := checkRows(rows, x.Capacity(), x.shortest()); err != nil {
 		return nil, err
@@ -344,7 +344,7 @@ func (x *Exported) Logits(in fusion.Input) ([]float32, error) {
 
 // forward runs the graph over rows of equally many ids, for the logits of the last want positions of each, and gives
 // those of a row.
-func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, err error) {
+func (x *ExportRunner) forward(rows []Row, want int) (last func(row int) []float32, err error) {
 	if x.states != nil {
 		if rows, err = x.encode(rows); err != nil {
 			return nil, err
@@ -353,7 +353,7 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 	s := &exportStep{concatStep: x.kv.begin(rows), kept: want}
 	defer s.views.destroy()
 	n, width, total := len(rows), s.width, s.past+s.width
-	if !x.keep {
+	if !x.numLogitsToKeep {
 		s.kept = width
 	}
 	if err := x.reserve(n, width, n*total, n*s.kept); err != nil {
@@ -406,7 +406,7 @@ func (x *Exported) forward(rows []Row, want int) (last func(row int) []float32, 
 }
 
 // enter writes the ids of row i of a run, or their embeddings.
-func (x *Exported) enter(i int, row Row) error {
+func (x *ExportRunner) enter(i int, row Row) error {
 	width := len(row.IDs)
 	if x.embeds != nil {
 		return x.embed.embed(x.embeds.Slice()[i*width*x.hidden:(i+1)*width*x.hidden], row.IDs, row.Past, row.Spans)
@@ -434,7 +434,7 @@ func scalesRuns(f ort.File) bool {
 // probe finds out whether rows of different lengths may share a run, and where the shorter ones are padded: before their
 // past, or behind as ONNX Runtime's GroupQueryAttention has it. What the graph declares does not tell: some take their
 // positions from shapes.
-func (x *Exported) probe() error {
+func (x *ExportRunner) probe() error {
 	lengths := []int{2, 9}
 	if x.kv.maxLen <= lengths[1] {
 		return nil
@@ -482,7 +482,7 @@ func near(got func(row int) []float32, want [][]float32) bool {
 }
 
 // Close frees the sessions and all memory.
-func (x *Exported) Close() error {
+func (x *ExportRunner) Close() error {
 	var err error
 	if x.session != nil {
 		err = x.session.Close()

@@ -6,7 +6,7 @@ import "context"
 // in chunks of up to chunk positions, decode steps of any number of rows, every way to pick a token, copies between slots.
 // Kernels take shapes as parameters but for a few properties, which sizes tells apart; no step is padded to a fixed
 // shape. It is for a runner that nothing else uses yet, and leaves nothing behind that matters.
-func (r *Resident) WarmUp(chunk int) error {
+func (r *DeviceRunner) WarmUp(chunk int) error {
 	run := func(moves []Move, rows ...Row) error {
 		_, err := r.Run(context.Background(), &Batch{Moves: moves, Rows: rows})
 		return err

@@ -14,13 +14,13 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// Resident is an opened decoder whose weights, keys and values stay in a device's memory. A decode step sends each row's
+// DeviceRunner is an opened decoder whose weights, keys and values stay in a device's memory. A decode step sends each row's
 // id and length there and gets an id back; logits come only where a sampler or the prompt's log-probabilities need them.
 // One goroutine uses it at a time.
-type Resident struct {
+type DeviceRunner struct {
 	config       Config
 	session, top *ort.Session
-	kv           *residentKV
+	kv           *deviceKV
 	maxLen       int
 	longest      int // positions of one run of a prompt
 
@@ -47,9 +47,9 @@ type Resident struct {
 // fewPositions is the longest run of a prompt where the provider's fused attention is wrong for longer ones.
 const fewPositions = 16
 
-// OpenResident builds the decoder's graph over the checkpoint for a provider that has memory of its own, opens its session
+// OpenDevice builds the decoder's graph over the checkpoint for a provider that has memory of its own, opens its session
 // there and reserves the KV cache.
-func OpenResident(c Config, w *graph.Weights, o OpenOptions) (_ *Resident, err error) {
+func OpenDevice(c Config, w *graph.Weights, o OpenOptions) (_ *DeviceRunner, err error) {
 	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
 		o.MaxLen = c.MaxLen
 	}
@@ -60,11 +60,11 @@ func OpenResident(c Config, w *graph.Weights, o OpenOptions) (_ *Resident, err e
 	if err != nil {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
-	b, err := c.residentGraph(w, o.Precision, on)
+	b, err := c.deviceGraph(w, o.Precision, on)
 	if err != nil {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
-	r := &Resident{config: c, maxLen: o.MaxLen, longest: o.MaxLen, views: map[int]ort.Tensor{}}
+	r := &DeviceRunner{config: c, maxLen: o.MaxLen, longest: o.MaxLen, views: map[int]ort.Tensor{}}
 	if !on.Fused {
 		r.longest = fewPositions
 	}
@@ -82,7 +82,7 @@ func OpenResident(c Config, w *graph.Weights, o OpenOptions) (_ *Resident, err e
 			return nil, fmt.Errorf("decoder: %w", err)
 		}
 	}
-	if r.kv, err = newResidentKV(r.session, o.Session, b.Type(), c, o.Slots, o.MaxLen); err != nil {
+	if r.kv, err = newDeviceKV(r.session, o.Session, b.Type(), c, o.Slots, o.MaxLen); err != nil {
 		return nil, err
 	}
 	if r.noPatch, err = r.session.Tensor(onnx.F32, 1, c.Hidden); err != nil {
@@ -97,7 +97,7 @@ func OpenResident(c Config, w *graph.Weights, o OpenOptions) (_ *Resident, err e
 }
 
 // reserve makes room for a run over n positions with k rows of logits.
-func (r *Resident) reserve(n, k int) error {
+func (r *DeviceRunner) reserve(n, k int) error {
 	err := errors.Join(grow(&r.ids, n), grow(&r.sample, k), grow(&r.best, k), grow(&r.bestIDs, k))
 	if err != nil || k <= r.rows {
 		return err
@@ -112,13 +112,13 @@ func (r *Resident) reserve(n, k int) error {
 }
 
 // Capacity is what the KV cache was sized for.
-func (r *Resident) Capacity() Capacity {
+func (r *DeviceRunner) Capacity() Capacity {
 	return Capacity{Slots: r.kv.slots, MaxLen: r.maxLen}
 }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run. Releases do nothing: the memory is the device's, reserved whole.
-func (r *Resident) Run(_ context.Context, b *Batch) ([]Token, error) {
+func (r *DeviceRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		if err := r.kv.move(m); err != nil {
 			return nil, err
@@ -151,7 +151,7 @@ func (r *Resident) Run(_ context.Context, b *Batch) ([]Token, error) {
 }
 
 // step runs rows, and picks their tokens.
-func (r *Resident) step(rows []Row) error {
+func (r *DeviceRunner) step(rows []Row) error {
 	wanted, most := 0, 1
 	for _, row := range rows {
 		wanted += row.logits()
@@ -193,7 +193,7 @@ func (row *Row) most() int {
 }
 
 // pick appends the rows' tokens to r.tokens, from as many of the most likely ones as it takes: the vocabulary is all.
-func (r *Resident) pick(rows []Row, wanted, most int) error {
+func (r *DeviceRunner) pick(rows []Row, wanted, most int) error {
 	ids, logits, n := r.bestIDs.Slice(), r.best.Slice(), 1
 	if most > 1 && most <= mostLikely {
 		if err := r.topOf(wanted); err != nil {
@@ -235,7 +235,7 @@ func (r *Resident) pick(rows []Row, wanted, most int) error {
 }
 
 // topOf finds the mostLikely tokens of the first n rows of logits.
-func (r *Resident) topOf(n int) error {
+func (r *DeviceRunner) topOf(n int) error {
 	if err := errors.Join(grow(&r.tops, n*mostLikely), grow(&r.topIDs, n*mostLikely)); err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (r *Resident) topOf(n int) error {
 	return nil
 }
 
-func (r *Resident) sampleAll(row Row, i, n int) (Token, error) {
+func (r *DeviceRunner) sampleAll(row Row, i, n int) (Token, error) {
 	all, err := r.read(n)
 	if err != nil {
 		return Token{}, err
@@ -264,7 +264,7 @@ func (r *Resident) sampleAll(row Row, i, n int) (Token, error) {
 }
 
 // read brings the first n rows of logits to the process's memory.
-func (r *Resident) read(n int) ([]float32, error) {
+func (r *DeviceRunner) read(n int) ([]float32, error) {
 	if err := grow(&r.host, n*r.config.Vocab); err != nil {
 		return nil, err
 	}
@@ -281,7 +281,7 @@ func (r *Resident) read(n int) ([]float32, error) {
 }
 
 // firstLogits is the first n rows of logits.
-func (r *Resident) firstLogits(n int) (ort.Tensor, error) {
+func (r *DeviceRunner) firstLogits(n int) (ort.Tensor, error) {
 	if v, ok := r.views[n]; ok {
 		return v, nil
 	}
@@ -293,7 +293,7 @@ func (r *Resident) firstLogits(n int) (ort.Tensor, error) {
 }
 
 // forward runs the graph over rows of one width; the first wanted entries of sample say which positions' logits to give.
-func (r *Resident) forward(rows []Row, wanted int) error {
+func (r *DeviceRunner) forward(rows []Row, wanted int) error {
 	n, width := len(rows), len(rows[0].IDs)
 	ids, lengths, shape := r.ids.Slice(), r.lengths.Slice(), r.shape.Slice()
 	patches := 0
@@ -343,7 +343,7 @@ func (r *Resident) forward(rows []Row, wanted int) error {
 
 // place writes the ids of a row, and for the positions of its spans where their patches are: behind the first n of
 // r.patches, of which it returns how many there are then.
-func (r *Resident) place(ids []int32, row Row, n int) (int, error) {
+func (r *DeviceRunner) place(ids []int32, row Row, n int) (int, error) {
 	hidden := r.config.Hidden
 	copy(ids, row.IDs)
 	for i, id := range ids {
@@ -372,7 +372,7 @@ func (r *Resident) place(ids []int32, row Row, n int) (int, error) {
 
 // Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for
 // verification; nothing else may use the runner meanwhile. The slice is valid until the next call.
-func (r *Resident) Logits(in fusion.Input) ([]float32, error) {
+func (r *DeviceRunner) Logits(in fusion.Input) ([]float32, error) {
 	list := make([]float32, 0, len(in.IDs)*r.config.Vocab)
 	if err := checkRows([]Row{{IDs: in.IDs, Spans: in.Spans}}, r.Capacity(), r.config.ShortestPrompt()); err != nil {
 		return nil, err
@@ -399,13 +399,13 @@ func (r *Resident) Logits(in fusion.Input) ([]float32, error) {
 }
 
 // Device is where the decoder runs.
-func (r *Resident) Device() *ort.Device { return r.session.Device() }
+func (r *DeviceRunner) Device() *ort.Device { return r.session.Device() }
 
 // Busy is the time spent within ONNX Runtime's runs of the decoder so far. Any goroutine may ask.
-func (r *Resident) Busy() time.Duration { return time.Duration(r.busy.Load()) }
+func (r *DeviceRunner) Busy() time.Duration { return time.Duration(r.busy.Load()) }
 
 // Close frees the sessions and all memory.
-func (r *Resident) Close() error {
+func (r *DeviceRunner) Close() error {
 	var err error
 	if r.kv != nil {
 		err = r.kv.close()
