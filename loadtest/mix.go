@@ -2,6 +2,8 @@ package loadtest
 
 import (
 	"fmt"
+	"hash/fnv"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -27,8 +29,8 @@ type Mix struct {
 	Prompt, Output Lengths
 	// IgnoreEOS has an answer go on up to its Output.
 	IgnoreEOS bool
-	// ImageShare of the requests have images, each of them ImagesEach, taken from Images at random. If Fresh, a
-	// image is never sent twice with the same bytes.
+	// ImageShare of the requests have images, each of them ImagesEach, taken from Images at random. If Fresh, an
+	// image is never sent twice with the same bytes, not even by runs of other names.
 	ImageShare float64
 	ImagesEach Lengths
 	Images     []Image
@@ -62,6 +64,13 @@ func (m *Mix) Check() error {
 	return nil
 }
 
+// salt tells the images of runs of different names apart.
+func (m *Mix) salt() uint64 {
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, m.Name)
+	return h.Sum64()
+}
+
 // words are one token each in common vocabularies.
 var words = strings.Fields("the file is in name of and with return code this that from when list data new time line text")
 
@@ -87,7 +96,7 @@ func (m *Mix) Request(rng *rand.Rand, n int, a Arrival) *Request {
 		for i := range m.ImagesEach.Draw(rng, 1) {
 			p := m.Images[rng.IntN(len(m.Images))]
 			if m.Fresh {
-				p = p.stamp(uint64(n)<<8 | uint64(i&0xff))
+				p = p.stamp(m.salt() + uint64(n)<<8 + uint64(i&0xff))
 			}
 			r.Images = append(r.Images, p)
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/loadtest"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -34,7 +35,7 @@ const (
 	words      = 8 // that the decoder gives; its work grows with them
 )
 
-func tinyText(t testing.TB) server.Model {
+func tinyText(t testing.TB) serving.Model {
 	t.Helper()
 	read := func(name string) []byte {
 		raw, err := os.ReadFile(filepath.Join(modelDir, name))
@@ -55,9 +56,12 @@ func tinyText(t testing.TB) server.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return server.Model{
-		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0}, Tokenizer: tok, Template: template, Guarded: guarded,
-		Layout: fusion.Layout{Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16, Expand: func(vision.Grid) string { return "" }},
+	return serving.Model{
+		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
+		Prompter: &fusion.Prompter{
+			Tokenizer: tok, Template: template, Guarded: guarded,
+			Layout: fusion.Layout{Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16, Expand: func(vision.Grid) string { return "" }},
+		},
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 )
 
@@ -28,6 +29,8 @@ type connection struct {
 	net.Conn
 	listener *listener
 	close    sync.Once
+	closed   context.Context // is done once the connection is closed
+	end      context.CancelFunc
 
 	// The reading goroutine's: where in the frames it is.
 	header  [frameHeader]byte
@@ -35,8 +38,7 @@ type connection struct {
 	skip    int64
 	streams map[uint32]*inbound
 	last    uint32 // the newest stream
-	resets  int    // calls taken back in this second
-	second  time.Time
+	frames  *rate.Limiter
 
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
@@ -45,19 +47,13 @@ type connection struct {
 	silent    time.Time
 }
 
-// maxResets is how many calls a connection may take back within a second: opening and resetting them without end costs a
-// server far more than its client (CVE-2023-44487).
-const maxResets = 1000
-
-var errResets = errors.New("the client takes back more calls than a connection may")
-
-// reset counts a call that was taken back, and is false if there are too many.
-func (c *connection) reset(now time.Time) bool {
-	if now.Sub(c.second) >= time.Second {
-		c.second, c.resets = now, 0
+func newConnection(conn net.Conn, l *listener) *connection {
+	c := &connection{
+		Conn: conn, listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
+		frames: rate.NewLimiter(frameRate, frameBurst),
 	}
-	c.resets++
-	return c.resets <= maxResets
+	c.closed, c.end = context.WithCancel(context.Background())
+	return c
 }
 
 // maxUnclaimed bounds the streams of a connection that no handler has: those that gRPC refused.
@@ -75,8 +71,8 @@ func (c *connection) prune() {
 	}
 }
 
-// observe reads the frames in p. Its error ends the connection.
-func (c *connection) observe(p []byte) error {
+// observe reads the frames in p and gives the number of those that count.
+func (c *connection) observe(p []byte) (frames int) {
 	for len(p) > 0 {
 		if c.skip > 0 {
 			n := min(c.skip, int64(len(p)))
@@ -88,16 +84,14 @@ func (c *connection) observe(p []byte) error {
 		c.have += n
 		p = p[n:]
 		if c.have < frameHeader {
-			return nil
-		}
-		if c.header[3] == frameReset && !c.reset(time.Now()) {
-			return errResets
+			return frames
 		}
 		c.have = 0
 		c.skip = int64(binary.BigEndian.Uint32(c.header[:4]) >> 8)
+		frames += frameCount(c.header[3], c.skip)
 		c.listener.inflight.frame(c, c.header[3], binary.BigEndian.Uint32(c.header[5:])&^(1<<31), c.skip)
 	}
-	return nil
+	return frames
 }
 
 // connectionAddr is a client's address, by which a call finds its connection.
@@ -109,7 +103,10 @@ type connectionAddr struct {
 func (c *connection) RemoteAddr() net.Addr { return connectionAddr{c.Conn.RemoteAddr(), c} }
 
 func (c *connection) Close() error {
-	c.close.Do(func() { c.listener.forget(c) })
+	c.close.Do(func() {
+		c.end()
+		c.listener.forget(c)
+	})
 	return c.Conn.Close()
 }
 
@@ -121,9 +118,9 @@ type framed struct {
 
 func (f framed) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
-	if flood := f.connection.observe(p[:n]); flood != nil {
-		return 0, flood
-	}
+	c := f.connection
+	frames := c.observe(p[:n])
+	c.pace(n, frames, c.listener.inflight.bulky(c))
 	return n, err
 }
 
@@ -174,7 +171,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			continue
 		}
-		c := &connection{Conn: conn, listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now()}
+		c := newConnection(conn, l)
 		l.inflight.mu.Lock()
 		l.inflight.conns[c] = struct{}{}
 		l.inflight.mu.Unlock()

@@ -1,38 +1,80 @@
 package server
 
 import (
-	"errors"
+	"bytes"
+	"io"
+	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-// TestResets holds that a connection may take back maxResets calls in a second, and again as many in the next.
-func TestResets(t *testing.T) {
-	c := &connection{}
-	now := time.Now()
-	for second := range 2 {
-		for i := range maxResets {
-			if !c.reset(now) {
-				t.Fatalf("second %d: call %d may not be taken back", second, i)
+// wireConn is a client's end that has sent bytes already.
+type wireConn struct {
+	net.Conn
+	sent *bytes.Reader
+}
+
+func (c wireConn) Read(p []byte) (int, error) { return c.sent.Read(p) }
+func (wireConn) Close() error                 { return nil }
+
+func frameOf(kind byte, length int) []byte {
+	f := make([]byte, frameHeader+length)
+	f[0], f[1], f[2], f[3], f[8] = byte(length>>16), byte(length>>8), byte(length), kind, 1
+	return f
+}
+
+// receive reads n frames on a new connection, in pieces of size bytes, and gives the time that took.
+func receive(t *testing.T, frame []byte, n, size int, holds int64) time.Duration {
+	t.Helper()
+	l := &listener{inflight: newInflight(1 << 30)}
+	c := newConnection(wireConn{sent: bytes.NewReader(append(make([]byte, prefaceLen), bytes.Repeat(frame, n)...))}, l)
+	c.receiving = holds
+	began := time.Now()
+	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{framed{c.Conn, c}}, make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+// A connection that floods is read more slowly, in whatever pieces its frames come.
+func TestPace(t *testing.T) {
+	const ping, huge = 6, 1 << 14
+	for name, c := range map[string]struct {
+		frame   []byte
+		n, size int
+		holds   int64
+		want    time.Duration
+	}{
+		"a burst of pings":        {frame: frameOf(ping, 8), n: frameBurst, size: 1000},
+		"pings without end":       {frameOf(ping, 8), 5 * frameBurst, 1000, 0, 4 * frameBurst * time.Second / frameRate},
+		"pings, byte by byte":     {frameOf(ping, 8), 2 * frameBurst, 1, 0, frameBurst * time.Second / frameRate},
+		"calls taken back":        {frameOf(frameReset, 4), 3 * frameBurst / resetCost, 32 << 10, 0, 2 * frameBurst * time.Second / frameRate},
+		"data of one byte":        {frameOf(frameData, 1), 2 * frameBurst, 500, 0, frameBurst * time.Second / frameRate},
+		"data":                    {frame: frameOf(frameData, huge), n: 2 * frameBurst, size: 32 << 10},
+		"a large message's data":  {frameOf(frameData, huge), 8 * bulkBurst / huge, 32 << 10, 2 * bulkAfter, 0},
+		"data of a small message": {frameOf(frameData, huge), 8 * bulkBurst / huge, 32 << 10, bulkAfter / 2, 0},
+	} {
+		if name == "a large message's data" {
+			c.want = time.Duration(7*bulkBurst*float64(time.Second)/float64(newBulk().Limit())) + time.Millisecond
+		}
+		synctest.Test(t, func(t *testing.T) {
+			if took := receive(t, c.frame, c.n, c.size, c.holds); took < c.want*99/100 || took > c.want+c.want/50 {
+				t.Errorf("%s: %v, want %v", name, took, c.want)
 			}
-		}
-		if c.reset(now.Add(time.Second / 2)) {
-			t.Errorf("second %d: more than %d calls are taken back", second, maxResets)
-		}
-		now = now.Add(time.Second)
+		})
 	}
 }
 
-// TestResetFrames holds that the frames of a connection are counted as they are read, in whatever pieces they come.
-func TestResetFrames(t *testing.T) {
-	c := &connection{listener: &listener{inflight: newInflight(1 << 20)}, streams: map[uint32]*inbound{}}
-	frame := []byte{0, 0, 4, frameReset, 0, 0, 0, 0, 1, 0, 0, 0, 8}
-	for i := range maxResets {
-		if err := errors.Join(c.observe(frame[:5]), c.observe(frame[5:])); err != nil {
-			t.Fatalf("frame %d: %v", i, err)
+// A connection that is closed is not waited for.
+func TestPaceClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newConnection(wireConn{}, &listener{inflight: newInflight(1 << 30)})
+		time.AfterFunc(time.Second, func() { _ = c.Close() })
+		began := time.Now()
+		c.pace(0, 100*frameBurst, false)
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("the pause ended after %v, want %v", took, time.Second)
 		}
-	}
-	if err := c.observe(frame); !errors.Is(err, errResets) {
-		t.Errorf("%d frames in a second: %v", maxResets+1, err)
-	}
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -39,10 +40,19 @@ type inflight struct {
 	peak    int64 // since memory was given back
 	reclaim bool  // somebody is about to give memory back
 	conns   map[*connection]struct{}
+
+	bulk *rate.Limiter // see bulkRate
 }
 
 func newInflight(limit int64) *inflight {
-	return &inflight{limit: limit, conns: map[*connection]struct{}{}}
+	return &inflight{limit: limit, conns: map[*connection]struct{}{}, bulk: newBulk()}
+}
+
+// bulky says whether what c receives now counts as bulk.
+func (f *inflight) bulky(c *connection) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return c.receiving > bulkAfter
 }
 
 // inbound is one stream's message. Its fields are guarded by inflight.mu.
@@ -277,8 +287,18 @@ func streamID(ctx context.Context) uint32 {
 	if v.Kind() != reflect.Struct {
 		return 0
 	}
-	if id := v.FieldByName("id"); id.IsValid() && id.CanUint() {
-		return uint32(id.Uint())
+	index, ok := idFields.Load(v.Type())
+	if !ok {
+		field, _ := v.Type().FieldByName("id") // no field: an empty index
+		index, _ = idFields.LoadOrStore(v.Type(), field.Index)
+	}
+	if index := index.([]int); len(index) > 0 {
+		if id := v.FieldByIndex(index); id.CanUint() {
+			return uint32(id.Uint())
+		}
 	}
 	return 0
 }
+
+// idFields has where streams' types have their number: a field is found by its name only once.
+var idFields sync.Map

@@ -107,7 +107,7 @@ func TestDrain(t *testing.T) {
 	runner := newChain(2, g.GeneratedIDs...)
 	runner.step = make(chan struct{}, 100)
 	f := start(t, tinyVLM(t), runner, server.Options{Grace: time.Hour, DrainDelay: 100 * time.Millisecond}) // nothing may need the hour
-	serving(t, f, healthpb.HealthCheckResponse_SERVING)
+	wantHealth(t, f, healthpb.HealthCheckResponse_SERVING)
 	watch, err := healthpb.NewHealthClient(f.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{Service: "mmserve.v1.MMServe"})
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +152,10 @@ func TestDrainDelay(t *testing.T) {
 	m := tinyVLM(t)
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t, m, newChain(1, 430, 4), server.Options{DrainDelay: time.Hour})
-		serving(t, f, healthpb.HealthCheckResponse_SERVING)
+		wantHealth(t, f, healthpb.HealthCheckResponse_SERVING)
 		f.stop()
 		synctest.Wait()
-		serving(t, f, healthpb.HealthCheckResponse_NOT_SERVING)
+		wantHealth(t, f, healthpb.HealthCheckResponse_NOT_SERVING)
 		if _, err := f.Generate(t.Context(), question()); err != nil {
 			t.Errorf("before the delay is over: %v", err)
 		}
@@ -311,7 +311,7 @@ func TestReflection(t *testing.T) {
 	}
 }
 
-func serving(t *testing.T, f *fixture, want healthpb.HealthCheckResponse_ServingStatus) {
+func wantHealth(t *testing.T, f *fixture, want healthpb.HealthCheckResponse_ServingStatus) {
 	t.Helper()
 	for _, service := range []string{"", "mmserve.v1.MMServe"} {
 		st, err := healthpb.NewHealthClient(f.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})

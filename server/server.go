@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,69 +23,9 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/decoder"
-	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/chat"
-	"github.com/mmserve/mmserve/internal/constrain"
-	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/vision"
+	"github.com/mmserve/mmserve/serving"
 )
-
-// Model is what the server needs of the served model. Its functions are called concurrently.
-type Model struct {
-	// Name is what requests call the model, Digest what tells its weights and configuration from others.
-	Name, Digest string
-	// MaxLen is the context: prompt and answer together, in tokens. Vocab is the number of logits.
-	MaxLen, Vocab int
-	// EOS are the ids that end an answer.
-	EOS       []int32
-	Tokenizer *tokenizer.Tokenizer
-	// AddSpecial says whether a prompt gets the tokens of the tokenizer's post-processor (BOS). One from a chat
-	// template that starts with BOS, where that is not empty, has got them.
-	AddSpecial bool
-	BOS        string
-	// Template is nil for a model that completes raw prompts only.
-	Template *chat.Template
-	// Guarded are the texts that a user's words never form: the contents of the added tokens.
-	Guarded []string
-	Layout  fusion.Layout
-	// Prepare decodes an encoded image and cuts it into tiles, on the request's goroutine, when the budget of all decodes
-	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
-	// no images, and Encode is not called.
-	Prepare func(ctx context.Context, data []byte, detail pb.Detail) (*vision.Image, error)
-	// Encode returns an image's patch embeddings, [patches, Hidden], and whether they had been made before.
-	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
-	Hidden int
-	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
-	KVBytesPerToken int64
-	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
-	EncoderStats func() vision.EncoderStats
-	// DeviceStats is what devices count; nil where there is none.
-	DeviceStats func() DeviceStats
-	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.
-	MaxImages int
-	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
-	// be none. nil: there are none.
-	Compiler func() (*constrain.Compiler, error)
-	// Sessions say where the model's graphs run; none where no model does. ProviderReason says why there, if somebody chose.
-	Sessions       []Session
-	ProviderReason string
-	// Defaults is how the model samples when a request does not say; Seed is not used.
-	Defaults decoder.Sampling
-}
-
-// DeviceStats counts bytes: copied to and from the devices that the model's graphs run on, and held there between runs.
-type DeviceStats struct{ To, From, Held int64 }
-
-// Session is one of the model's graphs and where its nodes run.
-type Session struct {
-	// Graph names the graph, Provider the execution provider that it was opened on.
-	Graph, Provider string
-	// Nodes counts its nodes by the execution provider that runs them, Fallbacks by operator those that the processor runs
-	// for want of a kernel.
-	Nodes, Fallbacks map[string]int
-}
 
 // Options bound what a request may ask for and say how the server stops. A zero field takes its default.
 type Options struct {
@@ -155,17 +96,25 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from one model and one engine.
+// Server answers mmserve.v1.MMServe from the models of a registry. A request is answered by a Server of its own model, which
+// shares all else.
 type Server struct {
 	pb.UnimplementedMMServeServer
-	model  Model // set by Attach, as is
-	engine *batching.Engine
+	*edge
+	deployment *serving.Deployment // nil but in a request's, as the next two
+	model      *serving.Model
+	engine     *batching.Engine
 	// meanToken is the mean length of a token in bytes.
 	meanToken float64
-	attached  atomic.Bool // both may be read
-	options   Options
-	health    *health.Server
-	inflight  *inflight
+}
+
+// edge is what requests of all models share.
+type edge struct {
+	models   *serving.Registry // set by Attach
+	attached atomic.Bool       // it may be read
+	options  Options
+	health   *health.Server
+	inflight *inflight
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -178,23 +127,26 @@ type Server struct {
 	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
 	stopping atomic.Bool   // Serve has sent GOAWAY
 	idle     chan struct{} // has room for one note: stopping, and no call is open
+
+	mu        sync.Mutex
+	answering map[*serving.Deployment]*Server // those of models that are served
 }
 
 // New returns a server for a model and the engine that runs it.
-func New(m Model, e *batching.Engine, o Options) *Server {
+func New(m serving.Model, e *batching.Engine, o Options) *Server {
 	s := Loading(o)
-	s.Attach(m, e)
+	s.Attach(serving.Single(serving.Run(m, e)))
 	return s
 }
 
 // Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
 // UNAVAILABLE at once instead of waiting.
 func Loading(o Options) *Server {
-	s := &Server{
+	s := &Server{edge: &edge{
 		options: o.withDefaults(), health: health.NewServer(),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		idle:     make(chan struct{}, 1),
-	}
+	}}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
 	s.shutdown, s.cutAll = context.WithCancel(context.Background())
@@ -202,12 +154,40 @@ func Loading(o Options) *Server {
 	return s
 }
 
-// Attach gives the server its model and the engine that runs it, once, and has it report SERVING, unless it is stopping.
-func (s *Server) Attach(m Model, e *batching.Engine) {
-	s.model, s.engine, s.meanToken = m, e, meanTokenBytes(&m)
+// Attach gives the server its models, at least one, once, and has it report SERVING, unless it is stopping.
+func (s *Server) Attach(models *serving.Registry) {
+	s.models = models
 	s.attached.Store(true)
 	s.options.Telemetry.watch(s)
 	s.report(healthpb.HealthCheckResponse_SERVING)
+}
+
+// forModel gives the server that answers a request for the named model. Where that is not served it is the default's, whose
+// validate refuses the name. The model stays open until release is called. It fails where there are no models: the server
+// is stopping.
+func (s *Server) forModel(name string) (own *Server, release func(), err error) {
+	d, _, release := s.models.Take(name)
+	if d == nil {
+		return nil, nil, errStopping()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if own = s.answering[d]; own == nil {
+		own = &Server{edge: s.edge, deployment: d, model: &d.Model, engine: d.Engine, meanToken: meanTokenBytes(&d.Model)}
+		s.keep(own)
+	}
+	return own, release, nil
+}
+
+// keep remembers a model's server, and forgets those of models that are no longer served. The caller holds mu.
+func (s *Server) keep(own *Server) {
+	served := map[*serving.Deployment]*Server{own.deployment: own}
+	s.models.Each(func(d *serving.Deployment) {
+		if known := s.answering[d]; known != nil {
+			served[d] = known
+		}
+	})
+	s.answering = served
 }
 
 // report sets the health of the whole and of the mmserve service.
@@ -341,7 +321,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 	if s.attached.Load() {
 		ended, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
-		_ = s.engine.Drain(ended) // its error says that the engine does not move, which is its owner's to end
+		_ = s.models.Drain(ended) // its error says that the engine does not move, which is its owner's to end
 	}
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -139,7 +140,19 @@ func endless(slots int) *chain {
 	return c
 }
 
-func tinyVLM(t testing.TB) server.Model {
+// prepares is a preprocessor of which only Prepare is called.
+type prepares struct {
+	vision.Preprocessor
+	prepare prepareFunc
+}
+
+type prepareFunc func(ctx context.Context, data []byte, l vision.Limits, split bool) (*vision.Image, error)
+
+func (p prepares) Prepare(ctx context.Context, data []byte, l vision.Limits, split bool) (*vision.Image, error) {
+	return p.prepare(ctx, data, l, split)
+}
+
+func tinyVLM(t testing.TB) serving.Model {
 	t.Helper()
 	read := func(name string) []byte {
 		raw, err := os.ReadFile(filepath.Join(modelDir, name))
@@ -164,21 +177,24 @@ func tinyVLM(t testing.TB) server.Model {
 	}
 	var mu sync.Mutex
 	seen := map[string]bool{}
-	return server.Model{
+	return serving.Model{
 		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
-		Tokenizer: tok, Template: template, Guarded: guarded, Hidden: hidden,
-		Layout: fusion.Layout{
-			Placeholder: "<image>", ImageTokenID: 7, PatchTokens: imageTokens,
-			Expand: func(vision.Grid) string {
-				return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
+		Hidden: hidden,
+		Prompter: &fusion.Prompter{
+			Tokenizer: tok, Template: template, Guarded: guarded,
+			Layout: fusion.Layout{
+				Placeholder: "<image>", ImageTokenID: 7, PatchTokens: imageTokens,
+				Expand: func(vision.Grid) string {
+					return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
+				},
 			},
-		},
-		Prepare: func(_ context.Context, data []byte, detail pb.Detail) (*vision.Image, error) {
-			c, err := png.DecodeConfig(bytes.NewReader(data))
-			if err != nil {
-				return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
-			}
-			return &vision.Image{Digest: sha256.Sum256(data), Width: c.Width, Height: c.Height, Size: 64}, nil
+			Preprocessor: prepares{prepare: func(_ context.Context, data []byte, _ vision.Limits, _ bool) (*vision.Image, error) {
+				c, err := png.DecodeConfig(bytes.NewReader(data))
+				if err != nil {
+					return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
+				}
+				return &vision.Image{Digest: sha256.Sum256(data), Width: c.Width, Height: c.Height, Size: 64}, nil
+			}},
 		},
 		Encode: func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
 			mu.Lock()
@@ -210,17 +226,17 @@ type fixture struct {
 }
 
 // start serves model m over runner r until the test ends.
-func start(t testing.TB, m server.Model, r batching.Runner, o server.Options) *fixture {
+func start(t testing.TB, m serving.Model, r batching.Runner, o server.Options) *fixture {
 	t.Helper()
 	var engine batching.Options
 	if o.Telemetry != nil {
-		engine.Observe = o.Telemetry.Step
+		engine.Observe = o.Telemetry.Steps(m.Name)
 	}
 	return serve(t, m, newEngine(t, r, engine), o)
 }
 
 // serve is start over an engine.
-func serve(t testing.TB, m server.Model, e *batching.Engine, o server.Options) *fixture {
+func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) *fixture {
 	t.Helper()
 	f := &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: e}
 	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))

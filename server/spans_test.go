@@ -21,13 +21,14 @@ import (
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
 const caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" // the example of W3C Trace Context
 
 // startTraced is a server whose spans are recorded, with the steps that the interval says.
-func startTraced(t *testing.T, m server.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
+func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
 	t.Helper()
 	rec := tracetest.NewSpanRecorder()
 	tp := sdktrace.NewTracerProvider(append(options, sdktrace.WithSpanProcessor(rec))...)
@@ -93,14 +94,14 @@ func attr(s sdktrace.ReadOnlySpan, key string) string {
 func TestSpans(t *testing.T) {
 	g := readGolden(t)
 	m := tinyVLM(t)
-	prepare := m.Prepare
-	m.Prepare = func(ctx context.Context, data []byte, d pb.Detail) (*vision.Image, error) {
-		img, err := prepare(ctx, data, d)
+	prepare := m.Prompter.Preprocessor.Prepare
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, d bool) (*vision.Image, error) {
+		img, err := prepare(ctx, data, l, d)
 		if err == nil {
 			img.Decoded = time.Now()
 		}
 		return img, err
-	}
+	}}
 	f, rec := startTraced(t, m, newChain(2, g.GeneratedIDs...), 1)
 	in := question()
 	in.RequestId, in.Tenant, in.Sampling = "r-1", "acme", &pb.Sampling{Temperature: proto.Float32(0), Seed: proto.Uint64(7)}

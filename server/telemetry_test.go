@@ -22,6 +22,7 @@ import (
 	"github.com/mmserve/mmserve/internal/telemetry"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -31,7 +32,7 @@ type scraped struct {
 	sdk *telemetry.Telemetry
 }
 
-func startScraped(t *testing.T, m server.Model, r *chain) scraped {
+func startScraped(t *testing.T, m serving.Model, r *chain) scraped {
 	t.Helper()
 	sdk, err := telemetry.Start(t.Context(), telemetry.Options{Prometheus: true}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -89,7 +90,7 @@ func TestMetrics(t *testing.T) {
 	m.EncoderStats = func() vision.EncoderStats {
 		return vision.EncoderStats{Hits: 3, Misses: 2, CacheBytes: 77, CacheEntries: 5}
 	}
-	m.DeviceStats = func() server.DeviceStats { return server.DeviceStats{To: 11, From: 12, Held: 13} }
+	m.DeviceStats = func() serving.DeviceStats { return serving.DeviceStats{To: 11, From: 12, Held: 13} }
 	f := startScraped(t, m, newChain(2, g.GeneratedIDs...))
 	prompt, answer := float64(len(g.PromptIDs)), float64(len(g.GeneratedIDs))
 	for range 2 {

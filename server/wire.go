@@ -35,7 +35,11 @@ const (
 	// wireSlack is how many times its limit a field is counted before the message is refused.
 	wireSlack = 4
 	// maxCounted is where counting for the sake of an error's text ends.
-	maxCounted = 1_000_000
+	maxCounted = 100_000
+	// maxWireFields is how many fields of any kind, unknown ones too, a message may hold.
+	maxWireFields = 4 * maxCounted
+	// maxIdentified is how many fields of a message that is refused are looked at for its id and tenant.
+	maxIdentified = 1000
 	// wireDepth is deeper than any request nests.
 	wireDepth = 16
 )
@@ -45,6 +49,7 @@ type wireScan struct {
 	limits map[protoreflect.FullName]int
 	counts map[protoreflect.FullName]int
 	text   int // bytes of strings that are left
+	fields int // fields that are left
 
 	over protoreflect.FieldDescriptor // the first field that has too many
 	path string
@@ -54,7 +59,7 @@ type wireScan struct {
 // errors are INVALID_ARGUMENT.
 func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]int, text int) error {
 	d := m.ProtoReflect().Descriptor()
-	s := wireScan{limits: limits, counts: map[protoreflect.FullName]int{}, text: text}
+	s := wireScan{limits: limits, counts: map[protoreflect.FullName]int{}, text: text, fields: maxWireFields}
 	if err := s.message(b, d, nil); err != nil {
 		return err
 	}
@@ -86,6 +91,9 @@ func (s *wireScan) message(b []byte, d protoreflect.MessageDescriptor, path []st
 		size := protowire.ConsumeFieldValue(number, kind, b)
 		if size < 0 {
 			return malformed(d)
+		}
+		if s.fields--; s.fields < 0 {
+			return invalid("message", "over %d fields, known and unknown ones; want fewer", maxWireFields)
 		}
 		if f := d.Fields().ByNumber(number); f != nil {
 			if err := s.field(f, kind, b[:size], path); err != nil {
@@ -164,12 +172,12 @@ func fieldPath(path []string, f protoreflect.FieldDescriptor) string {
 	return strings.Join(append(path[:len(path):len(path)], string(f.Name())), ".")
 }
 
-// identify reads request_id and tenant of a GenerateRequest that cannot be decoded, as far as they can be found.
+// identify reads request_id and tenant of a GenerateRequest that cannot be decoded, if they are among its first fields.
 func identify(b []byte) *pb.GenerateRequest {
 	in := &pb.GenerateRequest{}
 	fields := in.ProtoReflect().Descriptor().Fields()
 	id, tenant := fields.ByName("request_id").Number(), fields.ByName("tenant").Number()
-	for len(b) > 0 {
+	for looked := 0; len(b) > 0 && looked < maxIdentified; looked++ {
 		number, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
 			break

@@ -46,9 +46,9 @@ func TestPack(t *testing.T) {
 			t.Errorf("%d×%d: grid %+v", c.w, c.h, g)
 			continue
 		}
-		got := anyRes.pack(anyResTower, g, mapOf(g, place), []float32{newline})
-		if len(got) != c.positions || anyRes.PackedTokens(anyResTower, g) != c.positions {
-			t.Errorf("%d×%d: %d positions, foretold %d, want %d", c.w, c.h, len(got), anyRes.PackedTokens(anyResTower, g), c.positions)
+		got := anyRes.pack(anyResTower, g, mapOf(g, place), [][]float32{{newline}})
+		if len(got) != c.positions || ImageTokens(anyRes, anyResTower, g) != c.positions {
+			t.Errorf("%d×%d: %d positions, foretold %d, want %d", c.w, c.h, len(got), ImageTokens(anyRes, anyResTower, g), c.positions)
 			continue
 		}
 		for i, x := range got[:16] {
@@ -68,7 +68,7 @@ func TestPack(t *testing.T) {
 			}
 		}
 	}
-	if got := anyRes.pack(anyResTower, Grid{}, mapOf(Grid{}, place), []float32{newline}); len(got) != 17 || got[16] != newline {
+	if got := anyRes.pack(anyResTower, Grid{}, mapOf(Grid{}, place), [][]float32{{newline}}); len(got) != 17 || got[16] != newline {
 		t.Errorf("one tile: %v", got)
 	}
 }
@@ -80,9 +80,9 @@ func TestPackShrinks(t *testing.T) {
 		t.Fatalf("grid %+v", g)
 	}
 	// 8×12 patches for 2 tiles of 16: ratio √3, so 4 rows of 6.
-	got := anyRes.pack(anyResTower, g, mapOf(g, func(y, x int) float32 { return float32(100*y + x) }), []float32{newline})
-	if want := 16 + 4*7; len(got) != want || anyRes.PackedTokens(anyResTower, g) != want {
-		t.Fatalf("%d positions, foretold %d, want %d", len(got), anyRes.PackedTokens(anyResTower, g), want)
+	got := anyRes.pack(anyResTower, g, mapOf(g, func(y, x int) float32 { return float32(100*y + x) }), [][]float32{{newline}})
+	if want := 16 + 4*7; len(got) != want || ImageTokens(anyRes, anyResTower, g) != want {
+		t.Fatalf("%d positions, foretold %d, want %d", len(got), ImageTokens(anyRes, anyResTower, g), want)
 	}
 	for y := range 4 {
 		for x := range 6 {
@@ -101,8 +101,8 @@ func FuzzPackedTokens(f *testing.F) {
 	f.Add(uint16(1), uint16(9999))
 	f.Fuzz(func(t *testing.T, w, h uint16) {
 		g := anyRes.Pinpoints.Grid(max(1, int(w)), max(1, int(h)), 32)
-		got := anyRes.pack(anyResTower, g, mapOf(g, func(int, int) float32 { return 0 }), []float32{newline})
-		if want := anyRes.PackedTokens(anyResTower, g); len(got) != want {
+		got := anyRes.pack(anyResTower, g, mapOf(g, func(int, int) float32 { return 0 }), [][]float32{{newline}})
+		if want := ImageTokens(anyRes, anyResTower, g); len(got) != want {
 			t.Errorf("%d×%d: packed %d, foretold %d", w, h, len(got), want)
 		}
 	})

@@ -13,26 +13,11 @@ import (
 // ErrClosed is given to callers of Encode after Close.
 var ErrClosed = errors.New("the vision encoder is closed")
 
-// runner is what the encoder needs of a tower. *Tower is one; tests have another that counts.
-type runner interface {
-	Limits() (maxTiles, tilePixels, tilePatches int)
-	Input() []float32
-	Run(n int) ([]float32, error)
-	Pack(g Grid, patches []float32) []float32
-	EncodeImage(img *Image, normalize func(dst []float32, src []uint8)) ([]float32, error)
-}
-
-// Limits gives MaxTiles, TilePixels and TilePatches. MaxTiles is 0 for a tower whose images come in any size, one in
-// each run of EncodeImage; the others' come in tiles, in runs of Run.
-func (t *Tower) Limits() (maxTiles, tilePixels, tilePatches int) {
-	return t.MaxTiles, t.TilePixels, t.TilePatches
-}
-
 // Encoder turns prepared images into patch embeddings. One worker goroutine owns the tower and fills each run
 // with tiles of whatever images wait; results are kept in a cache of bounded size. Callers may be many.
 type Encoder struct {
-	tower     runner
-	normalize func(dst []float32, src []uint8)
+	tower     Tower
+	normalize Normalizer
 	cache     *cache
 	jobs      chan *job
 	stop      chan struct{}
@@ -45,7 +30,7 @@ type Encoder struct {
 
 // EncoderStats counts what the encoder did since it was made.
 type EncoderStats struct {
-	// Runs is the number of tower runs, Tiles the tiles in them.
+	// Runs is the number of tower runs, Tiles the tiles in them; an image that is not cut counts as one.
 	Runs, Tiles int64
 	// Hits counts Encode calls answered from the cache or by joining an encode under way; Misses the others.
 	Hits, Misses int64
@@ -58,8 +43,9 @@ type EncoderStats struct {
 type job struct {
 	image   *Image
 	entry   *entry
-	next    int // first tile not yet put into a run
-	left    int // tiles whose patches have not come back
+	parts   int // of the image
+	next    int // first part not yet put into a run
+	left    int // parts whose patches have not come back
 	patches []float32
 	// priority is the entry's when the run was filled.
 	priority int
@@ -68,9 +54,9 @@ type job struct {
 // queueLength bounds jobs that wait for the worker; a caller past it waits in Encode, where its context counts.
 const queueLength = 64
 
-// NewEncoder starts the worker. normalize maps the bytes of one tile to pixel values; cacheBytes bounds the
-// patch embeddings kept for images that come again (0: none are kept).
-func NewEncoder(t runner, normalize func(dst []float32, src []uint8), cacheBytes int64) *Encoder {
+// NewEncoder starts the worker. cacheBytes bounds the patch embeddings kept for images that come again (0: none are
+// kept).
+func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 	e := &Encoder{
 		tower: t, normalize: normalize, cache: newCache(cacheBytes),
 		jobs: make(chan *job, queueLength), stop: make(chan struct{}), done: make(chan struct{}),
@@ -88,7 +74,8 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 	defer e.cache.leave(ent)
 	e.count(!first)
 	if first {
-		j := &job{image: img, entry: ent, left: img.Grid.Tiles()}
+		parts := e.tower.Parts(img)
+		j := &job{image: img, entry: ent, parts: parts, left: parts}
 		select {
 		case e.jobs <- j:
 		case <-ctx.Done():
@@ -185,67 +172,58 @@ func (e *Encoder) drain(list []*job) []*job {
 	}
 }
 
-// step fills one run with tiles in the order of the list, and hands out what came back.
+// step fills one run with parts in the order of the list, and hands out what came back.
 func (e *Encoder) step(list []*job) []*job {
-	maxTiles, tilePixels, tilePatches := e.tower.Limits()
-	if maxTiles == 0 {
-		return e.encodeImage(list)
-	}
-	type place struct {
-		job  *job
-		tile int
-	}
-	var places []place
-	in := e.tower.Input()
-	for _, j := range list {
-		for ; j.next < j.image.Grid.Tiles() && len(places) < maxTiles; j.next++ {
-			at := len(places) * tilePixels
-			e.normalize(in[at:at+tilePixels], j.image.Pixels[j.next*tilePixels:(j.next+1)*tilePixels])
-			places = append(places, place{j, j.next})
+	places := e.fill(list)
+	if len(places) > 0 {
+		err := e.tower.Run(len(places))
+		e.mu.Lock()
+		e.stats.Runs++
+		e.stats.Tiles += int64(len(places))
+		e.mu.Unlock()
+		for at, j := range places {
+			e.handOut(j, at, err)
 		}
 	}
-	if len(places) == 0 {
-		return list
-	}
-	out, err := e.tower.Run(len(places))
-	e.mu.Lock()
-	e.stats.Runs++
-	e.stats.Tiles += int64(len(places))
-	e.mu.Unlock()
-	for i, p := range places {
-		if err != nil {
-			e.cache.finish(p.job.entry, nil, err)
-			p.job.left, p.job.next = 0, p.job.image.Grid.Tiles()
-			continue
-		}
-		if p.job.patches == nil {
-			p.job.patches = make([]float32, p.job.image.Grid.Tiles()*tilePatches)
-		}
-		copy(p.job.patches[p.tile*tilePatches:], out[i*tilePatches:(i+1)*tilePatches])
-		if p.job.left--; p.job.left == 0 {
-			e.cache.finish(p.job.entry, e.tower.Pack(p.job.image.Grid, p.job.patches), nil)
-		}
-	}
-	kept := list[:0]
-	for _, j := range list {
-		if j.left > 0 {
-			kept = append(kept, j)
-		}
-	}
-	return kept
+	return slices.DeleteFunc(list, func(j *job) bool { return j.left == 0 })
 }
 
-// image encodes the first of the images under way, of any size.
-func (e *Encoder) encodeImage(list []*job) []*job {
-	if len(list) == 0 {
-		return list
+// fill loads parts of the images that wait until the run is full, and tells whose part is at which place.
+func (e *Encoder) fill(list []*job) (places []*job) {
+	most := e.tower.MaxParts()
+	for _, j := range list {
+		for ; j.next < j.parts && len(places) < most; j.next++ {
+			if err := e.tower.Load(len(places), j.image, j.next, e.normalize); err != nil {
+				e.fail(j, err)
+				break
+			}
+			places = append(places, j)
+		}
 	}
-	j := list[0]
-	patches, err := e.tower.EncodeImage(j.image, e.normalize)
-	e.mu.Lock()
-	e.stats.Runs++
-	e.stats.Tiles++
-	e.mu.Unlock()
-	e.cache.finish(j.entry, slices.Clone(patches), err)
-	return slices.Delete(list, 0, 1)
+	return places
+}
+
+// handOut gives a job the patches at a place of the run.
+func (e *Encoder) handOut(j *job, at int, err error) {
+	switch {
+	case j.left == 0: // it failed before
+		return
+	case err != nil:
+		e.fail(j, err)
+		return
+	}
+	patches := e.tower.Patches(at)
+	if j.patches == nil {
+		j.patches = make([]float32, 0, j.parts*len(patches))
+	}
+	j.patches = append(j.patches, patches...)
+	if j.left--; j.left == 0 {
+		e.cache.finish(j.entry, e.tower.Pack(j.image.Grid, j.patches), nil)
+	}
+}
+
+// fail ends a job; parts of it may be in the run.
+func (e *Encoder) fail(j *job, err error) {
+	e.cache.finish(j.entry, nil, err)
+	j.next, j.left = j.parts, 0
 }

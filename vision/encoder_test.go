@@ -13,29 +13,41 @@ import (
 // hold, when not nil, is received from before each run.
 type countingTower struct {
 	in   []float32
+	out  []float32
 	runs []int
 	hold chan struct{}
 	fail error
 }
 
-func (f *countingTower) Limits() (int, int, int) { return 4, 1, 2 }
-func (f *countingTower) Input() []float32        { return f.in }
-func (f *countingTower) EncodeImage(*Image, func([]float32, []uint8)) ([]float32, error) {
-	return nil, errors.New("images come in tiles")
+func (f *countingTower) MaxParts() int        { return 4 }
+func (f *countingTower) Parts(img *Image) int { return img.Grid.Tiles() }
+
+func (f *countingTower) Load(place int, img *Image, i int, normalize Normalizer) error {
+	if i >= len(img.Pixels) {
+		return errNotPrepared
+	}
+	normalize(f.in[place:place+1], img.Pixels[i:i+1])
+	return nil
 }
-func (f *countingTower) Run(n int) ([]float32, error) {
+
+func (f *countingTower) Run(n int) error {
 	if f.hold != nil {
 		<-f.hold
 	}
 	f.runs = append(f.runs, n)
-	var out []float32
+	f.out = nil
 	for _, x := range f.in[:n] {
-		out = append(out, x, -x)
+		f.out = append(f.out, x, -x)
 	}
-	return out, f.fail
+	return f.fail
 }
 
+func (f *countingTower) Patches(place int) []float32              { return f.out[2*place:][:2] }
 func (f *countingTower) Pack(_ Grid, patches []float32) []float32 { return patches }
+func (f *countingTower) WarmUp() error                            { return nil }
+func (f *countingTower) Close() error                             { return nil }
+
+var errNotPrepared = errors.New("not prepared for the tower")
 
 func widen(dst []float32, src []uint8) {
 	for i, x := range src {
@@ -217,6 +229,36 @@ func TestInteractiveImagesFirst(t *testing.T) {
 		e.Close()
 		if want := []uint8{3, 3, 5, 6, 4, 1, 2}; !slices.Equal(done, want) {
 			t.Errorf("order %v, want %v", done, want)
+		}
+	})
+}
+
+// An image of which a part is refused fails alone; what is in the same run does not.
+func TestRefusedImageFailsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 0)
+		defer e.Close()
+		first, bad, good := imageOf(1), imageOf(2), imageOf(3, 4)
+		bad.Grid.Rows = 1 // two tiles, of which only one has pixels
+		var wg sync.WaitGroup
+		for _, img := range []*Image{first, bad, good} {
+			wg.Go(func() {
+				patches, _, err := e.Encode(t.Context(), img)
+				if img == bad {
+					if !errors.Is(err, errNotPrepared) {
+						t.Errorf("error %v", err)
+					}
+				} else if err != nil || !slices.Equal(patches, patchesOf(img)) {
+					t.Errorf("%v gives %v %v", img.Pixels, patches, err)
+				}
+			})
+			synctest.Wait() // first is in the tower, the others wait for one run
+		}
+		close(tower.hold)
+		wg.Wait()
+		if want := []int{1, 3}; !slices.Equal(tower.runs, want) {
+			t.Errorf("runs %v, want %v: the part of the refused image keeps its place", tower.runs, want)
 		}
 	})
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/mmserve/mmserve/internal/jpeg"
 )
@@ -53,15 +55,23 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
-// maxEXIF is from how many bytes on no further parts of an EXIF block are joined.
-const maxEXIF = 1 << 20
-
 // maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
 // make the decoder pass over all its blocks thousands of times.
 const maxScans = 100
 
 // maxScanBlocks bounds the blocks that all scans together pass over, beyond what a few scans of any image need.
 const maxScanBlocks = 24 << 20
+
+// joinEXIF adds a segment to an EXIF block. A block that needs one segment alone is not copied.
+func joinEXIF(block, segment []byte) []byte {
+	switch {
+	case block == nil:
+		return slices.Clip(segment) // append copies it
+	case len(block) >= maxMetadata:
+		return block
+	}
+	return append(block, segment[len(exifMark):]...)
+}
 
 func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	var meta metadata
@@ -72,9 +82,8 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 		case marker == markerSOS:
 			scans++
 		case scans > 0 || marker != markerAPP1:
-		case bytes.HasPrefix(b, exifMark) && len(meta.exif) >= maxEXIF: // no camera writes that much
 		case bytes.HasPrefix(b, exifMark):
-			meta.exif = append(meta.exif, b[min(len(exifMark), len(b))*min(1, len(meta.exif)):]...) // the parts of one block
+			meta.exif = joinEXIF(meta.exif, b)
 		case isXMP:
 			meta.xmp = xmp
 		}
@@ -88,6 +97,9 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
 		return nil, err
+	}
+	if c.Components == 2 {
+		return nil, errors.New("2 components are not supported, want 1, 3 or 4")
 	}
 	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
 		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)
@@ -218,7 +230,7 @@ func newUpsampler(p *jpeg.Plane, width int) *upsampler {
 
 // row gives the samples for the image's row y, rounded up to whole ones, until it is called again.
 func (u *upsampler) row(y int) []uint8 {
-	dst, near := u.out, u.Pix[y/u.StepY*u.Stride:][:u.Width]
+	dst, near := u.out, u.Row(y / u.StepY)[:u.Width]
 	if !u.fancy {
 		if u.StepX == 1 {
 			return near
@@ -231,7 +243,7 @@ func (u *upsampler) row(y int) []uint8 {
 	odd := y & 1
 	far := near
 	if u.StepY == 2 {
-		far = u.Pix[min(max(y/2-1+2*odd, 0), u.Height-1)*u.Stride:][:u.Width]
+		far = u.Row(min(max(y/2-1+2*odd, 0), u.Height-1))[:u.Width]
 	}
 	switch {
 	case u.smoothX && u.StepY == 2: // h2v2: 9/16, 3/16, 3/16, 1/16

@@ -37,12 +37,19 @@ func xmpOrientation(b []byte) int {
 	return 0
 }
 
-// metadata are the blocks that may hold an orientation; EXIF counts before XMP.
+// maxMetadata bounds what is read of an EXIF block and of XMP, in every format: a camera's EXIF has 64 KiB at most, and the
+// orientation stands in its first directory.
+const maxMetadata = 1 << 20
+
+// metadata are the blocks that may hold an orientation; EXIF counts before XMP. Both are parts of the file, not copies.
 type metadata struct{ exif, xmp []byte }
 
 func (m metadata) orientation() int {
-	if v, found := exifOrientation(m.exif); found {
+	if v, found := exifOrientation(head(m.exif)); found {
 		return v
 	}
-	return xmpOrientation(m.xmp)
+	return xmpOrientation(head(m.xmp))
 }
+
+// head is what is read of a block.
+func head(b []byte) []byte { return b[:min(len(b), maxMetadata)] }

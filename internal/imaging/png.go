@@ -244,14 +244,18 @@ func (f *pngFile) inflate(b []byte) ([]byte, error) {
 
 // unhexProfile decodes "\nexif\n<length>\n<hex in lines>" as far as it is sound.
 func unhexProfile(text []byte) []byte {
-	lines := bytes.SplitN(text[:min(len(text), 2*maxInflated)], []byte("\n"), 4)
+	lines := bytes.SplitN(text[:min(len(text), 3*maxMetadata)], []byte("\n"), 4)
 	if len(lines) < 4 {
 		return nil
 	}
-	digits := bytes.Join(bytes.Fields(lines[3]), nil)
-	b := make([]byte, len(digits)/2)
-	n, _ := hex.Decode(b, digits[:len(digits)&^1])
-	return b[:n]
+	digits := make([]byte, 0, min(len(lines[3]), 2*maxMetadata))
+	for _, c := range lines[3] {
+		if blank := c == ' ' || c >= '\t' && c <= '\r'; !blank && len(digits) < cap(digits) {
+			digits = append(digits, c)
+		}
+	}
+	n, _ := hex.Decode(digits, digits[:len(digits)&^1])
+	return digits[:n]
 }
 
 // pngKinds are the depths that each colour type may have, and its channels.

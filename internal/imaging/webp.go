@@ -20,8 +20,7 @@ func isWebP(data []byte) bool {
 
 // webpChunk is one chunk of a WebP file, or what is left of it.
 type webpChunk struct {
-	id      string
-	payload []byte
+	id, payload []byte
 }
 
 // webpChunks gives the chunks in the order of the file.
@@ -33,7 +32,7 @@ func webpChunks(data []byte) iter.Seq[webpChunk] {
 func webpFrames(data []byte) iter.Seq[webpChunk] {
 	return func(yield func(webpChunk) bool) {
 		for len(data) >= 8 {
-			id, n := string(data[:4]), uint64(binary.LittleEndian.Uint32(data[4:]))
+			id, n := data[:4], uint64(binary.LittleEndian.Uint32(data[4:]))
 			data = data[8:]
 			n = min(n, uint64(len(data)))
 			if !yield(webpChunk{id, data[:n]}) {
@@ -58,7 +57,7 @@ func uint24(b []byte) int { return int(b[0]) | int(b[1])<<8 | int(b[2])<<16 }
 // decodes alpha, which is dropped here, refuses files whose alpha flag lacks its chunk, and all animations.
 func readWebP(data []byte) (m webpImage, err error) {
 	for c := range webpChunks(data) {
-		switch c.id {
+		switch string(c.id) {
 		case "VP8X":
 			if len(c.payload) < 10 {
 				return m, io.ErrUnexpectedEOF
@@ -71,7 +70,7 @@ func readWebP(data []byte) (m webpImage, err error) {
 			m.x, m.y = 2*uint24(c.payload), 2*uint24(c.payload[3:])
 			w, h := 1+uint24(c.payload[6:]), 1+uint24(c.payload[9:])
 			for inner := range webpFrames(c.payload[16:]) {
-				if inner.id == "VP8 " || inner.id == "VP8L" {
+				if id := string(inner.id); id == "VP8 " || id == "VP8L" {
 					if err := m.read(inner); err != nil {
 						return m, err
 					}
@@ -99,7 +98,7 @@ func readWebP(data []byte) (m webpImage, err error) {
 // read reads the header of a chunk of pixels.
 func (m *webpImage) read(c webpChunk) error {
 	m.pixels = c
-	if c.id == "VP8L" {
+	if string(c.id) == "VP8L" {
 		config, err := vp8l.DecodeConfig(bytes.NewReader(c.payload))
 		m.pw, m.ph = config.Width, config.Height
 		return err
@@ -119,44 +118,65 @@ func openWebP(ctx context.Context, data []byte) (*source, error) {
 	var meta metadata
 	for c := range webpChunks(data) {
 		switch {
-		case c.id == "EXIF" && meta.exif == nil:
+		case string(c.id) == "EXIF" && meta.exif == nil:
 			meta.exif = c.payload
-		case c.id == "XMP " && meta.xmp == nil:
+		case string(c.id) == "XMP " && meta.xmp == nil:
 			meta.xmp = c.payload
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 	}
-	held := Bytes(9, m.pw, m.ph) // x/image/vp8l makes two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
-	if m.pixels.id == "VP8 " {
+	held := Bytes(8, m.pw, m.ph) // x/image/vp8l makes up to two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
+	if string(m.pixels.id) == "VP8 " {
 		held = Bytes(2, m.pw, m.ph)
 	}
-	return &source{
-		w: m.w, h: m.h, orientation: meta.orientation(), bytes: Sum(held, Bytes(3, m.pw, m.ph), Bytes(3, m.w, m.h)), decode: m.decode,
-	}, nil
+	s := &source{w: m.w, h: m.h, orientation: meta.orientation(), strips: m.strips, stripped: Sum(held, stripBytes)}
+	s.bytes, s.decode = Sum(s.stripped, Bytes(3, m.w, m.h)), s.gather
+	return s, nil
 }
 
-func (m webpImage) decode(ctx context.Context) (*RGB, error) {
-	p, err := m.decodePixels(ctx)
-	if err != nil || m.w == m.pw && m.h == m.ph {
-		return p, err
+// strips decodes the pixels, which come as a whole, and converts them a strip at a time.
+func (m webpImage) strips(ctx context.Context, yield func(*RGB) error) error {
+	convert, err := m.decodePixels(ctx)
+	if err != nil {
+		return err
 	}
-	canvas := blackRGB(m.w, m.h)
-	for y := range p.H {
-		copy(canvas.Row(m.y + y)[3*m.x:], p.Row(y))
-	}
-	Release(p)
-	return canvas, nil
+	return eachStrip(m.w, m.h, func(y int, p *RGB) error {
+		from, to := max(m.y-y, 0), min(m.y+m.ph-y, p.H) // the rows of p that have pixels
+		if m.w == m.pw && m.h == m.ph {
+			if err := convert(ctx, p, y); err != nil {
+				return err
+			}
+			return yield(p)
+		}
+		clear(p.Pix)
+		if from < to {
+			part := scratchRGB(m.pw, to-from)
+			defer Release(part)
+			if err := convert(ctx, part, y+from-m.y); err != nil {
+				return err
+			}
+			for r := range part.H {
+				copy(p.Row(from + r)[3*m.x:], part.Row(r))
+			}
+		}
+		return yield(p)
+	})
 }
 
-func (m webpImage) decodePixels(ctx context.Context) (*RGB, error) {
-	if m.pixels.id == "VP8L" {
-		n, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
+// decodePixels gives what converts the rows from top on.
+func (m webpImage) decodePixels(ctx context.Context) (func(ctx context.Context, p *RGB, top int) error, error) {
+	if string(m.pixels.id) == "VP8L" {
+		decoded, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
 		if err != nil {
 			return nil, err
 		}
-		return fromNRGBA(ctx, n)
+		n, ok := decoded.(*image.NRGBA)
+		if !ok || n.Rect.Dx() != m.pw || n.Rect.Dy() != m.ph {
+			return nil, fmt.Errorf("pixels of %T are not supported", decoded)
+		}
+		return func(ctx context.Context, p *RGB, top int) error { return fromNRGBA(ctx, n, p, top) }, nil
 	}
 	d := vp8.NewDecoder()
 	d.Init(bytes.NewReader(m.pixels.payload), len(m.pixels.payload))
@@ -167,43 +187,36 @@ func (m webpImage) decodePixels(ctx context.Context) (*RGB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fromVP8(ctx, n)
+	return func(ctx context.Context, p *RGB, top int) error { return fromVP8(ctx, n, p, top) }, nil
 }
 
 // fromNRGBA drops alpha.
-func fromNRGBA(ctx context.Context, m image.Image) (*RGB, error) {
-	n, ok := m.(*image.NRGBA)
-	if !ok {
-		return nil, fmt.Errorf("pixels of %T are not supported", m)
-	}
-	p := scratchRGB(n.Rect.Dx(), n.Rect.Dy())
-	err := eachBand(ctx, p.H, 3*p.W, func(lo, hi int) {
+func fromNRGBA(ctx context.Context, n *image.NRGBA, p *RGB, top int) error {
+	return eachBand(ctx, p.H, 3*p.W, func(lo, hi int) {
 		for y := lo; y < hi; y++ {
-			in, out := n.Pix[y*n.Stride:][:4*p.W], p.Row(y)
+			in, out := n.Pix[(top+y)*n.Stride:][:4*p.W], p.Row(y)
 			for i, o := 0, 0; o < len(out); i, o = i+4, o+3 {
 				out[o], out[o+1], out[o+2] = in[i], in[i+1], in[i+2]
 			}
 		}
 	})
-	return p, err
 }
 
 // fromVP8 converts the planes of a lossy WebP as libwebp does: its fancy upsampling (upsampling.c) and Y'CbCr of
 // range 16 to 235 in 14-bit fixed point (yuv.h). Go's image.YCbCr means full range and would give washed-out colours.
-func fromVP8(ctx context.Context, m *image.YCbCr) (*RGB, error) {
-	p := scratchRGB(m.Rect.Dx(), m.Rect.Dy())
-	chromaRows := (p.H + 1) / 2
-	err := eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
+func fromVP8(ctx context.Context, m *image.YCbCr, p *RGB, top int) error {
+	chromaRows := (m.Rect.Dy() + 1) / 2
+	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		u, v := make([]uint8, p.W), make([]uint8, p.W)
-		for y := lo; y < hi; y++ {
+		for i := lo; i < hi; i++ {
+			y := top + i
 			near := y / 2
 			far := min(max(near-1+2*(y&1), 0), chromaRows-1)
 			vp8Upsample(u, m.Cb[near*m.CStride:], m.Cb[far*m.CStride:])
 			vp8Upsample(v, m.Cr[near*m.CStride:], m.Cr[far*m.CStride:])
-			vp8Row(p.Row(y), m.Y[y*m.YStride:][:p.W], u, v)
+			vp8Row(p.Row(i), m.Y[y*m.YStride:][:p.W], u, v)
 		}
 	})
-	return p, err
 }
 
 // vp8Upsample writes one full row of chroma from the chroma rows nearest to it. Blends are 9, 3, 3, 1 sixteenths,

@@ -1,0 +1,55 @@
+// Package serving is the life of a request in plain Go values, the same for every edge: no wire type and no status code
+// is known here.
+package serving
+
+import (
+	"context"
+
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Model is what serving needs of a model that runs. Its functions are called concurrently.
+type Model struct {
+	// Name is what requests call the model, Digest what tells its weights and configuration from others.
+	Name, Digest string
+	// MaxLen is the context: prompt and answer together, in tokens. Vocab is the number of logits.
+	MaxLen, Vocab int
+	// EOS are the ids that end an answer.
+	EOS []int32
+	// Prompter makes inputs. Its Preprocessor is nil for a model that takes no images; Encode is not called then.
+	Prompter *fusion.Prompter
+	// Encode returns an image's patch embeddings, [patches, Hidden], and whether they had been made before.
+	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
+	Hidden int
+	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
+	KVBytesPerToken int64
+	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
+	EncoderStats func() vision.EncoderStats
+	// DeviceStats is what devices count; nil where there is none.
+	DeviceStats func() DeviceStats
+	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.
+	MaxImages int
+	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
+	// be none. nil: there are none.
+	Compiler func() (*constrain.Compiler, error)
+	// Sessions say where the model's graphs run; none where no model does. ProviderReason says why there, if somebody chose.
+	Sessions       []Session
+	ProviderReason string
+	// Defaults is how the model samples when a request does not say; Seed is not used.
+	Defaults decoder.Sampling
+}
+
+// DeviceStats counts bytes: copied to and from the devices that the model's graphs run on, and held there between runs.
+type DeviceStats struct{ To, From, Held int64 }
+
+// Session is one of the model's graphs and where its nodes run.
+type Session struct {
+	// Graph names the graph, Provider the execution provider that it was opened on.
+	Graph, Provider string
+	// Nodes counts its nodes by the execution provider that runs them, Fallbacks by operator those that the processor runs
+	// because the provider lacks a kernel.
+	Nodes, Fallbacks map[string]int
+}
