@@ -20,6 +20,7 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -102,7 +103,7 @@ type Deployment struct {
 	config   Config
 	plan     Plan
 	model    *model.Model
-	text     *model.Text
+	text     *model.Processor
 	tower    vision.Tower
 	encoder  *vision.Encoder
 	runner   decoder.Runner
@@ -161,7 +162,7 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 	d.model.Remember(digest.Store(d.config.CacheDir))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
 	text.Go(func() (err error) {
-		d.text, err = d.model.OpenText()
+		d.text, err = d.model.OpenProcessor()
 		return err
 	})
 	defer text.Wait()
@@ -202,7 +203,7 @@ func openFolder(c Config) (m *model.Model, err error) {
 	case c.Dummy && c.ONNXDType != "":
 		return nil, errors.New("--onnx-dtype: --load-format dummy runs no ready-made graphs")
 	case c.Dummy:
-		m, err = model.OpenDummy(c.Dir)
+		m, err = synth.OpenDummy(c.Dir)
 	default:
 		m, err = OpenModel(c.Dir, c.ONNXDType)
 	}
@@ -290,6 +291,8 @@ func (d *Deployment) startEncoder() error {
 
 // start runs the engine over r, and says what requests need.
 func (d *Deployment) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error)) error {
+	prompter := d.text.Prompter
+	prompter.Limits = d.config.Images
 	sum, err := d.model.Digest()
 	if err != nil {
 		return err
@@ -306,8 +309,6 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 		defer close(d.ended)
 		d.err = d.Engine.Run(ctx)
 	}()
-	prompter := d.text.Prompter
-	prompter.Limits = d.config.Images
 	d.Model = Model{
 		Name: d.model.Name, Digest: hex.EncodeToString(sum),
 		MaxLen: r.Capacity().MaxLen, Vocab: d.model.Decoder.Vocab, EOS: d.text.EOS,

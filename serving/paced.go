@@ -25,7 +25,7 @@ func (d *Deployment) openPaced(context.Context) error {
 	if d.config.Name != "" {
 		d.model.Name = d.config.Name
 	}
-	if d.text, err = d.model.OpenText(); err != nil {
+	if d.text, err = d.model.OpenProcessor(); err != nil {
 		return err
 	}
 	slots := d.config.Slots
