@@ -122,6 +122,12 @@ func (c *Client) ServerInfo(ctx context.Context) (*pb.GetServerInfoResponse, err
 	return c.rpc.GetServerInfo(ctx, &pb.GetServerInfoRequest{})
 }
 
+// Models says which models the server has, the default first. A request names one of them in its Model field.
+func (c *Client) Models(ctx context.Context) ([]*pb.ModelInfo, error) {
+	out, err := c.rpc.ListModels(ctx, &pb.ListModelsRequest{})
+	return out.GetModels(), err
+}
+
 // Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last: a gRPC
 // status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
 func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {

@@ -62,10 +62,12 @@ func refusal(err error) error {
 		return withDetail(codes.ResourceExhausted, "every slot is taken: try again later",
 			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
 	case errors.Is(err, batching.ErrDraining), errors.Is(err, decoder.ErrDevice): // the process is about to end
-		return status.Error(codes.Unavailable, "the server is shutting down")
+		return errStopping()
 	}
 	return err
 }
+
+func errStopping() error { return status.Error(codes.Unavailable, "the server is shutting down") }
 
 func withDetail(code codes.Code, message string, detail protoadapt.MessageV1) error {
 	st, err := status.New(code, message).WithDetails(detail)

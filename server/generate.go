@@ -24,7 +24,7 @@ import (
 
 // GenerateStream implements mmserve.v1.MMServe.
 func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
-	return s.generate(stream.Context(), in, stream.Send)
+	return s.route(stream.Context(), in, stream.Send)
 }
 
 // Generate implements mmserve.v1.MMServe: the stream, collected.
@@ -32,7 +32,7 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 	out := new(pb.GenerateResponse)
 	var texts []strings.Builder
 	completion := uint32(0)
-	err := s.generate(ctx, in, func(r *pb.GenerateStreamResponse) error {
+	err := s.route(ctx, in, func(r *pb.GenerateStreamResponse) error {
 		switch e := r.GetEvent().(type) {
 		case *pb.GenerateStreamResponse_Start: // n is known to be within its limit from here on
 			texts = make([]strings.Builder, max(in.GetN(), 1))
@@ -75,6 +75,19 @@ func (s *Server) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.Gene
 // errCut is the cause of a request's end when the server shuts down and cannot wait any longer.
 var errCut = errors.New("cut by shutdown")
 
+// errUnloaded is the cause of a request's end when its model was taken out and cannot wait any longer.
+var errUnloaded = errors.New("cut by unloading")
+
+// route has a request answered by the model that it names.
+func (s *Server) route(ctx context.Context, in *pb.GenerateRequest, send func(*pb.GenerateStreamResponse) error) error {
+	own, release, err := s.forModel(in.GetModel())
+	if err != nil {
+		return err
+	}
+	defer release()
+	return own.generate(ctx, in, send)
+}
+
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 // send is given one start, deltas, a finish for each answer.
@@ -82,6 +95,7 @@ func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(s.shutdown, func() { end(errCut) })()
+	defer context.AfterFunc(s.deployment.Cutting(), func() { end(errUnloaded) })()
 	ctx, rec := s.newRecord(ctx, in)
 	defer func() { err = rec.close(ctx, recover(), err) }()
 

@@ -187,7 +187,13 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
 func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	ctx, rec := s.newRecord(ctx, identify(message))
+	in := identify(message)
+	own, release, gone := s.forModel(in.GetModel())
+	if gone != nil {
+		return gone
+	}
+	defer release()
+	ctx, rec := own.newRecord(ctx, in)
 	return rec.close(ctx, nil, err)
 }
 

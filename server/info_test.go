@@ -31,8 +31,15 @@ func TestGetServerInfo(t *testing.T) {
 			{Graph: "decoder", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]uint32{"Det": 2, "Softmax": 1}},
 		},
 	}
+	want.Models = []*pb.ModelInfo{{
+		Name: want.Model, Digest: want.ModelDigest, Context: want.Context, Slots: want.Slots, Sessions: want.Sessions, ProviderReason: want.ProviderReason,
+	}}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	models, err := f.Models(t.Context())
+	if err != nil || !proto.Equal(&pb.ListModelsResponse{Models: models}, &pb.ListModelsResponse{Models: want.Models}) {
+		t.Errorf("models %v, %v", models, err)
 	}
 }
 
@@ -50,7 +57,7 @@ func TestPlacementMetrics(t *testing.T) {
 		{"mmserve_session_fallback_nodes", "vision", "cuda", 0},
 		{"mmserve_session_fallback_nodes", "decoder", "cuda", 3},
 	} {
-		if got := value(t, families, want.name, "graph="+want.graph, "provider="+want.provider); got != want.value {
+		if got := value(t, families, want.name, "model=tiny-vlm", "graph="+want.graph, "provider="+want.provider); got != want.value {
 			t.Errorf("%s of %s on %s is %v, want %v", want.name, want.graph, want.provider, got, want.value)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // While the model loads a call ends at once, as UNAVAILABLE, and so does the server when it is told to stop.
@@ -38,7 +39,7 @@ func TestLoading(t *testing.T) {
 			t.Error("ready without a model")
 		}
 		if attach {
-			s.Attach(tinyVLM(t), newEngine(t, newChain(1, 430, 4), batching.Options{}))
+			s.Attach(serving.Single(serving.Run(tinyVLM(t), newEngine(t, newChain(1, 430, 4), batching.Options{}))))
 			eventually(t, "it answers", func() bool {
 				_, err := c.Generate(t.Context(), question())
 				return err == nil

@@ -187,7 +187,9 @@ func (r *record) status(err error) error {
 	}
 	switch {
 	case errors.Is(err, errCut):
-		return status.Error(codes.Unavailable, "the server is shutting down")
+		return errStopping()
+	case errors.Is(err, errUnloaded):
+		return status.Error(codes.Unavailable, "the model was unloaded before the answer was complete")
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call was cancelled")
 	case errors.Is(err, context.DeadlineExceeded):

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -95,17 +96,25 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from one model and one engine.
+// Server answers mmserve.v1.MMServe from the models of a registry. A request is answered by a Server of its own model, which
+// shares all else.
 type Server struct {
 	pb.UnimplementedMMServeServer
-	model  serving.Model // set by Attach, as is
-	engine *batching.Engine
+	*edge
+	deployment *serving.Deployment // nil but in a request's, as the next two
+	model      *serving.Model
+	engine     *batching.Engine
 	// meanToken is the mean length of a token in bytes.
 	meanToken float64
-	attached  atomic.Bool // both may be read
-	options   Options
-	health    *health.Server
-	inflight  *inflight
+}
+
+// edge is what requests of all models share.
+type edge struct {
+	models   *serving.Registry // set by Attach
+	attached atomic.Bool       // it may be read
+	options  Options
+	health   *health.Server
+	inflight *inflight
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -118,23 +127,26 @@ type Server struct {
 	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
 	stopping atomic.Bool   // Serve has sent GOAWAY
 	idle     chan struct{} // has room for one note: stopping, and no call is open
+
+	mu        sync.Mutex
+	answering map[*serving.Deployment]*Server // those of models that are served
 }
 
 // New returns a server for a model and the engine that runs it.
 func New(m serving.Model, e *batching.Engine, o Options) *Server {
 	s := Loading(o)
-	s.Attach(m, e)
+	s.Attach(serving.Single(serving.Run(m, e)))
 	return s
 }
 
 // Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
 // UNAVAILABLE at once instead of waiting.
 func Loading(o Options) *Server {
-	s := &Server{
+	s := &Server{edge: &edge{
 		options: o.withDefaults(), health: health.NewServer(),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		idle:     make(chan struct{}, 1),
-	}
+	}}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
 	s.shutdown, s.cutAll = context.WithCancel(context.Background())
@@ -142,12 +154,40 @@ func Loading(o Options) *Server {
 	return s
 }
 
-// Attach gives the server its model and the engine that runs it, once, and has it report SERVING, unless it is stopping.
-func (s *Server) Attach(m serving.Model, e *batching.Engine) {
-	s.model, s.engine, s.meanToken = m, e, meanTokenBytes(&m)
+// Attach gives the server its models, at least one, once, and has it report SERVING, unless it is stopping.
+func (s *Server) Attach(models *serving.Registry) {
+	s.models = models
 	s.attached.Store(true)
 	s.options.Telemetry.watch(s)
 	s.report(healthpb.HealthCheckResponse_SERVING)
+}
+
+// forModel gives the server that answers a request for the named model. Where that is not served it is the default's, whose
+// validate refuses the name. The model stays open until release is called. It fails where there are no models: the server
+// is stopping.
+func (s *Server) forModel(name string) (own *Server, release func(), err error) {
+	d, _, release := s.models.Take(name)
+	if d == nil {
+		return nil, nil, errStopping()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if own = s.answering[d]; own == nil {
+		own = &Server{edge: s.edge, deployment: d, model: &d.Model, engine: d.Engine, meanToken: meanTokenBytes(&d.Model)}
+		s.keep(own)
+	}
+	return own, release, nil
+}
+
+// keep remembers a model's server, and forgets those of models that are no longer served. The caller holds mu.
+func (s *Server) keep(own *Server) {
+	served := map[*serving.Deployment]*Server{own.deployment: own}
+	s.models.Each(func(d *serving.Deployment) {
+		if known := s.answering[d]; known != nil {
+			served[d] = known
+		}
+	})
+	s.answering = served
 }
 
 // report sets the health of the whole and of the mmserve service.
@@ -281,7 +321,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 	if s.attached.Load() {
 		ended, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
-		_ = s.engine.Drain(ended) // its error says that the engine does not move, which is its owner's to end
+		_ = s.models.Drain(ended) // its error says that the engine does not move, which is its owner's to end
 	}
 }
 

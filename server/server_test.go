@@ -230,7 +230,7 @@ func start(t testing.TB, m serving.Model, r batching.Runner, o server.Options) *
 	t.Helper()
 	var engine batching.Options
 	if o.Telemetry != nil {
-		engine.Observe = o.Telemetry.Step
+		engine.Observe = o.Telemetry.Steps(m.Name)
 	}
 	return serve(t, m, newEngine(t, r, engine), o)
 }

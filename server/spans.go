@@ -21,8 +21,9 @@ type progress struct {
 	slot, chunks, steps, rows, most atomic.Int64
 }
 
-// trace adds a step to its requests' progress and now and then gives it a span.
-func (t *Telemetry) trace(s batching.Step) {
+// trace adds a step of a model's engine to its requests' progress and now and then gives it a span. steps counts those that
+// ran traced requests.
+func (t *Telemetry) trace(s batching.Step, steps *int, model string) {
 	traced, tokens := 0, 0
 	for _, r := range s.Rows {
 		tokens += r.Tokens
@@ -34,7 +35,7 @@ func (t *Telemetry) trace(s batching.Step) {
 	if traced == 0 || t.every == 0 {
 		return
 	}
-	if t.traced++; t.traced%t.every != 0 {
+	if *steps++; *steps%t.every != 0 {
 		return
 	}
 	links := make([]trace.Link, 0, traced)
@@ -48,7 +49,7 @@ func (t *Telemetry) trace(s batching.Step) {
 		name = spanPrefillStep
 	}
 	_, span := t.tracer.Start(context.Background(), name, trace.WithNewRoot(), trace.WithTimestamp(s.Began), trace.WithLinks(links...),
-		trace.WithAttributes(keyStepRows.Int(len(s.Rows)), keyStepTokens.Int(tokens)))
+		trace.WithAttributes(keyRequestModel.String(model), keyStepRows.Int(len(s.Rows)), keyStepTokens.Int(tokens)))
 	if s.Err != nil {
 		span.SetStatus(otelcodes.Error, "the step failed")
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,30 +32,33 @@ type Telemetry struct {
 	finished, rejected, images               metric.Int64Counter
 	stepDuration                             metric.Float64Histogram
 	stepRows                                 metric.Int64Histogram
-	decode, prefill                          []metric.RecordOption // of a step's phase
 
-	utilization, stalled metric.Float64ObservableGauge
-	observed             []observed
+	utilization, stalled                metric.Float64ObservableGauge
+	info, cacheConfig, nodes, fallbacks metric.Int64ObservableGauge
+	observed                            []observed[snapshot]
+	ofProcess                           []observed[processSnapshot]
 
-	// every is how many steps that run traced requests there are to one that gets a span; 0 for none. traced, which
-	// counts them, is the engine's goroutine's.
-	every, traced int
+	// every is how many steps that run traced requests there are to one that gets a span; 0 for none.
+	every int
 }
 
 // observed is an instrument that is read from snapshots.
-type observed struct {
+type observed[S any] struct {
 	instrument metric.Int64Observable
-	attrs      []metric.ObserveOption
-	value      func(snapshot) int64
+	attrs      []attribute.KeyValue
+	value      func(S) int64
 }
 
-// snapshot is what the engine and the encoder count.
+// snapshot is what a model's engine and encoder count.
 type snapshot struct {
 	batching.Stats
 	encoder vision.EncoderStats
-	device  serving.DeviceStats
 	kvBytes int64 // a position's
+}
 
+// processSnapshot is what is counted for all models together.
+type processSnapshot struct {
+	device                         serving.DeviceStats
 	inflight, evicted, connections int64
 }
 
@@ -92,27 +96,22 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.images = counter(metricImages, "{image}", "Images decoded and cut into tiles.")
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
-	t.decode, t.prefill = phase("decode"), phase("prefill")
-	t.zero()
-	return t, errors.Join(append(errs, t.observe())...)
+	return t, errors.Join(append(errs, t.constants(), t.observe())...)
 }
 
-// zero starts the counters of what happens seldom: a rate sees no first event in a series that begins with it.
-func (t *Telemetry) zero() {
+// zero starts a model's counters of what happens seldom: a rate sees no first event in a series that begins with it.
+func (t *Telemetry) zero(model string) {
+	ctx, name := context.Background(), keyModel.String(model)
 	for _, reason := range []string{"busy", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
-		t.rejected.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyReason.String(reason))))
+		t.rejected.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(reason))))
 	}
 	for _, outcome := range []string{
 		"stop", "length", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
 		"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
 	} {
-		t.finished.Add(context.Background(), 0, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
+		t.finished.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
 	}
-	t.images.Add(context.Background(), 0)
-}
-
-func phase(name string) []metric.RecordOption {
-	return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(keyPhase.String(name)))}
+	t.images.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name)))
 }
 
 // noTelemetry is for servers that are given none.
@@ -129,7 +128,10 @@ func (t *Telemetry) observe() error {
 	var errs []error
 	var instrument metric.Int64Observable
 	add := func(value func(snapshot) int64, attrs ...attribute.KeyValue) {
-		t.observed = append(t.observed, observed{instrument, []metric.ObserveOption{metric.WithAttributeSet(attribute.NewSet(attrs...))}, value})
+		t.observed = append(t.observed, observed[snapshot]{instrument, attrs, value})
+	}
+	ofProcess := func(value func(processSnapshot) int64, attrs ...attribute.KeyValue) {
+		t.ofProcess = append(t.ofProcess, observed[processSnapshot]{instrument, attrs, value})
 	}
 	gauge := func(name, unit, description string) {
 		g, err := t.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description))
@@ -190,16 +192,16 @@ func (t *Telemetry) observe() error {
 	gauge(metricEncoderEntries, "{image}", "Images in the encoder cache.")
 	add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
 	counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
-	add(func(s snapshot) int64 { return s.device.To }, keyDirection.String("to"))
-	add(func(s snapshot) int64 { return s.device.From }, keyDirection.String("from"))
+	ofProcess(func(s processSnapshot) int64 { return s.device.To }, keyDirection.String("to"))
+	ofProcess(func(s processSnapshot) int64 { return s.device.From }, keyDirection.String("from"))
 	gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
-	add(func(s snapshot) int64 { return s.device.Held })
+	ofProcess(func(s processSnapshot) int64 { return s.device.Held })
 	gauge(metricInflight, "By", "Request messages from their first byte until their images are decoded, with what it takes to receive them.")
-	add(func(s snapshot) int64 { return s.inflight })
+	ofProcess(func(s processSnapshot) int64 { return s.inflight })
 	counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
-	add(func(s snapshot) int64 { return s.evicted })
+	ofProcess(func(s processSnapshot) int64 { return s.evicted })
 	gauge(metricConnections, "{connection}", "Clients' connections.")
-	add(func(s snapshot) int64 { return s.connections })
+	ofProcess(func(s processSnapshot) int64 { return s.connections })
 	return errors.Join(errs...)
 }
 
@@ -210,7 +212,7 @@ const block = 16
 // point is a value that does not change.
 type point struct {
 	value int64
-	attrs attribute.Set
+	attrs []attribute.KeyValue
 }
 
 // placement counts the nodes of the model's graphs by where they run, and those that fell back to the processor.
@@ -218,9 +220,9 @@ func placement(m *serving.Model) (nodes, fallbacks []point) {
 	for _, at := range m.Sessions {
 		graph := keyGraph.String(at.Graph)
 		for place, n := range at.Nodes {
-			nodes = append(nodes, point{int64(n), attribute.NewSet(graph, keyPlace.String(place))})
+			nodes = append(nodes, point{int64(n), []attribute.KeyValue{graph, keyPlace.String(place)}})
 		}
-		fell := point{attrs: attribute.NewSet(graph, keyPlace.String(at.Provider))}
+		fell := point{attrs: []attribute.KeyValue{graph, keyPlace.String(at.Provider)}}
 		for _, n := range at.Fallbacks {
 			fell.value += int64(n)
 		}
@@ -229,64 +231,100 @@ func placement(m *serving.Model) (nodes, fallbacks []point) {
 	return nodes, fallbacks
 }
 
-// watch has the instruments read from s from now on.
-func (t *Telemetry) watch(s *Server) {
+// constants are the gauges of what does not change while a model is served.
+func (t *Telemetry) constants() error {
 	var errs []error
-	// constant is a gauge whose values do not change.
-	constant := func(name, unit, description string, points ...point) {
-		_, err := t.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description),
-			metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-				for _, p := range points {
-					o.Observe(p.value, metric.WithAttributeSet(p.attrs))
-				}
-				return nil
-			}))
+	for _, g := range []struct {
+		to                      *metric.Int64ObservableGauge
+		name, unit, description string
+	}{
+		{&t.nodes, metricSessionNodes, "{node}", "Nodes of a graph by the execution provider that runs them."},
+		{&t.fallbacks, metricFallbackNodes, "{node}", "Nodes of a graph that the processor runs for want of a kernel."},
+		{&t.info, metricModelInfo, "", "Always 1; the labels say which models are served."},
+		{&t.cacheConfig, metricCacheConfig, "", "Always 1; the labels give the KV budget in blocks, as the gateway protocol asks for it."},
+	} {
+		var err error
+		*g.to, err = t.meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.description))
 		errs = append(errs, err)
 	}
-	info := func(name, description string, attrs ...attribute.KeyValue) {
-		constant(name, "", description, point{1, attribute.NewSet(attrs...)})
-	}
-	nodes, fallbacks := placement(&s.model)
-	constant(metricSessionNodes, "{node}", "Nodes of a graph by the execution provider that runs them.", nodes...)
-	constant(metricFallbackNodes, "{node}", "Nodes of a graph that the processor runs for want of a kernel.", fallbacks...)
-	info(metricModelInfo, "Always 1; the labels say which model is served.", keyModel.String(s.model.Name), keyDigest.String(s.model.Digest))
-	info(metricCacheConfig, "Always 1; the labels give the KV budget in blocks, as the gateway protocol asks for it.",
-		keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(s.engine.Stats().KVBudget/block)))
-	instruments := []metric.Observable{t.utilization, t.stalled}
+	return errors.Join(errs...)
+}
+
+// watch has the instruments read from s from now on.
+func (t *Telemetry) watch(s *Server) {
+	instruments := []metric.Observable{t.utilization, t.stalled, t.info, t.cacheConfig, t.nodes, t.fallbacks}
 	for _, o := range t.observed {
 		instruments = append(instruments, o.instrument)
 	}
+	for _, o := range t.ofProcess {
+		instruments = append(instruments, o.instrument)
+	}
 	_, err := t.meter.RegisterCallback(func(_ context.Context, to metric.Observer) error {
-		now := snapshot{Stats: s.engine.Stats(), kvBytes: s.model.KVBytesPerToken}
-		now.inflight, now.connections = s.inflight.usage()
-		now.evicted = s.inflight.evicted.Load()
-		if s.model.EncoderStats != nil {
-			now.encoder = s.model.EncoderStats()
-		}
-		if s.model.DeviceStats != nil {
-			now.device = s.model.DeviceStats()
-		}
-		to.ObserveFloat64(t.utilization, float64(now.KVTokens)/float64(max(1, now.KVBudget)))
-		to.ObserveFloat64(t.stalled, s.engine.Stalled().Seconds())
-		for _, o := range t.observed {
-			to.ObserveInt64(o.instrument, o.value(now), o.attrs...)
+		var process processSnapshot
+		process.inflight, process.connections = s.inflight.usage()
+		process.evicted = s.inflight.evicted.Load()
+		s.models.Each(func(d *serving.Deployment) {
+			t.observeModel(to, d)
+			if d.Model.DeviceStats != nil { // of all devices
+				process.device = d.Model.DeviceStats()
+			}
+		})
+		for _, o := range t.ofProcess {
+			to.ObserveInt64(o.instrument, o.value(process), metric.WithAttributes(o.attrs...))
 		}
 		return nil
 	}, instruments...)
-	if err := errors.Join(append(errs, err)...); err != nil {
+	if err != nil {
 		otel.Handle(err)
+	}
+	for _, name := range s.models.Names() {
+		t.zero(name)
 	}
 }
 
-// Step measures a step; it is for batching.Options.Observe.
-func (t *Telemetry) Step(s batching.Step) {
-	ctx, attrs := context.Background(), t.decode
-	if s.Prefill {
-		attrs = t.prefill
+// observeModel reads the instruments that have a series for each model.
+func (t *Telemetry) observeModel(to metric.Observer, d *serving.Deployment) {
+	model := keyModel.String(d.Model.Name)
+	labels := func(attrs ...attribute.KeyValue) metric.MeasurementOption {
+		return metric.WithAttributes(append(attrs, model)...)
 	}
-	t.stepDuration.Record(ctx, s.Ended.Sub(s.Began).Seconds(), attrs...)
-	t.stepRows.Record(ctx, int64(len(s.Rows)), attrs...)
-	t.trace(s)
+	now := snapshot{Stats: d.Engine.Stats(), kvBytes: d.Model.KVBytesPerToken}
+	if d.Model.EncoderStats != nil {
+		now.encoder = d.Model.EncoderStats()
+	}
+	to.ObserveFloat64(t.utilization, float64(now.KVTokens)/float64(max(1, now.KVBudget)), labels())
+	to.ObserveFloat64(t.stalled, d.Engine.Stalled().Seconds(), labels())
+	for _, o := range t.observed {
+		to.ObserveInt64(o.instrument, o.value(now), labels(slices.Clone(o.attrs)...))
+	}
+	to.ObserveInt64(t.info, 1, labels(keyDigest.String(d.Model.Digest)))
+	to.ObserveInt64(t.cacheConfig, 1, labels(keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(now.KVBudget/block))))
+	nodes, fallbacks := placement(&d.Model)
+	for _, p := range nodes {
+		to.ObserveInt64(t.nodes, p.value, labels(p.attrs...))
+	}
+	for _, p := range fallbacks {
+		to.ObserveInt64(t.fallbacks, p.value, labels(p.attrs...))
+	}
+}
+
+// Steps gives what measures the steps of a model's engine; it is for serving.Config.Observe.
+func (t *Telemetry) Steps(model string) func(batching.Step) {
+	t.zero(model)
+	phase := func(name string) []metric.RecordOption {
+		return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(keyModel.String(model), keyPhase.String(name)))}
+	}
+	decode, prefill := phase("decode"), phase("prefill")
+	traced := 0 // of the engine's goroutine
+	return func(s batching.Step) {
+		ctx, attrs := context.Background(), decode
+		if s.Prefill {
+			attrs = prefill
+		}
+		t.stepDuration.Record(ctx, s.Ended.Sub(s.Began).Seconds(), attrs...)
+		t.stepRows.Record(ctx, int64(len(s.Rows)), attrs...)
+		t.trace(s, &traced, model)
+	}
 }
 
 // report gives the metrics and the spans of a request that has ended; where both are off it does nothing.
@@ -303,12 +341,12 @@ func (r *record) report(ctx context.Context, failure codes.Code) {
 func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage) {
 	t, model := r.server.options.Telemetry, r.server.model.Name
 	attrs := []attribute.KeyValue{keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model), keyResponseModel.String(model)}
-	set := metric.WithAttributeSet(attribute.NewSet(attrs...))
+	set, name := metric.WithAttributeSet(attribute.NewSet(attrs...)), keyModel.String(model)
 	if e := r.sum.timing; !e.FirstToken.IsZero() {
 		t.firstToken.Record(ctx, e.FirstToken.Sub(r.arrived).Seconds(), set)
 	}
 	for _, s := range stages {
-		t.stage.Record(ctx, s.took.Seconds(), metric.WithAttributeSet(attribute.NewSet(keyStage.String(s.name))))
+		t.stage.Record(ctx, s.took.Seconds(), metric.WithAttributeSet(attribute.NewSet(name, keyStage.String(s.name))))
 	}
 	for _, a := range r.answers {
 		last := a.timing.Finished
@@ -321,7 +359,7 @@ func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage
 	}
 	for _, p := range r.images {
 		if p.image != nil {
-			t.images.Add(ctx, 1)
+			t.images.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name)))
 		}
 	}
 	outcome, ok := finishNames[r.sum.finish]
@@ -332,9 +370,9 @@ func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage
 		outcome = "none" // cannot be: an answer without an end
 	}
 	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
-	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(keyOutcome.String(outcome))))
+	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
 	if failure != codes.OK && r.sum.timing.Submitted.IsZero() {
-		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(keyReason.String(r.reason(failure)))))
+		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(r.reason(failure)))))
 	}
 }
 

@@ -70,7 +70,7 @@ type imagePart struct {
 // violations are reported together, up to maxViolations.
 func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	if in.GetModel() != "" && in.GetModel() != s.model.Name {
-		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %q", len(in.GetModel()), s.model.Name)
+		return nil, status.Errorf(codes.NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.GetModel()), quoted(s.models.Names()))
 	}
 	var v violations
 	r := &request{sampling: s.model.Defaults}

@@ -15,16 +15,11 @@ import (
 // batchCmd answers a file of requests.
 type batchCmd struct {
 	connectFlags
-	In        string        `short:"i" name:"input-file" required:"" placeholder:"IN.jsonl" help:"Requests, one a line, as OpenAI's batch API and vllm run-batch take them."`
-	Out       string        `short:"o" name:"output-file" required:"" placeholder:"OUT.jsonl" help:"Responses, one a line; those that failed are in OUT.errors.jsonl as well. The same command again goes on where it stopped."`
-	InFlight  int           `short:"j" placeholder:"N" help:"Requests at once (default: adapts to what the servers take)."`
-	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
-	Existing  string        `enum:"skip,overwrite,error" default:"skip" help:"What to do where there are answers: skip, overwrite or error."`
-	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which requests that failed in an earlier run are made again: transient, all or none."`
-	MaxErrors string        `placeholder:"N|P%" help:"Give up when more requests than that failed."`
-	Fetch     bool          `default:"true" negatable:"" help:"Fetch images that requests name by http: and https: URLs."`
-	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
-	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
+	jobFlags `set:"items=Requests"`
+	In       string `short:"i" name:"input-file" required:"" placeholder:"IN.jsonl" help:"Requests, one a line, as OpenAI's batch API and vllm run-batch take them."`
+	Out      string `short:"o" name:"output-file" required:"" placeholder:"OUT.jsonl" help:"Responses, one a line; those that failed are in OUT.errors.jsonl as well. The same command again goes on where it stopped."`
+	Existing string `enum:"skip,overwrite,error" default:"skip" help:"What to do where there are answers: skip, overwrite or error."`
+	Fetch    bool   `default:"true" negatable:"" help:"Fetch images that requests name by http: and https: URLs."`
 }
 
 // Run answers each line of the file.
@@ -45,7 +40,7 @@ func (k batchCmd) answer(ctx context.Context, c *cli, log *slog.Logger) (int, er
 	}
 	run := captionCmd{
 		connectFlags: k.connectFlags,
-		runFlags:     runFlags{Out: k.Out, Existing: k.Existing, Wait: k.Wait, Progress: k.Progress},
+		runFlags:     runFlags{jobFlags: k.jobFlags, Out: k.Out, Existing: k.Existing},
 	}
 	s, err := run.open(ctx, c, log)
 	if err != nil {

@@ -20,7 +20,8 @@ import (
 )
 
 type benchCmd struct {
-	Server string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"MMSERVE_SERVER" group:"Target" help:"mmserve's gRPC address, host:port."`
+	serverFlags `group:"Target" set:"server=127.0.0.1:8080" set:"ask=mmserve's gRPC address, host:port."`
+
 	OpenAI string        `name:"openai" placeholder:"URL" group:"Target" help:"Load a server of OpenAI's /v1/chat/completions at http://host:port instead."`
 	Model  string        `placeholder:"NAME" group:"Target" help:"Model that --openai asks for."`
 	Header []string      `placeholder:"NAME:VALUE" sep:"none" group:"Target" help:"Header for --openai, any number of times."`

@@ -23,19 +23,19 @@ import (
 
 // captionFlags are what an answer depends on.
 type captionFlags struct {
-	Prompt      string   `default:"Describe the image." help:"What to ask about each image."`
-	PromptFile  string   `placeholder:"FILE" help:"Read the prompt from a file."`
-	Ask         []string `placeholder:"NAME=TEXT" sep:"none" help:"Ask this too, in a row of its own named NAME; repeatable. It takes the prompt's place."`
-	Schema      string   `placeholder:"FILE" help:"Hold answers to a JSON schema, whose fields become columns."`
-	Choices     []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
-	MaxTokens   uint32   `default:"256" help:"Most tokens of an answer."`
-	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
-	TopP        *float32 `placeholder:"P" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
-	TopK        *uint32  `placeholder:"K" help:"Keep the K likeliest tokens (default: the model's)."`
-	Seed        uint64   `default:"0" help:"Start of each answer's random sequence."`
-	Detail      string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
-	Prepend     string   `placeholder:"TEXT" help:"Put a text before each answer."`
-	Append      string   `placeholder:"TEXT" help:"Put a text behind each answer."`
+	lengthFlags
+	temperatureFlags
+	Prompt     string   `default:"Describe the image." help:"What to ask about each image."`
+	PromptFile string   `placeholder:"FILE" help:"Read the prompt from a file."`
+	Ask        []string `placeholder:"NAME=TEXT" sep:"none" help:"Ask this too, in a row of its own named NAME; repeatable. It takes the prompt's place."`
+	Schema     string   `placeholder:"FILE" help:"Hold answers to a JSON schema, whose fields become columns."`
+	Choices    []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
+	TopP       *float32 `placeholder:"P" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
+	TopK       *uint32  `placeholder:"K" help:"Keep the K likeliest tokens (default: the model's)."`
+	Seed       uint64   `default:"0" help:"Start of each answer's random sequence."`
+	Detail     string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
+	Prepend    string   `placeholder:"TEXT" help:"Put a text before each answer."`
+	Append     string   `placeholder:"TEXT" help:"Put a text behind each answer."`
 }
 
 // sourceFlags say which images.
@@ -53,20 +53,15 @@ type sourceFlags struct {
 
 // runFlags say how to go about it.
 type runFlags struct {
-	Out       string        `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, an s3://, gs://, azblob:// or file:// URL/, or - for standard output. The same command again goes on where it stopped."`
-	InFlight  int           `short:"j" placeholder:"N" help:"Images asked about at once (default: adapts to what the servers take)."`
-	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
-	Sidecar   string        `placeholder:"EXT" help:"Write answers beside the images as well, in files of this extension, such as .txt."`
-	Existing  string        `enum:"skip,overwrite,append,prepend,error" default:"skip" help:"What to do where there is a caption: skip, overwrite, error; for sidecars append and prepend, too."`
-	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which items that failed in an earlier run are asked again: transient, all or none."`
-	NoDedupe  bool          `help:"Ask about each copy of an image, too."`
-	NearDupes string        `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
-	MaxErrors string        `placeholder:"N|P%" help:"Give up when more items than that failed."`
-	Failures  bool          `name:"allow-failures" help:"End with status 0 although some items failed; their rows say why."`
-	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
-	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
-	DryRun    bool          `help:"Tell what would be done, and do nothing."`
-	Preview   string        `placeholder:"FILE.html" help:"Write a page with up to 200 of the images and their captions."`
+	jobFlags  `set:"items=Images"`
+	Out       string `short:"o" placeholder:"OUT" help:"Write rows to OUT: .jsonl, .csv, .parquet, a folder/ for tar archives, an s3://, gs://, azblob:// or file:// URL/, or - for standard output. The same command again goes on where it stopped."`
+	Sidecar   string `placeholder:"EXT" help:"Write answers beside the images as well, in files of this extension, such as .txt."`
+	Existing  string `enum:"skip,overwrite,append,prepend,error" default:"skip" help:"What to do where there is a caption: skip, overwrite, error; for sidecars append and prepend, too."`
+	NoDedupe  bool   `help:"Ask about each copy of an image, too."`
+	NearDupes string `placeholder:"FILE" help:"Report images that look alike to FILE, as JSON lines."`
+	Failures  bool   `name:"allow-failures" help:"End with status 0 although some items failed; their rows say why."`
+	DryRun    bool   `help:"Tell what would be done, and do nothing."`
+	Preview   string `placeholder:"FILE.html" help:"Write a page with up to 200 of the images and their captions."`
 }
 
 type captionCmd struct {

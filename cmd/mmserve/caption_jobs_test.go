@@ -23,7 +23,7 @@ func TestIndexedJobManifest(t *testing.T) {
 		t.Fatalf("no args in\n%s", b)
 	}
 	var c cli
-	p, err := kong.New(&c, kong.Vars{"imageSizes": ""}, kong.Exit(func(int) {}))
+	p, err := kong.New(&c, flagVariables, kong.Exit(func(int) {}))
 	if err != nil {
 		t.Fatal(err)
 	}

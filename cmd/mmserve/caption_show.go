@@ -125,7 +125,7 @@ func (k captionCmd) images() (list caption.Source, demo bool, err error) {
 		list, err = k.source()
 		return list, false, err
 	}
-	if k.Model != "" || k.Server != "" {
+	if len(k.Model) > 0 || k.Server != "" {
 		return nil, false, errors.New("name at least one image file")
 	}
 	return sampleImages, true, nil

@@ -17,9 +17,9 @@ import (
 
 type chatCmd struct {
 	connectFlags
-	MaxTokens   uint32   `default:"256" help:"Most tokens of an answer."`
-	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
-	System      string   `placeholder:"TEXT" help:"Instructions that come before the conversation."`
+	lengthFlags
+	temperatureFlags
+	System string `placeholder:"TEXT" help:"Instructions that come before the conversation."`
 }
 
 const chatHelp = `/image PATH  add an image to your next message

@@ -11,15 +11,10 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 )
-
-// connectFlags say where the model runs that a terminal command talks to.
-type connectFlags struct {
-	modelFlags
-	Server string `placeholder:"ADDR" env:"MMSERVE_SERVER" help:"Ask the server at host:port instead of running the model in this process."`
-}
 
 // connect gives a client of the named server, or of a whole server inside this process: the terminal commands go
 // the way that every client goes.
@@ -31,7 +26,16 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 		}
 		return cl, cl.Close, nil
 	}
-	a, err := openApp(c.OrtLib, f.modelFlags, nil, log)
+	if err := f.check(); err != nil {
+		return nil, nil, err
+	}
+	m, err := f.one()
+	if err != nil {
+		return nil, nil, err
+	}
+	config := f.config(c.OrtLib, log)
+	config.Name, config.Dir = m.Name, m.Dir
+	a, err := serving.Open(context.Background(), config)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -39,13 +43,13 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- server.New(a.server, a.engine, server.Options{Logger: log}).Serve(ctx, lis)
+		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(ctx, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
 		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })))
 	end := func() error {
 		stop()
-		return errors.Join(<-served, a.close())
+		return errors.Join(<-served, a.Close(context.Background()))
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, end())

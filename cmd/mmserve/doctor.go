@@ -8,26 +8,20 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type doctorCmd struct {
-	Model        string   `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder to look at (default: the embedded model)."`
-	Slots        int      `default:"16" env:"MMSERVE_SLOTS" help:"As with serve."`
-	MaxLen       int      `placeholder:"N" env:"MMSERVE_MAX_LEN" help:"As with serve."`
-	KVCacheBytes byteSize `name:"kv-cache-bytes" placeholder:"SIZE" env:"MMSERVE_KV_CACHE_BYTES" help:"As with serve."`
-
-	DeviceMemory byteSize `name:"device-memory" placeholder:"SIZE" env:"MMSERVE_DEVICE_MEMORY" help:"As with serve."`
-	PrefillChunk int      `default:"256" env:"MMSERVE_PREFILL_CHUNK" help:"As with serve."`
-	CacheDir     string   `placeholder:"DIR" env:"MMSERVE_CACHE_DIR" help:"As with serve."`
-
+	folderFlags
+	cacheFlags
+	// Without a provider no session is opened.
+	providerFlags `set:"provider="`
 	precisionFlags
-	Provider         string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Open the model's sessions as serve does, and show where their nodes run."`
-	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"As with serve."`
-	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"As with serve."`
+	memoryFlags
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
@@ -37,7 +31,7 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 	fmt.Fprintf(out, "system      %s/%s, %s\n", runtime.GOOS, runtime.GOARCH, runtime.Version())
 	fmt.Fprintf(out, "processors  %d usable of %d\n", usable, online)
 	fmt.Fprintf(out, "features    %s\n", orNone(host.Features()))
-	fmt.Fprintf(out, "memory      %s usable of %s\n", bytesText(int64(mem.Limit)), bytesText(int64(mem.Total)))
+	fmt.Fprintf(out, "memory      %s usable of %s\n", host.FormatBytes(int64(mem.Limit)), host.FormatBytes(int64(mem.Total)))
 
 	healthy := true
 	report := func(label string, err error, ok string) {
@@ -47,7 +41,7 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "%-11s %s\n", label, ok)
 	}
-	err := startRuntime(c.OrtLib)
+	err := serving.StartRuntime(c.OrtLib)
 	v, lib := ort.Loaded()
 	if err == nil && v != ort.Version {
 		err = fmt.Errorf("version %s at %s, mmserve is made for %s", v, lib, ort.Version)
@@ -63,7 +57,11 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 			report("provider", err, name+" works (ran a graph)")
 		}
 	}
-	m, err := model.Open(d.Model)
+	var m *model.Model
+	named, err := d.one()
+	if err == nil {
+		m, err = model.Open(named.Dir)
+	}
 	if err != nil {
 		report("model", err, "")
 	} else {
@@ -73,7 +71,7 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		if lib != "" && d.Provider+d.VisionProvider != "" {
 			report("placement", d.place(m, out), "all sessions opened")
 		} else {
-			kv, err := planKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
+			kv, err := serving.PlanKV(m, d.Slots, d.MaxLen, int64(d.KVCacheBytes))
 			report("KV cache", err, kv.String())
 		}
 	}
@@ -85,58 +83,32 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 
 // place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
 func (d doctorCmd) place(m *model.Model, out io.Writer) error {
-	f := modelFlags{
-		providerFlags: providerFlags{d.Provider, d.VisionProvider, d.AllowCPUFallback}, precisionFlags: d.precisionFlags, CacheDir: d.CacheDir,
-		Slots: d.Slots, MaxLen: d.MaxLen, KVCacheBytes: d.KVCacheBytes, DeviceMemory: d.DeviceMemory, PrefillChunk: d.PrefillChunk,
-	}
-	where, err := f.open()
-	if err != nil {
-		return err
-	}
-	in, err := f.choose(m, where)
-	if err != nil {
-		return err
-	}
+	r, err := serving.Examine(m, serving.Config{
+		Provider: d.Provider, VisionProvider: d.VisionProvider, AllowCPUFallback: d.AllowCPUFallback,
+		Precision: d.Precision, VisionPrecision: d.VisionPrecision, CacheDir: d.dir(),
+		Slots: d.Slots, MaxLen: d.MaxLen, KVCacheBytes: int64(d.KVCacheBytes), DeviceMemory: int64(d.DeviceMemory),
+		Batching: batching.Options{PrefillChunk: d.PrefillChunk},
+	})
 	line := func(label, text string) { fmt.Fprintf(out, "%-11s %s\n", label, text) }
-	for _, why := range []string{where.why, in.why} {
-		if why != "" {
-			line("chosen", why)
+	for _, why := range r.Reasons() {
+		line("chosen", why)
+	}
+	if r.Decoder.Precision != "" && r.Vision.Precision != "" {
+		line("precision", fmt.Sprintf("vision %s, decoder %s", serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
+	}
+	if r.KV.Tokens > 0 {
+		if r.OnDevice {
+			line("device", fmt.Sprintf("%s in all: %s", host.FormatBytes(r.Device.Total(r.KV.Slots)), r.Device))
 		}
+		line("KV cache", r.KV.String())
 	}
-	line("precision", fmt.Sprintf("vision %s, decoder %s", precisionText(m, in.vision), precisionText(m, in.decoder)))
-	var kv kvPlan
-	if onDevice(m, where) {
-		var l model.Ledger
-		if kv, l, err = planDevice(m, f, in.decoder); err == nil {
-			line("device", fmt.Sprintf("%s in all: %s", bytesText(l.Total(kv.slots)), l))
-		}
-	} else {
-		kv, err = planKV(m, f.Slots, f.MaxLen, int64(f.KVCacheBytes))
+	if r.CacheWarning != "" {
+		line("quantised weights", r.CacheWarning)
 	}
-	if err != nil {
-		return err
+	for _, at := range r.Sessions {
+		line("placement", placementText(at))
 	}
-	line("KV cache", kv.String())
-	if in.quantized() {
-		from, err := m.LoadQuantized(cacheDir(f.CacheDir), in.vision, in.decoder)
-		if err != nil {
-			return err
-		}
-		if from.Why != "" {
-			line("quantised weights", from.Why)
-		}
-	}
-	opened := func(at ort.Placement) { line("placement", placementText(at)) }
-	tower, err := m.OpenTower(in.vision, f.options(where.vision, 0, opened))
-	if err != nil {
-		return err
-	}
-	defer tower.Close()
-	r, err := m.OpenDecoder(decoder.OpenOptions{Slots: kv.slots, MaxLen: kv.maxLen, Precision: in.decoder, Session: f.options(where.decoder, 0, opened)})
-	if err != nil {
-		return err
-	}
-	return r.Close()
+	return err
 }
 
 // placementText is a line that says where a graph's nodes run.
@@ -156,33 +128,11 @@ func countsText(m map[string]int) string {
 	return text.String()
 }
 
-// startRuntime finds and loads ONNX Runtime.
-func startRuntime(named string) error {
-	lib, err := ort.FindLibrary(named)
-	if err != nil {
-		return err
-	}
-	return ort.Start(lib)
-}
-
 func orNone(list []string) string {
 	if len(list) == 0 {
 		return "none that matter"
 	}
 	return strings.Join(list, " ")
-}
-
-// bytesText writes a size with a binary unit.
-func bytesText(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
 }
 
 // count writes a number of parameters as model cards do.

@@ -18,11 +18,12 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/imaging"
+	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
 type imageCmd struct {
-	Model     string   `placeholder:"DIR" env:"MMSERVE_MODEL" help:"Model folder (default: the embedded model)."`
+	folderFlags
 	JSON      bool     `name:"json" help:"Write one JSON object a line."`
 	Out       string   `placeholder:"DIR" help:"Write the tiles there as PNG."`
 	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
@@ -45,7 +46,11 @@ type imageReport struct {
 
 // Run tells of every file what the model would see. A bad one does not stop the others. It opens no session.
 func (c imageCmd) Run(ctx context.Context, out io.Writer) error {
-	m, err := openModel(c.Model, "")
+	named, err := c.one()
+	if err != nil {
+		return err
+	}
+	m, err := serving.OpenModel(named.Dir, "")
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/internal/telemetry"
-	"github.com/mmserve/mmserve/loadtest"
 )
 
 // version is set by the linker.
@@ -53,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	exited := false
 	parser, err := kong.New(&c, kong.Name("mmserve"),
 		kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."),
-		kong.Writers(stdout, stderr), kong.UsageOnError(), kong.Vars{"imageSizes": loadtest.DefaultImageSizes},
+		kong.Writers(stdout, stderr), kong.UsageOnError(), flagVariables,
 		kong.Exit(func(code int) { status, exited = code, true }),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
 	if err != nil {

@@ -12,9 +12,11 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/model/verify"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type modelCmd struct {
@@ -50,7 +52,7 @@ type inspectCmd struct {
 }
 
 func (i inspectCmd) Run(out io.Writer) error {
-	m, err := openModel(i.Dir, i.ONNXDType)
+	m, err := serving.OpenModel(i.Dir, i.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -69,7 +71,7 @@ func (i inspectCmd) Run(out io.Writer) error {
 	if graphs := m.Graphs(); graphs != nil {
 		line("parameters", "%s", count(m.Parameters()))
 		for _, g := range graphs {
-			line("graph", "%s, %s: %s (%s)", filepath.Base(g.Path), bytesText(g.Bytes), g.DType, g.Why)
+			line("graph", "%s, %s: %s (%s)", filepath.Base(g.Path), host.FormatBytes(g.Bytes), g.DType, g.Why)
 		}
 	} else {
 		line("parameters", "%s, stored as %s", count(m.Parameters()), storedText(m.StoredTypes()))
@@ -98,8 +100,8 @@ func (i inspectCmd) Run(out io.Writer) error {
 	for _, w := range slices.Concat(m.Warnings, text.Warnings) {
 		line("warning", "%s", w)
 	}
-	line("weights", "%s in memory", bytesText(m.WeightBytes()))
-	line("KV cache", "%s a slot of %d tokens (%s a token)", bytesText(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, bytesText(m.KVBytesPerToken()))
+	line("weights", "%s in memory", host.FormatBytes(m.WeightBytes()))
+	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
 }
 
@@ -112,11 +114,11 @@ func storedText(types map[string]int) string {
 }
 
 type verifyCmd struct {
+	cacheFlags
 	providerFlags
 	Dir       string   `arg:"" help:"Model folder."`
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
 	Precision string   `enum:"fp32,fp16,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, fp16 on a GPU, int8, or int4 with the tower in int8."`
-	CacheDir  string   `env:"MMSERVE_CACHE_DIR" placeholder:"DIR" help:"Where quantised weights are kept (default: the user's cache folder)."`
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
@@ -132,51 +134,20 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if len(v.Image) > 0 && !v.WriteGold {
 		return errors.New("--image names images to record: give --write-gold, too")
 	}
-	if err := startRuntime(c.OrtLib); err != nil {
+	if err := serving.StartRuntime(c.OrtLib); err != nil {
 		return err
 	}
-	m, err := openModel(v.Dir, v.ONNXDType)
+	m, err := serving.OpenModel(v.Dir, v.ONNXDType)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	p := graph.Precision(v.Precision)
-	from, err := m.LoadQuantized(cacheDir(v.CacheDir), p.Vision(), p)
-	if err != nil {
-		return err
-	}
-	if from.Why != "" {
-		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
-	}
-	tolerance := v.Tolerance
-	if v.Gold == "" {
-		tolerance = verify.DriftTolerance(p)
-	}
-	where, err := v.open()
-	if err != nil {
-		return err
-	}
-	if where.vision.Name() != where.decoder.Name() {
-		return errors.New("--vision-provider: both stages are verified on one provider")
-	}
-	ver, err := verify.New(m, tolerance, p, v.options(where.decoder, 0, nil))
+	ver, err := v.verifier(m, out)
 	if err != nil {
 		return err
 	}
 	defer ver.Close()
-	for _, g := range m.Graphs() {
-		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
-	}
-	for _, w := range m.Warnings {
-		fmt.Fprintf(out, "warning: %s\n", w)
-	}
-	if m.Weights != nil {
-		unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
-		fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
-		for _, name := range unused {
-			fmt.Fprintf(out, "  unused: %s\n", name)
-		}
-	}
+	writeFindings(out, m)
 	if v.WriteGold {
 		samples, err := v.samples()
 		if err != nil {
@@ -188,13 +159,61 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "recorded %d cases\n", n)
 	}
+	return v.compare(ver, out)
+}
+
+// tolerance is the largest difference that passes.
+func (v verifyCmd) tolerance() float64 {
+	if v.Gold == "" {
+		return verify.DriftTolerance(graph.Precision(v.Precision))
+	}
+	return v.Tolerance
+}
+
+// verifier opens the model's sessions.
+func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*verify.Verifier, error) {
+	p := graph.Precision(v.Precision)
+	from, err := m.LoadQuantized(v.dir(), p.Vision(), p)
+	if err != nil {
+		return nil, err
+	}
+	if from.Why != "" {
+		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
+	}
+	where, err := serving.Config{Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback}.SessionOptions()
+	if err != nil {
+		return nil, err
+	}
+	return verify.New(m, v.tolerance(), p, where)
+}
+
+// writeFindings tells what the folder's files hold.
+func writeFindings(out io.Writer, m *model.Model) {
+	for _, g := range m.Graphs() {
+		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
+	}
+	for _, w := range m.Warnings {
+		fmt.Fprintf(out, "warning: %s\n", w)
+	}
+	if m.Weights == nil {
+		return
+	}
+	unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
+	fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
+	for _, name := range unused {
+		fmt.Fprintf(out, "  unused: %s\n", name)
+	}
+}
+
+// compare prints the cases and counts those that missed.
+func (v verifyCmd) compare(ver *verify.Verifier, out io.Writer) (err error) {
 	cases, missed := 0, 0
 	report := func(k verify.Case) {
 		cases++
 		if !k.OK() {
 			missed++
 		}
-		fmt.Fprintln(out, caseText(k))
+		fmt.Fprintln(out, serving.CaseText(k))
 	}
 	found := true
 	if v.Gold != "" {
@@ -209,7 +228,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		fmt.Fprintln(out, "no gold values: name some with --gold, or record what the model answers now with --write-gold")
 		return nil
 	}
-	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, tolerance)
+	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.tolerance())
 	if missed > 0 || cases == 0 {
 		return exitError(1)
 	}
@@ -236,27 +255,4 @@ func (v verifyCmd) samples() (list []verify.SampleImage, err error) {
 		list = append(list, verify.SampleImage{Data: data})
 	}
 	return list, nil
-}
-
-func caseText(k verify.Case) string {
-	if k.Err != nil {
-		return fmt.Sprintf("MISS %s: %v", k.ID, k.Err)
-	}
-	parts := []string{"ok  ", k.ID}
-	if !k.OK() {
-		parts[0] = "MISS"
-	}
-	for _, c := range k.Checks {
-		switch {
-		case c.Exact && c.OK:
-			parts = append(parts, c.Name+" equal")
-		case c.Exact:
-			parts = append(parts, fmt.Sprintf("%s %.1f%% AGREE", c.Name, 100*c.Value))
-		case c.OK:
-			parts = append(parts, fmt.Sprintf("%s ≤%.1e", c.Name, c.Value))
-		default:
-			parts = append(parts, fmt.Sprintf("%s OFF BY %.1e", c.Name, c.Value))
-		}
-	}
-	return strings.Join(parts, "  ")
 }

@@ -9,12 +9,14 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/ort"
+
+	"github.com/mmserve/mmserve/serving"
 )
 
 // startedRuntime loads the library that the commands find.
 func startedRuntime(t *testing.T) {
 	t.Helper()
-	if err := startRuntime(""); err != nil {
+	if err := serving.StartRuntime(""); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -67,21 +69,6 @@ func TestVerifyOnProvider(t *testing.T) {
 		if code != c.code || !strings.Contains(out+errs, c.want) {
 			t.Errorf("%v: status %d, %s%s; want %d, %q", c.args, code, out, errs, c.code, c.want)
 		}
-	}
-}
-
-// "auto" takes what runs a graph, and says why. Without a GPU that is the processor, whatever Vulkan says.
-func TestAutoProvider(t *testing.T) {
-	startedRuntime(t)
-	where, err := providerFlags{Provider: "auto"}.open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if where.decoder.Name() != where.vision.Name() || !strings.HasPrefix(where.why, "--provider auto chose "+where.decoder.Name()+": ") {
-		t.Errorf("chose %v and %v: %s", where.decoder, where.vision, where.why)
-	}
-	if where.decoder.Name() == "cpu" && !strings.Contains(where.why, "cuda: failed to load") {
-		t.Errorf("no reason against cuda in %q", where.why)
 	}
 }
 

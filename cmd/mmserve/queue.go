@@ -19,7 +19,7 @@ import (
 func (k *captionJob) fromQueue(ctx context.Context, stats *caption.Stats) error {
 	url := k.Queue
 	if addr, ok := strings.CutPrefix(url, "listen:"); ok {
-		s, err := holdQueue(addr, filepath.Join(cacheDir(k.CacheDir), "queue"))
+		s, err := holdQueue(addr, filepath.Join(k.dir(), "queue"))
 		if err != nil {
 			return fmt.Errorf("--queue %s: %w", k.Queue, err)
 		}

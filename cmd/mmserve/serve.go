@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
 
-	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type serveCmd struct {
@@ -25,6 +28,7 @@ type serveCmd struct {
 	ReceiveTimeout   time.Duration `default:"30s" env:"MMSERVE_RECEIVE_TIMEOUT" help:"How long a request message may take to come whole."`
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
+	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
 
@@ -55,6 +59,11 @@ func (s serveCmd) check() error {
 	} {
 		if c.value < c.least || c.value > c.most {
 			return fmt.Errorf("%s %d: want %d to %d", c.flag, c.value, c.least, c.most)
+		}
+	}
+	if s.ModelsDir != "" {
+		if st, err := os.Stat(s.ModelsDir); err != nil || !st.IsDir() {
+			return fmt.Errorf("--models-dir %s: want a folder that is there", s.ModelsDir)
 		}
 	}
 	if b := int64(s.MaxInflightBytes); b > 0 && b < int64(s.MaxMessageBytes) {
@@ -99,12 +108,13 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	}
 	defer lis.Close()
 	var ready atomic.Pointer[server.Server] // nil for a moment
-	o, err := s.observe(ctx, log, level, func() error {
+	models := &modelAdmin{root: s.ModelsDir}
+	o, err := s.observe(ctx, log, admin.Options{Level: level, Models: models, Ready: func() error {
 		if s := ready.Load(); s != nil {
 			return s.Ready()
 		}
 		return errors.New("starting")
-	})
+	}})
 	if err != nil {
 		return err
 	}
@@ -122,54 +132,69 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 		served <- err
 	}()
 	log.Info("listening", "address", lis.Addr().String())
-	a, err := s.load(ctx, c.OrtLib, o, log)
-	if a == nil {
+	registry, err := s.load(ctx, c.OrtLib, o, log)
+	if registry == nil {
 		cancel(err)
 		err = errors.Join(err, <-served)
 		log.Info("stopped before the model was ready", "error", err)
 		return err
 	}
-	// An engine that ends by itself has lost its device: the server then stops too.
-	go func() {
-		err := <-a.stopped
-		cancel(err)
-		a.stopped <- err // for close
-	}()
-	srv.Attach(a.server, a.engine)
-	log.Info("serving", "address", lis.Addr().String())
-	err = <-served
-	log.Info("stopped", "error", err)
-	return errors.Join(err, a.close())
-}
-
-// load opens the model. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
-// itself, and ends with the process.
-func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*app, error) {
-	var steps func(batching.Step)
-	if o.server != nil {
-		steps = o.server.Step
-	}
-	type opened struct {
-		app *app
-		err error
-	}
-	done := make(chan opened)
-	go func() {
-		a, err := openApp(ortLib, s.modelFlags, steps, log)
+	go func() { // a model that ends by itself has lost its device: the server then stops too
 		select {
-		case done <- opened{a, err}:
+		case err := <-registry.Lost():
+			cancel(err)
 		case <-ctx.Done():
-			if err == nil {
-				_ = a.close() // nobody is there to hear of it
-			}
 		}
 	}()
+	srv.Attach(registry)
+	models.models.Store(registry)
+	log.Info("serving", "address", lis.Addr().String(), "models", registry.Names())
+	err = <-served
+	log.Info("stopped", "error", err)
+	return errors.Join(err, registry.Close(ctx))
+}
+
+// load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
+// itself, and ends with the process.
+func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*serving.Registry, error) {
+	config := s.config(ortLib, log)
+	if o.server != nil {
+		config.Observe = o.server.Steps
+	}
+	registry := serving.NewRegistry(serving.RegistryOptions{Config: config})
+	done := make(chan error, 1)
+	go func() { done <- s.loadAll(ctx, registry) }()
 	select {
-	case r := <-done:
-		return r.app, r.err
+	case err := <-done:
+		if err == nil {
+			return registry, nil
+		}
+		if ctx.Err() != nil {
+			return nil, registry.Close(ctx)
+		}
+		return nil, errors.Join(err, registry.Close(ctx))
 	case <-ctx.Done():
 		return nil, nil
 	}
+}
+
+// loadAll opens the models of the command line one after the other; the embedded one where it names none.
+func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error {
+	list := s.Model
+	if len(list) == 0 {
+		list = []modelFolder{{}}
+	}
+	for i, m := range list {
+		before := registry.Names()
+		d, err := registry.Load(ctx, m.Name, m.Dir)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(before, d.Model.Name) {
+			return fmt.Errorf("--model: two are called %q; name one of them otherwise, as NAME=%s", d.Model.Name, list[i].Dir)
+		}
+	}
+	return nil
 }
 
 func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {

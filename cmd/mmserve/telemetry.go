@@ -41,8 +41,8 @@ type observability struct {
 	done   chan error // the admin listener's end
 }
 
-// observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads.
-func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, level *slog.LevelVar, ready func() error) (o *observability, err error) {
+// observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads. a is what the listener shows, but for the metrics.
+func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, a admin.Options) (o *observability, err error) {
 	if f.TraceSteps < 0 {
 		return nil, fmt.Errorf("--trace-steps is %d, want 0 or more", f.TraceSteps)
 	}
@@ -71,7 +71,8 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, level *sl
 	if err != nil {
 		return o, fmt.Errorf("--admin-address %s: %w", f.AdminAddress, err)
 	}
-	if o.admin, o.free, err = admin.New(admin.Options{Metrics: o.sdk.Scrape, Ready: ready, Level: level}); err != nil {
+	a.Metrics = o.sdk.Scrape
+	if o.admin, o.free, err = admin.New(a); err != nil {
 		return o, errors.Join(err, lis.Close())
 	}
 	o.done = make(chan error, 1)

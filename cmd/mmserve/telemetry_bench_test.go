@@ -22,6 +22,7 @@ import (
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // discard takes spans in the form in which they would be sent.
@@ -40,7 +41,7 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 	if o.sdk, err = telemetry.Start(b.Context(), telemetry.Options{Prometheus: true}, log); err != nil {
 		b.Fatal(err)
 	}
-	var steps func(batching.Step)
+	config := serving.Config{Slots: 8, Batching: batching.Options{MaxWaiting: 8}, EncoderCacheBytes: 16 << 20, NoSelfTest: true, Logger: log}
 	if watched {
 		exporter, err := otlptrace.New(b.Context(), discard{})
 		if err != nil {
@@ -52,15 +53,15 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		if o.server, err = server.NewTelemetry(tp, o.sdk.Meter, 16); err != nil {
 			b.Fatal(err)
 		}
-		steps = o.server.Step
+		config.Observe = o.server.Steps
 	}
-	a, err := openApp("", modelFlags{PrefillShare: 0.5, AgeAfter: 30 * time.Second, LoadFormat: "auto", precisionFlags: precisionFlags{Precision: "fp32"}, Slots: 8, PrefillChunk: 256, MaxWaiting: 8, EncoderCache: 16}, steps, log)
+	a, err := serving.Open(b.Context(), config)
 	if err != nil {
 		b.Fatal(err)
 	}
 	lis := bufconn.Listen(1 << 20)
 	ctx, stop := context.WithCancel(context.Background())
-	srv := server.New(a.server, a.engine, server.Options{Logger: log, Telemetry: o.server, GRPC: o.grpc()})
+	srv := server.New(a.Model, a.Engine, server.Options{Logger: log, Telemetry: o.server, GRPC: o.grpc()})
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, lis) }()
 	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -72,7 +73,7 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		conn.Close()
 		stop()
 		<-done
-		a.close()
+		a.Close(context.Background())
 	})
 	return client.New(conn)
 }

@@ -1,4 +1,4 @@
-// Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, and gRPC's own
+// Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, the models, and gRPC's own
 // channelz. It has no authentication and shows what is in memory: it belongs on a loopback or a private address.
 package admin
 
@@ -24,6 +24,8 @@ type Options struct {
 	Ready func() error
 	// Level is read and changed at /loglevel.
 	Level *slog.LevelVar
+	// Models answers /models; nil: nothing does.
+	Models Models
 }
 
 // New returns the HTTP server, without an address, and what frees the rest once it is closed.
@@ -45,7 +47,10 @@ func New(o Options) (_ *http.Server, free func(), _ error) {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /loglevel", func(w http.ResponseWriter, _ *http.Request) { writeLevel(w, o.Level) })
-	mux.HandleFunc("PUT /loglevel", func(w http.ResponseWriter, r *http.Request) { setLevel(w, r, o.Level) })
+	mux.HandleFunc("PUT /loglevel", changes(func(w http.ResponseWriter, r *http.Request) { setLevel(w, r, o.Level) }))
+	if o.Models != nil {
+		handleModels(mux, o.Models)
+	}
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -21,6 +21,8 @@ type Memory struct {
 	// Total is the machine's memory; Limit the smallest limit of the process's control groups, Total when there
 	// is none.
 	Total, Limit uint64
+	// Available is what can be taken without swapping.
+	Available uint64
 }
 
 // ReadMemory reads /proc and /sys; where they are missing the values are 0.
@@ -30,7 +32,9 @@ func readMemory(root fs.FS) Memory {
 	var m Memory
 	if f, err := root.Open("proc/meminfo"); err == nil {
 		defer f.Close()
-		m.Total = kilobytes(bufio.NewScanner(f), "MemTotal:")
+		lines := bufio.NewScanner(f)
+		m.Total = kilobytes(lines, "MemTotal:")
+		m.Available = kilobytes(lines, "MemAvailable:") // comes after
 	}
 	m.Limit = m.Total
 	for _, dir := range groups(root, "memory") {

@@ -257,7 +257,7 @@ func (FinishReason) EnumDescriptor() ([]byte, []int) {
 // GenerateRequest is one prompt and how to continue it.
 type GenerateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the model that is meant. Empty: whichever the server has.
+	// Name of the model that is meant. Empty: the server's default, the first that it was given.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The caller's name for this request, for its logs and the server's: up to 128 printable ASCII characters
 	// without spaces. Empty: the server makes one.
@@ -2076,7 +2076,7 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
 }
 
-// GetServerInfoResponse does not change while the server runs.
+// GetServerInfoResponse changes only when an operator loads or unloads a model.
 type GetServerInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What requests call the model.
@@ -2093,8 +2093,10 @@ type GetServerInfoResponse struct {
 	Sessions []*Session `protobuf:"bytes,6,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// Why these providers, where the server was left to choose.
 	ProviderReason string `protobuf:"bytes,7,opt,name=provider_reason,json=providerReason,proto3" json:"provider_reason,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// All models that are served. The fields above are those of the first, the default.
+	Models        []*ModelInfo `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
@@ -2176,6 +2178,187 @@ func (x *GetServerInfoResponse) GetProviderReason() string {
 	return ""
 }
 
+func (x *GetServerInfoResponse) GetModels() []*ModelInfo {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// ListModelsRequest is empty.
+type ListModelsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListModelsRequest) Reset() {
+	*x = ListModelsRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsRequest) ProtoMessage() {}
+
+func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
+func (*ListModelsRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+}
+
+// ListModelsResponse says which models are served.
+type ListModelsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The default first.
+	Models        []*ModelInfo `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListModelsResponse) Reset() {
+	*x = ListModelsResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsResponse) ProtoMessage() {}
+
+func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
+func (*ListModelsResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListModelsResponse) GetModels() []*ModelInfo {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// ModelInfo is one served model and where it runs.
+type ModelInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name that requests call it by.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What tells its weights and configuration from others'.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Tokens of prompt and answer together.
+	Context uint32 `protobuf:"varint,3,opt,name=context,proto3" json:"context,omitempty"`
+	// Sequences that run at once.
+	Slots uint32 `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
+	// ONNX Runtime's sessions, in the order in which they were opened. None where no model runs.
+	Sessions []*Session `protobuf:"bytes,5,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Why these providers, where the server was left to choose.
+	ProviderReason string `protobuf:"bytes,6,opt,name=provider_reason,json=providerReason,proto3" json:"provider_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ModelInfo) Reset() {
+	*x = ModelInfo{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelInfo) ProtoMessage() {}
+
+func (x *ModelInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
+func (*ModelInfo) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ModelInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModelInfo) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ModelInfo) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *ModelInfo) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *ModelInfo) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ModelInfo) GetProviderReason() string {
+	if x != nil {
+		return x.ProviderReason
+	}
+	return ""
+}
+
 // Session is one graph of the model and where its nodes run.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2194,7 +2377,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2389,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2402,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Session) GetGraph() string {
@@ -2414,7 +2597,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12#\n" +
 	"\rchoice_scores\x18\b \x03(\x02R\fchoiceScoresB\x0f\n" +
 	"\r_matched_stop\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xf4\x01\n" +
+	"\x14GetServerInfoRequest\"\xa3\x02\n" +
 	"\x15GetServerInfoResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x02 \x01(\tR\vmodelDigest\x12\x18\n" +
@@ -2422,7 +2605,18 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x05slots\x18\x04 \x01(\rR\x05slots\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12/\n" +
 	"\bsessions\x18\x06 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
-	"\x0fprovider_reason\x18\a \x01(\tR\x0eproviderReason\"\xab\x02\n" +
+	"\x0fprovider_reason\x18\a \x01(\tR\x0eproviderReason\x12-\n" +
+	"\x06models\x18\b \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"\x13\n" +
+	"\x11ListModelsRequest\"C\n" +
+	"\x12ListModelsResponse\x12-\n" +
+	"\x06models\x18\x01 \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"\xc1\x01\n" +
+	"\tModelInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\acontext\x18\x03 \x01(\rR\acontext\x12\x14\n" +
+	"\x05slots\x18\x04 \x01(\rR\x05slots\x12/\n" +
+	"\bsessions\x18\x05 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
+	"\x0fprovider_reason\x18\x06 \x01(\tR\x0eproviderReason\"\xab\x02\n" +
 	"\aSession\x12\x14\n" +
 	"\x05graph\x18\x01 \x01(\tR\x05graph\x12\x1a\n" +
 	"\bprovider\x18\x02 \x01(\tR\bprovider\x124\n" +
@@ -2455,11 +2649,13 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x1b\n" +
-	"\x17FINISH_REASON_CANCELLED\x10\x032\xfb\x01\n" +
+	"\x17FINISH_REASON_CANCELLED\x10\x032\xc8\x02\n" +
 	"\aMMServe\x12E\n" +
 	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
 	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12T\n" +
-	"\rGetServerInfo\x12 .mmserve.v1.GetServerInfoRequest\x1a!.mmserve.v1.GetServerInfoResponseB7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
+	"\rGetServerInfo\x12 .mmserve.v1.GetServerInfoRequest\x1a!.mmserve.v1.GetServerInfoResponse\x12K\n" +
+	"\n" +
+	"ListModels\x12\x1d.mmserve.v1.ListModelsRequest\x1a\x1e.mmserve.v1.ListModelsResponseB7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
 
 var (
 	file_mmserve_v1_mmserve_proto_rawDescOnce sync.Once
@@ -2474,7 +2670,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -2501,11 +2697,14 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*StreamFinish)(nil),           // 22: mmserve.v1.StreamFinish
 	(*GetServerInfoRequest)(nil),   // 23: mmserve.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),  // 24: mmserve.v1.GetServerInfoResponse
-	(*Session)(nil),                // 25: mmserve.v1.Session
-	nil,                            // 26: mmserve.v1.Sampling.LogitBiasEntry
-	nil,                            // 27: mmserve.v1.Session.NodesEntry
-	nil,                            // 28: mmserve.v1.Session.FallbacksEntry
-	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
+	(*ListModelsRequest)(nil),      // 25: mmserve.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 26: mmserve.v1.ListModelsResponse
+	(*ModelInfo)(nil),              // 27: mmserve.v1.ModelInfo
+	(*Session)(nil),                // 28: mmserve.v1.Session
+	nil,                            // 29: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 30: mmserve.v1.Session.NodesEntry
+	nil,                            // 31: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
@@ -2520,15 +2719,15 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
 	11, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
 	2,  // 11: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	26, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	29, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	29, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	29, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	29, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	29, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	29, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	29, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	29, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	29, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	32, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	32, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	32, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	32, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	32, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	32, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	32, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	32, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
 	15, // 21: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
 	15, // 22: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
 	3,  // 23: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
@@ -2549,20 +2748,25 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	14, // 38: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
 	16, // 39: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
 	16, // 40: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	25, // 41: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	27, // 42: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	28, // 43: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
-	4,  // 44: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 45: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	23, // 46: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	18, // 47: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	19, // 48: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	24, // 49: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	47, // [47:50] is the sub-list for method output_type
-	44, // [44:47] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	28, // 41: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	27, // 42: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
+	27, // 43: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
+	28, // 44: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
+	30, // 45: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	31, // 46: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	4,  // 47: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 48: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	23, // 49: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	25, // 50: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	18, // 51: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	19, // 52: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	24, // 53: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	26, // 54: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	51, // [51:55] is the sub-list for method output_type
+	47, // [47:51] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -2599,7 +2803,7 @@ func file_mmserve_v1_mmserve_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	MMServe_Generate_FullMethodName       = "/mmserve.v1.MMServe/Generate"
 	MMServe_GenerateStream_FullMethodName = "/mmserve.v1.MMServe/GenerateStream"
 	MMServe_GetServerInfo_FullMethodName  = "/mmserve.v1.MMServe/GetServerInfo"
+	MMServe_ListModels_FullMethodName     = "/mmserve.v1.MMServe/ListModels"
 )
 
 // MMServeClient is the client API for MMServe service.
@@ -36,7 +37,7 @@ const (
 //
 //	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
 //	                    violation per field
-//	NOT_FOUND           model names a model that is not the served one
+//	NOT_FOUND           model names a model that is not served; the message names those that are
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
 //	                    without a vision tower
 //	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
@@ -55,6 +56,8 @@ type MMServeClient interface {
 	GenerateStream(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateStreamResponse], error)
 	// GetServerInfo says what is served and where it runs.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
+	// ListModels says which models are served, the default first.
+	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 }
 
 type mMServeClient struct {
@@ -104,6 +107,16 @@ func (c *mMServeClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequ
 	return out, nil
 }
 
+func (c *mMServeClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListModelsResponse)
+	err := c.cc.Invoke(ctx, MMServe_ListModels_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MMServeServer is the server API for MMServe service.
 // All implementations must embed UnimplementedMMServeServer
 // for forward compatibility.
@@ -114,7 +127,7 @@ func (c *mMServeClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequ
 //
 //	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
 //	                    violation per field
-//	NOT_FOUND           model names a model that is not the served one
+//	NOT_FOUND           model names a model that is not served; the message names those that are
 //	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
 //	                    without a vision tower
 //	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
@@ -133,6 +146,8 @@ type MMServeServer interface {
 	GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error
 	// GetServerInfo says what is served and where it runs.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
+	// ListModels says which models are served, the default first.
+	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	mustEmbedUnimplementedMMServeServer()
 }
 
@@ -151,6 +166,9 @@ func (UnimplementedMMServeServer) GenerateStream(*GenerateRequest, grpc.ServerSt
 }
 func (UnimplementedMMServeServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
+}
+func (UnimplementedMMServeServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
 }
 func (UnimplementedMMServeServer) mustEmbedUnimplementedMMServeServer() {}
 func (UnimplementedMMServeServer) testEmbeddedByValue()                 {}
@@ -220,6 +238,24 @@ func _MMServe_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MMServe_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListModelsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MMServeServer).ListModels(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MMServe_ListModels_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MMServeServer).ListModels(ctx, req.(*ListModelsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MMServe_ServiceDesc is the grpc.ServiceDesc for MMServe service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -234,6 +270,10 @@ var MMServe_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerInfo",
 			Handler:    _MMServe_GetServerInfo_Handler,
+		},
+		{
+			MethodName: "ListModels",
+			Handler:    _MMServe_ListModels_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

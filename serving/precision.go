@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"fmt"
@@ -8,33 +8,20 @@ import (
 	"github.com/mmserve/mmserve/model"
 )
 
-// precisionFlags say what the linear layers of a model multiply in.
-type precisionFlags struct {
-	Precision       string `enum:"auto,fp32,fp16,int8,int4" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32; int8 with one scale a row, or int4 with one for each 32 weights (cpu only); fp16 (on a GPU); or auto for the fastest here that keeps the model's answers."`
-	VisionPrecision string `enum:"auto,fp32,fp16,int8,int4," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
-}
-
-// precisions are those of a model's two stages.
-type precisions struct {
-	vision, decoder graph.Precision
-	why             string // what "auto" went by
-}
-
-func (p precisions) quantized() bool { return p.vision.Quantized() || p.decoder.Quantized() }
-
-// choose settles what each stage runs in, and refuses what its provider has no operators for.
-func (f precisionFlags) choose(m *model.Model, at providers) (p precisions, err error) {
-	if p.decoder, err = pick("--precision", f.Precision, m, at.decoder, &p.why); err != nil {
-		return p, err
+// choosePrecisions settles what each stage runs in, and refuses what its provider has no operators for.
+func (c Config) choosePrecisions(m *model.Model, p *Plan) (err error) {
+	why := &p.PrecisionReason
+	if p.Decoder.Precision, err = pick("--precision", c.Precision, m, p.Decoder.Provider, why); err != nil {
+		return err
 	}
-	flag, vision := "--precision", f.Precision
-	if f.VisionPrecision != "" {
-		flag, vision = "--vision-precision", f.VisionPrecision
+	flag, vision := "--precision", c.Precision
+	if c.VisionPrecision != "" {
+		flag, vision = "--vision-precision", c.VisionPrecision
 	} else if vision != "auto" {
-		vision = string(p.decoder.Vision())
+		vision = string(p.Decoder.Precision.Vision())
 	}
-	p.vision, err = pick(flag, vision, m, at.vision, &p.why)
-	return p, err
+	p.Vision.Precision, err = pick(flag, vision, m, p.Vision.Provider, why)
+	return err
 }
 
 // pick settles one stage's precision. auto takes int4 never: its answers differ from the checkpoint's more often than int8's.
@@ -84,4 +71,14 @@ func takes(at ort.Provider) string {
 		return "fp32 and fp16"
 	}
 	return "fp32"
+}
+
+// PrecisionText names a stage's precision, which in ready-made graphs is the decoder's own.
+func PrecisionText(m *model.Model, p graph.Precision) string {
+	for _, g := range m.Graphs() {
+		if g.Session == "decoder_model_merged" {
+			return g.DType
+		}
+	}
+	return string(p)
 }

@@ -1,4 +1,4 @@
-package main
+package serving
 
 import (
 	"strings"
@@ -23,10 +23,10 @@ func TestChoosePrecision(t *testing.T) {
 	if ort.HasKernels() {
 		auto = graph.INT8
 	}
-	mixed := providers{vision: webgpu}
+	mixed := Plan{Vision: Stage{Provider: webgpu}}
 	for _, c := range []struct {
 		asked, vision    string
-		at               providers
+		at               Plan
 		decoder, tower   graph.Precision
 		why, whyAlso, no string // parts of what is said, or of the error
 	}{
@@ -42,13 +42,14 @@ func TestChoosePrecision(t *testing.T) {
 		{asked: "int8", at: mixed, no: "--precision int8 runs on the cpu provider only; webgpu takes fp32 and fp16"},
 		{asked: "int8", vision: "fp16", no: "--vision-precision fp16"},
 	} {
-		p, err := precisionFlags{Precision: c.asked, VisionPrecision: c.vision}.choose(m, c.at)
+		p := c.at
+		err := Config{Precision: c.asked, VisionPrecision: c.vision}.choosePrecisions(m, &p)
 		switch {
 		case c.no != "":
 			if err == nil || !strings.Contains(err.Error(), c.no) {
 				t.Errorf("%+v: %v", c, err)
 			}
-		case err != nil || p.decoder != c.decoder || p.vision != c.tower || !strings.Contains(p.why, c.why) || !strings.Contains(p.why, c.whyAlso) || (c.why == "") != (p.why == ""):
+		case err != nil || p.Decoder.Precision != c.decoder || p.Vision.Precision != c.tower || !strings.Contains(p.PrecisionReason, c.why) || !strings.Contains(p.PrecisionReason, c.whyAlso) || (c.why == "") != (p.PrecisionReason == ""):
 			t.Errorf("%+v: %+v %v", c, p, err)
 		}
 	}
