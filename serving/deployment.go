@@ -291,6 +291,8 @@ func (d *Deployment) startEncoder() error {
 
 // start runs the engine over r, and says what requests need.
 func (d *Deployment) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error)) error {
+	prompter := d.text.Prompter
+	prompter.Limits = d.config.Images
 	sum, err := d.model.Digest()
 	if err != nil {
 		return err
@@ -307,8 +309,6 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 		defer close(d.ended)
 		d.err = d.Engine.Run(ctx)
 	}()
-	prompter := d.text.Prompter
-	prompter.Limits = d.config.Images
 	d.Model = Model{
 		Name: d.model.Name, Digest: hex.EncodeToString(sum),
 		MaxLen: r.Capacity().MaxLen, Vocab: d.model.Decoder.Vocab, EOS: d.text.EOS,

@@ -63,6 +63,13 @@ func (l Limits) orDefault() Limits {
 	return l
 }
 
+// decodeBytes is the most that one decode into strips may hold: an image of any format fits that takes four bytes a pixel.
+// Lossless WebP takes eight, JPEG of many samples a pixel and progressive JPEG up to eight.
+func (l Limits) decodeBytes() int64 {
+	const least = 64 << 20 // what decoders take that does not grow with the image
+	return max(Bytes(4, int(min(l.MaxPixels, 1<<40))), least)
+}
+
 // Bytes is the product of sizes, none negative; more than an int64 holds gives the largest.
 func Bytes(sizes ...int) int64 {
 	product := uint64(1)

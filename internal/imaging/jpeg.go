@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -96,6 +97,9 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
 		return nil, err
+	}
+	if c.Components == 2 {
+		return nil, errors.New("2 components are not supported, want 1, 3 or 4")
 	}
 	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
 		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)
@@ -226,7 +230,7 @@ func newUpsampler(p *jpeg.Plane, width int) *upsampler {
 
 // row gives the samples for the image's row y, rounded up to whole ones, until it is called again.
 func (u *upsampler) row(y int) []uint8 {
-	dst, near := u.out, u.Pix[y/u.StepY*u.Stride:][:u.Width]
+	dst, near := u.out, u.Row(y / u.StepY)[:u.Width]
 	if !u.fancy {
 		if u.StepX == 1 {
 			return near
@@ -239,7 +243,7 @@ func (u *upsampler) row(y int) []uint8 {
 	odd := y & 1
 	far := near
 	if u.StepY == 2 {
-		far = u.Pix[min(max(y/2-1+2*odd, 0), u.Height-1)*u.Stride:][:u.Width]
+		far = u.Row(min(max(y/2-1+2*odd, 0), u.Height-1))[:u.Width]
 	}
 	switch {
 	case u.smoothX && u.StepY == 2: // h2v2: 9/16, 3/16, 3/16, 1/16

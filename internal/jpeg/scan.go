@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 )
 
@@ -239,7 +238,7 @@ func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *
 	}
 	height := min(max(bandSize/rowSize, 1), rows)
 	// As many bands as may be under way: one is read, one for each core becomes samples.
-	count := min(runtime.GOMAXPROCS(0)+1, (rows+height-1)/height)
+	count := min(readers()+1, (rows+height-1)/height)
 	free := make(chan *band, count)
 	for range count {
 		b := new(band)
@@ -259,7 +258,7 @@ func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *
 		finish := func() {
 			for i, s := range list {
 				c := b.coefficients[i]
-				s.transform(c, from*s.down, to*s.down)
+				s.transform(s.pix[64*s.stride*from*s.down:], c, (to-from)*s.down)
 				clear(c)
 			}
 			free <- b

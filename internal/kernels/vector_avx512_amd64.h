@@ -2,7 +2,7 @@
 #ifndef MMSERVE_VECTOR_H
 #define MMSERVE_VECTOR_H
 
-#pragma STDC FP_CONTRACT OFF // for clang; see customop_amd64.go
+#pragma STDC FP_CONTRACT OFF // for clang; see operators_amd64.go
 
 #include <immintrin.h>
 #include <stdint.h>

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "include/onnxruntime_c_api.h"
+#include "../ort/include/onnxruntime_c_api.h"
 #include "attention_amd64.h"
 #include "kernels_amd64.h"
 #include "rowlinear_amd64.h"
@@ -618,9 +618,9 @@ static int version(const OrtCustomOp *op) { (void)op; return 1; }
 
 static const OrtCustomOp operators[] = {OPERATOR(row_linear), OPERATOR(row_linear4), OPERATOR(attention), OPERATOR(self_attention)};
 
-// customop_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes
+// operators_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes
 // the domain, which lives as long as the process; calls must not overlap.
-char *customop_add(const char *library, void *session_options) {
+char *operators_add(const char *library, void *session_options) {
   static OrtCustomOpDomain *domain;
   OrtStatus *s = NULL;
   if (!domain) {

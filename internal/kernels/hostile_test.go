@@ -1,4 +1,4 @@
-package ort
+package kernels_test
 
 import (
 	"fmt"
@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
 )
 
 // operand is a node's input: a constant of zeros, or for x and q and what else is fed a graph input of float32 or int32.
@@ -78,7 +80,7 @@ func (n hostileNode) run(t *testing.T) error {
 	t.Helper()
 	g := onnx.New("hostile")
 	var names, outputs []string
-	var in []Tensor
+	var in []ort.Tensor
 	for i, o := range n.in {
 		name := fmt.Sprint("in", i)
 		switch size := elements(o.dims); {
@@ -99,7 +101,7 @@ func (n hostileNode) run(t *testing.T) error {
 		}
 		names = append(names, name)
 	}
-	var out []Tensor
+	var out []ort.Tensor
 	for i, dims := range n.out[:len(n.out)-n.dropped] {
 		name := fmt.Sprint("out", i)
 		outputs = append(outputs, name)
@@ -123,7 +125,7 @@ func (n hostileNode) run(t *testing.T) error {
 		outputs = append(outputs, "")
 	}
 	g.Node(onnx.Own, n.op, n.attrs, names, outputs)
-	s, err := NewSession(g, Options{Threads: 2})
+	s, err := ort.NewSession(g, ort.Options{Threads: 2})
 	if err != nil {
 		return err
 	}
@@ -214,7 +216,7 @@ func spoiled(good hostileNode, counts ...string) map[string]hostileNode {
 
 func TestHostileNodes(t *testing.T) {
 	startLibrary(t)
-	if !HasKernels() {
+	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
 	type suite struct {
@@ -223,7 +225,7 @@ func TestHostileNodes(t *testing.T) {
 	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
 	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")}, {ca, spoiled(ca, "heads", "kv_heads")}}
-	if HasSelfAttention8() {
+	if kernels.HasSelfAttention8() {
 		suites = append(suites, suite{sa, spoiled(sa, "heads")})
 	}
 	for _, s := range suites[:2] {
@@ -272,7 +274,7 @@ func TestHostileNodes(t *testing.T) {
 		"rows without a cache": ca.operand(0, fed(3, 3, 128)), "no q": ca.operand(0, fed(0)),
 		"scale is infinite": ca.set("scale", float32(math.Inf(1))), "scale is not a number": ca.set("scale", float32(math.NaN())), "no scale": ca.drop("scale"),
 	})
-	if HasSelfAttention8() {
+	if kernels.HasSelfAttention8() {
 		maps.Copy(suites[3].cases, map[string]hostileNode{
 			"heads of 8":  sa.three(fed(2, 5, 16), fed(2, 5, 16), fed(2, 5, 16)),
 			"heads of 0":  sa.three(fed(2, 5, 0), fed(2, 5, 0), fed(2, 5, 0)),
@@ -306,13 +308,13 @@ func TestHostileNodes(t *testing.T) {
 // What is empty but fits is no error, and nothing is written.
 func TestEmptyInputs(t *testing.T) {
 	startLibrary(t)
-	if !HasKernels() {
+	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
 	r8, r4 := rowLinear8Node().operand(0, fed(0, 8)), rowLinear4Node().operand(0, fed(0, 64))
 	r8.out, r4.out = [][]int{{0, 32}}, [][]int{{0, 32}}
 	list := []hostileNode{r8, r4}
-	if sa := selfAttentionNode().three(fed(0, 5, 32), fed(0, 5, 32), fed(0, 5, 32)); HasSelfAttention8() {
+	if sa := selfAttentionNode().three(fed(0, 5, 32), fed(0, 5, 32), fed(0, 5, 32)); kernels.HasSelfAttention8() {
 		sa.out = [][]int{{0, 5, 32}}
 		list = append(list, sa)
 	}

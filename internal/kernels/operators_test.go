@@ -1,16 +1,31 @@
-package ort
+package kernels_test
 
 import (
 	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
+	"github.com/mmserve/mmserve/internal/ort"
 )
+
+// startLibrary loads the repository's fetched library; without it these tests cannot mean anything.
+func startLibrary(t testing.TB) {
+	t.Helper()
+	lib, err := ort.FindLibrary(os.Getenv("MMSERVE_ORT_LIB"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ort.Start(lib); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // attentionCase is a layer: its shape, its cache, and the rotary tables.
 type attentionCase struct {
@@ -56,23 +71,23 @@ func (c attentionCase) tables() (cos, sin []float32) {
 type attentionLayer struct {
 	attentionCase
 	t          *testing.T
-	session    *Session
-	key, value *Memory[float32]
+	session    *ort.Session
+	key, value *ort.Memory[float32]
 }
 
 func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	t.Helper()
 	startLibrary(t)
-	if !HasKernels() {
+	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
 	l := &attentionLayer{attentionCase: c, t: t}
 	var err error
-	if l.session, err = NewSession(c.graph(), Options{Threads: 2}); err != nil {
+	if l.session, err = ort.NewSession(c.graph(), ort.Options{Threads: 2}); err != nil {
 		t.Fatal(err)
 	}
 	l.key, l.value = alloc(t, c.slots*c.kvHeads*c.maxLen*c.dim), alloc(t, c.slots*c.kvHeads*c.maxLen*c.dim)
-	for _, m := range []*Memory[float32]{l.key, l.value} {
+	for _, m := range []*ort.Memory[float32]{l.key, l.value} {
 		for i := range m.Slice() {
 			m.Slice()[i] = float32(math.NaN())
 		}
@@ -81,9 +96,9 @@ func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	return l
 }
 
-func alloc(t *testing.T, n int) *Memory[float32] {
+func alloc(t *testing.T, n int) *ort.Memory[float32] {
 	t.Helper()
-	m, err := Alloc[float32](n)
+	m, err := ort.Alloc[float32](n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,14 +106,14 @@ func alloc(t *testing.T, n int) *Memory[float32] {
 	return m
 }
 
-func view[T Element](t *testing.T, values []T, dims ...int) Tensor {
+func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
 	t.Helper()
-	m, err := Alloc[T](len(values))
+	m, err := ort.Alloc[T](len(values))
 	if err != nil {
 		t.Fatal(err)
 	}
 	copy(m.Slice(), values)
-	v, err := View(m.Slice(), dims...)
+	v, err := ort.View(m.Slice(), dims...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +125,7 @@ func view[T Element](t *testing.T, values []T, dims ...int) Tensor {
 func (l *attentionLayer) run(first, width int, last []int32, qkv []float32) ([]float32, error) {
 	l.t.Helper()
 	rows := len(last)
-	in := []Tensor{}
+	in := []ort.Tensor{}
 	if l.packed {
 		in = append(in, view(l.t, qkv, rows, width, (l.heads+2*l.kvHeads)*l.dim))
 	} else {
@@ -125,14 +140,14 @@ func (l *attentionLayer) run(first, width int, last []int32, qkv []float32) ([]f
 		in = append(in, view(l.t, parts[0], rows, width, l.heads*l.dim), view(l.t, parts[1], rows, width, l.kvHeads*l.dim), view(l.t, parts[2], rows, width, l.kvHeads*l.dim))
 	}
 	slot := l.kvHeads * l.maxLen * l.dim
-	key, _ := View(l.key.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
-	value, _ := View(l.value.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
+	key, _ := ort.View(l.key.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
+	value, _ := ort.View(l.value.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
 	out := alloc(l.t, rows*width*l.heads*l.dim)
-	o, _ := View(out.Slice(), rows, width, l.heads*l.dim)
+	o, _ := ort.View(out.Slice(), rows, width, l.heads*l.dim)
 	defer key.Destroy()
 	defer value.Destroy()
 	defer o.Destroy()
-	err := l.session.Run(append(in, key, value, view(l.t, last, rows)), []Tensor{o, key, value})
+	err := l.session.Run(append(in, key, value, view(l.t, last, rows)), []ort.Tensor{o, key, value})
 	return out.Slice(), err
 }
 
@@ -324,22 +339,22 @@ func linearGraph4(k, n, activation int) *onnx.Graph {
 // TestKernelsAgree holds that the operators of a better processor give the very bits of the others.
 func TestKernelsAgree(t *testing.T) {
 	startLibrary(t)
-	defer limitKernels(false)
-	if !limitKernels(false) {
+	defer kernels.Limit(false)
+	if !kernels.Limit(false) {
 		t.Skip("this processor has no AVX-512 VNNI to compare AVX2 with")
 	}
 	both := func(t *testing.T, run func() []float32) {
 		t.Helper()
-		limitKernels(false)
+		kernels.Limit(false)
 		want := run()
-		limitKernels(true)
+		kernels.Limit(true)
 		if got := run(); !slices.Equal(got, want) {
 			t.Error("AVX2 and AVX-512 differ")
 		}
 	}
 	layer := func(g *onnx.Graph, k, out int) {
 		t.Helper()
-		session, err := NewSession(g, Options{Threads: 2})
+		session, err := ort.NewSession(g, ort.Options{Threads: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -347,9 +362,9 @@ func TestKernelsAgree(t *testing.T) {
 		for _, rows := range []int{1, 2, 5, 12, 13, 30, 200} {
 			both(t, func() []float32 {
 				y := alloc(t, rows*out)
-				o, _ := View(y.Slice(), rows, out)
+				o, _ := ort.View(y.Slice(), rows, out)
 				defer o.Destroy()
-				if err := session.Run([]Tensor{view(t, randoms(7, rows*k), rows, k)}, []Tensor{o}); err != nil {
+				if err := session.Run([]ort.Tensor{view(t, randoms(7, rows*k), rows, k)}, []ort.Tensor{o}); err != nil {
 					t.Fatal(err)
 				}
 				return y.Slice()
@@ -391,20 +406,20 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 	}
 	g.Node(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}, names, []string{"y"})
 	g.Output("y", onnx.F32, "B", "N", heads*dim)
-	session, err := NewSession(g, Options{Threads: 2})
+	session, err := ort.NewSession(g, ort.Options{Threads: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer session.Close()
 	size := blocks * n * heads * dim
-	in := []Tensor{view(t, x, blocks, n, row)}
+	in := []ort.Tensor{view(t, x, blocks, n, row)}
 	if !packed {
-		in = []Tensor{view(t, x[:size], blocks, n, row), view(t, x[size:2*size], blocks, n, row), view(t, x[2*size:], blocks, n, row)}
+		in = []ort.Tensor{view(t, x[:size], blocks, n, row), view(t, x[size:2*size], blocks, n, row), view(t, x[2*size:], blocks, n, row)}
 	}
 	y := alloc(t, size)
-	out, _ := View(y.Slice(), blocks, n, heads*dim)
+	out, _ := ort.View(y.Slice(), blocks, n, heads*dim)
 	defer out.Destroy()
-	if err := session.Run(in, []Tensor{out}); err != nil {
+	if err := session.Run(in, []ort.Tensor{out}); err != nil {
 		t.Fatal(err)
 	}
 	return y.Slice()
@@ -414,7 +429,7 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 // share a large part; blocks alone and beside others; q, k and v in one.
 func TestSelfAttention8(t *testing.T) {
 	startLibrary(t)
-	if !HasSelfAttention8() {
+	if !kernels.HasSelfAttention8() {
 		t.Skip("this processor has no AVX-512 VNNI")
 	}
 	for _, c := range []struct{ n, heads, dim int }{{64, 4, 32}, {1, 2, 16}, {65, 3, 64}, {257, 2, 80}, {200, 1, 112}} {
