@@ -302,11 +302,9 @@ func (f *pngFile) frame(b []byte) error {
 
 // pngPixels reads the payloads of chunks of pixels, one after the other.
 type pngPixels struct {
-	ctx      context.Context
-	rest     []byte
-	payload  []byte
-	animated bool
-	err      error
+	ctx     context.Context
+	rest    []byte
+	payload []byte
 }
 
 func (r *pngPixels) Read(b []byte) (int, error) {

@@ -1,4 +1,5 @@
-// Command stores serves stand-ins for S3 and Google Cloud Storage on loopback, for tests: gofakes3 and fake-gcs-server, in memory.
+// Command stores serves stand-ins for S3 and Google Cloud Storage on loopback, for tests: gofakes3 and fake-gcs-server,
+// in memory.
 package main
 
 import (
@@ -36,7 +37,8 @@ func main() {
 	if _, err := fmt.Sscan(port, &n); err != nil {
 		log.Fatal(err)
 	}
-	g, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: host, Port: n, PublicHost: *gcs, ExternalURL: "http://" + *gcs})
+	g, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: host, Port: n, PublicHost: *gcs,
+		ExternalURL: "http://" + *gcs})
 	if err != nil {
 		log.Fatal(err)
 	}
