@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -356,6 +357,23 @@ func TestExportDefaultModel(t *testing.T) {
 			t.Errorf("%s: %+v %v", c.ID, c.Checks, c.Err)
 		}
 	}
+}
+
+// The decoder of a ready-made graph keeps the contract that the engine relies on.
+func TestExportRunnerConforms(t *testing.T) {
+	startLibrary(t)
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	x := openExported(t, m, exporttest.Options{})
+	r, err := x.OpenDecoder(decoder.OpenOptions{Slots: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	runnertest.Conform(t, r, 8, 708)
 }
 
 // Which files are run, by what was asked, what config.json says and what is there.
