@@ -36,7 +36,7 @@ STREAMS ?= 2m
 test-webgpu: ort
 	@mkdir -p .cache/mesa; if icd=$$(scripts/lavapipe.sh); then \
 	  VK_DRIVER_FILES=$$icd MESA_SHADER_CACHE_DIR=$(CURDIR)/.cache/mesa MMSERVE_TEST_WEBGPU=1 MMSERVE_TEST_STREAMS=$(STREAMS) \
-	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model ./cmd/mmserve; \
+	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model/... ./cmd/mmserve; \
 	else echo "test-webgpu is skipped"; fi
 
 ## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there

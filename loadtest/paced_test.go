@@ -58,10 +58,14 @@ func tinyText(t testing.TB) serving.Model {
 		t.Fatal(err)
 	}
 	return serving.Model{
-		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0}, Tokenizer: tok,
-		Template: template, Guarded: guarded,
-		Layout: fusion.Layout{Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16,
-			Expand: func(vision.Grid) string { return "" }},
+		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
+		Prompter: &fusion.Prompter{
+			Tokenizer: tok, Template: template, Guarded: guarded,
+			Layout: fusion.Layout{
+				Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16,
+				Expand: func(vision.Grid) string { return "" },
+			},
+		},
 	}
 }
 

@@ -3,6 +3,7 @@ package graph
 import (
 	"fmt"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 )
@@ -111,7 +112,7 @@ func (b *Builder) Blocks(x string, n, width int) string {
 // heads·dim], on a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are
 // quantised and the processor is fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	if b.precision.Quantized() && HasKernels && ort.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
+	if b.precision.Quantized() && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
 		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
 	}
 	third := Out{Dim: heads * dim}

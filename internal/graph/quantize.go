@@ -8,8 +8,8 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
-	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
 	"golang.org/x/sync/errgroup"
 )
@@ -267,7 +267,7 @@ func (m *quantized) scaleAt(channel, every, turn int) int {
 
 // HasKernels says whether graphs use mmserve's own operators instead of ONNX Runtime's: where the processor has what
 // they need. Tests turn it off.
-var HasKernels = ort.HasKernels()
+var HasKernels = kernels.Available()
 
 // native is the layout of this machine's operators.
 func native() layout { return layout{panels: HasKernels} }
