@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/model/modeltest"
 )
@@ -116,6 +117,11 @@ func TestWebGPUMoves(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The decoder whose KV cache lies on a device keeps the contract that the engine relies on.
+func TestWebGPUConforms(t *testing.T) {
+	runnertest.Conform(t, openRunnerOn(t, 4, graph.FP32, modeltest.OnWebGPU(t)), 8, 708)
 }
 
 // What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.
