@@ -19,15 +19,17 @@ type tiffTag struct {
 
 // tiffWith is a TIFF of w×h pixels whose data are in one strip.
 func tiffWith(w, h int, data []byte, tags ...tiffTag) []byte {
-	tags = append(tags, tiffTag{tagWidth, []uint32{uint32(w)}}, tiffTag{tagHeight, []uint32{uint32(h)}},
-		tiffTag{tagStripOffsets, []uint32{8}}, tiffTag{tagStripBytes, []uint32{uint32(len(data))}})
-	slices.SortFunc(tags, func(a, b tiffTag) int { return int(a.tag) - int(b.tag) })
+	all := append(slices.Clone(tags), tiffTag{tagWidth, []uint32{uint32(w)}}, tiffTag{tagHeight, []uint32{uint32(h)}})
+	if !slices.ContainsFunc(tags, func(t tiffTag) bool { return t.tag == tagStripOffsets }) {
+		all = append(all, tiffTag{tagStripOffsets, []uint32{8}}, tiffTag{tagStripBytes, []uint32{uint32(len(data))}})
+	}
+	slices.SortFunc(all, func(a, b tiffTag) int { return int(a.tag) - int(b.tag) })
 	le := binary.LittleEndian
 	out := append(le.AppendUint32([]byte("II*\x00"), uint32(8+len(data))), data...)
-	out = le.AppendUint16(out, uint16(len(tags)))
-	end := len(out) + 12*len(tags) + 4
+	out = le.AppendUint16(out, uint16(len(all)))
+	end := len(out) + 12*len(all) + 4
 	var values []byte
-	for _, t := range tags {
+	for _, t := range all {
 		out = le.AppendUint16(out, t.tag)
 		if len(t.values) == 1 {
 			out = le.AppendUint32(le.AppendUint32(le.AppendUint16(out, 4), 1), t.values[0])
