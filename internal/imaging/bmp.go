@@ -40,7 +40,6 @@ type bmpFile struct {
 	masks       [4]uint32
 	pixels      []byte
 	wordOdd     bool // the pixels begin at an odd offset of the file
-	half        bool // an icon: its height counts a mask too
 }
 
 func openBMP(ctx context.Context, data []byte) (*source, error) {
