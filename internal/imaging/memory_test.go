@@ -72,6 +72,13 @@ func TestLargestImages(t *testing.T) {
 		"gif":                      {data: sized(t, "decode/pillow/hopper.gif", "GIF8", 6, binary.LittleEndian)},
 		"tiff": {data: tiffWith(8000, 8000, nil, tiffTag{tagBits, []uint32{8, 8, 8}}, tiffTag{tagSamples, []uint32{3}},
 			tiffTag{tagPhotometric, []uint32{photoRGB}}, tiffTag{tagCompression, []uint32{tiffLZW}})},
+		"tiff, one JPEG": {data: tiffWith(8000, 8000, jpegOf("video-001.q50.420.jpeg", "\xff\xc0"), tiffTag{tagBits, []uint32{8, 8, 8}},
+			tiffTag{tagSamples, []uint32{3}}, tiffTag{tagPhotometric, []uint32{photoYCbCr}}, tiffTag{tagCompression, []uint32{tiffJPEG}})},
+		"tiff, one WebP": {data: tiffWith(8000, 8000, sized(t, "decode/blue-purple-pink.lossy.webp", "\x9d\x01\x2a", 3, binary.LittleEndian),
+			tiffTag{tagBits, []uint32{8, 8, 8}}, tiffTag{tagSamples, []uint32{3}}, tiffTag{tagPhotometric, []uint32{photoRGB}},
+			tiffTag{tagCompression, []uint32{tiffWebP}})},
+		"tiff, old JPEG": {data: tiffWith(8000, 8000, jpegOf("video-001.q50.420.jpeg", "\xff\xc0"), tiffTag{tagBits, []uint32{8, 8, 8}},
+			tiffTag{tagSamples, []uint32{3}}, tiffTag{tagPhotometric, []uint32{photoYCbCr}}, tiffTag{tagCompression, []uint32{tiffOldJPEG}})},
 		"tiff, planes": {data: tiffWith(8000, 8000, nil, tiffTag{tagBits, []uint32{8, 8, 8, 8}}, tiffTag{tagSamples, []uint32{4}},
 			tiffTag{tagPhotometric, []uint32{photoCMYK}}, tiffTag{tagPlanarConfig, []uint32{2}})},
 	} {
