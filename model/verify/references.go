@@ -101,15 +101,7 @@ func readImage(files fs.FS, name string) ([]byte, error) {
 }
 
 // DriftTolerance is how far the log-probabilities of a model's own gold cases may be off on another machine.
-func DriftTolerance(p graph.Precision) float64 {
-	switch p {
-	case graph.INT8:
-		return 0.1
-	case graph.INT4:
-		return 0.2
-	}
-	return 2e-3
-}
+func DriftTolerance(p graph.Precision) float64 { return p.Drift() }
 
 // SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl through sessions that are open and idle.
 // Cases that need a longer context than the sessions have are left out. found is false where there is no such file, and for
