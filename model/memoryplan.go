@@ -18,10 +18,7 @@ type MemoryPlan struct {
 
 // MemoryPlan plans for sequences of maxLen positions, of which slots decode at once and prompts run in chunks of chunk.
 func (m *Model) MemoryPlan(p graph.Precision, slots, maxLen, chunk int) MemoryPlan {
-	l := MemoryPlan{Weights: m.WeightBytes(), Slot: m.Decoder.SlotBytes(maxLen, p)}
-	if p == graph.FP16 {
-		l.Weights /= 2
-	}
+	l := MemoryPlan{Weights: p.WeightBytes(m.WeightBytes()), Slot: m.Decoder.SlotBytes(maxLen, p)}
 	l.Decoder = m.Decoder.StepBytes(max(slots, min(chunk, maxLen)), slots, maxLen)
 	l.Tower = m.Tower.RunBytes()
 	return l
