@@ -20,8 +20,8 @@ func DriftTolerance(p graph.Precision) float64 {
 	return 2e-3
 }
 
-// SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl. Cases that need a longer context than the
-// sessions have are left out. found is false where there is no such file, and for synthetic models.
+// SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl. Cases that need a longer context than
+// the sessions have are left out. found is false where there is no such file, and for synthetic models.
 func (s Sessions) SelfTest(report func(Case)) (found bool, err error) {
 	if s.Model.Synthetic() {
 		return false, nil
