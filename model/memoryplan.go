@@ -6,11 +6,11 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 )
 
-// MemoryPlan is what a model takes of a device's memory, in bytes. Providers do not say when a device has no more, so it is
-// planned before anything is opened.
+// MemoryPlan is what a model takes of a device's memory, in bytes. Providers do not say when a device has no more, so
+// it is planned before anything is opened.
 type MemoryPlan struct {
-	// Weights are those of the tower and the decoder; Tower is the most that a run of the tower takes beside them, Decoder the
-	// most of a step.
+	// Weights are those of the tower and the decoder; Tower is the most that a run of the tower takes beside them,
+	// Decoder the most of a step.
 	Weights, Tower, Decoder int64
 	// Slot is the KV cache of one sequence; there is one more than sequences, in which prompts run.
 	Slot int64
