@@ -14,9 +14,9 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/model"
-	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/model/verify"
+	"github.com/mmserve/mmserve/serving"
 )
 
 type modelCmd struct {

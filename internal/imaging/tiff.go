@@ -44,7 +44,7 @@ func openTIFF(ctx context.Context, data []byte) (*source, error) {
 	h, okH := dir.value(tagHeight)
 	switch {
 	case dir.has(tagWindowsMedia):
-		return nil, errors.New("Windows Media Photo is not supported")
+		return nil, errors.New("it is a Windows Media Photo, which is not supported")
 	case !okW || !okH:
 		return nil, errors.New("its size is missing")
 	case w < 1 || h < 1 || w > 1<<31 || h > 1<<31:
