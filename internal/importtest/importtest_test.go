@@ -24,8 +24,8 @@ var never = [][2]string{
 	{"server", "internal/ort"}, {"client", "internal"},
 }
 
-// wire lists the packages that know what goes over the wire. Below the edges a request is a plain value, and an error has a
-// kind.
+// wire lists the packages that know what goes over the wire. Below the edges a request is a plain value, and an error
+// has a kind.
 var wire = []string{"caption", "client", "cmd", "internal/admin", "loadtest", "proto", "server"}
 
 // TestWire holds that no other package imports gRPC, its codes and details, or the messages.
