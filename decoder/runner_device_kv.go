@@ -208,11 +208,7 @@ func (kv *deviceKV) close() error {
 
 // SlotBytes is what the KV cache of one sequence takes on a device.
 func (c Config) SlotBytes(maxLen int, p graph.Precision) int64 {
-	n := int64(blockLength(maxLen)) * c.KVBytesPerToken()
-	if p == graph.FP16 {
-		n /= 2
-	}
-	return n
+	return p.ValueBytes(int64(blockLength(maxLen)) * c.KVBytesPerToken())
 }
 
 // StepBytes bounds what a step over n positions takes on a device beside weights and KV cache, with logits for k of them: the
