@@ -105,6 +105,9 @@ func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if len(r.Names()) > 0 { // models come and go
+		ort.ReturnFreed()
+	}
 	c := r.config
 	c.Name, c.Dir, c.reserve, c.unreserve = name, dir, r.reserve, r.release
 	c.deviceHeld = func() int64 {
