@@ -23,7 +23,7 @@ $(ORT): package.json package-lock.json .npmrc
 	@touch $@
 
 ## test: everything CI checks
-test: ort
+test: ort lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
@@ -36,7 +36,7 @@ STREAMS ?= 2m
 test-webgpu: ort
 	@mkdir -p .cache/mesa; if icd=$$(scripts/lavapipe.sh); then \
 	  VK_DRIVER_FILES=$$icd MESA_SHADER_CACHE_DIR=$(CURDIR)/.cache/mesa MMSERVE_TEST_WEBGPU=1 MMSERVE_TEST_STREAMS=$(STREAMS) \
-	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model ./cmd/mmserve; \
+	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model/... ./cmd/mmserve; \
 	else echo "test-webgpu is skipped"; fi
 
 ## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there
@@ -62,10 +62,11 @@ test-training:
 	@if why=$$(python3 -c 'import numpy, PIL, tokenizers, torch' 2>&1); then cd training && OMP_NUM_THREADS=1 python3 -m unittest; \
 	else echo "test-training is skipped: $$(echo "$$why" | tail -1)"; fi
 
-## lint: a wider static check than make test's; takes minutes to install the first time
+## lint: static checks, at the versions of tools/go.mod; the first run builds them, which takes minutes
 lint:
 	$(GO) tool -modfile=tools/go.mod buf lint
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	GO=$(GO) scripts/vulncheck.sh
 
 ## proto: write the generated Go beside the .proto files
 proto:

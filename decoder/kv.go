@@ -127,3 +127,13 @@ func (kv *kvCache) close() error {
 	kv.views, kv.layers = nil, nil
 	return err
 }
+
+// KVCost is what positions take of memory: a Config's for graphs that are built, or that of graphs which copy their past.
+type KVCost interface {
+	// KVBytesPerToken is the memory that one position takes over all layers.
+	KVBytesPerToken() int64
+	// KVBytes is the most memory that n positions of so many sequences take.
+	KVBytes(n, sequences int) int64
+	// KVTokens is the number of positions, of so many sequences together, that bytes hold; 0 if there is no room.
+	KVTokens(bytes int64, sequences int) int
+}

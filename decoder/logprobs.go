@@ -1,6 +1,10 @@
 package decoder
 
-import "math"
+import (
+	"math"
+
+	"github.com/mmserve/mmserve/internal/kernels"
+)
 
 // Logprobs are natural logs of probabilities that the model gave, before bias, penalties, masks, temperature and
 // filters.
@@ -30,7 +34,7 @@ func newLogSoftmax(p *peaked) (logSoftmax, error) {
 		return logSoftmax{}, err
 	}
 	best := p.logits[at]
-	sum, _ := expSums(p.logits, best, 1, minExp)
+	sum, _ := kernels.ExpSums(p.logits, best, 1, kernels.MinExp)
 	return logSoftmax{p, float64(best) + math.Log(sum)}, nil
 }
 

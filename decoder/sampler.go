@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+
+	"github.com/mmserve/mmserve/internal/kernels"
 )
 
 // Sampling says how a sequence's tokens are picked. The zero value is greedy. Its fields act in the order in which they
@@ -247,7 +249,7 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 		s.top = slices.Grow(s.top[:0], s.sampling.TopK)[:s.sampling.TopK]
 		mass = s.keep(best, scale, s.choice.kthLargest(s.top))
 	case topP:
-		mass, _ = expSums(logits, best, scale, minExp)
+		mass, _ = kernels.ExpSums(logits, best, scale, kernels.MinExp)
 		cut := s.tighten(best, scale, tail(mass, s.sampling.TopP, len(logits)), float64(s.sampling.TopP)*mass)
 		s.keep(best, scale, best+cut/scale)
 	case minP:
@@ -256,7 +258,7 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 		// Kept are the tokens whose d = (logit - best)·scale is within some distance r of its mean. If r is less than
 		// -mean, that ends at 2·mean; else the most likely token is within, and all that are cut away are less likely
 		// than the last kept: then it is as with top-p.
-		mass, mean = expSums(logits, best, scale, minExp)
+		mass, mean = kernels.ExpSums(logits, best, scale, kernels.MinExp)
 		mean /= mass
 		cut := min(float32(2.001*mean), tail(mass, s.sampling.TypicalP, len(logits)))
 		s.keep(best, scale, best+cut/scale)
@@ -315,7 +317,7 @@ func (s *Sampler) tighten(best, scale, bound float32, mass float64) float32 {
 	above := float32(0)
 	for range 4 {
 		mid := (bound + above) / 2
-		if sum, _ := expSums(s.choice.logits, best, scale, max(mid, minExp)); sum > 1.00001*mass {
+		if sum, _ := kernels.ExpSums(s.choice.logits, best, scale, max(mid, kernels.MinExp)); sum > 1.00001*mass {
 			bound = mid
 		} else {
 			above = mid
@@ -330,7 +332,7 @@ func (s *Sampler) drawAll(best, scale float32, u float64) int {
 	s.sums = s.sums[:0]
 	mass := 0.0
 	for lo := 0; lo < len(logits); lo += sumLen {
-		sum, _ := expSums(logits[lo:min(lo+sumLen, len(logits))], best, scale, minExp)
+		sum, _ := kernels.ExpSums(logits[lo:min(lo+sumLen, len(logits))], best, scale, kernels.MinExp)
 		s.sums = append(s.sums, sum)
 		mass += sum
 	}
@@ -342,7 +344,7 @@ func (s *Sampler) drawAll(best, scale float32, u float64) int {
 	}
 	lo, id := block*sumLen, -1
 	for i, l := range logits[lo:min(lo+sumLen, len(logits))] {
-		w := float64(exp((l - best) * scale))
+		w := float64(kernels.Exp((l - best) * scale))
 		if w == 0 {
 			continue
 		}
@@ -366,7 +368,7 @@ func (s *Sampler) keep(best, scale, cut float32) (mass float64) {
 			if !(l >= cut) {
 				continue
 			}
-			if w := float64(exp((l - best) * scale)); w > 0 {
+			if w := float64(kernels.Exp((l - best) * scale)); w > 0 {
 				s.kept = append(s.kept, candidate{int32(first + j), l, w})
 				mass += w
 			}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/mmserve/mmserve/internal/kernels"
 )
 
 // Most is the number of most likely tokens from which the next pick is what it would be from all logits: 1 for the most
@@ -43,7 +45,7 @@ func (s *Sampler) Pick(ids []int64, logits []float32) (t Token, ok bool, err err
 		slices.SortFunc(s.kept, func(a, b candidate) int { return cmp.Compare(a.id, b.id) })
 		mass, n := 0.0, 0
 		for _, c := range s.kept {
-			if c.weight = float64(exp((c.rank - best) * scale)); c.weight > 0 {
+			if c.weight = float64(kernels.Exp((c.rank - best) * scale)); c.weight > 0 {
 				s.kept[n] = c
 				mass += c.weight
 				n++

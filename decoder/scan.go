@@ -3,10 +3,12 @@ package decoder
 import (
 	"math"
 	"slices"
+
+	"github.com/mmserve/mmserve/internal/kernels"
 )
 
-// peakLen is the number of logits that share a peak; scan_amd64.c knows it too.
-const peakLen = 64
+// peakLen is the number of logits that share a peak.
+const peakLen = kernels.PeakLen
 
 // peaked is logits and the largest of each peakLen of them, by which most need not be looked at again. NaN counts as
 // -Inf.
@@ -22,7 +24,7 @@ func (p *peaked) reset(logits []float32) {
 		p.peaks = make([]float32, n)
 	}
 	p.logits, p.peaks = logits, p.peaks[:n]
-	peaksOf(p.peaks, logits)
+	kernels.Peaks(p.peaks, logits)
 }
 
 // block returns the index of the first logit of block i, and its logits.
@@ -94,52 +96,4 @@ func offer(heap []float32, x float32) {
 		at = child
 	}
 	heap[at] = x
-}
-
-// peaksScalar writes the largest of each peakLen of x to peaks.
-func peaksScalar(peaks, x []float32) {
-	for i := range peaks {
-		peak := float32(math.Inf(-1))
-		for _, v := range x[i*peakLen : min((i+1)*peakLen, len(x))] {
-			if v > peak {
-				peak = v
-			}
-		}
-		peaks[i] = peak
-	}
-}
-
-// expSumsScalar returns Σ w and Σ w·d over d = (x - best)·scale that are above least, which is minExp or more; w = exp(d).
-func expSumsScalar(x []float32, best, scale, least float32) (weight, weighted float64) {
-	for _, v := range x {
-		if d := (v - best) * scale; d > least {
-			w := float64(expNear(d))
-			weight += w
-			weighted += w * float64(d)
-		}
-	}
-	return weight, weighted
-}
-
-// minExp is where an exponential counts as nothing: it stands for a probability under 1e-34.
-const minExp = -80
-
-// exp is e^x for x ≤ 0; 0 below minExp and for NaN.
-func exp(x float32) float32 {
-	if x > minExp {
-		return expNear(x)
-	}
-	return 0
-}
-
-// expNear is e^x for minExp < x ≤ 0, to 3e-7 of its value. A whole vocabulary goes through it for each token: it is
-// small enough for the compiler to inline, and math.Exp takes several times as long.
-// Cody and Waite's reduction x = n·ln 2 + r, |r| ≤ ln 2 / 2, with ln 2 in two parts; Taylor's polynomial for e^r up to
-// r⁶; n added to the exponent bits.
-func expNear(x float32) float32 {
-	const round = 3 << 22 // a float32 this large has no fraction bits: adding it rounds to the nearest integer
-	t := x*math.Log2E + round
-	r := x - (t-round)*0.693359375 + (t-round)*2.12194440e-4
-	p := 1 + r*(1+r*(1./2+r*(1./6+r*(1./24+r*(1./120+r*(1./720))))))
-	return math.Float32frombits(math.Float32bits(p) + math.Float32bits(t)<<23)
 }

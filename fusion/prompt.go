@@ -23,7 +23,7 @@ func (e *ErrCount) Error() string {
 func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 	if l.Frame != nil && l.Frame.OneImage {
 		if len(grids) != 1 {
-			return "", &ErrCount{"images, places", len(grids), 1}
+			return "", &PromptError{&ErrCount{"images, places", len(grids), 1}}
 		}
 		text = l.Placeholder + l.Frame.Start + l.Frame.End
 	} else if l.Frame != nil {
@@ -63,7 +63,7 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	in := Input{IDs: ids}
 	want := 0
 	for _, img := range images {
-		want += l.patches(img)
+		want += l.Patches(img.Grid)
 	}
 	image, offset, have := 0, 0, 0
 	for at := 0; at < len(ids); at++ {
@@ -84,7 +84,7 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 			}
 			in.Spans = append(in.Spans, s)
 		}
-		if offset++; offset == l.patches(images[image]) {
+		if offset++; offset == l.Patches(images[image].Grid) {
 			image, offset = image+1, 0
 		}
 	}
@@ -94,11 +94,12 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	return in, nil
 }
 
-func (l Layout) patches(img *vision.Image) int {
+// Patches is the number of patch embeddings of an image cut as g.
+func (l Layout) Patches(g vision.Grid) int {
 	if l.ImageTokens != nil {
-		return l.ImageTokens(img.Grid)
+		return l.ImageTokens(g)
 	}
-	return img.Grid.Tiles() * l.PatchTokens
+	return g.Tiles() * l.PatchTokens
 }
 
 // Attach gives image image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.

@@ -14,7 +14,8 @@ var embedded embed.FS
 //go:embed tiny-vlm-questions.zip
 var questions string
 
-func defaultFiles() fs.FS {
+// DefaultFiles are the folder of the embedded model.
+func DefaultFiles() fs.FS {
 	sub, err := fs.Sub(embedded, defaultName)
 	if err != nil {
 		panic(err) // the directive above names the folder
@@ -24,7 +25,7 @@ func defaultFiles() fs.FS {
 
 // Samples are the default model's sample images, by file name, in order.
 func Samples() fs.FS {
-	sub, err := fs.Sub(defaultFiles(), "samples")
+	sub, err := fs.Sub(DefaultFiles(), "samples")
 	if err != nil {
 		panic(err)
 	}

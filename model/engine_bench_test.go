@@ -11,6 +11,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // benchStreams has an engine generate n answers that do not end, each after a prompt of 64 tokens.
@@ -167,13 +168,13 @@ func BenchmarkDraftWidth(b *testing.B) {
 	}
 	ids := benchIDs(300)
 	for slot := range 8 {
-		runBench(b, r, greedyRow(slot, 0, ids))
+		runBench(b, r, modeltest.GreedyRow(slot, 0, ids))
 	}
 	for _, c := range []struct{ rows, drafts int }{{1, 0}, {1, 2}, {1, 4}, {1, 7}, {2, 0}, {2, 4}, {4, 0}, {4, 3}} {
 		b.Run(fmt.Sprintf("rows=%d/drafts=%d", c.rows, c.drafts), func(b *testing.B) {
 			rows := make([]decoder.Row, c.rows)
 			for i := range rows {
-				rows[i] = greedyRow(i, len(ids), ids[:1+c.drafts])
+				rows[i] = modeltest.GreedyRow(i, len(ids), ids[:1+c.drafts])
 				rows[i].Drafts = c.drafts
 			}
 			for b.Loop() {

@@ -13,6 +13,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // Whatever an engine does for a sequence, its tokens and their probabilities are to the last bit those that it gets when it
@@ -37,7 +38,7 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 	for i := range list {
 		list[i] = mixedRequest(rng, i, list[:i])
 	}
-	want := make([][]picked, requests)
+	want := make([][]modeltest.Picked, requests)
 	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: alone.Capacity().MaxLen, MaxWaiting: 1})
 	for i, r := range list {
 		want[i] = receive(t, submit(t, e, r))
@@ -88,7 +89,7 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 
 // mixedRequest is a text or an image with text, on its own or beginning as an earlier one, or another answer to it.
 func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Request {
-	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40), Input: fusion.Input{IDs: randomPrompt(rng, 20+rng.IntN(100))}}
+	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40), Input: fusion.Input{IDs: modeltest.RandomPrompt(rng, 20+rng.IntN(100))}}
 	r.Sampling = decoder.Sampling{Logprobs: true, Seed: uint64(i)}
 	if rng.IntN(3) == 0 {
 		r.Sampling.Temperature, r.Sampling.TopP, r.Sampling.RepetitionPenalty = 0.8, 0.95, 1.1
@@ -144,7 +145,7 @@ func submit(t testing.TB, e *batching.Engine, r batching.Request) *batching.Stre
 	return s
 }
 
-func receive(t *testing.T, s *batching.Stream) []picked {
+func receive(t *testing.T, s *batching.Stream) []modeltest.Picked {
 	t.Helper()
 	var tokens []decoder.Token
 	for {
@@ -156,7 +157,7 @@ func receive(t *testing.T, s *batching.Stream) []picked {
 			tokens = append(tokens, event.Token)
 		}
 		if event.Finish != batching.Running {
-			return picks(tokens)
+			return modeltest.Picks(tokens)
 		}
 	}
 }

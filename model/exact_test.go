@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // What Capacity promises: where it says exact, a prompt gives the same bits however it is cut. Everywhere it may be
@@ -32,10 +33,10 @@ func chunksAreExact(t *testing.T, p graph.Precision) {
 	}
 	rng := rand.New(rand.NewPCG(5, 6))
 	for trial := range 6 {
-		ids := randomPrompt(rng, 40+rng.IntN(160))
+		ids := modeltest.RandomPrompt(rng, 40+rng.IntN(160))
 		// probe runs the prompt in chunks, and in between exchanges it with what the other slot holds.
 		probe := func(chunk func() int) float32 {
-			slot, other := 0, randomPrompt(rng, 1+rng.IntN(100))
+			slot, other := 0, modeltest.RandomPrompt(rng, 1+rng.IntN(100))
 			if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{{Slot: 1, IDs: other}}}); err != nil {
 				t.Fatal(err)
 			}

@@ -6,12 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/fstest"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/model/families"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // fuzzedFiles are the files of a folder that FuzzFolder makes up, in the order of its arguments; tokenizer.json is the
@@ -41,16 +42,9 @@ func image(header []byte) []byte {
 // headerOf is the header of a safetensors file.
 func headerOf(file []byte) []byte { return file[8:][:binary.LittleEndian.Uint64(file)] }
 
-// allocated is what the process has allocated since it began, in bytes.
-func allocated() uint64 {
-	var s runtime.MemStats
-	runtime.ReadMemStats(&s)
-	return s.TotalAlloc
-}
-
 // No folder makes opening it, or what comes before the first session, panic or take more memory than a small model may.
 func FuzzFolder(f *testing.F) {
-	root := filepath.Join("..", "testdata", "folders")
+	root := modeltest.Path("testdata", "folders")
 	read := func(elem ...string) []byte {
 		raw, err := os.ReadFile(filepath.Join(elem...))
 		if err != nil {
@@ -80,8 +74,8 @@ func FuzzFolder(f *testing.F) {
 	for _, c := range cases {
 		seed(filepath.Join(root, "base"), filepath.Join(root, c.Name()))
 	}
-	for name := range tinyCheckpoints {
-		seed(filepath.Join("..", "testdata", "tiny-hf", name))
+	for name := range modeltest.TinyCheckpoints {
+		seed(modeltest.TinyDir(name))
 	}
 	tokenizer := read(root, "base", "tokenizer.json")
 	f.Fuzz(func(t *testing.T, config, generation, tokenizerConfig, preprocessor, processor, index, template, header []byte, listing string, sharded bool) {
@@ -101,9 +95,9 @@ func FuzzFolder(f *testing.F) {
 			weights = "model-00001-of-00001.safetensors"
 		}
 		files[weights] = &fstest.MapFile{Data: image(header)}
-		before := allocated()
+		before := modeltest.Allocated()
 		beforeSessions(t, files)
-		if took := allocated() - before; took > 600<<20 {
+		if took := modeltest.Allocated() - before; took > 600<<20 {
 			t.Errorf("%d MiB were allocated", took>>20)
 		}
 	})
@@ -119,13 +113,13 @@ func beforeSessions(t *testing.T, files fs.FS) {
 	if m.Decoder.KVBytesPerToken() <= 0 || m.KVTokens(1<<30, 4) < 0 || m.Ledger(graph.FP32, 4, m.Decoder.MaxLen, 256).Total(4) <= 0 {
 		t.Errorf("no memory plan of %+v", m.Decoder)
 	}
-	text, err := m.OpenText()
+	text, err := m.OpenProcessor()
 	if err != nil {
 		return
 	}
 	for _, size := range [][2]int{{1, 1}, {640, 480}, {4096, 4096}, {1, 30000}} {
 		g := text.Preprocessor.Grid(size[0], size[1])
-		if g.Tiles() > maxTiles {
+		if g.Tiles() > families.MaxTiles {
 			t.Errorf("%d tiles of an image of %d×%d pixels", g.Tiles(), size[0], size[1])
 			continue
 		}

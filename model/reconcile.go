@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
@@ -20,23 +19,23 @@ const (
 
 // tie settles whether the head is the embedding table. As in transformers, a head of other values counts, whatever
 // config.json says. Where neither says anything the table stands in for the head that is missing.
-func (m *Model) tie() error {
+func (m *Model) tie(c *safetensors.Checkpoint) error {
 	d, head := &m.Decoder, m.Weights.Has(headWeight)
 	switch {
 	case head && d.Tied:
-		same, err := m.sameTensor(headWeight, embedWeight)
+		same, err := m.sameTensor(c, headWeight, embedWeight)
 		if err != nil || same {
 			return err
 		}
 		d.Tied = false
 		name, _ := m.Weights.Stored(headWeight)
 		m.warn("tie_word_embeddings is true, but %s differs from the embedding table: the head is %[1]s, as in transformers", name)
-	case !head && !d.Tied && m.untied:
+	case !head && !d.Tied && m.Untied:
 		return fmt.Errorf("%s has no %s, and config.json has tie_word_embeddings false: the head is missing; download it, or set tie_word_embeddings to true if it is the embedding table",
-			"the checkpoint", m.checkpointName(headWeight))
+			"the checkpoint", m.CheckpointName(headWeight))
 	case !head && !d.Tied:
 		d.Tied = true
-		m.warn("there is no %s and config.json does not set tie_word_embeddings: the embedding table is the head", m.checkpointName(headWeight))
+		m.warn("there is no %s and config.json does not set tie_word_embeddings: the embedding table is the head", m.CheckpointName(headWeight))
 	}
 	return nil
 }
@@ -46,14 +45,14 @@ func (m *Model) warn(format string, args ...any) {
 }
 
 // sameTensor compares two tensors value by value.
-func (m *Model) sameTensor(a, b string) (bool, error) {
+func (m *Model) sameTensor(c *safetensors.Checkpoint, a, b string) (bool, error) {
 	var t [2]safetensors.Tensor
 	for i, name := range []string{a, b} {
 		stored, ok := m.Weights.Stored(name)
 		if !ok {
 			return false, nil
 		}
-		t[i], _ = m.ckpt.Tensor(stored)
+		t[i], _ = c.Tensor(stored)
 	}
 	if !slices.Equal(t[0].Shape, t[1].Shape) {
 		return false, nil
@@ -81,7 +80,7 @@ func (m *Model) reconcile() error {
 	if err := m.checkLayers(); err != nil {
 		return err
 	}
-	needs, err := m.needs()
+	needs, err := m.CanonicalNeeds()
 	if err != nil {
 		return err
 	}
@@ -90,7 +89,7 @@ func (m *Model) reconcile() error {
 	for _, n := range needs {
 		needed[n.Name] = true
 		if !m.Weights.Has(n.Name) {
-			missing = append(missing, fmt.Sprintf("%s %v", m.checkpointName(n.Name), n.Dims))
+			missing = append(missing, fmt.Sprintf("%s %v", m.CheckpointName(n.Name), n.Dims))
 		} else if _, err := m.Weights.Find(n.Name, n.Dims...); err != nil {
 			wrong = append(wrong, err.Error())
 		}
@@ -195,6 +194,3 @@ func quantized(unused []string) string {
 	}
 	return ""
 }
-
-// needs lists every parameter of the model by its canonical name.
-func (s Spec) needs() ([]graph.Shape, error) { return graph.Needs(s.parameters) }

@@ -9,12 +9,13 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // openRunner opens the embedded model's decoder.
 func openRunner(t *testing.T, slots int, p graph.Precision) decoder.Runner {
 	t.Helper()
-	startLibrary(t)
+	modeltest.StartLibrary(t)
 	return openRunnerOn(t, slots, p, ort.Options{})
 }
 
@@ -48,47 +49,6 @@ func openRunnerOn(t *testing.T, slots int, p graph.Precision, o ort.Options) dec
 	return r
 }
 
-// randomPrompt has n ids without image tokens.
-func randomPrompt(rng *rand.Rand, n int) []int32 {
-	ids := make([]int32, n)
-	for i := range ids {
-		ids[i] = int32(8 + rng.IntN(700))
-	}
-	return ids
-}
-
-func greedyRow(slot, past int, ids []int32) decoder.Row {
-	return decoder.Row{Slot: slot, Past: past, IDs: ids, Sampler: decoder.NewSampler(decoder.Sampling{})}
-}
-
-// loggedRow is for run, which compares probabilities.
-func loggedRow(slot, past int, ids []int32) decoder.Row {
-	return decoder.Row{Slot: slot, Past: past, IDs: ids, Sampler: decoder.NewSampler(decoder.Sampling{Logprobs: true})}
-}
-
-// picked is a token and the log of its probability.
-type picked struct {
-	ID      int32
-	Logprob float32
-}
-
-func picks(tokens []decoder.Token) []picked {
-	list := make([]picked, len(tokens))
-	for i, t := range tokens {
-		list[i] = picked{t.ID, t.Logprobs.Picked}
-	}
-	return list
-}
-
-func run(t *testing.T, r decoder.Runner, rows ...decoder.Row) []picked {
-	t.Helper()
-	out, err := r.Run(t.Context(), &decoder.Batch{Rows: rows})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return picks(out)
-}
-
 // The log-probability of every token must be the same bits alone and in a batch of 2 to 16 rows of other lengths,
 // over slots that held something else before.
 func TestBatchEqualsAlone(t *testing.T) {
@@ -103,29 +63,29 @@ func batchEqualsAlone(t *testing.T, p graph.Precision) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	prompts := make([][]int32, slots)
 	for i := range prompts {
-		prompts[i] = randomPrompt(rng, 1+rng.IntN(60))
+		prompts[i] = modeltest.RandomPrompt(rng, 1+rng.IntN(60))
 	}
-	alone := make([][]picked, slots)
+	alone := make([][]modeltest.Picked, slots)
 	for i, p := range prompts {
 		slot := rng.IntN(slots)
-		tok := run(t, r, loggedRow(slot, 0, p))
+		tok := modeltest.Run(t, r, modeltest.LoggedRow(slot, 0, p))
 		alone[i] = tok
 		for s := range steps {
-			tok = run(t, r, loggedRow(slot, len(p)+s, []int32{tok[0].ID}))
+			tok = modeltest.Run(t, r, modeltest.LoggedRow(slot, len(p)+s, []int32{tok[0].ID}))
 			alone[i] = append(alone[i], tok[0])
 		}
 	}
 	for n := 2; n <= slots; n++ {
-		last := make([]picked, n)
+		last := make([]modeltest.Picked, n)
 		for i := range n {
-			last[i] = run(t, r, loggedRow(i, 0, prompts[i]))[0]
+			last[i] = modeltest.Run(t, r, modeltest.LoggedRow(i, 0, prompts[i]))[0]
 		}
 		for s := range steps {
 			var rows []decoder.Row
 			for i := range n {
-				rows = append(rows, loggedRow(i, len(prompts[i])+s, []int32{last[i].ID}))
+				rows = append(rows, modeltest.LoggedRow(i, len(prompts[i])+s, []int32{last[i].ID}))
 			}
-			last = run(t, r, rows...)
+			last = modeltest.Run(t, r, rows...)
 			for i := range n {
 				if last[i] != alone[i][s+1] {
 					t.Fatalf("row %d of %d, step %d: %+v, alone %+v", i, n, s, last[i], alone[i][s+1])
@@ -139,16 +99,16 @@ func batchEqualsAlone(t *testing.T, p graph.Precision) {
 func TestMove(t *testing.T) {
 	r := openRunner(t, 3, graph.FP32)
 	rng := rand.New(rand.NewPCG(3, 4))
-	p := randomPrompt(rng, 33)
-	first := run(t, r, loggedRow(2, 0, p))[0]
-	want := run(t, r, loggedRow(2, len(p), []int32{first.ID}))[0]
-	run(t, r, loggedRow(0, 0, randomPrompt(rng, 50)))
-	run(t, r, loggedRow(2, 0, p))
+	p := modeltest.RandomPrompt(rng, 33)
+	first := modeltest.Run(t, r, modeltest.LoggedRow(2, 0, p))[0]
+	want := modeltest.Run(t, r, modeltest.LoggedRow(2, len(p), []int32{first.ID}))[0]
+	modeltest.Run(t, r, modeltest.LoggedRow(0, 0, modeltest.RandomPrompt(rng, 50)))
+	modeltest.Run(t, r, modeltest.LoggedRow(2, 0, p))
 	out, err := r.Run(t.Context(), &decoder.Batch{
 		Moves: []decoder.Move{{From: 2, To: 0, Len: len(p)}},
-		Rows:  []decoder.Row{loggedRow(0, len(p), []int32{first.ID})},
+		Rows:  []decoder.Row{modeltest.LoggedRow(0, len(p), []int32{first.ID})},
 	})
-	if err != nil || picks(out)[0] != want {
+	if err != nil || modeltest.Picks(out)[0] != want {
 		t.Errorf("after the move %+v %v, want %+v", out, err, want)
 	}
 }
@@ -163,14 +123,14 @@ func TestRefusedBatches(t *testing.T) {
 func refusedBatches(t *testing.T, r decoder.Runner) {
 	ids := []int32{9, 9, 9}
 	for want, rows := range map[string][]decoder.Row{
-		"no ids":               {loggedRow(0, 0, nil)},
-		"would reach position": {loggedRow(0, r.Capacity().MaxLen-2, ids)},
-		"is in slot 2 of 2":    {loggedRow(2, 0, ids)},
-		"of a decode step has": {loggedRow(1, 3, ids[:1]), loggedRow(0, 3, ids[:1])},
-		"has 3 ids":            {loggedRow(0, 3, ids), loggedRow(1, 3, ids)},
-		"past 0":               {loggedRow(0, 3, ids[:1]), loggedRow(1, 0, ids[:1])},
-		"has no embedding":     {loggedRow(0, 0, []int32{768})},
-		"token id -1":          {loggedRow(0, 0, []int32{-1})},
+		"no ids":               {modeltest.LoggedRow(0, 0, nil)},
+		"would reach position": {modeltest.LoggedRow(0, r.Capacity().MaxLen-2, ids)},
+		"is in slot 2 of 2":    {modeltest.LoggedRow(2, 0, ids)},
+		"of a decode step has": {modeltest.LoggedRow(1, 3, ids[:1]), modeltest.LoggedRow(0, 3, ids[:1])},
+		"has 3 ids":            {modeltest.LoggedRow(0, 3, ids), modeltest.LoggedRow(1, 3, ids)},
+		"past 0":               {modeltest.LoggedRow(0, 3, ids[:1]), modeltest.LoggedRow(1, 0, ids[:1])},
+		"has no embedding":     {modeltest.LoggedRow(0, 0, []int32{768})},
+		"token id -1":          {modeltest.LoggedRow(0, 0, []int32{-1})},
 	} {
 		if _, err := r.Run(t.Context(), &decoder.Batch{Rows: rows}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -180,8 +140,8 @@ func refusedBatches(t *testing.T, r decoder.Runner) {
 	if out, err := r.Run(t.Context(), &decoder.Batch{}); err != nil || len(out) != 0 {
 		t.Errorf("empty batch: %v %v", out, err)
 	}
-	run(t, r, loggedRow(0, 0, ids))
-	if out := run(t, r, decoder.Row{Slot: 1, IDs: ids}); len(out) != 0 {
+	modeltest.Run(t, r, modeltest.LoggedRow(0, 0, ids))
+	if out := modeltest.Run(t, r, decoder.Row{Slot: 1, IDs: ids}); len(out) != 0 {
 		t.Errorf("a row without a sampler gave %v", out)
 	}
 }

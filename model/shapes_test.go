@@ -2,17 +2,19 @@ package model
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
+
+	"github.com/mmserve/mmserve/model/families"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
 
 // The shape that scripts/gpu-check.sh measures is one of a supported model with some two billion weights.
 func TestGPUCheckShape(t *testing.T) {
-	raw, err := os.ReadFile(filepath.Join("..", "scripts", "gpu-check", "2b.json"))
+	raw, err := os.ReadFile(modeltest.Path("scripts", "gpu-check", "2b.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	family, s, err := ReadSpec(raw)
+	family, s, err := families.Read(raw)
 	if err != nil || family != "idefics3" {
 		t.Fatal(family, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mmserve/mmserve/internal/folder"
+	"github.com/mmserve/mmserve/model/families"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -165,7 +166,7 @@ func withAdded(tokenizerJSON []byte, tokens []addedToken) ([]byte, error) {
 }
 
 // textWarnings says where the tokenizer's files and the model do not agree.
-func (m *Model) textWarnings(t *Text, s specialTokens, added []addedToken) {
+func (m *Model) textWarnings(t *Processor, s specialTokens, added []addedToken) {
 	warn := func(format string, args ...any) { t.Warnings = append(t.Warnings, fmt.Sprintf(format, args...)) }
 	var moved, beyond []string
 	for _, a := range added {
@@ -204,7 +205,7 @@ func (m *Model) processorWarnings(warn func(string, ...any)) {
 		Patch  *int    `json:"patch_size"`
 		Select *string `json:"vision_feature_select_strategy"`
 	}
-	if _, err := m.readJSON("processor_config.json", &c); err != nil || m.NativeResolution != nil || m.export != nil {
+	if _, err := m.readJSON("processor_config.json", &c); err != nil || m.NativeResolution != nil || m.AnyProcessor {
 		return
 	}
 	if c.SeqLen != nil && *c.SeqLen != m.Layout.PatchTokens {
@@ -220,20 +221,20 @@ func (m *Model) processorWarnings(warn func(string, ...any)) {
 
 // fits refuses an image processor of another kind than the family's, whose tiles its prompts do not describe.
 func (m *Model) fits(p vision.Preprocessor) error {
-	if m.export != nil {
+	if m.AnyProcessor {
 		return nil
 	}
-	want, err := vision.ParsePreprocessor([]byte("{}"), m.Processor)
+	want, err := vision.ParsePreprocessor([]byte("{}"), m.ImageProcessor)
 	if err != nil {
 		return err
 	}
 	if got, want := fmt.Sprintf("%T", p), fmt.Sprintf("%T", want); got != want {
-		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", strings.TrimPrefix(got, "vision."), m.Type, m.Processor)
+		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", strings.TrimPrefix(got, "vision."), m.Type, m.ImageProcessor)
 	}
 	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}} {
-		if n := p.Grid(size[0], size[1]).Tiles(); n > maxTiles {
+		if n := p.Grid(size[0], size[1]).Tiles(); n > families.MaxTiles {
 			return fmt.Errorf("an image of %d×%d pixels would be cut into %d tiles of %d pixels, want at most %d: size.longest_edge is too large or the tiles too small",
-				size[0], size[1], n, p.Side(), maxTiles)
+				size[0], size[1], n, p.Side(), families.MaxTiles)
 		}
 	}
 	return nil

@@ -15,7 +15,8 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
-	"github.com/mmserve/mmserve/model/exporttest"
+	"github.com/mmserve/mmserve/model/export/exporttest"
+	"github.com/mmserve/mmserve/model/modeltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ func openBench(b *testing.B) (*Model, graph.Precision, ort.Options) {
 		p = graph.Precision(s)
 	}
 	threads, _ := strconv.Atoi(os.Getenv("MMSERVE_BENCH_THREADS"))
-	startLibrary(b)
+	modeltest.StartLibrary(b)
 	m, err := Open(dir)
 	if err != nil {
 		b.Fatal(err)
@@ -89,7 +90,7 @@ func BenchmarkPrefill(b *testing.B) {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			ids := benchIDs(n)
 			for b.Loop() {
-				runBench(b, r, greedyRow(0, 0, ids))
+				runBench(b, r, modeltest.GreedyRow(0, 0, ids))
 			}
 			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tokens/s")
 			b.ReportMetric(decoderWeights(m)/1e6, "Mweights")
@@ -113,13 +114,13 @@ func BenchmarkDecode(b *testing.B) {
 	r, m := openShortDecoder(b, most)
 	ids := benchIDs(300)
 	for slot := range most {
-		runBench(b, r, greedyRow(slot, 0, ids))
+		runBench(b, r, modeltest.GreedyRow(slot, 0, ids))
 	}
 	for _, n := range counts {
 		b.Run(fmt.Sprintf("rows=%d", n), func(b *testing.B) {
 			rows := make([]decoder.Row, n)
 			for i := range rows {
-				rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+				rows[i] = modeltest.GreedyRow(i, len(ids), ids[i:i+1])
 			}
 			for b.Loop() {
 				runBench(b, r, rows...)
@@ -144,8 +145,8 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	ids := benchIDs(300)
 	rows := make([]decoder.Row, 8)
 	for i := range rows {
-		runBench(b, r, greedyRow(i, 0, ids))
-		rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+		runBench(b, r, modeltest.GreedyRow(i, 0, ids))
+		rows[i] = modeltest.GreedyRow(i, len(ids), ids[i:i+1])
 	}
 	step := func() time.Duration {
 		began := time.Now()
@@ -223,6 +224,18 @@ func runBench(b *testing.B, r decoder.Runner, rows ...decoder.Row) {
 	}
 }
 
+// openExported opens an export of a model.
+func openExported(b *testing.B, m *Model) *Model {
+	b.Helper()
+	s := exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: m.Decoder, Weights: m.Weights}
+	e, err := Open(exporttest.Folder(b, m.files, m.Type, s, exporttest.Options{KeepLogits: true, External: true}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { e.Close() })
+	return e
+}
+
 // BenchmarkExportDecode runs decode steps from 300 positions on: of the checkpoint, and of an export of it, of rows that go
 // on, which take the step before as it is, and of rows whose past has to be gathered.
 func BenchmarkExportDecode(b *testing.B) {
@@ -236,10 +249,10 @@ func BenchmarkExportDecode(b *testing.B) {
 		return r
 	}
 	ids := benchIDs(300)
-	own, exported := open(m, p), open(openExported(b, m, exporttest.Options{KeepLogits: true, External: true}), "")
+	own, exported := open(m, p), open(openExported(b, m), "")
 	for slot := range 16 {
-		runBench(b, own, greedyRow(slot, 0, ids))
-		runBench(b, exported, greedyRow(slot, 0, ids))
+		runBench(b, own, modeltest.GreedyRow(slot, 0, ids))
+		runBench(b, exported, modeltest.GreedyRow(slot, 0, ids))
 	}
 	for _, n := range []int{1, 4, 8, 16} {
 		for _, k := range []struct {
@@ -250,7 +263,7 @@ func BenchmarkExportDecode(b *testing.B) {
 			b.Run(fmt.Sprintf("rows=%d/%s", n, k.name), func(b *testing.B) {
 				rows := make([]decoder.Row, n)
 				for i := range rows {
-					rows[i] = greedyRow(i, len(ids), ids[i:i+1])
+					rows[i] = modeltest.GreedyRow(i, len(ids), ids[i:i+1])
 				}
 				before := processTime(b)
 				for b.Loop() {

@@ -6,7 +6,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,74 +15,13 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
-	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/model/modeltest"
 )
-
-// onWebGPU skips a test that `make test-webgpu` did not start.
-func onWebGPU(t testing.TB) ort.Options {
-	t.Helper()
-	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
-		t.Skip("`make test-webgpu` runs it")
-	}
-	startLibrary(t)
-	p, err := ort.ParseProvider("webgpu")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ort.Options{Provider: p}
-}
-
-// The gold cases of the embedded model, which transformers computed, on the device: in fp32 all tokens, in fp16 99 %.
-func TestWebGPUGold(t *testing.T) {
-	o := onWebGPU(t)
-	for _, p := range []struct {
-		graph.Precision
-		tolerance, least float64
-	}{{graph.FP32, 1e-4, 1}, {graph.FP16, 0.1, 0.99}} {
-		t.Run(string(p.Precision), func(t *testing.T) {
-			m, err := Open("")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer m.Close()
-			v, err := NewVerifier(m, p.tolerance, p.Precision, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer v.Close()
-			cases, same, worst := 0, 0.0, 0.0
-			err = v.File(filepath.Join("..", "testdata", "tiny-vlm-gold", "gold.jsonl"), func(c Case) {
-				if cases++; c.Err != nil {
-					t.Errorf("%s: %v", c.ID, c.Err)
-				}
-				for _, k := range c.Checks {
-					switch k.Name {
-					case "generated_ids":
-						same += k.Value
-						continue
-					case "logits":
-						worst = max(worst, k.Value)
-					}
-					if !k.OK {
-						t.Errorf("%s: %+v", c.ID, k)
-					}
-				}
-			})
-			if err != nil || cases == 0 {
-				t.Fatalf("%d cases, %v", cases, err)
-			}
-			t.Logf("%.2f %% of the tokens of %d cases, logits off by %.2g at most", 100*same/float64(cases), cases, worst)
-			if same < p.least*float64(cases) {
-				t.Errorf("%.2f %% of the tokens are the same, want %g", 100*same/float64(cases), 100*p.least)
-			}
-		})
-	}
-}
 
 // An engine over the device gives what one over the processor does, for texts and images, greedy and sampled, beside
 // others that come and go, from cached prefixes, after preemption.
 func TestWebGPUEngine(t *testing.T) {
-	o := onWebGPU(t)
+	o := modeltest.OnWebGPU(t)
 	const requests = 24
 	rng := rand.New(rand.NewPCG(7, 8))
 	list := make([]batching.Request, requests)
@@ -91,7 +29,7 @@ func TestWebGPUEngine(t *testing.T) {
 		list[i] = mixedRequest(rng, i, list[:i])
 	}
 	alone := openRunner(t, 1, graph.FP32)
-	want := make([][]picked, requests)
+	want := make([][]modeltest.Picked, requests)
 	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: 64, MaxWaiting: 1})
 	for i, r := range list {
 		want[i] = receive(t, submit(t, e, r))
@@ -113,7 +51,7 @@ func TestWebGPUEngine(t *testing.T) {
 			}
 			for i, s := range streams {
 				got := receive(t, s)
-				same := slices.EqualFunc(got, want[i], func(a, b picked) bool {
+				same := slices.EqualFunc(got, want[i], func(a, b modeltest.Picked) bool {
 					return a.ID == b.ID && math.Abs(float64(a.Logprob-b.Logprob)) < 1e-3
 				})
 				if !same {
@@ -130,10 +68,10 @@ func TestWebGPUEngine(t *testing.T) {
 
 // Every way in which a sequence can be moved, while it is staged and while it is not, leaves it and the other as they were.
 func TestWebGPUMoves(t *testing.T) {
-	o := onWebGPU(t)
+	o := modeltest.OnWebGPU(t)
 	cpu, device := openRunner(t, 4, graph.FP32), openRunnerOn(t, 4, graph.FP32, o)
 	rng := rand.New(rand.NewPCG(9, 10))
-	a, b := randomPrompt(rng, 150), randomPrompt(rng, 70) // more and less than a block of positions, and none a multiple
+	a, b := modeltest.RandomPrompt(rng, 150), modeltest.RandomPrompt(rng, 70) // more and less than a block of positions, and none a multiple
 	for _, m := range []struct {
 		name         string
 		first, later int // the slots of a, and of b that is run after it and so is staged
@@ -147,12 +85,12 @@ func TestWebGPUMoves(t *testing.T) {
 		{"an exchange of two that are not staged", 0, 3, decoder.Move{From: 3, To: 0, Len: len(b), Back: len(a)}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
-			var got [2][]picked
+			var got [2][]modeltest.Picked
 			for i, r := range []decoder.Runner{cpu, device} {
-				run(t, r, loggedRow(m.first, 0, a))
-				run(t, r, loggedRow(m.later, 0, b))
+				modeltest.Run(t, r, modeltest.LoggedRow(m.first, 0, a))
+				modeltest.Run(t, r, modeltest.LoggedRow(m.later, 0, b))
 				if m.name == "an exchange of two that are not staged" {
-					run(t, r, loggedRow(1, 0, randomPrompt(rand.New(rand.NewPCG(1, 1)), 20)))
+					modeltest.Run(t, r, modeltest.LoggedRow(1, 0, modeltest.RandomPrompt(rand.New(rand.NewPCG(1, 1)), 20)))
 				}
 				if _, err := r.Run(t.Context(), &decoder.Batch{Moves: []decoder.Move{m.move}}); err != nil {
 					t.Fatal(err)
@@ -164,10 +102,10 @@ func TestWebGPUMoves(t *testing.T) {
 				}
 				held[m.move.To] = from
 				for _, slot := range slices.Sorted(maps.Keys(held)) {
-					got[i] = append(got[i], run(t, r, loggedRow(slot, held[slot], []int32{9, 10, 11}))...)
+					got[i] = append(got[i], modeltest.Run(t, r, modeltest.LoggedRow(slot, held[slot], []int32{9, 10, 11}))...)
 				}
 				if n := held[0]; n > 0 { // decode steps read the cache itself
-					got[i] = append(got[i], run(t, r, loggedRow(0, n+3, []int32{12}))...)
+					got[i] = append(got[i], modeltest.Run(t, r, modeltest.LoggedRow(0, n+3, []int32{12}))...)
 				}
 			}
 			for i, p := range got[1] {
@@ -182,13 +120,13 @@ func TestWebGPUMoves(t *testing.T) {
 
 // What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.
 func TestWebGPURefusedBatches(t *testing.T) {
-	refusedBatches(t, openRunnerOn(t, 2, graph.FP32, onWebGPU(t)))
+	refusedBatches(t, openRunnerOn(t, 2, graph.FP32, modeltest.OnWebGPU(t)))
 }
 
 // A decode step sends each row's id, length and place and gets a token and its logit back, however long the context is.
 // Top-k brings the most likely tokens; a request that needs all logits brings those of the step.
 func TestWebGPUBytes(t *testing.T) {
-	o := onWebGPU(t)
+	o := modeltest.OnWebGPU(t)
 	const slots = 4
 	const in, out = 4 + 4 + 8, 4 + 8 // input_ids, seqlens_k, sample_rows; best_logits, best_ids
 	r := openRunnerOn(t, slots, graph.FP32, o)
@@ -196,7 +134,7 @@ func TestWebGPUBytes(t *testing.T) {
 	vocab := int64(768)
 	for _, context := range []int{10, 400} {
 		for i := range slots {
-			run(t, r, loggedRow(i, 0, randomPrompt(rand.New(rand.NewPCG(3, uint64(i))), context)))
+			modeltest.Run(t, r, modeltest.LoggedRow(i, 0, modeltest.RandomPrompt(rand.New(rand.NewPCG(3, uint64(i))), context)))
 		}
 		for name, c := range map[string]struct {
 			decoder.Sampling
@@ -239,7 +177,7 @@ func TestWebGPUBytes(t *testing.T) {
 // Sixteen callers, each with one request after the other, some with images and some that leave, for as long as
 // MMSERVE_TEST_STREAMS says.
 func TestWebGPUStreams(t *testing.T) {
-	o := onWebGPU(t)
+	o := modeltest.OnWebGPU(t)
 	last := 20 * time.Second
 	if text := os.Getenv("MMSERVE_TEST_STREAMS"); text != "" {
 		var err error
@@ -296,7 +234,7 @@ func TestWebGPUStreams(t *testing.T) {
 
 // What the ledger says of the KV cache is what the device holds for it.
 func TestWebGPULedger(t *testing.T) {
-	o := onWebGPU(t)
+	o := modeltest.OnWebGPU(t)
 	m, err := Open("")
 	if err != nil {
 		t.Fatal(err)

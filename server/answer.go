@@ -45,7 +45,7 @@ type logprob struct {
 func (s *Server) newAnswer(rec *record, req *request, index int, stream *batching.Stream, send func(*pb.GenerateStreamResponse) error) *answer {
 	return &answer{
 		server: s, rec: rec, index: index, stream: stream, send: send, ends: req.ends,
-		text: s.model.Tokenizer.NewStream(true), stops: stopMatcher{stops: req.stop},
+		text: s.model.Prompter.Tokenizer.NewStream(true), stops: stopMatcher{stops: req.stop},
 	}
 }
 
@@ -208,7 +208,7 @@ var finishReasons = map[batching.FinishReason]pb.FinishReason{
 // logprobs writes a token's log-probabilities out.
 func (s *Server) logprobs(id int32, l *decoder.Logprobs) *pb.Logprobs {
 	one := func(id int32, value float32) *pb.TokenLogprob {
-		return &pb.TokenLogprob{Id: uint32(id), Text: s.model.Tokenizer.TokenBytes(id), Logprob: value}
+		return &pb.TokenLogprob{Id: uint32(id), Text: s.model.Prompter.Tokenizer.TokenBytes(id), Logprob: value}
 	}
 	out := &pb.Logprobs{Token: one(id, l.Picked)}
 	for _, t := range l.Top {

@@ -118,7 +118,7 @@ func TestLogprobs(t *testing.T) {
 	const prompt, limit = "a small red circle", 20
 	in := client.Prompt(client.Text(prompt))
 	in.MaxTokens, in.Logprobs, in.TopLogprobs, in.PromptLogprobs = proto.Uint32(limit), true, 3, true
-	ids := m.Tokenizer.Encode(prompt, false)
+	ids := m.Prompter.Tokenizer.Encode(prompt, false)
 	want, err := hash.Alone(fusion.Input{IDs: ids}, decoder.Sampling{Logprobs: true, TopLogprobs: 3}, limit, m.EOS...)
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +133,7 @@ func TestLogprobs(t *testing.T) {
 	}
 	for i, l := range got {
 		w := want[i]
-		if int32(l.GetToken().GetId()) != w.ID || l.GetToken().GetLogprob() != w.Logprobs.Picked || string(l.GetToken().GetText()) != string(m.Tokenizer.TokenBytes(w.ID)) || len(l.GetTop()) != 3 {
+		if int32(l.GetToken().GetId()) != w.ID || l.GetToken().GetLogprob() != w.Logprobs.Picked || string(l.GetToken().GetText()) != string(m.Prompter.Tokenizer.TokenBytes(w.ID)) || len(l.GetTop()) != 3 {
 			t.Errorf("token %d: %v, want %+v", i, l, w)
 		}
 		for j, top := range l.GetTop() {
@@ -202,7 +202,7 @@ func TestStopTokenIDs(t *testing.T) {
 	hash := decodertest.NewHash(1, contextLen, vocab)
 	f := start(t, m, hash, server.Options{})
 	const prompt = "a small red circle"
-	want, err := hash.Alone(fusion.Input{IDs: m.Tokenizer.Encode(prompt, false)}, decoder.Sampling{}, 9)
+	want, err := hash.Alone(fusion.Input{IDs: m.Prompter.Tokenizer.Encode(prompt, false)}, decoder.Sampling{}, 9)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestStopTokenIDs(t *testing.T) {
 	for i := range ids {
 		ids[i] = want[i].ID
 	}
-	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil || out.GetUsage().GetCompletionTokens() != 9 || out.GetText() != m.Tokenizer.Decode(ids, true) {
+	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil || out.GetUsage().GetCompletionTokens() != 9 || out.GetText() != m.Prompter.Tokenizer.Decode(ids, true) {
 		t.Errorf("%v", out)
 	}
 	in.MinTokens = 12

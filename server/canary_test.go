@@ -90,12 +90,12 @@ func put(m protoreflect.Message, path []protoreflect.FieldDescriptor, text strin
 // request being valid or not.
 func TestCanary(t *testing.T) {
 	m := tinyVLM(t)
-	compiler, err := constrain.NewCompiler(m.Tokenizer, m.EOS)
+	compiler, err := constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.Compiler = func() (*constrain.Compiler, error) { return compiler, nil }
-	m.Prepare = func(ctx context.Context, data []byte, _ vision.Detail) (*vision.Image, error) {
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
 		h, err := imaging.ReadHeader(ctx, data, imaging.Limits{})
 		if err != nil {
 			return nil, err
@@ -104,7 +104,7 @@ func TestCanary(t *testing.T) {
 			return nil, err
 		}
 		return &vision.Image{Digest: sha256.Sum256(data), Width: h.Width, Height: h.Height, Size: 64}, nil
-	}
+	}}
 	f, spans := startTraced(t, m, newChain(4, 430, 4), 100)
 	paths, sent := leaves((&pb.GenerateRequest{}).ProtoReflect().Descriptor(), nil), 0
 	if len(paths) < 10 {

@@ -71,7 +71,7 @@ func constraintError(ctx context.Context, field string, err error) error {
 
 // leadingSpace reports whether the prompt leaves it to the answer to start with a space: it ends with none.
 func (s *Server) leadingSpace(in fusion.Input) bool {
-	text := s.model.Tokenizer.TokenBytes(in.IDs[len(in.IDs)-1])
+	text := s.model.Prompter.Tokenizer.TokenBytes(in.IDs[len(in.IDs)-1])
 	if len(text) == 0 {
 		return true
 	}
@@ -88,6 +88,6 @@ func (s *Server) trims(req *request, in fusion.Input, g *constrain.Grammar) bool
 	if g != nil {
 		return g.Padded()
 	}
-	n := len(req.messages)
-	return n > 0 && req.messages[n-1].Role != "assistant" && s.leadingSpace(in)
+	n := len(req.prompt.Messages)
+	return n > 0 && req.prompt.Messages[n-1].Role != "assistant" && s.leadingSpace(in)
 }

@@ -25,7 +25,7 @@ import (
 // everything but gRPC's transport, and bounds the memory that is allocated on the way.
 func FuzzRequest(f *testing.F) {
 	m := tinyVLM(f)
-	compiler, err := constrain.NewCompiler(m.Tokenizer, m.EOS)
+	compiler, err := constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS)
 	if err != nil {
 		f.Fatal(err)
 	}

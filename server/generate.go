@@ -16,9 +16,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
-	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
@@ -229,11 +227,8 @@ func (s *Server) answer(ctx context.Context, rec *record, req *request, input fu
 func (s *Server) prepare(ctx context.Context, rec *record, parts []imagePart) ([]*vision.Image, error) {
 	images := make([]*vision.Image, len(parts))
 	for i, p := range parts {
-		if len(parts) > 1 && s.model.Layout.SplitAlone {
-			p.detail = vision.DetailLow
-		}
 		began := time.Now()
-		img, err := s.model.Prepare(ctx, p.data, p.detail)
+		img, err := s.model.Prompter.PrepareImage(ctx, p.data, p.detail, len(parts))
 		if img != nil && !img.Started.IsZero() {
 			began = img.Started
 		}
@@ -252,54 +247,23 @@ func (s *Server) prepare(ctx context.Context, rec *record, parts []imagePart) ([
 	return images, nil
 }
 
-// tokenize writes the prompt out, replaces each placeholder by its image's expansion, turns it all into ids and
-// finds the images' positions among them.
-func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (fusion.Input, error) {
-	var p chat.Prompt
-	var err error
-	field, addSpecial := "chat.messages", s.model.AddSpecial
-	if req.messages != nil {
-		render := s.model.Template.RenderContext
-		if req.goesOn {
-			render = s.model.Template.RenderContinue
-		}
-		p, err = render(ctx, req.messages)
-		addSpecial = addSpecial && (s.model.BOS == "" || !strings.HasPrefix(p.Text, s.model.BOS))
-	} else {
-		field = "prompt.parts"
-		p, err = chat.Raw(req.raw, s.model.Layout.Placeholder, s.model.Guarded)
+// tokenize makes the input that the prompter gives for the request's prompt and its images.
+func (s *Server) tokenize(ctx context.Context, req *request, images []*vision.Image) (in fusion.Input, err error) {
+	rendered, err := s.model.Prompter.Render(ctx, req.prompt)
+	if err == nil {
+		in, err = s.model.Prompter.Input(rendered, images)
 	}
-	if errors.Is(err, chat.ErrMessages) {
-		return fusion.Input{}, invalid(field, "%v", err)
+	field := "prompt.parts"
+	if req.prompt.Messages != nil {
+		field = "chat.messages"
 	}
-	if err != nil {
-		return fusion.Input{}, err
-	}
-	grids := make([]vision.Grid, len(images))
-	for i, img := range images {
-		grids[i] = img.Grid
-	}
-	text, err := s.model.Layout.ExpandPrompt(p.Text, grids)
-	if err != nil {
-		return fusion.Input{}, err
-	}
-	ids, err := s.model.Tokenizer.EncodeGuarded(text, p.Guard, addSpecial)
-	if err != nil {
-		return fusion.Input{}, tokensError(field, err)
-	}
-	if len(ids) == 0 {
-		return fusion.Input{}, invalid(field, "no tokens; want at least one")
-	}
-	if len(images) == 0 {
-		return fusion.Input{IDs: ids}, nil
-	}
-	return s.model.Layout.Locate(ids, images)
+	return in, promptError(field, err)
 }
 
-// tokensError is what the tokenizer says of a field's text: the text's fault if its tokens are too many.
-func tokensError(field string, err error) error {
-	if errors.Is(err, tokenizer.ErrGrows) {
-		return invalid(field, "%v; want other text, or another model", err)
+// promptError is what the prompter says of a field.
+func promptError(field string, err error) error {
+	if errors.As(err, new(*fusion.PromptError)) {
+		return invalid(field, "%v", err)
 	}
 	return err
 }
@@ -355,7 +319,7 @@ func meanTokenBytes(m *serving.Model) float64 {
 	const samples = 4096
 	total, n := 0, 0
 	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {
-		total += len(m.Tokenizer.TokenBytes(int32(id)))
+		total += len(m.Prompter.Tokenizer.TokenBytes(int32(id)))
 		n++
 	}
 	return float64(total) / float64(max(1, n))

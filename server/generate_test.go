@@ -150,7 +150,7 @@ func TestSampling(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tokens, err := hash.Alone(fusion.Input{IDs: m.Tokenizer.Encode(prompt, false)}, tt.want, limit, m.EOS...)
+		tokens, err := hash.Alone(fusion.Input{IDs: m.Prompter.Tokenizer.Encode(prompt, false)}, tt.want, limit, m.EOS...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +158,7 @@ func TestSampling(t *testing.T) {
 		for i, token := range tokens {
 			ids[i] = token.ID
 		}
-		if want := m.Tokenizer.Decode(ids, true); out.GetText() != want {
+		if want := m.Prompter.Tokenizer.Decode(ids, true); out.GetText() != want {
 			t.Errorf("%v: got\n%q, want\n%q", tt.in, out.GetText(), want)
 		}
 		seen[out.GetText()] = true
@@ -206,7 +206,7 @@ func TestEnd(t *testing.T) {
 // TestConstraint has a model that says anything say what it is told to.
 func TestConstraint(t *testing.T) {
 	m := tinyVLM(t)
-	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
 	f := start(t, m, decodertest.NewHash(2, contextLen, vocab), server.Options{})
 	generate := func(c *pb.Constraint, seed uint64) (*pb.GenerateResponse, error) {
 		in := client.Prompt(client.Text("a small red"))
@@ -264,12 +264,12 @@ func TestConstraint(t *testing.T) {
 // text, and that a raw prompt is continued as it is.
 func TestLeadingSpace(t *testing.T) {
 	m := tinyVLM(t)
-	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
 	for _, tt := range []struct {
 		answer, want string
 		raw          bool
 	}{{" red", "red", false}, {"red", "red", false}, {" red", " red", true}} {
-		f := start(t, m, newChain(1, append(m.Tokenizer.Encode(tt.answer, false), m.EOS[0])...), server.Options{})
+		f := start(t, m, newChain(1, append(m.Prompter.Tokenizer.Encode(tt.answer, false), m.EOS[0])...), server.Options{})
 		in := question()
 		if tt.raw {
 			in = client.Prompt(client.Text("Answer:"))
@@ -431,7 +431,7 @@ func TestStopStrings(t *testing.T) {
 // tokenizer has it as ordinary text, and bytes that make no character are shown as U+FFFD.
 func TestEndOfAnswer(t *testing.T) {
 	m := tinyVLM(t)
-	half, ok := m.Tokenizer.TokenID("Ã") // byte C3, which begins a character of two
+	half, ok := m.Prompter.Tokenizer.TokenID("Ã") // byte C3, which begins a character of two
 	if !ok {
 		t.Fatal("no token for byte C3")
 	}
@@ -603,7 +603,7 @@ func TestUnfit(t *testing.T) {
 
 func TestModelCannot(t *testing.T) {
 	m := tinyVLM(t)
-	m.Template, m.Prepare, m.Encode = nil, nil, nil
+	m.Prompter.Template, m.Prompter.Preprocessor, m.Encode = nil, nil, nil
 	f := start(t, m, newChain(1, 430, 4), server.Options{})
 	for _, in := range []*pb.GenerateRequest{
 		client.Chat(client.User(client.Text("x"))),
@@ -618,16 +618,33 @@ func TestModelCannot(t *testing.T) {
 	}
 }
 
+// A model whose prompt is one image says so of a prompt with none or two.
+func TestOneImageOnly(t *testing.T) {
+	m := tinyVLM(t)
+	m.Prompter.Layout.Frame = &fusion.Frame{OneImage: true}
+	f := start(t, m, newChain(1, 430, 4), server.Options{})
+	image := client.ImageBytes(pngFile(4))
+	for n, in := range []*pb.GenerateRequest{client.Prompt(client.Text("x")), client.Prompt(image), client.Prompt(image, image)} {
+		want := codes.InvalidArgument
+		if n == 1 {
+			want = codes.OK
+		}
+		if _, err := f.Generate(t.Context(), in); status.Code(err) != want {
+			t.Errorf("%d images: got %v, want %v", n, err, want)
+		}
+	}
+}
+
 func TestPanicIsContained(t *testing.T) {
 	m := tinyVLM(t)
-	prepare, first := m.Prepare, true
-	m.Prepare = func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
+	prepare, first := m.Prompter.Preprocessor.Prepare, true
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, d bool) (*vision.Image, error) {
 		if first {
 			first = false
 			panic("secret pixels")
 		}
-		return prepare(ctx, data, d)
-	}
+		return prepare(ctx, data, l, d)
+	}}
 	f := start(t, m, newChain(1, 430, 4), server.Options{})
 	in := question()
 	in.RequestId = "r-7"

@@ -83,7 +83,7 @@ func TestContinueFinalMessage(t *testing.T) {
 	if _, err := f.Generate(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
-	prompt := m.Tokenizer.Decode(runner.prompts[0], false)
+	prompt := m.Prompter.Tokenizer.Decode(runner.prompts[0], false)
 	if !strings.HasSuffix(prompt, "A large") || !strings.Contains(prompt, "Describe the picture.<end_of_utterance>") {
 		t.Errorf("the prompt is %q", prompt)
 	}

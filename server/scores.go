@@ -11,7 +11,6 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
 )
 
@@ -116,13 +115,9 @@ func (s *Server) scorePaths(texts []string, padded bool, room int) ([]path, erro
 			spellings = append(spellings, " "+text)
 		}
 		for _, spelling := range spellings {
-			p, err := chat.Raw([]chat.Part{{Text: spelling}}, s.model.Layout.Placeholder, s.model.Guarded)
+			ids, err := s.model.Prompter.Answer(spelling)
 			if err != nil {
-				return nil, invalid(field, "%v", err)
-			}
-			ids, err := s.model.Tokenizer.EncodeGuarded(p.Text, p.Guard, false)
-			if err != nil {
-				return nil, tokensError(field, err)
+				return nil, promptError(field, err)
 			}
 			switch last := len(paths) - 1; {
 			case len(ids) == 0 || int(slices.Max(ids)) >= s.model.Vocab:

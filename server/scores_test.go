@@ -40,7 +40,7 @@ func prior(t *testing.T, prompt, path []int32) float64 {
 // TestChoiceScores compares the scores with those of the choices run whole, one by one.
 func TestChoiceScores(t *testing.T) {
 	m := tinyVLM(t)
-	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
 	f := start(t, m, decodertest.NewHash(4, contextLen, vocab), server.Options{})
 	for _, tt := range []struct {
 		prompt string
@@ -54,13 +54,13 @@ func TestChoiceScores(t *testing.T) {
 		{"Answer:", []string{" yes", " no"}, false},
 		{"Answer:", []string{"alone"}, true},
 	} {
-		prompt := m.Tokenizer.Encode(tt.prompt, m.AddSpecial)
+		prompt := m.Prompter.Tokenizer.Encode(tt.prompt, m.Prompter.AddSpecial)
 		var want []float64
 		sum := 0.0
 		for _, text := range tt.texts {
 			p := 0.0
 			for _, spelling := range []string{text, " " + text}[:map[bool]int{false: 1, true: 2}[tt.padded]] {
-				path, _ := m.Tokenizer.EncodeGuarded(strings.ReplaceAll(spelling, "<", "<\x01"), 1, false)
+				path, _ := m.Prompter.Tokenizer.EncodeGuarded(strings.ReplaceAll(spelling, "<", "<\x01"), 1, false)
 				one := prior(t, prompt, path)
 				if slices.ContainsFunc(tt.texts, func(o string) bool { return o != text && strings.HasPrefix(o, text) }) {
 					ends := 0.0
@@ -96,7 +96,7 @@ func TestChoiceScores(t *testing.T) {
 
 func TestChoiceScoresRefused(t *testing.T) {
 	m := tinyVLM(t)
-	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Tokenizer, m.EOS) }
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
 	f := start(t, m, decodertest.NewHash(2, contextLen, vocab), server.Options{})
 	var many, long []string
 	for i := range 65 {

@@ -140,6 +140,18 @@ func endless(slots int) *chain {
 	return c
 }
 
+// prepares is a preprocessor of which only Prepare is called.
+type prepares struct {
+	vision.Preprocessor
+	prepare prepareFunc
+}
+
+type prepareFunc func(ctx context.Context, data []byte, l vision.Limits, split bool) (*vision.Image, error)
+
+func (p prepares) Prepare(ctx context.Context, data []byte, l vision.Limits, split bool) (*vision.Image, error) {
+	return p.prepare(ctx, data, l, split)
+}
+
 func tinyVLM(t testing.TB) serving.Model {
 	t.Helper()
 	read := func(name string) []byte {
@@ -167,19 +179,22 @@ func tinyVLM(t testing.TB) serving.Model {
 	seen := map[string]bool{}
 	return serving.Model{
 		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
-		Tokenizer: tok, Template: template, Guarded: guarded, Hidden: hidden,
-		Layout: fusion.Layout{
-			Placeholder: "<image>", ImageTokenID: 7, PatchTokens: imageTokens,
-			Expand: func(vision.Grid) string {
-				return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
+		Hidden: hidden,
+		Prompter: &fusion.Prompter{
+			Tokenizer: tok, Template: template, Guarded: guarded,
+			Layout: fusion.Layout{
+				Placeholder: "<image>", ImageTokenID: 7, PatchTokens: imageTokens,
+				Expand: func(vision.Grid) string {
+					return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
+				},
 			},
-		},
-		Prepare: func(_ context.Context, data []byte, detail vision.Detail) (*vision.Image, error) {
-			c, err := png.DecodeConfig(bytes.NewReader(data))
-			if err != nil {
-				return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
-			}
-			return &vision.Image{Digest: sha256.Sum256(data), Width: c.Width, Height: c.Height, Size: 64}, nil
+			Preprocessor: prepares{prepare: func(_ context.Context, data []byte, _ vision.Limits, _ bool) (*vision.Image, error) {
+				c, err := png.DecodeConfig(bytes.NewReader(data))
+				if err != nil {
+					return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
+				}
+				return &vision.Image{Digest: sha256.Sum256(data), Width: c.Width, Height: c.Height, Size: 64}, nil
+			}},
 		},
 		Encode: func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
 			mu.Lock()

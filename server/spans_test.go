@@ -85,7 +85,7 @@ func find(t *testing.T, spans []sdktrace.ReadOnlySpan, name string) sdktrace.Rea
 func attr(s sdktrace.ReadOnlySpan, key string) string {
 	for _, a := range s.Attributes() {
 		if string(a.Key) == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return "none"
@@ -94,14 +94,14 @@ func attr(s sdktrace.ReadOnlySpan, key string) string {
 func TestSpans(t *testing.T) {
 	g := readGolden(t)
 	m := tinyVLM(t)
-	prepare := m.Prepare
-	m.Prepare = func(ctx context.Context, data []byte, d vision.Detail) (*vision.Image, error) {
-		img, err := prepare(ctx, data, d)
+	prepare := m.Prompter.Preprocessor.Prepare
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, d bool) (*vision.Image, error) {
+		img, err := prepare(ctx, data, l, d)
 		if err == nil {
 			img.Decoded = time.Now()
 		}
 		return img, err
-	}
+	}}
 	f, rec := startTraced(t, m, newChain(2, g.GeneratedIDs...), 1)
 	in := question()
 	in.RequestId, in.Tenant, in.Sampling = "r-1", "acme", &pb.Sampling{Temperature: proto.Float32(0), Seed: proto.Uint64(7)}

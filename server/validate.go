@@ -13,6 +13,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/vision"
@@ -40,11 +41,9 @@ const (
 
 // request is a GenerateRequest that was checked, in the words of the packages that work on it.
 type request struct {
-	messages  []chat.Message // nil for a raw prompt
-	goesOn    bool           // with the last of them
-	raw       []chat.Part    // nil for a chat
-	images    []imagePart    // in the order of the prompt
-	maxTokens int            // 0: as many as defaultMaxTokens and the context allow
+	prompt    fusion.Prompt
+	images    []imagePart // in the order of the prompt
+	maxTokens int         // 0: as many as defaultMaxTokens and the context allow
 	sampling  decoder.Sampling
 	stop      []string
 	eos       []int32 // ids that end the answer
@@ -103,9 +102,9 @@ func (s *Server) validate(in *pb.GenerateRequest) (*request, error) {
 	switch {
 	case r.constraint != nil && s.model.Compiler == nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "constraint: model %q takes none", s.model.Name)
-	case r.messages != nil && s.model.Template == nil:
+	case r.prompt.Messages != nil && s.model.Prompter.Template == nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "chat: model %q has no chat template; send a prompt", s.model.Name)
-	case len(r.images) > 0 && s.model.Prepare == nil:
+	case len(r.images) > 0 && s.model.Prompter.Preprocessor == nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "%s: model %q takes no images", r.images[0].field, s.model.Name)
 	}
 	return r, nil
@@ -228,7 +227,7 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 			v.add("chat.messages", "%d messages; at most %d are allowed", n, maxMessages)
 			return
 		}
-		r.messages = make([]chat.Message, 0, len(input.Chat.GetMessages()))
+		r.prompt.Messages = make([]chat.Message, 0, len(input.Chat.GetMessages()))
 		for i, m := range input.Chat.GetMessages() {
 			field := fmt.Sprintf("chat.messages[%d]", i)
 			role, ok := roles[m.GetRole()]
@@ -240,7 +239,7 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 				return
 			}
 			list, n := validateParts(v, r, field+".parts", m.GetParts())
-			r.messages = append(r.messages, chat.Message{Role: role, Parts: list})
+			r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: role, Parts: list})
 			text += n
 		}
 		validateLast(v, r, input.Chat)
@@ -249,14 +248,14 @@ func (s *Server) validateInput(v *violations, r *request, in *pb.GenerateRequest
 			v.add("prompt.parts", "%d parts; at most %d are allowed", n, maxParts)
 			return
 		}
-		r.raw, text = validateParts(v, r, "prompt.parts", input.Prompt.GetParts())
+		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", input.Prompt.GetParts())
 	default:
 		v.add("input", "none; want chat or prompt")
 	}
 	if text > s.options.MaxTextBytes {
 		v.add("input", "%d bytes of text; this server takes at most %d in a request", text, s.options.MaxTextBytes)
 	}
-	if n, most := len(r.images), s.maxImages(); n > most && s.model.Prepare != nil {
+	if n, most := len(r.images), s.maxImages(); n > most && s.model.Prompter.Preprocessor != nil {
 		v.add("input", "%d images; at most %d are taken in a request", n, most)
 	}
 }
@@ -269,10 +268,10 @@ func validateLast(v *violations, r *request, in *pb.Chat) {
 		return
 	}
 	role := in.GetMessages()[last].GetRole()
-	switch r.goesOn = in.GetContinueFinalMessage(); {
-	case r.goesOn && role != pb.Role_ROLE_ASSISTANT:
+	switch r.prompt.Continue = in.GetContinueFinalMessage(); {
+	case r.prompt.Continue && role != pb.Role_ROLE_ASSISTANT:
 		v.add("chat.continue_final_message", "true; want false, or a last message of ROLE_ASSISTANT")
-	case !r.goesOn && role == pb.Role_ROLE_ASSISTANT:
+	case !r.prompt.Continue && role == pb.Role_ROLE_ASSISTANT:
 		v.add(fmt.Sprintf("chat.messages[%d].role", last), "ROLE_ASSISTANT in the last message; want another role, or continue_final_message to go on with it")
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -102,7 +103,7 @@ type Deployment struct {
 	config   Config
 	plan     Plan
 	model    *model.Model
-	text     *model.Text
+	text     *model.Processor
 	tower    vision.Tower
 	encoder  *vision.Encoder
 	runner   decoder.Runner
@@ -161,7 +162,7 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 	d.model.Remember(digest.Store(d.config.CacheDir))
 	var text errgroup.Group // a vocabulary takes a core for as long as the sessions take another
 	text.Go(func() (err error) {
-		d.text, err = d.model.OpenText()
+		d.text, err = d.model.OpenProcessor()
 		return err
 	})
 	defer text.Wait()
@@ -202,7 +203,7 @@ func openFolder(c Config) (m *model.Model, err error) {
 	case c.Dummy && c.ONNXDType != "":
 		return nil, errors.New("--onnx-dtype: --load-format dummy runs no ready-made graphs")
 	case c.Dummy:
-		m, err = model.OpenDummy(c.Dir)
+		m, err = synth.OpenDummy(c.Dir)
 	default:
 		m, err = OpenModel(c.Dir, c.ONNXDType)
 	}
@@ -290,7 +291,8 @@ func (d *Deployment) startEncoder() error {
 
 // start runs the engine over r, and says what requests need.
 func (d *Deployment) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error)) error {
-	pre, limits := d.text.Preprocessor, d.config.Images
+	prompter := d.text.Prompter
+	prompter.Limits = d.config.Images
 	sum, err := d.model.Digest()
 	if err != nil {
 		return err
@@ -310,11 +312,7 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 	d.Model = Model{
 		Name: d.model.Name, Digest: hex.EncodeToString(sum),
 		MaxLen: r.Capacity().MaxLen, Vocab: d.model.Decoder.Vocab, EOS: d.text.EOS,
-		Tokenizer: d.text.Tokenizer, AddSpecial: d.text.AddSpecial, BOS: d.text.BOS, Template: d.text.Template, Guarded: d.text.Guarded,
-		Layout: d.model.Layout, Hidden: d.model.Decoder.Hidden,
-		Prepare: func(ctx context.Context, data []byte, detail vision.Detail) (*vision.Image, error) {
-			return pre.Prepare(ctx, data, limits, detail.Split())
-		},
+		Prompter: &prompter, Hidden: d.model.Decoder.Hidden,
 		Encode: encode, KVBytesPerToken: d.model.KVBytesPerToken(),
 		Defaults: d.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(d.text.Tokenizer, d.text.EOS) }),

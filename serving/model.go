@@ -7,9 +7,7 @@ import (
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
-	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -20,21 +18,9 @@ type Model struct {
 	// MaxLen is the context: prompt and answer together, in tokens. Vocab is the number of logits.
 	MaxLen, Vocab int
 	// EOS are the ids that end an answer.
-	EOS       []int32
-	Tokenizer *tokenizer.Tokenizer
-	// AddSpecial says whether a prompt gets the tokens of the tokenizer's post-processor (BOS). One from a chat
-	// template that starts with BOS, where that is not empty, has got them.
-	AddSpecial bool
-	BOS        string
-	// Template is nil for a model that completes raw prompts only.
-	Template *chat.Template
-	// Guarded are the texts that a user's words never form: the contents of the added tokens.
-	Guarded []string
-	Layout  fusion.Layout
-	// Prepare decodes an encoded image and cuts it into tiles, on the request's goroutine, when the budget of all decodes
-	// has room. Its error wraps vision.ErrImage if the image is at fault, or is the context's cause. nil: the model takes
-	// no images, and Encode is not called.
-	Prepare func(ctx context.Context, data []byte, detail vision.Detail) (*vision.Image, error)
+	EOS []int32
+	// Prompter makes inputs. Its Preprocessor is nil for a model that takes no images; Encode is not called then.
+	Prompter *fusion.Prompter
 	// Encode returns an image's patch embeddings, [patches, Hidden], and whether they had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	Hidden int

@@ -25,7 +25,7 @@ func (d *Deployment) openPaced(context.Context) error {
 	if d.config.Name != "" {
 		d.model.Name = d.config.Name
 	}
-	if d.text, err = d.model.OpenText(); err != nil {
+	if d.text, err = d.model.OpenProcessor(); err != nil {
 		return err
 	}
 	slots := d.config.Slots
@@ -38,11 +38,7 @@ func (d *Deployment) openPaced(context.Context) error {
 	layout := d.model.Layout
 	runner := paced{decodertest.NewPaced(decodertest.NewHash(slots, maxLen, d.model.Decoder.Vocab), token, step), words}
 	err = d.start(runner, func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
-		patches := img.Grid.Tiles() * layout.PatchTokens
-		if layout.ImageTokens != nil {
-			patches = layout.ImageTokens(img.Grid)
-		}
-		return make([]float32, patches*d.model.Decoder.Hidden), false, nil
+		return make([]float32, layout.Patches(img.Grid)*d.model.Decoder.Hidden), false, nil
 	})
 	if err != nil {
 		return err

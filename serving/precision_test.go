@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 )
@@ -20,7 +21,7 @@ func TestChoosePrecision(t *testing.T) {
 		t.Fatal(err)
 	}
 	auto := graph.FP32
-	if ort.HasKernels() {
+	if kernels.Available() {
 		auto = graph.INT8
 	}
 	mixed := Plan{Vision: Stage{Provider: webgpu}}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/verify"
 )
 
 // selfTest runs the gold cases that the model's folder carries. One that differs is an error that names it.
@@ -16,10 +16,10 @@ func (d *Deployment) selfTest() error {
 	}
 	started := time.Now()
 	cases, computed, missed := 0, 0, 0
-	var first model.Case
-	found, err := d.model.SelfTest(d.text, d.tower, d.runner, d.plan.Decoder.Precision, func(c model.Case) {
+	var first verify.Case
+	found, err := verify.SelfTest(d.model, d.text, d.tower, d.runner, d.plan.Decoder.Precision, func(c verify.Case) {
 		cases++
-		if slices.ContainsFunc(c.Checks, func(k model.Check) bool { return k.Name == "generated_ids" }) {
+		if slices.ContainsFunc(c.Checks, func(k verify.Check) bool { return k.Name == "generated_ids" }) {
 			computed++
 		}
 		if !c.OK() {
@@ -41,7 +41,7 @@ func (d *Deployment) selfTest() error {
 }
 
 // CaseText is a line that says how a verified case went.
-func CaseText(k model.Case) string {
+func CaseText(k verify.Case) string {
 	if k.Err != nil {
 		return fmt.Sprintf("MISS %s: %v", k.ID, k.Err)
 	}

@@ -66,7 +66,7 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		report("model", err, "")
 	} else {
 		defer m.Close()
-		_, err := m.OpenText()
+		_, err := m.OpenProcessor()
 		report("model", err, fmt.Sprintf("%s (%s), %s parameters", m.Name, m.Type, count(m.Parameters())))
 		if lib != "" && d.Provider+d.VisionProvider != "" {
 			report("placement", d.place(m, out), "all sessions opened")

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/model"
-	"github.com/mmserve/mmserve/model/exporttest"
+	"github.com/mmserve/mmserve/model/export/exporttest"
 )
 
 // exportFolder is a copy of the embedded model's folder with ready-made graphs instead of weights.

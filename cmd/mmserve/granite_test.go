@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
 )
 
 // A real checkpoint's shape (granite-docling-258M: config, tokenizer, template) with random weights captions a
@@ -29,7 +29,7 @@ func TestGraniteShape(t *testing.T) {
 		t.Fatal(err)
 	}
 	gunzip(t, filepath.Join("..", "..", "internal", "tokenizer", "testdata", "granite-docling.json.gz"), filepath.Join(dir, "tokenizer.json"))
-	if err := model.WriteRandom(dir, 1); err != nil {
+	if err := synth.WriteRandom(dir, 1); err != nil {
 		t.Fatal(err)
 	}
 	photo := filepath.Join(dir, "photo.jpg")

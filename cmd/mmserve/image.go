@@ -55,7 +55,7 @@ func (c imageCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer m.Close()
-	text, err := m.OpenText()
+	text, err := m.OpenProcessor()
 	if err != nil {
 		return err
 	}

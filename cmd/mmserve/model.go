@@ -14,6 +14,8 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
+	"github.com/mmserve/mmserve/model/verify"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -32,7 +34,7 @@ type initCmd struct {
 }
 
 func (i initCmd) Run(out io.Writer) error {
-	if err := model.Init(i.Config, i.Out, model.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+	if err := synth.Init(i.Config, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
 		return err
 	}
 	m, err := model.Open(i.Out)
@@ -55,7 +57,7 @@ func (i inspectCmd) Run(out io.Writer) error {
 		return err
 	}
 	defer m.Close()
-	text, err := m.OpenText()
+	text, err := m.OpenProcessor()
 	if err != nil {
 		return err
 	}
@@ -163,13 +165,13 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 // tolerance is the largest difference that passes.
 func (v verifyCmd) tolerance() float64 {
 	if v.Gold == "" {
-		return model.DriftTolerance(graph.Precision(v.Precision))
+		return verify.DriftTolerance(graph.Precision(v.Precision))
 	}
 	return v.Tolerance
 }
 
 // verifier opens the model's sessions.
-func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*model.Verifier, error) {
+func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*verify.Verifier, error) {
 	p := graph.Precision(v.Precision)
 	from, err := m.LoadQuantized(v.dir(), p.Vision(), p)
 	if err != nil {
@@ -182,7 +184,7 @@ func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*model.Verifier, err
 	if err != nil {
 		return nil, err
 	}
-	return model.NewVerifier(m, v.tolerance(), p, where)
+	return verify.New(m, v.tolerance(), p, where)
 }
 
 // writeFindings tells what the folder's files hold.
@@ -204,9 +206,9 @@ func writeFindings(out io.Writer, m *model.Model) {
 }
 
 // compare prints the cases and counts those that missed.
-func (v verifyCmd) compare(ver *model.Verifier, out io.Writer) (err error) {
+func (v verifyCmd) compare(ver *verify.Verifier, out io.Writer) (err error) {
 	cases, missed := 0, 0
-	report := func(k model.Case) {
+	report := func(k verify.Case) {
 		cases++
 		if !k.OK() {
 			missed++
@@ -234,13 +236,13 @@ func (v verifyCmd) compare(ver *model.Verifier, out io.Writer) (err error) {
 }
 
 // images are those to record cases with.
-func (v verifyCmd) samples() (list []model.SampleImage, err error) {
+func (v verifyCmd) samples() (list []verify.SampleImage, err error) {
 	for _, name := range v.Image {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.SampleImage{Name: name, Data: data})
+		list = append(list, verify.SampleImage{Name: name, Data: data})
 	}
 	if len(list) > 0 {
 		return list, nil
@@ -250,7 +252,7 @@ func (v verifyCmd) samples() (list []model.SampleImage, err error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, model.SampleImage{Data: data})
+		list = append(list, verify.SampleImage{Data: data})
 	}
 	return list, nil
 }

@@ -22,7 +22,8 @@ type Builder struct {
 	err       error
 }
 
-// NewBuilder starts a graph over the given weights. INT8 and INT4 need Weights.LoadQuantized before it is built for a session.
+// NewBuilder starts a graph over the given weights. INT8 and INT4 need Weights.LoadQuantized before it is built for a
+// session.
 func NewBuilder(name string, w *Weights, p Precision) *Builder {
 	b := &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
 	if p == INT4 && !HasKernels {

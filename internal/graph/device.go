@@ -3,6 +3,7 @@ package graph
 import (
 	"fmt"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 )
@@ -55,7 +56,8 @@ func (b *Builder) Operand(name string, shape ...int) string {
 	}
 	if stored := half + ".stored"; !b.Has(stored) {
 		b.initializer(stored, dt, t)
-		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F16)}, []string{stored}, []string{half}) // once, when the session is made
+		// once, when the session is made
+		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F16)}, []string{stored}, []string{half})
 	}
 	return half
 }
@@ -106,11 +108,11 @@ func (b *Builder) Blocks(x string, n, width int) string {
 	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(width)))
 }
 
-// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n, heads·dim], on
-// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is
-// fast at it, it is computed in small integers.
+// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n,
+// heads·dim], on a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are
+// quantised and the processor is fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	if b.precision.Quantized() && HasKernels && ort.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
+	if b.precision.Quantized() && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
 		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
 	}
 	third := Out{Dim: heads * dim}
@@ -122,7 +124,8 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)
 	}
 	split := func(x string, perm ...int) string {
-		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim))))
+		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x,
+			b.I64s(-1, int64(n), int64(heads), int64(dim))))
 	}
 	q, k, v := split(qkv[0], 0, 2, 1, 3), split(qkv[1], 0, 2, 3, 1), split(qkv[2], 0, 2, 1, 3)
 	scores := b.Op("Mul", nil, b.Wide(b.Op("MatMul", nil, q, k)), b.F32(scale))

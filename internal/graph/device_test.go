@@ -4,20 +4,20 @@ import (
 	"bytes"
 	"testing"
 
-	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/kernels"
 )
 
 // Quantised towers attend in small integers where the processor is fast at it and their heads have a size it takes.
 func TestSelfAttentionOperator(t *testing.T) {
 	defer func(had bool) { HasKernels = had }(HasKernels)
-	kernels := HasKernels && ort.HasSelfAttention8()
+	own := HasKernels && kernels.HasSelfAttention8()
 	for _, c := range []struct {
 		precision Precision
 		kernels   bool
 		dim       int
 		small     bool
 	}{
-		{INT8, kernels, 64, kernels}, {INT8, kernels, 72, false}, {FP32, kernels, 64, false}, {INT8, false, 64, false},
+		{INT8, own, 64, own}, {INT8, own, 72, false}, {FP32, own, 64, false}, {INT8, false, 64, false},
 	} {
 		HasKernels = c.kernels
 		b := NewBuilder("test", nil, c.precision)

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
-	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/internal/safetensors"
 	"golang.org/x/sync/errgroup"
 )
@@ -28,8 +28,8 @@ const (
 	INT4 Precision = "int4"
 )
 
-// Vision is what the tower runs in when p is all that was asked for: an image's patch embeddings are read by every token
-// after it, and a tower's weights are read once a tile.
+// Vision is what the tower runs in when p is all that was asked for: an image's patch embeddings are read by every
+// token after it, and a tower's weights are read once a tile.
 func (p Precision) Vision() Precision {
 	if p == INT4 {
 		return INT8
@@ -111,7 +111,8 @@ func (m *quantized) tensors(name string) (head, tail []safetensors.Tensor) {
 	head = []safetensors.Tensor{{Name: name + int8Suffix, DType: safetensors.I8, Shape: m.shape(m.k, m.n), Data: m.q}}
 	tail = []safetensors.Tensor{{Name: name + scaleSuffix, DType: safetensors.F32, Shape: width, Data: bytesOf(m.scales)}}
 	if m.starts != nil {
-		tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: width, Data: bytesOf(m.starts)})
+		tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: width,
+			Data: bytesOf(m.starts)})
 	}
 	return head, tail
 }
@@ -179,15 +180,15 @@ func place(channel, every, turn int) int {
 
 // target is a quantised matrix on its way into the file.
 type target interface {
-	// put takes rows of floats [rows, k] whose output channels start at channel; see quantized.store for every and turn. It
-	// returns the first row that holds a value that is not finite, or -1. Calls for different channels may overlap.
+	// put takes rows of floats [rows, k] whose output channels start at channel; see quantized.store for every and turn.
+	// It returns the first row that holds a value that is not finite, or -1. Calls for different channels may overlap.
 	put(rows []float32, channel, every, turn int) int
 	// tensors are the parts: what is large, and the rest.
 	tensors(name string) (head, tail []safetensors.Tensor)
 }
 
-// quantize makes quantised forms of weights: canonical names of [out, in] matrices, or of several with equal in, joined, with the
-// suffix of the form.
+// quantize makes quantised forms of weights: canonical names of [out, in] matrices, or of several with equal in,
+// joined, with the suffix of the form.
 func (w *Weights) quantize(names []string, l layout) ([]safetensors.Tensor, error) {
 	var head []safetensors.Tensor // matrices first: their sizes keep each other aligned
 	var tail []safetensors.Tensor
@@ -266,7 +267,7 @@ func (m *quantized) scaleAt(channel, every, turn int) int {
 
 // HasKernels says whether graphs use mmserve's own operators instead of ONNX Runtime's: where the processor has what
 // they need. Tests turn it off.
-var HasKernels = ort.HasKernels()
+var HasKernels = kernels.Available()
 
 // native is the layout of this machine's operators.
 func native() layout { return layout{panels: HasKernels} }
@@ -277,7 +278,8 @@ var fused = map[string]int{"": 0, "gelu_pytorch_tanh": 2, "gelu_new": 2, "gelu_f
 // siluGate is the number of the one that multiplies silu of a panel by the next.
 const siluGate = 1
 
-// rowLinear is RowLinear8 or RowLinear4: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of its own.
+// rowLinear is RowLinear8 or RowLinear4: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of
+// its own.
 func (b *Builder) rowLinear(x, name string, in, out, activation, bits int, biases []string) string {
 	width, op := native().width(out), "RowLinear8"
 	var inputs []string
@@ -394,8 +396,9 @@ type Out struct {
 	Dim    int
 }
 
-// JointLinear runs linear layers over the same x. Where weights are quantised they are one product, and their outputs come as one value,
-// one after the other on the last axis; elsewhere, where joining would copy the weights, as one value each.
+// JointLinear runs linear layers over the same x. Where weights are quantised they are one product, and their outputs
+// come as one value, one after the other on the last axis; elsewhere, where joining would copy the weights, as one
+// value each.
 func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string {
 	if b.bits(in) == 0 {
 		var list []string
@@ -418,7 +421,8 @@ func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string
 
 // Gated is activation(gate(x)) · up(x), both linear.
 func (b *Builder) Gated(x string, in int, bias bool, activation string, gate, up Out) string {
-	if b.bits(in) > 0 && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias {
+	if b.bits(in) > 0 && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 &&
+		!bias {
 		return b.rowLinear(x, gate.Prefix+".weight"+gated+up.Prefix+".weight", in, 2*gate.Dim, siluGate, b.bits(in), nil)
 	}
 	y := b.Split(b.JointLinear(x, in, bias, gate, up), gate, up)

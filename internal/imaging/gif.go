@@ -48,7 +48,12 @@ func openGIF(ctx context.Context, data []byte) (*source, error) {
 	if err := f.findFrame(ctx, rest); err != nil {
 		return nil, err
 	}
-	return &source{w: f.w, h: f.h, bytes: Sum(Bytes(3, f.w, f.h), Bytes(1, f.fw), 64<<10), decode: f.decode}, nil
+	own := Sum(Bytes(1, f.fw), 64<<10)
+	out := &source{w: f.w, h: f.h, bytes: Sum(Bytes(3, f.w, f.h), own), decode: f.decode}
+	if !f.interlaced {
+		out.strips, out.stripped = f.strips, Sum(stripBytes, own)
+	}
+	return out, nil
 }
 
 // findFrame passes over extensions, and like Pillow over bytes that are no block, up to the first frame.
@@ -146,29 +151,86 @@ func (f *gifFile) decode(ctx context.Context) (*RGB, error) {
 	p := scratchRGB(f.w, f.h)
 	colors := f.colors()
 	if f.fw != f.w || f.fh != f.h {
-		c := colors[f.background]
-		for i := 0; i < len(p.Pix); i += 3 {
-			p.Pix[i], p.Pix[i+1], p.Pix[i+2] = c[0], c[1], c[2]
-		}
+		fillColor(p.Pix, colors[f.background])
 	}
 	rows := gifRows(f.fh, f.interlaced)
-	row, x, done := p.Row(f.y + rows(0))[3*f.x:], 0, 0
-	err := f.codes(ctx, func(s []uint8) bool {
-		for _, v := range s {
-			copy(row[3*x:3*x+3], colors[v][:])
-			if x++; x == f.fw {
-				if x, done = 0, done+1; done == f.fh {
-					return false
-				}
-				row = p.Row(f.y + rows(done))[3*f.x:]
-			}
-		}
-		return true
+	err := f.eachPixelRow(ctx, func(y int, row []uint8) error {
+		paint(p.Row(f.y + rows(y))[3*f.x:], row, &colors)
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+func fillColor(pix []uint8, c [3]uint8) {
+	for i := 0; i < len(pix); i += 3 {
+		pix[i], pix[i+1], pix[i+2] = c[0], c[1], c[2]
+	}
+}
+
+func paint(out, row []uint8, colors *[256][3]uint8) {
+	for x, v := range row {
+		copy(out[3*x:3*x+3], colors[v][:])
+	}
+}
+
+// strips is decode of a frame that is not interlaced.
+func (f *gifFile) strips(ctx context.Context, yield func(*RGB) error) error {
+	b := newRowBand(f.w, f.h, yield)
+	defer Release(b.p)
+	colors := f.colors()
+	blank := func(from, to int) error {
+		for y := from; y < to; y++ {
+			fillColor(b.row(y), colors[f.background])
+			if err := b.full(y + 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := blank(0, f.y); err != nil {
+		return err
+	}
+	err := f.eachPixelRow(ctx, func(y int, row []uint8) error {
+		out := b.row(f.y + y)
+		if f.fw != f.w {
+			fillColor(out, colors[f.background])
+		}
+		paint(out[3*f.x:], row, &colors)
+		return b.full(f.y + y + 1)
+	})
+	if err != nil {
+		return err
+	}
+	return blank(f.y+f.fh, f.h)
+}
+
+// eachPixelRow gives the rows of the frame in the order of the file.
+func (f *gifFile) eachPixelRow(ctx context.Context, put func(y int, row []uint8) error) error {
+	row, x, y := make([]uint8, f.fw), 0, 0
+	var failed error
+	err := f.codes(ctx, func(s []uint8) bool {
+		for len(s) > 0 {
+			n := copy(row[x:], s)
+			s = s[n:]
+			if x += n; x < f.fw {
+				return true
+			}
+			if failed = put(y, row); failed != nil {
+				return false
+			}
+			if x, y = 0, y+1; y == f.fh {
+				return false
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
 }
 
 // gifRows maps the order of the file to rows.

@@ -121,6 +121,9 @@ func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err erro
 	if h.ScaleBytes = h.source.bytes; h.source.strips != nil {
 		h.ScaleBytes = h.source.stripped
 	}
+	if most := l.decodeBytes(); h.ScaleBytes > most {
+		return nil, h.failed(ctx, fmt.Errorf("%d×%d pixels, decoding takes %d bytes, at most %d are allowed", w, height, h.ScaleBytes, most))
+	}
 	if o := h.source.orientation; o >= 2 {
 		h.DecodeBytes = max(h.DecodeBytes, Bytes(6, w, height)) // the turned copy stands beside the first
 		if o >= 5 {

@@ -3,7 +3,6 @@ package imaging
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -55,9 +54,6 @@ func openICO(ctx context.Context, data []byte) (*source, error) {
 	}
 	if f.h /= 2; f.h < 1 {
 		return nil, fmt.Errorf("an image of %d×%d with its mask", f.w, f.h)
-	}
-	if f.compression != bmpRaw && f.compression != bmpBitFields {
-		return nil, errors.New("run lengths in an icon are not supported")
 	}
 	return f.source(), nil
 }

@@ -63,6 +63,13 @@ func (l Limits) orDefault() Limits {
 	return l
 }
 
+// decodeBytes is the most that one decode into strips may hold: an image of any format fits that takes four bytes a pixel.
+// Lossless WebP takes eight, JPEG of many samples a pixel and progressive JPEG up to eight.
+func (l Limits) decodeBytes() int64 {
+	const least = 64 << 20 // what decoders take that does not grow with the image
+	return max(Bytes(4, int(min(l.MaxPixels, 1<<40))), least)
+}
+
 // Bytes is the product of sizes, none negative; more than an int64 holds gives the largest.
 func Bytes(sizes ...int) int64 {
 	product := uint64(1)
@@ -171,6 +178,46 @@ func (c contextReader) Read(b []byte) (int, error) {
 		return 0, context.Cause(c.ctx)
 	}
 	return c.r.Read(b)
+}
+
+// meter reads compressed data as long as pixels come of them: hostile data go on for megabytes and make none, at much
+// processor time a byte. It ends with its context's error once that is done.
+type meter struct {
+	ctx        context.Context
+	rest       []byte
+	used, made int64 // bytes
+	slack      int64
+}
+
+// meterSlack is what compressed data may take before the first pixels. No compression that is read here makes data twice
+// as long as they were.
+const meterSlack = 1 << 20
+
+func newMeter(ctx context.Context, b []byte, rowBytes int) *meter {
+	return &meter{ctx: ctx, rest: b, slack: Sum(meterSlack, Bytes(2, rowBytes))}
+}
+
+var errNoPixels = errors.New("much data that hold no pixels")
+
+// take says that n further bytes are used.
+func (m *meter) take(n int) error {
+	if m.ctx.Err() != nil {
+		return context.Cause(m.ctx)
+	}
+	if m.used += int64(n); m.used > 2*m.made+m.slack {
+		return errNoPixels
+	}
+	return nil
+}
+
+func (m *meter) Read(b []byte) (int, error) {
+	if len(m.rest) == 0 {
+		return 0, io.EOF
+	}
+	const often = 64 << 10
+	n := copy(b[:min(len(b), often)], m.rest)
+	m.rest = m.rest[n:]
+	return n, m.take(n)
 }
 
 // errPanic is what a decoder's panic becomes. What it says may hold content, so it is left out.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"iter"
 	"slices"
 
@@ -54,13 +54,6 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
-// maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
-// make the decoder pass over all its blocks thousands of times.
-const maxScans = 100
-
-// maxScanBlocks bounds the blocks that all scans together pass over, beyond what a few scans of any image need.
-const maxScanBlocks = 24 << 20
-
 // joinEXIF adds a segment to an EXIF block. A block that needs one segment alone is not copied.
 func joinEXIF(block, segment []byte) []byte {
 	switch {
@@ -90,15 +83,15 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	if scans > maxScans {
-		return nil, tooMany("scans", scans, maxScans)
+	if scans > jpeg.MaxScans {
+		return nil, tooMany("scans", scans, jpeg.MaxScans)
 	}
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
 		return nil, err
 	}
-	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
-		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)
+	if c.Components == 2 {
+		return nil, errors.New("2 components are not supported, want 1, 3 or 4")
 	}
 	return &source{
 		w: c.Width, h: c.Height, orientation: meta.orientation(), bytes: Sum(Bytes(3, c.Width, c.Height), c.DecodeBytes),
@@ -226,7 +219,7 @@ func newUpsampler(p *jpeg.Plane, width int) *upsampler {
 
 // row gives the samples for the image's row y, rounded up to whole ones, until it is called again.
 func (u *upsampler) row(y int) []uint8 {
-	dst, near := u.out, u.Pix[y/u.StepY*u.Stride:][:u.Width]
+	dst, near := u.out, u.Row(y / u.StepY)[:u.Width]
 	if !u.fancy {
 		if u.StepX == 1 {
 			return near
@@ -239,7 +232,7 @@ func (u *upsampler) row(y int) []uint8 {
 	odd := y & 1
 	far := near
 	if u.StepY == 2 {
-		far = u.Pix[min(max(y/2-1+2*odd, 0), u.Height-1)*u.Stride:][:u.Width]
+		far = u.Row(min(max(y/2-1+2*odd, 0), u.Height-1))[:u.Width]
 	}
 	switch {
 	case u.smoothX && u.StepY == 2: // h2v2: 9/16, 3/16, 3/16, 1/16

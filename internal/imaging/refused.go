@@ -17,7 +17,7 @@ func refusedName(data []byte) (name string, ok bool) {
 		{"JPEG 2000", "\x00\x00\x00\x0cjP  \r\n\x87\n"}, {"JPEG 2000", "\xff\x4f\xff\x51"},
 		{"PDF", "%PDF-"}, {"PostScript", "%!PS"}, {"PostScript", "\xc5\xd0\xd3\xc6"},
 		{"Photoshop", "8BPS"}, {"OpenEXR", "\x76\x2f\x31\x01"}, {"Radiance HDR", "#?RADIANCE"}, {"QOI", "qoif"},
-		{"DDS", "DDS "}, {"JPEG XR", "II\xbc\x01"}, {"Windows cursor", "\x00\x00\x02\x00"}, {"ICNS", "icns"},
+		{"DDS", "DDS "}, {"JPEG XR", "II\xbc\x01"}, {"ICNS", "icns"},
 		{"GIMP", "gimp xcf"}, {"MNG", "\x8aMNG\r\n\x1a\n"}, {"JNG", "\x8bJNG\r\n\x1a\n"},
 		{"Matroska or WebM", "\x1aE\xdf\xa3"}, {"gzip", "\x1f\x8b"}, {"ZIP", "PK\x03\x04"},
 	} {
@@ -25,8 +25,11 @@ func refusedName(data []byte) (name string, ok bool) {
 			return f.name, true
 		}
 	}
-	if isSVG(data) {
+	switch {
+	case isSVG(data):
 		return "SVG", true
+	case len(data) >= 6 && string(data[:4]) == "\x00\x00\x02\x00" && binary.LittleEndian.Uint16(data[4:]) > 0:
+		return "Windows cursor", true // a TGA, which begins so too, has zeros here
 	}
 	return "", false
 }

@@ -105,24 +105,6 @@ func (p *passes) second(ctx context.Context, given, in *RGB) (*RGB, error) {
 	return out, nil
 }
 
-// stripBytes is about how much of an image is decoded before the first pass takes it.
-const stripBytes = 8 << 20
-
-// eachStrip calls f with strips for the rows of a w×h image, from the top on. Their memory is one.
-func eachStrip(w, h int, f func(y int, strip *RGB) error) error {
-	n := min(h, 2*max(1, stripBytes/(6*w)))
-	p := scratchRGB(w, n)
-	defer Release(p)
-	for y := 0; y < h; y += n {
-		p.H = min(n, h-y)
-		p.Pix = p.Pix[:3*w*p.H]
-		if err := f(y, p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Scale decodes the image as Decode does and gives what the scalings make of it. Where the file has its rows in order, it
 // never holds the whole: strips pass into the first pass of each scaling. Errors are those of Decode.
 func (h *Header) Scale(ctx context.Context, list ...Scaling) (made []*RGB, err error) {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"runtime"
 )
 
 // The decoder is our own: x/image/tiff reads a fraction of the kinds that Pillow reads, and some otherwise than libtiff.
@@ -28,6 +28,7 @@ type tiffFile struct {
 	offsets        []int64
 	counts         []int64
 	palette        [256][3]uint8
+	inner          int64 // bytes that a strip or tile may take that is an image file of its own
 }
 
 // maxTIFFChunks bounds strips and tiles: those of 64 megapixels in tiles of 16×16, or of rows and six planes.
@@ -43,7 +44,7 @@ func openTIFF(ctx context.Context, data []byte) (*source, error) {
 	h, okH := dir.value(tagHeight)
 	switch {
 	case dir.has(tagWindowsMedia):
-		return nil, errors.New("Windows Media Photo is not supported")
+		return nil, errors.New("it is a Windows Media Photo, which is not supported")
 	case !okW || !okH:
 		return nil, errors.New("its size is missing")
 	case w < 1 || h < 1 || w > 1<<31 || h > 1<<31:
@@ -63,23 +64,44 @@ func openTIFF(ctx context.Context, data []byte) (*source, error) {
 	if err := f.readLayout(); err != nil {
 		return nil, err
 	}
-	planes := 0 // of what only a whole pixel can be made of
-	if f.planar {
-		planes = 4
-	}
-	row := Bytes(2, f.cw, f.samples, max(1, (f.bits+7)/8))
-	s.bytes = Sum(Bytes(3+planes, f.w, f.h), row, 16<<20)
-	if f.compression == tiffJPEG || f.compression == tiffWebP {
-		s.bytes = Sum(s.bytes, Bytes(13, min(f.cw, 1<<16), min(f.ch, 1<<16)))
-	}
-	s.decode = f.decode
+	f.weigh(s)
 	return s, nil
+}
+
+// weigh counts the memory of decoding.
+func (f *tiffFile) weigh(s *source) {
+	const window = 16 << 20 // of a decompressor, for each plane that is open
+	row := Bytes(2, f.cw, f.samples, max(1, (f.bits+7)/8))
+	s.stripped = Sum(Bytes(3, f.w, f.bandHeight()), row, window)
+	if f.planar {
+		s.stripped = Sum(s.stripped, Bytes(window, f.samples))
+	}
+	switch f.compression {
+	case tiffOldJPEG:
+		f.inner = innerBytes(f.w, f.h)
+		s.stripped = Sum(s.stripped, f.inner, int64(len(f.data)))
+	case tiffJPEG, tiffWebP:
+		f.inner = innerBytes(min(f.cw, 1<<16), min(f.ch, 1<<16))
+		s.stripped = Sum(s.stripped, f.inner)
+	}
+	s.bytes = Sum(Bytes(3, f.w, f.h), s.stripped)
+	s.decode, s.strips = s.gather, f.strips
+}
+
+// innerBytes is what decoding a JPEG of w×h may take: samples and coefficients of four components of full size, and what
+// package jpeg holds for each core.
+func innerBytes(w, h int) int64 {
+	const block = 64
+	return Sum(stripBytes, Bytes(13, w+block, h+block), Bytes(runtime.GOMAXPROCS(0)+1, max(1<<20, 160*(w+block))))
 }
 
 // readKind reads what the samples are and refuses kinds that Pillow does not know.
 func (f *tiffFile) readKind() error {
 	d := f.dir
 	f.compression, f.photometric = int(d.or(tagCompression, 1)), int(d.or(tagPhotometric, 0))
+	if f.compression == tiffOldJPEG { // as in Pillow, whatever the file says
+		f.photometric = photoYCbCr
+	}
 	if !tiffCompressions[f.compression] {
 		return fmt.Errorf("compression %d is not supported", f.compression)
 	}
@@ -91,6 +113,9 @@ func (f *tiffFile) readKind() error {
 		return err
 	}
 	f.samples = 1
+	if f.compression == tiffOldJPEG {
+		f.samples = 3
+	}
 	if len(samples) == 1 {
 		f.samples = int(min(samples[0], 1<<16))
 	}
@@ -179,10 +204,10 @@ func (f *tiffFile) checkKind() error {
 	case f.photometric == photoYCbCr && f.samples == 1:
 		ok = f.bits == 8 && !f.reversed
 	case f.photometric == photoYCbCr:
-		if f.compression != tiffJPEG {
-			return errors.New("YCbCr that is not compressed as JPEG is not supported")
+		if f.compression == tiffNone { // Pillow takes it for RGB
+			return errors.New("YCbCr that is not compressed is not supported")
 		}
-		ok = f.bits == 8 && f.samples == 3 && !f.reversed && len(f.extra) == 0 && !f.planar
+		ok = f.bits == 8 && f.samples == 3 && !f.reversed && len(f.extra) == 0
 	case f.samples >= n && (f.bits == 8 || f.bits == 16 && f.samples <= 4):
 		ok = f.colorKind(n)
 	}
@@ -296,92 +321,4 @@ func (f *tiffFile) readPalette() error {
 		f.palette[i] = [3]uint8{uint8(list[i] >> 8), uint8(list[n+i] >> 8), uint8(list[2*n+i] >> 8)}
 	}
 	return nil
-}
-
-// decode reads strip after strip, tile after tile, row by row.
-func (f *tiffFile) decode(ctx context.Context) (*RGB, error) {
-	p := blackRGB(f.w, f.h)
-	if f.compression == tiffJPEG || f.compression == tiffWebP {
-		return p, f.decodeImages(ctx, p)
-	}
-	if f.planar && f.samples > 1 {
-		return p, f.decodePlanes(ctx, p)
-	}
-	unpack := f.unpacker()
-	return p, f.eachRow(ctx, 0, f.samples, func(x, y, n int, row []byte) { unpack(p.Row(y)[3*x:], row, n) })
-}
-
-// decodePlanes gathers the samples of a pixel, which lie in planes, and unpacks them as if they lay together.
-func (f *tiffFile) decodePlanes(ctx context.Context, p *RGB) error {
-	size := f.bits / 8
-	if size == 0 || f.bits == 12 {
-		return errors.New("planes of samples below 8 bits are not supported")
-	}
-	if f.photometric == photoPalette || f.photometric <= photoBlackIsZero {
-		unpack := (&tiffFile{dir: f.dir, photometric: f.photometric, bits: f.bits, format: f.format, samples: 1, palette: f.palette}).unpacker()
-		return f.eachRow(ctx, 0, 1, func(x, y, n int, row []byte) { unpack(p.Row(y)[3*x:], row, n) })
-	}
-	n := min(f.samples, 4) // beyond are planes that nothing is made of
-	high := 0              // the byte of a sample that counts
-	if size == 2 && f.dir.mark == "II" {
-		high = 1
-	}
-	whole := make([]uint8, n*f.w*f.h)
-	for plane := range n {
-		if (plane+1)*f.across*((f.h+f.ch-1)/f.ch) > len(f.offsets) {
-			break
-		}
-		err := f.eachRow(ctx, plane, 1, func(x, y, count int, row []byte) {
-			out := whole[n*(y*f.w+x)+plane:]
-			for i := range count {
-				out[n*i] = row[size*i+high]
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	unpack := (&tiffFile{dir: f.dir, photometric: f.photometric, bits: 8, format: 1, samples: n, extra: f.extra}).unpacker()
-	for y := range f.h {
-		unpack(p.Row(y), whole[n*f.w*y:], f.w)
-	}
-	return nil
-}
-
-// eachRow decompresses a plane whose pixels have samples side by side and calls put with each row of n pixels at x, y.
-func (f *tiffFile) eachRow(ctx context.Context, plane, samples int, put func(x, y, n int, row []byte)) error {
-	down := (f.h + f.ch - 1) / f.ch
-	row := make([]byte, (f.cw*samples*f.bits+7)/8)
-	for i := range f.across * down {
-		x, y := i%f.across*f.cw, i/f.across*f.ch
-		r, err := f.chunk(ctx, plane*f.across*down+i, len(row))
-		if err != nil {
-			return err
-		}
-		for j := range min(f.ch, f.h-y) {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if _, err := io.ReadFull(r, row); err != nil {
-				return tiffError(err)
-			}
-			if f.predictor > 1 && f.compression != 1 {
-				if err := f.unpredict(row, samples); err != nil {
-					return err
-				}
-			}
-			put(x, y+j, min(f.cw, f.w-x), row)
-		}
-		if c, ok := r.(io.Closer); ok {
-			c.Close()
-		}
-	}
-	return nil
-}
-
-func tiffError(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return errors.New("a strip or tile is damaged")
 }

@@ -1,18 +1,15 @@
 package imaging
 
 import (
-	"bytes"
 	"compress/zlib"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/bits"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/image/tiff/lzw"
-
-	"github.com/mmserve/mmserve/internal/jpeg"
 )
 
 // Compressions.
@@ -22,6 +19,7 @@ const (
 	tiffFax3     = 3
 	tiffFax4     = 4
 	tiffLZW      = 5
+	tiffOldJPEG  = 6
 	tiffJPEG     = 7
 	tiffDeflate  = 8
 	tiffFaxWords = 32771
@@ -33,7 +31,7 @@ const (
 )
 
 var tiffCompressions = map[int]bool{
-	tiffNone: true, tiffFaxRows: true, tiffFaxWords: true, tiffFax3: true, tiffFax4: true, tiffLZW: true, tiffJPEG: true, tiffDeflate: true, tiffPackBits: true,
+	tiffNone: true, tiffFaxRows: true, tiffFaxWords: true, tiffFax3: true, tiffFax4: true, tiffLZW: true, tiffOldJPEG: true, tiffJPEG: true, tiffDeflate: true, tiffPackBits: true,
 	tiffDeflate2: true, tiffLZMA: true, tiffZstd: true, tiffWebP: true,
 }
 
@@ -53,14 +51,46 @@ func (f *tiffFile) stored(i int) ([]byte, error) {
 	return b, nil
 }
 
-// chunk gives the decompressed bytes of a strip or tile, in rows of rowBytes.
-func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error) {
+// tiffStream gives the decompressed bytes of a strip or tile.
+type tiffStream struct {
+	io.Reader
+	*meter
+}
+
+// fill reads len(b) bytes. On an error it tells how many there were.
+func (s *tiffStream) fill(b []byte) (int, error) {
+	n, err := io.ReadFull(s.Reader, b)
+	s.made += int64(n)
+	return n, err
+}
+
+// Close keeps the decompressor for the next strip or tile: what it holds may be much more than that.
+func (s *tiffStream) Close() error {
+	s.rest = nil // what is kept must not keep the file
+	switch r := s.Reader.(type) {
+	case zlib.Resetter:
+		inflaters.Put(s.Reader)
+	case *zstd.Decoder:
+		_ = r.Reset(nil) // it cannot fail
+		unzstds.Put(r)
+	case io.Closer:
+		return r.Close()
+	}
+	return nil
+}
+
+var inflaters, unzstds sync.Pool
+
+// chunk opens a strip or tile, in rows of rowBytes.
+func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (*tiffStream, error) {
 	b, err := f.stored(i)
 	if err != nil {
 		return nil, err
 	}
+	m := newMeter(ctx, b, rowBytes)
 	if f.isFax() {
-		return f.fax(ctx, b)
+		r, err := f.fax(ctx, b)
+		return &tiffStream{r, m}, err
 	}
 	if f.reversed {
 		if f.compression == tiffNone {
@@ -70,30 +100,36 @@ func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error
 		for j, v := range b {
 			b[j] = bits.Reverse8(v)
 		}
+		m.rest = b
 	}
-	r := io.Reader(contextReader{ctx, bytes.NewReader(b)})
+	r, err := f.decompressor(m, b, rowBytes)
+	if err != nil {
+		return nil, tiffError(err)
+	}
+	return &tiffStream{r, m}, nil
+}
+
+func (f *tiffFile) decompressor(m *meter, b []byte, rowBytes int) (io.Reader, error) {
 	switch f.compression {
 	case tiffLZW:
-		return lzw.NewReader(r, lzw.MSB, 8), nil
+		return lzw.NewReader(m, lzw.MSB, 8), nil
 	case tiffDeflate, tiffDeflate2:
-		z, err := zlib.NewReader(r)
-		if err != nil {
-			return nil, tiffError(err)
+		if r, ok := inflaters.Get().(zlib.Resetter); ok {
+			return r.(io.Reader), r.Reset(m, nil)
 		}
-		return z, nil
+		return zlib.NewReader(m)
 	case tiffPackBits:
 		return &packBits{b: b, row: rowBytes}, nil
 	case tiffZstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, tiffError(err)
+		if r, ok := unzstds.Get().(*zstd.Decoder); ok {
+			return r, r.Reset(m)
 		}
-		return z.IOReadCloser(), nil
+		return zstd.NewReader(m, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow))
 	case tiffLZMA:
-		return openXZ(b)
+		return openXZ(b, Bytes(rowBytes, f.ch))
 	}
-	return r, nil
+	return m, nil
 }
 
 // fax reads rows of bits. libtiff takes white for 0 whatever the file says; what the file says counts afterwards.
@@ -146,7 +182,7 @@ func (r *packBits) Read(out []byte) (n int, err error) {
 			out[n], r.repeat, n = r.v, r.repeat-1, n+1
 		case len(r.b) == 0:
 			return n, io.EOF
-		case r.b[0] == 0x80:
+		case r.b[0] == 0x80: // nothing
 			r.b = r.b[1:]
 		case r.b[0] < 0x80:
 			r.literal, r.b = int(r.b[0])+1, r.b[1:]
@@ -158,112 +194,4 @@ func (r *packBits) Read(out []byte) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// decodeImages reads strips or tiles that are image files of their own.
-func (f *tiffFile) decodeImages(ctx context.Context, p *RGB) error {
-	if f.bits != 8 || f.planar && f.samples > 1 {
-		return fmt.Errorf("JPEG or WebP of %d bits, in planes %v, is not supported", f.bits, f.planar)
-	}
-	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
-		b, err := f.stored(i)
-		if err != nil {
-			return err
-		}
-		x, y := i%f.across*f.cw, i/f.across*f.ch
-		var part *RGB
-		if f.compression == tiffWebP {
-			part, err = f.decodeWebP(ctx, b)
-		} else {
-			part, err = f.decodeJPEG(ctx, b)
-		}
-		if err != nil {
-			return err
-		}
-		w, h := min(f.cw, f.w-x), min(f.ch, f.h-y)
-		if part.W < w || part.H < h {
-			return fmt.Errorf("a strip or tile of %d×%d where it should have %d×%d", part.W, part.H, w, h)
-		}
-		for r := range h {
-			copy(p.Row(y + r)[3*x:], part.Row(r)[:3*w])
-		}
-		Release(part)
-	}
-	return nil
-}
-
-// fits refuses an inner image that is larger than its strip or tile.
-func (f *tiffFile) fits(w, h int) error {
-	if w > f.cw || h > max(f.ch, 16) {
-		return fmt.Errorf("an image of %d×%d in a strip or tile of %d×%d", w, h, f.cw, f.ch)
-	}
-	return nil
-}
-
-func (f *tiffFile) decodeWebP(ctx context.Context, b []byte) (*RGB, error) {
-	if !isWebP(b) {
-		return nil, errors.New("a strip or tile is no WebP")
-	}
-	s, err := openWebP(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.fits(s.w, s.h); err != nil {
-		return nil, err
-	}
-	return s.decode(ctx)
-}
-
-// decodeJPEG reads an abbreviated JPEG with the tables of the directory. What its components are the directory says.
-func (f *tiffFile) decodeJPEG(ctx context.Context, b []byte) (*RGB, error) {
-	if tables := f.dir.fields[tagJPEGTables].raw; len(tables) > 4 && len(b) > 2 {
-		if end := len(tables) - 2; tables[end] == 0xff && tables[end+1] == 0xd9 {
-			tables = tables[:end]
-		}
-		b = append(append([]byte(nil), tables...), b[2:]...)
-	}
-	c, err := jpeg.DecodeConfig(b)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.fits(c.Width, c.Height); err != nil {
-		return nil, err
-	}
-	if c.Components != f.samples {
-		return nil, fmt.Errorf("a JPEG of %d components for %d samples", c.Components, f.samples)
-	}
-	m, err := jpeg.Decode(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	switch f.photometric {
-	case photoYCbCr:
-		m.Model = jpeg.YCbCr
-		if f.samples == 1 {
-			m.Model = jpeg.Gray
-		}
-	case photoRGB:
-		m.Model = jpeg.RGB
-	case photoCMYK:
-		if len(m.Planes) != 4 {
-			return nil, errors.New("CMYK of other than four components as JPEG is not supported")
-		}
-		m.Model = jpeg.CMYK
-		for _, plane := range m.Planes { // inks are 255 here, where Adobe's JPEG files have 0
-			for i, v := range plane.Pix {
-				plane.Pix[i] = 255 - v
-			}
-		}
-	case photoPalette:
-		return nil, errors.New("a palette as JPEG is not supported")
-	default:
-		m.Model = jpeg.Gray
-	}
-	p, err := jpegColors(ctx, m)
-	if err == nil && f.photometric == photoWhiteIsZero {
-		for i, v := range p.Pix {
-			p.Pix[i] = 255 - v
-		}
-	}
-	return p, err
 }

@@ -10,33 +10,39 @@ import (
 
 // Tags that are read.
 const (
-	tagWidth           = 256
-	tagHeight          = 257
-	tagBits            = 258
-	tagCompression     = 259
-	tagPhotometric     = 262
-	tagFillOrder       = 266
-	tagStripOffsets    = 273
-	tagOrientation     = 274
-	tagSamples         = 277
-	tagRowsPerStrip    = 278
-	tagStripBytes      = 279
-	tagPlanarConfig    = 284
-	tagT4Options       = 292
-	tagPredictor       = 317
-	tagColorMap        = 320
-	tagTileWidth       = 322
-	tagTileHeight      = 323
-	tagTileOffsets     = 324
-	tagTileBytes       = 325
-	tagExtraSamples    = 338
-	tagSampleFormat    = 339
-	tagJPEGTables      = 347
-	tagYCbCrSub        = 530
-	tagReferenceBW     = 532
-	tagXMP             = 700
-	tagJPEGInterchange = 513
-	tagWindowsMedia    = 0xbc01
+	tagWidth             = 256
+	tagHeight            = 257
+	tagBits              = 258
+	tagCompression       = 259
+	tagPhotometric       = 262
+	tagFillOrder         = 266
+	tagStripOffsets      = 273
+	tagOrientation       = 274
+	tagSamples           = 277
+	tagRowsPerStrip      = 278
+	tagStripBytes        = 279
+	tagPlanarConfig      = 284
+	tagT4Options         = 292
+	tagPredictor         = 317
+	tagColorMap          = 320
+	tagTileWidth         = 322
+	tagTileHeight        = 323
+	tagTileOffsets       = 324
+	tagTileBytes         = 325
+	tagExtraSamples      = 338
+	tagSampleFormat      = 339
+	tagJPEGTables        = 347
+	tagJPEGRestart       = 515
+	tagJPEGQuant         = 519
+	tagJPEGDC            = 520
+	tagJPEGAC            = 521
+	tagYCbCrCoefficients = 529
+	tagYCbCrSub          = 530
+	tagReferenceBW       = 532
+	tagXMP               = 700
+	tagJPEGInterchange   = 513
+	tagJPEGLength        = 514
+	tagWindowsMedia      = 0xbc01
 )
 
 // tiffField is what an entry of a directory holds: count values of a kind.
@@ -75,7 +81,8 @@ func isTIFF(data []byte) bool {
 // wantedTags are those that are kept: a directory of millions of others takes no memory.
 func wantedTag(tag uint16) bool {
 	switch tag {
-	case tagYCbCrSub, tagReferenceBW, tagXMP, tagWindowsMedia, tagJPEGInterchange:
+	case tagYCbCrCoefficients, tagYCbCrSub, tagReferenceBW, tagXMP, tagWindowsMedia,
+		tagJPEGInterchange, tagJPEGLength, tagJPEGRestart, tagJPEGQuant, tagJPEGDC, tagJPEGAC:
 		return true
 	}
 	return tag >= tagWidth && tag <= tagJPEGTables
@@ -225,4 +232,18 @@ func (d tiffDirectory) list(tag uint16, most int) ([]int64, error) {
 		values[i] = int64(v)
 	}
 	return values, nil
+}
+
+// floats gives as many values of a tag as there are of what stands for a missing one.
+func (d tiffDirectory) floats(tag uint16, missing []float32) []float32 {
+	f, ok := d.fields[tag]
+	if !ok || f.count < uint64(len(missing)) {
+		return missing
+	}
+	values := make([]float32, len(missing))
+	for i := range values {
+		v, _ := d.at(f, uint64(i))
+		values[i] = float32(v)
+	}
+	return values
 }

@@ -127,35 +127,56 @@ func openWebP(ctx context.Context, data []byte) (*source, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	held := Bytes(9, m.pw, m.ph) // x/image/vp8l makes two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
+	held := Bytes(8, m.pw, m.ph) // x/image/vp8l makes up to two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
 	if string(m.pixels.id) == "VP8 " {
 		held = Bytes(2, m.pw, m.ph)
 	}
-	return &source{
-		w: m.w, h: m.h, orientation: meta.orientation(), bytes: Sum(held, Bytes(3, m.pw, m.ph), Bytes(3, m.w, m.h)), decode: m.decode,
-	}, nil
+	s := &source{w: m.w, h: m.h, orientation: meta.orientation(), strips: m.strips, stripped: Sum(held, stripBytes)}
+	s.bytes, s.decode = Sum(s.stripped, Bytes(3, m.w, m.h)), s.gather
+	return s, nil
 }
 
-func (m webpImage) decode(ctx context.Context) (*RGB, error) {
-	p, err := m.decodePixels(ctx)
-	if err != nil || m.w == m.pw && m.h == m.ph {
-		return p, err
+// strips decodes the pixels, which come as a whole, and converts them a strip at a time.
+func (m webpImage) strips(ctx context.Context, yield func(*RGB) error) error {
+	convert, err := m.decodePixels(ctx)
+	if err != nil {
+		return err
 	}
-	canvas := blackRGB(m.w, m.h)
-	for y := range p.H {
-		copy(canvas.Row(m.y + y)[3*m.x:], p.Row(y))
-	}
-	Release(p)
-	return canvas, nil
+	return eachStrip(m.w, m.h, func(y int, p *RGB) error {
+		from, to := max(m.y-y, 0), min(m.y+m.ph-y, p.H) // the rows of p that have pixels
+		if m.w == m.pw && m.h == m.ph {
+			if err := convert(ctx, p, y); err != nil {
+				return err
+			}
+			return yield(p)
+		}
+		clear(p.Pix)
+		if from < to {
+			part := scratchRGB(m.pw, to-from)
+			defer Release(part)
+			if err := convert(ctx, part, y+from-m.y); err != nil {
+				return err
+			}
+			for r := range part.H {
+				copy(p.Row(from + r)[3*m.x:], part.Row(r))
+			}
+		}
+		return yield(p)
+	})
 }
 
-func (m webpImage) decodePixels(ctx context.Context) (*RGB, error) {
+// decodePixels gives what converts the rows from top on.
+func (m webpImage) decodePixels(ctx context.Context) (func(ctx context.Context, p *RGB, top int) error, error) {
 	if string(m.pixels.id) == "VP8L" {
-		n, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
+		decoded, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
 		if err != nil {
 			return nil, err
 		}
-		return fromNRGBA(ctx, n)
+		n, ok := decoded.(*image.NRGBA)
+		if !ok || n.Rect.Dx() != m.pw || n.Rect.Dy() != m.ph {
+			return nil, fmt.Errorf("pixels of %T are not supported", decoded)
+		}
+		return func(ctx context.Context, p *RGB, top int) error { return fromNRGBA(ctx, n, p, top) }, nil
 	}
 	d := vp8.NewDecoder()
 	d.Init(bytes.NewReader(m.pixels.payload), len(m.pixels.payload))
@@ -166,43 +187,36 @@ func (m webpImage) decodePixels(ctx context.Context) (*RGB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fromVP8(ctx, n)
+	return func(ctx context.Context, p *RGB, top int) error { return fromVP8(ctx, n, p, top) }, nil
 }
 
 // fromNRGBA drops alpha.
-func fromNRGBA(ctx context.Context, m image.Image) (*RGB, error) {
-	n, ok := m.(*image.NRGBA)
-	if !ok {
-		return nil, fmt.Errorf("pixels of %T are not supported", m)
-	}
-	p := scratchRGB(n.Rect.Dx(), n.Rect.Dy())
-	err := eachBand(ctx, p.H, 3*p.W, func(lo, hi int) {
+func fromNRGBA(ctx context.Context, n *image.NRGBA, p *RGB, top int) error {
+	return eachBand(ctx, p.H, 3*p.W, func(lo, hi int) {
 		for y := lo; y < hi; y++ {
-			in, out := n.Pix[y*n.Stride:][:4*p.W], p.Row(y)
+			in, out := n.Pix[(top+y)*n.Stride:][:4*p.W], p.Row(y)
 			for i, o := 0, 0; o < len(out); i, o = i+4, o+3 {
 				out[o], out[o+1], out[o+2] = in[i], in[i+1], in[i+2]
 			}
 		}
 	})
-	return p, err
 }
 
 // fromVP8 converts the planes of a lossy WebP as libwebp does: its fancy upsampling (upsampling.c) and Y'CbCr of
 // range 16 to 235 in 14-bit fixed point (yuv.h). Go's image.YCbCr means full range and would give washed-out colours.
-func fromVP8(ctx context.Context, m *image.YCbCr) (*RGB, error) {
-	p := scratchRGB(m.Rect.Dx(), m.Rect.Dy())
-	chromaRows := (p.H + 1) / 2
-	err := eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
+func fromVP8(ctx context.Context, m *image.YCbCr, p *RGB, top int) error {
+	chromaRows := (m.Rect.Dy() + 1) / 2
+	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		u, v := make([]uint8, p.W), make([]uint8, p.W)
-		for y := lo; y < hi; y++ {
+		for i := lo; i < hi; i++ {
+			y := top + i
 			near := y / 2
 			far := min(max(near-1+2*(y&1), 0), chromaRows-1)
 			vp8Upsample(u, m.Cb[near*m.CStride:], m.Cb[far*m.CStride:])
 			vp8Upsample(v, m.Cr[near*m.CStride:], m.Cr[far*m.CStride:])
-			vp8Row(p.Row(y), m.Y[y*m.YStride:][:p.W], u, v)
+			vp8Row(p.Row(i), m.Y[y*m.YStride:][:p.W], u, v)
 		}
 	})
-	return p, err
 }
 
 // vp8Upsample writes one full row of chroma from the chroma rows nearest to it. Blends are 9, 3, 3, 1 sixteenths,

@@ -1,22 +1,23 @@
 package jpeg
 
 import (
-	"runtime"
 	"sync"
+	"unsafe"
 )
 
-// transform writes the samples of rows of blocks. coefficients begin with those of row from.
-func (c *component) transform(coefficients []int16, from, to int) {
+// transform writes the samples of rows of blocks to dst. coefficients and dst begin with those of the first.
+func (c *component) transform(dst []uint8, coefficients []int16, rows int) {
 	stride := 8 * c.stride
-	for row := from; row < to; row++ {
+	for row := range rows {
 		for column := range c.stride {
-			at := 64 * ((row-from)*c.stride + column)
-			inverseDCT(c.pix[8*row*stride+8*column:], stride, (*[64]int16)(coefficients[at:]), c.quant)
+			at := 64 * (row*c.stride + column)
+			inverseDCT(dst[8*row*stride+8*column:], stride, (*[64]int16)(coefficients[at:]), c.quant)
 		}
 	}
 }
 
-// transformAll writes the samples of a progressive image.
+// transformAll writes the samples of a progressive image over its coefficients, which take twice the memory: those of a
+// row of blocks lie where the row's coefficients began.
 func (d *decoder) transformAll() {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -25,13 +26,17 @@ func (d *decoder) transformAll() {
 		if c.quant == nil {
 			continue
 		}
-		c.pix = newPix(64 * c.stride * c.height)
-		n := min(runtime.GOMAXPROCS(0), c.height)
+		size := 64 * c.stride
+		c.pix = unsafe.Slice((*uint8)(unsafe.Pointer(unsafe.SliceData(c.coefficients))), 2*len(c.coefficients))
+		c.gap = size
+		n := min(readers(), c.height)
 		for j := range n {
 			from, to := c.height*j/n, c.height*(j+1)/n
 			wg.Go(func() {
+				samples := make([]uint8, size)
 				for row := from; row < to && d.ctx.Err() == nil; row++ {
-					c.transform(c.coefficients[64*c.stride*row:], row, row+1)
+					c.transform(samples, c.coefficients[size*row:], 1)
+					copy(c.pix[2*size*row:], samples)
 				}
 			})
 		}

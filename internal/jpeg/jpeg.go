@@ -1,6 +1,6 @@
 // Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were trained
 // on them; image/jpeg rounds otherwise. It reads images of 8 bits, Huffman and arithmetic coded, sequential and progressive,
-// of one, three or four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
+// of one to four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
 // goes on at restart markers. What the samples become (upsampling, colour) is the caller's.
 //
 // Reference: ITU-T T.81; for what that leaves open, libjpeg-turbo.
@@ -44,14 +44,17 @@ type Image struct {
 	Planes []Plane
 }
 
-// Plane holds the samples of one component. Stride is at least Width; what lies beyond Width and Height is of no meaning.
+// Plane holds the samples of one component, eight rows after eight rows. What lies beyond Width and Height is of no meaning.
 type Plane struct {
-	Pix           []uint8
-	Stride        int
+	pix           []uint8
+	stride, gap   int // of a row; after eight of them
 	Width, Height int
 	// StepX and StepY are the pixels for each sample, across and down.
 	StepX, StepY int
 }
+
+// Row gives row y: at least Width samples.
+func (p *Plane) Row(y int) []uint8 { return p.pix[y*p.stride+y/8*p.gap:][:p.stride] }
 
 // planes holds *[]uint8 that were released, megabytes each.
 var planes sync.Pool
@@ -70,8 +73,8 @@ func newPix(n int) []uint8 {
 // Release gives the planes back for other images. It is not needed; m must not be used after it.
 func (m *Image) Release() {
 	for i := range m.Planes {
-		if cap(m.Planes[i].Pix) <= maxPlane {
-			planes.Put(&m.Planes[i].Pix)
+		if cap(m.Planes[i].pix) <= maxPlane {
+			planes.Put(&m.Planes[i].pix)
 		}
 	}
 	m.Planes = nil
@@ -114,6 +117,7 @@ type component struct {
 	dc             int32      // prediction
 	coefficients   []int16    // of a progressive image: 64 for each block, natural order
 	pix            []uint8
+	gap            int // bytes in pix after eight rows
 }
 
 type decoder struct {
@@ -131,6 +135,7 @@ type decoder struct {
 	adobe        int // transform of Adobe's marker, -1 without
 	model        Model
 	scans        int
+	tables       int // seen
 	bits         bits
 	ctx          context.Context
 	arithmetic   bool
@@ -173,12 +178,15 @@ func Decode(ctx context.Context, data []byte) (*Image, error) {
 		}
 		stepX, stepY := d.maxH/c.h, d.maxV/c.v
 		m.Planes = append(m.Planes, Plane{
-			Pix: c.pix, Stride: 8 * c.stride,
+			pix: c.pix, stride: 8 * c.stride, gap: c.gap,
 			Width: ceil(d.config.Width, stepX), Height: ceil(d.config.Height, stepY), StepX: stepX, StepY: stepY,
 		})
 	}
 	return m, context.Cause(ctx)
 }
+
+// readers is how many goroutines make samples of coefficients: what they hold must not grow with the machine.
+func readers() int { return min(runtime.GOMAXPROCS(0), 16) }
 
 func ceil(n, by int) int { return (n + by - 1) / by }
 
@@ -189,6 +197,9 @@ func (d *decoder) segments(headerOnly bool) error {
 	}
 	d.at = 2
 	for {
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
 		marker, ok := d.marker()
 		if !ok {
 			// The end may be missing where nothing can be: a progressive image could have another scan.
@@ -288,8 +299,8 @@ func (d *decoder) frame(marker byte, b []byte) error {
 	if c.Width == 0 || c.Height == 0 {
 		return fmt.Errorf("%d×%d pixels, want at least 1×1", c.Width, c.Height)
 	}
-	if c.Components != 1 && c.Components != 3 && c.Components != 4 {
-		return fmt.Errorf("%d components are not supported, want 1, 3 or 4", c.Components)
+	if c.Components < 1 || c.Components > 4 {
+		return fmt.Errorf("%d components are not supported, want 1 to 4", c.Components)
 	}
 	if len(b) != 6+3*c.Components {
 		return errors.New("bad SOF length")
@@ -309,6 +320,7 @@ func (d *decoder) frame(marker byte, b []byte) error {
 		d.maxH, d.maxV = max(d.maxH, list[i].h), max(d.maxV, list[i].v)
 	}
 	d.mcusX, d.mcusY = ceil(c.Width, 8*d.maxH), ceil(c.Height, 8*d.maxV)
+	row := int64(0) // bytes of the coefficients of a row of MCUs
 	for i := range list {
 		p := &list[i]
 		if d.maxH%p.h != 0 || d.maxV%p.v != 0 {
@@ -317,12 +329,24 @@ func (d *decoder) frame(marker byte, b []byte) error {
 		p.columns, p.rows = ceil(c.Width, 8*d.maxH/p.h), ceil(c.Height, 8*d.maxV/p.v)
 		p.stride, p.height = d.mcusX*p.h, d.mcusY*p.v
 		c.Blocks += p.stride * p.height
-		if d.progressive {
-			c.DecodeBytes += 128 * int64(p.stride) * int64(p.height)
-		}
+		row += 128 * int64(p.stride) * int64(p.v)
 	}
-	c.DecodeBytes += 64*int64(c.Blocks) + int64(runtime.GOMAXPROCS(0)+1)*max(2*bandSize, 128*int64(d.mcusX)*10)
+	c.DecodeBytes = 64*int64(c.Blocks) + int64(readers()+1)*max(2*bandSize, row)
+	if d.progressive {
+		c.DecodeBytes = 128*int64(c.Blocks) + int64(readers())*row
+	}
 	d.config, d.list = c, list
+	return nil
+}
+
+// maxTables bounds the tables of a file: encoders write eight with each scan at most.
+const maxTables = 2000
+
+// another counts a table.
+func (d *decoder) another() error {
+	if d.tables++; d.tables > maxTables {
+		return fmt.Errorf("more than %d tables", maxTables)
+	}
 	return nil
 }
 
@@ -335,6 +359,9 @@ func (d *decoder) quantTables(b []byte) error {
 		}
 		if wide > 1 || to > 3 || len(b) < 1+n {
 			return errors.New("bad quantisation table")
+		}
+		if err := d.another(); err != nil {
+			return err
 		}
 		q := new([64]int32)
 		for i := range q {
@@ -353,7 +380,7 @@ func (d *decoder) quantTables(b []byte) error {
 // guessModel follows libjpeg: JFIF is YCbCr, then Adobe's marker counts, then the names of the components.
 func (d *decoder) guessModel() Model {
 	switch {
-	case len(d.list) == 1:
+	case len(d.list) <= 2: // of two the second is nothing that is known
 		return Gray
 	case len(d.list) == 4 && d.adobe <= 0:
 		return CMYK

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 )
 
@@ -25,6 +24,16 @@ type band struct {
 // bandSize is about how many bytes of coefficients make a band: few enough to stay in a core's cache.
 const bandSize = 512 << 10
 
+// MaxScans bounds the scans of a file. Encoders write about ten; a hostile file of a few hundred bytes a scan could make
+// the decoder pass over all its blocks thousands of times.
+const MaxScans = 100
+
+// maxScanBlocks bounds the blocks that all scans together pass over, beyond what fewScans of any image need.
+const (
+	maxScanBlocks = 24 << 20
+	fewScans      = 16
+)
+
 // scan decodes the entropy-coded data after an SOS segment.
 func (d *decoder) scan(b []byte) error {
 	if d.list == nil {
@@ -44,7 +53,9 @@ func (d *decoder) scan(b []byte) error {
 	if d.scans == 0 {
 		d.model = d.guessModel()
 	}
-	d.scans++
+	if d.scans++; d.scans > MaxScans || d.scans > fewScans && d.scans*d.config.Blocks > maxScanBlocks {
+		return fmt.Errorf("%d scans over %d blocks", d.scans, d.config.Blocks)
+	}
 	var list []scanComponent
 	blocks := 0
 	for i := range n {
@@ -239,7 +250,7 @@ func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *
 	}
 	height := min(max(bandSize/rowSize, 1), rows)
 	// As many bands as may be under way: one is read, one for each core becomes samples.
-	count := min(runtime.GOMAXPROCS(0)+1, (rows+height-1)/height)
+	count := min(readers()+1, (rows+height-1)/height)
 	free := make(chan *band, count)
 	for range count {
 		b := new(band)
@@ -259,7 +270,7 @@ func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *
 		finish := func() {
 			for i, s := range list {
 				c := b.coefficients[i]
-				s.transform(c, from*s.down, to*s.down)
+				s.transform(s.pix[64*s.stride*from*s.down:], c, (to-from)*s.down)
 				clear(c)
 			}
 			free <- b

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
@@ -28,10 +29,16 @@ func writeGraph(t *testing.T, path string, g *onnx.Graph) File {
 // TestModelFilesHaveNoOwnOperators holds both that a file with them is refused by name and that its session would not know them.
 func TestModelFilesHaveNoOwnOperators(t *testing.T) {
 	startLibrary(t)
-	if !HasKernels() {
+	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	f := writeGraph(t, filepath.Join(t.TempDir(), "own.onnx"), linearGraph(16, 0))
+	g := onnx.New("own")
+	g.Input("x", onnx.F32, "R", 16)
+	w, scale := g.Inline("w", onnx.I8, []int{1, 4, 16, 4}, make([]byte, 256)), g.F32s("scale", []int{16}, make([]float32, 16))
+	start := g.Inline("start", onnx.I32, []int{16}, make([]byte, 64))
+	g.Node(onnx.Own, "RowLinear8", onnx.Attrs{"k": 16, "n": 16, "activation": 0}, []string{"x", w, scale, start}, []string{"y"})
+	g.Output("y", onnx.F32, "R", 16)
+	f := writeGraph(t, filepath.Join(t.TempDir(), "own.onnx"), g)
 	_, err := OpenFile(f, []string{"y"}, Options{})
 	if err == nil || !strings.Contains(err.Error(), `operators of domain "mmserve"`) {
 		t.Errorf("got %v, want a refusal that names the domain", err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 	ort "github.com/yalue/onnxruntime_go"
 )
@@ -113,7 +114,7 @@ func (p Provider) Memory() string { return p.is().memory }
 func (p Provider) Can() Capabilities { return p.is().can }
 
 // Kernels says whether graphs for the provider may use the operators of domain "mmserve".
-func (p Provider) Kernels() bool { return p.is().name == "cpu" && HasKernels() }
+func (p Provider) Kernels() bool { return p.is().name == "cpu" && kernels.Available() }
 
 // String is the provider as ParseProvider reads it, with all that is set.
 func (p Provider) String() string {

@@ -99,7 +99,7 @@ func load(o Options, from source, create func(*ort.SessionOptions) (*ort.Dynamic
 		return nil, err
 	}
 	if from.reckons != nil && o.Provider.Kernels() {
-		if err := configureCustomOps(so, threads); err != nil {
+		if err := configureOperators(so, threads); err != nil {
 			return nil, err
 		}
 	}

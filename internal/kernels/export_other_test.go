@@ -1,0 +1,6 @@
+//go:build !amd64 || windows
+
+package kernels
+
+// Limit does nothing: there are no kernels of two kinds.
+func Limit(bool) (better bool) { return false }

@@ -1,0 +1,55 @@
+//go:build !windows
+
+package kernels
+
+// In C11's own mode compilers leave products and sums as they are written. Otherwise GCC joins some of them, not the same in
+// each kernel, and the bits would depend on the processor.
+
+// #cgo CFLAGS: -O3 -std=c11 -D_GNU_SOURCE
+// #cgo linux LDFLAGS: -ldl -lpthread
+// #include <stdlib.h>
+// #include "kernels_amd64.h"
+// #include "team_amd64.h"
+// char *operators_add(const char *library, void *session_options);
+import "C"
+
+import (
+	"fmt"
+	"sync"
+	"unsafe"
+)
+
+// Available says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8,
+// RowLinear4 and CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
+func Available() bool { return C.kernels() != C.KERNELS_NONE }
+
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
+// AVX-512 with VNNI.
+func HasSelfAttention8() bool { return C.kernels() == C.KERNELS_AVX512 }
+
+// limit has the AVX2 kernels used where better ones are there too, for tests; it tells whether there are.
+func limit(on bool) (better bool) {
+	C.kernels_limit(C.KERNELS_AVX512)
+	better = C.kernels() == C.KERNELS_AVX512
+	if on {
+		C.kernels_limit(C.KERNELS_AVX2)
+	}
+	return better
+}
+
+var registering sync.Mutex
+
+// Register lets the session that an OrtSessionOptions opens use the operators. library is the path that ONNX Runtime was loaded
+// from. The operators of all sessions share the threads of the one that asked for most.
+func Register(library string, options unsafe.Pointer, threads int) error {
+	registering.Lock()
+	defer registering.Unlock()
+	C.team_grow(C.int(threads - 1))
+	path := C.CString(library)
+	defer C.free(unsafe.Pointer(path))
+	if text := C.operators_add(path, options); text != nil {
+		defer C.free(unsafe.Pointer(text))
+		return fmt.Errorf("register mmserve's operators: %s", C.GoString(text))
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package verify
+
+import (
+	"testing"
+
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/modeltest"
+)
+
+// The gold cases of the embedded model, which transformers computed, on the device: in fp32 all tokens, in fp16 99 %.
+func TestWebGPUGold(t *testing.T) {
+	o := modeltest.OnWebGPU(t)
+	for _, p := range []struct {
+		graph.Precision
+		tolerance, least float64
+	}{{graph.FP32, 1e-4, 1}, {graph.FP16, 0.1, 0.99}} {
+		t.Run(string(p.Precision), func(t *testing.T) {
+			m, err := model.Open("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			v, err := New(m, p.tolerance, p.Precision, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			cases, same, worst := 0, 0.0, 0.0
+			err = v.File(modeltest.Path("testdata", "tiny-vlm-gold", "gold.jsonl"), func(c Case) {
+				if cases++; c.Err != nil {
+					t.Errorf("%s: %v", c.ID, c.Err)
+				}
+				for _, k := range c.Checks {
+					switch k.Name {
+					case "generated_ids":
+						same += k.Value
+						continue
+					case "logits":
+						worst = max(worst, k.Value)
+					}
+					if !k.OK {
+						t.Errorf("%s: %+v", c.ID, k)
+					}
+				}
+			})
+			if err != nil || cases == 0 {
+				t.Fatalf("%d cases, %v", cases, err)
+			}
+			t.Logf("%.2f %% of the tokens of %d cases, logits off by %.2g at most", 100*same/float64(cases), cases, worst)
+			if same < p.least*float64(cases) {
+				t.Errorf("%.2f %% of the tokens are the same, want %g", 100*same/float64(cases), 100*p.least)
+			}
+		})
+	}
+}
