@@ -88,14 +88,20 @@ func (s *Server) route(ctx context.Context, in *pb.GenerateRequest, send func(*p
 	return own.generate(ctx, in, send)
 }
 
+// cutBy has end called when the server or the model cannot wait for a request any longer, until stop is.
+func (s *Server) cutBy(end context.CancelCauseFunc) (stop func()) {
+	shutdown := context.AfterFunc(s.shutdown, func() { end(errCut) })
+	unloaded := context.AfterFunc(s.deployment.Cutting(), func() { end(errUnloaded) })
+	return func() { shutdown(); unloaded() }
+}
+
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 // send is given one start, deltas, a finish for each answer.
 func (s *Server) generate(ctx context.Context, in *pb.GenerateRequest, send func(*pb.GenerateStreamResponse) error) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	defer context.AfterFunc(s.shutdown, func() { end(errCut) })()
-	defer context.AfterFunc(s.deployment.Cutting(), func() { end(errUnloaded) })()
+	defer s.cutBy(end)()
 	ctx, rec := s.newRecord(ctx, in)
 	defer func() { err = rec.close(ctx, recover(), err) }()
 

@@ -23,7 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
-	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/synth"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -37,7 +37,7 @@ func modelsDir(t *testing.T) string {
 	if err := os.CopyFS(filepath.Join(root, "tiny"), os.DirFS(tinyVLM)); err != nil {
 		t.Fatal(err)
 	}
-	if err := model.Init(tinyVLM, filepath.Join(root, "random"), model.InitOptions{Seed: 7, DType: "f32"}); err != nil {
+	if err := synth.Init(tinyVLM, filepath.Join(root, "random"), synth.InitOptions{Seed: 7, DType: "f32"}); err != nil {
 		t.Fatal(err)
 	}
 	config, err := os.ReadFile(filepath.Join(tinyVLM, "config.json"))
@@ -52,7 +52,7 @@ func modelsDir(t *testing.T) string {
 	if err := os.WriteFile(filepath.Join(shape, "wide", "config.json"), config, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := model.Init(filepath.Join(shape, "wide"), filepath.Join(root, "wide"), model.InitOptions{Seed: 8, DType: "f32"}); err != nil {
+	if err := synth.Init(filepath.Join(shape, "wide"), filepath.Join(root, "wide"), synth.InitOptions{Seed: 8, DType: "f32"}); err != nil {
 		t.Fatal(err)
 	}
 	return root
@@ -158,13 +158,7 @@ func load(name, dir string) string {
 // Under 20 requests a second, models are swapped without one that fails, and each answer is that of the model it says. A request
 // that came after a swap is answered by the new model. MMSERVE_TEST_SWAP=1m does it for a minute.
 func TestSwapUnderLoad(t *testing.T) {
-	last := 4 * time.Second
-	if s := os.Getenv("MMSERVE_TEST_SWAP"); s != "" {
-		var err error
-		if last, err = time.ParseDuration(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	last := swapTime(t)
 	root := modelsDir(t)
 	const n = 10
 	want := map[string][]string{} // by digest
@@ -231,6 +225,19 @@ func TestSwapUnderLoad(t *testing.T) {
 	if requests.Load() < 20 || swaps < 2 {
 		t.Errorf("%d requests and %d swaps only", requests.Load(), swaps)
 	}
+}
+
+// swapTime is how long TestSwapUnderLoad takes.
+func swapTime(t *testing.T) time.Duration {
+	s := os.Getenv("MMSERVE_TEST_SWAP")
+	if s == "" {
+		return 4 * time.Second
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // generateByStream collects a stream: what a client that reads as it comes gets.
