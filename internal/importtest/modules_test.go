@@ -26,7 +26,7 @@ var users = map[string][]string{
 	"github.com/rivo/uniseg":            {"internal/tokenizer"},
 	"github.com/ulikunitz/xz":           {"internal/imaging"},
 	"github.com/vbauerster/mpb/v8":      {"caption"},
-	"github.com/x448/float16":           {"internal/ort", "model"},
+	"github.com/x448/float16":           {"internal/ort", "internal/safetensors", "model"},
 	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
 	"go.opentelemetry.io":               {"internal/telemetry", "server", "cmd/mmserve"},
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
