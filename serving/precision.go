@@ -24,7 +24,8 @@ func (c Config) choosePrecisions(m *model.Model, p *Plan) (err error) {
 	return err
 }
 
-// pick settles one stage's precision. auto takes int4 never: its answers differ from the checkpoint's more often than int8's.
+// pick settles one stage's precision. auto takes int4 never: its answers differ from the checkpoint's more often than
+// int8's.
 func pick(flag, text string, m *model.Model, at ort.Provider, why *string) (graph.Precision, error) {
 	if text != "auto" {
 		return graph.Precision(text), checkPrecision(flag, text, at)

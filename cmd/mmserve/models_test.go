@@ -29,8 +29,8 @@ import (
 
 const tinyVLM = "../../model/tiny-vlm"
 
-// modelsDir is a folder of models: "tiny", the embedded one, "random", of its shape with other weights, and "wide", whose weights
-// take about 70 MB.
+// modelsDir is a folder of models: "tiny", the embedded one, "random", of its shape with other weights, and "wide",
+// whose weights take about 70 MB.
 func modelsDir(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -155,8 +155,8 @@ func load(name, dir string) string {
 	return string(b)
 }
 
-// Under 20 requests a second, models are swapped without one that fails, and each answer is that of the model it says. A request
-// that came after a swap is answered by the new model. MMSERVE_TEST_SWAP=1m does it for a minute.
+// Under 20 requests a second, models are swapped without one that fails, and each answer is that of the model it says.
+// A request that came after a swap is answered by the new model. MMSERVE_TEST_SWAP=1m does it for a minute.
 func TestSwapUnderLoad(t *testing.T) {
 	last := swapTime(t)
 	root := modelsDir(t)
