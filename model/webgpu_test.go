@@ -232,8 +232,8 @@ func TestWebGPUStreams(t *testing.T) {
 	}
 }
 
-// What the ledger says of the KV cache is what the device holds for it.
-func TestWebGPULedger(t *testing.T) {
+// What the memory plan says of the KV cache is what the device holds for it.
+func TestWebGPUMemoryPlan(t *testing.T) {
 	o := modeltest.OnWebGPU(t)
 	m, err := Open("")
 	if err != nil {
@@ -247,7 +247,7 @@ func TestWebGPULedger(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := r.(*decoder.DeviceRunner).Device()
-		l := m.Ledger(p, slots, maxLen, 64)
+		l := m.MemoryPlan(p, slots, maxLen, 64)
 		held := d.Stats().Held
 		if kv := (slots + 1) * l.Slot; held < kv || held > kv+l.Decoder {
 			t.Errorf("%s: the device holds %d bytes, want %d for keys and values and no more than %d beside them", p, held, kv, l.Decoder)
