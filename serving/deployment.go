@@ -37,13 +37,13 @@ type Config struct {
 	// Library is ONNX Runtime's shared library; empty: it is looked for.
 	Library string
 
-	// Provider is the execution provider with its settings, or auto; empty: cpu. VisionProvider is the tower's; empty: the
-	// same.
+	// Provider is the execution provider with its settings, or auto; empty: cpu. VisionProvider is the tower's; empty:
+	// the same.
 	Provider, VisionProvider string
 	// AllowCPUFallback runs on the processor what the execution provider has no kernel for.
 	AllowCPUFallback bool
-	// Precision is what the linear layers multiply in, or auto; empty: fp32. VisionPrecision is the tower's; empty: the same,
-	// but int8 where that is int4.
+	// Precision is what the linear layers multiply in, or auto; empty: fp32. VisionPrecision is the tower's; empty:
+	// the same, but int8 where that is int4.
 	Precision, VisionPrecision string
 	// Threads of each session; 0: one for each usable processor.
 	Threads int
@@ -59,7 +59,8 @@ type Config struct {
 
 	// EncoderCacheBytes is the memory for patch embeddings of images that come again.
 	EncoderCacheBytes int64
-	// Images bounds each image; its budget may be shared with other deployments. The zero value is vision.DefaultLimits.
+	// Images bounds each image; its budget may be shared with other deployments. The zero value is
+	// vision.DefaultLimits.
 	Images vision.Limits
 	// NoSelfTest leaves out the cases of the folder's mmserve-gold.jsonl.
 	NoSelfTest bool
@@ -119,8 +120,8 @@ type Deployment struct {
 	err   error
 }
 
-// Open starts everything below the edges: ONNX Runtime, the model, warm-up, self-test, KV cache, engine. It gives up between two
-// of these when ctx ends. An error leaves nothing behind.
+// Open starts everything below the edges: ONNX Runtime, the model, warm-up, self-test, KV cache, engine. It gives up
+// between two of these when ctx ends. An error leaves nothing behind.
 func Open(ctx context.Context, c Config) (*Deployment, error) {
 	d := newDeployment()
 	d.config, d.Dir = c.withDefaults(), c.Dir
@@ -257,9 +258,9 @@ func (d *Deployment) openSessions() (err error) {
 	return err
 }
 
-// warmUp runs the decoder once, so that the first request pays for no lazy allocation. A tower's first run takes little longer
-// than the others, which is no reason to have everyone wait for one. On a device both run in all shapes that requests may
-// have, in which kernels would be compiled.
+// warmUp runs the decoder once, so that the first request pays for no lazy allocation. A tower's first run takes
+// little longer than the others, which is no reason to have everyone wait for one. On a device both run in all shapes
+// that requests may have, in which kernels would be compiled.
 func (d *Deployment) warmUp() error {
 	err := d.tower.WarmUp()
 	if r, ok := d.runner.(*decoder.DeviceRunner); ok && err == nil {
@@ -346,7 +347,8 @@ func (d *Deployment) warn() {
 	}
 }
 
-// Ended is closed when the engine has ended: after Close, or because the device is lost, which Err then says. It is nil after Run.
+// Ended is closed when the engine has ended: after Close, or because the device is lost, which Err then says. It is
+// nil after Run.
 func (d *Deployment) Ended() <-chan struct{} { return d.ended }
 
 // Err is why the engine ended by itself; nil before, and after Close.
@@ -362,8 +364,8 @@ func (d *Deployment) Err() error {
 // Cutting ends when requests that still use the deployment are to end.
 func (d *Deployment) Cutting() context.Context { return d.cutting }
 
-// Close takes no more requests, lets the open ones finish until ctx ends, cuts the others, and gives all memory back. It is
-// called once.
+// Close takes no more requests, lets the open ones finish until ctx ends, cuts the others, and gives all memory back.
+// It is called once.
 func (d *Deployment) Close(ctx context.Context) error {
 	drained, cancel := context.WithCancel(ctx)
 	defer cancel()

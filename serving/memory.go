@@ -70,8 +70,8 @@ func deviceBudget(c Config) int64 {
 	return int64(host.ReadMemory().Limit) / 2
 }
 
-// planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
-// that was not asked for is halved while fewer than four of them fit.
+// planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A
+// context that was not asked for is halved while fewer than four of them fit.
 func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.MemoryPlan, error) {
 	memory := deviceBudget(c)
 	if c.deviceHeld != nil {
@@ -106,8 +106,8 @@ func orAny(bytes int64) string {
 	return host.FormatBytes(bytes)
 }
 
-// Memory is what a deployment was planned to take, in bytes: of the process's memory, weights, the whole KV cache and the encoder
-// cache; of a device's, all that is there.
+// Memory is what a deployment was planned to take, in bytes: of the process's memory, weights, the whole KV cache and
+// the encoder cache; of a device's, all that is there.
 type Memory struct {
 	Host, Device int64
 	weights      int64 // part of Host
@@ -122,8 +122,8 @@ func (p Plan) memory(m *model.Model, c Config) Memory {
 	return Memory{Host: w + p.KV.Bytes + c.EncoderCacheBytes, weights: w}
 }
 
-// weights is the most memory that a model's weights take: the embedding table as float32, the rest in the wider of both stages'
-// precisions.
+// weights is the most memory that a model's weights take: the embedding table as float32, the rest in the wider of
+// both stages' precisions.
 func (p Plan) weights(m *model.Model) int64 {
 	all := m.WeightBytes()
 	if m.Weights == nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// openPaced is open without ONNX Runtime: the model's tokenizer, template and preprocessor over a decoder that only takes its
-// time.
+// openPaced is open without ONNX Runtime: the model's tokenizer, template and preprocessor over a decoder that only
+// takes its time.
 func (d *Deployment) openPaced(context.Context) error {
 	token, step, err := parsePace(d.config.Pace)
 	if err != nil {

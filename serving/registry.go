@@ -34,15 +34,15 @@ const DefaultDrainTime = 10 * time.Minute
 type RegistryOptions struct {
 	// Config is what models are opened with; Name and Dir are each model's own.
 	Config Config
-	// Memory is what all models together may take of the process's memory, and of a device's. 0: what the process may use, and
-	// Config.DeviceMemory. A model that is alone is not measured against the first.
+	// Memory is what all models together may take of the process's memory, and of a device's. 0: what the process may
+	// use, and Config.DeviceMemory. A model that is alone is not measured against the first.
 	Memory Memory
 	// DrainTime is how long the requests of a model that is taken out may go on; DefaultDrainTime if 0.
 	DrainTime time.Duration
 }
 
-// Registry holds the deployments of a process by their names. A request takes one and gives it back at its end; what is taken
-// out goes on until then. Its methods may be called from any goroutine.
+// Registry holds the deployments of a process by their names. A request takes one and gives it back at its end; what
+// is taken out goes on until then. Its methods may be called from any goroutine.
 type Registry struct {
 	config    Config
 	budget    Memory
@@ -92,9 +92,10 @@ func Single(d *Deployment) *Registry {
 	return r
 }
 
-// Load opens the model in dir, empty for the embedded one, and has requests find it under name, empty for the folder's. A model
-// that had the name is swapped: it answers until the new one does, then finishes what it has begun, for at most the drain time,
-// and is closed. An error changes nothing. One model is opened at a time; others wait until ctx ends.
+// Load opens the model in dir, empty for the embedded one, and has requests find it under name, empty for the
+// folder's. A model that had the name is swapped: it answers until the new one does, then finishes what it has begun,
+// for at most the drain time, and is closed. An error changes nothing. One model is opened at a time; others wait
+// until ctx ends.
 func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, error) {
 	if name != "" && !ValidModelName(name) {
 		return nil, fmt.Errorf("name: %w", ErrName)
@@ -104,6 +105,9 @@ func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, err
 		defer func() { <-r.opening }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+	if len(r.Names()) > 0 { // models come and go
+		ort.ReturnFreed()
 	}
 	c := r.config
 	c.Name, c.Dir, c.reserve, c.unreserve = name, dir, r.reserve, r.release
@@ -239,8 +243,8 @@ func (r *Registry) end(p *place) {
 	close(p.gone)
 }
 
-// Take gives the deployment that a request names, or the default where it names none, or one that is not there: found is
-// false then. It stays open until release is called, which is once. d is nil where there are no models.
+// Take gives the deployment that a request names, or the default where it names none, or one that is not there: found
+// is false then. It stays open until release is called, which is once. d is nil where there are no models.
 func (r *Registry) Take(name string) (d *Deployment, found bool, release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -283,8 +287,8 @@ func (r *Registry) Names() (names []string) {
 	return names
 }
 
-// Unload takes a model out and waits until it has finished what it has begun and its memory was given back, or until ctx ends:
-// it goes on by itself then. The only model stays.
+// Unload takes a model out and waits until it has finished what it has begun and its memory was given back, or until
+// ctx ends: it goes on by itself then. The only model stays.
 func (r *Registry) Unload(ctx context.Context, name string) error {
 	p, err := r.takeOut(name)
 	if err != nil {

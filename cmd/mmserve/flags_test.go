@@ -19,8 +19,8 @@ import (
 
 var rewriteFlags = flag.Bool("rewrite-flags", false, "write testdata/flags.txt anew")
 
-// TestFlags holds the command line: the name, default, variable and choices of each command's flags. What scripts and manifests
-// rely on changes with testdata/flags.txt only.
+// TestFlags holds the command line: the name, default, variable and choices of each command's flags. What scripts and
+// manifests rely on changes with testdata/flags.txt only.
 func TestFlags(t *testing.T) {
 	parser, err := kong.New(&cli{}, flagVariables)
 	if err != nil {

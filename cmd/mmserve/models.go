@@ -122,7 +122,8 @@ func refusal(err error, other int) error {
 // errOutside says nothing of what lies outside.
 var errOutside = errors.New("want a folder below --models-dir")
 
-// below resolves dir, which is relative to root or lies in it, links and all. What is not a folder below root is an error.
+// below resolves dir, which is relative to root or lies in it, links and all. What is not a folder below root is an
+// error.
 func below(root, dir string) (string, error) {
 	root, err := filepath.EvalSymlinks(root)
 	if err == nil {

@@ -32,9 +32,9 @@ func TestAdmin(t *testing.T) {
 	}
 	out := get("/metrics")
 	for _, want := range []string{
-		`mmserve_requests_finished_total{outcome="stop"} 1`,
-		`mmserve_encoder_requests_total{result="miss"} 1`,
-		`mmserve_encoder_cache_entries 1`,
+		`mmserve_requests_finished_total{model="tiny-vlm",outcome="stop"} 1`,
+		`mmserve_encoder_requests_total{model="tiny-vlm",result="miss"} 1`,
+		`mmserve_encoder_cache_entries{model="tiny-vlm"} 1`,
 		`gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="mmserve",gen_ai_request_model="tiny-vlm",gen_ai_response_model="tiny-vlm"} 1`,
 		`rpc_server_call_duration_seconds_count{rpc_method="mmserve.v1.MMServe/Generate",rpc_response_status_code="OK",rpc_system_name="grpc"} 1`,
 	} {
