@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
+.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -23,7 +23,7 @@ $(ORT): package.json package-lock.json .npmrc
 	@touch $@
 
 ## test: everything CI checks
-test: ort
+test: ort lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
@@ -62,10 +62,11 @@ test-training:
 	@if why=$$(python3 -c 'import numpy, PIL, tokenizers, torch' 2>&1); then cd training && OMP_NUM_THREADS=1 python3 -m unittest; \
 	else echo "test-training is skipped: $$(echo "$$why" | tail -1)"; fi
 
-## lint: a wider static check than make test's; takes minutes to install the first time
+## lint: static checks, at the versions of tools/go.mod; the first run builds them, which takes minutes
 lint:
 	$(GO) tool -modfile=tools/go.mod buf lint
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	GO=$(GO) scripts/vulncheck.sh
 
 ## proto: write the generated Go beside the .proto files
 proto:
@@ -77,6 +78,12 @@ fuzz: ort
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+## mutation: changes PKG's code one place at a time and says what its tests do not notice; MUTATION="-n 60 -budget 5m" is a sample
+PKG ?= batching
+MUTATION ?=
+mutation: ort
+	$(GO) -C tools run ./mutation -C .. $(MUTATION) ./$(PKG)
 
 ## bench: every Go benchmark once, over a checkpoint of granite-docling's shape that is made for them; the table is bin/bench.txt
 BENCH_MODEL := .cache/bench-model

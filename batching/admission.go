@@ -34,14 +34,15 @@ type Claim struct {
 	Answers int
 	// Deadline is when the answers have to be complete; if zero, whenever.
 	Deadline time.Time
-	// Prompt is the number of the prompt's tokens, 0 if not known yet; MaxTokens the most tokens of an answer, 0 if unknown.
+	// Prompt is the number of the prompt's tokens, 0 if not known yet; MaxTokens the most tokens of an answer, 0 if
+	// unknown.
 	Prompt, MaxTokens int
 	// Endless says that nothing but MaxTokens ends an answer.
 	Endless bool
 }
 
-// Acquire takes an admission slot, before any work is done for a request of PriorityDefault. It never blocks: it answers
-// ErrBusy, ErrDraining, or, once the device is lost, an error that is decoder.ErrDevice.
+// Acquire takes an admission slot, before any work is done for a request of PriorityDefault. It never blocks: it
+// answers ErrBusy, ErrDraining, or, once the device is lost, an error that is decoder.ErrDevice.
 func (e *Engine) Acquire() (*Ticket, error) {
 	t, err := e.AcquireFor(Claim{})
 	if err != nil {
@@ -83,8 +84,8 @@ func (e *Engine) AcquireFor(c Claim) ([]*Ticket, error) {
 	return tickets, nil
 }
 
-// Estimate is how long a request that is submitted now would wait for its first token, by the latest steps; 0 while nothing
-// has been run. prompt is the number of its tokens, 0 for an average one.
+// Estimate is how long a request that is submitted now would wait for its first token, by the latest steps; 0 while
+// nothing has been run. prompt is the number of its tokens, 0 for an average one.
 func (e *Engine) Estimate(p Priority, prompt int) time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -100,9 +101,9 @@ func (e *Engine) ahead(class int) int {
 	return n
 }
 
-// checkDeadline gives a *DeadlineError if the tickets' holder is unlikely to get its answers in time; own is how many of them
-// are out. It lets a few through all the same while there is a free slot for them: an estimate that refused everything
-// would never be corrected. The caller holds mu.
+// checkDeadline gives a *DeadlineError if the tickets' holder is unlikely to get its answers in time; own is how many
+// of them are out. It lets a few through all the same while there is a free slot for them: an estimate that refused
+// everything would never be corrected. The caller holds mu.
 func (e *Engine) checkDeadline(c Claim, own int, tickets ...*Ticket) error {
 	if c.Deadline.IsZero() {
 		return nil

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// ErrDeadline says that a request's answer cannot be complete by its Deadline, or that its first token was not there by then.
+// ErrDeadline says that a request's answer cannot be complete by its Deadline, or that its first token was not there by
+// then.
 var ErrDeadline = errors.New("the deadline cannot be met")
 
 // DeadlineError is ErrDeadline before any work was done.
@@ -17,7 +18,8 @@ type DeadlineError struct {
 }
 
 func (e *DeadlineError) Error() string {
-	return fmt.Sprintf("%v: an answer takes about %v, allowed are %v", ErrDeadline, e.Wait.Round(time.Millisecond), e.Allowed.Round(time.Millisecond))
+	return fmt.Sprintf("%v: an answer takes about %v, allowed are %v", ErrDeadline, e.Wait.Round(time.Millisecond),
+		e.Allowed.Round(time.Millisecond))
 }
 
 // Is makes it ErrDeadline.
@@ -43,8 +45,8 @@ type load struct {
 	tokens  [classes]int // ids to be run for those that wait and the one in prefill
 }
 
-// estimate is how many seconds a first token takes from now for a prompt of so many tokens, 0 for an average one. unseen is
-// the number of requests ahead of it that load does not count. It is 0 until there are measurements.
+// estimate is how many seconds a first token takes from now for a prompt of so many tokens, 0 for an average one.
+// unseen is the number of requests ahead of it that load does not count. It is 0 until there are measurements.
 //
 // Chunks take turns with decode steps, so prompts ahead take their own time and a part of it again; and whoever finds
 // no free slot waits for as many sequences to end as are ahead. Tenants' turns are left out of account.

@@ -91,8 +91,8 @@ func recurrence(ids []int32) (after int) {
 	return after
 }
 
-// recordDrafts takes note of how many of the drafts were right. Where none was, q is left alone for a while, and twice as
-// long each time it happens again.
+// recordDrafts takes note of how many of the drafts were right. Where none was, q is left alone for a while, and twice
+// as long each time it happens again.
 func (q *sequence) recordDrafts(drafts, right int) {
 	switch {
 	case drafts == 0:

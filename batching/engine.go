@@ -32,21 +32,22 @@ type Runner interface {
 
 // Options tune an Engine. The zero value works.
 type Options struct {
-	// MaxWaiting is the number of requests accepted beyond the KV slots. Some of these places are kept for higher classes, for
-	// other tenants and for calls of one answer: see Engine.AcquireFor.
+	// MaxWaiting is the number of requests accepted beyond the KV slots. Some of these places are kept for higher classes,
+	// for other tenants and for calls of one answer: see Engine.AcquireFor.
 	MaxWaiting int
 	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
 	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
 	PrefillChunk int
 	// KVTokens is the number of positions that may have memory at once; Slots × MaxLen if 0, and at least MaxLen. When
-	// running sequences need more, cached ones are evicted, and then the KV of the least important is computed again later.
+	// running sequences need more, cached ones are evicted, and then the KV of the least important is computed again
+	// later.
 	KVTokens int
 	// PrefillShare is the part of the time that chunks get while other sequences decode, above 0 and below 1; 0.5 if 0.
 	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
 	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
 	PrefillShare float64
-	// Drafts is the most tokens of a sequence that are guessed from what was said before and then checked in one step; 0 if
-	// none. What a sequence gives does not depend on it, however its tokens are picked. Only where the runner is exact.
+	// Drafts is the most tokens of a sequence that are guessed from what was said before and then checked in one step; 0
+	// if none. What a sequence gives does not depend on it, however its tokens are picked. Only where the runner is exact.
 	Drafts int
 	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
 	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.

@@ -94,7 +94,8 @@ func TestTokensAndTiming(t *testing.T) {
 		if got, want := s.Timing(), (Timing{begin, begin, ttft, ttft.Add(4 * 10 * time.Millisecond), 0}); got != want {
 			t.Errorf("timing %+v, want %+v", got, want)
 		}
-		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20, GeneratedTokens: 5, CachedSlots: 1, KVBudget: 200, KVResident: 24}); got != want {
+		if got, want := e.Stats(), (Stats{Slots: 2, MaxLen: 100, Steps: 7, PrefillSteps: 3, DecodeRows: 4, PromptTokens: 20,
+			GeneratedTokens: 5, CachedSlots: 1, KVBudget: 200, KVResident: 24}); got != want {
 			t.Errorf("stats %+v, want %+v", got, want)
 		}
 		if err := stop(); err != nil {
@@ -107,7 +108,8 @@ func TestTokensAndTiming(t *testing.T) {
 func TestOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slots, waiting = 3, 2
-		e, c := newChecked(decodertest.NewPaced(decodertest.NewHash(slots, 50, 40), 0, time.Second), Options{MaxWaiting: waiting})
+		e, c := newChecked(decodertest.NewPaced(decodertest.NewHash(slots, 50, 40), 0, time.Second),
+			Options{MaxWaiting: waiting})
 		c.tickets.Store(true)
 		stop := start(e)
 		var streams []*Stream
@@ -152,7 +154,8 @@ func TestOverload(t *testing.T) {
 func TestClientGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := decodertest.NewHash(2, 1000, 40)
-		e, c := newChecked(decodertest.NewPaced(h, time.Millisecond, 100*time.Millisecond), Options{MaxWaiting: 10, PrefillChunk: 100})
+		e, c := newChecked(decodertest.NewPaced(h, time.Millisecond, 100*time.Millisecond),
+			Options{MaxWaiting: 10, PrefillChunk: 100})
 		c.tickets.Store(true)
 		stop := start(e)
 		gone, leave := context.WithCancel(t.Context())
@@ -393,9 +396,11 @@ func TestDeviceLost(t *testing.T) {
 
 func TestWrongNumberOfTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := New(runnerFunc(func(*decoder.Batch) ([]decoder.Token, error) { return make([]decoder.Token, 2), nil }), Options{})
+		e := New(runnerFunc(func(*decoder.Batch) ([]decoder.Token, error) { return make([]decoder.Token, 2), nil }),
+			Options{})
 		stop := start(e)
-		if tokens, last := read(t, mustSubmit(t, t.Context(), e, request("a", 3, 3))); last.Finish != Error || len(tokens) > 0 {
+		if tokens, last := read(t, mustSubmit(t, t.Context(), e, request("a", 3, 3))); last.Finish != Error ||
+			len(tokens) > 0 {
 			t.Errorf("%v %+v", tokens, last)
 		}
 		stop()
@@ -472,7 +477,8 @@ func TestRunEnds(t *testing.T) {
 // be met ends the sequence while it waits.
 func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, c := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), time.Millisecond, 10*time.Millisecond), Options{MaxWaiting: 9})
+		e, c := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), time.Millisecond, 10*time.Millisecond),
+			Options{MaxWaiting: 9})
 		c.tickets.Store(true)
 		stop := start(e)
 		if wait := e.Estimate(PriorityDefault, 100); wait != 0 {
@@ -524,7 +530,8 @@ func TestDeadlines(t *testing.T) {
 // What nobody has use for is wasted: that of a client that is gone, not that of a reader that has seen enough.
 func TestWastedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, _ := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), 0, time.Second), Options{NoPrefixCache: true})
+		e, _ := newChecked(decodertest.NewPaced(decodertest.NewHash(1, 500, 40), 0, time.Second),
+			Options{NoPrefixCache: true})
 		stop := start(e)
 		for _, gone := range []bool{false, true} {
 			ctx, leave := context.WithCancel(t.Context())
@@ -673,7 +680,8 @@ func TestManyClients(t *testing.T) {
 				leave()
 				want, err := decodertest.NewHash(1, 120, 40).Alone(r.Input, r.Sampling, r.MaxTokens, r.Stop...)
 				whole := last.Finish == Stop || last.Finish == Length
-				if err != nil || len(tokens) > len(want) || !slices.Equal(tokens, want[:len(tokens)]) || whole && len(tokens) != len(want) {
+				if err != nil || len(tokens) > len(want) || !slices.Equal(tokens, want[:len(tokens)]) ||
+					whole && len(tokens) != len(want) {
 					t.Errorf("client %d got %v (%+v), alone %v %v", client, tokens, last, want, err)
 				}
 				mu.Lock()

@@ -5,8 +5,8 @@ import "time"
 // longestHold is the longest time that decode steps are put off. A stream goes on at this pace at least.
 const longestHold = time.Second
 
-// WillSubmit says that what is left to do before the ticket's request is submitted is this machine's work alone, such as
-// encoding its images. Latency-tolerant sequences wait for it: see scheduler.hold.
+// WillSubmit says that what is left to do before the ticket's request is submitted is this machine's work alone, such
+// as encoding its images. Latency-tolerant sequences wait for it: see scheduler.hold.
 func (t *Ticket) WillSubmit() {
 	t.engine.mu.Lock()
 	defer t.engine.mu.Unlock()
@@ -26,9 +26,9 @@ func (t *Ticket) clearPending() {
 
 // deferDecode says whether decode steps may be put off so that more sequences go on together: nobody waits for a token.
 //
-// A step of many rows costs little more than one of few, and encoders have the machine to themselves meanwhile. So where all
-// decoding sequences are latency-tolerant, prompts are run first, and those that are pending are waited for while there is a
-// slot for them.
+// A step of many rows costs little more than one of few, and encoders have the machine to themselves meanwhile. So
+// where all decoding sequences are latency-tolerant, prompts are run first, and those that are pending are waited for
+// while there is a slot for them.
 func (s *scheduler) deferDecode(now time.Time) bool {
 	for _, q := range s.slots.decoding {
 		if !s.latencyTolerant(q, now) {

@@ -120,7 +120,9 @@ func (h *history) take(list []delivery) string {
 			h.t.Fatalf("%s got %+v after its end", id, d.event)
 		}
 		fmt.Fprintf(&b, "  %s:", id)
-		if r := h.reqs[id]; d.event.HasToken && r.PromptLogprobs != nil && (len(h.got[id]) == 0) != (len(d.event.Prompt) == len(r.Input.IDs)-1 && d.event.Prompt != nil) && len(r.Input.IDs) > 1 {
+		if r := h.reqs[id]; d.event.HasToken && r.PromptLogprobs != nil &&
+			(len(h.got[id]) == 0) != (len(d.event.Prompt) == len(r.Input.IDs)-1 && d.event.Prompt != nil) &&
+			len(r.Input.IDs) > 1 {
 			h.t.Fatalf("%s got %d prompt log-probabilities with token %d", id, len(d.event.Prompt), len(h.got[id])+1)
 		}
 		if d.event.HasToken {
@@ -161,7 +163,8 @@ func (h *history) verify(id string) {
 		}
 	}
 	t := h.seqs[id].timing
-	if t.Finished != h.now || t.FirstScheduled.Before(t.Submitted) && !t.FirstScheduled.IsZero() || (len(got) > 0) == t.FirstToken.IsZero() {
+	if t.Finished != h.now || t.FirstScheduled.Before(t.Submitted) && !t.FirstScheduled.IsZero() ||
+		(len(got) > 0) == t.FirstToken.IsZero() {
 		h.t.Fatalf("%s after %d tokens has times %+v", id, len(got), t)
 	}
 }
@@ -259,7 +262,8 @@ func (h *history) command(line string) string {
 		}
 		r.Loop = num("loop")
 		*h = *newHistory(h.t, r, Options{
-			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second, KVTokens: num("kv"), Drafts: num("drafts"),
+			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
+			KVTokens: num("kv"), Drafts: num("drafts"),
 			TenantWeights: map[string]float64{"double": 2, "triple": 3},
 		})
 		h.token, h.decode = span("token"), span("step")
@@ -291,7 +295,7 @@ func (h *history) command(line string) string {
 		}
 		if n := num("image"); n > 0 { // an image over positions [1,n), the digest its name's letter
 			span := fusion.Span{Start: 1, Len: n - 1}
-			copy(span.Digest[:], text("image"))
+			copy(span.Digest[:], text("digest"))
 			r.Input.Spans = []fusion.Span{span}
 		}
 		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token
@@ -310,7 +314,8 @@ func (h *history) command(line string) string {
 		h.stall = d
 	case "estimate":
 		l := h.sched.load()
-		return fmt.Sprintln(l.latency.faded(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")), h.now))
+		return fmt.Sprintln(l.latency.faded(l.estimate(priorities[text("priority")].class(), num("prompt"), num("unseen")),
+			h.now))
 	case "hold":
 		pending, err := strconv.Atoi(arg)
 		h.check(err)
@@ -337,7 +342,8 @@ func (h *history) command(line string) string {
 			gaveWay = fmt.Sprintf(", %v gave way", s.GaveWay)
 		}
 		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%d of %d drafts), %d moved, %d cached, %d evictions, %d preemptions%s, %d wasted\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts, s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, gaveWay, s.WastedTokens)
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts,
+			s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, gaveWay, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -405,14 +411,16 @@ func random(t testing.TB, data []byte) {
 	}
 	r.Loop = next(3)
 	c := r.Capacity()
-	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)), Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
+		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
 	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}
 	for len(data) > 0 {
 		switch op := next(16); {
 		case op < 5 && len(ids) < 200:
-			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)], Priority: Priority(next(3) - 1)}
+			r := Request{ID: "s" + strconv.Itoa(len(ids)), MaxTokens: 1 + next(12), Tenant: tenants[next(3)],
+				Priority: Priority(next(3) - 1)}
 			if next(4) == 0 {
 				r.Deadline = h.now.Add(time.Duration(next(256)) * 10 * time.Millisecond)
 			}
@@ -431,7 +439,8 @@ func random(t testing.TB, data []byte) {
 			if len(r.Input.IDs) == 0 {
 				r.Input.IDs = []int32{7}
 			}
-			r.Input.Spans = slices.DeleteFunc(slices.Clone(r.Input.Spans), func(p fusion.Span) bool { return p.Start+p.Len > len(r.Input.IDs) })
+			r.Input.Spans = slices.DeleteFunc(slices.Clone(r.Input.Spans),
+				func(p fusion.Span) bool { return p.Start+p.Len > len(r.Input.IDs) })
 			if next(3) == 0 {
 				n := 1 + next(len(r.Input.IDs))
 				r.Input.Spans = []fusion.Span{{Start: next(len(r.Input.IDs) - n + 1), Len: n, Digest: [32]byte{byte(next(4))}}}
@@ -440,7 +449,8 @@ func random(t testing.TB, data []byte) {
 				r.Sampling = decoder.Sampling{Temperature: 1, TopK: next(20), TopP: float32(next(10)) / 10, Seed: uint64(next(3))}
 			}
 			if delay := next(8); delay < 5 { // ready at once to more than two steps late
-				r.Sampling.Constraint = &slowMasks{start: uint64(next(256)), delay: delay, fails: next(4) / 3 * next(8), ticks: &h.ticks}
+				r.Sampling.Constraint = &slowMasks{start: uint64(next(256)), delay: delay, fails: next(4) / 3 * next(8),
+					ticks: &h.ticks}
 			}
 			if next(2) == 0 {
 				r.Stop = []int32{int32(next(40)), int32(next(40)), int32(next(40))}

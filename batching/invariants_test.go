@@ -58,7 +58,8 @@ func (s *scheduler) invariants() error {
 			return err
 		}
 		made := len(q.ids) - q.prompt
-		if q.past != len(q.ids)-1 && (s.exact || q.past < q.prompt || q.past >= len(q.ids)) || q.past >= s.maxLen || made < 1 || made >= q.maxTokens {
+		if q.past != len(q.ids)-1 && (s.exact || q.past < q.prompt || q.past >= len(q.ids)) || q.past >= s.maxLen ||
+			made < 1 || made >= q.maxTokens {
 			return fmt.Errorf("%s decodes with past %d of %d ids, %d of %d generated", q.id, q.past, len(q.ids), made, q.maxTokens)
 		}
 	}
@@ -69,7 +70,8 @@ func (s *scheduler) invariants() error {
 		if err := lies(q, len(s.slots.decoding)); err != nil {
 			return err
 		}
-		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact || q.target != len(q.ids) && (s.exact || q.target != q.prompt) {
+		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact ||
+			q.target != len(q.ids) && (s.exact || q.target != q.prompt) {
 			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d", q.id, q.past, q.target, s.chunk)
 		}
 	}
@@ -105,7 +107,8 @@ func (s *scheduler) invariants() error {
 	if due != len(s.deadlines) {
 		return fmt.Errorf("%d deadlines are watched of %d sequences", len(s.deadlines), due)
 	}
-	if st := s.stats(); st.Running != running || st.CachedSlots != len(owner)-running || st.Running+st.Waiting+st.CachedSlots != len(seen) {
+	if st := s.stats(); st.Running != running || st.CachedSlots != len(owner)-running ||
+		st.Running+st.Waiting+st.CachedSlots != len(seen) {
 		return fmt.Errorf("stats count %d running, %d waiting and %d cached of %d", st.Running, st.Waiting, st.CachedSlots, len(seen))
 	}
 	return nil
@@ -179,13 +182,16 @@ func (p plan) invariants(s *scheduler) error {
 	}
 	for i, q := range p.seqs {
 		r := p.batch.Rows[i]
-		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) && !q.missed {
+		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) &&
+			!q.missed {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
-		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts || made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
+		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts ||
+			made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
 			return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, r.Drafts)
 		}
-		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target && (end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {
+		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target &&
+			(end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
 		}
 	}

@@ -65,8 +65,8 @@ func (s *scheduler) admit(now time.Time) {
 	}
 }
 
-// reclaim sees to it that every decoding sequence can grow by a position: it evicts what is cached, and when that is not
-// enough it preempts. It says whether it had to; nothing is admitted then.
+// reclaim sees to it that every decoding sequence can grow by a position: it evicts what is cached, and when that is
+// not enough it preempts. It says whether it had to; nothing is admitted then.
 func (s *scheduler) reclaim(now time.Time) (preempted bool) {
 	for !s.room(len(s.slots.decoding), nil) {
 		s.totals.Preemptions++

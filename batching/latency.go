@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// latencyModel is how long steps took and how much sequences needed lately. It is a plain value: estimates are made from
-// copies. The zero value knows nothing and estimates 0.
+// latencyModel is how long steps took and how much sequences needed lately. It is a plain value: estimates are made
+// from copies. The zero value knows nothing and estimates 0.
 type latencyModel struct {
 	token recent // seconds for a prompt token in a chunk
 	step  recent // seconds for a decode step
@@ -26,8 +26,8 @@ type latencyModel struct {
 }
 
 const (
-	// freshFor is how long after the last step estimates hold in full; from then on they halve every fadeBy. An estimate that
-	// refuses all work prevents its own correction, so it must not last.
+	// freshFor is how long after the last step estimates hold in full; from then on they halve every fadeBy. An estimate
+	// that refuses all work prevents its own correction, so it must not last.
 	freshFor, fadeBy = 10 * time.Second, 10 * time.Second
 	// longestOff is the most steps for which drafts that do not pay are left out.
 	longestOff = 512
@@ -48,7 +48,8 @@ func (r *recent) add(x float64) {
 	}
 }
 
-// mean leaves the largest measurement out: a process that stood still for a while makes one that says nothing about the next.
+// mean leaves the largest measurement out: a process that stood still for a while makes one that says nothing about the
+// next.
 func (r *recent) mean() float64 {
 	k, sum, largest := min(r.n, len(r.samples)), 0.0, 0
 	for i, x := range r.samples[:k] {
@@ -75,7 +76,8 @@ func (m *latencyModel) recordChunk(n int, d time.Duration, now time.Time) {
 	}
 }
 
-// recordDecode records that a decode step of so many rows took d and gave so many tokens, gap after the decode step before.
+// recordDecode records that a decode step of so many rows took d and gave so many tokens, gap after the decode step
+// before.
 func (m *latencyModel) recordDecode(d, gap time.Duration, rows, tokens int, now time.Time) {
 	m.measured = now
 	m.step.add(d.Seconds())
@@ -117,8 +119,8 @@ func (m *latencyModel) draftsPay() bool {
 	return true
 }
 
-// recordAnswer records an answer of n tokens. One that was cut tells only that there are answers so long; were it left out,
-// those that miss their deadlines would not count.
+// recordAnswer records an answer of n tokens. One that was cut tells only that there are answers so long; were it left
+// out, those that miss their deadlines would not count.
 func (m *latencyModel) recordAnswer(n int, cut bool) {
 	if !cut {
 		average(&m.answer, float64(n))
@@ -139,8 +141,8 @@ func (m *latencyModel) recordPrompt(n, cached int) {
 	average(&m.fresh, float64(n-cached)/float64(n))
 }
 
-// answering is how many seconds an answer takes after its first token. It is taken for a long one, of at most so many tokens
-// if most is above 0, and of just so many if nothing else can end it.
+// answering is how many seconds an answer takes after its first token. It is taken for a long one, of at most so many
+// tokens if most is above 0, and of just so many if nothing else can end it.
 func (m *latencyModel) answering(most int, endless bool) float64 {
 	n := m.long
 	switch {
@@ -174,9 +176,9 @@ func average(a *float64, x float64) {
 // costs more by being run than by its tokens.
 const panel, sliver = 16, 4
 
-// fitting is the number of prompt tokens, a multiple of panel or sliver up to most, with which a chunk takes factor times
-// as long as a decode step. It steers itself: chunks that took too long make the next ones shorter, and as a token costs
-// more the fewer there are and the more came before, the length settles where the time is right.
+// fitting is the number of prompt tokens, a multiple of panel or sliver up to most, with which a chunk takes factor
+// times as long as a decode step. It steers itself: chunks that took too long make the next ones shorter, and as a
+// token costs more the fewer there are and the more came before, the length settles where the time is right.
 func (m *latencyModel) fitting(factor float64, most int) int {
 	token, step := m.token.mean(), m.step.mean()
 	if token == 0 || step == 0 {

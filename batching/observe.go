@@ -20,8 +20,8 @@ type StepRow struct {
 	Slot, Past, Tokens int
 }
 
-// observe tells the observer of p before anything of it is delivered, so that who has read the end of a stream finds all
-// its steps told.
+// observe tells the observer of p before anything of it is delivered, so that who has read the end of a stream finds
+// all its steps told.
 func (e *Engine) observe(p plan, began time.Time, err error) {
 	if e.observer == nil || len(p.seqs) == 0 {
 		return

@@ -17,16 +17,17 @@ func TestObserve(t *testing.T) {
 		h := decodertest.NewHash(2, 100, 40)
 		failure := errors.New("odd")
 		var steps []string
-		e := New(decodertest.NewPaced(h, time.Millisecond, 10*time.Millisecond), Options{PrefillChunk: 8, Observe: func(s Step) {
-			line := fmt.Sprintf("%v prefill=%v", s.Ended.Sub(s.Began), s.Prefill)
-			for _, r := range s.Rows {
-				line += fmt.Sprintf(" %v@%d[%d,%d)", r.Tag, r.Slot, r.Past, r.Past+r.Tokens)
-			}
-			if s.Err != nil {
-				line += " " + s.Err.Error()
-			}
-			steps = append(steps, line)
-		}})
+		e := New(decodertest.NewPaced(h, time.Millisecond, 10*time.Millisecond),
+			Options{PrefillChunk: 8, Observe: func(s Step) {
+				line := fmt.Sprintf("%v prefill=%v", s.Ended.Sub(s.Began), s.Prefill)
+				for _, r := range s.Rows {
+					line += fmt.Sprintf(" %v@%d[%d,%d)", r.Tag, r.Slot, r.Past, r.Past+r.Tokens)
+				}
+				if s.Err != nil {
+					line += " " + s.Err.Error()
+				}
+				steps = append(steps, line)
+			}})
 		stop := start(e)
 		a, b := request("a", 10, 3), request("b", 4, 2)
 		a.Tag, b.Tag = "A", 2

@@ -1,12 +1,13 @@
 package batching
 
-// places counts who has tickets, and says who may have more. Waiting places are kept free for those who would otherwise find
-// them taken by work that can wait, or all by one caller.
+// places counts who has tickets, and says who may have more. Waiting places are kept free for those who would otherwise
+// find them taken by work that can wait, or all by one caller.
 //
-// Of W waiting places, requests of class default leave W/8 to interactive ones, and batch W/4 to the others. No caller may
-// have more than crowding times the places that are left: so one that floods always leaves some, and several that flood
-// come to have as many each (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
-// 1998). Answers beyond a call's first have half of all places. An idle engine takes every call that has room.
+// Of W waiting places, requests of class default leave W/8 to interactive ones, and batch W/4 to the others. No caller
+// may have more than crowding times the places that are left: so one that floods always leaves some, and several that
+// flood come to have as many each (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
+// switches", 1998). Answers beyond a call's first have half of all places. An idle engine takes every call that has
+// room.
 type places struct {
 	slots   int
 	limit   int          // slots and waiting places

@@ -13,8 +13,9 @@ const (
 	patience = 3
 )
 
-// outranks says whether q, which waits, may take what v has, which runs: interactive before default before batch, and within
-// a class a call's first answer before the further ones. One that gave way often counts for more, so it does not for ever.
+// outranks says whether q, which waits, may take what v has, which runs: interactive before default before batch, and
+// within a class a call's first answer before the further ones. One that gave way often counts for more, so it does not
+// for ever.
 func (q *sequence) outranks(v *sequence) bool {
 	return q.worth(0) > v.worth(v.preempted)
 }
@@ -27,8 +28,8 @@ func (q *sequence) unsettled() bool {
 	return q.preempted > 0 && q.phase == decoding && len(q.ids)-q.made < settled
 }
 
-// byWorth orders running sequences by who goes first when one has to: of the lowest class, a further answer, the last to
-// arrive.
+// byWorth orders running sequences by who goes first when one has to: of the lowest class, a further answer, the last
+// to arrive.
 func byWorth(a, b *sequence) int {
 	return cmp.Or(a.worth(a.preempted)-b.worth(b.preempted), b.timing.Submitted.Compare(a.timing.Submitted))
 }
@@ -44,8 +45,8 @@ func (s *scheduler) victim() *sequence {
 	return v
 }
 
-// giveWay preempts running sequences, if that lets the next waiting one start which outranks them. One that cannot start
-// even so takes nothing from anyone.
+// giveWay preempts running sequences, if that lets the next waiting one start which outranks them. One that cannot
+// start even so takes nothing from anyone.
 func (s *scheduler) giveWay(now time.Time) {
 	q := s.queue.next()
 	if q == nil {
@@ -58,8 +59,8 @@ func (s *scheduler) giveWay(now time.Time) {
 	}
 }
 
-// yielding are the running sequences that have to go so that q can start: none if it can start without, or not even so. The
-// slice is valid until the next call.
+// yielding are the running sequences that have to go so that q can start: none if it can start without, or not even so.
+// The slice is valid until the next call.
 func (s *scheduler) yielding(q *sequence) []*sequence {
 	s.victims = s.victims[:0]
 	held, _ := s.held()
@@ -109,8 +110,8 @@ func (s *scheduler) outranked(q *sequence, now time.Time) {
 	s.preempt(q, heir, now)
 }
 
-// preempt takes q's slot away and leaves its KV to heir; without one, it is lost. q waits at the head of its queue to have it
-// computed again: the sampler keeps its state, so q goes on as if nothing had happened.
+// preempt takes q's slot away and leaves its KV to heir; without one, it is lost. q waits at the head of its queue to
+// have it computed again: the sampler keeps its state, so q goes on as if nothing had happened.
 func (s *scheduler) preempt(q, heir *sequence, now time.Time) {
 	s.slots.leave(q, heir)
 	q.phase, q.lost, q.past, q.missed = waiting, q.past, 0, false
@@ -135,8 +136,9 @@ func (s *scheduler) resumed(q *sequence, n int) {
 // remains is an ended sequence that has q's KV.
 func (q *sequence) remains() *sequence {
 	r := &sequence{
-		id: q.id, tenant: q.tenant, phase: ended, ids: slices.Clone(q.ids), spans: q.spans, prompt: q.prompt, target: q.target,
-		past: q.past, slot: q.slot, class: q.class, due: -1,
+		id: q.id, tenant: q.tenant, phase: ended, ids: slices.Clone(q.ids), spans: q.spans, prompt: q.prompt,
+		target: q.target,
+		past:   q.past, slot: q.slot, class: q.class, due: -1,
 	}
 	r.strip()
 	return r

@@ -64,8 +64,8 @@ type share struct {
 	tenant  string
 	weight  float64
 	counter float64 // virtual tokens
-	// Waiting sequences, the next one first: first answers of calls, and further ones. The lists take turns, so that a call
-	// for many answers does not keep the tenant's other calls waiting for all of them.
+	// Waiting sequences, the next one first: first answers of calls, and further ones. The lists take turns, so that a
+	// call for many answers does not keep the tenant's other calls waiting for all of them.
 	answers [2]list.List
 	turnOf  int // the list whose turn it is while neither is empty
 	open    int // waiting and running sequences

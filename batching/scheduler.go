@@ -33,9 +33,9 @@ type delivery struct {
 // scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
-// The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step take
-// turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences but
-// never stops them, unless nobody waits for their tokens (gather.go).
+// The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step
+// take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences
+// but never stops them, unless nobody waits for their tokens (gather.go).
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
@@ -98,8 +98,8 @@ func (s *scheduler) add(q *sequence, now time.Time) {
 	s.deadlines.watch(q)
 }
 
-// expire ends the sequences whose deadline has passed without a token, and those whose turn it is and whose answer would
-// not be complete by theirs: what they take would be lost to those that can make it.
+// expire ends the sequences whose deadline has passed without a token, and those whose turn it is and whose answer
+// would not be complete by theirs: what they take would be lost to those that can make it.
 func (s *scheduler) expire(now time.Time) []delivery {
 	s.out = s.out[:0]
 	late := Event{Finish: Expired, Err: ErrDeadline}
@@ -113,8 +113,8 @@ func (s *scheduler) expire(now time.Time) []delivery {
 	return s.out
 }
 
-// missesDeadline says whether q, if it started now, would probably not be done by its deadline. One that has given tokens is
-// not given up. One that has the engine to itself is tried whatever the estimate: it is the next measurement.
+// missesDeadline says whether q, if it started now, would probably not be done by its deadline. One that has given
+// tokens is not given up. One that has the engine to itself is tried whatever the estimate: it is the next measurement.
 func (s *scheduler) missesDeadline(q *sequence, now time.Time) bool {
 	alone := s.slots.running() == 0 && s.queue.len() == 1
 	if q.deadline.IsZero() || !q.timing.FirstToken.IsZero() || q.probe || alone {
@@ -329,8 +329,8 @@ func (s *scheduler) fail(p plan, err error, now time.Time) []delivery {
 	return s.out
 }
 
-// cancel removes q, wherever it is; gone says that nobody has use for what it gave. If it has ended meanwhile nothing is
-// left to do.
+// cancel removes q, wherever it is; gone says that nobody has use for what it gave. If it has ended meanwhile nothing
+// is left to do.
 func (s *scheduler) cancel(q *sequence, gone bool, now time.Time) []delivery {
 	s.out = s.out[:0]
 	if q.phase != ended {

@@ -21,11 +21,11 @@ type Request struct {
 	// Stop are the ids that end the sequence; the one that did is delivered.
 	Stop     []int32
 	Sampling decoder.Sampling
-	// PromptLogprobs asks for the log-probabilities of the prompt's tokens, with so many alternatives each; nil if they are
-	// not wanted. Such a prompt is run whole: it starts from no other's KV.
+	// PromptLogprobs asks for the log-probabilities of the prompt's tokens, with so many alternatives each; nil if they
+	// are not wanted. Such a prompt is run whole: it starts from no other's KV.
 	PromptLogprobs *int
-	// Group, if not nil, is what requests with one and the same Input have in common: the prompt is run once, and those that
-	// get a slot while one of the others is decoding start from that.
+	// Group, if not nil, is what requests with one and the same Input have in common: the prompt is run once, and those
+	// that get a slot while one of the others is decoding start from that.
 	Group *Group
 	// Further says that it is not the first answer of its Group. Further answers of one tenant take turns with the first
 	// answers of other calls, to which they give way.
@@ -64,7 +64,8 @@ func (r Request) check(maxLen int) error {
 // claim is what is known of the request's deadline.
 func (r Request) claim() Claim {
 	return Claim{
-		Priority: r.Priority, Deadline: r.Deadline, Prompt: len(r.Input.IDs), MaxTokens: r.MaxTokens, Endless: len(r.Stop) == 0,
+		Priority: r.Priority, Deadline: r.Deadline, Prompt: len(r.Input.IDs), MaxTokens: r.MaxTokens,
+		Endless: len(r.Stop) == 0,
 	}
 }
 

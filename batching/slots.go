@@ -102,8 +102,8 @@ func (s *slots) join() {
 	s.prefilling = nil
 }
 
-// leave takes q off the running ones; the last decoding sequence takes its place. Its KV is cached as heir's, q itself if it
-// has ended; its slot is empty if heir is nil.
+// leave takes q off the running ones; the last decoding sequence takes its place. Its KV is cached as heir's, q itself
+// if it has ended; its slot is empty if heir is nil.
 func (s *slots) leave(q, heir *sequence) {
 	if heir != nil {
 		s.cached = append(s.cached, heir)

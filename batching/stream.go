@@ -37,7 +37,8 @@ type Event struct {
 	// Token is valid if HasToken.
 	Token    decoder.Token
 	HasToken bool
-	// Prompt comes with the first token, where Request.PromptLogprobs asked for it: that of each prompt token but the first.
+	// Prompt comes with the first token, where Request.PromptLogprobs asked for it: that of each prompt token but the
+	// first.
 	Prompt []decoder.Logprobs
 	// Finish is set in the last event and in no other.
 	Finish FinishReason

@@ -73,8 +73,8 @@ func (c *Config) request(image []byte, prompt string, p pb.Priority) *pb.Generat
 	return in
 }
 
-// scored tells whether a server tells scores of so many choices, whatever its tokenizer: 64 of 1024 tokens together, with
-// and without a space before them. No token is less than a byte.
+// scored tells whether a server tells scores of so many choices, whatever its tokenizer: 64 of 1024 tokens together,
+// with and without a space before them. No token is less than a byte.
 func scored(choices []string) bool {
 	bytes := 0
 	for i, c := range choices {

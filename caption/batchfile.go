@@ -85,7 +85,8 @@ func (b *Batch) noteIgnored(data []byte) {
 // bodyFields are those of chatBody, and those that change nothing about an answer.
 var bodyFields = func() map[string]bool {
 	known := map[string]bool{}
-	for _, name := range []string{"user", "metadata", "store", "service_tier", "stream_options", "safety_identifier", "prompt_cache_key"} {
+	for _, name := range []string{"user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
+		"prompt_cache_key"} {
 		known[name] = true
 	}
 	for f := range reflect.TypeFor[chatBody]().Fields() {
@@ -197,8 +198,9 @@ type batchError struct {
 
 // httpStatus is the status that a server of HTTP would have answered.
 var httpStatus = map[string]int{
-	codeInvalid: 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, codeNotFound: 404, codePermission: 403, "RESOURCE_EXHAUSTED": 413,
-	"UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
+	codeInvalid: 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, codeNotFound: 404, codePermission: 403,
+	"RESOURCE_EXHAUSTED": 413,
+	"UNIMPLEMENTED":      501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
 }
 
 // writeBatch writes the rows as lines of a batch's output: all of them to out, and those without an answer to errs as

@@ -185,7 +185,8 @@ func TestBatch(t *testing.T) {
 		}
 		byText[what]++
 	}
-	for _, want := range []string{"plain 200 bekind", "data 200 <3 bytes>what?", "web 200 <5 bytes>what?", "gone 404", "file 400", "role 400", "tools 400", " 400",
+	for _, want := range []string{"plain 200 bekind", "data 200 <3 bytes>what?", "web 200 <5 bytes>what?", "gone 404",
+		"file 400", "role 400", "tools 400", " 400",
 		"url 400", "type 400", "plain 200 same id, other body"} {
 		if byText[want] != 1 {
 			t.Errorf("no %q in %v", want, byText)
@@ -211,12 +212,16 @@ func TestBatchFields(t *testing.T) {
 		{`"max_tokens":5,"max_completion_tokens":7`, func(in *pb.GenerateRequest) bool { return in.GetMaxTokens() == 7 }},
 		{`"temperature":0.5,"top_p":0.25,"top_k":-1,"min_p":0.5,"seed":9`, func(in *pb.GenerateRequest) bool {
 			s := in.GetSampling()
-			return s.GetTemperature() == 0.5 && s.GetTopP() == 0.25 && s.TopK != nil && s.GetTopK() == 0 && s.GetMinP() == 0.5 && s.GetSeed() == 9
+			return s.GetTemperature() == 0.5 && s.GetTopP() == 0.25 && s.TopK != nil && s.GetTopK() == 0 &&
+				s.GetMinP() == 0.5 && s.GetSeed() == 9
 		}},
 		{`"stop":"x","n":3`, func(in *pb.GenerateRequest) bool {
 			return len(in.GetStop()) == 1 && in.GetStop()[0] == "x" && in.GetN() == 3
 		}},
-		{`"stop":["x","y"],"stop_token_ids":[4]`, func(in *pb.GenerateRequest) bool { return len(in.GetStop()) == 2 && in.GetStopTokenIds()[0] == 4 }},
+		{`"stop":["x","y"],"stop_token_ids":[4]`, func(in *pb.GenerateRequest) bool {
+			return len(in.GetStop()) == 2 &&
+				in.GetStopTokenIds()[0] == 4
+		}},
 		{`"stop":null,"logit_bias":{"5":-1}`, func(in *pb.GenerateRequest) bool {
 			return len(in.GetStop()) == 0 && in.GetSampling().GetLogitBias()[5] == -1
 		}},
@@ -224,14 +229,21 @@ func TestBatchFields(t *testing.T) {
 			s := in.GetSampling()
 			return s.GetPresencePenalty() == 1 && s.GetFrequencyPenalty() == 0.5 && s.GetRepetitionPenalty() == 2
 		}},
-		{`"response_format":{"type":"json_object"}`, func(in *pb.GenerateRequest) bool { return in.GetConstraint().GetJsonObject() }},
+		{`"response_format":{"type":"json_object"}`,
+			func(in *pb.GenerateRequest) bool { return in.GetConstraint().GetJsonObject() }},
 		{`"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"}}}`, func(in *pb.GenerateRequest) bool {
 			return in.GetConstraint().GetJsonSchema() == `{"type":"object"}`
 		}},
 		{`"guided_json":"{\"a\":1}"`, func(in *pb.GenerateRequest) bool { return in.GetConstraint().GetJsonSchema() == `{"a":1}` }},
-		{`"guided_choice":["a","b"]`, func(in *pb.GenerateRequest) bool { return len(in.GetConstraint().GetChoices().GetTexts()) == 2 }},
-		{`"structured_outputs":{"regex":"a+"}`, func(in *pb.GenerateRequest) bool { return in.GetConstraint().GetRegex() == "a+" }},
-		{`"logprobs":true,"top_logprobs":2`, func(in *pb.GenerateRequest) bool { return in.GetLogprobs() && in.GetTopLogprobs() == 2 }},
+		{`"guided_choice":["a","b"]`, func(in *pb.GenerateRequest) bool {
+			return len(in.GetConstraint().GetChoices().GetTexts()) == 2
+		}},
+		{`"structured_outputs":{"regex":"a+"}`,
+			func(in *pb.GenerateRequest) bool { return in.GetConstraint().GetRegex() == "a+" }},
+		{`"logprobs":true,"top_logprobs":2`, func(in *pb.GenerateRequest) bool {
+			return in.GetLogprobs() &&
+				in.GetTopLogprobs() == 2
+		}},
 		{`"stream":true`, nil}, {`"top_logprobs":2`, nil}, {`"logit_bias":{"x":1}`, nil}, {`"temperature":"hot"`, nil},
 		{`"response_format":{"type":"xml"}`, nil}, {`"top_k":99999999999`, nil}, {`"stop":5`, nil},
 	} {

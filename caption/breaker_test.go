@@ -180,7 +180,8 @@ func TestLimiter(t *testing.T) {
 func TestInFlightIsBounded(t *testing.T) {
 	dir := imageFolder(t, 100)
 	s := &hashServer{delay: 2 * time.Millisecond}
-	if _, err := captionInto(t.Context(), t, dir, filepath.Join(t.TempDir(), "o.jsonl"), func(o *Options) { o.Server, o.InFlight = s, 5 }); err != nil {
+	if _, err := captionInto(t.Context(), t, dir, filepath.Join(t.TempDir(), "o.jsonl"),
+		func(o *Options) { o.Server, o.InFlight = s, 5 }); err != nil {
 		t.Fatal(err)
 	}
 	if n := s.most.Load(); n != 5 {

@@ -77,8 +77,9 @@ func (s *hashServer) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.
 	}
 	s.asked[text]++
 	return &pb.GenerateResponse{
-		Text: " " + text + "\n", Model: "hash", ModelDigest: "d1", Seed: in.GetSampling().GetSeed(), FinishReason: pb.FinishReason_FINISH_REASON_STOP,
-		Usage: &pb.Usage{PromptTokens: 10, ImageTokens: 4, CompletionTokens: 3},
+		Text: " " + text + "\n", Model: "hash", ModelDigest: "d1", Seed: in.GetSampling().GetSeed(),
+		FinishReason: pb.FinishReason_FINISH_REASON_STOP,
+		Usage:        &pb.Usage{PromptTokens: 10, ImageTokens: 4, CompletionTokens: 3},
 	}, nil
 }
 

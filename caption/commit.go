@@ -257,7 +257,7 @@ var errThere = errors.New("it is there")
 // putOnce puts an object on condition that there is none. An answer that was lost is recognised by the object's
 // content.
 func putOnce(ctx context.Context, l *Location, key string, data []byte) error {
-	err := errThere
+	var err error
 	if l.dir != "" {
 		err = linkOnce(filepath.Join(l.dir, key), data)
 	} else {

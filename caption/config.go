@@ -205,7 +205,8 @@ func differences(a, b Config) []string {
 	for _, f := range []struct {
 		name string
 		same bool
-	}{{"schema", a.Schema == b.Schema}, {"choices", slices.Equal(a.Choices, b.Choices)}, {"prepend", a.Prepend == b.Prepend}, {"append", a.Append == b.Append}} {
+	}{{"schema", a.Schema == b.Schema}, {"choices", slices.Equal(a.Choices, b.Choices)},
+		{"prepend", a.Prepend == b.Prepend}, {"append", a.Append == b.Append}} {
 		if !f.same {
 			out = append(out, f.name)
 		}

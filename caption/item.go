@@ -38,7 +38,8 @@ type Source func(context.Context) iter.Seq2[Item, error]
 
 // extensions are those of the image formats that servers take.
 var extensions = map[string]bool{
-	".jpg": true, ".jpeg": true, ".jpe": true, ".png": true, ".gif": true, ".bmp": true, ".tif": true, ".tiff": true, ".webp": true,
+	".jpg": true, ".jpeg": true, ".jpe": true, ".png": true, ".gif": true, ".bmp": true, ".tif": true, ".tiff": true,
+	".webp": true,
 }
 
 // isImageName tells whether a name ends as image files do.

@@ -162,7 +162,8 @@ func (b *chatBody) fill(in *pb.GenerateRequest) error {
 		in.MaxTokens = b.MaxCompletionTokens
 	}
 	in.Sampling = &pb.Sampling{
-		Temperature: b.Temperature, TopP: b.TopP, MinP: b.MinP, PresencePenalty: b.PresencePenalty, FrequencyPenalty: b.FrequencyPenalty,
+		Temperature: b.Temperature, TopP: b.TopP, MinP: b.MinP, PresencePenalty: b.PresencePenalty,
+		FrequencyPenalty:  b.FrequencyPenalty,
 		RepetitionPenalty: b.RepetitionPenalty,
 	}
 	if b.TopK != nil {
@@ -224,7 +225,8 @@ func (b *chatBody) constraint() (*pb.Constraint, error) {
 }
 
 var chatRoles = map[string]pb.Role{
-	"system": pb.Role_ROLE_SYSTEM, "developer": pb.Role_ROLE_SYSTEM, "user": pb.Role_ROLE_USER, "assistant": pb.Role_ROLE_ASSISTANT,
+	"system": pb.Role_ROLE_SYSTEM, "developer": pb.Role_ROLE_SYSTEM, "user": pb.Role_ROLE_USER,
+	"assistant": pb.Role_ROLE_ASSISTANT,
 }
 
 // mostParts bounds the parts of a message: each takes memory of its own.

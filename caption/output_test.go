@@ -433,14 +433,16 @@ func TestNearDupes(t *testing.T) {
 	}
 }
 
-// TestChoiceScore holds that a row has the score of its choice, and that a server is asked for scores where it tells them.
+// TestChoiceScore holds that a row has the score of its choice, and that a server is asked for scores where it tells
+// them.
 func TestChoiceScore(t *testing.T) {
 	c := testConfig()
 	c.Choices = []string{"red", " blue"}
 	if in := c.request(nil, "which?", 0); !in.GetConstraint().GetChoices().GetScores() {
 		t.Error("no scores are asked for")
 	}
-	out := &pb.GenerateResponse{Text: " blue", FinishReason: pb.FinishReason_FINISH_REASON_STOP, ChoiceScores: []float32{0.25, 0.75}}
+	out := &pb.GenerateResponse{Text: " blue", FinishReason: pb.FinishReason_FINISH_REASON_STOP,
+		ChoiceScores: []float32{0.25, 0.75}}
 	var r Row
 	if c.answer(&r, out); r.Choice != "blue" || r.ChoiceScore == nil || *r.ChoiceScore != 0.75 {
 		t.Errorf("%q with score %v", r.Choice, r.ChoiceScore)
@@ -449,7 +451,8 @@ func TestChoiceScore(t *testing.T) {
 	if c.answer(&r, out); r.Choice != "blue" || r.ChoiceScore != nil {
 		t.Errorf("%q with score %v", r.Choice, r.ChoiceScore)
 	}
-	for _, choices := range [][]string{slices.Repeat([]string{"x"}, 2), strings.Split(strings.Repeat("x,", 64), ","), {strings.Repeat("long", 128)}} {
+	for _, choices := range [][]string{slices.Repeat([]string{"x"}, 2), strings.Split(strings.Repeat("x,", 64), ","),
+		{strings.Repeat("long", 128)}} {
 		if scored(choices) {
 			t.Errorf("scores of %d choices are asked for, which servers refuse", len(choices))
 		}

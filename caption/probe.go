@@ -107,7 +107,8 @@ func Slots(ctx context.Context, addresses []string, opts ...client.Option) (slot
 		if first == nil {
 			first = &Info{addr, info}
 		} else if first.GetModelDigest() != info.GetModelDigest() {
-			return 0, fmt.Errorf("%w: %s serves %s, %s serves %s", ErrOtherModel, first.Address, first.GetModel(), addr, info.GetModel())
+			return 0, fmt.Errorf("%w: %s serves %s, %s serves %s", ErrOtherModel, first.Address, first.GetModel(), addr,
+				info.GetModel())
 		}
 	}
 	return slots + silent*largest, nil

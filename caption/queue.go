@@ -72,7 +72,8 @@ func (q *Queue) open(ctx context.Context, o QueueOptions) error {
 	name := "mmserve-captions-" + hex.EncodeToString(h[:8])
 	q.subject = name + ".shard"
 	q.stream, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: name, Subjects: []string{q.subject}, Retention: jetstream.WorkQueuePolicy, Duplicates: enqueueOnce, MaxAge: 30 * enqueueOnce,
+		Name: name, Subjects: []string{q.subject}, Retention: jetstream.WorkQueuePolicy, Duplicates: enqueueOnce,
+		MaxAge: 30 * enqueueOnce,
 	})
 	if err != nil {
 		return err
@@ -83,7 +84,8 @@ func (q *Queue) open(ctx context.Context, o QueueOptions) error {
 		}
 	}
 	q.consumer, err = q.stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: "workers", AckPolicy: jetstream.AckExplicitPolicy, AckWait: o.AckWait, MaxDeliver: mostDeliveries, MaxAckPending: -1,
+		Durable: "workers", AckPolicy: jetstream.AckExplicitPolicy, AckWait: o.AckWait, MaxDeliver: mostDeliveries,
+		MaxAckPending: -1,
 	})
 	return err
 }

@@ -169,7 +169,8 @@ func (s *Shards) sample(r *Row, image []byte) (end int64, err error) {
 		name string
 		data []byte
 	}{{key + "." + sampleExtension(r.Format), image}, {key + ".txt", []byte(r.Text)}, {key + ".json", row}} {
-		if err := t.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.data)), Format: tar.FormatUSTAR}); err != nil {
+		if err := t.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.data)),
+			Format: tar.FormatUSTAR}); err != nil {
 			return 0, err
 		}
 		if _, err := t.Write(m.data); err != nil {

@@ -60,7 +60,8 @@ func open(t testing.TB, in string, m Match) Source {
 
 func TestFolder(t *testing.T) {
 	dir := t.TempDir()
-	for _, f := range []string{"b.jpg", "a.PNG", "notes.txt", "sub/c.webp", "sub/deep/d.tiff", "skip/e.jpg", ".hidden.gif"} {
+	for _, f := range []string{"b.jpg", "a.PNG", "notes.txt", "sub/c.webp", "sub/deep/d.tiff", "skip/e.jpg",
+		".hidden.gif"} {
 		write(t, filepath.Join(dir, f), "x")
 	}
 	for _, err := range []error{

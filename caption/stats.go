@@ -135,9 +135,11 @@ func (s *Stats) wrote(r *Row) {
 // Snapshot gives the counts.
 func (s *Stats) Snapshot() Snapshot {
 	n := Snapshot{
-		Listed: s.listed.Load(), Skipped: s.skipped.Load(), FailedBefore: s.failedBefore.Load(), Written: s.written.Load(), Failed: s.failed.Load(),
+		Listed: s.listed.Load(), Skipped: s.skipped.Load(), FailedBefore: s.failedBefore.Load(), Written: s.written.Load(),
+		Failed:     s.failed.Load(),
 		Duplicates: s.copied.Load(), Cut: s.cut.Load(), Retried: s.retried.Load(), Refused: s.refused.Load(),
-		PromptTokens: s.promptTokens.Load(), ImageTokens: s.imageTokens.Load(), Tokens: s.tokens.Load(), ImageBytes: s.imageBytes.Load(),
+		PromptTokens: s.promptTokens.Load(), ImageTokens: s.imageTokens.Load(), Tokens: s.tokens.Load(),
+		ImageBytes: s.imageBytes.Load(),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

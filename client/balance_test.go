@@ -177,7 +177,8 @@ func TestHealthyAndRetriesAcrossARestart(t *testing.T) {
 }
 
 func TestSplitServers(t *testing.T) {
-	for in, want := range map[string]int{"a:1": 1, "a:1, b:2": 2, "dns:///x:1": 1, "": 0, "a:1,": 0, "a:1,a:1": 0, "dns:///x:1,b:2": 0, strings.Repeat("a,", 2000) + "b": 0} {
+	for in, want := range map[string]int{"a:1": 1, "a:1, b:2": 2, "dns:///x:1": 1, "": 0, "a:1,": 0, "a:1,a:1": 0,
+		"dns:///x:1,b:2": 0, strings.Repeat("a,", 2000) + "b": 0} {
 		list, err := client.SplitServers(in)
 		if (err == nil) != (want > 0) || err == nil && len(list) != want {
 			t.Errorf("%.20q: %q, %v", in, list, err)

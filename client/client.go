@@ -74,7 +74,8 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 	}
 	dial := []grpc.DialOption{grpc.WithTransportCredentials(o.creds)}
 	if o.maxMessage > 0 {
-		dial = append(dial, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(o.maxMessage), grpc.MaxCallSendMsgSize(o.maxMessage)))
+		dial = append(dial, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(o.maxMessage),
+			grpc.MaxCallSendMsgSize(o.maxMessage)))
 	}
 	conn, err := grpc.NewClient(addr, append(dial, o.dial...)...)
 	if err != nil {
@@ -96,7 +97,8 @@ func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 }
 
 func (o options) client(conn grpc.ClientConnInterface) *Client {
-	return &Client{rpc: pb.NewMMServeClient(conn), health: healthpb.NewHealthClient(conn), retries: o.retries, unavailable: o.unavailable}
+	return &Client{rpc: pb.NewMMServeClient(conn), health: healthpb.NewHealthClient(conn), retries: o.retries,
+		unavailable: o.unavailable}
 }
 
 // Close closes the connection that Dial made.
@@ -128,8 +130,8 @@ func (c *Client) Models(ctx context.Context) ([]*pb.ModelInfo, error) {
 	return out.GetModels(), err
 }
 
-// Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last: a gRPC
-// status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
+// Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last:
+// a gRPC status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
 func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {
 	return func(yield func(*pb.GenerateStreamResponse, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -157,7 +159,9 @@ func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*
 }
 
 // open starts a stream and waits for its first event: until then it may be tried again.
-func (c *Client) open(ctx context.Context, in *pb.GenerateRequest) (stream grpc.ServerStreamingClient[pb.GenerateStreamResponse], first *pb.GenerateStreamResponse, err error) {
+func (c *Client) open(ctx context.Context,
+	in *pb.GenerateRequest) (stream grpc.ServerStreamingClient[pb.GenerateStreamResponse],
+	first *pb.GenerateStreamResponse, err error) {
 	for try := 0; ; try++ {
 		if stream, err = c.rpc.GenerateStream(ctx, in); err == nil {
 			first, err = stream.Recv()

@@ -44,7 +44,8 @@ func (s *script) Generate(context.Context, *pb.GenerateRequest) (*pb.GenerateRes
 	return &pb.GenerateResponse{Text: "yes"}, s.admit()
 }
 
-func (s *script) GenerateStream(_ *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
+func (s *script) GenerateStream(_ *pb.GenerateRequest,
+	stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
@@ -83,7 +84,8 @@ func dial(t *testing.T, s *script, opts ...client.Option) *client.Client {
 }
 
 func busy(delay time.Duration) error {
-	st, err := status.New(codes.ResourceExhausted, "busy").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
+	st, err := status.New(codes.ResourceExhausted,
+		"busy").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
 	if err != nil {
 		panic(err)
 	}
@@ -119,9 +121,11 @@ func TestRetry(t *testing.T) {
 	}{
 		{"not unless asked", []error{busy(time.Second)}, 0, time.Hour, 1, codes.ResourceExhausted},
 		{"until there is room", []error{busy(time.Second), busy(2 * time.Second)}, 5, time.Hour, 3, codes.OK},
-		{"so many times", []error{busy(time.Second), busy(time.Second), busy(time.Second)}, 2, time.Hour, 3, codes.ResourceExhausted},
+		{"so many times", []error{busy(time.Second), busy(time.Second), busy(time.Second)}, 2, time.Hour, 3,
+			codes.ResourceExhausted},
 		{"not beyond the deadline", []error{busy(time.Minute)}, 5, 30 * time.Second, 1, codes.ResourceExhausted},
-		{"not without RetryInfo", []error{status.Error(codes.ResourceExhausted, "too large")}, 5, time.Hour, 1, codes.ResourceExhausted},
+		{"not without RetryInfo", []error{status.Error(codes.ResourceExhausted, "too large")}, 5, time.Hour, 1,
+			codes.ResourceExhausted},
 		{"not other errors", []error{status.Error(codes.Unavailable, "draining")}, 5, time.Hour, 1, codes.Unavailable},
 	} {
 		for name, call := range calls {
@@ -190,10 +194,12 @@ func TestDial(t *testing.T) {
 	}
 	defer c.Close()
 	image := client.ImageBytes(make([]byte, 5<<20)) // past gRPC's default of 4 MiB
-	if out, err := c.Generate(t.Context(), client.Chat(client.System(client.Text("s")), client.User(image), client.Assistant(client.Text("a")))); err != nil || out.GetText() != "yes" {
+	if out, err := c.Generate(t.Context(), client.Chat(client.System(client.Text("s")), client.User(image),
+		client.Assistant(client.Text("a")))); err != nil || out.GetText() != "yes" {
 		t.Errorf("got %v, %v", out, err)
 	}
-	if _, err := c.Generate(t.Context(), client.Prompt(client.ImageBytes(make([]byte, 9<<20)))); status.Code(err) != codes.ResourceExhausted {
+	if _, err := c.Generate(t.Context(), client.Prompt(client.ImageBytes(make([]byte,
+		9<<20)))); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("9 MiB over a limit of 8: %v", err)
 	}
 }

@@ -11,10 +11,10 @@ import (
 
 // idEmbedder is the exported graph that turns ids into embeddings.
 type idEmbedder struct {
-	session       *ort.Session
-	vocab, hidden int
-	ids           *ort.Memory[int64]
-	embeds        *ort.Floats
+	session *ort.Session
+	vocab   int
+	ids     *ort.Memory[int64]
+	embeds  *ort.Floats
 }
 
 func newIDEmbedder(f ort.File, vocab int, o ort.Options) (*idEmbedder, error) {

@@ -92,6 +92,7 @@ func TestDistribution(t *testing.T) {
 		"top-p, the one that reaches p": {Sampling{Temperature: 1, TopP: .76}, ln(.125, .5, .25, .125), []float64{1. / 7, 4. / 7, 2. / 7, 0}},
 		"top-p, reached before":         {Sampling{Temperature: 1, TopP: .74}, ln(.125, .5, .25, .125), []float64{0, 2. / 3, 1. / 3, 0}},
 		"top-p keeps one":               {Sampling{Temperature: 1, TopP: 1e-9}, ln(.3, .4, .3), []float64{0, 1, 0}},
+		"top-p of 1 is none":            {Sampling{Temperature: 1, TopP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		"top-p 1 is off":                {Sampling{Temperature: 1, TopP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		"top-p after the temperature":   {Sampling{Temperature: .5, TopP: .95}, ln(.1, .2, .7), []float64{0, .04 / .53, .49 / .53}},
 		// The two kept by k hold 4/7 and 3/7 of what is left; 0.5 < 4/7 leaves one. Without k first it would be two.

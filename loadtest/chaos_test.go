@@ -22,10 +22,10 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
-// TestChaos runs a server for forty seconds of a synctest bubble's time, with everything going on that clients do, steps
-// that fail and a clock that jumps, then drains it under load; and accounts for every request: one line in the log for
-// each that was sent, with the end its sender saw, and nothing left in the engine. That no goroutine is left is held by the
-// bubble and by goleak.
+// TestChaos runs a server for forty seconds of a synctest bubble's time, with everything going on that clients do,
+// steps that fail and a clock that jumps, then drains it under load; and accounts for every request: one line in the
+// log for each that was sent, with the end its sender saw, and nothing left in the engine. That no goroutine is left is
+// held by the bubble and by goleak.
 func TestChaos(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var jump atomic.Int64 // what the engine's clock is off by
@@ -43,8 +43,10 @@ func TestChaos(t *testing.T) {
 
 		const d = 40 * time.Second
 		mix := &loadtest.Mix{
-			Prompt: lengths(t, "lognormal:20,0.8"), Output: lengths(t, "uniform:1,60"), IgnoreEOS: true, AbandonShare: 0.2, AbandonAfter: 300 * time.Millisecond,
-			Tenants: []loadtest.Weighted{{Value: "a", Weight: 2}, {Value: "b", Weight: 1}}, Priorities: []loadtest.Weighted{{Value: "interactive", Weight: 1}, {Value: "batch", Weight: 1}}, Name: "load",
+			Prompt: lengths(t, "lognormal:20,0.8"), Output: lengths(t, "uniform:1,60"), IgnoreEOS: true, AbandonShare: 0.2,
+			AbandonAfter: 300 * time.Millisecond,
+			Tenants:      []loadtest.Weighted{{Value: "a", Weight: 2}, {Value: "b", Weight: 1}},
+			Priorities:   []loadtest.Weighted{{Value: "interactive", Weight: 1}, {Value: "batch", Weight: 1}}, Name: "load",
 		}
 		chaos, calm := context.WithTimeout(t.Context(), d+time.Second)
 		defer calm()
@@ -105,7 +107,8 @@ func TestChaos(t *testing.T) {
 		every(4*time.Second, func(n int) { jump.Store([]int64{int64(time.Hour), -int64(time.Hour), 0}[n%3]) })
 
 		r, err := loadtest.Run(t.Context(), loadtest.Config{
-			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 10, Duration: d}}, Process: process(t, "gamma:0.5")}, Mix: mix, Seed: 9,
+			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 10, Duration: d}},
+				Process: process(t, "gamma:0.5")}, Mix: mix, Seed: 9,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -118,7 +121,8 @@ func TestChaos(t *testing.T) {
 		mix.Name, mix.AbandonShare = "drain", 0
 		draining := make(chan struct{})
 		go func() { defer close(draining); time.Sleep(2 * time.Second); f.stop() }()
-		if r, err = loadtest.Run(t.Context(), loadtest.Config{Target: f.target, Schedule: constant(t, 10, 4*time.Second), Mix: mix, Seed: 10}); err != nil {
+		if r, err = loadtest.Run(t.Context(), loadtest.Config{Target: f.target, Schedule: constant(t, 10, 4*time.Second),
+			Mix: mix, Seed: 10}); err != nil {
 			t.Fatal(err)
 		}
 		<-draining
@@ -137,19 +141,22 @@ func TestChaos(t *testing.T) {
 		for _, s := range all {
 			counts[s.Code]++
 		}
-		t.Logf("%d sent, %d logged, %d matched, %d unheard, %d tokens in answers, %d in their log lines; %v", a.Sent, a.Logged, a.Matched, a.Unheard, a.AnsweredTokens, a.LoggedTokens, counts)
+		t.Logf("%d sent, %d logged, %d matched, %d unheard, %d tokens in answers, %d in their log lines; %v", a.Sent,
+			a.Logged, a.Matched, a.Unheard, a.AnsweredTokens, a.LoggedTokens, counts)
 		for _, p := range a.Problems[:min(len(a.Problems), 10)] {
 			t.Error(p)
 		}
 		if a.Sent < 500 || a.Matched+a.Unheard != a.Sent || a.AnsweredTokens != a.LoggedTokens || counts["OK"] < 200 {
 			t.Errorf("the books do not balance: %+v", a)
 		}
-		for _, code := range []string{"ABANDONED", "INVALID_ARGUMENT", "INTERNAL", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE"} {
+		for _, code := range []string{"ABANDONED", "INVALID_ARGUMENT", "INTERNAL", "NOT_FOUND", "RESOURCE_EXHAUSTED",
+			"UNAVAILABLE"} {
 			if counts[code] == 0 {
 				t.Errorf("nothing ended as %s: that was not tried", code)
 			}
 		}
-		if st := f.engine.Stats(); st.Running != 0 || st.Waiting != 0 || st.Accepted != 0 || st.KVTokens != 0 || st.FailedSteps == 0 {
+		if st := f.engine.Stats(); st.Running != 0 || st.Waiting != 0 || st.Accepted != 0 || st.KVTokens != 0 ||
+			st.FailedSteps == 0 {
 			t.Errorf("left in the engine: %+v", st)
 		}
 	})
@@ -159,8 +166,11 @@ func TestChaos(t *testing.T) {
 func TestEveryTokenIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newPaced(t, 4, 100*time.Microsecond, 5*time.Millisecond, batching.Options{MaxWaiting: 8}, server.Options{})
-		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:5,30"), Output: lengths(t, "uniform:1,30"), IgnoreEOS: true, Name: "count"}
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 50, Duration: 4 * time.Second}}, Process: process(t, "poisson")}, Mix: mix})
+		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:5,30"), Output: lengths(t, "uniform:1,30"), IgnoreEOS: true,
+			Name: "count"}
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: f.target,
+			Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: 50, Duration: 4 * time.Second}},
+				Process: process(t, "poisson")}, Mix: mix})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +179,9 @@ func TestEveryTokenIsCounted(t *testing.T) {
 		if s.OK == 0 || s.Errors["RESOURCE_EXHAUSTED"] == 0 || s.OK+s.Errors["RESOURCE_EXHAUSTED"] != s.Due {
 			t.Fatalf("%+v", s)
 		}
-		if st.GeneratedTokens != int64(s.Tokens.Output) || s.Tokens.OutputReceived != s.Tokens.Output || st.PromptTokens+st.CachedTokens != int64(s.Tokens.Prompt) || st.CachedTokens != int64(s.Tokens.Cached) || st.WastedTokens != 0 {
+		if st.GeneratedTokens != int64(s.Tokens.Output) || s.Tokens.OutputReceived != s.Tokens.Output ||
+			st.PromptTokens+st.CachedTokens != int64(s.Tokens.Prompt) || st.CachedTokens != int64(s.Tokens.Cached) ||
+			st.WastedTokens != 0 {
 			t.Errorf("the engine counts %+v, the clients %+v", st, s.Tokens)
 		}
 	})
@@ -180,15 +192,18 @@ func TestReconcile(t *testing.T) {
 		"not JSON", `{"msg":"serving","address":"x"}`,
 		`{"msg":"request","id":"a","code":"OK","completion_tokens":3}`, `{"msg":"request","id":"b","code":"Canceled"}`,
 		`{"msg":"request","id":"c","code":"OK","completion_tokens":4}`, `{"msg":"request","id":"d","code":"Internal"}`,
-		`{"msg":"request","id":"e","code":"OK"}`, `{"msg":"request","id":"e","code":"OK"}`, `{"msg":"request","id":"z","code":"OK"}`,
+		`{"msg":"request","id":"e","code":"OK"}`, `{"msg":"request","id":"e","code":"OK"}`,
+		`{"msg":"request","id":"z","code":"OK"}`,
 	}, "\n")
 	entries, err := loadtest.ReadLog(strings.NewReader(log))
 	if err != nil || len(entries) != 7 {
 		t.Fatalf("%v, %v", entries, err)
 	}
 	a := loadtest.Reconcile([]loadtest.Sample{
-		{ID: "a", Code: "OK", Answer: loadtest.Answer{Completion: 3}}, {ID: "b", Code: "ABANDONED"}, {ID: "c", Code: "OK", Answer: loadtest.Answer{Completion: 5}},
-		{ID: "d", Code: "OK"}, {ID: "e", Code: "OK"}, {ID: "f", Code: "OK"}, {ID: "g", Code: "UNAVAILABLE"}, {ID: "h", Code: "NOT_SENT"},
+		{ID: "a", Code: "OK", Answer: loadtest.Answer{Completion: 3}}, {ID: "b", Code: "ABANDONED"},
+		{ID: "c", Code: "OK", Answer: loadtest.Answer{Completion: 5}},
+		{ID: "d", Code: "OK"}, {ID: "e", Code: "OK"}, {ID: "f", Code: "OK"}, {ID: "g", Code: "UNAVAILABLE"},
+		{ID: "h", Code: "NOT_SENT"},
 	}, entries)
 	want := []string{
 		"c has 5 tokens, in the log 4", "d ended as OK, in the log as Internal", "f ended as OK, but the log has no line of it",

@@ -41,7 +41,8 @@ func (r *Report) changes(old *Report) []Change {
 		name     string
 		old, new Quantiles
 	}{{"TTFT", a.TTFT, b.TTFT}, {"TPOT", a.TPOT, b.TPOT}, {"ITL", a.ITL, b.ITL}, {"E2E", a.E2E, b.E2E}} {
-		list = append(list, Change{m.name + " p50, ms", m.old.P50, m.new.P50, true}, Change{m.name + " p90, ms", m.old.P90, m.new.P90, true}, Change{m.name + " p99, ms", m.old.P99, m.new.P99, true})
+		list = append(list, Change{m.name + " p50, ms", m.old.P50, m.new.P50, true},
+			Change{m.name + " p90, ms", m.old.P90, m.new.P90, true}, Change{m.name + " p99, ms", m.old.P99, m.new.P99, true})
 	}
 	if old.Knee != nil && r.Knee != nil {
 		list = append(list, Change{"knee, requests/s", old.Knee.Rate, r.Knee.Rate, false})
@@ -71,7 +72,8 @@ func (r *Report) differentWork(old *Report) []string {
 // WriteDifference writes how the report differs from an earlier one.
 func (r *Report) WriteDifference(out io.Writer, old *Report) error {
 	w := new(bytes.Buffer)
-	fmt.Fprintf(w, "against %s of %s (version %s):\n", old.Target, old.Started.Format("2006-01-02 15:04:05 MST"), old.Version)
+	fmt.Fprintf(w, "against %s of %s (version %s):\n", old.Target, old.Started.Format("2006-01-02 15:04:05 MST"),
+		old.Version)
 	for _, d := range r.differentWork(old) {
 		fmt.Fprintf(w, "  not the same work: %s\n", d)
 	}

@@ -40,8 +40,8 @@ func ask(p pb.Priority, tenant string, words, tokens int) *pb.GenerateRequest {
 	return in
 }
 
-// flood sends so many of in at once and lets the server work at them for a while. The returned function ends them and says
-// how many were refused.
+// flood sends so many of in at once and lets the server work at them for a while. The returned function ends them and
+// says how many were refused.
 func (c crowd) flood(n int, in *pb.GenerateRequest) (end func() int) {
 	ctx, cancel := context.WithCancel(c.t.Context())
 	ended := make(chan error, n)
@@ -76,8 +76,8 @@ func (c crowd) ttft(in *pb.GenerateRequest) time.Duration {
 	return out.GetTimings().GetTtft().AsDuration()
 }
 
-// TestInteractiveAmongOthers holds that a call does not wait for work that ranks below it: its first token comes two steps
-// after it would alone, or, where prompt and decode steps take turns, in three times the time.
+// TestInteractiveAmongOthers holds that a call does not wait for work that ranks below it: its first token comes two
+// steps after it would alone, or, where prompt and decode steps take turns, in three times the time.
 func TestInteractiveAmongOthers(t *testing.T) {
 	for _, words := range []int{4, 40, 200} {
 		me := ask(pb.Priority_PRIORITY_INTERACTIVE, "human", words, 5)
@@ -92,7 +92,8 @@ func TestInteractiveAmongOthers(t *testing.T) {
 		}{
 			{"16 batch answers run", 16, ask(pb.Priority_PRIORITY_BATCH, "batch", 4, 480), alone + 2*fairStep, 0},
 			{"80 batch calls are open", 80, ask(pb.Priority_PRIORITY_BATCH, "batch", 4, 480), alone + 2*fairStep, 21},
-			{"80 batch calls of long prompts are open", 80, ask(pb.Priority_PRIORITY_BATCH, "batch", 400, 40), alone + 2*fairStep + 256*time.Millisecond, 21},
+			{"80 batch calls of long prompts are open", 80, ask(pb.Priority_PRIORITY_BATCH, "batch", 400, 40),
+				alone + 2*fairStep + 256*time.Millisecond, 21},
 			{"16 default answers run", 16, ask(pb.Priority_PRIORITY_DEFAULT, "other", 4, 480), 3*alone + 2*fairStep, 0},
 		} {
 			crowded(t, func(c crowd) {
@@ -135,7 +136,8 @@ func TestFurtherAnswersLeaveRoom(t *testing.T) {
 
 // TestFloodLeavesRoom holds that a caller who floods a class leaves places in it to others.
 func TestFloodLeavesRoom(t *testing.T) {
-	for _, p := range []pb.Priority{pb.Priority_PRIORITY_BATCH, pb.Priority_PRIORITY_DEFAULT, pb.Priority_PRIORITY_INTERACTIVE} {
+	for _, p := range []pb.Priority{pb.Priority_PRIORITY_BATCH, pb.Priority_PRIORITY_DEFAULT,
+		pb.Priority_PRIORITY_INTERACTIVE} {
 		crowded(t, func(c crowd) {
 			end := c.flood(200, ask(p, "flood", 4, 480))
 			if d := c.ttft(ask(p, "other", 4, 5)); d < 0 {

@@ -25,7 +25,8 @@ type GRPC struct {
 // DialGRPC makes a target of the server at addr, any gRPC target. If raw, it sends prompts instead of chats, for models
 // without a chat template.
 func DialGRPC(addr string, raw bool, opts ...grpc.DialOption) (*GRPC, error) {
-	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts...)...)
+	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		opts...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -73,13 +74,15 @@ func (g *GRPC) Generate(ctx context.Context, r *Request, token func(int)) (a Ans
 }
 
 var finishNames = map[pb.FinishReason]string{
-	pb.FinishReason_FINISH_REASON_STOP: "stop", pb.FinishReason_FINISH_REASON_LENGTH: "length", pb.FinishReason_FINISH_REASON_CANCELLED: finishCancelled,
+	pb.FinishReason_FINISH_REASON_STOP: "stop", pb.FinishReason_FINISH_REASON_LENGTH: "length",
+	pb.FinishReason_FINISH_REASON_CANCELLED: finishCancelled,
 }
 
 const finishCancelled = "cancelled"
 
 var priorities = map[string]pb.Priority{
-	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT, "batch": pb.Priority_PRIORITY_BATCH,
+	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT,
+	"batch": pb.Priority_PRIORITY_BATCH,
 }
 
 func (g *GRPC) message(r *Request) *pb.GenerateRequest {
@@ -93,7 +96,8 @@ func (g *GRPC) message(r *Request) *pb.GenerateRequest {
 		in = client.Prompt(parts...)
 	}
 	limit := uint32(r.MaxTokens)
-	in.RequestId, in.MaxTokens, in.IgnoreEos, in.Tenant, in.Priority = r.ID, &limit, r.IgnoreEOS, r.Tenant, priorities[r.Priority]
+	in.RequestId, in.MaxTokens, in.IgnoreEos, in.Tenant, in.Priority = r.ID, &limit, r.IgnoreEOS, r.Tenant,
+		priorities[r.Priority]
 	return in
 }
 

@@ -64,7 +64,8 @@ func (r *Report) WriteHTML(w io.Writer, old *Report) error {
 	for _, f := range Formulas {
 		data.Formulas = append(data.Formulas, nameValue{f.Name, f.Text})
 	}
-	for _, q := range []namedQuantiles{{"TTFT", s.TTFT}, {"TPOT", s.TPOT}, {"ITL", s.ITL}, {"E2E", s.E2E}, {"TTFT from send", s.FromSend.TTFT}, {"E2E from send", s.FromSend.E2E}, {"lag of the sender", s.Lag}} {
+	for _, q := range []namedQuantiles{{"TTFT", s.TTFT}, {"TPOT", s.TPOT}, {"ITL", s.ITL}, {"E2E", s.E2E},
+		{"TTFT from send", s.FromSend.TTFT}, {"E2E from send", s.FromSend.E2E}, {"lag of the sender", s.Lag}} {
 		if q.Count > 0 {
 			data.Latencies = append(data.Latencies, q)
 		}
@@ -89,7 +90,8 @@ func (r *Report) plots(old *Report) []*plot {
 	list := r.ratePlots(old)
 	list = append(list, r.latencyPlot(), r.loadPlot(), r.tokenPlot(old))
 	for _, m := range []struct{ key, title string }{
-		{"ttft", "Time to first token"}, {"tpot", "Time per output token"}, {"itl", "Time between pieces of text"}, {"e2e", "End to end"},
+		{"ttft", "Time to first token"}, {"tpot", "Time per output token"}, {"itl", "Time between pieces of text"},
+		{"e2e", "End to end"},
 	} {
 		unit, scale := "ms", 1.0
 		if c := r.Curves[m.key]; len(c) > 0 && c[len(c)-1][1] >= 10_000 {
@@ -151,7 +153,8 @@ func (r *Report) ratePlots(old *Report) []*plot {
 		{name: "E2E p99", points: series(stages, func(s *StageReport) float64 { return s.E2E.P99 })},
 	}
 	if old != nil {
-		throughput.lines = append(throughput.lines, line{name: "ended, earlier", points: series(bestTries(old.Stages), done), old: true})
+		throughput.lines = append(throughput.lines, line{name: "ended, earlier", points: series(bestTries(old.Stages), done),
+			old: true})
 	}
 	if r.Knee != nil && r.Knee.Rate > 0 {
 		m := mark{r.Knee.Rate, "knee " + number(r.Knee.Rate) + "/s"}
@@ -182,7 +185,8 @@ func (r *Report) latencyPlot() *plot {
 	if top >= 10_000 {
 		unit, scale = "s", 1000
 	}
-	first, whole, failed := line{name: "TTFT", dots: true}, line{name: "E2E", dots: true}, line{name: "failed", dots: true, bad: true}
+	first, whole, failed := line{name: "TTFT", dots: true}, line{name: "E2E", dots: true},
+		line{name: "failed", dots: true, bad: true}
 	for _, p := range r.Points {
 		switch {
 		case p.Code == codeOK:

@@ -59,7 +59,8 @@ func DrawImages(n int, sizes string, pngs float64, seed uint64) ([]Image, error)
 
 func parseSize(s string) (image.Point, error) {
 	var p image.Point
-	if n, err := fmt.Sscanf(s+" ", "%dx%d ", &p.X, &p.Y); n != 2 || err != nil || p.X < 1 || p.Y < 1 || p.X > maxImagePixels/p.Y {
+	if n, err := fmt.Sscanf(s+" ", "%dx%d ", &p.X, &p.Y); n != 2 || err != nil || p.X < 1 || p.Y < 1 ||
+		p.X > maxImagePixels/p.Y {
 		return p, fmt.Errorf("image size %q: want WIDTHxHEIGHT, together at most %d pixels", s, maxImagePixels)
 	}
 	return p, nil
@@ -113,7 +114,8 @@ func draw(rng *rand.Rand, size image.Point, asPNG bool) (Image, error) {
 // ReadImages reads the images of a folder, those below it too, in the order of their names. Its error names no file
 // as broken: what is in them is the server's to judge.
 func ReadImages(dir string) ([]Image, error) {
-	types := map[string]string{".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".gif": "image/gif", ".bmp": "image/bmp", ".webp": "image/webp"}
+	types := map[string]string{".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".gif": "image/gif",
+		".bmp": "image/bmp", ".webp": "image/webp"}
 	var list []Image
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		kind := types[strings.ToLower(filepath.Ext(path))]

@@ -82,7 +82,8 @@ func Reconcile(samples []Sample, log []Entry) Account {
 			a.LoggedTokens += e.Completion
 			a.AnsweredTokens += s.Answer.Completion
 			if e.Completion != s.Answer.Completion {
-				a.Problems = append(a.Problems, fmt.Sprintf("%s has %d tokens, in the log %d", s.ID, s.Answer.Completion, e.Completion))
+				a.Problems = append(a.Problems, fmt.Sprintf("%s has %d tokens, in the log %d", s.ID, s.Answer.Completion,
+					e.Completion))
 			}
 		}
 	}

@@ -16,8 +16,8 @@ type Lengths struct {
 	draw func(*rand.Rand) float64
 }
 
-// ParseLengths reads N, uniform:FROM,TO, normal:MEAN,DEVIATION, lognormal:MEDIAN,SIGMA (of the logarithm), or file:PATH,
-// a file with a number a line from which each draw takes one at random.
+// ParseLengths reads N, uniform:FROM,TO, normal:MEAN,DEVIATION, lognormal:MEDIAN,SIGMA (of the logarithm), or
+// file:PATH, a file with a number a line from which each draw takes one at random.
 func ParseLengths(s string) (Lengths, error) {
 	kind, params, found := strings.Cut(s, ":")
 	if !found {

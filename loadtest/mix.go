@@ -76,7 +76,8 @@ var words = strings.Fields("the file is in name of and with return code this tha
 
 // Request makes the n-th request of a run. The same rng and arrival give the same one.
 func (m *Mix) Request(rng *rand.Rand, n int, a Arrival) *Request {
-	r := &Request{ID: fmt.Sprintf("%s-%d", m.Name, n), IgnoreEOS: m.IgnoreEOS, MaxTokens: a.Output, Tenant: pick(rng, m.Tenants), Priority: pick(rng, m.Priorities)}
+	r := &Request{ID: fmt.Sprintf("%s-%d", m.Name, n), IgnoreEOS: m.IgnoreEOS, MaxTokens: a.Output,
+		Tenant: pick(rng, m.Tenants), Priority: pick(rng, m.Priorities)}
 	length := a.Prompt
 	if length == 0 {
 		length = m.Prompt.Draw(rng, 1)

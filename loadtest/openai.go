@@ -34,7 +34,8 @@ func NewOpenAI(base, model string, header http.Header) (*OpenAI, error) {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 4096, 4096
-	return &OpenAI{strings.TrimSuffix(strings.TrimSuffix(base, "/"), "/v1"), model, header, &http.Client{Transport: transport}}, nil
+	return &OpenAI{strings.TrimSuffix(strings.TrimSuffix(base, "/"), "/v1"), model, header,
+		&http.Client{Transport: transport}}, nil
 }
 
 func (o *OpenAI) String() string { return o.base + "/v1/chat/completions" }
@@ -93,7 +94,8 @@ type (
 func (o *OpenAI) Generate(ctx context.Context, r *Request, token func(int)) (Answer, error) {
 	var parts []openaiPart
 	for _, p := range r.Images {
-		parts = append(parts, openaiPart{Type: "image_url", ImageURL: &openaiURL{"data:" + p.Type + ";base64," + base64.StdEncoding.EncodeToString(p.Data)}})
+		parts = append(parts, openaiPart{Type: "image_url", ImageURL: &openaiURL{"data:" + p.Type + ";base64," +
+			base64.StdEncoding.EncodeToString(p.Data)}})
 	}
 	body, err := json.Marshal(openaiRequest{
 		Model: o.model, Messages: []openaiMessage{{"user", append(parts, openaiPart{Type: "text", Text: r.Text})}},

@@ -18,8 +18,8 @@ import (
 	"github.com/mmserve/mmserve/loadtest"
 )
 
-// TestOpenAI talks to a server that answers as OpenAI's reference describes: chunks, one with the finish reason, one with
-// the usage and no choices, [DONE]; with the comments and the first chunk without text that servers also send.
+// TestOpenAI talks to a server that answers as OpenAI's reference describes: chunks, one with the finish reason, one
+// with the usage and no choices, [DONE]; with the comments and the first chunk without text that servers also send.
 func TestOpenAI(t *testing.T) {
 	images, err := loadtest.DrawImages(1, "32x16", 1, 1)
 	if err != nil {
@@ -44,12 +44,15 @@ func TestOpenAI(t *testing.T) {
 			IgnoreEOS bool `json:"ignore_eos"`
 		}
 		body, _ := io.ReadAll(r.Body)
-		if err := json.Unmarshal(body, &in); err != nil || r.URL.Path != "/v1/chat/completions" || r.Method != http.MethodPost {
+		if err := json.Unmarshal(body, &in); err != nil || r.URL.Path != "/v1/chat/completions" ||
+			r.Method != http.MethodPost {
 			t.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
 		}
 		c := in.Messages[0].Content
-		if in.Model != "m" || in.MaxTokens != 8 || !in.Stream || !in.StreamOptions.IncludeUsage || in.User != "acme" || !in.IgnoreEOS || r.Header.Get("Authorization") != "Bearer k" ||
-			r.Header.Get("X-Request-Id") == "" || in.Messages[0].Role != "user" || len(c) != 2 || c[0].Type != "image_url" || c[1].Type != "text" || len(strings.Fields(c[1].Text)) != 4 {
+		if in.Model != "m" || in.MaxTokens != 8 || !in.Stream || !in.StreamOptions.IncludeUsage || in.User != "acme" ||
+			!in.IgnoreEOS || r.Header.Get("Authorization") != "Bearer k" ||
+			r.Header.Get("X-Request-Id") == "" || in.Messages[0].Role != "user" || len(c) != 2 || c[0].Type != "image_url" ||
+			c[1].Type != "text" || len(strings.Fields(c[1].Text)) != 4 {
 			t.Errorf("request %s", body)
 		}
 		data, found := strings.CutPrefix(c[0].ImageURL.URL, "data:image/png;base64,")
@@ -75,7 +78,8 @@ func TestOpenAI(t *testing.T) {
 	mix := text(t)
 	mix.ImageShare, mix.ImagesEach, mix.Images, mix.Fresh = 1, lengths(t, "1"), images, true
 	mix.Tenants, mix.IgnoreEOS = []loadtest.Weighted{{Value: "acme", Weight: 1}}, true
-	r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 100, 100*time.Millisecond), Mix: mix})
+	r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 100, 100*time.Millisecond),
+		Mix: mix})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +87,8 @@ func TestOpenAI(t *testing.T) {
 	if s.OK != 10 || s.TTFT.Count != 10 || s.ITL.Count != 20 || s.TPOT.Count != 10 {
 		t.Errorf("%+v", s)
 	}
-	if k := s.Tokens; k.Prompt != 200 || k.Image != 160 || k.Cached != 50 || k.Output != 30 || k.OutputReceived != 30 || k.Mismatches != 0 {
+	if k := s.Tokens; k.Prompt != 200 || k.Image != 160 || k.Cached != 50 || k.Output != 30 || k.OutputReceived != 30 ||
+		k.Mismatches != 0 {
 		t.Errorf("tokens %+v", k)
 	}
 }
@@ -106,7 +111,8 @@ func TestOpenAIErrors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: loadtest.Schedule{Trace: []loadtest.Arrival{{Prompt: 3, Output: 1}}}, Mix: text(t)})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target,
+			Schedule: loadtest.Schedule{Trace: []loadtest.Arrival{{Prompt: 3, Output: 1}}}, Mix: text(t)})
 		if err != nil || len(r.Samples) != 1 || r.Samples[0].Code != c.want || r.Samples[0].Error == "" {
 			t.Errorf("%s: %+v, %v; want %s", name, r.Samples, err, c.want)
 		}

@@ -11,16 +11,19 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
-// goodput loads a paced server that has room for 8 sequences at a rate, each call with a deadline, and counts the answers
-// that were whole by then. Time is a synctest bubble's: the same run always gives the same number.
-func goodput(t *testing.T, rate float64, perToken time.Duration, output string, deadline time.Duration) loadtest.Summary {
+// goodput loads a paced server that has room for 8 sequences at a rate, each call with a deadline, and counts the
+// answers that were whole by then. Time is a synctest bubble's: the same run always gives the same number.
+func goodput(t *testing.T, rate float64, perToken time.Duration, output string,
+	deadline time.Duration) loadtest.Summary {
 	var s loadtest.Summary
 	synctest.Test(t, func(t *testing.T) {
-		f := newPaced(t, 8, perToken, 20*time.Millisecond, batching.Options{MaxWaiting: 64, NoPrefixCache: true}, server.Options{})
+		f := newPaced(t, 8, perToken, 20*time.Millisecond, batching.Options{MaxWaiting: 64, NoPrefixCache: true},
+			server.Options{})
 		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, output), IgnoreEOS: true, Name: "o"}
 		const warmUp, d = 15 * time.Second, 75 * time.Second
 		r, err := loadtest.Run(t.Context(), loadtest.Config{
-			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process(t, "poisson")},
+			Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}},
+				Process: process(t, "poisson")},
 			Mix: mix, WarmUp: warmUp, Deadline: deadline,
 		})
 		if err != nil {
@@ -28,7 +31,8 @@ func goodput(t *testing.T, rate float64, perToken time.Duration, output string, 
 		}
 		s = loadtest.Summarize(r.Samples, warmUp, d, loadtest.SLO{E2E: deadline})
 		st := f.engine.Stats()
-		t.Logf("due %5.2f/s: good %5.2f/s, attained %5.1f %%, TTFT p50 %4.0f p99 %4.0f ms, %v, wasted %d of %d tokens", s.DueRate, s.Goodput, 100*s.Attainment, s.TTFT.P50, s.TTFT.P99, s.Errors,
+		t.Logf("due %5.2f/s: good %5.2f/s, attained %5.1f %%, TTFT p50 %4.0f p99 %4.0f ms, %v, wasted %d of %d tokens",
+			s.DueRate, s.Goodput, 100*s.Attainment, s.TTFT.P50, s.TTFT.P99, s.Errors,
 			st.WastedTokens, st.GeneratedTokens+st.PromptTokens)
 	})
 	return s
@@ -70,11 +74,14 @@ func TestGoodputUnderOverload(t *testing.T) {
 func TestKnee(t *testing.T) {
 	attained := func(rate float64, seed uint64) (share float64) {
 		synctest.Test(t, func(t *testing.T) {
-			f := newPaced(t, 4, 500*time.Microsecond, 20*time.Millisecond, batching.Options{MaxWaiting: 1000, NoPrefixCache: true}, server.Options{})
-			mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:5,15"), IgnoreEOS: true, Name: "k"}
+			f := newPaced(t, 4, 500*time.Microsecond, 20*time.Millisecond,
+				batching.Options{MaxWaiting: 1000, NoPrefixCache: true}, server.Options{})
+			mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:5,15"), IgnoreEOS: true,
+				Name: "k"}
 			const warmUp, d = 5 * time.Second, 30 * time.Second
 			r, err := loadtest.Run(t.Context(), loadtest.Config{
-				Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}}, Process: process(t, "poisson")}, Mix: mix, WarmUp: warmUp, Seed: seed,
+				Target: f.target, Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: rate, Duration: d}},
+					Process: process(t, "poisson")}, Mix: mix, WarmUp: warmUp, Seed: seed,
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -85,7 +92,10 @@ func TestKnee(t *testing.T) {
 		return share
 	}
 	search := loadtest.Search{From: 3, To: 40, Ratio: 1.3, Attain: 0.95}
-	found, err := search.Find(t.Context(), func(_ context.Context, rate float64) (float64, error) { return attained(rate, 1), nil })
+	found, err := search.Find(t.Context(), func(_ context.Context, rate float64) (float64,
+		error) {
+		return attained(rate, 1), nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

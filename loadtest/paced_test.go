@@ -52,7 +52,8 @@ func tinyText(t testing.TB) serving.Model {
 	for _, a := range tok.AddedTokens() {
 		guarded = append(guarded, a.Content)
 	}
-	template, err := chat.Parse(string(read("chat_template.jinja")), chat.Options{BOS: "<|im_start|>", EOS: "<end_of_utterance>", Guarded: guarded, Placeholder: "<image>"})
+	template, err := chat.Parse(string(read("chat_template.jinja")),
+		chat.Options{BOS: "<|im_start|>", EOS: "<end_of_utterance>", Guarded: guarded, Placeholder: "<image>"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,10 @@ func tinyText(t testing.TB) serving.Model {
 		Name: "tiny-vlm", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0},
 		Prompter: &fusion.Prompter{
 			Tokenizer: tok, Template: template, Guarded: guarded,
-			Layout: fusion.Layout{Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16, Expand: func(vision.Grid) string { return "" }},
+			Layout: fusion.Layout{
+				Placeholder: "<image>", ImageTokenID: 7, PatchTokens: 16,
+				Expand: func(vision.Grid) string { return "" },
+			},
 		},
 	}
 }
@@ -88,9 +92,11 @@ type pacedServer struct {
 }
 
 // newPaced serves on a connection in memory until the test ends.
-func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options, so server.Options) *pacedServer {
+func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options,
+	so server.Options) *pacedServer {
 	t.Helper()
-	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, words), log: new(syncBuffer), served: make(chan error, 1)}
+	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, words), log: new(syncBuffer),
+		served: make(chan error, 1)}
 	f.hash.Fail = func(*decoder.Batch) error {
 		time.Sleep(time.Duration(f.stall.Swap(0)))
 		return nil
@@ -107,7 +113,10 @@ func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batchi
 	go func() { f.served <- s.Serve(serving, lis) }()
 	var err error
 	if f.target, err = loadtest.DialGRPC("passthrough:memory", false,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })); err != nil {
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn,
+			error) {
+			return lis.DialContext(ctx)
+		})); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -130,12 +139,14 @@ func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perToken, perStep = 2 * time.Millisecond, 25 * time.Millisecond
 		target := newPaced(t, 4, perToken, perStep, batching.Options{NoPrefixCache: true}, server.Options{}).target
-		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:10,40"), IgnoreEOS: true, Name: "pace"}
+		mix := &loadtest.Mix{Prompt: lengths(t, "uniform:20,60"), Output: lengths(t, "uniform:10,40"), IgnoreEOS: true,
+			Name: "pace"}
 		if err := target.Ready(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		// One at a time: nobody waits for another's prefill.
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 0.25, 400*time.Second), Mix: mix})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 0.25, 400*time.Second),
+			Mix: mix})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +159,8 @@ func TestPace(t *testing.T) {
 			name      string
 			got, want float64
 		}{
-			{"TTFT", s.TTFT.Mean, wantTTFT}, {"TPOT", s.TPOT.Mean, ms(perStep)}, {"ITL", s.ITL.Mean, ms(perStep)}, {"TPOT p99", s.TPOT.P99, ms(perStep)},
+			{"TTFT", s.TTFT.Mean, wantTTFT}, {"TPOT", s.TPOT.Mean, ms(perStep)}, {"ITL", s.ITL.Mean, ms(perStep)},
+			{"TPOT p99", s.TPOT.P99, ms(perStep)},
 			{"E2E", s.E2E.Mean, wantTTFT + ms(perStep)*float64(s.Tokens.Output-s.OK)/float64(s.OK)},
 			{"the server's TTFT", s.Server["ttft"].Mean, wantTTFT}, {"TTFT from send", s.FromSend.TTFT.Mean, wantTTFT},
 		} {

@@ -82,29 +82,49 @@ func (p *plot) svg() template.HTML {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="%s">`, plotWidth, plotHeight, html.EscapeString(p.title))
 	fmt.Fprintf(&b, `<text class="title" x="%d" y="14">%s</text>`, plotLeft, html.EscapeString(p.title))
-	for _, y := range yTicks {
-		_, py := at(minX, y)
-		fmt.Fprintf(&b, `<path class="grid" d="M%d %.1fh%d"/><text class="tick" x="%d" y="%.1f" text-anchor="end">%s</text>`, plotLeft, py, plotInnerWidth, plotLeft-6, py+3.5, number(y))
-	}
 	xTicks := ticks(minX, maxX, 7)
 	if p.log {
 		xTicks = logTicks(minX, maxX)
 	}
+	p.drawAxes(&b, at, xTicks, yTicks)
+	p.drawMarks(&b, at)
+	p.drawLines(&b, at)
+	b.WriteString("</svg>")
+	return template.HTML(b.String())
+}
+
+// place is where a point of a plot lies in its drawing.
+type place func(x, y float64) (px, py float64)
+
+func (p *plot) drawAxes(b *strings.Builder, at place, xTicks, yTicks []float64) {
+	for _, y := range yTicks {
+		_, py := at(0, y)
+		fmt.Fprintf(b, `<path class="grid" d="M%d %.1fh%d"/><text class="tick" x="%d" y="%.1f" text-anchor="end">%s</text>`, plotLeft, py, plotInnerWidth, plotLeft-6, py+3.5, number(y))
+	}
 	for _, x := range xTicks {
 		px, _ := at(x, 0)
-		fmt.Fprintf(&b, `<path class="grid" d="M%.1f %dv4"/><text class="tick" x="%.1f" y="%d" text-anchor="middle">%s</text>`, px, plotHeight-plotBottom, px, plotHeight-plotBottom+16, number(x))
+		fmt.Fprintf(b, `<path class="grid" d="M%.1f %dv4"/><text class="tick" x="%.1f" y="%d" text-anchor="middle">%s</text>`,
+			px, plotHeight-plotBottom, px, plotHeight-plotBottom+16, number(x))
 	}
-	fmt.Fprintf(&b, `<path class="axis" d="M%d %dv%dh%d"/>`, plotLeft, plotTop, plotInnerHeight, plotInnerWidth)
-	fmt.Fprintf(&b, `<text class="label" x="%d" y="%d" text-anchor="end">%s</text>`, plotWidth-plotRight, plotHeight-6, html.EscapeString(p.x))
-	fmt.Fprintf(&b, `<text class="label" transform="translate(12 %d) rotate(-90)" text-anchor="end">%s</text>`, plotTop, html.EscapeString(p.y))
+	fmt.Fprintf(b, `<path class="axis" d="M%d %dv%dh%d"/>`, plotLeft, plotTop, plotInnerHeight, plotInnerWidth)
+	fmt.Fprintf(b, `<text class="label" x="%d" y="%d" text-anchor="end">%s</text>`, plotWidth-plotRight, plotHeight-6, html.EscapeString(p.x))
+	fmt.Fprintf(b, `<text class="label" transform="translate(12 %d) rotate(-90)" text-anchor="end">%s</text>`, plotTop, html.EscapeString(p.y))
+}
+
+func (p *plot) drawMarks(b *strings.Builder, at place) {
 	for _, m := range p.marks {
 		px, _ := at(m.at, 0)
 		anchor, dx := "start", 4.0
 		if px > plotLeft+plotInnerWidth*0.7 {
 			anchor, dx = "end", -4
 		}
-		fmt.Fprintf(&b, `<path class="mark" d="M%.1f %dv%d"/><text class="marktext" x="%.1f" y="%d" text-anchor="%s">%s</text>`, px, plotTop, plotInnerHeight, px+dx, plotTop+11, anchor, html.EscapeString(m.text))
+		fmt.Fprintf(b, `<path class="mark" d="M%.1f %dv%d"/><text class="marktext" x="%.1f" y="%d" text-anchor="%s">%s</text>`,
+			px, plotTop, plotInnerHeight, px+dx, plotTop+11, anchor, html.EscapeString(m.text))
 	}
+}
+
+// drawLines draws the lines and names each in the legend.
+func (p *plot) drawLines(b *strings.Builder, at place) {
 	colour, legend := 0, float64(plotLeft)
 	for _, l := range p.lines {
 		class := "s" + strconv.Itoa(colour%6)
@@ -123,16 +143,14 @@ func (p *plot) svg() template.HTML {
 			continue
 		}
 		if l.name != "" {
-			fmt.Fprintf(&b, `<path class="line %s" d="M%.0f 27h14"/><text class="tick" x="%.0f" y="30.5">%s</text>`, class, legend, legend+18, html.EscapeString(l.name))
+			fmt.Fprintf(b, `<path class="line %s" d="M%.0f 27h14"/><text class="tick" x="%.0f" y="30.5">%s</text>`, class, legend, legend+18, html.EscapeString(l.name))
 			legend += 32 + 6.2*float64(len(l.name))
 		}
-		l.draw(&b, class, at, p.log)
+		l.draw(b, class, at, p.log)
 	}
-	b.WriteString("</svg>")
-	return template.HTML(b.String())
 }
 
-func (l line) draw(b *strings.Builder, class string, at func(x, y float64) (float64, float64), log bool) {
+func (l line) draw(b *strings.Builder, class string, at place, log bool) {
 	if l.dots {
 		fmt.Fprintf(b, `<path class="dots %s" d="`, class)
 		for _, v := range l.points {
@@ -168,7 +186,8 @@ func (l line) draw(b *strings.Builder, class string, at func(x, y float64) (floa
 			continue
 		}
 		x, y := at(v[0], v[1])
-		fmt.Fprintf(b, `<circle class="point %s" cx="%.1f" cy="%.1f" r="2.6"><title>%s: %s, %s</title></circle>`, class, x, y, html.EscapeString(l.name), number(v[0]), number(v[1]))
+		fmt.Fprintf(b, `<circle class="point %s" cx="%.1f" cy="%.1f" r="2.6"><title>%s: %s, %s</title></circle>`, class, x, y,
+			html.EscapeString(l.name), number(v[0]), number(v[1]))
 	}
 }
 

@@ -85,7 +85,8 @@ type About struct {
 // NewReport sums a result up.
 func NewReport(r *Result, a About) *Report {
 	out := &Report{
-		Schema: Schema, Version: a.Version, Started: r.Started.UTC(), Target: a.Target, Options: a.Options, SLO: a.SLO.String(),
+		Schema: Schema, Version: a.Version, Started: r.Started.UTC(), Target: a.Target, Options: a.Options,
+		SLO:         a.SLO.String(),
 		Interrupted: r.Interrupted, Metrics: r.Scraped, Curves: map[string][][2]float64{}, Formulas: map[string]string{},
 	}
 	for _, f := range Formulas {
@@ -226,7 +227,8 @@ func WriteLedger(w io.Writer, r *Result) error {
 			Prompt   int     `json:"prompt_tokens"`
 			Output   int     `json:"output_tokens"`
 			Received int     `json:"received_tokens"`
-		}{s.ID, s.Code, s.Answer.Finish, s.Error, s.Due.Seconds(), s.Sent.Seconds(), s.Ended.Seconds(), s.Images, s.Answer.Prompt, s.Answer.Completion, s.received()}))
+		}{s.ID, s.Code, s.Answer.Finish, s.Error, s.Due.Seconds(), s.Sent.Seconds(), s.Ended.Seconds(), s.Images,
+			s.Answer.Prompt, s.Answer.Completion, s.received()}))
 	}
 	return err
 }
@@ -236,7 +238,8 @@ func (r *Report) WriteText(out io.Writer) error {
 	w := new(bytes.Buffer)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	s := &r.Summary
-	fmt.Fprintf(w, "%s: %d requests due in %.1f s (%.3g/s), %d OK, %d abandoned, %d failed\n", r.Target, s.Due, s.WindowSeconds, s.DueRate, s.OK, s.Abandoned, s.Due-s.OK-s.Abandoned)
+	fmt.Fprintf(w, "%s: %d requests due in %.1f s (%.3g/s), %d OK, %d abandoned, %d failed\n", r.Target, s.Due,
+		s.WindowSeconds, s.DueRate, s.OK, s.Abandoned, s.Due-s.OK-s.Abandoned)
 	if r.Interrupted {
 		fmt.Fprintln(w, "The test was interrupted.")
 	}
@@ -273,7 +276,8 @@ func (r *Report) WriteText(out io.Writer) error {
 	if len(r.Stages) > 0 {
 		fmt.Fprintln(t, "rate\tOK/due\tgoodput\tattained\trequests/s\ttokens/s\tTTFT p50\tp99\tTPOT p50\tp99\tE2E p50\tp99\t")
 		for _, g := range r.Stages {
-			fmt.Fprintf(t, "%.3g\t%d/%d\t%.3g\t%.1f %%\t%.3g\t%.4g\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t%.0f\t\n", g.Rate, g.OK, g.Due, g.Goodput, 100*g.Attainment, g.Throughput, g.OutputRate,
+			fmt.Fprintf(t, "%.3g\t%d/%d\t%.3g\t%.1f %%\t%.3g\t%.4g\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t%.0f\t\n", g.Rate, g.OK, g.Due,
+				g.Goodput, 100*g.Attainment, g.Throughput, g.OutputRate,
 				g.TTFT.P50, g.TTFT.P99, g.TPOT.P50, g.TPOT.P99, g.E2E.P50, g.E2E.P99)
 		}
 		t.Flush()

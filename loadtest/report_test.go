@@ -36,14 +36,18 @@ func sampled(n int) []loadtest.Sample {
 }
 
 func TestSummary(t *testing.T) {
-	s := loadtest.Summarize(sampled(100), 0, 100*time.Second, loadtest.SLO{TTFT: 90 * time.Millisecond, TPOT: 80 * time.Millisecond, E2E: 200 * time.Millisecond})
+	s := loadtest.Summarize(sampled(100), 0, 100*time.Second, loadtest.SLO{TTFT: 90 * time.Millisecond,
+		TPOT: 80 * time.Millisecond, E2E: 200 * time.Millisecond})
 	for _, c := range []struct {
 		name      string
 		got, want float64
 	}{
-		{"TTFT p50", s.TTFT.P50, 50}, {"TTFT p90", s.TTFT.P90, 90}, {"TTFT p99", s.TTFT.P99, 99}, {"TTFT p99.9", s.TTFT.P999, 100}, {"TTFT mean", s.TTFT.Mean, 50.5},
-		{"TPOT p50", s.TPOT.P50, 50}, {"ITL n", float64(s.ITL.Count), 300}, {"ITL p50", s.ITL.P50, 50}, {"E2E p50", s.E2E.P50, 200}, {"E2E from send p50", s.FromSend.E2E.P50, 199.5},
-		{"lag", s.Lag.Mean, 0.5}, {"requests/s", s.Throughput, 1}, {"tokens/s", s.OutputRate, 4}, {"prompt tokens/s", s.PromptRate, 10}, {"images/s", s.ImageRate, 1},
+		{"TTFT p50", s.TTFT.P50, 50}, {"TTFT p90", s.TTFT.P90, 90}, {"TTFT p99", s.TTFT.P99, 99},
+		{"TTFT p99.9", s.TTFT.P999, 100}, {"TTFT mean", s.TTFT.Mean, 50.5},
+		{"TPOT p50", s.TPOT.P50, 50}, {"ITL n", float64(s.ITL.Count), 300}, {"ITL p50", s.ITL.P50, 50},
+		{"E2E p50", s.E2E.P50, 200}, {"E2E from send p50", s.FromSend.E2E.P50, 199.5},
+		{"lag", s.Lag.Mean, 0.5}, {"requests/s", s.Throughput, 1}, {"tokens/s", s.OutputRate, 4},
+		{"prompt tokens/s", s.PromptRate, 10}, {"images/s", s.ImageRate, 1},
 		{"goodput", s.Goodput, 0.5}, {"attainment", s.Attainment, 0.5},
 	} {
 		if c.got < c.want-1e-9 || c.got > c.want+1e-9 {
@@ -54,7 +58,8 @@ func TestSummary(t *testing.T) {
 
 func TestSLO(t *testing.T) {
 	slo, err := loadtest.ParseSLO("ttft=500ms, tpot=80ms,e2e=5s")
-	if err != nil || slo != (loadtest.SLO{TTFT: 500 * time.Millisecond, TPOT: 80 * time.Millisecond, E2E: 5 * time.Second}) || slo.String() != "ttft=500ms,tpot=80ms,e2e=5s" {
+	if err != nil || slo != (loadtest.SLO{TTFT: 500 * time.Millisecond, TPOT: 80 * time.Millisecond,
+		E2E: 5 * time.Second}) || slo.String() != "ttft=500ms,tpot=80ms,e2e=5s" {
 		t.Errorf("%v, %v", slo, err)
 	}
 	for _, bad := range []string{"", "ttft", "ttft=5", "ttft=-5ms", "itl=5ms", "ttft=1s,,"} {
@@ -62,7 +67,8 @@ func TestSLO(t *testing.T) {
 			t.Errorf("%q is an SLO", bad)
 		}
 	}
-	one := loadtest.Sample{Code: "OK", Deltas: []loadtest.Delta{{At: time.Second, Tokens: 1}}, Ended: time.Second, Answer: loadtest.Answer{Completion: 1}}
+	one := loadtest.Sample{Code: "OK", Deltas: []loadtest.Delta{{At: time.Second, Tokens: 1}}, Ended: time.Second,
+		Answer: loadtest.Answer{Completion: 1}}
 	if !(loadtest.SLO{TPOT: time.Millisecond}).Met(&one) || (loadtest.SLO{TTFT: time.Millisecond}).Met(&one) {
 		t.Error("an answer of one token has no TPOT to miss, and a TTFT")
 	}
@@ -76,13 +82,17 @@ func TestReport(t *testing.T) {
 	samples[8].Code = "ABANDONED"
 	run := &loadtest.Result{
 		Started: time.Unix(1700000000, 0), Samples: samples, Took: 61 * time.Second,
-		Windows: []loadtest.Window{{Rate: 1, From: 0, To: 20 * time.Second}, {Rate: 2, From: 20 * time.Second, To: 40 * time.Second}, {Rate: 3, From: 40 * time.Second, To: 60 * time.Second}},
-		Scraped: []loadtest.Series{{Name: "running", Kind: "batch", Points: [][2]float64{{0, 1}, {1, 3}}}, {Name: "kv", Kind: "kv", Points: [][2]float64{{0, 0.5}}}, {Name: "x<y", Kind: "other", Points: [][2]float64{{0, 5}, {1, 5}}}},
+		Windows: []loadtest.Window{{Rate: 1, From: 0, To: 20 * time.Second},
+			{Rate: 2, From: 20 * time.Second, To: 40 * time.Second}, {Rate: 3, From: 40 * time.Second, To: 60 * time.Second}},
+		Scraped: []loadtest.Series{{Name: "running", Kind: "batch", Points: [][2]float64{{0, 1}, {1, 3}}},
+			{Name: "kv", Kind: "kv", Points: [][2]float64{{0, 0.5}}},
+			{Name: "x<y", Kind: "other", Points: [][2]float64{{0, 5}, {1, 5}}}},
 	}
 	for i := range samples {
 		samples[i].Stage = i / 20
 	}
-	r := loadtest.NewReport(run, loadtest.About{Version: "v", Target: "grpc://<x>", Options: map[string]string{"rate": "1&2"}, SLO: loadtest.SLO{E2E: 165 * time.Millisecond}, Attain: 0.9})
+	r := loadtest.NewReport(run, loadtest.About{Version: "v", Target: "grpc://<x>",
+		Options: map[string]string{"rate": "1&2"}, SLO: loadtest.SLO{E2E: 165 * time.Millisecond}, Attain: 0.9})
 	if len(r.Stages) != 3 || r.Knee == nil || r.Knee.Rate != 2 || r.Knee.Above != 3 {
 		t.Errorf("stages %+v, knee %+v", r.Stages, r.Knee)
 	}
@@ -100,7 +110,8 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	html := page.String()
-	for _, want := range []string{"knee 2/s", "Not the same work: rate", "x&lt;y (scraped)", "&lt;x&gt;", `<td class="bad">&#43;50.0 %</td>`, "RESOURCE_EXHAUSTED", "Use of the KV cache"} {
+	for _, want := range []string{"knee 2/s", "Not the same work: rate", "x&lt;y (scraped)", "&lt;x&gt;",
+		`<td class="bad">&#43;50.0 %</td>`, "RESOURCE_EXHAUSTED", "Use of the KV cache"} {
 		if !strings.Contains(html, want) {
 			t.Errorf("no %q in the page", want)
 		}
@@ -125,7 +136,8 @@ func TestReport(t *testing.T) {
 	if err := r.WriteDifference(&text, old); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"2 requests/s are sustained, 3 are not", "itl = ", "RESOURCE_EXHAUSTED 1", "not the same work: rate", "worse"} {
+	for _, want := range []string{"2 requests/s are sustained, 3 are not", "itl = ", "RESOURCE_EXHAUSTED 1",
+		"not the same work: rate", "worse"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, text.String())
 		}
@@ -165,11 +177,13 @@ go_goroutines 12
 		match *regexp.Regexp
 		want  map[string]float64
 	}{
-		{nil, map[string]float64{"vllm:num_requests_running": 7, "vllm:kv_cache_usage_perc": 0.5, "mmserve_requests_waiting": 2}},
+		{nil, map[string]float64{"vllm:num_requests_running": 7, "vllm:kv_cache_usage_perc": 0.5,
+			"mmserve_requests_waiting": 2}},
 		{regexp.MustCompile("^go_"), map[string]float64{"go_goroutines": 12}},
 	} {
 		s := &loadtest.Scraper{URL: srv.URL, Client: srv.Client(), Match: c.match}
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: instant, Schedule: constant(t, 100, 50*time.Millisecond), Mix: text(t), Scraper: s})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: instant, Schedule: constant(t, 100, 50*time.Millisecond),
+			Mix: text(t), Scraper: s})
 		if err != nil || s.Err() != nil {
 			t.Fatal(err, s.Err())
 		}
@@ -188,7 +202,8 @@ go_goroutines 12
 		t.Errorf("gauges %v, rows %v, %v", gauges, rows, err)
 	}
 	s := &loadtest.Scraper{URL: srv.URL + "0", Client: srv.Client()}
-	if _, err := loadtest.Run(t.Context(), loadtest.Config{Target: instant, Schedule: constant(t, 100, 50*time.Millisecond), Mix: text(t), Scraper: s}); err != nil || s.Err() == nil {
+	if _, err := loadtest.Run(t.Context(), loadtest.Config{Target: instant,
+		Schedule: constant(t, 100, 50*time.Millisecond), Mix: text(t), Scraper: s}); err != nil || s.Err() == nil {
 		t.Errorf("a scrape of nothing: %v, %v", err, s.Err())
 	}
 	srv.Client().CloseIdleConnections()
@@ -233,7 +248,8 @@ func TestImages(t *testing.T) {
 	if kinds["image/png"] == 0 || kinds["image/jpeg"] == 0 {
 		t.Errorf("kinds %v", kinds)
 	}
-	if read, err := loadtest.ReadImages(dir); err != nil || len(read) != 8 || !bytes.Equal(read[3].Data, list[3].Data) || read[3].Type != list[3].Type {
+	if read, err := loadtest.ReadImages(dir); err != nil || len(read) != 8 || !bytes.Equal(read[3].Data, list[3].Data) ||
+		read[3].Type != list[3].Type {
 		t.Errorf("read %d, %v", len(read), err)
 	}
 	if _, err := loadtest.ReadImages(t.TempDir()); err == nil {
@@ -244,8 +260,10 @@ func TestImages(t *testing.T) {
 // TestMix holds the shares and that the same seed makes the same requests.
 func TestMix(t *testing.T) {
 	m := &loadtest.Mix{
-		Prompt: lengths(t, "uniform:1,9"), Output: lengths(t, "uniform:1,5"), ImageShare: 0.25, ImagesEach: lengths(t, "uniform:1,3"), Images: []loadtest.Image{{Data: []byte("x"), Type: "image/gif"}},
-		Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}, AbandonShare: 0.1, AbandonAfter: time.Second, Name: "m",
+		Prompt: lengths(t, "uniform:1,9"), Output: lengths(t, "uniform:1,5"), ImageShare: 0.25,
+		ImagesEach: lengths(t, "uniform:1,3"), Images: []loadtest.Image{{Data: []byte("x"), Type: "image/gif"}},
+		Tenants: []loadtest.Weighted{{Value: "a", Weight: 3}, {Value: "b", Weight: 1}}, AbandonShare: 0.1,
+		AbandonAfter: time.Second, Name: "m",
 	}
 	if err := m.Check(); err != nil {
 		t.Fatal(err)
@@ -255,7 +273,8 @@ func TestMix(t *testing.T) {
 	const n = 4000
 	for i := range n {
 		r, same := m.Request(rng, i, loadtest.Arrival{}), m.Request(twin, i, loadtest.Arrival{})
-		if r.Text != same.Text || r.MaxTokens != same.MaxTokens || r.Tenant != same.Tenant || r.Abandon != same.Abandon || len(r.Images) != len(same.Images) {
+		if r.Text != same.Text || r.MaxTokens != same.MaxTokens || r.Tenant != same.Tenant || r.Abandon != same.Abandon ||
+			len(r.Images) != len(same.Images) {
 			t.Fatalf("%+v is not %+v", r, same)
 		}
 		words += len(strings.Fields(r.Text))
@@ -269,12 +288,15 @@ func TestMix(t *testing.T) {
 			abandoned++
 		}
 	}
-	for name, share := range map[string][2]float64{"images": {float64(images) / n, 0.25}, "tenant": {float64(tenant) / n, 0.75}, "abandoned": {float64(abandoned) / n, 0.1}, "words": {float64(words) / n / 5, 1}} {
+	for name, share := range map[string][2]float64{"images": {float64(images) / n, 0.25},
+		"tenant": {float64(tenant) / n, 0.75}, "abandoned": {float64(abandoned) / n, 0.1},
+		"words": {float64(words) / n / 5, 1}} {
 		if share[0] < share[1]-0.03 || share[0] > share[1]+0.03 {
 			t.Errorf("%s: %.3f, want %.2f", name, share[0], share[1])
 		}
 	}
-	if r := m.Request(rng, 0, loadtest.Arrival{Prompt: 50, Output: 7}); len(strings.Fields(r.Text)) != 50 || r.MaxTokens != 7 {
+	if r := m.Request(rng, 0, loadtest.Arrival{Prompt: 50, Output: 7}); len(strings.Fields(r.Text)) != 50 ||
+		r.MaxTokens != 7 {
 		t.Errorf("a trace's lengths do not count: %+v", r)
 	}
 }

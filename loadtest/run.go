@@ -20,8 +20,8 @@ type Config struct {
 	WarmUp time.Duration
 	// Deadline is what each call is given, from the time it was due; 0: none.
 	Deadline time.Duration
-	// MaxOpen is the most requests open at once. One that is due beyond it is not sent and counts as failed: the loop stays
-	// open. Default: 10,000.
+	// MaxOpen is the most requests open at once. One that is due beyond it is not sent and counts as failed: the loop
+	// stays open. Default: 10,000.
 	MaxOpen int
 	// Scraper, if not nil, is asked every second.
 	Scraper *Scraper
@@ -175,7 +175,8 @@ func (l *load) send(ctx context.Context) (end time.Duration) {
 		case <-ctx.Done():
 			return time.Since(l.start)
 		}
-		s := Sample{ID: d.ID, Stage: d.Stage, Due: d.At, WarmUp: d.At < l.Schedule.begin(d.Stage)+l.WarmUp, Images: len(d.Images)}
+		s := Sample{ID: d.ID, Stage: d.Stage, Due: d.At, WarmUp: d.At < l.Schedule.begin(d.Stage)+l.WarmUp,
+			Images: len(d.Images)}
 		if l.enter() {
 			l.open.Go(func() { l.one(ctx, d.Request, s) })
 			continue

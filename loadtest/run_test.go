@@ -77,7 +77,8 @@ func TestOpenLoop(t *testing.T) {
 			mu.Unlock()
 			return loadtest.Answer{}, sleep(ctx, 30*time.Second)
 		})
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 10, 5*time.Second), Mix: text(t)})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 10, 5*time.Second),
+			Mix: text(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +104,8 @@ func TestStall(t *testing.T) {
 			}
 			return loadtest.Answer{}, sleep(ctx, time.Millisecond)
 		})
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 20*time.Second), Mix: text(t)})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 20*time.Second),
+			Mix: text(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +121,8 @@ func TestMaxOpenIsReported(t *testing.T) {
 		target := fake(func(ctx context.Context, _ *loadtest.Request, token func(int)) (loadtest.Answer, error) {
 			return loadtest.Answer{}, sleep(ctx, time.Minute)
 		})
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 10*time.Second), Mix: text(t), MaxOpen: 4})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 10*time.Second),
+			Mix: text(t), MaxOpen: 4})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,12 +145,14 @@ func TestDeadlineAndAbandonment(t *testing.T) {
 		})
 		mix := text(t)
 		mix.AbandonShare, mix.AbandonAfter = 0.5, time.Second
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 10, 20*time.Second), Mix: mix, Deadline: 20 * time.Second})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 10, 20*time.Second),
+			Mix: mix, Deadline: 20 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
 		s := loadtest.Summarize(r.Samples, 0, 20*time.Second, loadtest.SLO{})
-		if deadlines != 200 || s.Due != 200 || s.Abandoned+s.Errors["DEADLINE_EXCEEDED"] != 200 || s.Abandoned < 70 || s.Abandoned > 130 {
+		if deadlines != 200 || s.Due != 200 || s.Abandoned+s.Errors["DEADLINE_EXCEEDED"] != 200 || s.Abandoned < 70 ||
+			s.Abandoned > 130 {
 			t.Errorf("%d with a deadline, %+v; want about half of 200 abandoned, the others at their deadline", deadlines, s)
 		}
 		for _, q := range r.Samples {
@@ -166,7 +171,8 @@ func TestInterrupted(t *testing.T) {
 			return loadtest.Answer{}, sleep(ctx, 2*time.Second)
 		})
 		var last loadtest.Progress
-		r, err := loadtest.Run(ctx, loadtest.Config{Target: target, Schedule: constant(t, 1, time.Hour), Mix: text(t), Progress: func(p loadtest.Progress) { last = p }})
+		r, err := loadtest.Run(ctx, loadtest.Config{Target: target, Schedule: constant(t, 1, time.Hour), Mix: text(t),
+			Progress: func(p loadtest.Progress) { last = p }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +197,8 @@ func TestErrorsByCode(t *testing.T) {
 			token(3)
 			return loadtest.Answer{Completion: 4, Finish: "stop"}, nil
 		})
-		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 10*time.Second), Mix: text(t)})
+		r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, 1, 10*time.Second),
+			Mix: text(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,14 +221,17 @@ func TestJoin(t *testing.T) {
 		})
 		var runs []*loadtest.Result
 		for _, rate := range []float64{2, 1} {
-			r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, rate, 10*time.Second), Mix: text(t), WarmUp: 5 * time.Second})
+			r, err := loadtest.Run(t.Context(), loadtest.Config{Target: target, Schedule: constant(t, rate, 10*time.Second),
+				Mix: text(t), WarmUp: 5 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
 			runs = append(runs, r)
 		}
-		report := loadtest.NewReport(loadtest.Join(runs), loadtest.About{SLO: loadtest.SLO{E2E: 3 * time.Second}, Attain: 0.9})
-		if len(report.Stages) != 2 || report.Stages[0].Rate != 1 || report.Stages[0].Due != 5 || report.Stages[1].Due != 10 || report.Stages[1].Good != 10 {
+		report := loadtest.NewReport(loadtest.Join(runs), loadtest.About{SLO: loadtest.SLO{E2E: 3 * time.Second},
+			Attain: 0.9})
+		if len(report.Stages) != 2 || report.Stages[0].Rate != 1 || report.Stages[0].Due != 5 ||
+			report.Stages[1].Due != 10 || report.Stages[1].Good != 10 {
 			t.Errorf("stages %+v", report.Stages)
 		}
 		if report.Stages[1].From != 5 || report.Stages[0].From != 16.5 {

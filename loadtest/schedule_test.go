@@ -53,9 +53,10 @@ func TestRamp(t *testing.T) {
 
 func TestReadTrace(t *testing.T) {
 	for name, text := range map[string]string{
-		"seconds":  "12.5,100,20\n10,7\n11\n",
-		"heading":  "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:12.5,100,20\n2023-11-16 18:17:10.0,7,0\n2023-11-16 18:17:11\n",
-		"json":     `{"timestamp": 12500, "input_length": 100, "output_length": 20, "hash_ids": [1]}` + "\n" + `{"timestamp": 10000, "input_length": 7}` + "\n" + `{"timestamp": 11000}`,
+		"seconds": "12.5,100,20\n10,7\n11\n",
+		"heading": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:12.5,100,20\n2023-11-16 18:17:10.0,7,0\n2023-11-16 18:17:11\n",
+		"json": `{"timestamp": 12500, "input_length": 100, "output_length": 20, "hash_ids": [1]}` + "\n" +
+			`{"timestamp": 10000, "input_length": 7}` + "\n" + `{"timestamp": 11000}`,
 		"crlf":     "10,7\r\n\r\n11\r\n12.5,100,20",
 		"blanks":   " 10 , 7 \n 11\n12.5, 100 , 20 ",
 		"unsorted": "11\n12.5,100,20\n10,7",
@@ -65,7 +66,8 @@ func TestReadTrace(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		want := []loadtest.Arrival{{At: 0, Prompt: 7}, {At: 500 * time.Millisecond}, {At: 1250 * time.Millisecond, Prompt: 100, Output: 20}}
+		want := []loadtest.Arrival{{At: 0, Prompt: 7}, {At: 500 * time.Millisecond},
+			{At: 1250 * time.Millisecond, Prompt: 100, Output: 20}}
 		for i := range want {
 			if len(got) != len(want) || got[i] != want[i] {
 				t.Errorf("%s: %v, want %v", name, got, want)
@@ -131,7 +133,8 @@ func TestLengths(t *testing.T) {
 	if got := lengths(t, "normal:0,5").Draw(rng, 1); got < 1 {
 		t.Errorf("drew %d, want at least 1", got)
 	}
-	for _, bad := range []string{"", "x", "-1", "uniform:5", "uniform:5,1", "normal:1,2,3", "lognormal:0,1", "zipf:1,2", "file:none", "1e99", "NaN"} {
+	for _, bad := range []string{"", "x", "-1", "uniform:5", "uniform:5,1", "normal:1,2,3", "lognormal:0,1", "zipf:1,2",
+		"file:none", "1e99", "NaN"} {
 		if _, err := loadtest.ParseLengths(bad); err == nil {
 			t.Errorf("%q are lengths", bad)
 		}
@@ -156,7 +159,8 @@ func TestSearch(t *testing.T) {
 		if tries > 14 {
 			t.Errorf("capacity %.2f: %d tries", capacity, tries)
 		}
-		if k.Rate > capacity || k.Above != 0 && k.Above <= capacity || k.Above != 0 && k.Rate != 0 && k.Above > k.Rate*1.1001 {
+		if k.Rate > capacity || k.Above != 0 && k.Above <= capacity ||
+			k.Above != 0 && k.Rate != 0 && k.Above > k.Rate*1.1001 {
 			t.Errorf("capacity %.2f: knee %+v", capacity, k)
 		}
 		if k.Above == 0 && capacity < 90 || k.Rate == 0 && capacity >= 1 {
@@ -175,7 +179,8 @@ func TestSearch(t *testing.T) {
 	if err != nil || k.Rate > 30 || k.Above < 30 {
 		t.Errorf("with every other try spoilt: %+v, %v", k, err)
 	}
-	for _, bad := range []loadtest.Search{{}, {From: 2, To: 1, Ratio: 1.1, Attain: 1}, {From: 1, To: 2, Ratio: 1, Attain: 1}, {From: 1, To: 2, Ratio: 2, Attain: 1.5}} {
+	for _, bad := range []loadtest.Search{{}, {From: 2, To: 1, Ratio: 1.1, Attain: 1},
+		{From: 1, To: 2, Ratio: 1, Attain: 1}, {From: 1, To: 2, Ratio: 2, Attain: 1.5}} {
 		if bad.Check() == nil {
 			t.Errorf("%+v is a search", bad)
 		}

@@ -78,7 +78,8 @@ func (s *Scraper) watch(ctx context.Context, start time.Time) []Series {
 }
 
 func (s *Scraper) scrape(ctx context.Context, start time.Time, found map[string]*Series) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second) // what was asked for is read, though the run may end
+	// what was asked for is read, though the run may end
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL, nil)
 	if err != nil {
@@ -130,8 +131,8 @@ func kindOf(name string) string {
 	return "other"
 }
 
-// readMetrics reads the text format. Of a gauge with several sets of labels it gives the sum, of a fraction the largest.
-// Histograms of batch sizes it gives for each set of labels.
+// readMetrics reads the text format. Of a gauge with several sets of labels it gives the sum, of a fraction the
+// largest. Histograms of batch sizes it gives for each set of labels.
 func readMetrics(r io.Reader) (gauges map[string]float64, rows map[string]histogram, err error) {
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(r)

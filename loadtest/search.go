@@ -12,14 +12,15 @@ type Search struct {
 	From, To, Ratio float64
 	// Attain is the part of the requests that have to be good for a rate to be sustained.
 	Attain float64
-	// Tries is how often a rate is tried before it counts as not sustained, against noise that only ever makes things worse;
-	// 1 if 0.
+	// Tries is how often a rate is tried before it counts as not sustained, against noise that only ever makes things
+	// worse; 1 if 0.
 	Tries int
 }
 
 // Check says what is wrong with the search.
 func (s Search) Check() error {
-	if !(s.From > 0 && s.To >= s.From && s.To < 1e9 && s.Ratio >= 1.001 && s.Ratio <= 10 && s.Attain > 0 && s.Attain <= 1) {
+	if !(s.From > 0 && s.To >= s.From && s.To < 1e9 && s.Ratio >= 1.001 && s.Ratio <= 10 && s.Attain > 0 &&
+		s.Attain <= 1) {
 		return fmt.Errorf("search from %v to %v requests/s in steps of %v for an attainment of %v: want 0 < from ≤ to, steps of 1.001 to 10, attainment above 0, up to 1",
 			s.From, s.To, s.Ratio, s.Attain)
 	}
@@ -38,7 +39,8 @@ type Knee struct {
 
 // Find tries rates: first each twice as high as the one before, until one is not sustained, then in between. try gives
 // the attainment at a rate. A knee with rate 0 says that not even the lowest is sustained.
-func (s Search) Find(ctx context.Context, try func(ctx context.Context, rate float64) (attainment float64, err error)) (Knee, error) {
+func (s Search) Find(ctx context.Context, try func(ctx context.Context, rate float64) (attainment float64,
+	err error)) (Knee, error) {
 	if err := s.Check(); err != nil {
 		return Knee{}, err
 	}

@@ -84,7 +84,8 @@ func quantiles(d []time.Duration) Quantiles {
 	}
 	return Quantiles{
 		Count: len(d), Mean: mean, Std: math.Sqrt(squares / float64(len(d))),
-		Min: ms(d[0]), P50: ms(rank(d, 0.5)), P90: ms(rank(d, 0.9)), P99: ms(rank(d, 0.99)), P999: ms(rank(d, 0.999)), Max: ms(d[len(d)-1]),
+		Min: ms(d[0]), P50: ms(rank(d, 0.5)), P90: ms(rank(d, 0.9)), P99: ms(rank(d, 0.99)), P999: ms(rank(d, 0.999)),
+		Max: ms(d[len(d)-1]),
 	}
 }
 

@@ -44,10 +44,12 @@ const (
 
 var codeNames = map[codes.Code]string{
 	codes.Canceled: "CANCELLED", codes.InvalidArgument: "INVALID_ARGUMENT", codes.DeadlineExceeded: "DEADLINE_EXCEEDED",
-	codes.NotFound: "NOT_FOUND", codes.PermissionDenied: "PERMISSION_DENIED", codes.ResourceExhausted: "RESOURCE_EXHAUSTED",
+	codes.NotFound: "NOT_FOUND", codes.PermissionDenied: "PERMISSION_DENIED",
+	codes.ResourceExhausted:  "RESOURCE_EXHAUSTED",
 	codes.FailedPrecondition: "FAILED_PRECONDITION", codes.Unimplemented: "UNIMPLEMENTED", codes.Internal: "INTERNAL",
-	codes.Unavailable: "UNAVAILABLE", codes.Unauthenticated: "UNAUTHENTICATED", codes.Aborted: "ABORTED", codes.OutOfRange: "OUT_OF_RANGE",
-	codes.DataLoss: "DATA_LOSS", codes.AlreadyExists: "ALREADY_EXISTS", codes.Unknown: "UNKNOWN",
+	codes.Unavailable: "UNAVAILABLE", codes.Unauthenticated: "UNAUTHENTICATED", codes.Aborted: "ABORTED",
+	codes.OutOfRange: "OUT_OF_RANGE",
+	codes.DataLoss:   "DATA_LOSS", codes.AlreadyExists: "ALREADY_EXISTS", codes.Unknown: "UNKNOWN",
 }
 
 // httpError is an answer with another status than 200.

@@ -25,9 +25,9 @@ const (
 //	time[,prompt tokens[,output tokens]]
 //	{"timestamp": milliseconds, "input_length": tokens, "output_length": tokens}
 //
-// A time of the first form is seconds or 2006-01-02 15:04:05.999 (the Azure LLM inference traces); its first line may be
-// a heading. The second form is that of the Mooncake traces. The earliest arrival becomes time 0, and speed divides what
-// follows: 2 plays the trace in half the time.
+// A time of the first form is seconds or 2006-01-02 15:04:05.999 (the Azure LLM inference traces); its first line may
+// be a heading. The second form is that of the Mooncake traces. The earliest arrival becomes time 0, and speed divides
+// what follows: 2 plays the trace in half the time.
 func ReadTrace(r io.Reader, speed float64) ([]Arrival, error) {
 	if !(speed > 0) || math.IsInf(speed, 0) {
 		return nil, fmt.Errorf("speed %v: want more than 0", speed)

@@ -110,7 +110,7 @@ func beforeSessions(t *testing.T, files fs.FS) {
 		return
 	}
 	defer m.Close()
-	if m.Decoder.KVBytesPerToken() <= 0 || m.KVTokens(1<<30, 4) < 0 || m.Ledger(graph.FP32, 4, m.Decoder.MaxLen, 256).Total(4) <= 0 {
+	if m.Decoder.KVBytesPerToken() <= 0 || m.KVTokens(1<<30, 4) < 0 || m.MemoryPlan(graph.FP32, 4, m.Decoder.MaxLen, 256).Total(4) <= 0 {
 		t.Errorf("no memory plan of %+v", m.Decoder)
 	}
 	text, err := m.OpenProcessor()

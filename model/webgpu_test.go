@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/model/modeltest"
 )
@@ -116,6 +117,11 @@ func TestWebGPUMoves(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The decoder whose KV cache lies on a device keeps the contract that the engine relies on.
+func TestWebGPUConforms(t *testing.T) {
+	runnertest.Conform(t, openRunnerOn(t, 4, graph.FP32, modeltest.OnWebGPU(t)), 8, 708)
 }
 
 // What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.
@@ -232,8 +238,8 @@ func TestWebGPUStreams(t *testing.T) {
 	}
 }
 
-// What the ledger says of the KV cache is what the device holds for it.
-func TestWebGPULedger(t *testing.T) {
+// What the memory plan says of the KV cache is what the device holds for it.
+func TestWebGPUMemoryPlan(t *testing.T) {
 	o := modeltest.OnWebGPU(t)
 	m, err := Open("")
 	if err != nil {
@@ -247,7 +253,7 @@ func TestWebGPULedger(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := r.(*decoder.DeviceRunner).Device()
-		l := m.Ledger(p, slots, maxLen, 64)
+		l := m.MemoryPlan(p, slots, maxLen, 64)
 		held := d.Stats().Held
 		if kv := (slots + 1) * l.Slot; held < kv || held > kv+l.Decoder {
 			t.Errorf("%s: the device holds %d bytes, want %d for keys and values and no more than %d beside them", p, held, kv, l.Decoder)

@@ -32,7 +32,7 @@ func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...
 	t.Helper()
 	rec := tracetest.NewSpanRecorder()
 	tp := sdktrace.NewTracerProvider(append(options, sdktrace.WithSpanProcessor(rec))...)
-	tel, err := server.NewTelemetry(tp, nometric.NewMeterProvider(), steps)
+	tel, err := serving.NewTelemetry(tp, nometric.NewMeterProvider(), steps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func find(t *testing.T, spans []sdktrace.ReadOnlySpan, name string) sdktrace.Rea
 func attr(s sdktrace.ReadOnlySpan, key string) string {
 	for _, a := range s.Attributes() {
 		if string(a.Key) == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return "none"

@@ -72,17 +72,17 @@ func deviceBudget(c Config) int64 {
 
 // planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
 // that was not asked for is halved while fewer than four of them fit.
-func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.Ledger, error) {
+func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.MemoryPlan, error) {
 	memory := deviceBudget(c)
 	if c.deviceHeld != nil {
 		memory -= c.deviceHeld()
 	}
 	maxLen, err := contextLen(m, c.MaxLen)
 	if err != nil {
-		return KVPlan{}, model.Ledger{}, err
+		return KVPlan{}, model.MemoryPlan{}, err
 	}
 	for {
-		l := m.Ledger(p, c.Slots, maxLen, c.Batching.PrefillChunk)
+		l := m.MemoryPlan(p, c.Slots, maxLen, c.Batching.PrefillChunk)
 		slots := l.Slots(memory)
 		if c.KVCacheBytes > 0 {
 			slots = min(slots, int(c.KVCacheBytes/l.Slot)-1)

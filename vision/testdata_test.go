@@ -35,7 +35,7 @@ func readFile(t testing.TB, name string) []byte {
 	return data
 }
 
-// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
+// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_IMAGES names, if it does:
 // images that goldens are kept of but that are too many for this repository.
 func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	t.Helper()
@@ -43,7 +43,7 @@ func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	if !elsewhere {
 		return readFile(t, name), true
 	}
-	folder := os.Getenv("MMSERVE_TEST_PICTURES")
+	folder := os.Getenv("MMSERVE_TEST_IMAGES")
 	if folder == "" {
 		return nil, false
 	}

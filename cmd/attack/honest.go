@@ -41,8 +41,8 @@ func newHonest(addr string) (*honest, error) {
 
 func (h *honest) close() { _ = h.target.Close() }
 
-// p99 loads the server for d and gives the 99th percentile of the whole answers' times. Arrivals and sizes are the same each
-// time; texts and images are not. A request that fails is an error.
+// p99 loads the server for d and gives the 99th percentile of the whole answers' times. Arrivals and sizes are the same
+// each time; texts and images are not. A request that fails is an error.
 func (h *honest) p99(ctx context.Context, d time.Duration) (time.Duration, error) {
 	arrivals, err := loadtest.ParseProcess("poisson")
 	if err != nil {
@@ -65,14 +65,15 @@ func (h *honest) p99(ctx context.Context, d time.Duration) (time.Duration, error
 	return time.Duration(sum.E2E.P99 * float64(time.Millisecond)), ctx.Err()
 }
 
-// startAttackers has c.attackers attack from a process of their own until leave is called. They have the lowest priority on
-// this machine: what they spend on attacking must not be what the others wait for.
+// startAttackers has c.attackers attack from a process of their own until leave is called. They have the lowest
+// priority on this machine: what they spend on attacking must not be what the others wait for.
 func startAttackers(ctx context.Context, a attack, c config) (leave func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attacker", a.name, "-listen", c.addr, "-attackers", strconv.Itoa(c.attackers))
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attacker", a.name, "-listen", c.addr, "-attackers",
+		strconv.Itoa(c.attackers))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err

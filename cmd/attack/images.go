@@ -18,13 +18,25 @@ func imageAttacks() []attack {
 		{name: "tall image", once: image(func() []byte { return png(1, 64_000_000) })},
 		{name: "long image", once: image(func() []byte { return png(30_000, 1) })},
 		{name: "large image", once: image(func() []byte { return png(60_000, 60_000) })},
-		{name: "zTXt", once: image(func() []byte { return png(16, 16, chunk("zTXt", append([]byte("k\x00\x00"), bomb(large)...))) })},
+		{name: "zTXt", once: image(func() []byte {
+			return png(16, 16,
+				chunk("zTXt", append([]byte("k\x00\x00"), bomb(large)...)))
+		})},
 		{name: "iTXt", once: image(func() []byte {
 			return png(16, 16, chunk("iTXt", append([]byte("k\x00\x01\x00\x00\x00"), bomb(large)...)))
 		})},
-		{name: "iCCP", once: image(func() []byte { return png(16, 16, chunk("iCCP", append([]byte("k\x00\x00"), bomb(large)...))) })},
-		{name: "eXIf", once: image(func() []byte { return png(16, 16, chunk("eXIf", append([]byte("II*\x00"), make([]byte, 60<<20)...))) })},
-		{name: "a million chunks", once: image(func() []byte { return png(16, 16, bytes.Repeat(chunk("tEXt", []byte("k\x00")), 1_000_000)) })},
+		{name: "iCCP", once: image(func() []byte {
+			return png(16, 16,
+				chunk("iCCP", append([]byte("k\x00\x00"), bomb(large)...)))
+		})},
+		{name: "eXIf", once: image(func() []byte {
+			return png(16, 16,
+				chunk("eXIf", append([]byte("II*\x00"), make([]byte, 60<<20)...)))
+		})},
+		{name: "a million chunks", once: image(func() []byte {
+			return png(16, 16,
+				bytes.Repeat(chunk("tEXt", []byte("k\x00")), 1_000_000))
+		})},
 		{name: "small pixels, endless data", once: image(func() []byte { return pngOf(16, 16, bomb(large)) })},
 	}
 }

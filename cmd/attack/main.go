@@ -121,7 +121,8 @@ func (r result) String() string {
 	if !r.ok() {
 		word = "  FAILED"
 	}
-	return fmt.Sprintf("%-24s %-60.60s %8.0f %8.2f %8.2f %8.2f%s", r.name, r.answer, r.rss, r.cpu.Seconds(), r.after.Seconds(), r.p99, word)
+	return fmt.Sprintf("%-24s %-60.60s %8.0f %8.2f %8.2f %8.2f%s", r.name, r.answer, r.rss, r.cpu.Seconds(),
+		r.after.Seconds(), r.p99, word)
 }
 
 // attackTime is how long an attacker holds on before it leaves.

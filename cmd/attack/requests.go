@@ -13,7 +13,8 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// attack is one thing that one attacker does; it ends when it was answered or ctx is done, and says what the answer was.
+// attack is one thing that one attacker does; it ends when it was answered or ctx is done, and says what the answer
+// was.
 type attack struct {
 	name string
 	once func(ctx context.Context, addr string) string
@@ -27,12 +28,22 @@ func attacks() []attack {
 		{name: "n of five million", once: request(func(in *pb.GenerateRequest) { in.N = 5_000_000 })},
 		{name: "stop token ids", once: request(func(in *pb.GenerateRequest) { in.StopTokenIds = make([]uint32, 80_000) })},
 		{name: "stop strings", once: request(func(in *pb.GenerateRequest) { in.Stop = make([]string, 10_000_000) })},
-		{name: "logit bias", once: request(func(in *pb.GenerateRequest) { in.Sampling = &pb.Sampling{LogitBias: biases(500_000)} })},
-		{name: "empty parts", once: request(func(in *pb.GenerateRequest) { in.GetChat().Messages[0].Parts = empty[pb.Part](16_000_000) })},
-		{name: "empty messages", once: request(func(in *pb.GenerateRequest) { in.GetChat().Messages = empty[pb.Message](16_000_000) })},
-		{name: "empty choices", once: constraint(&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: make([]string, 10_000_000)}}})},
-		{name: "exploding schema", once: constraint(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: explodingSchema(3, 150)}})},
-		{name: "exploding expression", once: constraint(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "((((a{1,99}){1,99}){1,99}b?){1,99})"}})},
+		{name: "logit bias", once: request(func(in *pb.GenerateRequest) {
+			in.Sampling = &pb.Sampling{LogitBias: biases(500_000)}
+		})},
+		{name: "empty parts", once: request(func(in *pb.GenerateRequest) {
+			in.GetChat().Messages[0].Parts = empty[pb.Part](16_000_000)
+		})},
+		{name: "empty messages", once: request(func(in *pb.GenerateRequest) {
+			in.GetChat().Messages = empty[pb.Message](16_000_000)
+		})},
+		{name: "empty choices",
+			once: constraint(&pb.Constraint{Kind: &pb.Constraint_Choices{
+				Choices: &pb.Choices{Texts: make([]string, 10_000_000)}}})},
+		{name: "exploding schema",
+			once: constraint(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: explodingSchema(3, 150)}})},
+		{name: "exploding expression",
+			once: constraint(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "((((a{1,99}){1,99}){1,99}b?){1,99})"}})},
 		{name: "many answers", once: hog, work: true},
 	}
 	return append(append(list, imageAttacks()...), wireAttacks()...)

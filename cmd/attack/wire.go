@@ -18,7 +18,10 @@ import (
 func wireAttacks() []attack {
 	return []attack{
 		{name: "held messages", once: held},
-		{name: "gzip of empty parts", once: raw(func(w *wire) error { return w.message(1, gzipped(emptyParts(32_000_000)), true, "gzip") })},
+		{name: "gzip of empty parts", once: raw(func(w *wire) error {
+			return w.message(1, gzipped(emptyParts(32_000_000)),
+				true, "gzip")
+		})},
 		{name: "half a frame header", once: raw(func(w *wire) error { return w.data(1, []byte{0, 0, 0}) })},
 		{name: "headers without end", once: raw(endlessHeaders)},
 		{name: "rapid reset", once: raw(rapidReset)},
@@ -92,8 +95,10 @@ func (w *wire) open(stream uint32, encoding string) error {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	fields := []hpack.HeaderField{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/mmserve.v1.MMServe/Generate"},
-		{Name: ":authority", Value: "attack"}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: "/mmserve.v1.MMServe/Generate"},
+		{Name: ":authority", Value: "attack"}, {Name: "content-type", Value: "application/grpc"},
+		{Name: "te", Value: "trailers"},
 	}
 	if encoding != "" {
 		fields = append(fields, hpack.HeaderField{Name: "grpc-encoding", Value: encoding})
@@ -225,7 +230,8 @@ func endlessHeaders(w *wire) error {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	for i := range 200 {
-		if err := enc.WriteField(hpack.HeaderField{Name: fmt.Sprintf("x-%d", i), Value: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}); err != nil {
+		if err := enc.WriteField(hpack.HeaderField{Name: fmt.Sprintf("x-%d", i),
+			Value: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}); err != nil {
 			return err
 		}
 	}

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// llama is llama.cpp's llama-server with one quantisation of the same weights. The tower is the q8_0 one; both quantisations
-// run faster with it than with the f16 one.
+// llama is llama.cpp's llama-server with one quantisation of the same weights. The tower is the q8_0 one; both
+// quantisations run faster with it than with the f16 one.
 type llama struct {
 	folder, quant string
 	threads       int
@@ -55,7 +55,8 @@ func (l *llama) command(addr string) *exec.Cmd {
 		models, start = "/h3", []string{"chroot", l.root(), "llama-server"}
 	}
 	t := strconv.Itoa(l.threads)
-	args := append(start, "-m", models+"/lm-"+l.quant+".gguf", "--mmproj", models+"/mm1-q8_0.gguf", "-t", t, "-tb", t, "-np", "16", "-c", "8192",
+	args := append(start, "-m", models+"/lm-"+l.quant+".gguf", "--mmproj", models+"/mm1-q8_0.gguf", "-t", t, "-tb", t,
+		"-np", "16", "-c", "8192",
 		"--host", "127.0.0.1", "--port", port, "--cache-ram", "0", "--no-webui", "--offline")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/usr/sbin:/bin:/sbin")
@@ -92,9 +93,11 @@ func (l *llama) do(ctx context.Context, jobs []job, limit int) ([]answer, error)
 func (l *llama) ask(ctx context.Context, j job) (a answer, err error) {
 	var prompt any = j.text
 	if j.image != nil {
-		prompt = map[string]any{"prompt_string": l.marker + j.text, "multimodal_data": []string{base64.StdEncoding.EncodeToString(j.image)}}
+		prompt = map[string]any{"prompt_string": l.marker + j.text,
+			"multimodal_data": []string{base64.StdEncoding.EncodeToString(j.image)}}
 	}
-	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": j.tokens, "stream": true, "ignore_eos": true, "cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
+	body, err := json.Marshal(map[string]any{"prompt": prompt, "n_predict": j.tokens, "stream": true, "ignore_eos": true,
+		"cache_prompt": false, "temperature": 0, "samplers": []string{"temperature"}})
 	if err != nil {
 		return a, err
 	}

@@ -1,10 +1,11 @@
 // Command bench-peers runs mmserve and what users would pick instead side by side, on the same checkpoint and the same
-// work, and prints one table of ratios: medians of runs that take turns, with their spread. A peer that is not installed is
-// named and left out.
+// work, and prints one table of ratios: medians of runs that take turns, with their spread. A peer that is not
+// installed is named and left out.
 //
 // It needs a folder (-peers) with models/hf, a Hugging Face checkpoint; for llama-server, models/lm-q4_0.gguf and its
-// like, and either a llama-server on PATH or a root file system in sid/ that has one; for transformers.js, tjs/node_modules
-// with @huggingface/transformers, tjs/models/smol with the same weights as ONNX files, and node on PATH.
+// like, and either a llama-server on PATH or a root file system in sid/ that has one; for transformers.js,
+// tjs/node_modules with @huggingface/transformers, tjs/models/smol with the same weights as ONNX files, and node on
+// PATH.
 package main
 
 import (
@@ -21,7 +22,8 @@ import (
 
 func main() {
 	home, _ := os.UserHomeDir()
-	folder := flag.String("peers", filepath.Join(home, ".cache", "mmserve-peers"), "folder with the peers and their checkpoint")
+	folder := flag.String("peers", filepath.Join(home, ".cache", "mmserve-peers"),
+		"folder with the peers and their checkpoint")
 	bin := flag.String("mmserve", "bin/mmserve", "mmserve's binary")
 	precision := flag.String("precision", "int8", "mmserve's --precision")
 	threads := flag.Int("threads", 2, "threads of each peer")

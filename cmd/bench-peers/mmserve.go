@@ -48,7 +48,8 @@ func (m *mmserve) command(addr string) *exec.Cmd {
 func (m *mmserve) ready(ctx context.Context, addr string) error {
 	// The usual second between attempts would be counted as mmserve's start.
 	soon := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1, MaxDelay: 20 * time.Millisecond}
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon}))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon}))
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,8 @@ type peer interface {
 }
 
 // each asks a server for the jobs one by one, limit at a time.
-func each(ctx context.Context, jobs []job, limit int, ask func(context.Context, job) (answer, error)) ([]answer, error) {
+func each(ctx context.Context, jobs []job, limit int, ask func(context.Context, job) (answer, error)) ([]answer,
+	error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup

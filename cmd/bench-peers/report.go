@@ -81,14 +81,15 @@ var metrics = []struct {
 	lower bool // lower is better
 }{
 	{"image request to first token, ms", true}, {"prefill of 256, tokens/s", false},
-	{"decode, streams: 1, tokens/s", false}, {"decode, streams: 4, tokens/s", false}, {"decode, streams: 8, tokens/s", false}, {"decode, streams: 16, tokens/s", false},
-	{"captions/s, 8 in flight", false}, {"peak memory at 8 streams, MB", true}, {"peak memory after captions, MB", true}, {"start to first token, s", true},
+	{"decode, streams: 1, tokens/s", false}, {"decode, streams: 4, tokens/s", false},
+	{"decode, streams: 8, tokens/s", false}, {"decode, streams: 16, tokens/s", false},
+	{"captions/s, 8 in flight", false}, {"peak memory at 8 streams, MB", true}, {"peak memory after captions, MB", true},
+	{"start to first token, s", true},
 }
 
-// table prints medians with the least and the greatest value, and for each family how mmserve stands to the best of it
-// in that line: how many times as fast, or for memory and time how many times as much.
-func (r results) table(out io.Writer) {
-	families, peers := []string{}, map[string][]string{}
+// families are those that were measured, mmserve first, and the peers of each.
+func (r results) families() (families []string, peers map[string][]string) {
+	peers = map[string][]string{}
 	for _, v := range r {
 		if !slices.Contains(families, v.Family) {
 			families = append(families, v.Family)
@@ -97,9 +98,16 @@ func (r results) table(out io.Writer) {
 			peers[v.Family] = append(peers[v.Family], v.Peer)
 		}
 	}
-	slices.SortStableFunc(families, func(a, b string) int { // mmserve first
+	slices.SortStableFunc(families, func(a, b string) int {
 		return strings.Compare(fmt.Sprint(a != own), fmt.Sprint(b != own))
 	})
+	return families, peers
+}
+
+// table prints medians with the least and the greatest value, and for each family how mmserve stands to the best of it
+// in that line: how many times as fast, or for memory and time how many times as much.
+func (r results) table(out io.Writer) {
+	families, peers := r.families()
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	columns := 1
 	fmt.Fprint(w, "| \t")

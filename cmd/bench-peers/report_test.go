@@ -6,16 +6,20 @@ import (
 	"testing"
 )
 
-// Ratios are against the best of a family, speeds as times as fast, memory and time as times as much; values outlive a run.
+// Ratios are against the best of a family, speeds as times as fast, memory and time as times as much; values outlive a
+// run.
 func TestTable(t *testing.T) {
 	keep := filepath.Join(t.TempDir(), "values")
 	for round, list := range [][]value{
 		{
-			{"image request to first token, ms", "mmserve int8", own, 100}, {"image request to first token, ms", "peer a", "peer", 300},
-			{"prefill of 256, tokens/s", "mmserve int8", own, 40}, {"prefill of 256, tokens/s", "peer a", "peer", 10}, {"prefill of 256, tokens/s", "peer b", "peer", 20},
+			{"image request to first token, ms", "mmserve int8", own, 100},
+			{"image request to first token, ms", "peer a", "peer", 300},
+			{"prefill of 256, tokens/s", "mmserve int8", own, 40}, {"prefill of 256, tokens/s", "peer a", "peer", 10},
+			{"prefill of 256, tokens/s", "peer b", "peer", 20},
 		},
 		{
-			{"prefill of 256, tokens/s", "mmserve int8", own, 60}, {"start to first token, s", "mmserve int8", own, 1}, {"start to first token, s", "peer b", "peer", 4},
+			{"prefill of 256, tokens/s", "mmserve int8", own, 60}, {"start to first token, s", "mmserve int8", own, 1},
+			{"start to first token, s", "peer b", "peer", 4},
 		},
 	} {
 		all, err := load(keep)

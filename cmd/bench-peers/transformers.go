@@ -21,8 +21,8 @@ import (
 //go:embed transformers.mjs
 var transformersScript string
 
-// transformers is transformers.js on node, with one data type for the decoder and one for the tower. It generates for static
-// batches: rows that start and end together.
+// transformers is transformers.js on node, with one data type for the decoder and one for the tower. It generates for
+// static batches: rows that start and end together.
 type transformers struct {
 	folder, decoder, tower string
 	threads                int
@@ -40,7 +40,8 @@ func (t *transformers) missing() string {
 		return err.Error()
 	}
 	suffix := map[string]string{"fp32": "", "q8": "_quantized", "q4": "_q4"}[t.decoder]
-	for _, f := range []string{"node_modules/@huggingface/transformers/package.json", "models/smol/onnx/decoder_model_merged" + suffix + ".onnx"} {
+	for _, f := range []string{"node_modules/@huggingface/transformers/package.json",
+		"models/smol/onnx/decoder_model_merged" + suffix + ".onnx"} {
 		if _, err := os.Stat(filepath.Join(t.root(), f)); err != nil {
 			return err.Error()
 		}

@@ -53,14 +53,14 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 	cmd := p.command(addr)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
-	rng := rand.New(rand.NewPCG(seed, 1))
 	began, busy, own := time.Now(), machineSeconds(), processSeconds(os.Getpid())
 	if err := cmd.Start(); err != nil {
 		return m, err
 	}
 	pid := cmd.Process.Pid
 	defer func() {
-		m.others = (machineSeconds() - busy - processSeconds(pid) - (processSeconds(os.Getpid()) - own)) / time.Since(began).Seconds()
+		used := processSeconds(pid) + processSeconds(os.Getpid()) - own
+		m.others = (machineSeconds() - busy - used) / time.Since(began).Seconds()
 		cmd.Process.Kill()
 		cmd.Wait()
 		if err != nil {
@@ -68,103 +68,137 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 			err = fmt.Errorf("%w\n%s", err, text[max(0, len(text)-2000):])
 		}
 	}()
-	note := func(metric string, v float64) {
-		m.values = append(m.values, value{Metric: metric, Peer: p.name(), Family: p.family(), Value: v})
-	}
-	// jobs makes n different requests.
-	jobs := func(n, words, tokens int, image bool) []job {
-		list := make([]job, n)
-		for i := range list {
-			list[i] = job{text: text(rng, words), tokens: tokens}
-			if image {
-				list[i].image = photo(rng)
-			}
-		}
-		return list
-	}
-	one := func(words, tokens int, image bool) (answer, error) {
-		a, err := p.do(ctx, jobs(1, words, tokens, image), 1)
-		if err != nil {
-			return answer{}, err
-		}
-		return a[0], nil
-	}
-	// together gives tokens and answers a second.
-	together := func(list []job, limit int) (tokens, answers float64, err error) {
-		began := time.Now()
-		got, err := p.do(ctx, list, limit)
-		s := time.Since(began).Seconds()
-		for i, a := range got {
-			if err == nil && a.tokens != list[i].tokens {
-				err = fmt.Errorf("an answer of %d tokens came out with %d", list[i].tokens, a.tokens)
-			}
-			tokens += float64(a.tokens)
-		}
-		return tokens / s, float64(len(list)) / s, err
-	}
-
+	r := &round{peer: p, work: w, pid: pid, rng: rand.New(rand.NewPCG(seed, 1))}
 	if err := p.ready(ctx, addr); err != nil {
 		return m, err
 	}
-	if _, err := one(4, 1, false); err != nil {
+	if _, err := r.one(ctx, 4, 1, false); err != nil {
 		return m, err
 	}
 	if w.has("start") {
-		note("start to first token, s", time.Since(began).Seconds())
+		r.note("start to first token, s", time.Since(began).Seconds())
 		if len(w.parts) == 1 {
+			m.values = r.values
 			return m, nil
 		}
 	}
-	if _, err := one(4, 4, true); err != nil { // warm
+	if _, err := r.one(ctx, 4, 4, true); err != nil { // warm
 		return m, err
 	}
-	if w.has("image") {
-		a, err := one(32, 1, true)
-		if err != nil {
+	for _, part := range []func(context.Context) error{r.prompts, r.decode, r.captions} {
+		if err := part(ctx); err != nil {
 			return m, err
 		}
-		note("image request to first token, ms", a.ttft.Seconds()*1000)
 	}
-	if w.has("prefill") {
-		a, err := one(256, 1, false)
-		if err != nil {
-			return m, err
-		}
-		note("prefill of 256, tokens/s", float64(a.prompt)/a.ttft.Seconds())
-	}
-	if w.has("decode") {
-		for _, streams := range []int{1, 4, 8, 16} {
-			rate, _, err := together(jobs(streams, 4, 64, false), streams)
-			if err != nil {
-				return m, err
-			}
-			note(fmt.Sprintf("decode, streams: %d, tokens/s", streams), rate)
-			if streams == 8 {
-				note("peak memory at 8 streams, MB", peakMB(pid))
-			}
-		}
-	}
-	if w.has("captions") {
-		list := jobs(w.photos, 4, 32, true)
-		for i := range list {
-			list[i].batch = true
-		}
-		_, rate, err := together(list, 8)
-		if err != nil {
-			return m, err
-		}
-		note("captions/s, 8 in flight", rate)
-		note("peak memory after captions, MB", peakMB(pid))
-	}
-	if len(m.values) == 0 {
+	if m.values = r.values; len(m.values) == 0 {
 		return m, errors.New("nothing was measured")
 	}
 	return m, nil
 }
 
+// round is one peer doing the work once. Its methods do nothing for a part that is not asked for.
+type round struct {
+	peer   peer
+	work   work
+	pid    int
+	rng    *rand.Rand
+	values []value
+}
+
+func (r *round) note(metric string, v float64) {
+	r.values = append(r.values, value{Metric: metric, Peer: r.peer.name(), Family: r.peer.family(), Value: v})
+}
+
+// jobs makes n different requests.
+func (r *round) jobs(n, words, tokens int, image bool) []job {
+	list := make([]job, n)
+	for i := range list {
+		list[i] = job{text: text(r.rng, words), tokens: tokens}
+		if image {
+			list[i].image = photo(r.rng)
+		}
+	}
+	return list
+}
+
+func (r *round) one(ctx context.Context, words, tokens int, image bool) (answer, error) {
+	a, err := r.peer.do(ctx, r.jobs(1, words, tokens, image), 1)
+	if err != nil {
+		return answer{}, err
+	}
+	return a[0], nil
+}
+
+// together gives tokens and answers a second.
+func (r *round) together(ctx context.Context, list []job, limit int) (tokens, answers float64, err error) {
+	began := time.Now()
+	got, err := r.peer.do(ctx, list, limit)
+	s := time.Since(began).Seconds()
+	for i, a := range got {
+		if err == nil && a.tokens != list[i].tokens {
+			err = fmt.Errorf("an answer of %d tokens came out with %d", list[i].tokens, a.tokens)
+		}
+		tokens += float64(a.tokens)
+	}
+	return tokens / s, float64(len(list)) / s, err
+}
+
+func (r *round) prompts(ctx context.Context) error {
+	if r.work.has("image") {
+		a, err := r.one(ctx, 32, 1, true)
+		if err != nil {
+			return err
+		}
+		r.note("image request to first token, ms", a.ttft.Seconds()*1000)
+	}
+	if r.work.has("prefill") {
+		a, err := r.one(ctx, 256, 1, false)
+		if err != nil {
+			return err
+		}
+		r.note("prefill of 256, tokens/s", float64(a.prompt)/a.ttft.Seconds())
+	}
+	return nil
+}
+
+func (r *round) decode(ctx context.Context) error {
+	if !r.work.has("decode") {
+		return nil
+	}
+	for _, streams := range []int{1, 4, 8, 16} {
+		rate, _, err := r.together(ctx, r.jobs(streams, 4, 64, false), streams)
+		if err != nil {
+			return err
+		}
+		r.note(fmt.Sprintf("decode, streams: %d, tokens/s", streams), rate)
+		if streams == 8 {
+			r.note("peak memory at 8 streams, MB", peakMB(r.pid))
+		}
+	}
+	return nil
+}
+
+func (r *round) captions(ctx context.Context) error {
+	if !r.work.has("captions") {
+		return nil
+	}
+	list := r.jobs(r.work.photos, 4, 32, true)
+	for i := range list {
+		list[i].batch = true
+	}
+	_, rate, err := r.together(ctx, list, 8)
+	if err != nil {
+		return err
+	}
+	r.note("captions/s, 8 in flight", rate)
+	r.note("peak memory after captions, MB", peakMB(r.pid))
+	return nil
+}
+
 // text is n words that are one token each in common vocabularies.
 func text(rng *rand.Rand, n int) string {
-	words := []string{"the", "file", "is", "in", "name", "of", "and", "with", "return", "code", "this", "that", "from", "when", "list", "data"}
+	words := []string{"the", "file", "is", "in", "name", "of", "and", "with", "return", "code", "this", "that", "from",
+		"when", "list", "data"}
 	var s strings.Builder
 	for range n {
 		s.WriteString(" " + words[rng.IntN(len(words))])

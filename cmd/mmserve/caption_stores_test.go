@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,14 +21,14 @@ import (
 )
 
 // startStores runs stand-ins for S3 and Google Cloud Storage in a process of their own, and gives URLs of their bucket.
-func startStores(t *testing.T) (urls []string) {
+func startStores(t *testing.T, args ...string) (urls []string) {
 	t.Helper()
 	bin := filepath.Join("..", "..", "bin", "stores")
 	if _, err := os.Stat(bin); err != nil {
 		t.Skip("no bin/stores: make test-captioning builds it")
 	}
 	s3, gcs := freeAddress(t), freeAddress(t)
-	cmd := exec.Command(bin, "-s3", s3, "-gcs", gcs)
+	cmd := exec.Command(bin, append(args, "-s3", s3, "-gcs", gcs)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -172,5 +173,23 @@ func TestCaptionIndexedJobOverStores(t *testing.T) {
 			}
 			t.Logf("%d images, two with one index ended with %v", images, codes)
 		})
+	}
+}
+
+// The keys of a store are listed as they come: a million take no more memory than a few.
+func TestCaptionListsStore(t *testing.T) {
+	keys := captioning(20_000, 1_000_000)
+	url := startStores(t, "-objects", strconv.Itoa(keys))[0]
+	began := time.Now()
+	c := exec.Command(os.Args[0], "caption", under(url, "many/"), "-o", filepath.Join(t.TempDir(), "o.jsonl"), "--dry-run")
+	c.Env = append(os.Environ(), asCommand+"=1")
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), fmt.Sprintf("%d images", keys)) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	rss := peakRSS(c)
+	t.Logf("%d keys in %.1f s, peak memory %.0f MB", keys, time.Since(began).Seconds(), rss/1e6)
+	if rss > 200e6 {
+		t.Errorf("peak memory %.0f MB, want at most 200", rss/1e6)
 	}
 }

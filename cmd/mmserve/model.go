@@ -153,7 +153,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		n, err := ver.WriteGold(v.Dir, samples, v.Prompt)
+		n, err := ver.WriteReferences(v.Dir, samples, v.Prompt)
 		if err != nil {
 			return err
 		}

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// fullDisk starts a server whose cache for int8 weights is on a full disk, a tmpfs of 256 KiB in a mount namespace of its
-// own. It has to end by itself, saying what is wrong, and leave no half-written file. Where that cannot be mounted, a
-// file stands where the folder should be.
+// fullDisk starts a server whose cache for int8 weights is on a full disk, a tmpfs of 256 KiB in a mount namespace of
+// its own. It has to end by itself, saying what is wrong, and leave no half-written file. Where that cannot be mounted,
+// a file stands where the folder should be.
 func fullDisk(ctx context.Context, bin, addr, dir string) (text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -36,7 +36,8 @@ func fullDisk(ctx context.Context, bin, addr, dir string) (text string, err erro
 			return err.Error(), err
 		}
 		how = "a folder that cannot be made"
-		out, err = exec.CommandContext(ctx, bin, "serve", "--listen", addr, "--precision", "int8", "--cache-dir", filepath.Join(file, "x")).CombinedOutput()
+		out, err = exec.CommandContext(ctx, bin, "serve", "--listen", addr, "--precision", "int8", "--cache-dir",
+			filepath.Join(file, "x")).CombinedOutput()
 		out = append(out, "left: \n"...)
 	}
 	text = string(out)

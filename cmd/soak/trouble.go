@@ -35,8 +35,8 @@ type trouble struct {
 	samples []loadtest.Sample
 }
 
-// live loads s for d. The first life ends idle, so that what is left can be counted; the others end by SIGTERM under load.
-// It returns what became of every request.
+// live loads s for d. The first life ends idle, so that what is left can be counted; the others end by SIGTERM under
+// load. It returns what became of every request.
 func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) ([]loadtest.Sample, error) {
 	before, err := s.Look()
 	if err != nil {
@@ -53,10 +53,6 @@ func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) 
 		return nil, err
 	}
 	defer conn.Close()
-	arrivals, err := loadtest.ParseProcess("gamma:0.5")
-	if err != nil {
-		return nil, err
-	}
 
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
@@ -64,35 +60,14 @@ func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) 
 	chaos, calm := context.WithTimeout(ctx, d)
 	defer calm()
 	var group sync.WaitGroup
-	every := func(gap time.Duration, do func(n int)) {
-		group.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-time.After(gap/2 + rand.N(gap)):
-					do(n)
-				case <-chaos.Done():
-					return
-				}
-			}
-		})
-	}
-	c := client.New(conn)
-	every(2*time.Second, func(n int) { t.slow(c, n) })
-	every(300*time.Millisecond, func(n int) { t.bad(c, n) })
-	every(3*time.Second, t.garbage)
-	every(7*time.Second, func(n int) { t.kill(chaos, n) })
+	t.goWrong(chaos, &group, client.New(conn))
 
-	mix := *t.mix
-	mix.Name = fmt.Sprintf("life%d", t.life)
 	end := d
 	if t.life > 1 {
 		end += 2 * time.Second // requests go on coming while the server drains
 		group.Go(func() { <-chaos.Done(); s.Terminate() })
 	}
-	r, err := loadtest.Run(ctx, loadtest.Config{
-		Target: target, Mix: &mix, Seed: uint64(100 + t.life), Deadline: 20 * time.Second,
-		Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: t.rate, Duration: end}}, Process: arrivals},
-	})
+	r, err := t.load(ctx, target, end)
 	if err != nil {
 		return nil, err
 	}
@@ -119,11 +94,46 @@ func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) 
 	return append(t.samples, r.Samples...), nil
 }
 
+// load sends the steady load for d.
+func (t *trouble) load(ctx context.Context, target loadtest.Target, d time.Duration) (*loadtest.Result, error) {
+	arrivals, err := loadtest.ParseProcess("gamma:0.5")
+	if err != nil {
+		return nil, err
+	}
+	mix := *t.mix
+	mix.Name = fmt.Sprintf("life%d", t.life)
+	return loadtest.Run(ctx, loadtest.Config{
+		Target: target, Mix: &mix, Seed: uint64(100 + t.life), Deadline: 20 * time.Second,
+		Schedule: loadtest.Schedule{Stages: []loadtest.Stage{{Rate: t.rate, Duration: d}}, Process: arrivals},
+	})
+}
+
+// goWrong does what goes wrong, each at its own pace, until ctx is done.
+func (t *trouble) goWrong(ctx context.Context, group *sync.WaitGroup, c *client.Client) {
+	every := func(gap time.Duration, do func(n int)) {
+		group.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-time.After(gap/2 + rand.N(gap)):
+					do(n)
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	every(2*time.Second, func(n int) { t.slow(c, n) })
+	every(300*time.Millisecond, func(n int) { t.bad(c, n) })
+	every(3*time.Second, t.garbage)
+	every(7*time.Second, func(n int) { t.kill(ctx, n) })
+}
+
 // keep notes what became of a request.
 func (t *trouble) keep(id string, err error, tokens int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.samples = append(t.samples, loadtest.Sample{ID: id, Code: loadtest.CodeOf(err), Answer: loadtest.Answer{Completion: tokens}})
+	t.samples = append(t.samples, loadtest.Sample{ID: id, Code: loadtest.CodeOf(err),
+		Answer: loadtest.Answer{Completion: tokens}})
 }
 
 func (t *trouble) request(kind string, n int, maxTokens uint32) *pb.GenerateRequest {
@@ -228,7 +238,8 @@ func (t *trouble) kill(ctx context.Context, n int) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond+rand.N(time.Second))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, self, victimArg, t.addr, fmt.Sprintf("life%d-victim%d", t.life, n)) // the context's end is SIGKILL
+	// the context's end is SIGKILL
+	cmd := exec.CommandContext(ctx, self, victimArg, t.addr, fmt.Sprintf("life%d-victim%d", t.life, n))
 	pipe, err := cmd.StdoutPipe()
 	if err != nil || cmd.Start() != nil {
 		return

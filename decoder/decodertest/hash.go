@@ -22,8 +22,8 @@ type Hash struct {
 	// Chunk, if set, makes a runner that is not exact (decoder.Capacity): what a position holds depends on the run that
 	// wrote it. Alone then cuts the prompt into chunks of this length.
 	Chunk int
-	// Loop, if set, makes a runner that repeats itself, as captions and documents do: seven times of eight the logits are a
-	// hash of the last Loop positions only.
+	// Loop, if set, makes a runner that repeats itself, as captions and documents do: seven times of eight the logits are
+	// a hash of the last Loop positions only.
 	Loop int
 
 	maxLen int

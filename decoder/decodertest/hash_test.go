@@ -30,7 +30,8 @@ func TestHashStepsLikeAlone(t *testing.T) {
 		t.Fatal(want, err)
 	}
 	s := decoder.NewSampler(sampling)
-	run(t, h, decoder.Batch{Rows: []decoder.Row{{Slot: 0, IDs: []int32{9}, Sampler: decoder.NewSampler(decoder.Sampling{})}}})
+	run(t, h, decoder.Batch{Rows: []decoder.Row{{Slot: 0, IDs: []int32{9},
+		Sampler: decoder.NewSampler(decoder.Sampling{})}}})
 	run(t, h, decoder.Batch{Rows: []decoder.Row{{Slot: 2, IDs: in.IDs[:3], Spans: span}}})
 	got := run(t, h, decoder.Batch{Rows: []decoder.Row{{Slot: 2, Past: 3, IDs: in.IDs[3:], Spans: span, Sampler: s}}})
 	got = append(got, run(t, h, decoder.Batch{

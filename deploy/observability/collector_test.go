@@ -92,8 +92,8 @@ func tree(list []span, trace, parent, indent string) string {
 	return b.String()
 }
 
-// An OpenTelemetry Collector gets the spans of a request with an image, under the caller's span, and its metrics and log
-// line with them.
+// An OpenTelemetry Collector gets the spans of a request with an image, under the caller's span, and its metrics and
+// log line with them.
 func TestCollector(t *testing.T) {
 	otelcol := tool(t, "otelcol", "run make otelcol")
 	dir, endpoint := t.TempDir(), freeAddress(t)
@@ -102,7 +102,8 @@ func TestCollector(t *testing.T) {
 		t.Fatal(err)
 	}
 	process(t, nil, otelcol, "--config", config)
-	c, _, stop := serve(t, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--slots", "2", "--trace-steps", "1")
+	c, _, stop := serve(t, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"},
+		"--slots", "2", "--trace-steps", "1")
 	in := client.Chat(client.User(client.ImageBytes(sampleImage(t, 0)), client.Text("Describe the image.")))
 	in.RequestId, in.Tenant = "r-1", "acme"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+callerTrace+"-"+callerSpan+"-01")
@@ -137,7 +138,8 @@ func TestCollector(t *testing.T) {
 	chat := list[slices.IndexFunc(list, func(s span) bool { return s.Name == "chat tiny-vlm" })]
 	linked := 0
 	for _, s := range list {
-		if strings.HasPrefix(s.Name, "mmserve.step.") && slices.ContainsFunc(s.Links, func(l struct{ TraceID, SpanID string }) bool { return l.SpanID == chat.SpanID }) {
+		if strings.HasPrefix(s.Name, "mmserve.step.") && slices.ContainsFunc(s.Links,
+			func(l struct{ TraceID, SpanID string }) bool { return l.SpanID == chat.SpanID }) {
 			linked++
 		}
 	}
@@ -147,11 +149,13 @@ func TestCollector(t *testing.T) {
 	until(t, "the collector has metrics and the log line", func() bool {
 		metrics, _ := os.ReadFile(filepath.Join(dir, "metrics.json"))
 		logs, _ := os.ReadFile(filepath.Join(dir, "logs.json"))
-		return strings.Contains(string(metrics), `"gen_ai.server.time_to_first_token"`) && strings.Contains(string(metrics), `"mmserve.engine.step.duration"`) &&
+		return strings.Contains(string(metrics), `"gen_ai.server.time_to_first_token"`) &&
+			strings.Contains(string(metrics), `"mmserve.engine.step.duration"`) &&
 			strings.Contains(string(logs), `"traceId":"`+callerTrace+`"`)
 	})
 	for _, file := range []string{"traces.json", "metrics.json", "logs.json"} {
-		if text := read(t, filepath.Join(dir, file)); strings.Contains(text, "Describe") || strings.Contains(text, "orange star") {
+		if text := read(t, filepath.Join(dir, file)); strings.Contains(text, "Describe") ||
+			strings.Contains(text, "orange star") {
 			t.Errorf("%s holds content", file)
 		}
 	}
@@ -193,7 +197,8 @@ func waterfall(t *testing.T, list []span) []byte {
 				zero, whole = began, ended-began
 			}
 			percent := 100 / float64(whole)
-			bars = append(bars, bar{indent + s.Name, float64(began-zero) * percent, float64(ended-began) * percent, time.Duration(ended - began).Round(time.Microsecond)})
+			bars = append(bars, bar{indent + s.Name, float64(began-zero) * percent, float64(ended-began) * percent,
+				time.Duration(ended - began).Round(time.Microsecond)})
 			walk(s.SpanID, indent+"    ")
 		}
 	}

@@ -1,6 +1,6 @@
 // Package observability_test checks what this folder gives to operators against the tools that read it: promtool, a
-// Prometheus that scrapes a loaded server, an OpenTelemetry Collector. `make test-observability` runs it all; a tool that is
-// not there skips its test.
+// Prometheus that scrapes a loaded server, an OpenTelemetry Collector. `make test-observability` runs it all; a tool
+// that is not there skips its test.
 package observability_test
 
 import (
@@ -79,7 +79,8 @@ func TestNamesAreDocumented(t *testing.T) {
 	n := 0
 	for _, m := range metric.FindAllStringSubmatch(strings.Join(exprs, "\n"), -1) {
 		name := m[1]
-		if strings.HasPrefix(name, "process_") || strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "gen_ai_operation") || name == "rpc_method" || name == "rpc_response_status_code" {
+		if strings.HasPrefix(name, "process_") || strings.HasPrefix(name, "go_") ||
+			strings.HasPrefix(name, "gen_ai_operation") || name == "rpc_method" || name == "rpc_response_status_code" {
 			continue
 		}
 		n++
@@ -136,7 +137,8 @@ const debian = "Debian's package prometheus has it"
 
 func TestRules(t *testing.T) {
 	promtool := tool(t, "promtool", debian)
-	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "rules.yml"}, {"test", "rules", "rules_test.yml"}} {
+	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "rules.yml"},
+		{"test", "rules", "rules_test.yml"}} {
 		if out, err := exec.CommandContext(t.Context(), promtool, args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %v: %v\n%s", args, err, out)
 		}
@@ -277,7 +279,8 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	addr := freeAddress(t)
-	process(t, nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	process(t, nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"),
+		"--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+addr, "--log.level=warn")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

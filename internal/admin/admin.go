@@ -1,5 +1,6 @@
-// Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, the models, and gRPC's own
-// channelz. It has no authentication and shows what is in memory: it belongs on a loopback or a private address.
+// Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, the models, and
+// gRPC's own channelz. It has no authentication and shows what is in memory: it belongs on a loopback or a private
+// address.
 package admin
 
 import (

@@ -12,7 +12,8 @@ import (
 type Models interface {
 	// List is what GET /models answers, as JSON.
 	List() any
-	// Load opens the model in dir under a name, or swaps the one that has the name. It is through when the new one answers.
+	// Load opens the model in dir under a name, or swaps the one that has the name. It is through when the new one
+	// answers.
 	Load(ctx context.Context, name, dir string) error
 	// Unload takes a model out and waits for its end, or until ctx ends.
 	Unload(ctx context.Context, name string) error
@@ -78,8 +79,8 @@ func refused(w http.ResponseWriter, err error) bool {
 	return true
 }
 
-// changes keeps browsers out of what changes something: they send an Origin with every such request, and no page of theirs has
-// business here. That holds for a name that was made to resolve to this listener, too.
+// changes keeps browsers out of what changes something: they send an Origin with every such request, and no page of
+// theirs has business here. That holds for a name that was made to resolve to this listener, too.
 func changes(handle http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {

@@ -1,5 +1,5 @@
-// Package cache keeps derived files between starts, in a folder that only its user can write. What is in it is checked all the same: see
-// Seal.
+// Package cache keeps derived files between starts, in a folder that only its user can write. What is in it is checked
+// all the same: see Seal.
 package cache
 
 import (
@@ -16,8 +16,8 @@ type Dir struct {
 	root *os.Root
 }
 
-// Open opens a folder, and makes it if it is not there. One that belongs to another user, or that others may write, is refused by name: who
-// can write it decides what the model answers.
+// Open opens a folder, and makes it if it is not there. One that belongs to another user, or that others may write, is
+// refused by name: who can write it decides what the model answers.
 func Open(path string) (*Dir, error) {
 	if path == "" {
 		return nil, errors.New("no cache folder: there is no home folder and no --cache-dir")

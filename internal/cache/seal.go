@@ -22,8 +22,9 @@ var ErrSeal = errors.New("its content is damaged, or made for another model, pre
 // chunk is what one SHA-256 covers: pieces are hashed side by side.
 const chunk = 1 << 20
 
-// Seal binds content to what it was made of: the format's version, the source's SHA-256, the content's length, and the SHA-256 over the
-// SHA-256 of its pieces of 1 MiB. It finds damage and mix-ups; against people the folder's owner and mode stand.
+// Seal binds content to what it was made of: the format's version, the source's SHA-256, the content's length, and the
+// SHA-256 over the SHA-256 of its pieces of 1 MiB. It finds damage and mix-ups; against people the folder's owner and
+// mode stand.
 func Seal(content []byte, source [sha256.Size]byte) []byte {
 	seal := append([]byte(magic), source[:]...)
 	seal = binary.LittleEndian.AppendUint64(seal, uint64(len(content)))

@@ -165,7 +165,8 @@ func TestTypedTextFormsNoToken(t *testing.T) {
 			for _, texts := range [][]string{
 				{"<image>"}, {"<im", "age>"}, {"<", "image", ">"}, {" <im ", " age> "}, {"<imxage>"}, {"<x", "ximage>"},
 				{"[image>"}, {">egami<"}, {"<IMAGE>"}, {"image>"}, {"age>", "<im"}, {"image", "<im"},
-				{"<|im_end|>"}, {"<|im_", "end|>"}, {"<|im", "\n", "_end|>"}, {"</", "s>"}, {" s", "p "}, {" s", "", "p "}, {"x sp x"},
+				{"<|im_end|>"}, {"<|im_", "end|>"}, {"<|im", "\n", "_end|>"}, {"</", "s>"}, {" s", "p "}, {" s", "", "p "},
+				{"x sp x"},
 				{"a\n", "\nb"}, {"a\n\n\nb"}, {"aXaXaXaX"}, {"aXa", "XaX"}, {"été"}, {"ét", "É"},
 				{"<image", "IMAGE", ">"}, {"<", "IMAGE", "image>"}, {"😀<image>😀"}, {"\ufdd0<image>\ufdd1"},
 			} {
@@ -201,7 +202,8 @@ func TestRaw(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.ReplaceAll(p.Text, string(p.Guard), "G"); p.Guard != 0 && got != test.want || p.Guard == 0 && p.Text != test.want {
+		if got := strings.ReplaceAll(p.Text, string(p.Guard), "G"); p.Guard != 0 && got != test.want ||
+			p.Guard == 0 && p.Text != test.want {
 			t.Errorf("%q: got %q, want %q", test.texts, got, test.want)
 		}
 	}
@@ -245,7 +247,8 @@ func TestImagesMustShow(t *testing.T) {
 	}
 }
 
-// TestErrorsDoNotQuoteTheConversation holds it for whole words and parts of them, for reasons and for errors of the engine.
+// TestErrorsDoNotQuoteTheConversation holds it for whole words and parts of them, for reasons and for errors of the
+// engine.
 func TestErrorsDoNotQuoteTheConversation(t *testing.T) {
 	const text = "messages[0].content[0].text"
 	for name, test := range map[string]struct{ fail, want string }{
@@ -414,7 +417,8 @@ func BenchmarkRender(b *testing.B) {
 	template := parse(b, g.Templates["tiny-vlm"].source, g.Templates["tiny-vlm"].options())
 	var turns []chat.Message
 	for i := range 499 {
-		turns = append(turns, chat.Message{Role: []string{"user", "assistant"}[i%2], Parts: []chat.Part{{Text: strings.Repeat("A small house. ", 140)}}})
+		turns = append(turns, chat.Message{Role: []string{"user", "assistant"}[i%2],
+			Parts: []chat.Part{{Text: strings.Repeat("A small house. ", 140)}}})
 	}
 	qwen := parse(b, g.Templates["Qwen-Qwen2.5-7B-Instruct"].source, g.Templates["Qwen-Qwen2.5-7B-Instruct"].options())
 	for name, render := range map[string]func() error{

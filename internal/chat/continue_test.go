@@ -8,9 +8,10 @@ import (
 	"github.com/mmserve/mmserve/internal/chat"
 )
 
-// The prompts follow from the rule of transformers' apply_chat_template(continue_final_message=True), worked out by hand:
-// "CONTINUE_FINAL_MESSAGE_TAG " is added to the last text and the prompt is cut before the tag; where the tag's space is
-// lost, white space before it goes, too; a prompt without the tag or without the text is an error. No run made them.
+// The prompts follow from the rule of transformers' apply_chat_template(continue_final_message=True), worked out by
+// hand: "CONTINUE_FINAL_MESSAGE_TAG " is added to the last text and the prompt is cut before the tag; where the tag's
+// space is lost, white space before it goes, too; a prompt without the tag or without the text is an error. No run made
+// them.
 func TestRenderContinue(t *testing.T) {
 	const keeps = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
 	trims := strings.Replace(keeps, "m.content", "m.content | trim", 1)
@@ -33,7 +34,8 @@ func TestRenderContinue(t *testing.T) {
 		}
 	}
 	template := parse(t, keeps, chat.Options{Placeholder: "<image>"})
-	if _, err := template.RenderContinue(t.Context(), []chat.Message{{Role: "assistant", Parts: []chat.Part{{Image: true}}}}); !errors.Is(err, chat.ErrMessages) {
+	if _, err := template.RenderContinue(t.Context(), []chat.Message{{Role: "assistant",
+		Parts: []chat.Part{{Image: true}}}}); !errors.Is(err, chat.ErrMessages) {
 		t.Errorf("an image cannot be continued: %v", err)
 	}
 }

@@ -86,7 +86,8 @@ var costly = map[string]string{
 	"unpack":            "{% set a, b = 'x' * 9999999 %}",
 	"sort":              "{% set l = range(99999) | list %}" + forever("{% if l | sort(reverse=true) %}{% endif %}"),
 	"sort of long":      "{% set s = 'x' * 99999 %}{{ ([s ~ 1, s ~ 2] * 9999) | sort | length }}",
-	"sort of nested":    "{% set a = [1] %}" + strings.Repeat("{% set a = [a, a] %}", 60) + "{{ [a, a ~ 1] | sort }}{{ [a, a[::-1]] | sort }}",
+	"sort of nested": "{% set a = [1] %}" + strings.Repeat("{% set a = [a, a] %}", 60) +
+		"{{ [a, a ~ 1] | sort }}{{ [a, a[::-1]] | sort }}",
 	"unique":            "{% set l = range(99999) | list %}" + forever("{% if l | unique | list %}{% endif %}"),
 	"unique tuples":     "{% set t = (1,) %}" + strings.Repeat("{% set t = (t, t) %}", 40) + "{{ [t] | unique | list }}",
 	"tuple keys":        "{% set t = (1,) %}" + strings.Repeat("{% set t = (t, t) %}", 40) + "{{ {1: 1}[t] }}{{ {t: 1} }}",
@@ -102,24 +103,27 @@ var costly = map[string]string{
 	"maps of maps":      "{{ [1] | map('map', 'map') | list }}" + forever("{% if range(9999) | map('string') | list %}{% endif %}"),
 	"captures":          "{% set s = 'x' * 99999 %}" + forever("{% set t %}{{ s }}{% endset %}"),
 	"filter blocks":     "{% set s = 'x' * 99999 %}" + forever("{% filter upper %}{{ s }}{% endfilter %}"),
-	"deep macros":       "{% macro f() %}" + strings.Repeat("{% if 1 %}", 280) + "{{ f() }}" + strings.Repeat("{% endif %}", 280) + "{% endmacro %}{{ f() }}",
-	"deep lists":        "{% macro f() %}{{ " + strings.Repeat("[", 90) + "f()" + strings.Repeat("]", 90) + " }}{% endmacro %}{{ f() }}",
-	"deep calls":        "{% macro f() %}{% call g() %}{{ f() }}{% endcall %}{% endmacro %}{% macro g() %}{{ caller() }}{% endmacro %}{{ f() }}",
-	"deep loops":        "{% for x in [1] recursive %}" + strings.Repeat("{% for y in [1] %}", 250) + "{{ 1 }}" + strings.Repeat("{% endfor %}", 250) + "{{ loop([1]) }}{% endfor %}",
-	"deep maps":         "{{ [[1]] | map(" + strings.Repeat("'map', ", 99) + "'list') | list }}",
-	"long error":        "{{ " + strings.Repeat("a", 200<<10) + " 1 }}",
-	"long tag":          "{% " + strings.Repeat("a", 200<<10) + " %}",
-	"spaces":            "{% raw" + strings.Repeat(" ", 200<<10) + "{{ 1 }}",
-	"openings":          strings.Repeat("{%raw", 50<<10),
-	"digits":            "{{ " + strings.Repeat("1_", 100<<10) + "1 }}",
-	"targets":           "{% set " + strings.Repeat("(", 20<<10) + "a" + strings.Repeat(")", 20<<10) + " = 1 %}",
-	"dicts in dicts":    "{{ " + strings.Repeat("{1:", 20<<10) + "1" + strings.Repeat("}", 20<<10) + " }}",
-	"subscripts":        "{{ a" + strings.Repeat("[a", 20<<10) + strings.Repeat("]", 20<<10) + " }}",
-	"calls":             "{{ a" + strings.Repeat("(a", 20<<10) + strings.Repeat(")", 20<<10) + " }}",
-	"nots":              "{{ " + strings.Repeat("not ", 59<<9) + "1 }}",
-	"powers of powers":  "{{ 1" + strings.Repeat("**1", 20<<10) + " }}",
-	"elifs":             "{% if 0 %}" + strings.Repeat("{% elif 0 %}", 15<<10) + "{% endif %}" + forever(""),
-	"elses":             "{{ 1" + strings.Repeat(" if 0 else 1", 15<<10) + " }}",
+	"deep macros": "{% macro f() %}" + strings.Repeat("{% if 1 %}", 280) + "{{ f() }}" +
+		strings.Repeat("{% endif %}", 280) + "{% endmacro %}{{ f() }}",
+	"deep lists": "{% macro f() %}{{ " + strings.Repeat("[", 90) + "f()" + strings.Repeat("]", 90) +
+		" }}{% endmacro %}{{ f() }}",
+	"deep calls": "{% macro f() %}{% call g() %}{{ f() }}{% endcall %}{% endmacro %}{% macro g() %}{{ caller() }}{% endmacro %}{{ f() }}",
+	"deep loops": "{% for x in [1] recursive %}" + strings.Repeat("{% for y in [1] %}", 250) + "{{ 1 }}" +
+		strings.Repeat("{% endfor %}", 250) + "{{ loop([1]) }}{% endfor %}",
+	"deep maps":        "{{ [[1]] | map(" + strings.Repeat("'map', ", 99) + "'list') | list }}",
+	"long error":       "{{ " + strings.Repeat("a", 200<<10) + " 1 }}",
+	"long tag":         "{% " + strings.Repeat("a", 200<<10) + " %}",
+	"spaces":           "{% raw" + strings.Repeat(" ", 200<<10) + "{{ 1 }}",
+	"openings":         strings.Repeat("{%raw", 50<<10),
+	"digits":           "{{ " + strings.Repeat("1_", 100<<10) + "1 }}",
+	"targets":          "{% set " + strings.Repeat("(", 20<<10) + "a" + strings.Repeat(")", 20<<10) + " = 1 %}",
+	"dicts in dicts":   "{{ " + strings.Repeat("{1:", 20<<10) + "1" + strings.Repeat("}", 20<<10) + " }}",
+	"subscripts":       "{{ a" + strings.Repeat("[a", 20<<10) + strings.Repeat("]", 20<<10) + " }}",
+	"calls":            "{{ a" + strings.Repeat("(a", 20<<10) + strings.Repeat(")", 20<<10) + " }}",
+	"nots":             "{{ " + strings.Repeat("not ", 59<<9) + "1 }}",
+	"powers of powers": "{{ 1" + strings.Repeat("**1", 20<<10) + " }}",
+	"elifs":            "{% if 0 %}" + strings.Repeat("{% elif 0 %}", 15<<10) + "{% endif %}" + forever(""),
+	"elses":            "{{ 1" + strings.Repeat(" if 0 else 1", 15<<10) + " }}",
 }
 
 // used measures what f takes: the most bytes that were live at once, bytes of stacks among them, and the CPU's time.
@@ -205,7 +209,8 @@ func FuzzBudgets(f *testing.F) {
 			return
 		}
 		text = strings.Repeat(text, int(times%2048)) // up to 128 KiB
-		typed := snippets{Messages: []map[string]string{{"role": "user", "content": text}, {"role": "assistant", "content": text}}, BOS: "<s>"}
+		typed := snippets{Messages: []map[string]string{{"role": "user", "content": text},
+			{"role": "assistant", "content": text}}, BOS: "<s>"}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		start := cpuTime()

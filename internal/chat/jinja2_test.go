@@ -106,12 +106,13 @@ func TestOwnTemplatesEqualJinja2s(t *testing.T) {
 
 // hostile are templates that want all memory or time. Each must end soon, with an error.
 var hostile = map[string]string{
-	"27 doublings":   "{% set s = 'xxxxxxxxxxxxxxxx' %}" + strings.Repeat("{% set s = s ~ s %}", 27),
-	"40 doublings":   "{% set s = 'x' %}" + strings.Repeat("{% set s = s ~ s %}", 40),
-	"plus":           "{% set s = 'x' %}" + strings.Repeat("{% set s = s + s %}", 40),
-	"lists":          "{% set s = [1] %}" + strings.Repeat("{% set s = s + s %}", 40),
-	"nested":         "{% set s = [1] %}" + strings.Repeat("{% set s = [s, s] %}", 40) + "{{ s }}",
-	"equal":          "{% set s = [1] %}{% set t = [1] %}" + strings.Repeat("{% set s = [s, s] %}{% set t = [t, t] %}", 40) + "{{ s == t }}",
+	"27 doublings": "{% set s = 'xxxxxxxxxxxxxxxx' %}" + strings.Repeat("{% set s = s ~ s %}", 27),
+	"40 doublings": "{% set s = 'x' %}" + strings.Repeat("{% set s = s ~ s %}", 40),
+	"plus":         "{% set s = 'x' %}" + strings.Repeat("{% set s = s + s %}", 40),
+	"lists":        "{% set s = [1] %}" + strings.Repeat("{% set s = s + s %}", 40),
+	"nested":       "{% set s = [1] %}" + strings.Repeat("{% set s = [s, s] %}", 40) + "{{ s }}",
+	"equal": "{% set s = [1] %}{% set t = [1] %}" + strings.Repeat("{% set s = [s, s] %}{% set t = [t, t] %}",
+		40) + "{{ s == t }}",
 	"deep":           "{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}",
 	"json":           "{% set s = [1] %}" + strings.Repeat("{% set s = [s, s] %}", 40) + "{{ s | tojson }}",
 	"json indent":    "{{ [1] | tojson(indent=1000000000) }}",

@@ -120,8 +120,8 @@ func (v vocabulary) quiet(err error) error {
 	return quietError{b.String(), err}
 }
 
-// recoverTo makes an error of a panic in the template engine, which runs what a model's publisher wrote. A panic's value
-// may hold the conversation; Go's own do not.
+// recoverTo makes an error of a panic in the template engine, which runs what a model's publisher wrote. A panic's
+// value may hold the conversation; Go's own do not.
 func recoverTo(err *error) {
 	p := recover()
 	if p == nil {

@@ -172,7 +172,8 @@ func (a *automaton) intern(c *collector) *state {
 	}
 	if len(c.threads) > 1 {
 		slices.SortFunc(c.threads, func(x, y thread) int {
-			return cmp.Or(cmp.Compare(x.pc, y.pc), cmp.Compare(x.at, y.at), cmp.Compare(x.ticks, y.ticks), cmp.Compare(x.stack.number(), y.stack.number()))
+			return cmp.Or(cmp.Compare(x.pc, y.pc), cmp.Compare(x.at, y.at), cmp.Compare(x.ticks, y.ticks),
+				cmp.Compare(x.stack.number(), y.stack.number()))
 		})
 		c.threads = slices.Compact(c.threads)
 	}

@@ -46,7 +46,8 @@ var benchmarks = []struct {
 func (f *fixture) benchGrammar(b *testing.B, i int) *Grammar {
 	b.Helper()
 	bench := benchmarks[i]
-	c := &Compiler{vocab: f.compiler.vocab, lanes: f.compiler.lanes, byHash: make(map[hash]*list.Element), recent: list.New()}
+	c := &Compiler{vocab: f.compiler.vocab, lanes: f.compiler.lanes, byHash: make(map[hash]*list.Element),
+		recent: list.New()}
 	var g *Grammar
 	var err error
 	if bench.regexp != "" {

@@ -12,11 +12,13 @@ import (
 
 // What the values of keywords are. A keyword that is in none of the lists is an annotation, as JSON Schema says.
 var (
-	schemaKeywords = []string{"items", "additionalItems", "contains", "additionalProperties", "propertyNames", "not", "if", "then", "else",
+	schemaKeywords = []string{"items", "additionalItems", "contains", "additionalProperties", "propertyNames", "not", "if",
+		"then", "else",
 		"unevaluatedItems", "unevaluatedProperties"}
 	listKeywords  = []string{"allOf", "anyOf", "oneOf", "prefixItems"}
 	mapKeywords   = []string{"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
-	countKeywords = []string{"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"}
+	countKeywords = []string{"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
+		"minContains", "maxContains"}
 	boundKeywords = []string{"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 )
 
@@ -158,7 +160,11 @@ func (c *checker) other(o *jsonObject, key string, v any, place string) {
 		if !ok {
 			list = []any{v}
 		}
-		if len(list) == 0 || slices.ContainsFunc(list, func(t any) bool { name, _ := t.(string); return !slices.Contains(jsonTypes, name) }) {
+		if len(list) == 0 || slices.ContainsFunc(list, func(t any) bool {
+			name,
+				_ := t.(string)
+			return !slices.Contains(jsonTypes, name)
+		}) {
 			c.add(place, "is one or a list of %s", strings.Join(jsonTypes, ", "))
 		}
 	case "enum":

@@ -22,7 +22,8 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
-// ErrBusy says that the grammars of the requests that run take all memory there is for them. Trying again later may help.
+// ErrBusy says that the grammars of the requests that run take all memory there is for them. Trying again later may
+// help.
 var ErrBusy = errors.New("the constraints of other requests take all memory for constraints")
 
 const (
@@ -79,9 +80,10 @@ func (c *Compiler) Choice(ctx context.Context, choices []string, leadingSpace bo
 	if len(choices) == 0 || total > maxChoices {
 		return nil, fmt.Errorf("%d choices of %d bytes: at least one choice, and at most %d bytes together, are allowed", len(choices), total, maxChoices)
 	}
-	return c.compile(ctx, spec{"choice", strings.Join(choices, "\xFF"), leadingSpace}, func(p *programBuilder) (int32, error) {
-		return p.term("choices", returnPC, func() (*dfa, error) { return literalDFA(choices, p.budget) })
-	})
+	return c.compile(ctx, spec{"choice", strings.Join(choices, "\xFF"), leadingSpace},
+		func(p *programBuilder) (int32, error) {
+			return p.term("choices", returnPC, func() (*dfa, error) { return literalDFA(choices, p.budget) })
+		})
 }
 
 // Regexp returns the grammar of the texts that match expr, in Go's syntax (that of RE2), as a whole.
@@ -146,7 +148,8 @@ func (c *Compiler) compile(ctx context.Context, s spec, build func(*programBuild
 	a := newAutomaton(p, c.vocab)
 	a.meter = m
 	a.warm()
-	g := &Grammar{hash: key, lanes: c.lanes, automaton: a, padded: b.padded, first: a.startMask(), end: make([]uint64, c.vocab.words)}
+	g := &Grammar{hash: key, lanes: c.lanes, automaton: a, padded: b.padded, first: a.startMask(),
+		end: make([]uint64, c.vocab.words)}
 	a.meter = nil
 	if m.err != nil {
 		return nil, m.err

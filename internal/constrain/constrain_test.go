@@ -19,8 +19,8 @@ import (
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
-// realStops are the tokenizers of internal/tokenizer's test data and a stop token of each: byte-level, and SentencePiece
-// with byte fallback, whose decoder drops the first space.
+// realStops are the tokenizers of internal/tokenizer's test data and a stop token of each: byte-level, and
+// SentencePiece with byte fallback, whose decoder drops the first space.
 var realStops = map[string]string{
 	"granite-docling": "<|end_of_text|>",
 	"phi-2-codegen":   "<|endoftext|>",
@@ -284,10 +284,12 @@ func TestRegexpAgainstEnumeration(t *testing.T) {
 		}
 		from = to
 	}
-	fix := small(t, "aa", "ab", "ba", "a1", "1a", "éa", "aé", "éé", "a\xC3", "\xA9b", "\xA9\xC3", "\n\n", "a\n", "abab", "b1é")
+	fix := small(t, "aa", "ab", "ba", "a1", "1a", "éa", "aé", "éé", "a\xC3", "\xA9b", "\xA9\xC3", "\n\n", "a\n", "abab",
+		"b1é")
 	for _, expr := range []string{
 		`a`, `ab|a`, `a*`, `(ab)*`, `(a|b){1,3}`, `a?b?1?`, `.`, `.*a`, `[^a]{2}`, `(?s).a.`, `\w+\d`, `é+`, `[a-é]{1,2}`,
-		`^ab$`, `a(^b|b)`, `(^a|b$)`, `(?i)A(B|É)`, `(a|ab)(1|b1)`, `(a*)*b`, `\D\d\D`, `()`, `^$`, `$^`, `a$|^b`, `(?:a{2}){1,2}`, `\x{e9}?b`,
+		`^ab$`, `a(^b|b)`, `(^a|b$)`, `(?i)A(B|É)`, `(a|ab)(1|b1)`, `(a*)*b`, `\D\d\D`, `()`, `^$`, `$^`, `a$|^b`,
+		`(?:a{2}){1,2}`, `\x{e9}?b`,
 	} {
 		t.Run(expr, func(t *testing.T) {
 			re := regexp.MustCompile(`\A(?:` + expr + `)\z`)
@@ -311,7 +313,7 @@ func TestRegexpAgainstEnumeration(t *testing.T) {
 					t.Errorf("may end at %q: %v, want %v", prefix, got, whole[prefix])
 				}
 				for id, text := range fix.compiler.vocab.text {
-					if strings.Trim(text, "ab1é\n\xC3\xA9") != "" || text == "" || strings.Count(prefix+text, "")-1 > 3 {
+					if strings.Trim(text, "ab1é\n") != "" || text == "" || strings.Count(prefix+text, "")-1 > 3 {
 						continue // the enumeration says nothing about it
 					}
 					want := prefixes[prefix+text]
@@ -332,7 +334,8 @@ func TestRegexpAgainstEnumeration(t *testing.T) {
 func TestRegexpWalks(t *testing.T) {
 	for name, exprs := range map[string][]string{
 		"tiny-vlm": {
-			`[A-Z][a-z]+( [A-Z][a-z]+){0,3}`, `\d{4}-\d{2}-\d{2}`, `(?s).{1,30}`, `\pL{2,9}`, `[^\pL\n]{3,6}`, `(yes|no|maybe), because .{5,40}\.`,
+			`[A-Z][a-z]+( [A-Z][a-z]+){0,3}`, `\d{4}-\d{2}-\d{2}`, `(?s).{1,30}`, `\pL{2,9}`, `[^\pL\n]{3,6}`,
+			`(yes|no|maybe), because .{5,40}\.`,
 			`(?i)straße|\x{1F600}+`,
 		},
 		"phi-3-vision":    {` {1,3}x`, ` ?[a-z]{2,5}`, `[^\pL\n]{3,6}`},

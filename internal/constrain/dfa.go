@@ -280,7 +280,8 @@ func (d *dfa) trim() (*dfa, error) {
 			kept++
 		}
 	}
-	t := &dfa{class: d.class, classes: d.classes, next: make([]int32, 0, int(kept)*d.classes), accept: make([]bool, 0, kept)}
+	t := &dfa{class: d.class, classes: d.classes, next: make([]int32, 0, int(kept)*d.classes),
+		accept: make([]bool, 0, kept)}
 	for s := range live {
 		if !live[s] {
 			continue

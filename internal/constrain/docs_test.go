@@ -15,8 +15,10 @@ func TestDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := slices.Concat(schemaKeywords, listKeywords, mapKeywords, countKeywords, boundKeywords, slices.Collect(maps.Keys(keywordTypes)),
-		slices.Collect(maps.Keys(formats)), []string{"type", "enum", "const", "dependentRequired", "$ref", "$dynamicRef", "$recursiveRef"})
+	names := slices.Concat(schemaKeywords, listKeywords, mapKeywords, countKeywords, boundKeywords,
+		slices.Collect(maps.Keys(keywordTypes)),
+		slices.Collect(maps.Keys(formats)), []string{"type", "enum", "const", "dependentRequired", "$ref", "$dynamicRef",
+			"$recursiveRef"})
 	for _, name := range names {
 		if !strings.Contains(string(doc), "`"+name+"`") {
 			t.Errorf("%s is not there", name)

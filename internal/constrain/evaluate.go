@@ -159,7 +159,8 @@ func (s *schemaCompiler) validArray(o *jsonObject, key string, v []any, depth in
 	case "prefixItems", "items", "additionalItems":
 		prefix, rest := itemsOf(o)
 		for i, item := range v {
-			if i < len(prefix) && !s.valid(prefix[i], item, depth) || i >= len(prefix) && rest != nil && !s.valid(rest, item, depth) {
+			if i < len(prefix) && !s.valid(prefix[i], item, depth) ||
+				i >= len(prefix) && rest != nil && !s.valid(rest, item, depth) {
 				return false
 			}
 		}
@@ -177,7 +178,8 @@ func (s *schemaCompiler) validObject(o *jsonObject, key string, v *jsonObject, d
 	case "minProperties", "maxProperties":
 		return within(key, "minProperties", o.values[key], len(v.keys))
 	case "required", keyAbsent:
-		return !slices.ContainsFunc(listOf(o, key), func(name any) bool { return v.has(name.(string)) != (key == "required") })
+		return !slices.ContainsFunc(listOf(o, key),
+			func(name any) bool { return v.has(name.(string)) != (key == "required") })
 	case "properties", keyGiven, "patternProperties", "additionalProperties":
 		return all(func(name string) bool {
 			subs, err := s.memberSchemas(o, name)

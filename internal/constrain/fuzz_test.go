@@ -32,10 +32,12 @@ func allocated() uint64 {
 }
 
 // fuzzTexts are tokens that span what the grammars tell apart.
-var fuzzTexts = []string{`{"`, `":`, `",`, `"}`, `, "`, `": "`, `[]`, `{}`, `]}`, "true", "null", "12", "0.5", "ab", "aé", "  ", "\\\"", "é\"", "a\xC3"}
+var fuzzTexts = []string{`{"`, `":`, `",`, `"}`, `, "`, `": "`, `[]`, `{}`, `]}`, "true", "null", "12", "0.5", "ab",
+	"aé", "  ", "\\\"", "é\"", "a\xC3"}
 
 func FuzzRegexp(f *testing.F) {
-	for _, expr := range []string{`a|b*`, `^(x{2,3}|[^\d\pL])$`, `(?i)é\z`, `(?s).{0,9}\x{10FFFF}?`, `a{1000}`, `(|a)+`, `[[:alpha:]]\Qa.b\E`} {
+	for _, expr := range []string{`a|b*`, `^(x{2,3}|[^\d\pL])$`, `(?i)é\z`, `(?s).{0,9}\x{10FFFF}?`, `a{1000}`, `(|a)+`,
+		`[[:alpha:]]\Qa.b\E`} {
 		f.Add(expr)
 	}
 	fix := small(f, fuzzTexts...)

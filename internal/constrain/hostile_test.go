@@ -15,8 +15,8 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// TestHostileSchemas holds that schemas made to cost much are compiled or refused within two seconds of the processor, and
-// that masks that cost much end their own answer.
+// TestHostileSchemas holds that schemas made to cost much are compiled or refused within two seconds of the processor,
+// and that masks that cost much end their own answer.
 func TestHostileSchemas(t *testing.T) {
 	fix := load(t, "tiny-vlm")
 	product := `{"allOf":[` + strings.TrimSuffix(strings.Repeat(`{"anyOf":[{"minLength":1},{"maxLength":9},{"pattern":"a"},{"type":"null"}]},`, 40), ",") + `]}`
@@ -26,8 +26,10 @@ func TestHostileSchemas(t *testing.T) {
 	}
 	for _, schema := range []string{
 		product, `{"minLength":1000000000,"type":"string"}`, `{"type":"array","minItems":1000000000,"maxItems":2000000000}`,
-		`{"type":"number","multipleOf":1e-300}`, `{"type":"number","multipleOf":123456789.123}`, `{"type":"string","pattern":"(a{1000}){1000}"}`,
-		`{"type":"string","pattern":"^.{900}a.{900}$","minLength":1000}`, strings.Repeat(`{"not":`, 100) + `{"type":"null"}` + strings.Repeat("}", 100),
+		`{"type":"number","multipleOf":1e-300}`, `{"type":"number","multipleOf":123456789.123}`,
+		`{"type":"string","pattern":"(a{1000}){1000}"}`,
+		`{"type":"string","pattern":"^.{900}a.{900}$","minLength":1000}`,
+		strings.Repeat(`{"not":`, 100) + `{"type":"null"}` + strings.Repeat("}", 100),
 		`{"type":"object","minProperties":1000000,"maxProperties":2000000}`, `{"anyOf":[` + strings.Join(branches, ",") + `]}`,
 	} {
 		before := cpuTime()

@@ -10,8 +10,8 @@ import (
 // float64.
 const maxDigits = 15
 
-// maxExact is the most digits of an upper bound of magnitudes that is held to the digit: numbers below a larger one have
-// maxDigits.
+// maxExact is the most digits of an upper bound of magnitudes that is held to the digit: numbers below a larger one
+// have maxDigits.
 const maxExact = 40
 
 const (

@@ -63,17 +63,19 @@ func parseSearch(expr string) (*search, error) {
 	return p, err
 }
 
-// wordBoundaries rewrites the word boundaries at the ends of a pattern next to a word's characters, where a search finds
-// the same with what comes before and after.
+// wordBoundaries rewrites the word boundaries at the ends of a pattern next to a word's characters, where a search
+// finds the same with what comes before and after.
 func wordBoundaries(expr string) string {
 	word := func(b byte) bool { return b == '_' || '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'z' }
 	if topAlternative(expr) {
 		return expr
 	}
-	if rest, ok := strings.CutPrefix(expr, `\b`); ok && rest != "" && word(rest[0]) && (len(rest) < 2 || !strings.ContainsRune("?*{", rune(rest[1]))) {
+	if rest, ok := strings.CutPrefix(expr, `\b`); ok && rest != "" && word(rest[0]) &&
+		(len(rest) < 2 || !strings.ContainsRune("?*{", rune(rest[1]))) {
 		expr = `(?:^|\W)` + rest
 	}
-	if rest, ok := strings.CutSuffix(expr, `\b`); ok && len(rest) > 1 && word(rest[len(rest)-1]) && word(rest[len(rest)-2]) {
+	if rest, ok := strings.CutSuffix(expr, `\b`); ok && len(rest) > 1 && word(rest[len(rest)-1]) &&
+		word(rest[len(rest)-2]) {
 		expr = rest + `(?:\W|$)`
 	}
 	return expr
@@ -264,6 +266,8 @@ func escape(out *strings.Builder, expr string) int {
 
 // categories are the long names of general categories.
 var categories = map[string]string{
-	"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm", "Other_Letter": "Lo",
-	"Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Punctuation": "P", "Symbol": "S", "Separator": "Z", "Space_Separator": "Zs", "Other": "C",
+	"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm",
+	"Other_Letter": "Lo",
+	"Mark":         "M", "Number": "N", "Decimal_Number": "Nd", "Punctuation": "P", "Symbol": "S", "Separator": "Z",
+	"Space_Separator": "Zs", "Other": "C",
 }

@@ -18,12 +18,13 @@ const (
 	maxProperties = 1024
 )
 
-// JSONSchema returns the grammar of the JSON texts that satisfy a schema, of JSON Schema 2020-12 or draft 7 and what tools
-// write beside them. A *SchemaErrors names by its place each keyword whose value is wrong, without the schema's words.
+// JSONSchema returns the grammar of the JSON texts that satisfy a schema, of JSON Schema 2020-12 or draft 7 and what
+// tools write beside them. A *SchemaErrors names by its place each keyword whose value is wrong, without the schema's
+// words.
 //
-// All keywords that say something about a value are held, in any company, but for unevaluated… beside other schemas, and
-// look-behind, back references, word boundaries and look-ahead within a pattern. Keywords and formats that are not known
-// are annotations.
+// All keywords that say something about a value are held, in any company, but for unevaluated… beside other schemas,
+// and look-behind, back references, word boundaries and look-ahead within a pattern. Keywords and formats that are not
+// known are annotations.
 //
 // Every output satisfies the schema, but not every text that satisfies it can be an output:
 //
@@ -33,14 +34,14 @@ const (
 //   - Without type, it is that of the other keywords; without any, all JSON values are meant.
 //   - The only white space is one space, which may follow a comma or colon. enum and const have none.
 //   - Characters of strings are escaped only if they must be.
-//   - Numbers have at most 15 digits before the decimal point unless a bound has more, 15 behind it and two of an exponent;
-//     integers, numbers between bounds and multiples have no exponent.
+//   - Numbers have at most 15 digits before the decimal point unless a bound has more, 15 behind it and two of an
+//     exponent; integers, numbers between bounds and multiples have no exponent.
 //   - Arrays and objects are nested at most 64 deep.
 //   - A format is held to its plain forms: no leap seconds, years of four digits from 1000, email addresses without
 //     quotes and comments.
 //   - A string with a pattern or a format has at most 1024 characters unless minLength asks for more.
-//   - The items that contains wants come first. Items that are to be unique come in an order: values as they are listed,
-//     strings by their first characters, integers by their signs and first digits, each of which comes once.
+//   - The items that contains wants come first. Items that are to be unique come in an order: values as they are
+//     listed, strings by their first characters, integers by their signs and first digits, each of which comes once.
 //   - not, and oneOf of schemas that do not exclude each other, are held by what visibly differs.
 func (c *Compiler) JSONSchema(ctx context.Context, schema []byte, leadingSpace bool) (*Grammar, error) {
 	if len(schema) > maxSchema {
@@ -90,7 +91,8 @@ type schemaCompiler struct {
 func newSchemaCompiler(p *programBuilder, root any) *schemaCompiler {
 	return &schemaCompiler{
 		programBuilder: p, root: root, places: make(map[*jsonObject]string), anchors: make(map[string]*jsonObject),
-		negated: make(map[*jsonObject][]any), numbers: make(map[*jsonObject]int), named: make(map[string]int32), search: make(map[string]*dfa),
+		negated: make(map[*jsonObject][]any), numbers: make(map[*jsonObject]int), named: make(map[string]int32),
+		search: make(map[string]*dfa),
 	}
 }
 
@@ -131,18 +133,24 @@ var jsonTypes = []string{"object", "array", "string", "integer", "number", "bool
 
 // keywordTypes are the keywords that concern one type of value.
 var keywordTypes = map[string]string{
-	"properties": "object", "required": "object", "additionalProperties": "object", "patternProperties": "object", "propertyNames": "object",
+	"properties": "object", "required": "object", "additionalProperties": "object", "patternProperties": "object",
+	"propertyNames": "object",
 	"minProperties": "object", "maxProperties": "object", "unevaluatedProperties": "object",
-	"items": "array", "prefixItems": "array", "additionalItems": "array", "minItems": "array", "maxItems": "array", "uniqueItems": "array",
-	"contains": "array", "unevaluatedItems": "array",
+	"items": "array", "prefixItems": "array", "additionalItems": "array", "minItems": "array", "maxItems": "array",
+	"uniqueItems": "array",
+	"contains":    "array", "unevaluatedItems": "array",
 	"minLength": "string", "maxLength": "string", "pattern": "string", "format": "string",
-	"minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number", "multipleOf": "number",
+	"minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
+	"multipleOf": "number",
 }
 
 // value is a value that satisfies all schemas.
 func (s *schemaCompiler) value(schemas []any, next int32) (int32, error) {
 	if o := first(schemas); o != nil && o.has("$ref") {
-		return s.call("value "+s.key(schemas), false, next, func() (int32, error) { return s.alternatives(schemas, returnPC) })
+		return s.call("value "+s.key(schemas), false, next, func() (int32,
+			error) {
+			return s.alternatives(schemas, returnPC)
+		})
 	}
 	return s.alternatives(schemas, next)
 }
@@ -255,7 +263,8 @@ func (s *schemaCompiler) way(parts []*jsonObject, next int32) (alts []int32, err
 		return []int32{at}, err
 	}
 	types := typesOf(parts)
-	if implied := impliedTypes(parts); implied != nil && !slices.ContainsFunc(parts, func(p *jsonObject) bool { return p.has("type") }) {
+	if implied := impliedTypes(parts); implied != nil && !slices.ContainsFunc(parts,
+		func(p *jsonObject) bool { return p.has("type") }) {
 		types = slices.DeleteFunc(types, func(t string) bool { return !slices.Contains(implied, t) })
 	}
 	for _, typ := range types {
@@ -274,8 +283,8 @@ func (s *schemaCompiler) way(parts []*jsonObject, next int32) (alts []int32, err
 	return alts, nil
 }
 
-// typed is a value of a type that satisfies the keywords for the type. Arrays and objects are rules by their keywords, so
-// that a schema may hold itself.
+// typed is a value of a type that satisfies the keywords for the type. Arrays and objects are rules by their keywords,
+// so that a schema may hold itself.
 func (s *schemaCompiler) typed(typ string, parts []*jsonObject, next int32) (int32, error) {
 	switch typ {
 	case "null":

@@ -163,7 +163,8 @@ const fewTimes = 24
 
 // times is lo to hi times what one builds, which is not empty, then next; hi is negative if there is no bound. Many
 // repetitions are made of rules for 1, 2, 4, … of them.
-func (s *schemaCompiler) times(name string, lo, hi int32, one func(next int32) (int32, error), next int32) (int32, error) {
+func (s *schemaCompiler) times(name string, lo, hi int32, one func(next int32) (int32, error), next int32) (int32,
+	error) {
 	var power func(n int, next int32) (int32, error)
 	power = func(n int, next int32) (int32, error) {
 		return s.call(name+" ^"+strconv.Itoa(n), false, next, func() (int32, error) {
@@ -302,7 +303,8 @@ func (s *schemaCompiler) unsupported(parts []*jsonObject, key, why string) error
 }
 
 // kinds returns kinds of values that satisfy schemas and have none in common.
-func (s *schemaCompiler) kinds(parts []*jsonObject, schemas []any) (kinds []func(next int32) (int32, error), err error) {
+func (s *schemaCompiler) kinds(parts []*jsonObject, schemas []any) (kinds []func(next int32) (int32, error),
+	err error) {
 	if values, ok := s.listed(schemas, 0); ok {
 		for i, v := range values {
 			if !slices.ContainsFunc(values[:i], func(w any) bool { return equalJSON(v, w) }) &&
@@ -319,7 +321,8 @@ func (s *schemaCompiler) kinds(parts []*jsonObject, schemas []any) (kinds []func
 	seen := make(map[string]bool) // types: only the first way of each
 	for _, way := range ways {
 		types := typesOf(way)
-		if implied := impliedTypes(way); implied != nil && !slices.ContainsFunc(way, func(p *jsonObject) bool { return p.has("type") }) {
+		if implied := impliedTypes(way); implied != nil && !slices.ContainsFunc(way,
+			func(p *jsonObject) bool { return p.has("type") }) {
 			types = slices.DeleteFunc(types, func(t string) bool { return !slices.Contains(implied, t) })
 		}
 		for _, typ := range types {
@@ -340,7 +343,8 @@ func (s *schemaCompiler) kinds(parts []*jsonObject, schemas []any) (kinds []func
 					more = append(more, func(next int32) (int32, error) { return s.literal(text, next) })
 				}
 			case "integer", "number":
-				for _, start := range []string{"-9", "-8", "-7", "-6", "-5", "-4", "-3", "-2", "-1", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"} {
+				for _, start := range []string{"-9", "-8", "-7", "-6", "-5", "-4", "-3", "-2", "-1", "0", "1", "2", "3", "4", "5",
+					"6", "7", "8", "9"} {
 					more = s.kind(more, typ, start, start+`[0-9.]*`, way)
 				}
 			case "string":
@@ -364,7 +368,8 @@ func (s *schemaCompiler) kinds(parts []*jsonObject, schemas []any) (kinds []func
 }
 
 // kind appends the values of a type that match a pattern as they are written, if there are any.
-func (s *schemaCompiler) kind(kinds []func(next int32) (int32, error), typ, name, pattern string, way []*jsonObject) []func(next int32) (int32, error) {
+func (s *schemaCompiler) kind(kinds []func(next int32) (int32, error), typ, name, pattern string,
+	way []*jsonObject) []func(next int32) (int32, error) {
 	var d *dfa
 	n := int32(len(s.code))
 	if at, err := s.typed(typ, way, returnPC); err != nil || at < n {
@@ -388,5 +393,8 @@ func (s *schemaCompiler) kind(kinds []func(next int32) (int32, error), typ, name
 	}
 	s.kindNumber++
 	key := fmt.Sprintf("kind %d", s.kindNumber)
-	return append(kinds, func(next int32) (int32, error) { return s.term(key, next, func() (*dfa, error) { return d, nil }) })
+	return append(kinds, func(next int32) (int32, error) {
+		return s.term(key, next,
+			func() (*dfa, error) { return d, nil })
+	})
 }

@@ -93,8 +93,8 @@ func (b *bound) inward(least bool) *bound {
 	return &bound{value: new(big.Rat).SetFrac(whole, scale)}
 }
 
-// multiplesDFA returns the automaton of the numbers without exponent that are multiples of m: it carries the remainder of
-// the digits so far, as if there were as many behind the decimal point as there may be.
+// multiplesDFA returns the automaton of the numbers without exponent that are multiples of m: it carries the remainder
+// of the digits so far, as if there were as many behind the decimal point as there may be.
 func multiplesDFA(m *big.Rat, integer bool, b *budget) (*dfa, error) {
 	places := 0
 	if !integer {
@@ -110,8 +110,8 @@ func multiplesDFA(m *big.Rat, integer bool, b *budget) (*dfa, error) {
 		return patternDFA("0", b)
 	}
 	mod := int(modulus.Int64())
-	// State 0 is the start, 1 that after the sign; then places+1 groups of remainders: before the decimal point, and after so
-	// many digits behind it; at last, that just behind the decimal point.
+	// State 0 is the start, 1 that after the sign; then places+1 groups of remainders: before the decimal point, and after
+	// so many digits behind it; at last, that just behind the decimal point.
 	const digit, minus, point, other = 0, 11, 10, 12
 	d := &dfa{classes: 13}
 	for i := range 256 {

@@ -166,7 +166,11 @@ func (s *schemaCompiler) extras(parts []*jsonObject, nameSchemas []any, known []
 			}
 		}
 	}
-	free := len(patterns) == 0 || slices.ContainsFunc(parts, func(o *jsonObject) bool { _, ok := o.values["additionalProperties"]; return ok })
+	free := len(patterns) == 0 || slices.ContainsFunc(parts, func(o *jsonObject) bool {
+		_,
+			ok := o.values["additionalProperties"]
+		return ok
+	})
 	ways, err := s.expand(nameSchemas, nil, nil)
 	if err != nil {
 		return nil, err
@@ -205,7 +209,8 @@ func (s *schemaCompiler) extras(parts []*jsonObject, nameSchemas []any, known []
 	return list, nil
 }
 
-// nameDFA returns the automaton of the names that satisfy way, that match the pattern at and no other, and are not known.
+// nameDFA returns the automaton of the names that satisfy way, that match the pattern at and no other, and are not
+// known.
 func (s *schemaCompiler) nameDFA(way []*jsonObject, patterns []string, at int, known []string) (*dfa, error) {
 	d, err := s.textDFA(way)
 	for i, expr := range patterns {

@@ -254,13 +254,14 @@ func (d *dfa) matches(text string) bool {
 
 // formats are texts that every reader of a format takes.
 var formats = map[string]string{
-	"date":                  formatDate,
-	"time":                  formatTime,
-	"date-time":             "(?:" + formatDate + ")T" + formatTime,
-	"duration":              `P(?:[0-9]{1,4}W|(?:[0-9]{1,4}Y(?:[0-9]{1,3}M(?:[0-9]{1,3}D)?)?|[0-9]{1,3}M(?:[0-9]{1,3}D)?|[0-9]{1,4}D)(?:` + formatClock + `)?|` + formatClock + `)`,
-	"uuid":                  `[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}`,
-	"ipv4":                  formatByte + `(?:\.` + formatByte + `){3}`,
-	"ipv6":                  `(?:` + formatHex + `:){7}` + formatHex + `|(?:` + formatHex + `(?::` + formatHex + `){0,2})?::(?:` + formatHex + `(?::` + formatHex + `){0,2})?`,
+	"date":      formatDate,
+	"time":      formatTime,
+	"date-time": "(?:" + formatDate + ")T" + formatTime,
+	"duration":  `P(?:[0-9]{1,4}W|(?:[0-9]{1,4}Y(?:[0-9]{1,3}M(?:[0-9]{1,3}D)?)?|[0-9]{1,3}M(?:[0-9]{1,3}D)?|[0-9]{1,4}D)(?:` + formatClock + `)?|` + formatClock + `)`,
+	"uuid":      `[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}`,
+	"ipv4":      formatByte + `(?:\.` + formatByte + `){3}`,
+	"ipv6": `(?:` + formatHex + `:){7}` + formatHex + `|(?:` + formatHex + `(?::` + formatHex +
+		`){0,2})?::(?:` + formatHex + `(?::` + formatHex + `){0,2})?`,
 	"hostname":              formatHost,
 	"idn-hostname":          formatHost,
 	"email":                 formatEmail,

@@ -46,11 +46,13 @@ func TestJSONSchema(t *testing.T) {
 		schema  string
 		yes, no []string
 	}{
-		{`{}`, []string{`{}`, `[]`, `""`, `0`, `-1.5e+10`, `true`, `null`, `{"a": [1, {"b":null}], "":""}`}, []string{``, ` 1`, `1 `, `{ }`, `{"a" :1}`, `[1,  2]`, `01`, `1.`, `.5`, `tru`, `[1,]`, `{"a":1,}`}},
+		{`{}`, []string{`{}`, `[]`, `""`, `0`, `-1.5e+10`, `true`, `null`, `{"a": [1, {"b":null}], "":""}`},
+			[]string{``, ` 1`, `1 `, `{ }`, `{"a" :1}`, `[1,  2]`, `01`, `1.`, `.5`, `tru`, `[1,]`, `{"a":1,}`}},
 		{`true`, []string{`"x"`}, []string{`x`}},
 		{`{"type":"null"}`, []string{`null`}, []string{`0`}},
 		{`{"type":["boolean","null"]}`, []string{`true`, `false`, `null`}, []string{`1`}},
-		{`{"type":"string"}`, []string{`""`, `"é😀"`, `"\"\\\b\f\n\r\t\u0001\u001f"`, `"/"`}, []string{`"`, "\"\n\"", `"\u00e9"`, `"\/"`, `"\u000a"`, "\"\xC0\xAF\"", "\"\xED\xA0\x80\"", "\"\xF4\x90\x80\x80\""}},
+		{`{"type":"string"}`, []string{`""`, `"é😀"`, `"\"\\\b\f\n\r\t\u0001\u001f"`, `"/"`},
+			[]string{`"`, "\"\n\"", `"\u00e9"`, `"\/"`, `"\u000a"`, "\"\xC0\xAF\"", "\"\xED\xA0\x80\"", "\"\xF4\x90\x80\x80\""}},
 		{`{"type":"string","minLength":2,"maxLength":3}`, []string{`"ab"`, `"é😀\n"`}, []string{`""`, `"a"`, `"abcd"`, `"\u0001"`}},
 		{`{"type":"string","minLength":2}`, []string{`"ab"`, `"abcdefgh"`}, []string{`"a"`}},
 		{`{"type":"string","maxLength":0}`, []string{`""`}, []string{`"a"`}},
@@ -59,21 +61,29 @@ func TestJSONSchema(t *testing.T) {
 		{`{"type":"string","pattern":"^[\"\\\\x]*$"}`, []string{`""`, `"\"x\\"`}, []string{`"y"`, `"\n"`}},
 		{`{"type":"string","pattern":"^.$"}`, []string{`"é"`}, []string{`"\n"`, `"\r"`, "\"\u2028\"", `""`}},
 		{`{"type":"string","pattern":"^[a-z]*$","minLength":2,"maxLength":3}`, []string{`"ab"`, `"abc"`}, []string{`"a"`, `"abcd"`, `"aB"`}},
-		{`{"type":"string","format":"date"}`, []string{`"2024-02-29"`, `"2000-02-29"`, `"2023-12-31"`}, []string{`"2023-02-29"`, `"1900-02-29"`, `"2023-04-31"`, `"2023-1-1"`, `"0999-01-01"`}},
-		{`{"type":"string","format":"date-time"}`, []string{`"2024-02-29T23:59:59.123Z"`, `"2024-02-29T00:00:00+01:30"`}, []string{`"2024-02-29"`, `"2024-02-29T24:00:00Z"`}},
+		{`{"type":"string","format":"date"}`, []string{`"2024-02-29"`, `"2000-02-29"`, `"2023-12-31"`},
+			[]string{`"2023-02-29"`, `"1900-02-29"`, `"2023-04-31"`, `"2023-1-1"`, `"0999-01-01"`}},
+		{`{"type":"string","format":"date-time"}`, []string{`"2024-02-29T23:59:59.123Z"`, `"2024-02-29T00:00:00+01:30"`},
+			[]string{`"2024-02-29"`, `"2024-02-29T24:00:00Z"`}},
 		{`{"type":"string","format":"time"}`, []string{`"12:00:00Z"`}, []string{`"12:00:60Z"`, `"12:00"`}},
 		{`{"type":"string","format":"uuid"}`, []string{`"123e4567-e89b-12d3-a456-426614174000"`}, []string{`"123e4567"`}},
 		{`{"type":"string","format":"ipv4"}`, []string{`"0.10.199.255"`}, []string{`"1.2.3"`, `"256.0.0.1"`, `"01.2.3.4"`}},
 		{`{"type":"string","format":"email"}`, []string{`"a.b+c@example.org"`}, []string{`"a@b"`, `"a b@c.de"`, `"@c.de"`}},
-		{`{"type":"integer"}`, []string{`0`, `-1`, `999999999999999`}, []string{`1.0`, `1e2`, `00`, `+1`, `1000000000000000`}},
-		{`{"type":"integer","minimum":-12,"maximum":105}`, []string{`-12`, `-0`, `0`, `99`, `100`, `105`}, []string{`-13`, `106`, `-100`, `1050`}},
+		{`{"type":"integer"}`, []string{`0`, `-1`, `999999999999999`},
+			[]string{`1.0`, `1e2`, `00`, `+1`, `1000000000000000`}},
+		{`{"type":"integer","minimum":-12,"maximum":105}`, []string{`-12`, `-0`, `0`, `99`, `100`, `105`},
+			[]string{`-13`, `106`, `-100`, `1050`}},
 		{`{"type":"integer","exclusiveMinimum":1.5,"exclusiveMaximum":4}`, []string{`2`, `3`}, []string{`1`, `4`}},
 		{`{"type":"integer","minimum":1e3}`, []string{`1000`, `123456`}, []string{`999`, `-1000`}},
 		{`{"type":"integer","maximum":-7}`, []string{`-7`, `-10`}, []string{`-6`, `0`, `7`}},
-		{`{"type":"number","minimum":0,"maximum":1}`, []string{`0`, `0.0`, `0.25`, `1`, `1.000`, `-0`}, []string{`1.01`, `-0.1`, `2`, `1e-1`}},
+		{`{"type":"number","minimum":0,"maximum":1}`, []string{`0`, `0.0`, `0.25`, `1`, `1.000`, `-0`},
+			[]string{`1.01`, `-0.1`, `2`, `1e-1`}},
 		{`{"type":"number","exclusiveMinimum":0,"exclusiveMaximum":1}`, []string{`0.5`, `0.001`, `0.999`}, []string{`0`, `0.0`, `1`, `1.0`}},
-		{`{"type":"number","minimum":-1.25,"exclusiveMaximum":10.05}`, []string{`-1.25`, `-1.250`, `-0.7`, `9.99`, `10`, `10.04`, `10.0`}, []string{`-1.251`, `-1.3`, `-2`, `10.05`, `10.050`, `10.1`, `11`}},
-		{`{"enum":["a",1,1.50,null,{"b":[true]}]}`, []string{`"a"`, `1`, `1.50`, `null`, `{"b":[true]}`}, []string{`1.5`, `{"b": [true]}`, `"b"`}},
+		{`{"type":"number","minimum":-1.25,"exclusiveMaximum":10.05}`,
+			[]string{`-1.25`, `-1.250`, `-0.7`, `9.99`, `10`, `10.04`, `10.0`},
+			[]string{`-1.251`, `-1.3`, `-2`, `10.05`, `10.050`, `10.1`, `11`}},
+		{`{"enum":["a",1,1.50,null,{"b":[true]}]}`, []string{`"a"`, `1`, `1.50`, `null`, `{"b":[true]}`},
+			[]string{`1.5`, `{"b": [true]}`, `"b"`}},
 		{`{"type":["integer","null"],"enum":["a",1,2.0,2.5,null]}`, []string{`1`, `2.0`, `null`}, []string{`"a"`, `2.5`}},
 		{`{"const":"é\n\u0000\"/"}`, []string{`"é\n\u0000\"/"`}, []string{`"é"`}},
 		{`{"type":"array","items":{"type":"integer"},"minItems":1,"maxItems":3}`, []string{`[1]`, `[1,2, 3]`}, []string{`[]`, `[1,2,3,4]`, `["a"]`, `[ 1]`}},
@@ -83,16 +93,26 @@ func TestJSONSchema(t *testing.T) {
 		{`{"type":"array","prefixItems":[{"type":"string"}],"items":{"type":"null"},"minItems":2}`, []string{`["a",null]`, `["a",null,null]`}, []string{`["a"]`, `["a","b"]`}},
 		{`{"type":"array","prefixItems":[{"const":1},{"const":2}],"items":false,"maxItems":9}`, []string{`[1,2]`}, []string{`[1,2,3]`}},
 		{`{"type":"object"}`, []string{`{}`, `{"a":1, "b":[]}`}, []string{`[]`}},
-		{`{"type":"object","properties":{"a":{"const":1},"b":{"const":2},"c":{"const":3}},"required":["b"]}`, []string{`{"b":2}`, `{"a":1,"b":2}`, `{"a": 1, "b": 2, "c": 3}`, `{"b":2,"c":3}`}, []string{`{}`, `{"a":1}`, `{"b":2,"a":1}`, `{"b":2,"d":4}`, `{"b":2,}`, `{"b":2,"b":2}`}},
-		{`{"properties":{"a":{"const":1}},"additionalProperties":{"type":"null"}}`, []string{`{}`, `{"a":1}`, `{"a":1,"b":null,"aa":null}`, `{"b":null}`, `{"":null}`}, []string{`{"a":null}`, `{"b":1}`, `{"b":null,"a":1}`, `1`}},
-		{`{"properties":{"a":{"const":1}},"required":["z"]}`, []string{`{"z":[]}`, `{"a":1,"z":2}`}, []string{`{"a":1}`, `{"z":1,"z":1}`}},
-		{`{"properties":{"a":false,"b":true},"additionalProperties":true}`, []string{`{"b":1}`, `{"c":1}`, `{"b":1,"c":2}`}, []string{`{"a":1}`, `{"b":1,"a":1}`}},
+		{`{"type":"object","properties":{"a":{"const":1},"b":{"const":2},"c":{"const":3}},"required":["b"]}`,
+			[]string{`{"b":2}`, `{"a":1,"b":2}`, `{"a": 1, "b": 2, "c": 3}`, `{"b":2,"c":3}`},
+			[]string{`{}`, `{"a":1}`, `{"b":2,"a":1}`, `{"b":2,"d":4}`, `{"b":2,}`, `{"b":2,"b":2}`}},
+		{`{"properties":{"a":{"const":1}},"additionalProperties":{"type":"null"}}`,
+			[]string{`{}`, `{"a":1}`, `{"a":1,"b":null,"aa":null}`, `{"b":null}`, `{"":null}`},
+			[]string{`{"a":null}`, `{"b":1}`, `{"b":null,"a":1}`, `1`}},
+		{`{"properties":{"a":{"const":1}},"required":["z"]}`, []string{`{"z":[]}`, `{"a":1,"z":2}`},
+			[]string{`{"a":1}`, `{"z":1,"z":1}`}},
+		{`{"properties":{"a":false,"b":true},"additionalProperties":true}`, []string{`{"b":1}`, `{"c":1}`, `{"b":1,"c":2}`},
+			[]string{`{"a":1}`, `{"b":1,"a":1}`}},
 		{`{"additionalProperties":false}`, []string{`{}`}, []string{`{"a":1}`}},
 		{`{"anyOf":[{"type":"string"},{"const":12},{"const":123}]}`, []string{`"x"`, `12`, `123`}, []string{`1`, `1234`}},
 		{`{"oneOf":[{"type":"object","properties":{"k":{"const":"a"}},"required":["k"]},{"type":"object","properties":{"k":{"enum":["b","c"]},"n":{"type":"null"}},"required":["k","n"]}]}`, []string{`{"k":"a"}`, `{"k":"b","n":null}`}, []string{`{"k":"b"}`, `{"k":"a","n":null}`}},
 		{`{"allOf":[{"$ref":"#/$defs/a~1b/anyOf/0"}],"$defs":{"a/b":{"anyOf":[{"const":1}]}}}`, []string{`1`}, []string{`2`}},
-		{`{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{"next":{"anyOf":[{"$ref":"#/$defs/node"},{"type":"null"}]}},"required":["next"]}}}`, []string{`{"next":null}`, `{"next":{"next":{"next":null}}}`, deep, `{"next":` + deep + `}`}, []string{`{}`, `{"next":{"next":` + deep + `}}`}},
-		{`{"type":"array","items":{"$ref":"#"}}`, []string{`[]`, `[[],[[]]]`, strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)}, []string{strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1)}},
+		{`{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{"next":{"anyOf":[{"$ref":"#/$defs/node"},{"type":"null"}]}},"required":["next"]}}}`,
+			[]string{`{"next":null}`, `{"next":{"next":{"next":null}}}`, deep, `{"next":` + deep + `}`},
+			[]string{`{}`, `{"next":{"next":` + deep + `}}`}},
+		{`{"type":"array","items":{"$ref":"#"}}`, []string{`[]`, `[[],[[]]]`,
+			strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)},
+			[]string{strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1)}},
 		{`{"title":"t","description":"d","default":1,"examples":[2],"$schema":"https://json-schema.org/draft/2020-12/schema","$id":"x","type":"integer","minLength":3}`, []string{`1`}, []string{`"abc"`}},
 	} {
 		t.Run(test.schema, func(t *testing.T) {
@@ -170,7 +190,8 @@ func TestJSONSchemaRefused(t *testing.T) {
 		{`{"$ref":"#"}`, `leads back to itself`},
 		{`{"anyOf":[{"type":"null"},{"$ref":"#"}]}`, `leads back to itself`},
 		{`{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}`, `nothing satisfies it`},
-		{strings.Repeat(`{"type":"array","minItems":1,"items":`, maxDepth+1) + `true` + strings.Repeat(`}`, maxDepth+1), `levels of nesting`},
+		{strings.Repeat(`{"type":"array","minItems":1,"items":`, maxDepth+1) + `true` + strings.Repeat(`}`, maxDepth+1),
+			`levels of nesting`},
 		{`{"properties":{` + strings.Join(many, ",") + `}}`, `more than 1024 names`},
 		{`false`, `#: nothing satisfies it`},
 		{`1`, `#: a schema is`},
@@ -226,7 +247,8 @@ func (g *schemaGenerator) schema(depth int) any {
 	case 2, 3:
 		return g.text()
 	case 4:
-		return map[string]any{"enum": []any{"a", "b\"\\", 1, -2.5, nil, true, []any{1, "x"}, map[string]any{"k": 1}}[g.rng.IntN(4):]}
+		return map[string]any{"enum": []any{"a", "b\"\\", 1, -2.5, nil, true, []any{1, "x"},
+			map[string]any{"k": 1}}[g.rng.IntN(4):]}
 	case 5:
 		return map[string]any{"const": g.value()}
 	case 6:
@@ -284,7 +306,8 @@ func (g *schemaGenerator) text() map[string]any {
 	case 0:
 		s["format"] = []string{"date", "time", "date-time", "uuid", "ipv4", "email"}[g.rng.IntN(6)]
 	case 1:
-		s["pattern"] = []string{"^[a-z]{2,5}$", "b+", "^(x|yy)*", `\d{3}$`, `^\w+@\w+$`, "", `^[^a]*$`, "[\"\\\\]", `^é?.$`}[g.rng.IntN(9)]
+		s["pattern"] = []string{"^[a-z]{2,5}$", "b+", "^(x|yy)*", `\d{3}$`, `^\w+@\w+$`, "", `^[^a]*$`, "[\"\\\\]",
+			`^é?.$`}[g.rng.IntN(9)]
 		if s["pattern"] == "b+" {
 			s["maxLength"] = 8
 		}

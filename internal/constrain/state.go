@@ -87,8 +87,8 @@ func (c *cursor) moveTo(to *state, text string) {
 // Done reports whether nothing but a stop id may come.
 func (c *cursor) Done() bool { return c.ended || len(c.at.threads) == 0 }
 
-// State is where one sequence is in its grammar, with the mask of its next token. One goroutine uses it at a time; masks
-// are found on others. Mask and Accept alone may be used as well: they wait then.
+// State is where one sequence is in its grammar, with the mask of its next token. One goroutine uses it at a time;
+// masks are found on others. Mask and Accept alone may be used as well: they wait then.
 type State struct {
 	cursor
 	ctx    context.Context

@@ -33,7 +33,8 @@ func newVocabulary(tok *tokenizer.Tokenizer, stop []int32) (*vocabulary, error) 
 		}
 		size = max(size, int(id)+1)
 	}
-	v := &vocabulary{text: make([]string, size), first: make(map[int32]string), stop: slices.Clone(stop), words: (size + 63) / 64}
+	v := &vocabulary{text: make([]string, size), first: make(map[int32]string), stop: slices.Clone(stop),
+		words: (size + 63) / 64}
 	never := make(map[int32]bool)
 	for _, t := range tok.AddedTokens() {
 		never[t.ID] = true

@@ -17,11 +17,12 @@ import (
 // this cannot be said.
 type Stamp string
 
-// Store is a folder of remembered digests; "" remembers nothing, nor does a folder that others may write. Processes may share it.
+// Store is a folder of remembered digests; "" remembers nothing, nor does a folder that others may write. Processes may
+// share it.
 type Store string
 
-// Digest is the SHA-256 that compute gives for files with these stamps, remembered. Another way to compute over the same
-// files needs another name. A digest that cannot be kept is computed again next time.
+// Digest is the SHA-256 that compute gives for files with these stamps, remembered. Another way to compute over the
+// same files needs another name. A digest that cannot be kept is computed again next time.
 func (s Store) Digest(name string, stamps []Stamp, compute func() ([]byte, error)) ([]byte, error) {
 	h := sha256.New()
 	for _, stamp := range stamps {
@@ -52,7 +53,8 @@ func (s Store) Digest(name string, stamps []Stamp, compute func() ([]byte, error
 	return sum, err
 }
 
-// entry is a file's content: a digest, sealed under the file's name, so that neither damage nor another's file passes for it.
+// entry is a file's content: a digest, sealed under the file's name, so that neither damage nor another's file passes
+// for it.
 func entry(name string, sum []byte) []byte {
 	return fmt.Appendf(nil, "%x\n%x\n", sum, cache.Seal(sum, sha256.Sum256([]byte(name))))
 }

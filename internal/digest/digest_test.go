@@ -130,7 +130,11 @@ func TestForgets(t *testing.T) {
 	}{{"", []Stamp{"x"}}, {Store(t.TempDir()), nil}, {Store(t.TempDir()), []Stamp{"x", ""}}, {Store(file), []Stamp{"x"}}} {
 		reads := 0
 		for range 2 {
-			if _, err := c.store.Digest("a", c.stamps, func() ([]byte, error) { reads++; return make([]byte, sha256.Size), nil }); err != nil {
+			if _, err := c.store.Digest("a", c.stamps, func() ([]byte, error) {
+				reads++
+				return make([]byte, sha256.Size),
+					nil
+			}); err != nil {
 				t.Error(err)
 			}
 		}

@@ -1,5 +1,5 @@
-// Package folder reads the files of a model folder that a stranger wrote: regular files only, each up to the size that its
-// kind may have, so that a device, a pipe or a file without end cannot stall a start.
+// Package folder reads the files of a model folder that a stranger wrote: regular files only, each up to the size that
+// its kind may have, so that a device, a pipe or a file without end cannot stall a start.
 package folder
 
 import (
@@ -36,8 +36,8 @@ func limit(name string) int64 {
 	return maxGold
 }
 
-// Open opens a file for reading if it is a regular file, or a link to one. It never waits for a writer, as opening a pipe
-// does otherwise.
+// Open opens a file for reading if it is a regular file, or a link to one. It never waits for a writer, as opening a
+// pipe does otherwise.
 func Open(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -76,8 +76,8 @@ func regular(name string, mode fs.FileMode) error {
 // dir is os.DirFS, but opens folders and regular files only.
 type dir string
 
-// Dir is the tree at the folder name. Links are followed, also out of it, as the Hugging Face cache has them; names with
-// ".." are not.
+// Dir is the tree at the folder name. Links are followed, also out of it, as the Hugging Face cache has them; names
+// with ".." are not.
 func Dir(name string) fs.FS { return dir(name) }
 
 func (d dir) join(op, name string) (string, error) {
@@ -137,7 +137,8 @@ func shorten(err error, name string) error {
 	return err
 }
 
-// Read reads a whole file up to the size that its name allows. A Git LFS pointer and an empty file are errors that say so.
+// Read reads a whole file up to the size that its name allows. A Git LFS pointer and an empty file are errors that say
+// so.
 func Read(fsys fs.FS, name string) ([]byte, error) {
 	f, err := fsys.Open(name)
 	if err != nil {
@@ -184,7 +185,8 @@ func CheckContent(data []byte) error {
 	head := data[:min(len(data), 64)]
 	text := strings.ToLower(strings.TrimSpace(string(head)))
 	switch {
-	case bytes.HasPrefix(head, []byte("version https://git-lfs.github.com/spec/")), bytes.HasPrefix(head, []byte("version https://hawser.github.com/spec/")):
+	case bytes.HasPrefix(head, []byte("version https://git-lfs.github.com/spec/")),
+		bytes.HasPrefix(head, []byte("version https://hawser.github.com/spec/")):
 		return ErrLFS
 	case strings.HasPrefix(text, "<!doctype html"), strings.HasPrefix(text, "<html"):
 		return errors.New("is a web page, not the file itself: download it again")

@@ -76,8 +76,9 @@ func TestRead(t *testing.T) {
 		"good.json":   {Data: []byte("{}")},
 	}
 	for name, want := range map[string]string{
-		"large.jinja": "more than the 16777216 bytes", "lfs.json": "Git LFS pointer", "page.json": "web page", "entry.json": "entry not found",
-		"none.json": "not exist", "good.json": "",
+		"large.jinja": "more than the 16777216 bytes", "lfs.json": "Git LFS pointer", "page.json": "web page",
+		"entry.json": "entry not found",
+		"none.json":  "not exist", "good.json": "",
 	} {
 		_, err := Read(files, name)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
@@ -105,7 +106,8 @@ func TestJSON(t *testing.T) {
 		`[]`:                                  "error: want a JSON object",
 		` `:                                   "error: the file is empty",
 		strings.Repeat(`{"a":`, 65):           "error: nest more than 64",
-		strings.Repeat(`{"a":`, 64) + `1` + strings.Repeat("}", 64): strings.Repeat(`{"a":`, 64) + `1` + strings.Repeat("}", 64),
+		strings.Repeat(`{"a":`, 64) + `1` + strings.Repeat("}", 64): strings.Repeat(`{"a":`, 64) + `1` +
+			strings.Repeat("}", 64),
 	} {
 		got, err := JSON(fstest.MapFS{"x.json": {Data: []byte(in)}}, "x.json")
 		if message, refused := strings.CutPrefix(want, "error: "); refused {

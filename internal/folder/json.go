@@ -14,8 +14,8 @@ import (
 const maxDepth = 64
 
 // JSON reads a configuration file: one JSON object. Keys hold as Python has them, to the letter: encoding/json takes
-// "Hidden_Size" for "hidden_size", so keys with capitals are left out, but for those of auto_map. Of equal keys the last
-// holds.
+// "Hidden_Size" for "hidden_size", so keys with capitals are left out, but for those of auto_map. Of equal keys the
+// last holds.
 func JSON(fsys fs.FS, name string) ([]byte, error) {
 	raw, err := Read(fsys, name)
 	if err != nil {

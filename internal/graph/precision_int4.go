@@ -78,8 +78,10 @@ func newQuantized4(k, n int) *quantized4 {
 func (m *quantized4) tensors(name string) (head, tail []safetensors.Tensor) {
 	panels, blocks := len(m.scales)/panelWidth/(m.k/blockInputs), m.k/blockInputs
 	scales := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(m.scales))), 2*len(m.scales))
-	return []safetensors.Tensor{{Name: name + int4Suffix, DType: safetensors.U8, Shape: []int{panels, blocks, panelWidth * blockInputs / 2}, Data: m.q}},
-		[]safetensors.Tensor{{Name: name + blockScaleSuffix, DType: safetensors.BF16, Shape: []int{panels, blocks, panelWidth}, Data: scales}}
+	return []safetensors.Tensor{{Name: name + int4Suffix, DType: safetensors.U8,
+			Shape: []int{panels, blocks, panelWidth * blockInputs / 2}, Data: m.q}},
+		[]safetensors.Tensor{{Name: name + blockScaleSuffix, DType: safetensors.BF16,
+			Shape: []int{panels, blocks, panelWidth}, Data: scales}}
 }
 
 func (m *quantized4) put(rows []float32, channel, every, turn int) int {
@@ -103,8 +105,8 @@ func (m *quantized4) put(rows []float32, channel, every, turn int) int {
 	return -1
 }
 
-// quantize4 makes x integers of [-8, 7] and gives what one step of them is worth, in bfloat16. Of the scales that put the value of
-// the largest magnitude near -8 it takes the one with the least squared error.
+// quantize4 makes x integers of [-8, 7] and gives what one step of them is worth, in bfloat16. Of the scales that put
+// the value of the largest magnitude near -8 it takes the one with the least squared error.
 func quantize4(q *[blockInputs]int8, x []float32) uint16 {
 	var top float32
 	for _, v := range x {

@@ -85,7 +85,10 @@ func TestInt4Extremes(t *testing.T) {
 		x[i] = []float32{3, -3}[i/m.in]
 	}
 	w := checkpoint(t, m)
-	got := runIn(t, INT4, w, x, m.in, m.out, func(b *Builder, x string) string { return b.Linear(x, "m", m.in, m.out, false) })
+	got := runIn(t, INT4, w, x, m.in, m.out, func(b *Builder, x string) string {
+		return b.Linear(x, "m", m.in, m.out,
+			false)
+	})
 	for i, y := range got {
 		want := float64(m.in) * 3
 		if (i/m.out+i%2)%2 == 0 {
@@ -144,8 +147,8 @@ func TestInt4NeedsKernels(t *testing.T) {
 	}
 }
 
-// TestQuantize4 holds that the error is at most half a step, or what clipping at 7 steps leaves, and less than that of the scale
-// that puts the largest magnitude at -8.
+// TestQuantize4 holds that the error is at most half a step, or what clipping at 7 steps leaves, and less than that of
+// the scale that puts the largest magnitude at -8.
 func TestQuantize4(t *testing.T) {
 	m := randomMatrix("m", 200, blockInputs)
 	var q [blockInputs]int8

@@ -66,7 +66,8 @@ func checkpoint(t *testing.T, list ...matrix) *Weights {
 	t.Helper()
 	var tensors []safetensors.Tensor
 	for _, m := range list {
-		tensors = append(tensors, floats(m.name+".weight", m.values, m.out, m.in), floats(m.name+".bias", m.values[:m.out], m.out))
+		tensors = append(tensors, floats(m.name+".weight", m.values, m.out, m.in),
+			floats(m.name+".bias", m.values[:m.out], m.out))
 	}
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "model.safetensors"))
@@ -101,7 +102,8 @@ func run(t *testing.T, w *Weights, x []float32, in, out int, layer func(b *Build
 	return runIn(t, INT8, w, x, in, out, layer)
 }
 
-func runIn(t *testing.T, p Precision, w *Weights, x []float32, in, out int, layer func(b *Builder, x string) string) []float32 {
+func runIn(t *testing.T, p Precision, w *Weights, x []float32, in, out int,
+	layer func(b *Builder, x string) string) []float32 {
 	t.Helper()
 	build := func(w *Weights) (*Builder, error) {
 		b := NewBuilder("test", w, p)

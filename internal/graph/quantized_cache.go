@@ -22,9 +22,9 @@ type Quantized struct {
 	Why string
 }
 
-// LoadQuantized makes the quantised weights that build asks for available: from dir when an earlier start left them there whole,
-// or by quantising now and leaving them there. Where dir cannot keep them they lie in a folder of this process's own, which Close
-// removes. build must not open a session.
+// LoadQuantized makes the quantised weights that build asks for available: from dir when an earlier start left them
+// there whole, or by quantising now and leaving them there. Where dir cannot keep them they lie in a folder of this
+// process's own, which Close removes. build must not open a session.
 func (w *Weights) LoadQuantized(dir string, build func(w *Weights) error) (Quantized, error) {
 	needs, err := Needs(build)
 	if err != nil {
@@ -105,7 +105,8 @@ func (w *Weights) Close() (err error) {
 // quantizedVersion changes when the layout or the arithmetic of a quantised file does.
 const quantizedVersion = "4"
 
-// quantizedSource stands for all that a quantised file depends on: the checkpoint's content, which weights are in it and how.
+// quantizedSource stands for all that a quantised file depends on: the checkpoint's content, which weights are in it
+// and how.
 func (w *Weights) quantizedSource(names []string) [sha256.Size]byte {
 	h := sha256.New()
 	h.Write(w.ckpt.Digest())
@@ -117,7 +118,8 @@ func (w *Weights) quantizedSource(names []string) [sha256.Size]byte {
 }
 
 func quantizedName(source [sha256.Size]byte) string {
-	return "quantised-v" + quantizedVersion + "-" + native().String() + "-" + hex.EncodeToString(source[:16]) + ".safetensors"
+	return "quantised-v" + quantizedVersion + "-" + native().String() + "-" + hex.EncodeToString(source[:16]) +
+		".safetensors"
 }
 
 // sealName is the last tensor of a quantised file: a seal over all before it.
@@ -149,7 +151,8 @@ func openSealed(dir *cache.Dir, source [sha256.Size]byte) (*safetensors.Checkpoi
 }
 
 func writeSealed(dir *cache.Dir, source [sha256.Size]byte, tensors []safetensors.Tensor) error {
-	room := safetensors.Tensor{Name: sealName, DType: safetensors.U8, Shape: []int{cache.SealSize}, Data: make([]byte, cache.SealSize)}
+	room := safetensors.Tensor{Name: sealName, DType: safetensors.U8, Shape: []int{cache.SealSize},
+		Data: make([]byte, cache.SealSize)}
 	return dir.Write(quantizedName(source), func(f *os.File) error {
 		if err := safetensors.Write(f, append(tensors[:len(tensors):len(tensors)], room)); err != nil {
 			return err

@@ -36,10 +36,12 @@ func values(w *Weights) []byte {
 	return bytes.Join(all, nil)
 }
 
-// TestCacheServesNothingElse damages and swaps the file in every way: it is made again, which is said, and what is used is right.
+// TestCacheServesNothingElse damages and swaps the file in every way: it is made again, which is said, and what is used
+// is right.
 func TestCacheServesNothingElse(t *testing.T) {
 	dir := t.TempDir()
-	w, other := checkpoint(t, randomMatrix("m", 64, 32)), checkpoint(t, randomMatrix("m", 64, 32), randomMatrix("other", 4, 4))
+	w, other := checkpoint(t, randomMatrix("m", 64, 32)), checkpoint(t, randomMatrix("m", 64, 32),
+		randomMatrix("other", 4, 4))
 	if native().panels {
 		if _, err := loadMatrix(other, dir, INT4); err != nil {
 			t.Fatal(err)
@@ -69,8 +71,10 @@ func TestCacheServesNothingElse(t *testing.T) {
 		b[at] ^= 1
 		return b
 	}
-	cases := map[string][]byte{"empty": {}, "one byte short": good[:len(good)-1], "half": good[:len(good)/2], "longer": append(slices.Clone(good), 0)}
-	for _, at := range []int{0, 9, 100, len(good) / 3, len(good) / 2, len(good) - 200, len(good) - 1, len(good) - 40, len(good) - 79} {
+	cases := map[string][]byte{"empty": {}, "one byte short": good[:len(good)-1], "half": good[:len(good)/2],
+		"longer": append(slices.Clone(good), 0)}
+	for _, at := range []int{0, 9, 100, len(good) / 3, len(good) / 2, len(good) - 200, len(good) - 1, len(good) - 40,
+		len(good) - 79} {
 		cases[fmt.Sprintf("bit flipped at byte %d of %d", at, len(good))] = flipped(at)
 	}
 	for _, p := range foreign {
@@ -85,7 +89,8 @@ func TestCacheServesNothingElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		from, err := loadMatrix(w, dir, INT8)
-		if err != nil || !from.Fresh || !strings.Contains(from.Why, path) && !strings.Contains(from.Why, "truncated") && !strings.Contains(from.Why, "header") {
+		if err != nil || !from.Fresh || !strings.Contains(from.Why, path) && !strings.Contains(from.Why, "truncated") &&
+			!strings.Contains(from.Why, "header") {
 			t.Errorf("%s: %+v %v, want it made again and said", what, from, err)
 		}
 		if !bytes.Equal(values(w), want) {
@@ -107,7 +112,8 @@ func TestCacheServesNothingElse(t *testing.T) {
 		if what == "a file of everybody's" {
 			os.Chmod(path, 0o666)
 		}
-		if from, err := loadMatrix(w, dir, INT8); err != nil || !from.Fresh || from.Why == "" || !bytes.Equal(values(w), want) {
+		if from, err := loadMatrix(w, dir, INT8); err != nil || !from.Fresh || from.Why == "" ||
+			!bytes.Equal(values(w), want) {
 			t.Errorf("%s: %+v %v, want it made again and said", what, from, err)
 		}
 	}
@@ -123,7 +129,8 @@ func TestCacheThatCannotKeep(t *testing.T) {
 	os.WriteFile(file, nil, 0o600)
 	w := checkpoint(t, randomMatrix("m", 64, 32))
 	name := quantizedName(w.quantizedSource([]string{"m.weight" + int8Suffix}))
-	if err := os.MkdirAll(filepath.Join(full, name, "in the way"), 0o700); err != nil { // the last step of writing fails, as on a full disk
+	// the last step of writing fails, as on a full disk
+	if err := os.MkdirAll(filepath.Join(full, name, "in the way"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string]string{"": "no cache folder", open: open, file: file, full: "not kept"} {

@@ -124,7 +124,8 @@ func (w *Weights) Find(name string, shape ...int) (safetensors.Tensor, error) {
 		return safetensors.Tensor{}, fmt.Errorf("the checkpoint has no tensor for %q (shape %v)", name, shape)
 	}
 	t, _ := w.ckpt.Tensor(real)
-	if extra := len(t.Shape) - len(shape); extra > 0 && !slices.ContainsFunc(t.Shape[:extra], func(d int) bool { return d != 1 }) {
+	if extra := len(t.Shape) - len(shape); extra > 0 && !slices.ContainsFunc(t.Shape[:extra],
+		func(d int) bool { return d != 1 }) {
 		t.Shape = t.Shape[extra:] // ViT stores embeddings of one row as [1, 1, hidden]
 	}
 	if !slices.Equal(t.Shape, shape) {

@@ -43,7 +43,8 @@ func readMemory(root fs.FS) Memory {
 			continue
 		}
 		// "max" (version 2) and a number near the largest int64 (version 1) mean no limit.
-		if n, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 64); err == nil && n < math.MaxInt64/2 && (n < m.Limit || m.Limit == 0) {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 64); err == nil && n < math.MaxInt64/2 &&
+			(n < m.Limit || m.Limit == 0) {
 			m.Limit = n
 		}
 	}
@@ -150,7 +151,8 @@ func Features() []string {
 		{"avx2", cpu.X86.HasAVX2}, {"fma", cpu.X86.HasFMA}, {"avx512f", cpu.X86.HasAVX512F},
 		{"avx512-vnni", cpu.X86.HasAVX512VNNI}, {"avx512-bf16", cpu.X86.HasAVX512BF16}, {"avx-vnni", cpu.X86.HasAVXVNNI},
 		{"amx-int8", cpu.X86.HasAMXInt8},
-		{"neon", cpu.ARM64.HasASIMD}, {"dotprod", cpu.ARM64.HasASIMDDP}, {"i8mm", cpu.ARM64.HasI8MM}, {"sve", cpu.ARM64.HasSVE},
+		{"neon", cpu.ARM64.HasASIMD}, {"dotprod", cpu.ARM64.HasASIMDDP}, {"i8mm", cpu.ARM64.HasI8MM},
+		{"sve", cpu.ARM64.HasSVE},
 	} {
 		if f.have {
 			list = append(list, f.name)

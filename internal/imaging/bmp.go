@@ -40,7 +40,6 @@ type bmpFile struct {
 	masks       [4]uint32
 	pixels      []byte
 	wordOdd     bool // the pixels begin at an odd offset of the file
-	half        bool // an icon: its height counts a mask too
 }
 
 func openBMP(ctx context.Context, data []byte) (*source, error) {
@@ -52,11 +51,7 @@ func openBMP(ctx context.Context, data []byte) (*source, error) {
 }
 
 func (f *bmpFile) source() *source {
-	indices := int64(0)
-	if f.compression == bmpRLE4 || f.compression == bmpRLE8 {
-		indices = Bytes(f.w, f.h)
-	}
-	return &source{w: f.w, h: f.h, bytes: Sum(Bytes(3, f.w, f.h), indices), decode: f.decode}
+	return &source{w: f.w, h: f.h, bytes: Bytes(3, f.w, f.h), decode: f.decode}
 }
 
 // readDIB reads the header at file[at:]. offset is where the file says that pixels begin; 0 stands for after the palette.
@@ -249,11 +244,9 @@ func (f *bmpFile) unpack(out, row []byte) {
 // decodeRuns reads run lengths. What they leave out has colour 0; runs end at their row, and rows are counted by pixels,
 // as in Pillow.
 func (f *bmpFile) decodeRuns(ctx context.Context) (*RGB, error) {
-	total := f.w * f.h
-	indices := make([]uint8, 0, total)
-	zeros := func(n int) { indices = indices[:min(len(indices)+n, total)] } // fresh memory is 0
+	r := &bmpRuns{bmpFile: f, p: scratchRGB(f.w, f.h)}
 	b, at, x := f.pixels, 0, 0
-	for len(indices) < total && at+1 < len(b) {
+	for r.y < f.h && at+1 < len(b) {
 		if at&0xffff < 2 && ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -262,10 +255,10 @@ func (f *bmpFile) decodeRuns(ctx context.Context) (*RGB, error) {
 		switch {
 		case n > 0:
 			n = max(0, min(n, f.w-x))
-			indices = f.run(indices, total, n, v)
+			r.run(n, v)
 			x += n
 		case v == 0: // end of line
-			zeros((f.w - len(indices)%f.w) % f.w)
+			r.run((f.w-r.x)%f.w, 0)
 			x = 0
 		case v == 1: // end of bitmap
 			at = len(b)
@@ -274,16 +267,16 @@ func (f *bmpFile) decodeRuns(ctx context.Context) (*RGB, error) {
 				at = len(b)
 				break
 			}
-			zeros(int(b[at]) + int(b[at+1])*f.w)
-			x, at = len(indices)%f.w, at+2
+			r.run(int(b[at])+int(b[at+1])*f.w, 0)
+			x, at = r.x, at+2
 		default:
-			n := min(total-len(indices), int(v))
+			n := min(f.w*f.h-f.w*r.y-r.x, int(v))
 			bytes := n
 			if f.compression == bmpRLE4 {
 				bytes = (n + 1) / 2
 			}
 			short := len(b)-at < bytes
-			indices = f.literal(indices, b[at:min(at+bytes, len(b))], n)
+			r.literal(b[at:min(at+bytes, len(b))], n)
 			if at += bytes; short {
 				at = len(b)
 			}
@@ -293,36 +286,47 @@ func (f *bmpFile) decodeRuns(ctx context.Context) (*RGB, error) {
 			}
 		}
 	}
-	if len(indices) < total {
+	if r.y < f.h {
 		return nil, io.ErrUnexpectedEOF
 	}
-	p := scratchRGB(f.w, f.h)
-	for y := range f.h {
-		out := p.Row(f.target(y))
-		for x, v := range indices[y*f.w:][:f.w] {
-			copy(out[3*x:3*x+3], f.palette[v][:])
-		}
-	}
-	return p, nil
+	return r.p, nil
 }
 
-func (f *bmpFile) run(indices []uint8, total, n int, v uint8) []uint8 {
+// bmpRuns places pixels in the order of the file. x and y are those of the next.
+type bmpRuns struct {
+	*bmpFile
+	p    *RGB
+	x, y int
+}
+
+func (r *bmpRuns) put(v uint8) {
+	if r.y >= r.h {
+		return
+	}
+	copy(r.p.Pix[3*(r.w*r.target(r.y)+r.x):][:3], r.palette[v][:])
+	if r.x++; r.x == r.w {
+		r.x, r.y = 0, r.y+1
+	}
+}
+
+func (r *bmpRuns) run(n int, v uint8) {
 	pair := [2]uint8{v, v}
-	if f.compression == bmpRLE4 {
+	if r.compression == bmpRLE4 {
 		pair = [2]uint8{v >> 4, v & 15}
 	}
-	for i := range min(n, total-len(indices)) {
-		indices = append(indices, pair[i%2])
+	for i := 0; i < n && r.y < r.h; i++ {
+		r.put(pair[i%2])
 	}
-	return indices
 }
 
-func (f *bmpFile) literal(indices []uint8, b []byte, n int) []uint8 {
-	if f.compression == bmpRLE8 {
-		return append(indices, b...)
+func (r *bmpRuns) literal(b []byte, n int) {
+	if r.compression == bmpRLE8 {
+		for _, v := range b {
+			r.put(v)
+		}
+		return
 	}
 	for i := range min(n, 2*len(b)) {
-		indices = append(indices, b[i/2]>>(4-4*(i%2))&15)
+		r.put(b[i/2] >> (4 - 4*(i%2)) & 15)
 	}
-	return indices
 }

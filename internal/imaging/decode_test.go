@@ -53,7 +53,7 @@ func readFile(t testing.TB, name string) []byte {
 	return data
 }
 
-// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_PICTURES names, if it does:
+// readImage reads a file of this folder or, under elsewhere/, of the folder that MMSERVE_TEST_IMAGES names, if it does:
 // images that goldens are kept of but that are too many for this repository.
 func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	t.Helper()
@@ -61,7 +61,7 @@ func readImage(t testing.TB, name string) (data []byte, ok bool) {
 	if !elsewhere {
 		return readFile(t, name), true
 	}
-	folder := os.Getenv("MMSERVE_TEST_PICTURES")
+	folder := os.Getenv("MMSERVE_TEST_IMAGES")
 	if folder == "" {
 		return nil, false
 	}
@@ -94,7 +94,7 @@ func TestDecodeAsPillow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			data, ok := readImage(t, name)
 			if !ok {
-				t.Skip("MMSERVE_TEST_PICTURES names no folder")
+				t.Skip("MMSERVE_TEST_IMAGES names no folder")
 			}
 			p, err := Decode(context.Background(), data, Limits{})
 			if part, ok := refused[name]; ok {
@@ -452,7 +452,9 @@ func photo(b *testing.B, w, h int) []byte {
 	if err != nil {
 		b.Fatal(err)
 	}
-	p, err = Filters[3].Resize(b.Context(), p, w, h)
+	if p, err = Filters[3].Resize(b.Context(), p, w, h); err != nil {
+		b.Fatal(err)
+	}
 	m := image.NewRGBA(image.Rect(0, 0, w, h))
 	for i := range w * h {
 		m.Pix[4*i], m.Pix[4*i+1], m.Pix[4*i+2], m.Pix[4*i+3] = p.Pix[3*i], p.Pix[3*i+1], p.Pix[3*i+2], 255

@@ -180,6 +180,46 @@ func (c contextReader) Read(b []byte) (int, error) {
 	return c.r.Read(b)
 }
 
+// meter reads compressed data as long as pixels come of them: hostile data go on for megabytes and make none, at much
+// processor time a byte. It ends with its context's error once that is done.
+type meter struct {
+	ctx        context.Context
+	rest       []byte
+	used, made int64 // bytes
+	slack      int64
+}
+
+// meterSlack is what compressed data may take before the first pixels. No compression that is read here makes data twice
+// as long as they were.
+const meterSlack = 1 << 20
+
+func newMeter(ctx context.Context, b []byte, rowBytes int) *meter {
+	return &meter{ctx: ctx, rest: b, slack: Sum(meterSlack, Bytes(2, rowBytes))}
+}
+
+var errNoPixels = errors.New("much data that hold no pixels")
+
+// take says that n further bytes are used.
+func (m *meter) take(n int) error {
+	if m.ctx.Err() != nil {
+		return context.Cause(m.ctx)
+	}
+	if m.used += int64(n); m.used > 2*m.made+m.slack {
+		return errNoPixels
+	}
+	return nil
+}
+
+func (m *meter) Read(b []byte) (int, error) {
+	if len(m.rest) == 0 {
+		return 0, io.EOF
+	}
+	const often = 64 << 10
+	n := copy(b[:min(len(b), often)], m.rest)
+	m.rest = m.rest[n:]
+	return n, m.take(n)
+}
+
 // errPanic is what a decoder's panic becomes. What it says may hold content, so it is left out.
 var errPanic = errors.New("the decoder gave up")
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"iter"
 	"slices"
 
@@ -55,13 +54,6 @@ func jpegSegments(data []byte) iter.Seq2[byte, []byte] {
 	}
 }
 
-// maxScans bounds the scans of a JPEG. Encoders write about ten; a hostile file of a few hundred bytes a scan could
-// make the decoder pass over all its blocks thousands of times.
-const maxScans = 100
-
-// maxScanBlocks bounds the blocks that all scans together pass over, beyond what a few scans of any image need.
-const maxScanBlocks = 24 << 20
-
 // joinEXIF adds a segment to an EXIF block. A block that needs one segment alone is not copied.
 func joinEXIF(block, segment []byte) []byte {
 	switch {
@@ -91,8 +83,8 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	if scans > maxScans {
-		return nil, tooMany("scans", scans, maxScans)
+	if scans > jpeg.MaxScans {
+		return nil, tooMany("scans", scans, jpeg.MaxScans)
 	}
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
@@ -100,9 +92,6 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	}
 	if c.Components == 2 {
 		return nil, errors.New("2 components are not supported, want 1, 3 or 4")
-	}
-	if n := Bytes(scans, c.Blocks); n > maxScanBlocks && scans > 16 {
-		return nil, fmt.Errorf("%d scans over %d blocks", scans, c.Blocks)
 	}
 	return &source{
 		w: c.Width, h: c.Height, orientation: meta.orientation(), bytes: Sum(Bytes(3, c.Width, c.Height), c.DecodeBytes),

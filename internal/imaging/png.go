@@ -302,43 +302,51 @@ func (f *pngFile) frame(b []byte) error {
 
 // pngPixels reads the payloads of chunks of pixels, one after the other.
 type pngPixels struct {
-	ctx      context.Context
-	rest     []byte
-	payload  []byte
-	animated bool
-	err      error
+	meter
+	chunks []byte
+	chunk  []byte // what is left of one
+	window []byte // the part of it that the meter knows
+}
+
+func newPNGPixels(ctx context.Context, chunks []byte, rowBytes int) *pngPixels {
+	return &pngPixels{meter: *newMeter(ctx, nil, rowBytes), chunks: chunks}
 }
 
 func (r *pngPixels) Read(b []byte) (int, error) {
-	for len(r.payload) == 0 {
-		if r.ctx.Err() != nil {
-			return 0, context.Cause(r.ctx)
+	const often = 64 << 10
+	for len(r.window) == 0 {
+		n := min(len(r.chunk), often)
+		if err := r.take(n); err != nil {
+			return 0, err
 		}
-		id, payload, rest, ok := pngChunk(r.rest)
+		if r.window, r.chunk = r.chunk[:n], r.chunk[n:]; n > 0 {
+			break
+		}
+		id, payload, rest, ok := pngChunk(r.chunks)
 		if id != "IDAT" && id != "fdAT" {
 			return 0, io.ErrUnexpectedEOF
 		}
 		if id == "fdAT" {
 			payload = payload[min(4, len(payload)):]
 		}
-		if r.payload, r.rest = payload, rest; !ok && len(payload) == 0 {
+		if r.chunk, r.chunks = payload, rest; !ok && len(payload) == 0 {
 			return 0, io.ErrUnexpectedEOF
 		}
 	}
-	n := copy(b, r.payload)
-	r.payload = r.payload[n:]
+	n := copy(b, r.window)
+	r.window = r.window[n:]
 	return n, nil
 }
 
 // ReadByte makes r what compress/flate reads without a buffer of its own.
 func (r *pngPixels) ReadByte() (byte, error) {
-	if len(r.payload) == 0 {
+	if len(r.window) == 0 {
 		var one [1]byte
 		_, err := r.Read(one[:])
 		return one[0], err
 	}
-	c := r.payload[0]
-	r.payload = r.payload[1:]
+	c := r.window[0]
+	r.window = r.window[1:]
 	return c, nil
 }
 
@@ -350,14 +358,15 @@ var adam7 = [7]struct{ x, y, dx, dy int }{
 // decode reads the pixels. As in Pillow, data that end early leave the rest black where the stream says that it ends,
 // and checksums of pixels are not looked at.
 func (f *pngFile) decode(ctx context.Context) (*RGB, error) {
-	z, err := zlib.NewReader(&pngPixels{ctx: ctx, rest: f.data})
+	data := newPNGPixels(ctx, f.data, f.rowBytes())
+	z, err := zlib.NewReader(data)
 	if err != nil {
 		return nil, pngError(err)
 	}
 	defer z.Close()
 	p := blackRGB(f.w, f.h)
 	put := f.putter()
-	rows := &pngRows{z: z, bpp: max(1, f.depth*f.channels/8)}
+	rows := &pngRows{z: z, data: data, bpp: max(1, f.depth*f.channels/8)}
 	passes := adam7[:]
 	if !f.interlaced {
 		passes = adam7[:1]
@@ -390,14 +399,15 @@ func (f *pngFile) decode(ctx context.Context) (*RGB, error) {
 
 // strips is decode of an image that is not interlaced and has no frame.
 func (f *pngFile) strips(ctx context.Context, yield func(*RGB) error) error {
-	z, err := zlib.NewReader(&pngPixels{ctx: ctx, rest: f.data})
+	data := newPNGPixels(ctx, f.data, f.rowBytes())
+	z, err := zlib.NewReader(data)
 	if err != nil {
 		return pngError(err)
 	}
 	defer z.Close()
 	put := f.putter()
-	rows := &pngRows{z: z, bpp: max(1, f.depth*f.channels/8)}
-	rows.begin((f.w*f.depth*f.channels + 7) / 8)
+	rows := &pngRows{z: z, data: data, bpp: max(1, f.depth*f.channels/8)}
+	rows.begin(f.rowBytes())
 	ended := false
 	return eachStrip(f.w, f.h, func(_ int, strip *RGB) error {
 		for y := range strip.H {
@@ -422,9 +432,15 @@ func (f *pngFile) strips(ctx context.Context, yield func(*RGB) error) error {
 	})
 }
 
+// rowBytes are those of a whole row of pixels.
+func (f *pngFile) rowBytes() int { return (f.w*f.depth*f.channels + 7) / 8 }
+
 func pngError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return io.ErrUnexpectedEOF
+	}
+	if errors.Is(err, errNoPixels) {
+		return err
 	}
 	return errors.New("the pixels are damaged")
 }
@@ -432,6 +448,7 @@ func pngError(err error) error {
 // pngRows undoes the filters.
 type pngRows struct {
 	z              io.Reader
+	data           *pngPixels
 	bpp            int
 	current, above []byte
 }
@@ -455,6 +472,7 @@ func (r *pngRows) next() ([]byte, error) {
 		}
 		return nil, err
 	}
+	r.data.made += int64(n)
 	row, above, bpp := r.current[1:], r.above[1:], r.bpp
 	switch r.current[0] {
 	case 0:

@@ -1,12 +1,12 @@
 package imaging
 
 import (
-	"bytes"
 	"compress/zlib"
 	"context"
 	"errors"
 	"io"
 	"math/bits"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/image/tiff/lzw"
@@ -51,14 +51,46 @@ func (f *tiffFile) stored(i int) ([]byte, error) {
 	return b, nil
 }
 
-// chunk gives the decompressed bytes of a strip or tile, in rows of rowBytes.
-func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error) {
+// tiffStream gives the decompressed bytes of a strip or tile.
+type tiffStream struct {
+	io.Reader
+	*meter
+}
+
+// fill reads len(b) bytes. On an error it tells how many there were.
+func (s *tiffStream) fill(b []byte) (int, error) {
+	n, err := io.ReadFull(s.Reader, b)
+	s.made += int64(n)
+	return n, err
+}
+
+// Close keeps the decompressor for the next strip or tile: what it holds may be much more than that.
+func (s *tiffStream) Close() error {
+	s.rest = nil // what is kept must not keep the file
+	switch r := s.Reader.(type) {
+	case zlib.Resetter:
+		inflaters.Put(s.Reader)
+	case *zstd.Decoder:
+		_ = r.Reset(nil) // it cannot fail
+		unzstds.Put(r)
+	case io.Closer:
+		return r.Close()
+	}
+	return nil
+}
+
+var inflaters, unzstds sync.Pool
+
+// chunk opens a strip or tile, in rows of rowBytes.
+func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (*tiffStream, error) {
 	b, err := f.stored(i)
 	if err != nil {
 		return nil, err
 	}
+	m := newMeter(ctx, b, rowBytes)
 	if f.isFax() {
-		return f.fax(ctx, b)
+		r, err := f.fax(ctx, b)
+		return &tiffStream{r, m}, err
 	}
 	if f.reversed {
 		if f.compression == tiffNone {
@@ -68,30 +100,36 @@ func (f *tiffFile) chunk(ctx context.Context, i, rowBytes int) (io.Reader, error
 		for j, v := range b {
 			b[j] = bits.Reverse8(v)
 		}
+		m.rest = b
 	}
-	r := io.Reader(contextReader{ctx, bytes.NewReader(b)})
+	r, err := f.decompressor(m, b, rowBytes)
+	if err != nil {
+		return nil, tiffError(err)
+	}
+	return &tiffStream{r, m}, nil
+}
+
+func (f *tiffFile) decompressor(m *meter, b []byte, rowBytes int) (io.Reader, error) {
 	switch f.compression {
 	case tiffLZW:
-		return lzw.NewReader(r, lzw.MSB, 8), nil
+		return lzw.NewReader(m, lzw.MSB, 8), nil
 	case tiffDeflate, tiffDeflate2:
-		z, err := zlib.NewReader(r)
-		if err != nil {
-			return nil, tiffError(err)
+		if r, ok := inflaters.Get().(zlib.Resetter); ok {
+			return r.(io.Reader), r.Reset(m, nil)
 		}
-		return z, nil
+		return zlib.NewReader(m)
 	case tiffPackBits:
 		return &packBits{b: b, row: rowBytes}, nil
 	case tiffZstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, tiffError(err)
+		if r, ok := unzstds.Get().(*zstd.Decoder); ok {
+			return r, r.Reset(m)
 		}
-		return z.IOReadCloser(), nil
+		return zstd.NewReader(m, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow))
 	case tiffLZMA:
-		return openXZ(b)
+		return openXZ(b, Bytes(rowBytes, f.ch))
 	}
-	return r, nil
+	return m, nil
 }
 
 // fax reads rows of bits. libtiff takes white for 0 whatever the file says; what the file says counts afterwards.
@@ -144,7 +182,7 @@ func (r *packBits) Read(out []byte) (n int, err error) {
 			out[n], r.repeat, n = r.v, r.repeat-1, n+1
 		case len(r.b) == 0:
 			return n, io.EOF
-		case r.b[0] == 0x80:
+		case r.b[0] == 0x80: // nothing
 			r.b = r.b[1:]
 		case r.b[0] < 0x80:
 			r.literal, r.b = int(r.b[0])+1, r.b[1:]

@@ -24,6 +24,9 @@ func (f *tiffFile) imageStrips(ctx context.Context, yield func(*RGB) error) erro
 	for i := range f.across * ((f.h + f.ch - 1) / f.ch) {
 		x, y := i%f.across*f.cw, i/f.across*f.ch
 		w, end := min(f.cw, f.w-x), min(y+f.ch, f.h)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		err := f.part(ctx, i, func(strip *RGB) error {
 			if strip.W < w {
 				return fmt.Errorf("a strip or tile %d wide where it should be %d", strip.W, w)
@@ -119,7 +122,7 @@ func (f *tiffFile) jpegPart(ctx context.Context, b []byte, yield func(*RGB) erro
 
 // maxJPEGTables bounds the tables that strips or tiles share, as all of them are read again for each: eight Huffman tables
 // and four of 16-bit quantisation take 3 KiB.
-const maxJPEGTables = 64 << 10
+const maxJPEGTables = 8 << 10
 
 // withTables puts the directory's tables before the segments of a strip or tile.
 func (f *tiffFile) withTables(b []byte) ([]byte, error) {

@@ -83,8 +83,8 @@ func (f *tiffFile) opener() (func(ctx context.Context, i int) (tiffRows, error),
 
 // tiffPlane is a strip or tile that is decompressed. row is its last one.
 type tiffPlane struct {
-	f       *tiffFile
-	r       io.Reader
+	f *tiffFile
+	*tiffStream
 	samples int
 	bytes   []byte
 }
@@ -92,25 +92,18 @@ type tiffPlane struct {
 func (f *tiffFile) openPlane(ctx context.Context, i, samples int) (*tiffPlane, error) {
 	p := &tiffPlane{f: f, samples: samples, bytes: make([]byte, (f.cw*samples*f.bits+7)/8)}
 	var err error
-	p.r, err = f.chunk(ctx, i, len(p.bytes))
+	p.tiffStream, err = f.chunk(ctx, i, len(p.bytes))
 	return p, err
 }
 
 func (p *tiffPlane) next() ([]byte, error) {
-	if _, err := io.ReadFull(p.r, p.bytes); err != nil {
+	if _, err := p.fill(p.bytes); err != nil {
 		return nil, tiffError(err)
 	}
 	if p.f.predictor > 1 && p.f.compression != tiffNone {
 		return p.bytes, p.f.unpredict(p.bytes, p.samples)
 	}
 	return p.bytes, nil
-}
-
-func (p *tiffPlane) Close() error {
-	if c, ok := p.r.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
 }
 
 // plainRows are samples side by side.
@@ -208,6 +201,9 @@ func (r *planeRows) Close() error {
 func tiffError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return io.ErrUnexpectedEOF
+	}
+	if errors.Is(err, errNoPixels) {
+		return err
 	}
 	return errors.New("a strip or tile is damaged")
 }

@@ -11,18 +11,18 @@ import (
 var errXZ = errors.New("a damaged xz stream")
 
 // openXZ reads the first block of an xz stream of LZMA2 and deltas before it, which libtiff writes and
-// github.com/ulikunitz/xz does not read. Reference: The .xz File Format 1.2.1, sections 2 and 3.
-func openXZ(b []byte) (io.Reader, error) {
-	const header, lzma2, delta = 12, 0x21, 0x03
-	if len(b) < header+8 || string(b[:6]) != "\xfd7zXZ\x00" {
+// github.com/ulikunitz/xz does not read. What comes out has at most size bytes. Reference: The .xz File Format 1.2.1, sections 2 and 3.
+func openXZ(b []byte, size int64) (io.Reader, error) {
+	const stream, lzma2, delta = 12, 0x21, 0x03
+	if len(b) < stream+8 || string(b[:6]) != "\xfd7zXZ\x00" {
 		return nil, errXZ
 	}
-	b = b[header:]
-	size := 4 * (int(b[0]) + 1)
-	if b[0] == 0 || len(b) < size {
+	b = b[stream:]
+	header := 4 * (int(b[0]) + 1)
+	if b[0] == 0 || len(b) < header {
 		return nil, errXZ
 	}
-	h, data := b[2:size-4], b[size:]
+	h, data := b[2:header-4], b[header:]
 	for _, mark := range []byte{0x40, 0x80} { // sizes that may be there
 		if b[1]&mark != 0 {
 			if _, n := binary.Uvarint(h); n <= 0 {
@@ -47,6 +47,7 @@ func openXZ(b []byte) (io.Reader, error) {
 			if dictionary > maxWindow {
 				return nil, errors.New("an xz stream with a large dictionary")
 			}
+			dictionary = min(dictionary, size) // nothing lies farther back
 			r, err := lzma.Reader2Config{DictCap: int(max(dictionary, lzma.MinDictCap))}.NewReader2(&byteReader{b: data})
 			if err != nil {
 				return nil, errXZ

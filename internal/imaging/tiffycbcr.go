@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/mmserve/mmserve/internal/jpeg"
 )
@@ -83,7 +82,7 @@ func (c *ycbcr) put(out []uint8, y, cb, cr uint8) {
 type clumpRows struct {
 	*ycbcr
 	f       *tiffFile
-	r       io.Reader
+	stream  *tiffStream
 	clumps  []byte
 	y       int
 	damaged bool
@@ -92,7 +91,7 @@ type clumpRows struct {
 func (f *tiffFile) openClumps(ctx context.Context, c *ycbcr, i int) *clumpRows {
 	r := &clumpRows{ycbcr: c, f: f, clumps: make([]byte, (f.cw+c.across-1)/c.across*(c.across*c.down+2))}
 	var err error
-	r.r, err = f.chunk(ctx, i, len(r.clumps))
+	r.stream, err = f.chunk(ctx, i, len(r.clumps))
 	r.damaged = err != nil
 	return r
 }
@@ -119,7 +118,7 @@ func (r *clumpRows) next() error {
 	n := 0
 	if !r.damaged {
 		var err error
-		n, err = io.ReadFull(r.r, r.clumps)
+		n, err = r.stream.fill(r.clumps)
 		r.damaged = err != nil
 	}
 	clear(r.clumps[n:])
@@ -144,10 +143,10 @@ func (r *clumpRows) unpredict() error {
 }
 
 func (r *clumpRows) Close() error {
-	if c, ok := r.r.(io.Closer); ok {
-		return c.Close()
+	if r.stream == nil {
+		return nil
 	}
-	return nil
+	return r.stream.Close()
 }
 
 // unpack converts samples that lie side by side.

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestArchitectureNamesPackages holds that docs/architecture.md has a row for each package that is not a command, a test
-// helper or a deployment.
+// TestArchitectureNamesPackages holds that docs/architecture.md has a row for each package that is not a command, a
+// test helper or a deployment.
 func TestArchitectureNamesPackages(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "architecture.md"))
 	if err != nil {

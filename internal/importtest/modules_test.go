@@ -10,34 +10,36 @@ import (
 	"testing"
 )
 
-// users lists the third-party modules, by the beginning of their import paths, and the packages that may import them, with
-// all below each. A module that is not here may be imported by none: adding one is a decision, which this list records.
+// users lists the third-party modules, by the beginning of their import paths, and the packages that may import them,
+// with all below each. A module that is not here may be imported by none: adding one is a decision, which this list
+// records.
 var users = map[string][]string{
-	"github.com/alecthomas/kong":               {"cmd/mmserve"},
-	"github.com/bmatcuk/doublestar/v4":         {"caption"},
-	"github.com/corona10/goimagehash":          {"caption"},
-	"github.com/disintegration/imaging":        {"caption", "cmd/mmserve", "internal/imaging", "vision"},
-	"github.com/klauspost/compress":            {"internal/imaging"},
-	"github.com/nats-io/nats-server/v2":        {"cmd/mmserve"},
-	"github.com/nats-io/nats.go":               {"caption"},
-	"github.com/parquet-go/parquet-go":         {"caption"},
-	"github.com/prometheus":                    {"internal/telemetry", "loadtest"},
-	"github.com/rivo/uniseg":                   {"internal/tokenizer"},
-	"github.com/ulikunitz/xz":                  {"internal/imaging"},
-	"github.com/vbauerster/mpb/v8":             {"caption"},
-	"github.com/x448/float16":                  {"internal/ort", "internal/safetensors", "model"},
-	"github.com/yalue/onnxruntime_go":          {"internal/ort"},
-	"go.opentelemetry.io":                      {"internal/telemetry", "server", "cmd/mmserve"},
-	"gocloud.dev":                              {"caption", "cmd/mmserve"},
-	"golang.org/x/image":                       {"internal/imaging", "vision"},
-	"golang.org/x/net":                         {"cmd/attack"},
-	"golang.org/x/sync":                        {"caption", "cmd", "internal", "loadtest", "model", "server", "serving", "vision"},
-	"golang.org/x/sys":                         {"internal"},
-	"golang.org/x/term":                        {"cmd/mmserve"},
-	"golang.org/x/text":                        {"internal/tokenizer", "cmd/mmserve"},
-	"golang.org/x/time":                        {"server"},
-	"google.golang.org/genproto":               {"caption", "client", "server"},
-	"google.golang.org/grpc":                   {"caption", "client", "cmd", "internal/admin", "loadtest", "proto", "server"},
+	"github.com/alecthomas/kong":        {"cmd/mmserve"},
+	"github.com/bmatcuk/doublestar/v4":  {"caption"},
+	"github.com/corona10/goimagehash":   {"caption"},
+	"github.com/disintegration/imaging": {"caption", "cmd/mmserve", "internal/imaging", "vision"},
+	"github.com/klauspost/compress":     {"internal/imaging"},
+	"github.com/nats-io/nats-server/v2": {"cmd/mmserve"},
+	"github.com/nats-io/nats.go":        {"caption"},
+	"github.com/parquet-go/parquet-go":  {"caption"},
+	"github.com/prometheus":             {"internal/telemetry", "loadtest"},
+	"github.com/rivo/uniseg":            {"internal/tokenizer"},
+	"github.com/ulikunitz/xz":           {"internal/imaging"},
+	"github.com/vbauerster/mpb/v8":      {"caption"},
+	"github.com/x448/float16":           {"internal/ort", "internal/safetensors", "model"},
+	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
+	"go.opentelemetry.io":               {"internal/telemetry", "serving", "cmd/mmserve"},
+	"gocloud.dev":                       {"caption", "cmd/mmserve"},
+	"golang.org/x/image":                {"internal/imaging", "vision"},
+	"golang.org/x/net":                  {"cmd/attack"},
+	"golang.org/x/sync":                 {"caption", "cmd", "internal", "loadtest", "model", "serving", "vision"},
+	"golang.org/x/sys":                  {"internal"},
+	"golang.org/x/term":                 {"cmd/mmserve"},
+	"golang.org/x/text":                 {"internal/tokenizer", "cmd/mmserve"},
+	"golang.org/x/time":                 {"server"},
+	"google.golang.org/genproto":        {"caption", "client", "server"},
+	"google.golang.org/grpc": {"caption", "client", "cmd", "internal/admin", "loadtest", "proto",
+		"server"},
 	"google.golang.org/protobuf":               {"caption", "client", "cmd", "loadtest", "proto", "server"},
 	"google.golang.org/protobuf/encoding":      {"internal/onnx", "server"},
 	"github.com/santhosh-tekuri/jsonschema/v6": {}, // tests compare with it
@@ -78,19 +80,14 @@ func moduleOf(imported string) (m string) {
 	return m
 }
 
-// eachFile calls do for each Go file of the module that is neither a test nor a tool, with its path from the module's root.
+// eachFile calls do for each Go file of the module that is neither a test nor a tool, with its path from the module's
+// root.
 func eachFile(do func(file string, imports []string)) error {
-	root := filepath.Join("..", "..")
-	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && slices.Contains([]string{"node_modules", ".git", "tools", "testdata"}, d.Name()):
-			return filepath.SkipDir
-		case !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go"):
+	return eachSource(func(path, file string) error {
+		if strings.HasSuffix(path, "_test.go") || under(path, "tools") {
 			return nil
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly)
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
 		if err != nil {
 			return err
 		}
@@ -98,8 +95,28 @@ func eachFile(do func(file string, imports []string)) error {
 		for _, s := range f.Imports {
 			imports = append(imports, strings.Trim(s.Path.Value, `"`))
 		}
-		file, err := filepath.Rel(root, p)
-		do(file, imports)
-		return err
+		do(path, imports)
+		return nil
+	})
+}
+
+// eachSource calls do for each Go file of the repository, with its path from the root, in slashes, and its name for
+// opening.
+func eachSource(do func(path, file string) error) error {
+	root := filepath.Join("..", "..")
+	return filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && slices.Contains([]string{"node_modules", ".git", ".cache", "bin", "testdata"}, d.Name()):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(file, ".go"):
+			return nil
+		}
+		path, err := filepath.Rel(root, file)
+		if err != nil {
+			return err
+		}
+		return do(filepath.ToSlash(path), file)
 	})
 }

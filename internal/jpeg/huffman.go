@@ -62,6 +62,9 @@ func (d *decoder) huffmanTables(b []byte) error {
 		if class > 1 || to > 3 {
 			return errors.New("bad Huffman table")
 		}
+		if err := d.another(); err != nil {
+			return err
+		}
 		t, code, n := new(table), int32(0), int32(0)
 		counts, symbols := b[1:17], b[17:]
 		for length := 1; length <= 16; length++ {

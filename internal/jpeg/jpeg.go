@@ -135,6 +135,7 @@ type decoder struct {
 	adobe        int // transform of Adobe's marker, -1 without
 	model        Model
 	scans        int
+	tables       int // seen
 	bits         bits
 	ctx          context.Context
 	arithmetic   bool
@@ -196,6 +197,9 @@ func (d *decoder) segments(headerOnly bool) error {
 	}
 	d.at = 2
 	for {
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
 		marker, ok := d.marker()
 		if !ok {
 			// The end may be missing where nothing can be: a progressive image could have another scan.
@@ -335,6 +339,17 @@ func (d *decoder) frame(marker byte, b []byte) error {
 	return nil
 }
 
+// maxTables bounds the tables of a file: encoders write eight with each scan at most.
+const maxTables = 2000
+
+// another counts a table.
+func (d *decoder) another() error {
+	if d.tables++; d.tables > maxTables {
+		return fmt.Errorf("more than %d tables", maxTables)
+	}
+	return nil
+}
+
 func (d *decoder) quantTables(b []byte) error {
 	for len(b) > 0 {
 		wide, to := b[0]>>4, b[0]&15
@@ -344,6 +359,9 @@ func (d *decoder) quantTables(b []byte) error {
 		}
 		if wide > 1 || to > 3 || len(b) < 1+n {
 			return errors.New("bad quantisation table")
+		}
+		if err := d.another(); err != nil {
+			return err
 		}
 		q := new([64]int32)
 		for i := range q {

@@ -24,6 +24,16 @@ type band struct {
 // bandSize is about how many bytes of coefficients make a band: few enough to stay in a core's cache.
 const bandSize = 512 << 10
 
+// MaxScans bounds the scans of a file. Encoders write about ten; a hostile file of a few hundred bytes a scan could make
+// the decoder pass over all its blocks thousands of times.
+const MaxScans = 100
+
+// maxScanBlocks bounds the blocks that all scans together pass over, beyond what fewScans of any image need.
+const (
+	maxScanBlocks = 24 << 20
+	fewScans      = 16
+)
+
 // scan decodes the entropy-coded data after an SOS segment.
 func (d *decoder) scan(b []byte) error {
 	if d.list == nil {
@@ -43,7 +53,9 @@ func (d *decoder) scan(b []byte) error {
 	if d.scans == 0 {
 		d.model = d.guessModel()
 	}
-	d.scans++
+	if d.scans++; d.scans > MaxScans || d.scans > fewScans && d.scans*d.config.Blocks > maxScanBlocks {
+		return fmt.Errorf("%d scans over %d blocks", d.scans, d.config.Blocks)
+	}
 	var list []scanComponent
 	blocks := 0
 	for i := range n {

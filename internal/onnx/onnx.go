@@ -82,14 +82,16 @@ type Graph struct {
 	inputNames, outputNames              []string
 	named                                map[string]bool
 	consts                               map[string]string
-	serial                               *int            // shared with subgraphs, whose names must differ from those around them
-	own                                  *bool           // a node is of domain Own; shared as well
-	integers                             map[string]bool // values, and names of nodes that touch no others; shared as well
+	// shared with subgraphs, whose names must differ from those around them
+	serial   *int
+	own      *bool           // a node is of domain Own; shared as well
+	integers map[string]bool // values, and names of nodes that touch no others; shared as well
 }
 
 // New starts an empty graph.
 func New(name string) *Graph {
-	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), own: new(bool), integers: map[string]bool{}}
+	return &Graph{name: name, consts: map[string]string{}, named: map[string]bool{}, serial: new(int), own: new(bool),
+		integers: map[string]bool{}}
 }
 
 // Title is the name that New was given.
@@ -168,7 +170,8 @@ func (g *Graph) reckons(op string, attrs Attrs, in []string) bool {
 	return !slices.ContainsFunc(in, func(s string) bool { return s != "" && !g.integers[s] })
 }
 
-// Reckons tells whether the node of that name computes with integers and shapes only. Such a node is no work for a device.
+// Reckons tells whether the node of that name computes with integers and shapes only. Such a node is no work for a
+// device.
 func (g *Graph) Reckons(node string) bool { return g.integers[node] }
 
 func attribute(name string, v any) []byte {

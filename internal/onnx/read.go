@@ -76,8 +76,8 @@ func (h *reading) text(s section) (string, error) {
 	return t, err
 }
 
-// ReadHead reads a model of size bytes. It passes over the weights, so that files of any size take little time and memory. All
-// graphs are read: those of branches, loops and functions, too.
+// ReadHead reads a model of size bytes. It passes over the weights, so that files of any size take little time and
+// memory. All graphs are read: those of branches, loops and functions, too.
 func ReadHead(r io.ReaderAt, size int64) (Head, error) {
 	h := reading{Head: Head{Operators: map[string]bool{}, Domains: map[string]bool{}}, weights: map[string]bool{}}
 	found, err := false, error(nil)

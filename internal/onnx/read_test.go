@@ -47,8 +47,10 @@ func TestReadHead(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
-	for what, b := range map[string][]byte{"empty": nil, "text": []byte("version https://git-lfs"), "cut off": b[:len(b)/2]} {
-		if _, err := ReadHead(bytes.NewReader(b), int64(len(b))); err == nil || !strings.Contains(err.Error(), "not an ONNX model") {
+	for what, b := range map[string][]byte{"empty": nil, "text": []byte("version https://git-lfs"),
+		"cut off": b[:len(b)/2]} {
+		if _, err := ReadHead(bytes.NewReader(b), int64(len(b))); err == nil ||
+			!strings.Contains(err.Error(), "not an ONNX model") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -113,7 +115,8 @@ func TestRefusesHostileModels(t *testing.T) {
 		t.Error("a file longer than a message was read")
 	}
 	many := raw(7, bytes.Repeat([]byte{8 << 3, 0}, maxFields+1))
-	if _, err := ReadHead(bytes.NewReader(many), int64(len(many))); err == nil || !strings.Contains(err.Error(), "fields") {
+	if _, err := ReadHead(bytes.NewReader(many), int64(len(many))); err == nil ||
+		!strings.Contains(err.Error(), "fields") {
 		t.Errorf("of many fields: %v", err)
 	}
 }
@@ -126,7 +129,8 @@ func TestReadsAllGraphs(t *testing.T) {
 	inside := func(part []byte) []byte { return raw(7, raw(1, raw(5, raw(6, raw(1, raw(5, raw(11, part))))))) }
 	for what, b := range map[string][]byte{
 		"main": raw(7, own), "a branch in a branch": inside(own), "an import": append(raw(7), raw(8, raw(1, []byte(Own)))...),
-		"a function": append(raw(7), raw(25, raw(7, own[2:]))...), "a function's domain": append(raw(7), raw(25, raw(10, []byte(Own)))...),
+		"a function":          append(raw(7), raw(25, raw(7, own[2:]))...),
+		"a function's domain": append(raw(7), raw(25, raw(10, []byte(Own)))...),
 		"a function's import": append(raw(7), raw(25, raw(9, raw(1, []byte(Own))))...),
 	} {
 		if h, err := ReadHead(bytes.NewReader(b), int64(len(b))); err != nil || !h.Domains[Own] {

@@ -190,7 +190,8 @@ func OpenFile(file string) (*Checkpoint, error) {
 	return c.finish(nil)
 }
 
-// OpenHandle indexes the safetensors file that is open, whose name is its absolute path. It maps the file and leaves f open.
+// OpenHandle indexes the safetensors file that is open, whose name is its absolute path. It maps the file and leaves f
+// open.
 func OpenHandle(f *os.File) (*Checkpoint, error) {
 	c := &Checkpoint{tensors: map[string]Tensor{}}
 	data, stamp, err := mapHandle(f)
@@ -205,8 +206,8 @@ func OpenHandle(f *os.File) (*Checkpoint, error) {
 	return c.finish(nil)
 }
 
-// Before is all that lies before a tensor's data in a checkpoint of one file, the header included. ok is false where anything
-// lies behind it.
+// Before is all that lies before a tensor's data in a checkpoint of one file, the header included. ok is false where
+// anything lies behind it.
 func (c *Checkpoint) Before(t Tensor) (content []byte, ok bool) {
 	if len(c.maps) != 1 || t.Offset+int64(len(t.Data)) != int64(len(c.maps[0])) {
 		return nil, false

@@ -48,8 +48,10 @@ func TestRefusals(t *testing.T) {
 		{"negative length", binary.LittleEndian.AppendUint64(nil, 1<<63), "exceeds the limit"},
 		{"same place twice", file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1), "overlaps"},
 		{"wraps to its size", file(`{"a":{"dtype":"F32","shape":[1073741825,2147483647,2],"data_offsets":[0,4]}}`, 1, 2, 3, 4), "impossible shape"},
-		{"many dimensions", file(`{"a":{"dtype":"U8","shape":[1`+strings.Repeat(",1", 100_000)+`],"data_offsets":[0,1]}}`, 1), "100001 dimensions"},
-		{"many offsets", file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0`+strings.Repeat(",1", 100_000)+`]}}`, 1), "100001 data_offsets"},
+		{"many dimensions", file(`{"a":{"dtype":"U8","shape":[1`+strings.Repeat(",1", 100_000)+`],"data_offsets":[0,1]}}`, 1),
+			"100001 dimensions"},
+		{"many offsets", file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0`+strings.Repeat(",1", 100_000)+`]}}`, 1),
+			"100001 data_offsets"},
 		{"long name", file(`{"`+strings.Repeat("a", 1_000_000)+`":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1), "1000000 bytes"},
 		{"deep", file(`{"a":`+strings.Repeat(`[`, 100_000)+strings.Repeat(`]`, 100_000)+`}`, 1), "depth"},
 		{"two objects", file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}{}`, 1), "more behind"},
@@ -74,7 +76,8 @@ func TestDecode(t *testing.T) {
 	// IEEE 754 binary16 examples: 1, -2, largest, smallest normal, smallest and largest subnormal, infinity, -0.
 	half := Tensor{DType: F16, Shape: []int{8}, Data: bits(0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x03ff, 0x7c00, 0x8000)}
 	got, err := half.Floats()
-	want := []float32{1, -2, 65504, 6.103515625e-05, 5.9604644775390625e-08, 6.097555160522461e-05, float32(math.Inf(1)), 0}
+	want := []float32{1, -2, 65504, 6.103515625e-05, 5.9604644775390625e-08, 6.097555160522461e-05, float32(math.Inf(1)),
+		0}
 	if err != nil || !slices.Equal(got, want) || !math.Signbit(float64(got[7])) {
 		t.Errorf("F16: %v %v, want %v", got, err, want)
 	}
@@ -156,7 +159,8 @@ func TestOpenMissing(t *testing.T) {
 	if _, err := Open(t.TempDir()); !errors.Is(err, ErrNone) {
 		t.Errorf("empty folder: %v", err)
 	}
-	if _, err := OpenFS(fstest.MapFS{"model.safetensors": {Data: []byte{1}}}); err == nil || !strings.Contains(err.Error(), "model.safetensors: truncated") {
+	if _, err := OpenFS(fstest.MapFS{"model.safetensors": {Data: []byte{1}}}); err == nil ||
+		!strings.Contains(err.Error(), "model.safetensors: truncated") {
 		t.Errorf("truncated embedded file: %v", err)
 	}
 }
@@ -222,7 +226,8 @@ func TestRemember(t *testing.T) {
 	}
 	defer f.Close()
 	stamps := []digest.Stamp{digest.Of(f)}
-	if _, err := digest.Store(store).Digest("checkpoint", stamps, func() ([]byte, error) { return left, nil }); err != nil {
+	if _, err := digest.Store(store).Digest("checkpoint", stamps,
+		func() ([]byte, error) { return left, nil }); err != nil {
 		t.Fatal(err)
 	}
 	if got := sum(); !bytes.Equal(got, left) {

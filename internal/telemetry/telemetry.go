@@ -1,5 +1,5 @@
-// Package telemetry sets OpenTelemetry up. What is exported, how and to where, is said by the standard OTEL_* variables,
-// which the SDK itself reads; Prometheus is served from the same instruments.
+// Package telemetry sets OpenTelemetry up. What is exported, how and to where, is said by the standard OTEL_*
+// variables, which the SDK itself reads; Prometheus is served from the same instruments.
 package telemetry
 
 import (
@@ -62,14 +62,16 @@ type Telemetry struct {
 
 // Start sets up what o asks for. Failures of exporters go to log from then on.
 func Start(ctx context.Context, o Options, log *slog.Logger) (_ *Telemetry, err error) {
-	t := &Telemetry{Tracer: notrace.NewTracerProvider(), Meter: nometric.NewMeterProvider(), Propagator: autoprop.NewTextMapPropagator()}
+	t := &Telemetry{Tracer: notrace.NewTracerProvider(), Meter: nometric.NewMeterProvider(),
+		Propagator: autoprop.NewTextMapPropagator()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("OpenTelemetry: %w", err), t.Close(ctx))
 		}
 	}()
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("telemetry", "error", err) }))
-	res, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("mmserve"), semconv.ServiceVersion(o.Version)),
+	res, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("mmserve"),
+		semconv.ServiceVersion(o.Version)),
 		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithProcessPID(), resource.WithFromEnv())
 	if err != nil {
 		return nil, err
@@ -126,7 +128,8 @@ func (t *Telemetry) metrics(ctx context.Context, res *resource.Resource, o Optio
 		}
 		opts = append(opts, sdkmetric.WithReader(reader))
 		// The default gatherer has the Go runtime and the process. OpenMetrics is the format that carries exemplars.
-		t.Scrape = promhttp.HandlerFor(prometheus.Gatherers{registry, prometheus.DefaultGatherer}, promhttp.HandlerOpts{EnableOpenMetrics: true})
+		t.Scrape = promhttp.HandlerFor(prometheus.Gatherers{registry, prometheus.DefaultGatherer},
+			promhttp.HandlerOpts{EnableOpenMetrics: true})
 	}
 	p := sdkmetric.NewMeterProvider(opts...)
 	t.Meter, t.closers = p, append(t.closers, p.Shutdown)
@@ -135,7 +138,8 @@ func (t *Telemetry) metrics(ctx context.Context, res *resource.Resource, o Optio
 
 func (t *Telemetry) buildInfo(version string) error {
 	attrs := metric.WithAttributes(attribute.String("version", version), attribute.String("go_version", runtime.Version()))
-	_, err := t.Meter.Meter(scope).Int64ObservableGauge("mmserve.build.info", metric.WithDescription("Always 1; the labels say which build runs."),
+	_, err := t.Meter.Meter(scope).Int64ObservableGauge("mmserve.build.info",
+		metric.WithDescription("Always 1; the labels say which build runs."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			o.Observe(1, attrs)
 			return nil

@@ -60,7 +60,8 @@ func TestOff(t *testing.T) {
 func TestPrometheus(t *testing.T) {
 	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=prod")
 	s := begin(t, Options{Version: "v1.2.3", Prometheus: true})
-	h, err := s.Meter.Meter("x").Float64Histogram("a.b.duration", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(1, 2))
+	h, err := s.Meter.Meter("x").Float64Histogram("a.b.duration", metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(1, 2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,8 @@ func TestPrometheus(t *testing.T) {
 	out := scrape(t, s)
 	for _, want := range []string{
 		`a_b_duration_seconds_bucket{k_l="v",le="2"} 1`,
-		`version="v1.2.3"`, `service_name="mmserve"`, `service_namespace="prod"`, "process_resident_memory_bytes ", "go_goroutines ",
+		`version="v1.2.3"`, `service_name="mmserve"`, `service_namespace="prod"`, "process_resident_memory_bytes ",
+		"go_goroutines ",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %s in\n%.3000s", want, out)
@@ -97,11 +99,13 @@ func TestSeriesAreBounded(t *testing.T) {
 func TestTraceIDs(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(TraceIDs(slog.NewTextHandler(&b, nil))).With("a", 1).WithGroup("g")
-	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}}))
+	ctx := trace.ContextWithSpanContext(t.Context(),
+		trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}}))
 	log.InfoContext(ctx, "x")
 	log.InfoContext(t.Context(), "y")
 	lines := strings.Split(b.String(), "\n")
-	if !strings.Contains(lines[0], "trace_id=01000000000000000000000000000000 ") || !strings.Contains(lines[0], "span_id=0200000000000000") {
+	if !strings.Contains(lines[0], "trace_id=01000000000000000000000000000000 ") ||
+		!strings.Contains(lines[0], "span_id=0200000000000000") {
 		t.Errorf("with a span: %s", lines[0])
 	}
 	if strings.Contains(lines[1], "trace_id") {

@@ -112,7 +112,8 @@ func (m *matcher) longest(s string, i, limit int) (token int32, end int) {
 // split calls yield for the added tokens in s, with their ids, and for the text between
 // them, with id -1. Every byte of s is in one call. A token for which allow, if it is not
 // nil, is false is text.
-func (m *matcher) split(s string, marks []mark, allow func(start, end int, t *addedToken) bool, yield func(start, end int, id int32)) {
+func (m *matcher) split(s string, marks []mark, allow func(start, end int, t *addedToken) bool,
+	yield func(start, end int, id int32)) {
 	done, blank := 0, 0 // s[:done] has been given to yield; white space reaches up to blank
 	for i := 0; i < len(s); {
 		if !m.starts[s[i]] {

@@ -170,8 +170,9 @@ func (m *bpe) without(ids map[int32]bool) model {
 	vocab, merges := maps.Clone(m.vocab), maps.Clone(m.merges)
 	maps.DeleteFunc(vocab, isWord)
 	maps.DeleteFunc(merges, isMerged)
-	return &bpe{vocab: vocab, merges: merges, prefix: m.prefix, suffix: m.suffix, bytes: m.bytes, byteFallback: m.byteFallback,
-		unk: m.unk, fuseUnk: m.fuseUnk, ignoreMerges: m.ignoreMerges, atSpaces: m.atSpaces}
+	return &bpe{vocab: vocab, merges: merges, prefix: m.prefix, suffix: m.suffix, bytes: m.bytes,
+		byteFallback: m.byteFallback,
+		unk:          m.unk, fuseUnk: m.fuseUnk, ignoreMerges: m.ignoreMerges, atSpaces: m.atSpaces}
 }
 
 func some[K comparable, V any](m map[K]V, is func(K, V) bool) bool {

@@ -417,7 +417,8 @@ func (d wordPieceDecoder) cleaned(token string) string {
 	if !d.cleanUp || !strings.Contains(token, " ") {
 		return token
 	}
-	for _, r := range [][2]string{{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"},
+	for _, r := range [][2]string{{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"},
+		{" 'm", "'m"},
 		{" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}} {
 		token = strings.ReplaceAll(token, r[0], r[1])
 	}

@@ -74,7 +74,8 @@ func TestGuardsElsewhereChangeNothing(t *testing.T) {
 	for _, name := range allFiles {
 		tok := load(t, name)
 		for _, text := range corpus(t) {
-			if want, got := tok.Encode(text, true), tok.mustEncodeGuarded(string(guard)+text+string(guard), guard, true); !slices.Equal(got, want) {
+			if want, got := tok.Encode(text, true), tok.mustEncodeGuarded(string(guard)+text+string(guard), guard,
+				true); !slices.Equal(got, want) {
 				t.Errorf("%s: %q with guards around it\n got %v\nwant %v", name, text, got, want)
 			}
 		}

@@ -47,7 +47,8 @@ func TestHostileFileIsRefused(t *testing.T) {
 		}
 	}
 	long := `{"model":{"type":"Unigram","unk_id":0,"vocab":[["a",0],["` + strings.Repeat("a", 1000) + `",0]]}}`
-	if _, err := Parse([]byte(long)); err == nil || !strings.Contains(err.Error(), "a token of model.vocab has 1000 bytes") {
+	if _, err := Parse([]byte(long)); err == nil || !strings.Contains(err.Error(),
+		"a token of model.vocab has 1000 bytes") {
 		t.Errorf("%v", err)
 	}
 }
@@ -66,7 +67,8 @@ func TestHostileGrowthEnds(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		for _, text := range []string{strings.Repeat("a", 1<<13), strings.Repeat("ab", 1<<12), strings.Repeat("é", 1<<12), strings.Repeat("éb", 1<<12)} {
+		for _, text := range []string{strings.Repeat("a", 1<<13), strings.Repeat("ab", 1<<12), strings.Repeat("é", 1<<12),
+			strings.Repeat("éb", 1<<12)} {
 			if name == "prepend" && !strings.Contains(text, "b") {
 				continue
 			}
@@ -87,7 +89,8 @@ func TestHostileGrowthEnds(t *testing.T) {
 // TestHostileLookAheadsAreLinear counts the steps of expressions that backtracking takes a power of the text for.
 func TestHostileLookAheadsAreLinear(t *testing.T) {
 	for _, expr := range []string{
-		`a(?=.*)`, `a(?=a*$)`, `(?:a(?!.*b))+`, `(?=a*?(?=a*?(?=a*$)$)$)a`, `(?=(?:a|aa)*?(?=(?:a|aa)*$)$)a`, `(a|a|aa)*(?=a*c)`, `(a*)*c|a`,
+		`a(?=.*)`, `a(?=a*$)`, `(?:a(?!.*b))+`, `(?=a*?(?=a*?(?=a*$)$)$)a`, `(?=(?:a|aa)*?(?=(?:a|aa)*$)$)a`,
+		`(a|a|aa)*(?=a*c)`, `(a*)*c|a`,
 	} {
 		p, err := compilePattern(expr)
 		if err != nil {
@@ -101,7 +104,8 @@ func TestHostileLookAheadsAreLinear(t *testing.T) {
 	}
 }
 
-// TestLookAheadsFindTheSame compares with the standard library where a look-ahead at the end is a group that is cut off.
+// TestLookAheadsFindTheSame compares with the standard library where a look-ahead at the end is a group that is cut
+// off.
 func TestLookAheadsFindTheSame(t *testing.T) {
 	for _, body := range []string{`a`, `b`, `ab`, `(?:a|b)`} {
 		for _, ahead := range []string{`a*$`, `a*b`, `(?:a|b)*?b`, `(?:ab?)*c`, `b|$`} {

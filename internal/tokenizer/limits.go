@@ -39,7 +39,8 @@ func (t *Tokenizer) checkVocab() error {
 	most := maxTrieToken
 	if m, ok := t.asIs.model.(*bpe); ok {
 		most = maxToken
-		if err := errors.Join(checkLen("model.continuing_subword_prefix", m.prefix, maxAffix), checkLen("model.end_of_word_suffix", m.suffix, maxAffix)); err != nil {
+		if err := errors.Join(checkLen("model.continuing_subword_prefix", m.prefix, maxAffix),
+			checkLen("model.end_of_word_suffix", m.suffix, maxAffix)); err != nil {
 			return err
 		}
 	}
@@ -89,7 +90,7 @@ func flatten(raw json.RawMessage, key string, depth int) ([]json.RawMessage, err
 		return nil, err
 	}
 	if err := json.Unmarshal(f[key], &elements); err != nil {
-		return nil, fmt.Errorf("Sequence.%s: %w", key, err)
+		return nil, fmt.Errorf("%s of a Sequence: %w", key, err)
 	}
 	for _, e := range elements {
 		inner, err := flatten(e, key, depth+1)

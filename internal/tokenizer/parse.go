@@ -436,7 +436,8 @@ var preTokenizerTypes = map[string]func(json.RawMessage) ([]preTokenizer, error)
 		return []preTokenizer{splitter{find: runeSet(isPunctuation), behavior: f.Behavior}}, f.Behavior.check()
 	},
 	"BertPreTokenizer": func(json.RawMessage) ([]preTokenizer, error) {
-		return []preTokenizer{splitter{find: runeSet(isSpace), behavior: removed}, splitter{find: runeSet(isPunctuation), behavior: isolated}}, nil
+		return []preTokenizer{splitter{find: runeSet(isSpace), behavior: removed},
+			splitter{find: runeSet(isPunctuation), behavior: isolated}}, nil
 	},
 	"CharDelimiterSplit": func(raw json.RawMessage) ([]preTokenizer, error) {
 		var f struct{ Delimiter string }

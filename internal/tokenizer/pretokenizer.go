@@ -224,7 +224,8 @@ func isWord(r rune) bool {
 	return unicode.Is(wordTable(), r)
 }
 
-var wordTables = []*unicode.RangeTable{unicode.L, unicode.M, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic}
+var wordTables = []*unicode.RangeTable{unicode.L, unicode.M, unicode.Nd, unicode.Nl, unicode.Pc,
+	unicode.Other_Alphabetic}
 
 var wordTable = sync.OnceValue(func() *unicode.RangeTable {
 	return rangetable.Merge(append(wordTables, unicode.Join_Control)...)

@@ -13,7 +13,8 @@ import (
 // randomTexts are short, of the runes on which the patterns turn.
 func randomTexts(n int) []string {
 	rng := rand.New(rand.NewPCG(1, 2))
-	alphabet := []string{"'", "s", "T", "re", "VE", "m", "lL", "d", " ", "  ", "\t", "\n", "\r", "\r\n", "a", "Z", "é", "ß", "中", "1", "½", "٣", ".", "!", "_",
+	alphabet := []string{"'", "s", "T", "re", "VE", "m", "lL", "d", " ", "  ", "\t", "\n", "\r", "\r\n", "a", "Z", "é",
+		"ß", "中", "1", "½", "٣", ".", "!", "_",
 		"\u00a0", "\u3000", "\u0085", "\u2028", "\u200b", "\u0301", "😀", "ª", "ǅ", "\u0000", "x", "-", "/"}
 	texts := make([]string, n)
 	for i := range texts {
@@ -123,7 +124,8 @@ func TestPatternsDoNotHang(t *testing.T) {
 }
 
 func TestUnsupportedExpressions(t *testing.T) {
-	for _, expr := range []string{`a++`, `(?>a)`, `(?<!a)b`, `(?<name>a)`, `[a-z&&[^b]]`, `[[:alpha:]]`, `\h`, `(a)\1`, `a{,3}`, `[]a]`, `(?m:.)`, `(`, `\p{Foo}`, `a{2000}`, `(?:a?b?){300}`, `[a\`} {
+	for _, expr := range []string{`a++`, `(?>a)`, `(?<!a)b`, `(?<name>a)`, `[a-z&&[^b]]`, `[[:alpha:]]`, `\h`, `(a)\1`,
+		`a{,3}`, `[]a]`, `(?m:.)`, `(`, `\p{Foo}`, `a{2000}`, `(?:a?b?){300}`, `[a\`} {
 		if p, err := compilePattern(expr); err == nil {
 			t.Errorf("%s: compiled to %v", expr, p.prog)
 		}

@@ -15,7 +15,8 @@ import (
 
 // TestConformance holds ids that another project recorded from transformers.
 func TestConformance(t *testing.T) {
-	for _, c := range []struct{ file, tokenizer string }{{"gpt2_encoded_tokens", "vit-gpt2"}, {"llama_encoded", "phi-3-vision"}} {
+	for _, c := range []struct{ file, tokenizer string }{{"gpt2_encoded_tokens", "vit-gpt2"},
+		{"llama_encoded", "phi-3-vision"}} {
 		data, err := os.ReadFile("testdata/conformance/" + c.file + ".json")
 		if err != nil {
 			t.Fatal(err)
@@ -120,7 +121,8 @@ func TestStream(t *testing.T) {
 	}{
 		{"vit-gpt2", []string{"Hello", "ĠðŁ", "ĺ", "Ģ", "!"}, []string{"Hello", " ", "", "😀", "!", ""}},
 		{"vit-gpt2", []string{"ð", "Ł", "a", "â", "Ģ"}, []string{"", "", "\uFFFDa", "", "", "\uFFFD"}},
-		{"phi-3-vision", []string{"▁Hello", "▁", "<0xE2>", "<0x82>", "<0xAC>", "a", "<0xE2>"}, []string{"Hello", " ", "", "", "", "€a", "", "\uFFFD"}},
+		{"phi-3-vision", []string{"▁Hello", "▁", "<0xE2>", "<0x82>", "<0xAC>", "a", "<0xE2>"},
+			[]string{"Hello", " ", "", "", "", "€a", "", "\uFFFD"}},
 		{"phi-3-vision", []string{"<0xE2>", "<0x82>", "▁a"}, []string{"", "", "\uFFFD\uFFFD a", ""}},
 	} {
 		tok := load(t, c.file)
@@ -340,7 +342,8 @@ func FuzzEncodeGuarded(f *testing.F) {
 				t.Errorf("%s: %q %q has an added token: %v", name, before, after, ids)
 			}
 			plain := strings.ReplaceAll(before+after, string(guard), "")
-			if want := tok.Encode(plain, false); !slices.ContainsFunc(want, func(id int32) bool { return added[id] }) && !slices.Equal(ids, want) {
+			if want := tok.Encode(plain, false); !slices.ContainsFunc(want, func(id int32) bool { return added[id] }) &&
+				!slices.Equal(ids, want) {
 				t.Errorf("%s: %q with guards\n got %v\nwant %v", name, plain, ids, want)
 			}
 		}

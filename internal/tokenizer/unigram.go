@@ -107,7 +107,8 @@ func (m *unigram) without(ids map[int32]bool) model {
 	if !some {
 		return m
 	}
-	return &unigram{ids: m.ids, scores: m.scores, trie: m.trie, unk: m.unk, unkScore: m.unkScore, bytes: m.bytes, byteFallback: m.byteFallback, barred: barred}
+	return &unigram{ids: m.ids, scores: m.scores, trie: m.trie, unk: m.unk, unkScore: m.unkScore, bytes: m.bytes,
+		byteFallback: m.byteFallback, barred: barred}
 }
 
 // gives tells that id is not barred.

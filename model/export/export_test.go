@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -300,6 +301,22 @@ func TestExportDefaultModel(t *testing.T) {
 	if err != nil || cases != 87 {
 		t.Errorf("%d cases, %v", cases, err)
 	}
+}
+
+// The decoder of a ready-made graph keeps the contract that the engine relies on.
+func TestExportRunnerConforms(t *testing.T) {
+	modeltest.StartLibrary(t)
+	m, err := model.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r, err := openExported(t, m, exporttest.Options{}).OpenDecoder(decoder.OpenOptions{Slots: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	runnertest.Conform(t, r, 8, 708)
 }
 
 // A folder of the hub's cache has links to files elsewhere, of other names.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
@@ -57,8 +56,7 @@ func llava(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	s.ImageProcessor = "CLIPImageProcessor"
-	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
-	s.Layout.Expand = func(vision.Grid) string { return run }
+	s.SingleTile(s.Connector)
 	return s, nil
 }
 

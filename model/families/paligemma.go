@@ -2,7 +2,6 @@ package families
 
 import (
 	"encoding/json"
-	"strings"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/vision"
@@ -50,12 +49,10 @@ func paligemma(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	s.Untied = !text.Tied
-	tokens := s.Connector.Tokens(tower)
-	run := strings.Repeat("<image>", tokens)
 	s.Layout = fusion.Layout{
-		Placeholder: "<image>", ImageTokenID: c.ImageToken, PatchTokens: tokens,
-		Expand: func(vision.Grid) string { return run },
-		Frame:  &fusion.Frame{Start: "<bos>", End: "\n"},
+		Placeholder: "<image>", ImageTokenID: c.ImageToken,
+		Frame: &fusion.Frame{Start: "<bos>", End: "\n"},
 	}
+	s.SingleTile(s.Connector)
 	return s, nil
 }

@@ -1,5 +1,5 @@
-// Command otelcol is the OpenTelemetry Collector with the few components that the tests of deploy/observability need: it
-// takes OTLP and writes what it got to a file.
+// Command otelcol is the OpenTelemetry Collector with the few components that the tests of deploy/observability need:
+// it takes OTLP and writes what it got to a file.
 package main
 
 import (
@@ -18,7 +18,8 @@ import (
 
 func main() {
 	command := otelcol.NewCommand(otelcol.CollectorSettings{
-		BuildInfo: component.BuildInfo{Command: "otelcol", Description: "The OpenTelemetry Collector, OTLP to a file", Version: "0.158.0"},
+		BuildInfo: component.BuildInfo{Command: "otelcol", Description: "The OpenTelemetry Collector, OTLP to a file",
+			Version: "0.158.0"},
 		Factories: factories,
 		ConfigProviderSettings: otelcol.ConfigProviderSettings{ResolverSettings: confmap.ResolverSettings{
 			ProviderFactories: []confmap.ProviderFactory{fileprovider.NewFactory()},

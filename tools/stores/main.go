@@ -1,4 +1,5 @@
-// Command stores serves stand-ins for S3 and Google Cloud Storage on loopback, for tests: gofakes3 and fake-gcs-server, in memory.
+// Command stores serves stand-ins for S3 and Google Cloud Storage on loopback, for tests: gofakes3 and fake-gcs-server,
+// in memory.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/fsouza/fake-gcs-server/fakestorage"
 	"github.com/johannesboyne/gofakes3"
@@ -17,11 +19,18 @@ func main() {
 	s3 := flag.String("s3", "127.0.0.1:0", "address of the S3 stand-in")
 	gcs := flag.String("gcs", "127.0.0.1:0", "address of the GCS stand-in")
 	bucket := flag.String("bucket", "images", "bucket that both have")
+	objects := flag.Int("objects", 0, "objects of one byte that the S3 bucket begins with: many/0000000.png and so on")
 	flag.Parse()
 	log.SetFlags(0)
 	backend := s3mem.New()
 	if err := backend.CreateBucket(*bucket); err != nil {
 		log.Fatal(err)
+	}
+	for i := range *objects {
+		name := fmt.Sprintf("many/%07d.png", i)
+		if _, err := backend.PutObject(*bucket, name, nil, strings.NewReader("x"), 1, nil); err != nil {
+			log.Fatal(err)
+		}
 	}
 	lis, err := net.Listen("tcp", *s3)
 	if err != nil {
@@ -36,7 +45,8 @@ func main() {
 	if _, err := fmt.Sscan(port, &n); err != nil {
 		log.Fatal(err)
 	}
-	g, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: host, Port: n, PublicHost: *gcs, ExternalURL: "http://" + *gcs})
+	g, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: host, Port: n, PublicHost: *gcs,
+		ExternalURL: "http://" + *gcs})
 	if err != nil {
 		log.Fatal(err)
 	}

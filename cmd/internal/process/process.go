@@ -66,7 +66,8 @@ func (u Usages) Max(of func(Usage) float64) (most float64) {
 	return most
 }
 
-// Start starts a server with the flags of `mmserve serve` in args and waits until it is ready. Its log goes to the file log.
+// Start starts a server with the flags of `mmserve serve` in args and waits until it is ready. Its log goes to the file
+// log.
 func Start(ctx context.Context, bin, addr, log string, args ...string) (*Server, error) {
 	f, err := os.Create(log)
 	if err != nil {
