@@ -22,7 +22,8 @@ type Builder struct {
 	err  error
 }
 
-// NewBuilder starts a graph over the given weights. Quantised precisions need Weights.LoadQuantized before it is built for a session.
+// NewBuilder starts a graph over the given weights. Quantised precisions need Weights.LoadQuantized before it is
+// built for a session.
 func NewBuilder(name string, w *Weights, p Precision) *Builder {
 	row, err := p.row()
 	if err == nil && row.ready != nil {

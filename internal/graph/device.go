@@ -50,7 +50,8 @@ func (b *Builder) Operand(name string, shape ...int) string {
 	}
 	if stored := half + ".stored"; !b.Has(stored) {
 		b.initializer(stored, dt, t)
-		b.Node("", "Cast", onnx.Attrs{"to": int(b.row.values)}, []string{stored}, []string{half}) // once, when the session is made
+		// once, when the session is made
+		b.Node("", "Cast", onnx.Attrs{"to": int(b.row.values)}, []string{stored}, []string{half})
 	}
 	return half
 }
@@ -96,8 +97,10 @@ func (b *Builder) Blocks(x string, n, width int) string {
 	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(width)))
 }
 
-// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n, heads·dim], on
-// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is
+// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n,
+// heads·dim], on
+// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and
+// the processor is
 // fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
 	if b.row.form != nil && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
@@ -112,7 +115,8 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)
 	}
 	split := func(x string, perm ...int) string {
-		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim))))
+		x = b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim)))
+		return b.Op("Transpose", onnx.Attrs{"perm": perm}, x)
 	}
 	q, k, v := split(qkv[0], 0, 2, 1, 3), split(qkv[1], 0, 2, 3, 1), split(qkv[2], 0, 2, 1, 3)
 	scores := b.Op("Mul", nil, b.Wide(b.Op("MatMul", nil, q, k)), b.F32(scale))

@@ -30,13 +30,15 @@ type precision struct {
 	drift float64
 	// tower is what the vision tower runs in where this is all that was asked for; "" is this.
 	tower Precision
-	// form is how a weight matrix with that many inputs is quantised. It is nil where weights stay as the checkpoint has them.
+	// form is how a weight matrix with that many inputs is quantised. It is nil where weights stay as the checkpoint
+	// has them.
 	form func(in int) *form
 	// head is how a decoder's head is quantised, where it differs from form.
 	head *form
 	// emptyRuns says that no operator needs a row to give outputs their shape.
 	emptyRuns bool
-	// runs tells whether a provider has operators for it; refusal completes an error where it does not, and may name the provider.
+	// runs tells whether a provider has operators for it; refusal completes an error where it does not, and may name
+	// the provider.
 	runs    func(at ort.Provider) bool
 	refusal string
 	// ready, unless nil, is why it cannot be built on this machine.
@@ -80,7 +82,8 @@ func (p Precision) get() *precision { r, _ := p.row(); return r }
 // Help is what flags say of it.
 func (p Precision) Help() string { return p.get().help }
 
-// Vision is what the tower runs in when p is all that was asked for: an image's patch embeddings are read by every token
+// Vision is what the tower runs in when p is all that was asked for: an image's patch embeddings are read by every
+// token
 // after it, and a tower's weights are read once a tile.
 func (p Precision) Vision() Precision { return cmp.Or(p.get().tower, p) }
 

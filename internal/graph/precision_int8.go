@@ -73,7 +73,8 @@ func (m *quantized) tensors(name string) (head, tail []safetensors.Tensor) {
 	head = []safetensors.Tensor{{Name: name + int8Suffix, DType: safetensors.I8, Shape: m.shape(m.k, m.n), Data: m.q}}
 	tail = []safetensors.Tensor{{Name: name + scaleSuffix, DType: safetensors.F32, Shape: width, Data: bytesOf(m.scales)}}
 	if m.starts != nil {
-		tail = append(tail, safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: width, Data: bytesOf(m.starts)})
+		starts := safetensors.Tensor{Name: name + startSuffix, DType: safetensors.I32, Shape: width, Data: bytesOf(m.starts)}
+		tail = append(tail, starts)
 	}
 	return head, tail
 }
@@ -100,7 +101,8 @@ func (m *quantized) put(rows []float32, channel, every, turn int) int {
 	return -1
 }
 
-// store writes channels [channel, channel+len(values)/k). every is 1, or 2 when panels take turns; then channel counts
+// store writes channels [channel, channel+len(values)/k). every is 1, or 2 when panels take turns; then channel
+// counts
 // within the matrix's own half and turn says which.
 func (m *quantized) store(values []int8, channel, every, turn int) {
 	rows := len(values) / m.k
@@ -134,7 +136,8 @@ func (m *quantized) scaleAt(channel, every, turn int) int {
 }
 
 // columns8 is x·Wᵀ in int8 out of ONNX Runtime's own operators: each row of x is divided by its largest magnitude m,
-// quantised to 8 bits around 128, multiplied in integers, and scaled by the channel's scale and by m. Layers that read
+// quantised to 8 bits around 128, multiplied in integers, and scaled by the channel's scale and by m. Layers that
+// read
 // the same x share its quantised form.
 func (b *Builder) columns8(x, name string, in, out int) string {
 	q, ok := b.rows[x]

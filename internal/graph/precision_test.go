@@ -87,7 +87,9 @@ func TestPrecisionCheck(t *testing.T) {
 
 // TestPrecisionMemory holds what sizes are planned by.
 func TestPrecisionMemory(t *testing.T) {
-	for p, want := range map[Precision][2]int64{FP32: {1000, 1000}, FP16: {500, 500}, INT8: {260, 1000}, INT4: {160, 1000}} {
+	for p, want := range map[Precision][2]int64{
+		FP32: {1000, 1000}, FP16: {500, 500}, INT8: {260, 1000}, INT4: {160, 1000},
+	} {
 		if w, v := p.WeightBytes(1000), p.ValueBytes(1000); w != want[0] || v != want[1] {
 			t.Errorf("%s: weights take %d and values %d of 1000, want %v", p, w, v, want)
 		}

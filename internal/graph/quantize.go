@@ -64,14 +64,16 @@ func place(channel, every, turn int) int {
 
 // target is a quantised matrix on its way into the file.
 type target interface {
-	// put takes rows of floats [rows, k] whose output channels start at channel; see quantized.store for every and turn. It
+	// put takes rows of floats [rows, k] whose output channels start at channel; see quantized.store for every and
+	// turn. It
 	// returns the first row that holds a value that is not finite, or -1. Calls for different channels may overlap.
 	put(rows []float32, channel, every, turn int) int
 	// tensors are the parts: what is large, and the rest.
 	tensors(name string) (head, tail []safetensors.Tensor)
 }
 
-// quantize makes quantised forms of weights: canonical names of [out, in] matrices, or of several with equal in, joined, with the
+// quantize makes quantised forms of weights: canonical names of [out, in] matrices, or of several with equal in,
+// joined, with the
 // suffix of the form.
 func (w *Weights) quantize(names []string, l layout) ([]safetensors.Tensor, error) {
 	var head []safetensors.Tensor // matrices first: their sizes keep each other aligned
@@ -152,7 +154,8 @@ var fused = map[string]int{"": 0, "gelu_pytorch_tanh": 2, "gelu_new": 2, "gelu_f
 // siluGate is the number of the one that multiplies silu of a panel by the next.
 const siluGate = 1
 
-// rowLinear is a layer in an operator of ours: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a scale of its own.
+// rowLinear is a layer in an operator of ours: y = activation(x·Wᵀ + b). A row of x is quantised to 8 bits with a
+// scale of its own.
 func (b *Builder) rowLinear(x, name string, l linear, f *form, biases []string) string {
 	inputs := append([]string{x}, f.operands(b, name, l.in, l.out)...)
 	if len(biases) > 0 {
@@ -230,7 +233,8 @@ type Out struct {
 	Dim    int
 }
 
-// JointLinear runs linear layers over the same x. Where weights are quantised they are one product, and their outputs come as one value,
+// JointLinear runs linear layers over the same x. Where weights are quantised they are one product, and their
+// outputs come as one value,
 // one after the other on the last axis; elsewhere, where joining would copy the weights, as one value each.
 func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string {
 	if b.form(in) == nil {
@@ -254,8 +258,11 @@ func (b *Builder) JointLinear(x string, in int, bias bool, outs ...Out) []string
 
 // Gated is activation(gate(x)) · up(x), both linear.
 func (b *Builder) Gated(x string, in int, bias bool, activation string, gate, up Out) string {
-	if b.form(in) != nil && native().panels && activation == "silu" && gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias {
-		return b.rowLinear(x, gate.Prefix+".weight"+gated+up.Prefix+".weight", linear{in, 2 * gate.Dim, siluGate}, b.form(in), nil)
+	f := b.form(in)
+	fits := gate.Dim == up.Dim && gate.Dim%panelWidth == 0 && !bias
+	if f != nil && native().panels && activation == "silu" && fits {
+		name := gate.Prefix + ".weight" + gated + up.Prefix + ".weight"
+		return b.rowLinear(x, name, linear{in, 2 * gate.Dim, siluGate}, f, nil)
 	}
 	y := b.Split(b.JointLinear(x, in, bias, gate, up), gate, up)
 	return b.Op("Mul", nil, b.Activation(activation, y[0]), y[1])

@@ -34,14 +34,6 @@ void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, in
   (kernels() == KERNELS_AVX512 ? rowlinear_multiply_avx512 : rowlinear_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
 }
 
-void rowlinear4_quantize(const rowlinear *l, int64_t from, int64_t to) {
-  (kernels() == KERNELS_AVX512 ? rowlinear4_quantize_avx512 : rowlinear4_quantize_avx2)(l, from, to);
-}
-
-void rowlinear4_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
-  (kernels() == KERNELS_AVX512 ? rowlinear4_multiply_avx512 : rowlinear4_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
-}
-
 void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
   (kernels() == KERNELS_AVX512 ? attention_store_avx512 : attention_store_avx2)(a, row, kv_head, from, to);
 }

@@ -1,0 +1,169 @@
+//go:build !windows
+
+#include "attention_amd64.h"
+#include "operator_amd64.h"
+
+// CachedAttention(q, k?, v?, past_key, past_value, last, cosine, sine) → out, present_key, present_value; attributes heads,
+// kv_heads, scale. Without k and v, q holds all three on its last axis. present has to be bound to past's memory, which is
+// written in place. See attention_amd64.h.
+typedef struct {
+  int64_t heads, kv_heads;
+  float scale;
+} attention_kernel;
+
+// Floats a head: no honest model has as many.
+#define MOST_DIM (1 << 16)
+
+static OrtStatus *attention_create(const OrtCustomOp *o, const OrtApi *a, const OrtKernelInfo *info, void **out) {
+  (void)o, (void)a;
+  const char *op = "CachedAttention";
+  attention_kernel k;
+  OrtStatus *s = arity(op, info, 8, 8, 3);
+  *out = NULL;
+  if (!s) s = attribute(op, info, "heads", 1, MOST_HEADS, &k.heads);
+  if (!s) s = attribute(op, info, "kv_heads", 1, MOST_HEADS, &k.kv_heads);
+  if (!s) s = scale_attribute(op, info, &k.scale);
+  if (!s && k.heads % k.kv_heads) s = mismatch(op, "heads modulo kv_heads", k.heads % k.kv_heads, 0);
+  return s ? s : keep(&k, sizeof k, out);
+}
+
+// Positions that one task stores, and queries that it attends with, when a row has many.
+#define BLOCK_POSITIONS 32
+#define BLOCK_QUERIES 24
+
+typedef struct {
+  attention a;
+  int64_t blocks;
+  atomic_int failed;
+} cached;
+
+static void store_task(void *p, size_t i) {
+  const attention *a = &((const cached *)p)->a;
+  const int64_t blocks = ((const cached *)p)->blocks, head = (int64_t)i / blocks;
+  const int64_t from = (int64_t)i % blocks * BLOCK_POSITIONS, to = from + BLOCK_POSITIONS;
+  attention_store(a, head / a->kv_heads, head % a->kv_heads, from, to < a->width ? to : a->width);
+}
+
+static void attend(cached *c, int64_t head, int64_t from, int64_t to) {
+  const attention *a = &c->a;
+  float few[8 << 10];
+  const int64_t row = head / a->kv_heads, need = attention_scratch(a, row);
+  float *scratch = need <= (int64_t)(sizeof few / sizeof *few) ? few : malloc((size_t)need * sizeof(float));
+  if (!scratch) {
+    c->failed = 1;
+    return;
+  }
+  attention_attend(a, row, head % a->kv_heads, from, to, scratch);
+  if (scratch != few) free(scratch);
+}
+
+static void attend_task(void *p, size_t i) {
+  cached *c = p;
+  const int64_t queries = c->a.width * (c->a.heads / c->a.kv_heads);
+  const int64_t from = (int64_t)i % c->blocks * BLOCK_QUERIES, to = from + BLOCK_QUERIES;
+  attend(c, (int64_t)i / c->blocks, from, to < queries ? to : queries);
+}
+
+static void decode_task(void *p, size_t i) {
+  cached *c = p;
+  attention_store(&c->a, (int64_t)i / c->a.kv_heads, (int64_t)i % c->a.kv_heads, 0, 1);
+  attend(c, (int64_t)i, 0, c->a.heads / c->a.kv_heads);
+}
+
+static void attention_run(cached *c) {
+  attention *a = &c->a;
+  const int64_t heads = a->rows * a->kv_heads;
+  if (a->width == 1) {
+    team_run(decode_task, c, (size_t)heads);
+    return;
+  }
+  c->blocks = (a->width + BLOCK_POSITIONS - 1) / BLOCK_POSITIONS;
+  team_run(store_task, c, (size_t)(heads * c->blocks));
+  c->blocks = (a->width * (a->heads / a->kv_heads) + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
+  team_run(attend_task, c, (size_t)(heads * c->blocks));
+}
+
+enum { Q, K, V, PAST_KEY, PAST_VALUE, LAST, COSINE, SINE, ATTENTION_INPUTS };
+
+// attention_shapes judges the shapes of a step and takes its sizes from them.
+static OrtStatus *attention_shapes(const char *name, attention *a, const tensor *in) {
+  const tensor *past = &in[PAST_KEY];
+  const int packed = !in[K].present;
+  OrtStatus *s = NULL;
+  if (in[V].present == packed) return refuse(name, "k without v, or v without k,", 1, "both or none");
+  if (!in[Q].present || in[Q].rank != 3) return mismatch(name, "the number of axes of q", (int64_t)in[Q].rank, 3);
+  if (!past->present || past->rank != 4) return mismatch(name, "the number of axes of past_key", (int64_t)past->rank, 4);
+  a->rows = in[Q].dims[0], a->width = in[Q].dims[1];
+  a->max_len = past->dims[2], a->dim = past->dims[3];
+  if (a->dim < 16 || a->dim > MOST_DIM || a->dim % 16) return refuse(name, "the head size", a->dim, "a multiple of 16");
+  if (a->max_len < 16 || a->max_len > INT32_MAX - 64 || a->max_len % 16)
+    return refuse(name, "the cache's length", a->max_len, "a multiple of 16");
+  a->q_stride = (packed ? a->heads + 2 * a->kv_heads : a->heads) * a->dim;
+  a->kv_stride = packed ? a->q_stride : a->kv_heads * a->dim;
+  const int64_t q[3] = {a->rows, a->width, a->q_stride}, kv[3] = {a->rows, a->width, a->kv_heads * a->dim};
+  const int64_t cache[4] = {a->rows, a->kv_heads, a->max_len, a->dim};
+  s = expect(name, "q", &in[Q], 3, q);
+  if (!s && !packed) s = expect(name, "k", &in[K], 3, kv);
+  if (!s && !packed) s = expect(name, "v", &in[V], 3, kv);
+  if (!s) s = expect(name, "past_key", past, 4, cache);
+  if (!s) s = expect(name, "past_value", &in[PAST_VALUE], 4, cache);
+  if (!s) s = expect(name, "last", &in[LAST], 1, &a->rows);
+  const int64_t table[2] = {in[COSINE].dims[0], a->dim / 2};
+  if (!s) s = expect(name, "cosine", &in[COSINE], 2, table);
+  if (!s) s = expect(name, "sine", &in[SINE], 2, table);
+  return s;
+}
+
+// attention_positions judges each row's newest position: the new ones have to lie in the cache and in the tables.
+static OrtStatus *attention_positions(const char *name, const attention *a, int64_t limit) {
+  if (limit > a->max_len) limit = a->max_len;
+  for (int64_t i = 0; i < a->rows; i++) {
+    const int64_t last = a->last[i];
+    if (last + 1 < a->width || last >= limit) return mismatch(name, "a row's last position", last, limit - 1);
+  }
+  return NULL;
+}
+
+static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
+  const char *name = "CachedAttention";
+  const attention_kernel *op = k;
+  cached c = {.a = {.heads = op->heads, .kv_heads = op->kv_heads, .scale = op->scale}};
+  attention *a = &c.a;
+  tensor in[ATTENTION_INPUTS];
+  OrtStatus *s = NULL;
+  for (size_t i = 0; !s && i < ATTENTION_INPUTS; i++)
+    s = input(name, ctx, i, i == LAST ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in[i]);
+  if (!s) s = attention_shapes(name, a, in);
+  if (s) return s;
+  a->last = in[LAST].data, a->cosine = in[COSINE].data, a->sine = in[SINE].data;
+  if ((s = attention_positions(name, a, in[COSINE].dims[0]))) return s;
+  a->q = in[Q].data, a->k = in[K].data, a->v = in[V].data;
+  if (!in[K].present && a->q) a->k = a->q + a->heads * a->dim, a->v = a->k + a->kv_heads * a->dim;
+  const int64_t dims[3] = {a->rows, a->width, a->heads * a->dim};
+  if ((s = output(name, ctx, 0, dims, 3, &a->out))) return s;
+  if ((s = output(name, ctx, 1, in[PAST_KEY].dims, 4, &a->keys))) return s;
+  if ((s = output(name, ctx, 2, in[PAST_VALUE].dims, 4, &a->values))) return s;
+  if (a->keys != in[PAST_KEY].data || a->values != in[PAST_VALUE].data || (a->rows && a->keys == a->values))
+    return api->CreateStatus(ORT_INVALID_ARGUMENT, "CachedAttention: present is not bound to past's memory");
+  if (!a->rows || !a->width) return NULL;
+  size_t need;
+  if (!room(times(a->rows, a->width), a->heads * a->dim * (int64_t)sizeof(float), &need)) return mismatch(name, "the number of rows", a->rows, 1);
+  if (!(a->rotated = malloc(need))) return api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
+  attention_run(&c);
+  free(a->rotated);
+  return !c.failed ? NULL : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
+}
+
+static const char *attention_name(const OrtCustomOp *op) { (void)op; return "CachedAttention"; }
+static ONNXTensorElementDataType attention_input_type(const OrtCustomOp *op, size_t i) {
+  (void)op;
+  return i == 5 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+static size_t attention_inputs(const OrtCustomOp *op) { (void)op; return 8; }
+static size_t attention_outputs(const OrtCustomOp *op) { (void)op; return 3; }
+static OrtCustomOpInputOutputCharacteristic attention_input_kind(const OrtCustomOp *op, size_t i) {
+  (void)op;
+  return i == 1 || i == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+}
+
+const OrtCustomOp operator_cachedattention = OPERATOR(attention);
