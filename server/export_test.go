@@ -7,9 +7,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// NewProgress is the tag of a request whose trace is recorded.
-func NewProgress() any { return new(progress) }
-
 // StreamID is streamID.
 func StreamID(ctx context.Context) uint32 { return streamID(ctx) }
 
@@ -37,5 +34,5 @@ func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) 
 // DecodeMessage is decodeMessage with the limits of default options.
 func DecodeMessage(b []byte, m proto.Message) error {
 	o := Options{}.withDefaults()
-	return decodeMessage(b, m, o.wireCounts(), o.MaxTextBytes+wireTextBytes)
+	return toStatus(decodeMessage(b, m, o.wireCounts(), o.MaxTextBytes+wireTextBytes))
 }

@@ -2,24 +2,20 @@ package server
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"runtime/debug"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
-	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
@@ -65,8 +61,8 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	defer func() {
 		if p := recover(); p != nil {
 			g.server.options.Logger.LogAttrs(context.Background(), slog.LevelError, "panic", slog.String("method", method),
-				slog.String("error", describePanic(p)), slog.String("stack", string(debug.Stack())))
-			err = status.Error(codes.Internal, "the server failed")
+				slog.String("error", serving.DescribePanic(p)), slog.String("stack", string(debug.Stack())))
+			err = broken()
 		}
 	}()
 	ctx := stream.Context()
@@ -76,7 +72,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
 		if c := t.RecvCompress(); c != "" && c != encoding.Identity {
-			return status.Error(codes.Unimplemented, "compressed requests are not taken: images are compressed already; send the message as it is (grpc-encoding identity)")
+			return errCompressed()
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -95,7 +91,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	s.inbound = g.server.inflight.claim(ctx, most)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
-	return run(s)
+	return toStatus(run(s))
 }
 
 // guarded is a stream whose messages are received under guard. One goroutine receives.
@@ -149,21 +145,10 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 	case <-s.inbound.refused:
 		return nil, s.inbound.err
 	case <-late.C:
-		return nil, status.Errorf(codes.DeadlineExceeded, "the message did not come whole within %v", s.guard.server.options.ReceiveTimeout)
+		return nil, tooSlow(s.guard.server.options.ReceiveTimeout)
 	case <-s.ctx.Done():
-		return nil, status.FromContextError(s.ctx.Err()).Err()
+		return nil, ended(s.ctx)
 	}
-}
-
-// readable makes what gRPC calls INTERNAL in receiving the client's mistake that it is: broken framing, a missing message.
-func readable(err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
-		return err
-	}
-	if st, ok := status.FromError(err); ok && st.Code() == codes.Internal {
-		return status.Error(codes.InvalidArgument, st.Message())
-	}
-	return err
 }
 
 // decode fills m. As many messages as there are cores are decoded at once: each takes its size again meanwhile.
@@ -173,7 +158,7 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 		case s.guard.server.decoding <- struct{}{}:
 			defer func() { <-s.guard.server.decoding }()
 		case <-s.ctx.Done():
-			return status.FromContextError(s.ctx.Err()).Err()
+			return ended(s.ctx)
 		}
 	}
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
@@ -187,14 +172,7 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
 func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	in := identify(message)
-	own, release, gone := s.forModel(in.GetModel())
-	if gone != nil {
-		return gone
-	}
-	defer release()
-	ctx, rec := own.newRecord(ctx, in)
-	return rec.close(ctx, nil, err)
+	return s.service.Refuse(ctx, request(ctx, identify(message)), err)
 }
 
 // rawMessage is received as it is on the wire.
@@ -214,10 +192,4 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(data, v)
 }
 
-func errLoading() error { return status.Error(codes.Unavailable, "the model is loading") }
-
-// unknownMethod does not repeat what the client asked for.
-func unknownMethod(any, grpc.ServerStream) error {
-	return status.Error(codes.Unimplemented, "unknown method; this server has "+pb.MMServe_ServiceDesc.ServiceName+", "+
-		grpc_health_v1.Health_ServiceDesc.ServiceName+" and reflection")
-}
+func unknownMethod(any, grpc.ServerStream) error { return errUnknownMethod() }

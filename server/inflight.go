@@ -9,12 +9,10 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/mmserve/mmserve/serving"
 )
 
 // Costs that come on top of a message's bytes while it is received, in bytes.
@@ -99,9 +97,9 @@ func (f *inflight) data(s *inbound, length int64) {
 	switch {
 	case !s.receiving:
 	case s.frames > tinyFrames && s.bytes < s.frames*tinyBytes:
-		f.refuse(s, status.Errorf(codes.ResourceExhausted, "the message comes in frames of %d bytes in the mean; want %d", s.bytes/s.frames, tinyBytes))
+		f.refuse(s, exhausted("the message comes in frames of %d bytes in the mean; want %d", s.bytes/s.frames, tinyBytes))
 	case s.bytes > s.most:
-		f.refuse(s, status.Errorf(codes.ResourceExhausted, "the message is larger than this method takes: at most %d bytes", s.most))
+		f.refuse(s, exhausted("the message is larger than this method takes: at most %d bytes", s.most))
 	default:
 		f.relieve()
 	}
@@ -147,8 +145,7 @@ func (f *inflight) relieve() {
 }
 
 func errInflight() error {
-	return withDetail(codes.ResourceExhausted, "the requests that are being received take all the memory there is for them: try again later",
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
+	return serving.Overloaded("the requests that are being received take all the memory there is for them: try again later")
 }
 
 // refuse ends the receipt of s with err.

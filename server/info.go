@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"strconv"
-	"strings"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -13,7 +11,7 @@ import (
 func (s *Server) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
 	models := s.modelInfos()
 	if len(models) == 0 {
-		return nil, errStopping()
+		return nil, toStatus(serving.Stopping())
 	}
 	first := models[0]
 	return &pb.GetServerInfoResponse{
@@ -48,13 +46,4 @@ func counts(m map[string]int) map[string]uint32 {
 		list[k] = uint32(n)
 	}
 	return list
-}
-
-// quoted lists names for a message.
-func quoted(names []string) string {
-	list := make([]string, len(names))
-	for i, name := range names {
-		list[i] = strconv.Quote(name)
-	}
-	return strings.Join(list, ", ")
 }

@@ -1,6 +1,6 @@
-// Package server is the gRPC edge: requests in, text out. It is the one place that knows status codes, and the
-// one goroutine of a request runs from validation to the last delta in generate.go; the engine it submits to
-// works in ids on a goroutine of its own.
+// Package server is the gRPC edge: it receives messages within a budget of bytes, makes requests of them, has serving
+// answer them, and makes messages of what comes. It is the one place that knows the wire (request.go, event.go) and status
+// codes (status.go).
 package server
 
 import (
@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,7 +52,7 @@ type Options struct {
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.
-	Telemetry *Telemetry
+	Telemetry *serving.Telemetry
 	// MaxInflightBytes bounds request messages from their first byte until their images have been decoded, all together.
 	// Beyond it those that are still being received are refused: RESOURCE_EXHAUSTED with RetryInfo. Default: 128 MiB, and at
 	// least twice MaxMessageBytes.
@@ -83,9 +82,6 @@ func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if o.Telemetry == nil {
-		o.Telemetry = noTelemetry()
-	}
 	return o
 }
 
@@ -96,22 +92,12 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from the models of a registry. A request is answered by a Server of its own model, which
-// shares all else.
+// Server answers mmserve.v1.MMServe from the models of a registry.
 type Server struct {
 	pb.UnimplementedMMServeServer
-	*edge
-	deployment *serving.Deployment // nil but in a request's, as the next two
-	model      *serving.Model
-	engine     *batching.Engine
-	// meanToken is the mean length of a token in bytes.
-	meanToken float64
-}
-
-// edge is what requests of all models share.
-type edge struct {
-	models   *serving.Registry // set by Attach
-	attached atomic.Bool       // it may be read
+	models   *serving.Registry // set by Attach, as the next
+	service  *serving.Service
+	attached atomic.Bool // both may be read
 	options  Options
 	health   *health.Server
 	inflight *inflight
@@ -127,9 +113,6 @@ type edge struct {
 	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
 	stopping atomic.Bool   // Serve has sent GOAWAY
 	idle     chan struct{} // has room for one note: stopping, and no call is open
-
-	mu        sync.Mutex
-	answering map[*serving.Deployment]*Server // those of models that are served
 }
 
 // New returns a server for a model and the engine that runs it.
@@ -142,11 +125,11 @@ func New(m serving.Model, e *batching.Engine, o Options) *Server {
 // Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
 // UNAVAILABLE at once instead of waiting.
 func Loading(o Options) *Server {
-	s := &Server{edge: &edge{
+	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		idle:     make(chan struct{}, 1),
-	}}
+	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
 	s.shutdown, s.cutAll = context.WithCancel(context.Background())
@@ -156,38 +139,20 @@ func Loading(o Options) *Server {
 
 // Attach gives the server its models, at least one, once, and has it report SERVING, unless it is stopping.
 func (s *Server) Attach(models *serving.Registry) {
+	o := s.options
 	s.models = models
+	s.service = serving.NewService(models, serving.ServiceOptions{
+		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
+		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+	})
 	s.attached.Store(true)
-	s.options.Telemetry.watch(s)
 	s.report(healthpb.HealthCheckResponse_SERVING)
 }
 
-// forModel gives the server that answers a request for the named model. Where that is not served it is the default's, whose
-// validate refuses the name. The model stays open until release is called. It fails where there are no models: the server
-// is stopping.
-func (s *Server) forModel(name string) (own *Server, release func(), err error) {
-	d, _, release := s.models.Take(name)
-	if d == nil {
-		return nil, nil, errStopping()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if own = s.answering[d]; own == nil {
-		own = &Server{edge: s.edge, deployment: d, model: &d.Model, engine: d.Engine, meanToken: meanTokenBytes(&d.Model)}
-		s.keep(own)
-	}
-	return own, release, nil
-}
-
-// keep remembers a model's server, and forgets those of models that are no longer served. The caller holds mu.
-func (s *Server) keep(own *Server) {
-	served := map[*serving.Deployment]*Server{own.deployment: own}
-	s.models.Each(func(d *serving.Deployment) {
-		if known := s.answering[d]; known != nil {
-			served[d] = known
-		}
-	})
-	s.answering = served
+// traffic is what the server counts of its messages.
+func (s *Server) traffic() serving.Traffic {
+	bytes, connections := s.inflight.usage()
+	return serving.Traffic{InflightBytes: bytes, Evicted: s.inflight.evicted.Load(), Connections: connections}
 }
 
 // report sets the health of the whole and of the mmserve service.

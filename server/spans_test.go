@@ -32,7 +32,7 @@ func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...
 	t.Helper()
 	rec := tracetest.NewSpanRecorder()
 	tp := sdktrace.NewTracerProvider(append(options, sdktrace.WithSpanProcessor(rec))...)
-	tel, err := server.NewTelemetry(tp, nometric.NewMeterProvider(), steps)
+	tel, err := serving.NewTelemetry(tp, nometric.NewMeterProvider(), steps)
 	if err != nil {
 		t.Fatal(err)
 	}

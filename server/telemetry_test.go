@@ -43,7 +43,7 @@ func startScraped(t *testing.T, m serving.Model, r *chain) scraped {
 			t.Error(err)
 		}
 	})
-	tel, err := server.NewTelemetry(notrace.NewTracerProvider(), sdk.Meter, 0)
+	tel, err := serving.NewTelemetry(notrace.NewTracerProvider(), sdk.Meter, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestExemplars(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sdk.Close(context.Background())
-	tel, err := server.NewTelemetry(sdktrace.NewTracerProvider(), sdk.Meter, 0)
+	tel, err := serving.NewTelemetry(sdktrace.NewTracerProvider(), sdk.Meter, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // wireCounts are the most values of a repeated or map field in one request, counted before anything is decoded: a message
@@ -15,13 +16,13 @@ import (
 // refused here only when it has wireSlack times as many.
 func (o *Options) wireCounts() map[protoreflect.FullName]int {
 	return map[protoreflect.FullName]int{
-		"mmserve.v1.Chat.messages":                  maxMessages,
-		"mmserve.v1.Message.parts":                  maxParts,
-		"mmserve.v1.Prompt.parts":                   maxParts,
+		"mmserve.v1.Chat.messages":                  serving.MaxMessages,
+		"mmserve.v1.Message.parts":                  serving.MaxParts,
+		"mmserve.v1.Prompt.parts":                   serving.MaxParts,
 		"mmserve.v1.GenerateRequest.stop":           o.MaxStop,
-		"mmserve.v1.GenerateRequest.stop_token_ids": maxStopIDs,
-		"mmserve.v1.Sampling.logit_bias":            maxBiases,
-		"mmserve.v1.Choices.texts":                  maxChoices,
+		"mmserve.v1.GenerateRequest.stop_token_ids": serving.MaxStopIDs,
+		"mmserve.v1.Sampling.logit_bias":            serving.MaxBiases,
+		"mmserve.v1.Choices.texts":                  serving.MaxChoices,
 	}
 }
 
@@ -56,7 +57,7 @@ type wireScan struct {
 }
 
 // decodeMessage fills m from what a client sent, which has to be within limits and hold at most text bytes of strings. Its
-// errors are INVALID_ARGUMENT.
+// errors are *serving.Error, Invalid.
 func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]int, text int) error {
 	d := m.ProtoReflect().Descriptor()
 	s := wireScan{limits: limits, counts: map[protoreflect.FullName]int{}, text: text, fields: maxWireFields}
@@ -64,7 +65,7 @@ func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]i
 		return err
 	}
 	if s.over != nil {
-		return invalid(s.path, "%d values; at most %d are allowed", s.counts[s.over.FullName()], s.limit(s.over))
+		return serving.InvalidField(s.path, "%d values; at most %d are allowed", s.counts[s.over.FullName()], s.limit(s.over))
 	}
 	// Unknown fields would be kept. Old clients and new ones send some, so they are no error.
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
@@ -75,7 +76,7 @@ func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]i
 
 // malformed leaves out the decoder's text, which may quote the message.
 func malformed(d protoreflect.MessageDescriptor) error {
-	return invalid("message", "the bytes are no %s with valid UTF-8 in its strings", d.FullName())
+	return serving.InvalidField("message", "the bytes are no %s with valid UTF-8 in its strings", d.FullName())
 }
 
 func (s *wireScan) message(b []byte, d protoreflect.MessageDescriptor, path []string) error {
@@ -93,7 +94,7 @@ func (s *wireScan) message(b []byte, d protoreflect.MessageDescriptor, path []st
 			return malformed(d)
 		}
 		if s.fields--; s.fields < 0 {
-			return invalid("message", "over %d fields, known and unknown ones; want fewer", maxWireFields)
+			return serving.InvalidField("message", "over %d fields, known and unknown ones; want fewer", maxWireFields)
 		}
 		if f := d.Fields().ByNumber(number); f != nil {
 			if err := s.field(f, kind, b[:size], path); err != nil {
@@ -114,7 +115,7 @@ func (s *wireScan) field(f protoreflect.FieldDescriptor, kind protowire.Type, va
 			s.over, s.path = f, fieldPath(path, f)
 		}
 		if n > maxCounted && s.over == f {
-			return invalid(s.path, "over %d values; at most %d are allowed", maxCounted, s.limit(f))
+			return serving.InvalidField(s.path, "over %d values; at most %d are allowed", maxCounted, s.limit(f))
 		}
 	}
 	if kind != protowire.BytesType {
@@ -126,7 +127,7 @@ func (s *wireScan) field(f protoreflect.FieldDescriptor, kind protowire.Type, va
 		return s.message(content, f.Message(), append(path, string(f.Name())))
 	case protoreflect.StringKind:
 		if s.text -= len(content); s.text < 0 {
-			return invalid(fieldPath(path, f), "too many bytes of text up to here; the server takes fewer in one request")
+			return serving.InvalidField(fieldPath(path, f), "too many bytes of text up to here; the server takes fewer in one request")
 		}
 	}
 	return nil
@@ -186,7 +187,7 @@ func identify(b []byte) *pb.GenerateRequest {
 		if size < 0 {
 			break
 		}
-		if value, _ := protowire.ConsumeBytes(b[n:]); kind == protowire.BytesType && len(value) <= maxRequestID {
+		if value, _ := protowire.ConsumeBytes(b[n:]); kind == protowire.BytesType && len(value) <= serving.MaxIDBytes {
 			switch number {
 			case id:
 				in.RequestId = string(value)

@@ -109,6 +109,8 @@ type Deployment struct {
 	runner   decoder.Runner
 	sessions []ort.Placement
 
+	meanToken func() float64 // of a token's bytes
+
 	cutting context.Context // ends when its requests are to
 	cut     context.CancelFunc
 
@@ -120,8 +122,8 @@ type Deployment struct {
 // Open starts everything below the edges: ONNX Runtime, the model, warm-up, self-test, KV cache, engine. It gives up between two
 // of these when ctx ends. An error leaves nothing behind.
 func Open(ctx context.Context, c Config) (*Deployment, error) {
-	d := &Deployment{config: c.withDefaults(), Dir: c.Dir}
-	d.cutting, d.cut = context.WithCancel(context.Background())
+	d := newDeployment()
+	d.config, d.Dir = c.withDefaults(), c.Dir
 	open := d.open
 	if c.Pace != "" {
 		open = d.openPaced
@@ -138,8 +140,15 @@ func Open(ctx context.Context, c Config) (*Deployment, error) {
 
 // Run makes a deployment of a model and an engine that runs already, which stays the caller's to end.
 func Run(m Model, e *batching.Engine) *Deployment {
-	d := &Deployment{Model: m, Engine: e}
+	d := newDeployment()
+	d.Model, d.Engine = m, e
+	return d
+}
+
+func newDeployment() *Deployment {
+	d := &Deployment{}
 	d.cutting, d.cut = context.WithCancel(context.Background())
+	d.meanToken = sync.OnceValue(func() float64 { return meanTokenBytes(&d.Model) })
 	return d
 }
 

@@ -53,3 +53,14 @@ type Session struct {
 	// because the provider lacks a kernel.
 	Nodes, Fallbacks map[string]int
 }
+
+// meanTokenBytes is the mean length of a vocabulary's tokens, in bytes, over some that are spread evenly.
+func meanTokenBytes(m *Model) float64 {
+	const samples = 4096
+	total, n := 0, 0
+	for id := 0; id < m.Vocab; id += max(1, m.Vocab/samples) {
+		total += len(m.Prompter.Tokenizer.TokenBytes(int32(id)))
+		n++
+	}
+	return float64(total) / float64(max(1, n))
+}

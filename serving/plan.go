@@ -13,7 +13,7 @@ import (
 
 // Plan is where a model runs, in which precision, and with how much memory.
 type Plan struct {
-	Vision, Decoder Stage
+	Vision, Decoder StagePlan
 	// ProviderReason and PrecisionReason say what "auto" went by; empty where nobody asked for it.
 	ProviderReason, PrecisionReason string
 	// OnDevice says whether the KV cache is in a device's memory, of which Device is then the plan.
@@ -22,8 +22,8 @@ type Plan struct {
 	KV       KVPlan
 }
 
-// Stage is what one of a model's two stages runs on, and in.
-type Stage struct {
+// StagePlan is what one of a model's two stages runs on, and in.
+type StagePlan struct {
 	Provider  ort.Provider
 	Precision graph.Precision
 }
@@ -71,13 +71,13 @@ func (p Plan) log(log *slog.Logger) {
 }
 
 // options are those of a stage's sessions.
-func (p Plan) options(at Stage, c Config) ort.Options {
+func (p Plan) options(at StagePlan, c Config) ort.Options {
 	return ort.Options{Provider: at.Provider, AllowCPUFallback: c.AllowCPUFallback, Threads: c.Threads}
 }
 
 // open opens the sessions of both stages. opened is told of each.
 func (p Plan) open(m *model.Model, c Config, opened func(ort.Placement)) (vision.Tower, decoder.Runner, error) {
-	options := func(at Stage) ort.Options {
+	options := func(at StagePlan) ort.Options {
 		o := p.options(at, c)
 		o.Opened = opened
 		return o

@@ -24,7 +24,7 @@ func TestChoosePrecision(t *testing.T) {
 	if kernels.Available() {
 		auto = graph.INT8
 	}
-	mixed := Plan{Vision: Stage{Provider: webgpu}}
+	mixed := Plan{Vision: StagePlan{Provider: webgpu}}
 	for _, c := range []struct {
 		asked, vision    string
 		at               Plan

@@ -20,7 +20,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/telemetry"
-	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // telemetryFlags say where the server shows what it does; the standard OTEL_* variables say what is sent elsewhere.
@@ -35,7 +35,7 @@ const flushTime = 2 * time.Second
 // observability is what watches a server.
 type observability struct {
 	sdk    *telemetry.Telemetry
-	server *server.Telemetry // nil if everything is off
+	server *serving.Telemetry // nil if everything is off
 	admin  *http.Server
 	free   func()
 	done   chan error // the admin listener's end
@@ -60,7 +60,7 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, a admin.O
 		}
 	}()
 	if options.Traces || options.Metrics || options.Prometheus {
-		if o.server, err = server.NewTelemetry(o.sdk.Tracer, o.sdk.Meter, f.TraceSteps); err != nil {
+		if o.server, err = serving.NewTelemetry(o.sdk.Tracer, o.sdk.Meter, f.TraceSteps); err != nil {
 			return o, err
 		}
 	}

@@ -50,7 +50,7 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		tp := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 		b.Cleanup(func() { tp.Shutdown(context.Background()) })
 		o.sdk.Tracer = tp
-		if o.server, err = server.NewTelemetry(tp, o.sdk.Meter, 16); err != nil {
+		if o.server, err = serving.NewTelemetry(tp, o.sdk.Meter, 16); err != nil {
 			b.Fatal(err)
 		}
 		config.Observe = o.server.Steps

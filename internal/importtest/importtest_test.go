@@ -4,6 +4,7 @@ package importtest
 import (
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,28 @@ var rank = map[string]int{
 var never = [][2]string{
 	{"server", "model"}, {"server", "client"}, {"serving", "client"}, {"serving", "proto"}, {"batching", "internal/ort"},
 	{"server", "internal/ort"}, {"client", "internal"},
+}
+
+// wire lists the packages that know what goes over the wire. Below the edges a request is a plain value, and an error
+// has a kind.
+var wire = []string{"caption", "client", "cmd", "internal/admin", "loadtest", "proto", "server"}
+
+// TestWire holds that no other package imports gRPC, its codes and details, or the messages.
+func TestWire(t *testing.T) {
+	err := eachFile(func(file string, imports []string) {
+		from := filepath.ToSlash(filepath.Dir(file))
+		if slices.ContainsFunc(wire, func(dir string) bool { return under(from, dir) }) {
+			return
+		}
+		for _, to := range imports {
+			if under(to, "google.golang.org/grpc") || under(to, "google.golang.org/genproto") || under(to, module+"proto/mmserve/v1") {
+				t.Errorf("%s imports %s, which only %v may", file, to, wire)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestImportOrder(t *testing.T) {

@@ -2,16 +2,9 @@
 
 #include "scan_amd64.h"
 
-#include <immintrin.h>
 #include <math.h>
 
-#define TARGET __attribute__((target("avx2,fma")))
-#define INLINE static inline __attribute__((always_inline)) TARGET
-
-int scan_supported(void) {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+#include "vector_avx2_amd64.h"
 
 // Of a NaN and another number, _mm256_max_ps gives its second operand.
 TARGET void scan_peaks(float *peaks, const float *x, int64_t n) {
@@ -35,23 +28,6 @@ TARGET void scan_peaks(float *peaks, const float *x, int64_t n) {
   }
 }
 
-// exponential is e^d for -80 ≤ least < d ≤ 0 and 0 for all else, with the reduction and polynomial of expNear.
-INLINE __m256 exponential(__m256 d, __m256 least) {
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(d, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), d);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.f / 720);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 120));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 24));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 6));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
-  const __m256i e = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-  p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), e));
-  return _mm256_and_ps(p, _mm256_cmp_ps(d, least, _CMP_GT_OQ));
-}
-
 INLINE double sum(__m256 x) {
   __m256d d = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
   __m128d s = _mm_add_pd(_mm256_castpd256_pd128(d), _mm256_extractf128_pd(d, 1));
@@ -64,7 +40,8 @@ typedef struct {
 
 INLINE sums add(sums s, __m256 x, __m256 best, __m256 scale, __m256 least) {
   __m256 d = _mm256_mul_ps(_mm256_sub_ps(x, best), scale);
-  const __m256 w = exponential(d, least);
+  // What is not above least counts as 0, whatever exponential_near gives for it.
+  const __m256 w = _mm256_and_ps(exponential_near(d), _mm256_cmp_ps(d, least, _CMP_GT_OQ));
   d = _mm256_max_ps(d, _mm256_set1_ps(-80)); // no 0·∞, no NaN
   return (sums){_mm256_add_ps(s.w, w), _mm256_fmadd_ps(w, d, s.wd)};
 }

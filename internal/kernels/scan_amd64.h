@@ -4,8 +4,6 @@
 
 #include <stdint.h>
 
-int scan_supported(void);
-
 // scan_peaks writes the largest of each 64 of x, [(n+63)/64]; -Inf where there is none.
 void scan_peaks(float *peaks, const float *x, int64_t n);
 

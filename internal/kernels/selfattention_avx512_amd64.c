@@ -89,18 +89,6 @@ int64_t selfattention_scratch(const selfattention *a) {
   return QUERIES * (selfattention_room(a->n) * (int64_t)(sizeof(float) + sizeof(int16_t)) + (a->dim + 63) / 64 * 64);
 }
 
-// power is 2^x to 3e-6 of its value: Taylor's polynomial about the nearest integer. Far below zero it is 0.
-INLINE __m512 power(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.3333558e-3f); // ln(2)^5/5!
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.6181291e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.5504109e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4022651e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9314718e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-  return _mm512_scalef_ps(p, n);
-}
-
 // quantize writes a query in 8 bits, gives what its products are to be multiplied by, for powers of two, and what is to be
 // taken off them because keys are 128 too large.
 static TARGET float quantize(const selfattention *a, const float *q, int8_t *to, int32_t *excess) {

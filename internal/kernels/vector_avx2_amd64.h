@@ -17,23 +17,24 @@ INLINE __m256i lanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// exponential is e^x to 3e-7 of its value, for x from -87 to 88 and clamped to those; NaN stays NaN. Cody and Waite's
-// reduction x = n·ln 2 + r, Taylor's polynomial for e^r up to r⁶.
-INLINE __m256 exponential(__m256 x) {
-  x = _mm256_max_ps(_mm256_set1_ps(-87), _mm256_min_ps(_mm256_set1_ps(88), x)); // of a NaN, the second operand is given
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.f / 720);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 120));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 24));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f / 6));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+// scaled is p·2^n for whole n from -126 to 127.
+INLINE __m256 scaled(__m256 p, __m256 n) {
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(power)); // n is -126 to 127
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
+
+#define VECTOR __m256
+#define V_SET(x) _mm256_set1_ps(x)
+#define V_SUB(x, y) _mm256_sub_ps(x, y)
+#define V_MUL(x, y) _mm256_mul_ps(x, y)
+#define V_MIN(x, y) _mm256_min_ps(x, y)
+#define V_MAX(x, y) _mm256_max_ps(x, y)
+#define V_FMADD(x, y, z) _mm256_fmadd_ps(x, y, z)
+#define V_FNMADD(x, y, z) _mm256_fnmadd_ps(x, y, z)
+#define V_ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_SCALE(p, n) scaled(p, n)
+
+#include "exponential_amd64.h"
 
 // reduce_add sums 16 lanes, reduce_max finds the largest of 8.
 INLINE float reduce_add(__m256 a, __m256 b) {

@@ -18,21 +18,17 @@
 // lanes is the mask of the first n of 16 lanes.
 INLINE __mmask16 lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-// exponential is e^x to 3e-7 of its value, for x from -87 to 88 and clamped to those; NaN stays NaN. Cody and Waite's
-// reduction x = n·ln 2 + r, Taylor's polynomial for e^r up to r⁶.
-INLINE __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-87), _mm512_min_ps(_mm512_set1_ps(88), x)); // of a NaN, the second operand is given
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.f / 720);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f / 120));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f / 24));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f / 6));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-  return _mm512_scalef_ps(p, n);
-}
+#define VECTOR __m512
+#define V_SET(x) _mm512_set1_ps(x)
+#define V_SUB(x, y) _mm512_sub_ps(x, y)
+#define V_MUL(x, y) _mm512_mul_ps(x, y)
+#define V_MIN(x, y) _mm512_min_ps(x, y)
+#define V_MAX(x, y) _mm512_max_ps(x, y)
+#define V_FMADD(x, y, z) _mm512_fmadd_ps(x, y, z)
+#define V_FNMADD(x, y, z) _mm512_fnmadd_ps(x, y, z)
+#define V_ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_SCALE(p, n) _mm512_scalef_ps(p, n) // p·2^n
+
+#include "exponential_amd64.h"
 
 #endif

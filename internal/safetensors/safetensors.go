@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"math"
-	"math/bits"
 	"os"
 	"path"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/digest"
 	"github.com/mmserve/mmserve/internal/folder"
+	"github.com/x448/float16"
 )
 
 // ErrNone says that a folder holds no safetensors checkpoint at all.
@@ -129,7 +129,7 @@ func (t Tensor) FloatsInto(dst []float32, from int) error {
 		}
 	case F16:
 		for i := range dst {
-			dst[i] = halfToFloat(binary.LittleEndian.Uint16(b[2*i:]))
+			dst[i] = float16.Frombits(binary.LittleEndian.Uint16(b[2*i:])).Float32()
 		}
 	default:
 		return fmt.Errorf("tensor %q is %s, want F32, F16 or BF16", t.Name, t.DType)
@@ -151,22 +151,6 @@ func (t Tensor) Ints() ([]int64, error) {
 		}
 	}
 	return out, nil
-}
-
-// halfToFloat widens an IEEE 754 binary16 value.
-func halfToFloat(h uint16) float32 {
-	sign := uint32(h>>15) << 31
-	exp, man := uint32(h>>10)&0x1f, uint32(h)&0x3ff
-	switch {
-	case exp == 0x1f:
-		return math.Float32frombits(sign | 0xff<<23 | man<<13)
-	case exp != 0:
-		return math.Float32frombits(sign | (exp+112)<<23 | man<<13)
-	case man == 0:
-		return math.Float32frombits(sign)
-	}
-	shift := uint32(bits.LeadingZeros32(man) - 21)
-	return math.Float32frombits(sign | (113-shift)<<23 | (man<<shift&0x3ff)<<13)
 }
 
 // Checkpoint is an opened set of safetensors files. It is read-only and safe for concurrent use.

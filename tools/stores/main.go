@@ -27,8 +27,8 @@ func main() {
 		log.Fatal(err)
 	}
 	for i := range *objects {
-		if _, err := backend.PutObject(*bucket, fmt.Sprintf("many/%07d.png", i), nil, strings.NewReader("x"), 1,
-			nil); err != nil {
+		name := fmt.Sprintf("many/%07d.png", i)
+		if _, err := backend.PutObject(*bucket, name, nil, strings.NewReader("x"), 1, nil); err != nil {
 			log.Fatal(err)
 		}
 	}

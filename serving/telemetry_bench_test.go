@@ -1,4 +1,4 @@
-package server_test
+package serving
 
 import (
 	"context"
@@ -9,14 +9,13 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/server"
 )
 
 // BenchmarkStep is what a decode step of eight sequences costs the engine's goroutine beyond the step.
 func BenchmarkStep(b *testing.B) {
 	tp := sdktrace.NewTracerProvider()
 	defer tp.Shutdown(context.Background())
-	t, err := server.NewTelemetry(tp, metric.NewMeterProvider(metric.WithReader(metric.NewManualReader())), 16)
+	t, err := NewTelemetry(tp, metric.NewMeterProvider(metric.WithReader(metric.NewManualReader())), 16)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -31,7 +30,7 @@ func BenchmarkStep(b *testing.B) {
 	})
 	b.Run("traced", func(b *testing.B) {
 		for i := range s.Rows {
-			s.Rows[i].Tag = server.NewProgress()
+			s.Rows[i].Tag = new(progress)
 		}
 		b.ReportAllocs()
 		for b.Loop() {

@@ -1,4 +1,4 @@
-package server
+package serving
 
 import (
 	"context"
@@ -8,8 +8,6 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/genproto/googleapis/rpc/code"
-	"google.golang.org/grpc/codes"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/vision"
@@ -74,8 +72,8 @@ type preparation struct {
 	image        *vision.Image // nil if it was at fault
 }
 
-// stage is a part of a request's time.
-type stage struct {
+// interval is a part of a request's time.
+type interval struct {
 	name       string
 	began      time.Time
 	took       time.Duration
@@ -86,10 +84,10 @@ type stage struct {
 var preparing = [...]string{stagePreprocess, stageTokenize, stageEncode}
 
 // stages are those that were completed, or that the engine has, in order. What they are told by is the same as in Timings.
-func (r *record) stages() []stage {
-	var list []stage
+func (r *record) stages() []interval {
+	var list []interval
 	at := r.arrived
-	for _, s := range []stage{
+	for _, s := range []interval{
 		{name: stagePreprocess, took: r.preprocess, attributes: []attribute.KeyValue{keyImages.Int(len(r.images))}},
 		{name: stageTokenize, took: r.tokenize, attributes: []attribute.KeyValue{keyInputTokens.Int(r.tokens), keyImageInput.Int(r.image)}},
 		{name: stageEncode, took: r.encode, attributes: []attribute.KeyValue{keyEncoderTokens.Int(r.image), keyEncoderCached.Int(r.cached)}},
@@ -112,7 +110,7 @@ func (r *record) stages() []stage {
 		if ended.IsZero() {
 			ended = over
 		}
-		list = append(list, stage{name, began, ended.Sub(began), attributes})
+		list = append(list, interval{name, began, ended.Sub(began), attributes})
 	}
 	p := r.progress
 	if p == nil {
@@ -129,8 +127,8 @@ func (r *record) stages() []stage {
 
 // begin starts the span of a request under the RPC's.
 func (r *record) begin(ctx context.Context) context.Context {
-	model := r.server.model.Name
-	ctx, r.span = r.server.options.Telemetry.tracer.Start(ctx, r.operation+" "+model, trace.WithTimestamp(r.arrived),
+	model := r.model
+	ctx, r.span = r.telemetry.tracer.Start(ctx, r.operation+" "+model, trace.WithTimestamp(r.arrived),
 		trace.WithAttributes(keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model))) // what samplers go by
 	if r.span.IsRecording() {
 		r.progress = &progress{span: r.span.SpanContext()}
@@ -139,7 +137,7 @@ func (r *record) begin(ctx context.Context) context.Context {
 }
 
 // asked notes what the request asks for. Stop strings, schemas and other words of the caller's are left out.
-func (r *record) asked(req *request, stream bool) {
+func (r *record) asked(req *checked, stream bool) {
 	if !r.span.IsRecording() {
 		return
 	}
@@ -158,33 +156,33 @@ func (r *record) asked(req *request, stream bool) {
 }
 
 // spans ends the request's span, with those of its stages under it.
-func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) {
+func (r *record) spans(ctx context.Context, failure Kind, stages []interval) {
 	if !r.span.IsRecording() {
 		return
 	}
-	if n := len(stages); failure != codes.OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.images) > 0) && n < len(preparing) {
-		stages = append(stages, stage{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
+	if n := len(stages); failure != OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.images) > 0) && n < len(preparing) {
+		stages = append(stages, interval{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
 	}
 	for _, s := range stages {
-		sctx, span := r.server.options.Telemetry.tracer.Start(ctx, "mmserve."+s.name, trace.WithTimestamp(s.began), trace.WithAttributes(s.attributes...))
+		sctx, span := r.telemetry.tracer.Start(ctx, "mmserve."+s.name, trace.WithTimestamp(s.began), trace.WithAttributes(s.attributes...))
 		if s.name == stagePreprocess {
 			r.imageSpans(sctx)
 		}
 		span.End(trace.WithTimestamp(s.began.Add(s.took)))
 	}
 	r.span.SetAttributes(
-		keyResponseModel.String(r.server.model.Name), keyResponseID.String(r.id), keyInputTokens.Int(r.tokens),
+		keyResponseModel.String(r.model), keyResponseID.String(r.id), keyInputTokens.Int(r.tokens),
 		keyTextInput.Int(r.tokens-r.image), keyImageInput.Int(r.image), keyCacheRead.Int(r.sum.timing.CachedTokens), keyOutputTokens.Int(r.sum.completion),
 	)
-	if reason, ok := finishNames[r.sum.finish]; ok {
-		r.span.SetAttributes(keyFinishReasons.StringSlice([]string{reason}))
+	if reason := r.sum.finish; reason != Unfinished {
+		r.span.SetAttributes(keyFinishReasons.StringSlice([]string{reason.String()}))
 	}
 	if !r.sum.timing.FirstToken.IsZero() {
 		r.span.SetAttributes(keyFirstChunk.Float64(r.sum.timing.FirstToken.Sub(r.arrived).Seconds()))
 	}
-	if failure != codes.OK {
-		r.span.SetAttributes(keyErrorType.String(code.Code_name[int32(failure)]))
-		if ours(failure) {
+	if failure != OK {
+		r.span.SetAttributes(keyErrorType.String(failure.label()))
+		if failure.ours() {
 			r.span.SetStatus(otelcodes.Error, "")
 		}
 	}
@@ -192,7 +190,7 @@ func (r *record) spans(ctx context.Context, failure codes.Code, stages []stage) 
 }
 
 func (r *record) imageSpans(ctx context.Context) {
-	t := r.server.options.Telemetry.tracer
+	t := r.telemetry.tracer
 	for _, p := range r.images {
 		attrs := []attribute.KeyValue{keyImageBytes.Int(p.bytes)}
 		decoded := p.ended
@@ -209,13 +207,4 @@ func (r *record) imageSpans(ctx context.Context) {
 			span.End(trace.WithTimestamp(p.ended))
 		}
 	}
-}
-
-// ours says whether a code is the server's fault, as the RPC conventions see it.
-func ours(c codes.Code) bool {
-	switch c {
-	case codes.Unknown, codes.DeadlineExceeded, codes.Unimplemented, codes.Internal, codes.Unavailable, codes.DataLoss:
-		return true
-	}
-	return false
 }

@@ -1,4 +1,4 @@
-package server
+package serving
 
 import (
 	"go.opentelemetry.io/otel/attribute"

@@ -1,4 +1,4 @@
-package server
+package serving
 
 import (
 	"context"
@@ -13,12 +13,8 @@ import (
 	nometric "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	notrace "go.opentelemetry.io/otel/trace/noop"
-	"google.golang.org/genproto/googleapis/rpc/code"
-	"google.golang.org/grpc/codes"
 
 	"github.com/mmserve/mmserve/batching"
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
-	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -58,8 +54,8 @@ type snapshot struct {
 
 // processSnapshot is what is counted for all models together.
 type processSnapshot struct {
-	device                         serving.DeviceStats
-	inflight, evicted, connections int64
+	device DeviceStats
+	Traffic
 }
 
 // NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
@@ -197,11 +193,11 @@ func (t *Telemetry) observe() error {
 	gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
 	ofProcess(func(s processSnapshot) int64 { return s.device.Held })
 	gauge(metricInflight, "By", "Request messages from their first byte until their images are decoded, with what it takes to receive them.")
-	ofProcess(func(s processSnapshot) int64 { return s.inflight })
+	ofProcess(func(s processSnapshot) int64 { return s.InflightBytes })
 	counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
-	ofProcess(func(s processSnapshot) int64 { return s.evicted })
+	ofProcess(func(s processSnapshot) int64 { return s.Evicted })
 	gauge(metricConnections, "{connection}", "Clients' connections.")
-	ofProcess(func(s processSnapshot) int64 { return s.connections })
+	ofProcess(func(s processSnapshot) int64 { return s.Connections })
 	return errors.Join(errs...)
 }
 
@@ -216,7 +212,7 @@ type point struct {
 }
 
 // placement counts the nodes of the model's graphs by where they run, and those that fell back to the processor.
-func placement(m *serving.Model) (nodes, fallbacks []point) {
+func placement(m *Model) (nodes, fallbacks []point) {
 	for _, at := range m.Sessions {
 		graph := keyGraph.String(at.Graph)
 		for place, n := range at.Nodes {
@@ -250,8 +246,15 @@ func (t *Telemetry) constants() error {
 	return errors.Join(errs...)
 }
 
-// watch has the instruments read from s from now on.
-func (t *Telemetry) watch(s *Server) {
+// Traffic is what edges count of the messages that they receive.
+type Traffic struct {
+	// InflightBytes are held for messages that are on their way or not put to use yet, Evicted messages were refused because
+	// there was no room, Connections are clients'.
+	InflightBytes, Evicted, Connections int64
+}
+
+// watch has the instruments read from the models and the edges' traffic from now on.
+func (t *Telemetry) watch(models *Registry, traffic func() Traffic) {
 	instruments := []metric.Observable{t.utilization, t.stalled, t.info, t.cacheConfig, t.nodes, t.fallbacks}
 	for _, o := range t.observed {
 		instruments = append(instruments, o.instrument)
@@ -261,9 +264,10 @@ func (t *Telemetry) watch(s *Server) {
 	}
 	_, err := t.meter.RegisterCallback(func(_ context.Context, to metric.Observer) error {
 		var process processSnapshot
-		process.inflight, process.connections = s.inflight.usage()
-		process.evicted = s.inflight.evicted.Load()
-		s.models.Each(func(d *serving.Deployment) {
+		if traffic != nil {
+			process.Traffic = traffic()
+		}
+		models.Each(func(d *Deployment) {
 			t.observeModel(to, d)
 			if d.Model.DeviceStats != nil { // of all devices
 				process.device = d.Model.DeviceStats()
@@ -277,13 +281,13 @@ func (t *Telemetry) watch(s *Server) {
 	if err != nil {
 		otel.Handle(err)
 	}
-	for _, name := range s.models.Names() {
+	for _, name := range models.Names() {
 		t.zero(name)
 	}
 }
 
 // observeModel reads the instruments that have a series for each model.
-func (t *Telemetry) observeModel(to metric.Observer, d *serving.Deployment) {
+func (t *Telemetry) observeModel(to metric.Observer, d *Deployment) {
 	model := keyModel.String(d.Model.Name)
 	labels := func(attrs ...attribute.KeyValue) metric.MeasurementOption {
 		return metric.WithAttributes(append(attrs, model)...)
@@ -328,8 +332,8 @@ func (t *Telemetry) Steps(model string) func(batching.Step) {
 }
 
 // report gives the metrics and the spans of a request that has ended; where both are off it does nothing.
-func (r *record) report(ctx context.Context, failure codes.Code) {
-	if !r.span.IsRecording() && !r.server.options.Telemetry.duration.Enabled(ctx) {
+func (r *record) report(ctx context.Context, failure Kind) {
+	if !r.span.IsRecording() && !r.telemetry.duration.Enabled(ctx) {
 		return
 	}
 	stages := r.stages()
@@ -338,8 +342,8 @@ func (r *record) report(ctx context.Context, failure codes.Code) {
 }
 
 // measure counts a request, once.
-func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage) {
-	t, model := r.server.options.Telemetry, r.server.model.Name
+func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
+	t, model := r.telemetry, r.model
 	attrs := []attribute.KeyValue{keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model), keyResponseModel.String(model)}
 	set, name := metric.WithAttributeSet(attribute.NewSet(attrs...)), keyModel.String(model)
 	if e := r.sum.timing; !e.FirstToken.IsZero() {
@@ -362,46 +366,40 @@ func (r *record) measure(ctx context.Context, failure codes.Code, stages []stage
 			t.images.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name)))
 		}
 	}
-	outcome, ok := finishNames[r.sum.finish]
-	if failure != codes.OK {
-		outcome = code.Code_name[int32(failure)]
+	outcome := r.sum.finish.String()
+	if failure != OK {
+		outcome = failure.label()
 		attrs = append(attrs, keyErrorType.String(outcome))
-	} else if !ok {
+	} else if outcome == "" {
 		outcome = "none" // cannot be: an answer without an end
 	}
 	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
 	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
-	if failure != codes.OK && r.sum.timing.Submitted.IsZero() {
+	if failure != OK && r.sum.timing.Submitted.IsZero() {
 		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(r.reason(failure)))))
 	}
 }
 
 // reason says in one word why a request was not taken.
-func (r *record) reason(failure codes.Code) string {
+func (r *record) reason(failure Kind) string {
 	var late *batching.DeadlineError
 	switch {
 	case errors.As(r.refused, &late):
 		return "deadline"
 	case errors.Is(r.refused, batching.ErrBusy):
 		return "busy"
-	case errors.Is(r.refused, batching.ErrDraining), failure == codes.Unavailable:
+	case errors.Is(r.refused, batching.ErrDraining), failure == Unavailable:
 		return "draining"
 	}
 	switch failure {
-	case codes.InvalidArgument:
+	case Invalid:
 		return "invalid"
-	case codes.NotFound:
+	case NotFound:
 		return "model"
-	case codes.FailedPrecondition:
+	case FailedPrecondition:
 		return "unsupported"
-	case codes.Canceled, codes.DeadlineExceeded:
+	case Canceled, DeadlineExceeded:
 		return "left"
 	}
 	return "error"
-}
-
-// finishNames are the ends of answers as they stand in metrics and traces.
-var finishNames = map[pb.FinishReason]string{
-	pb.FinishReason_FINISH_REASON_STOP:   "stop",
-	pb.FinishReason_FINISH_REASON_LENGTH: "length",
 }

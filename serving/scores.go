@@ -1,4 +1,4 @@
-package server
+package serving
 
 import (
 	"context"
@@ -39,13 +39,11 @@ type path struct {
 
 // score tells how likely each choice is, if that is asked for. tickets are those for the first of the requests that it
 // takes.
-func (s *Server) score(ctx context.Context, rec *record, req *request, in fusion.Input, g *constrain.Grammar,
-	tickets []*batching.Ticket,
-) (list []float32, err error) {
+func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *constrain.Grammar, tickets []*batching.Ticket) (list []float32, err error) {
 	if req.scored == nil {
 		return nil, nil
 	}
-	paths, err := s.scorePaths(req.scored, g.Padded(), s.model.MaxLen-len(in.IDs))
+	paths, err := l.scorePaths(req.scored, g.Padded(), l.model.MaxLen-len(in.IDs))
 	if err != nil {
 		return nil, err
 	}
@@ -56,20 +54,20 @@ func (s *Server) score(ctx context.Context, rec *record, req *request, in fusion
 	}
 	for _, ids := range root.walks(nil, nil) {
 		if len(tickets) == 0 {
-			tickets, err = s.engine.AcquireFor(claim(ctx, &request{
-				priority: req.priority, tenant: req.tenant, n: 1, maxTokens: len(ids) + 1, deadline: req.deadline, eos: req.eos,
+			tickets, err = l.engine.AcquireFor(claim(&checked{
+				priority: req.priority, tenant: req.tenant, peer: req.peer, n: 1, maxTokens: len(ids) + 1, deadline: req.deadline, eos: req.eos,
 			}))
 			if err != nil {
-				return nil, rec.refuse(err)
+				return nil, l.rec.refuse(err)
 			}
 		}
-		w := newScoreWalk(root, ids, req.eos, s.model.Vocab)
-		stream, err := s.engine.Submit(ctx, tickets[0], batching.Request{
-			ID: rec.id, Input: in, MaxTokens: len(ids) + 1, Sampling: decoder.Sampling{Constraint: w},
+		w := newScoreWalk(root, ids, req.eos, l.model.Vocab)
+		stream, err := l.engine.Submit(ctx, tickets[0], batching.Request{
+			ID: l.rec.id, Input: in, MaxTokens: len(ids) + 1, Sampling: decoder.Sampling{Constraint: w},
 			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: true,
 		})
 		if err != nil {
-			return nil, rec.refuse(err)
+			return nil, l.rec.refuse(err)
 		}
 		if err := finished(ctx, stream); err != nil {
 			return nil, err
@@ -96,7 +94,7 @@ func finished(ctx context.Context, stream *batching.Stream) error {
 		case batching.Expired:
 			return context.DeadlineExceeded
 		case batching.Cancelled:
-			return errCut
+			return ErrCut
 		default:
 			return nil
 		}
@@ -104,7 +102,7 @@ func finished(ctx context.Context, stream *batching.Stream) error {
 }
 
 // scorePaths writes the choices as the tokenizer does, with a space before them too if padded. room is the most tokens.
-func (s *Server) scorePaths(texts []string, padded bool, room int) ([]path, error) {
+func (l *life) scorePaths(texts []string, padded bool, room int) ([]path, error) {
 	var paths []path
 	total := 0
 	for i, text := range texts {
@@ -115,15 +113,15 @@ func (s *Server) scorePaths(texts []string, padded bool, room int) ([]path, erro
 			spellings = append(spellings, " "+text)
 		}
 		for _, spelling := range spellings {
-			ids, err := s.model.Prompter.Answer(spelling)
+			ids, err := l.model.Prompter.Answer(spelling)
 			if err != nil {
 				return nil, promptError(field, err)
 			}
 			switch last := len(paths) - 1; {
-			case len(ids) == 0 || int(slices.Max(ids)) >= s.model.Vocab:
-				return nil, invalid(field, "the model has no tokens for this text; want one that it can say, or no scores")
+			case len(ids) == 0 || int(slices.Max(ids)) >= l.model.Vocab:
+				return nil, InvalidField(field, "the model has no tokens for this text; want one that it can say, or no scores")
 			case len(ids) > room:
-				return nil, invalid(field, "%d tokens; want at most %d, which are left of the context", len(ids), room)
+				return nil, InvalidField(field, "%d tokens; want at most %d, which are left of the context", len(ids), room)
 			case last >= 0 && paths[last].choice == i && slices.Equal(paths[last].ids, ids):
 				continue // the tokenizer does not tell them apart
 			}
@@ -132,7 +130,7 @@ func (s *Server) scorePaths(texts []string, padded bool, room int) ([]path, erro
 		}
 	}
 	if total > maxScoredTokens {
-		return nil, invalid("constraint.choices.texts", "%d tokens; want at most %d with scores", total, maxScoredTokens)
+		return nil, InvalidField("constraint.choices.texts", "%d tokens; want at most %d with scores", total, maxScoredTokens)
 	}
 	return paths, nil
 }

@@ -1,4 +1,4 @@
-package server
+package serving
 
 import (
 	"slices"
@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestStopMatcher(t *testing.T) {
+func TestStopStage(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		stops  []string
@@ -26,11 +26,11 @@ func TestStopMatcher(t *testing.T) {
 		{"several bytes a character", []string{"é!"}, []string{"caf", "é", "?"}, []string{"caf", "", "é?", ""}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m := stopMatcher{stops: tt.stops}
+			m := stopStage{stops: tt.stops}
 			var got []string
 			var stop string
 			for _, p := range tt.pieces {
-				out, s, found := m.push(p)
+				out, s, found := pushed(&m, p)
 				got = append(got, out)
 				if found {
 					stop = s
@@ -38,7 +38,7 @@ func TestStopMatcher(t *testing.T) {
 				}
 			}
 			if stop == "" {
-				got = append(got, m.flush())
+				got = append(got, flushed(&m))
 			}
 			if !slices.Equal(got, tt.want) || stop != tt.stop {
 				t.Errorf("gave %q and stop %q, want %q and %q", got, stop, tt.want, tt.stop)
@@ -47,8 +47,21 @@ func TestStopMatcher(t *testing.T) {
 	}
 }
 
-// FuzzStopMatcher holds the matcher against a search of the whole text, however the text is cut.
-func FuzzStopMatcher(f *testing.F) {
+// pushed gives a stage text, and returns what it lets through, and the stop string if it found one.
+func pushed(s Stage, text string) (out, stop string, found bool) {
+	if end := s.Push(text, func(p Piece) { out += p.Text }); end != nil {
+		return out, *end.Stop, true
+	}
+	return out, "", false
+}
+
+func flushed(s Stage) (out string) {
+	s.Flush(func(p Piece) { out += p.Text })
+	return out
+}
+
+// FuzzStopStage holds the stage against a search of the whole text, however the text is cut.
+func FuzzStopStage(f *testing.F) {
 	f.Add("some text END more", "END", "ext E", uint64(0b1010010))
 	f.Add("aaaabaaab", "aab", "ab", uint64(3))
 	f.Add("a\nb\n\nc", "\n\n", "", uint64(1<<63-1))
@@ -56,11 +69,11 @@ func FuzzStopMatcher(f *testing.F) {
 		stops := slices.DeleteFunc([]string{stop1, stop2}, func(s string) bool { return s == "" })
 		wantText, wantStop := firstComplete(text, stops)
 
-		m := stopMatcher{stops: stops}
+		m := stopStage{stops: stops}
 		var got strings.Builder
 		var stop string
 		for piece := range pieces(text, cuts) {
-			out, s, found := m.push(piece)
+			out, s, found := pushed(&m, piece)
 			got.WriteString(out)
 			if rest := text[got.Len():]; !found && !startsOne(rest[:min(len(rest), len(m.held))], stops) && m.held != "" {
 				t.Fatalf("holds %q back, which starts no stop string of %q", m.held, stops)
@@ -74,7 +87,7 @@ func FuzzStopMatcher(f *testing.F) {
 			}
 		}
 		if stop == "" {
-			got.WriteString(m.flush())
+			got.WriteString(flushed(&m))
 		}
 		if got.String() != wantText || stop != wantStop {
 			t.Errorf("text %q, stops %q, cuts %b: got %q and %q, want %q and %q", text, stops, cuts, got.String(), stop, wantText, wantStop)

@@ -1,0 +1,118 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc/peer"
+
+	"github.com/mmserve/mmserve/batching"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// request is what a message asks for. The images' bytes are the message's.
+func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
+	r := &serving.Request{
+		ID: in.GetRequestId(), Model: in.GetModel(), Tenant: in.GetTenant(),
+		MaxTokens: in.MaxTokens, MinTokens: in.GetMinTokens(), Stop: in.GetStop(), StopTokenIDs: in.GetStopTokenIds(), IgnoreEOS: in.GetIgnoreEos(),
+		N: in.GetN(), Logprobs: in.GetLogprobs(), PromptLogprobs: in.GetPromptLogprobs(), TopLogprobs: in.GetTopLogprobs(),
+		Speculative: in.Speculative, Sampling: sampling(in.GetSampling()), Constraint: constraint(in.GetConstraint()),
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		r.Peer = p.Addr.String()
+	}
+	var ok bool
+	if r.Priority, ok = priorities[in.GetPriority()]; !ok {
+		r.Unread.Add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in.GetPriority())
+	}
+	switch input := in.GetInput().(type) {
+	case *pb.GenerateRequest_Chat:
+		r.Chat = conversation(&r.Unread, input.Chat)
+	case *pb.GenerateRequest_Prompt:
+		r.Prompt = &serving.Prompt{Parts: parts(&r.Unread, "prompt.parts", input.Prompt.GetParts())}
+	}
+	return r
+}
+
+var priorities = map[pb.Priority]batching.Priority{
+	pb.Priority_PRIORITY_UNSPECIFIED: batching.PriorityDefault,
+	pb.Priority_PRIORITY_INTERACTIVE: batching.PriorityInteractive,
+	pb.Priority_PRIORITY_DEFAULT:     batching.PriorityDefault,
+	pb.Priority_PRIORITY_BATCH:       batching.PriorityBatch,
+}
+
+// conversation adds to unread what cannot be read of the messages.
+func conversation(unread *serving.Violations, in *pb.Chat) *serving.Chat {
+	c := &serving.Chat{Messages: make([]serving.Message, len(in.GetMessages())), Continue: in.GetContinueFinalMessage()}
+	for i, m := range in.GetMessages() {
+		field := fmt.Sprintf("chat.messages[%d]", i)
+		role, ok := roles[m.GetRole()]
+		if !ok {
+			unread.Add(field+".role", "%v; want ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT", m.GetRole())
+		}
+		c.Messages[i] = serving.Message{Role: role, Parts: parts(unread, field+".parts", m.GetParts())}
+	}
+	return c
+}
+
+var roles = map[pb.Role]string{
+	pb.Role_ROLE_SYSTEM:    "system",
+	pb.Role_ROLE_USER:      "user",
+	pb.Role_ROLE_ASSISTANT: "assistant",
+}
+
+func parts(unread *serving.Violations, field string, in []*pb.Part) []serving.Part {
+	list := make([]serving.Part, len(in))
+	for i, p := range in {
+		switch content := p.GetContent().(type) {
+		case *pb.Part_Text:
+			list[i].Text = content.Text
+		case *pb.Part_Image:
+			detail, ok := details[content.Image.GetDetail()]
+			if !ok {
+				unread.Add(fmt.Sprintf("%s[%d].image.detail", field, i), "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
+			}
+			list[i].Image = &serving.Image{Data: content.Image.GetData(), Detail: detail}
+		default:
+			unread.Add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
+		}
+	}
+	return list
+}
+
+var details = map[pb.Detail]vision.Detail{
+	pb.Detail_DETAIL_UNSPECIFIED: vision.DetailAuto,
+	pb.Detail_DETAIL_AUTO:        vision.DetailAuto,
+	pb.Detail_DETAIL_LOW:         vision.DetailLow,
+	pb.Detail_DETAIL_HIGH:        vision.DetailHigh,
+}
+
+func sampling(in *pb.Sampling) serving.Sampling {
+	if in == nil {
+		return serving.Sampling{}
+	}
+	return serving.Sampling{
+		Temperature: in.Temperature, TopP: in.TopP, MinP: in.MinP, TypicalP: in.TypicalP, TopK: in.TopK,
+		RepetitionPenalty: in.RepetitionPenalty, PresencePenalty: in.PresencePenalty, FrequencyPenalty: in.FrequencyPenalty,
+		LogitBias: in.GetLogitBias(), Seed: in.Seed,
+	}
+}
+
+func constraint(in *pb.Constraint) *serving.Constraint {
+	switch kind := in.GetKind().(type) {
+	case *pb.Constraint_Choices:
+		return &serving.Constraint{Kind: serving.Choices, Choices: kind.Choices.GetTexts(), Scores: kind.Choices.GetScores()}
+	case *pb.Constraint_Regex:
+		return &serving.Constraint{Kind: serving.Regex, Text: kind.Regex}
+	case *pb.Constraint_JsonSchema:
+		return &serving.Constraint{Kind: serving.JSONSchema, Text: kind.JsonSchema}
+	case *pb.Constraint_JsonObject:
+		return &serving.Constraint{Kind: serving.JSONObject}
+	}
+	if in != nil {
+		return &serving.Constraint{}
+	}
+	return nil
+}

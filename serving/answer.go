@@ -1,0 +1,248 @@
+package serving
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/tokenizer"
+)
+
+// answer is one of the n answers of a request on its way from tokens to events. One goroutine has it.
+type answer struct {
+	rec    *record
+	index  int
+	stream *batching.Stream
+	to     Sink
+
+	tokenizer *tokenizer.Tokenizer
+	text      *tokenizer.Stream
+	ends      []int32 // ids without text
+	stages    *chain
+	told      int // tokens that deltas told of
+
+	leaving string // text that came out of the stages and was not sent yet
+	passed  int    // bytes of text that the stages have accounted for, of
+	made    int    // those there are so far
+
+	logprobs   []logprob  // not sent yet
+	ready      []Logprobs // those of the next event; its memory is used again
+	prompt     []Logprobs // of which nothing was sent yet, promptSize bytes
+	promptSize int
+	delta      Delta // the next; it is used again
+}
+
+// logprob is a token's, with the bytes of text that it added: it is told once all of them are out, as a token that only a
+// stop string was made of is not to be known.
+type logprob struct {
+	begin, end int
+	hidden     bool // a stage put other text in the place of some of it
+	out        Logprobs
+}
+
+func (l *life) newAnswer(req *checked, index int, stream *batching.Stream, to Sink, trim bool) *answer {
+	a := &answer{
+		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends,
+		tokenizer: l.model.Prompter.Tokenizer, text: l.model.Prompter.Tokenizer.NewStream(true),
+	}
+	a.stages = newChain(stages(req, trim), a.leave)
+	return a
+}
+
+// stages are what the text of an answer goes through, in order. trim is whether a space at its start is the template's.
+func stages(req *checked, trim bool) (list []Stage) {
+	if trim {
+		list = append(list, &trimStage{})
+	}
+	if len(req.stop) > 0 {
+		list = append(list, &stopStage{stops: req.stop})
+	}
+	return list
+}
+
+// deliver turns the engine's tokens into text and sends it, up to the end of a stage's or the engine's.
+func (a *answer) deliver(ctx context.Context) error {
+	for {
+		e, err := a.stream.Next(ctx)
+		switch cause := context.Cause(ctx); {
+		case errors.Is(cause, ErrCut):
+			a.stages.flush(0)
+			_ = a.send() // a client that does not hear of this hears of the next
+			return ErrCut
+		case cause != nil:
+			return cause
+		case err != nil:
+			return err
+		}
+		over, err := a.take(e)
+		if err != nil {
+			return err
+		}
+		switch {
+		case over != nil:
+			a.logprobs = a.logprobs[:0]
+			return a.finish(over.Reason, over.Stop)
+		case e.Finish == batching.Error:
+			return constraintError(ctx, "", e.Err)
+		case e.Finish == batching.Expired:
+			return context.DeadlineExceeded
+		case e.Finish == batching.Cancelled: // by the engine's end, as nobody here asked for it
+			return ErrCut
+		case e.Finish != batching.Running:
+			return a.finish(finishReasons[e.Finish], nil)
+		}
+	}
+}
+
+// take has the text of e go through the stages, and sends what comes out. over is how a stage ended the answer.
+func (a *answer) take(e batching.Event) (over *End, err error) {
+	piece := a.read(e)
+	if err := a.tellPrompt(e); err != nil {
+		return nil, err
+	}
+	begin := a.made
+	a.made += len(piece)
+	if e.HasToken && e.Token.Logprobs != nil {
+		a.logprobs = append(a.logprobs, logprob{begin: begin, end: a.made, out: a.tokenLogprobs(e.Token.ID, e.Token.Logprobs)})
+	}
+	over = a.stages.push(piece)
+	if over == nil && e.Finish != batching.Running {
+		over = a.stages.flush(0)
+	}
+	if over != nil {
+		a.stream.Cancel() // now, as sending may have to wait for the client
+	}
+	return over, a.send()
+}
+
+// read is the text that is certain with e.
+func (a *answer) read(e batching.Event) (piece string) {
+	if e.HasToken {
+		a.counts().completion++
+		if !slices.Contains(a.ends, e.Token.ID) {
+			piece = a.text.Push(e.Token.ID)
+		}
+	}
+	if e.Finish != batching.Running {
+		piece += a.text.Flush()
+	}
+	return piece
+}
+
+// leave takes what comes out of the stages.
+func (a *answer) leave(p Piece) {
+	a.leaving += p.Text
+	from := a.passed
+	a.passed += p.Covers
+	if !p.Hides {
+		return
+	}
+	for i := range a.logprobs {
+		l := &a.logprobs[i]
+		// A token without text may hold the first bytes of a character whose last one is hidden.
+		l.hidden = l.hidden || l.begin < a.passed && l.end > from || l.begin == l.end && l.begin == from
+	}
+}
+
+func (a *answer) counts() *answered { return &a.rec.answers[a.index] }
+
+// pieceBytes is about how much of log-probabilities one event carries; gRPC's clients accept messages of 4 MiB.
+const pieceBytes = 256 << 10
+
+// tellPrompt sends the prompt's log-probabilities in pieces, and leaves the last to finish.
+func (a *answer) tellPrompt(e batching.Event) error {
+	for i := range e.Prompt {
+		l := a.tokenLogprobs(a.rec.ids[i+1], &e.Prompt[i])
+		a.prompt = append(a.prompt, l)
+		if a.promptSize += l.bytes(); a.promptSize < pieceBytes {
+			continue
+		}
+		if err := a.sendDelta(Delta{PromptLogprobs: a.prompt}); err != nil {
+			return err
+		}
+		a.prompt, a.promptSize = nil, 0
+	}
+	return nil
+}
+
+// due are the log-probabilities of the tokens whose text is out once the stages have accounted for passed bytes, as far as
+// they fit one event; it sends the rest before. They are valid until the next call.
+func (a *answer) due(passed int) ([]Logprobs, error) {
+	n, size := 0, 0
+	a.ready = a.ready[:0]
+	for ; n < len(a.logprobs) && a.logprobs[n].end <= passed; n++ {
+		l := &a.logprobs[n]
+		if l.hidden {
+			continue
+		}
+		a.ready = append(a.ready, l.out)
+		if size += l.out.bytes(); size < pieceBytes {
+			continue
+		}
+		if err := a.sendDelta(Delta{Logprobs: a.ready}); err != nil {
+			return nil, err
+		}
+		a.ready, size = a.ready[:0], 0
+	}
+	a.logprobs = slices.Delete(a.logprobs, 0, n)
+	return a.ready, nil
+}
+
+func (a *answer) sendDelta(d Delta) error {
+	a.delta = d
+	a.delta.Index = a.index
+	return a.to.Delta(&a.delta)
+}
+
+// send sends the text that came out of the stages, if there is any.
+func (a *answer) send() error {
+	if a.leaving == "" {
+		return nil
+	}
+	logprobs, err := a.due(a.passed)
+	if err != nil {
+		return err
+	}
+	d := Delta{Text: a.leaving, Tokens: a.counts().completion - a.told, Logprobs: logprobs}
+	a.told, a.leaving = a.counts().completion, ""
+	return a.sendDelta(d)
+}
+
+func (a *answer) finish(reason FinishReason, stop *string) error {
+	logprobs, err := a.due(a.made)
+	if err != nil {
+		return err
+	}
+	c := a.counts()
+	c.finish, c.timing = reason, a.stream.Timing()
+	f := &Finish{
+		Index: a.index, Reason: reason, Stop: stop, Usage: a.rec.usage(*c), Timings: a.rec.timings(c.timing),
+		Logprobs: logprobs, PromptLogprobs: a.prompt,
+	}
+	if a.index == 0 {
+		f.ChoiceScores = a.rec.scores
+	}
+	return a.to.Finish(f)
+}
+
+var finishReasons = map[batching.FinishReason]FinishReason{
+	batching.Stop:   FinishStop,
+	batching.Length: FinishLength,
+}
+
+// tokenLogprobs writes a token's log-probabilities out.
+func (a *answer) tokenLogprobs(id int32, l *decoder.Logprobs) Logprobs {
+	one := func(id int32, value float32) TokenLogprob {
+		return TokenLogprob{ID: id, Text: a.tokenizer.TokenBytes(id), Logprob: value}
+	}
+	out := Logprobs{Token: one(id, l.Picked)}
+	if len(l.Top) > 0 {
+		out.Top = make([]TokenLogprob, len(l.Top))
+		for i, t := range l.Top {
+			out.Top[i] = one(t.ID, t.Logprob)
+		}
+	}
+	return out
+}

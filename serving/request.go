@@ -1,0 +1,107 @@
+package serving
+
+import (
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Request is what a caller asks for, before it is checked. Fields that are nil take the model's or the contract's default;
+// violations name them as the contract does (mmserve.proto).
+type Request struct {
+	// ID names the request in logs and traces; one is made where it is empty. Model is the default where it is empty.
+	ID, Model string
+	// Tenant shares capacity with other tenants. Without one the request counts for Peer, the caller's address.
+	Tenant, Peer string
+
+	// Chat or Prompt is set.
+	Chat   *Chat
+	Prompt *Prompt
+
+	MaxTokens *uint32
+	MinTokens uint32
+	Sampling  Sampling
+	// Stop are strings, and StopTokenIDs tokens, that end the answer and are left out of it.
+	Stop         []string
+	StopTokenIDs []uint32
+	IgnoreEOS    bool
+	Constraint   *Constraint
+	// N is the number of answers; 0 is 1.
+	N                        uint32
+	Logprobs, PromptLogprobs bool
+	TopLogprobs              uint32
+	// Speculative says whether tokens may be guessed; nil: as the server does.
+	Speculative *bool
+	Priority    batching.Priority
+
+	// Streams says that the answer is sent as it comes. Where it is one message instead, MaxAnswerBytes bounds that; 0 does not.
+	Streams        bool
+	MaxAnswerBytes int
+	// Unread is what an edge could not read of the request, to be reported with what is found here.
+	Unread Violations
+	// Prepared, unless nil, is called once the images are decoded: nothing large is left of the request then.
+	Prepared func()
+}
+
+// Chat is a conversation, for the model's chat template.
+type Chat struct {
+	Messages []Message
+	// Continue has the answer go on with the last message, which is an assistant's.
+	Continue bool
+}
+
+// Message is one turn: of "system", "user" or "assistant".
+type Message struct {
+	Role  string
+	Parts []Part
+}
+
+// Prompt is what stands before the answer as it is, without a template.
+type Prompt struct{ Parts []Part }
+
+// Part is an image, or a text where Image is nil.
+type Part struct {
+	Text  string
+	Image *Image
+}
+
+// Image is an image file.
+type Image struct {
+	Data   []byte
+	Detail vision.Detail
+}
+
+// Sampling says how the next token is picked. What is nil is the model's own.
+type Sampling struct {
+	Temperature, TopP, MinP, TypicalP *float32
+	TopK                              *uint32
+	RepetitionPenalty                 *float32
+	PresencePenalty, FrequencyPenalty *float32
+	LogitBias                         map[uint32]float32
+	Seed                              *uint64
+}
+
+// ConstraintKind says what an answer is held to.
+type ConstraintKind int
+
+const (
+	// NoConstraint is refused: a constraint has a kind.
+	NoConstraint ConstraintKind = iota
+	// Choices has the answer be one of texts.
+	Choices
+	// Regex has it match a regular expression.
+	Regex
+	// JSONSchema has it be JSON that a schema allows.
+	JSONSchema
+	// JSONObject has it be any JSON object.
+	JSONObject
+)
+
+// Constraint is what an answer is held to.
+type Constraint struct {
+	Kind ConstraintKind
+	// Choices are the texts, and Scores asks for the probability of each.
+	Choices []string
+	Scores  bool
+	// Text is the expression or the schema.
+	Text string
+}

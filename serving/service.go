@@ -1,0 +1,250 @@
+package serving
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// ServiceOptions bound what a request may ask for. A zero field takes its default.
+type ServiceOptions struct {
+	// MaxTextBytes is the most text in one request; the tokenizer's work grows with it. Default: 1 MiB.
+	MaxTextBytes int
+	// MaxImages is the most images in one request, MaxStop the most stop strings. Default: 16.
+	MaxImages, MaxStop int
+	// NoDrafts has tokens generated one by one for requests that do not say speculative.
+	NoDrafts bool
+	// SharePrefixes has images that one tenant sent count as cached for others.
+	SharePrefixes bool
+	// Logger gets one line per request, without content. Default: slog.Default.
+	Logger *slog.Logger
+	// Telemetry gets traces and metrics; it is of one service. Default: nothing does.
+	Telemetry *Telemetry
+	// Traffic, unless nil, is what the edges count of their messages, for metrics.
+	Traffic func() Traffic
+	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
+	Shutdown context.Context
+}
+
+func (o ServiceOptions) withDefaults() ServiceOptions {
+	o.MaxTextBytes = cmp.Or(o.MaxTextBytes, 1<<20)
+	o.MaxImages = cmp.Or(o.MaxImages, 16)
+	o.MaxStop = cmp.Or(o.MaxStop, 16)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Telemetry == nil {
+		o.Telemetry = noTelemetry()
+	}
+	if o.Shutdown == nil {
+		o.Shutdown = context.Background()
+	}
+	return o
+}
+
+// Service answers requests from the models of a registry. Its methods may be called concurrently.
+type Service struct {
+	models  *Registry
+	options ServiceOptions
+}
+
+// NewService returns a service of models. Its telemetry is read from them from now on.
+func NewService(models *Registry, o ServiceOptions) *Service {
+	s := &Service{models: models, options: o.withDefaults()}
+	s.options.Telemetry.watch(models, s.options.Traffic)
+	return s
+}
+
+// life is a request with the model that answers it. One goroutine has it.
+type life struct {
+	*Service
+	deployment *Deployment
+	model      *Model
+	engine     *batching.Engine
+	rec        *record
+}
+
+// begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
+// served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
+func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
+	d, _, release := s.models.Take(in.Model)
+	if d == nil {
+		return ctx, nil, nil, Stopping()
+	}
+	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
+	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
+	return ctx, l, release, nil
+}
+
+// Refuse records a request that an edge refuses because of err: it ends with a line in the log as every other.
+func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
+	ctx, l, release, gone := s.begin(ctx, in)
+	if gone != nil {
+		return gone
+	}
+	defer release()
+	return l.rec.close(ctx, nil, err)
+}
+
+// Generate answers a request and gives what comes of it to a sink. It takes the request over: the images in it are let go
+// once they are decoded. Its error is an *Error.
+func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error) {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	ctx, l, release, err := s.begin(ctx, in)
+	if err != nil {
+		return err
+	}
+	defer release()
+	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
+	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
+	defer func() { err = l.rec.close(ctx, recover(), err) }()
+	return l.generate(ctx, in, to)
+}
+
+// generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
+// whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
+func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
+	req, err := l.validate(in)
+	if err != nil {
+		return err
+	}
+	l.rec.asked(req, in.Streams)
+	req.deadline, _ = ctx.Deadline()
+	tickets, err := l.engine.AcquireFor(claim(req))
+	if err != nil {
+		return l.rec.refuse(err)
+	}
+	for _, t := range tickets {
+		defer t.Release()
+	}
+
+	ctx = vision.WithPriority(ctx, int(req.priority))
+	images, err := l.prepare(ctx, req.images)
+	if err != nil {
+		return err
+	}
+	req.images, in.Chat, in.Prompt = nil, nil, nil
+	if in.Prepared != nil {
+		in.Prepared()
+	}
+	l.rec.lap(&l.rec.preprocess)
+	input, grammar, err := l.lay(ctx, req, images, in.MaxAnswerBytes)
+	if err != nil {
+		return err
+	}
+	l.rec.lap(&l.rec.tokenize)
+	if len(images) > 0 {
+		for _, t := range tickets {
+			t.WillSubmit()
+		}
+	}
+	if l.rec.cached, err = l.encode(ctx, &input, images, req.tenant); err != nil {
+		return err
+	}
+	l.rec.lap(&l.rec.encode)
+
+	if l.rec.scores, err = l.score(ctx, req, input, grammar, tickets[req.n:]); err != nil {
+		return err
+	}
+	return l.answer(ctx, req, input, grammar, tickets[:req.n], to)
+}
+
+// claim is what the engine's admission needs to know of a request. Without a tenant it counts for its peer.
+func claim(req *checked) batching.Claim {
+	c := batching.Claim{
+		Priority: req.priority, Tenant: req.tenant, Caller: req.peer, Answers: req.n, Deadline: req.deadline,
+		MaxTokens: cmp.Or(req.maxTokens, defaultMaxTokens), Endless: len(req.eos) == 0,
+	}
+	if req.scored != nil {
+		c.Answers++
+	}
+	return c
+}
+
+// answer has all answers of a request generated and delivers each as it comes. If one fails all end.
+func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar, tickets []*batching.Ticket, to Sink) error {
+	var group *batching.Group
+	if req.n > 1 {
+		to, group = &oneByOne{to: to}, new(batching.Group)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	var states []*constrain.State
+	if grammar != nil {
+		states = grammar.Starts(ctx, req.n)
+	}
+	answers := make([]*answer, req.n)
+	l.rec.answers = make([]answered, req.n)
+	for i, ticket := range tickets {
+		r := l.sequence(req, input, i)
+		r.Group = group
+		if grammar != nil {
+			r.Sampling.Constraint = states[i]
+		}
+		stream, err := l.engine.Submit(ctx, ticket, r)
+		if err != nil {
+			return l.rec.refuse(err)
+		}
+		defer func() { l.rec.answers[i].timing = stream.Timing() }()
+		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
+	}
+	err := to.Start(&Start{
+		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Seed: req.sampling.Seed, Answers: req.n,
+		Usage: l.rec.usage(answered{}),
+	})
+	if err != nil {
+		return err
+	}
+	if req.n == 1 {
+		return answers[0].deliver(ctx)
+	}
+	for _, a := range answers {
+		g.Go(func() error { return a.deliver(ctx) })
+	}
+	return g.Wait()
+}
+
+// sequence is the answer i as the engine is asked for it.
+func (l *life) sequence(req *checked, input fusion.Input, i int) batching.Request {
+	r := batching.Request{
+		ID: l.rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
+		Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Further: i > 0, Tag: l.rec.tag(),
+	}
+	r.Sampling.Seed += uint64(i)
+	if req.promptLogprobs && i == 0 {
+		r.PromptLogprobs = &req.sampling.TopLogprobs
+	}
+	return r
+}
+
+// oneByOne is a sink of several goroutines.
+type oneByOne struct {
+	mu sync.Mutex
+	to Sink
+}
+
+func (o *oneByOne) Start(s *Start) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.to.Start(s)
+}
+
+func (o *oneByOne) Delta(d *Delta) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.to.Delta(d)
+}
+
+func (o *oneByOne) Finish(f *Finish) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.to.Finish(f)
+}

@@ -1,0 +1,400 @@
+package serving
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/vision"
+)
+
+// Limits that are part of the contract (mmserve.proto), the same on every server, and that edges count by before they make a
+// Request.
+const (
+	// MaxIDBytes bounds request_id and tenant.
+	MaxIDBytes = 128
+	// MaxMessages of a conversation, and MaxParts of all its messages.
+	MaxMessages, MaxParts = 2048, 2048
+	// MaxStopIDs, MaxBiases and MaxChoices bound their lists.
+	MaxStopIDs, MaxBiases, MaxChoices = 16, 300, 8192
+)
+
+// Limits that are part of the contract, too.
+const (
+	maxTemperature   = 2
+	maxStopBytes     = 256 // of one stop string
+	maxPenalty       = 2   // presence and frequency, either sign
+	maxRepetition    = 10
+	maxBias          = 100 // either sign
+	maxAnswers       = 16
+	maxTopLogprobs   = 20
+	maxScored        = 64   // choices, and of these
+	maxScoredTokens  = 1024 // together
+	defaultMaxTokens = 256
+)
+
+// checked is a Request that was checked, in the words of the packages that work on it.
+type checked struct {
+	prompt    fusion.Prompt
+	images    []imagePart // in the order of the prompt
+	maxTokens int         // 0: as many as defaultMaxTokens and the context allow
+	sampling  decoder.Sampling
+	stop      []string
+	eos       []int32 // ids that end the answer
+	ends      []int32 // these and the model's end-of-answer tokens if they are ignored: ids that have no text
+	priority  batching.Priority
+	tenant    string
+	peer      string
+	deadline  time.Time // zero if there is none
+	n         int       // answers
+
+	promptLogprobs, noDrafts bool
+	scored                   []string // choices of which scores are wanted
+	// constraint is not compiled yet; nil if there is none.
+	constraint *Constraint
+}
+
+// imagePart is an encoded image and the path of the field it came in.
+type imagePart struct {
+	field  string
+	data   []byte
+	detail vision.Detail
+}
+
+// validate checks everything that can be known without work: no slot is taken and no image looked into. All
+// violations are reported together, up to maxViolations.
+func (l *life) validate(in *Request) (*checked, error) {
+	if in.Model != "" && in.Model != l.model.Name {
+		return nil, failed(NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.Model), quoted(l.models.Names()))
+	}
+	v := slices.Clip(in.Unread)
+	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
+	if !validID(in.ID) {
+		v.Add("request_id", "%d bytes; want at most %d printable ASCII characters without spaces", len(in.ID), MaxIDBytes)
+	}
+	l.validateInput(&v, r, in)
+	if in.MaxTokens != nil {
+		if n := *in.MaxTokens; n == 0 || int64(n) >= int64(l.model.MaxLen) {
+			v.Add("max_tokens", "%d; want 1 to %d: prompt and answer share a context of %d tokens", n, l.model.MaxLen-1, l.model.MaxLen)
+		}
+		r.maxTokens = int(*in.MaxTokens)
+	}
+	l.validateSampling(&v, r, &in.Sampling)
+	l.validateStop(&v, r, in.Stop)
+	l.validateEnd(&v, r, in)
+	validateConstraint(&v, r, in)
+	l.validateAnswers(&v, r, in)
+	if !validID(r.tenant) {
+		v.Add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(r.tenant), MaxIDBytes)
+	}
+	if err := v.Err(); err != nil {
+		return nil, err
+	}
+	return r, l.able(r)
+}
+
+// able says what of a request the model does not do.
+func (l *life) able(r *checked) error {
+	switch {
+	case r.constraint != nil && l.model.Compiler == nil:
+		return failed(FailedPrecondition, "constraint: model %q takes none", l.model.Name)
+	case r.prompt.Messages != nil && l.model.Prompter.Template == nil:
+		return failed(FailedPrecondition, "chat: model %q has no chat template; send a prompt", l.model.Name)
+	case len(r.images) > 0 && l.model.Prompter.Preprocessor == nil:
+		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
+	}
+	return nil
+}
+
+// quoted lists names for a message.
+func quoted(names []string) string {
+	list := make([]string, len(names))
+	for i, name := range names {
+		list[i] = strconv.Quote(name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// validateEnd settles which ids end the answer, and when.
+func (l *life) validateEnd(v *Violations, r *checked, in *Request) {
+	if !in.IgnoreEOS {
+		r.eos = l.model.EOS
+	}
+	if n := len(in.StopTokenIDs); n > MaxStopIDs {
+		v.Add("stop_token_ids", "%d ids; at most %d are allowed", n, MaxStopIDs)
+		return
+	}
+	r.ends = l.model.EOS
+	for i, id := range in.StopTokenIDs {
+		if int64(id) >= int64(l.model.Vocab) {
+			v.Add(fmt.Sprintf("stop_token_ids[%d]", i), "%d; want ids below %d", id, l.model.Vocab)
+			continue
+		}
+		r.eos, r.ends = append(slices.Clip(r.eos), int32(id)), append(slices.Clip(r.ends), int32(id))
+	}
+	if n := in.MinTokens; n > 0 {
+		if int64(n) >= int64(l.model.MaxLen) || in.MaxTokens != nil && n > *in.MaxTokens {
+			v.Add("min_tokens", "%d; want at most max_tokens and %d", n, l.model.MaxLen-1)
+		}
+		r.sampling.MinTokens, r.sampling.Stop = int(n), r.ends
+	}
+}
+
+// validateAnswers settles how many answers are given and what is told of their tokens.
+func (l *life) validateAnswers(v *Violations, r *checked, in *Request) {
+	switch places := l.engine.Places(); {
+	case in.N > maxAnswers:
+		v.Add("n", "%d; want at most %d", in.N, maxAnswers)
+	case int(in.N) > places:
+		v.Add("n", "%d; want at most %d: this server has no more places for answers", in.N, places)
+	}
+	r.n = int(max(in.N, 1))
+	switch top := in.TopLogprobs; {
+	case top > maxTopLogprobs:
+		v.Add("top_logprobs", "%d; want at most %d", top, maxTopLogprobs)
+	case top > 0 && !in.Logprobs && !in.PromptLogprobs:
+		v.Add("top_logprobs", "%d; want 0 without logprobs or prompt_logprobs", top)
+	}
+	r.sampling.Logprobs, r.sampling.TopLogprobs = in.Logprobs, int(in.TopLogprobs)
+	r.promptLogprobs = in.PromptLogprobs
+	r.noDrafts = l.options.NoDrafts
+	if in.Speculative != nil {
+		r.noDrafts = !*in.Speculative
+	}
+}
+
+func validateConstraint(v *Violations, r *checked, in *Request) {
+	if in.Constraint == nil {
+		return
+	}
+	r.constraint = in.Constraint
+	switch in.Constraint.Kind {
+	case NoConstraint:
+		v.Add("constraint", "empty; want choices, regex, json_schema or json_object")
+	case Choices:
+		if len(in.Constraint.Choices) == 0 {
+			v.Add("constraint.choices.texts", "none; want at least one")
+		}
+		if n := len(in.Constraint.Choices); n > MaxChoices {
+			v.Add("constraint.choices.texts", "%d texts; at most %d are allowed", n, MaxChoices)
+		}
+		validateScores(v, r, in.Constraint)
+	}
+	if in.IgnoreEOS {
+		v.Add("ignore_eos", "true; want false with a constraint, which says where the answer ends")
+	}
+	if n := len(in.StopTokenIDs); n > 0 {
+		v.Add("stop_token_ids", "%d ids; want none with a constraint, which says where the answer ends", n)
+	}
+}
+
+func validateScores(v *Violations, r *checked, in *Constraint) {
+	if !in.Scores {
+		return
+	}
+	texts := in.Choices
+	if n := len(texts); n > maxScored {
+		v.Add("constraint.choices.texts", "%d texts; at most %d are allowed with scores", n, maxScored)
+		return
+	}
+	for i, text := range texts {
+		if first := slices.Index(texts, text); first < i {
+			v.Add(fmt.Sprintf("constraint.choices.texts[%d]", i), "the same text as texts[%d]; want each once with scores", first)
+		}
+	}
+	r.scored = texts
+}
+
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return len(id) <= MaxIDBytes
+}
+
+func (l *life) validateInput(v *Violations, r *checked, in *Request) {
+	text := 0
+	switch {
+	case in.Chat != nil:
+		text = validateChat(v, r, in.Chat)
+	case in.Prompt == nil:
+		v.Add("input", "none; want chat or prompt")
+	case len(in.Prompt.Parts) > MaxParts:
+		v.Add("prompt.parts", "%d parts; at most %d are allowed", len(in.Prompt.Parts), MaxParts)
+	default:
+		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+	}
+	if text > l.options.MaxTextBytes {
+		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
+	}
+	if n, most := len(r.images), l.maxImages(); n > most && l.model.Prompter.Preprocessor != nil {
+		v.Add("input", "%d images; at most %d are taken in a request", n, most)
+	}
+}
+
+// validateChat counts the bytes of text.
+func validateChat(v *Violations, r *checked, in *Chat) (text int) {
+	if len(in.Messages) == 0 {
+		v.Add("chat.messages", "none; want at least one")
+	}
+	if n := len(in.Messages); n > MaxMessages {
+		v.Add("chat.messages", "%d messages; at most %d are allowed", n, MaxMessages)
+		return 0
+	}
+	parts := 0
+	r.prompt.Messages = make([]chat.Message, 0, len(in.Messages))
+	for i, m := range in.Messages {
+		if parts += len(m.Parts); parts > MaxParts {
+			v.Add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, MaxParts)
+			return text
+		}
+		list, n := validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
+		r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: m.Role, Parts: list})
+		text += n
+	}
+	validateLast(v, r, in)
+	return text
+}
+
+// validateLast refuses an assistant's message at the end that is not to be continued: a new turn would follow it, which
+// callers who fill in the beginning of an answer do not mean.
+func validateLast(v *Violations, r *checked, in *Chat) {
+	last := len(in.Messages) - 1
+	if last < 0 {
+		return
+	}
+	role := in.Messages[last].Role
+	switch r.prompt.Continue = in.Continue; {
+	case in.Continue && role != assistant:
+		v.Add("chat.continue_final_message", "true; want false, or a last message of ROLE_ASSISTANT")
+	case !in.Continue && role == assistant:
+		v.Add(fmt.Sprintf("chat.messages[%d].role", last), "ROLE_ASSISTANT in the last message; want another role, or continue_final_message to go on with it")
+	}
+}
+
+// assistant is the role of the model's own messages.
+const assistant = "assistant"
+
+// validateParts also appends the images among the parts to r, and counts the bytes of text.
+func validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
+	if len(in) == 0 {
+		v.Add(field, "none; want at least one")
+	}
+	parts = make([]chat.Part, 0, len(in))
+	for i, p := range in {
+		if p.Image == nil {
+			text += len(p.Text)
+			parts = append(parts, chat.Part{Text: p.Text})
+			continue
+		}
+		at := fmt.Sprintf("%s[%d].image.data", field, i)
+		if len(p.Image.Data) == 0 {
+			v.Add(at, "empty; want the bytes of an image file")
+		}
+		parts = append(parts, chat.Part{Image: true})
+		r.images = append(r.images, imagePart{field: at, data: p.Image.Data, detail: p.Image.Detail})
+	}
+	return parts, text
+}
+
+func (l *life) validateSampling(v *Violations, r *checked, in *Sampling) {
+	// The comparisons are written so that NaN fails them.
+	if in.Temperature != nil {
+		if t := *in.Temperature; !(t >= 0 && t <= maxTemperature) {
+			v.Add("sampling.temperature", "%v; want 0 to %v", t, maxTemperature)
+		}
+		r.sampling.Temperature = *in.Temperature
+	}
+	if in.TopK != nil {
+		r.sampling.TopK = int(min(int64(*in.TopK), int64(l.model.Vocab)))
+	}
+	if in.TopP != nil {
+		if p := *in.TopP; !(p > 0 && p <= 1) {
+			v.Add("sampling.top_p", "%v; want more than 0 and at most 1", p)
+		}
+		r.sampling.TopP = *in.TopP
+	}
+	within := func(field string, value *float32, least, most float32, above bool, set *float32) {
+		if value == nil {
+			return
+		}
+		if x := *value; !(x >= least && x <= most) || above && x == least {
+			from := "from"
+			if above {
+				from = "above"
+			}
+			v.Add("sampling."+field, "%v; want %s %v up to %v", x, from, least, most)
+		}
+		*set = *value
+	}
+	within("min_p", in.MinP, 0, 1, false, &r.sampling.MinP)
+	within("typical_p", in.TypicalP, 0, 1, true, &r.sampling.TypicalP)
+	within("repetition_penalty", in.RepetitionPenalty, 0, maxRepetition, true, &r.sampling.RepetitionPenalty)
+	within("presence_penalty", in.PresencePenalty, -maxPenalty, maxPenalty, false, &r.sampling.PresencePenalty)
+	within("frequency_penalty", in.FrequencyPenalty, -maxPenalty, maxPenalty, false, &r.sampling.FrequencyPenalty)
+	l.validateBias(v, r, in.LogitBias)
+	if in.Seed != nil {
+		r.sampling.Seed = *in.Seed
+	} else {
+		r.sampling.Seed = randomSeed()
+	}
+}
+
+func (l *life) validateBias(v *Violations, r *checked, bias map[uint32]float32) {
+	if len(bias) > MaxBiases {
+		v.Add("sampling.logit_bias", "%d ids; at most %d are allowed", len(bias), MaxBiases)
+		return
+	}
+	if len(bias) > 0 { // the model's own stay as they are
+		r.sampling.LogitBias = maps.Clone(r.sampling.LogitBias)
+	}
+	for id, b := range bias {
+		if int64(id) >= int64(l.model.Vocab) || !(b >= -maxBias && b <= maxBias) {
+			v.Add(fmt.Sprintf("sampling.logit_bias[%d]", id), "%v; want ids below %d and %d to %d", b, l.model.Vocab, -maxBias, maxBias)
+			continue
+		}
+		if r.sampling.LogitBias == nil {
+			r.sampling.LogitBias = map[int32]float32{}
+		}
+		r.sampling.LogitBias[int32(id)] = b
+	}
+}
+
+// randomSeed stays below 2⁵³, so that a seed read back from JSON is the seed that was used.
+func randomSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) >> 11
+}
+
+func (l *life) validateStop(v *Violations, r *checked, stop []string) {
+	if len(stop) > l.options.MaxStop {
+		v.Add("stop", "%d stop strings; at most %d are allowed", len(stop), l.options.MaxStop)
+		return
+	}
+	for i, t := range stop {
+		if len(t) == 0 || len(t) > maxStopBytes {
+			v.Add(fmt.Sprintf("stop[%d]", i), "%d bytes; want 1 to %d", len(t), maxStopBytes)
+		}
+	}
+	r.stop = stop
+}
+
+// maxImages is the smaller of the server's and the model's limit.
+func (l *life) maxImages() int {
+	if l.model.MaxImages > 0 {
+		return min(l.options.MaxImages, l.model.MaxImages)
+	}
+	return l.options.MaxImages
+}
