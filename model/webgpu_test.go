@@ -67,12 +67,14 @@ func TestWebGPUEngine(t *testing.T) {
 	}
 }
 
-// Every way in which a sequence can be moved, while it is staged and while it is not, leaves it and the other as they were.
+// Every way in which a sequence can be moved, while it is staged and while it is not, leaves it and the other as they
+// were.
 func TestWebGPUMoves(t *testing.T) {
 	o := modeltest.OnWebGPU(t)
 	cpu, device := openRunner(t, 4, graph.FP32), openRunnerOn(t, 4, graph.FP32, o)
 	rng := rand.New(rand.NewPCG(9, 10))
-	a, b := modeltest.RandomPrompt(rng, 150), modeltest.RandomPrompt(rng, 70) // more and less than a block of positions, and none a multiple
+	// more and less than a block of positions, and none a multiple
+	a, b := modeltest.RandomPrompt(rng, 150), modeltest.RandomPrompt(rng, 70)
 	for _, m := range []struct {
 		name         string
 		first, later int // the slots of a, and of b that is run after it and so is staged
@@ -238,8 +240,8 @@ func TestWebGPUStreams(t *testing.T) {
 	}
 }
 
-// What the ledger says of the KV cache is what the device holds for it.
-func TestWebGPULedger(t *testing.T) {
+// What the memory plan says of the KV cache is what the device holds for it.
+func TestWebGPUMemoryPlan(t *testing.T) {
 	o := modeltest.OnWebGPU(t)
 	m, err := Open("")
 	if err != nil {
@@ -253,7 +255,7 @@ func TestWebGPULedger(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := r.(*decoder.DeviceRunner).Device()
-		l := m.Ledger(p, slots, maxLen, 64)
+		l := m.MemoryPlan(p, slots, maxLen, 64)
 		held := d.Stats().Held
 		if kv := (slots + 1) * l.Slot; held < kv || held > kv+l.Decoder {
 			t.Errorf("%s: the device holds %d bytes, want %d for keys and values and no more than %d beside them", p, held, kv, l.Decoder)

@@ -72,17 +72,17 @@ func deviceBudget(c Config) int64 {
 
 // planDevice says how many sequences fit into a device's memory, with whatever else is there: KV is reserved whole. A context
 // that was not asked for is halved while fewer than four of them fit.
-func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.Ledger, error) {
+func planDevice(m *model.Model, c Config, p graph.Precision) (KVPlan, model.MemoryPlan, error) {
 	memory := deviceBudget(c)
 	if c.deviceHeld != nil {
 		memory -= c.deviceHeld()
 	}
 	maxLen, err := contextLen(m, c.MaxLen)
 	if err != nil {
-		return KVPlan{}, model.Ledger{}, err
+		return KVPlan{}, model.MemoryPlan{}, err
 	}
 	for {
-		l := m.Ledger(p, c.Slots, maxLen, c.Batching.PrefillChunk)
+		l := m.MemoryPlan(p, c.Slots, maxLen, c.Batching.PrefillChunk)
 		slots := l.Slots(memory)
 		if c.KVCacheBytes > 0 {
 			slots = min(slots, int(c.KVCacheBytes/l.Slot)-1)
@@ -130,18 +130,5 @@ func (p Plan) weights(m *model.Model) int64 {
 		return all
 	}
 	table := min(all, 4*int64(m.Decoder.Vocab)*int64(m.Decoder.Hidden))
-	return table + int64(float64(all-table)*max(width(p.Vision.Precision), width(p.Decoder.Precision)))
-}
-
-// width is what a weight takes in a precision, with its scale, in parts of a float32.
-func width(p graph.Precision) float64 {
-	switch p {
-	case graph.FP16:
-		return 0.5
-	case graph.INT8:
-		return 0.26
-	case graph.INT4:
-		return 0.16
-	}
-	return 1
+	return table + max(p.Vision.Precision.WeightBytes(all-table), p.Decoder.Precision.WeightBytes(all-table))
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/mmserve/mmserve/model"
 )
 
-// The ledger decides how many sequences run on a device, and says what is too large.
+// The memory plan decides how many sequences run on a device, and says what is too large.
 func TestPlanDevice(t *testing.T) {
 	m, err := model.Open("")
 	if err != nil {

@@ -18,7 +18,7 @@ type Plan struct {
 	ProviderReason, PrecisionReason string
 	// OnDevice says whether the KV cache is in a device's memory, of which Device is then the plan.
 	OnDevice bool
-	Device   model.Ledger
+	Device   model.MemoryPlan
 	KV       KVPlan
 }
 

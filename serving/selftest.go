@@ -9,7 +9,7 @@ import (
 	"github.com/mmserve/mmserve/model/verify"
 )
 
-// selfTest runs the gold cases that the model's folder carries. One that differs is an error that names it.
+// selfTest runs the reference cases that the model's folder carries. One that differs is an error that names it.
 func (d *Deployment) selfTest() error {
 	if d.config.NoSelfTest {
 		return nil
@@ -17,7 +17,8 @@ func (d *Deployment) selfTest() error {
 	started := time.Now()
 	cases, computed, missed := 0, 0, 0
 	var first verify.Case
-	found, err := verify.SelfTest(d.model, d.text, d.tower, d.runner, d.plan.Decoder.Precision, func(c verify.Case) {
+	sessions := verify.Sessions{Model: d.model, Processor: d.text, Tower: d.tower, Runner: d.runner, Precision: d.plan.Decoder.Precision}
+	found, err := sessions.SelfTest(func(c verify.Case) {
 		cases++
 		if slices.ContainsFunc(c.Checks, func(k verify.Check) bool { return k.Name == "generated_ids" }) {
 			computed++

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
@@ -50,15 +49,15 @@ func llava(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	s, err := c.spec(32000, visionConfig{
-		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14, Eps: 1e-5,
+		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14,
+		Eps:        1e-5,
 		Activation: "quick_gelu",
 	}, "llama")
 	if err != nil {
 		return Spec{}, err
 	}
 	s.ImageProcessor = "CLIPImageProcessor"
-	run := strings.Repeat(s.Layout.Placeholder, s.Layout.PatchTokens)
-	s.Layout.Expand = func(vision.Grid) string { return run }
+	s.SingleTile(s.Connector)
 	return s, nil
 }
 

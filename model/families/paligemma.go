@@ -2,7 +2,6 @@ package families
 
 import (
 	"encoding/json"
-	"strings"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/vision"
@@ -33,7 +32,8 @@ func paligemma(config []byte) (Spec, error) {
 	text.Tied = c.Tied == nil && textTied == nil || tied(c.Tied, textTied)
 	text.WholePrompt = true
 	tower, err := parseVision(c.Vision, visionConfig{
-		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4096, Layers: 27, Heads: 16, ImageSize: 224, PatchSize: 14, Eps: 1e-6,
+		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4096, Layers: 27, Heads: 16, ImageSize: 224, PatchSize: 14,
+		Eps:        1e-6,
 		Activation: "gelu_pytorch_tanh",
 	})
 	if err != nil {
@@ -50,12 +50,10 @@ func paligemma(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	s.Untied = !text.Tied
-	tokens := s.Connector.Tokens(tower)
-	run := strings.Repeat("<image>", tokens)
 	s.Layout = fusion.Layout{
-		Placeholder: "<image>", ImageTokenID: c.ImageToken, PatchTokens: tokens,
-		Expand: func(vision.Grid) string { return run },
-		Frame:  &fusion.Frame{Start: "<bos>", End: "\n"},
+		Placeholder: "<image>", ImageTokenID: c.ImageToken,
+		Frame: &fusion.Frame{Start: "<bos>", End: "\n"},
 	}
+	s.SingleTile(s.Connector)
 	return s, nil
 }

@@ -3,7 +3,6 @@ package families
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
@@ -12,36 +11,40 @@ import (
 )
 
 func init() {
-	Register(Family{Checkpoint: vitGPT2, Graphs: &Graphs{Sessions: []string{EncoderGraph, DecoderGraph}}}, "vision-encoder-decoder")
+	Register(Family{Checkpoint: vitGPT2, Graphs: &Graphs{Sessions: []string{EncoderGraph, DecoderGraph}}},
+		"vision-encoder-decoder")
+}
+
+// vitGPT2Config is the part of config.json that is read.
+type vitGPT2Config struct {
+	Start   *int32 `json:"decoder_start_token_id"`
+	Encoder struct {
+		visionConfig
+		QKVBias *bool `json:"qkv_bias"`
+	} `json:"encoder"`
+	Decoder struct {
+		Type         string  `json:"model_type"`
+		Hidden       int     `json:"n_embd"`
+		Intermediate *int    `json:"n_inner"`
+		Layers       int     `json:"n_layer"`
+		Heads        int     `json:"n_head"`
+		Positions    int     `json:"n_positions"`
+		Vocab        int     `json:"vocab_size"`
+		Eps          float32 `json:"layer_norm_epsilon"`
+		Activation   string  `json:"activation_function"`
+		BOS          *int32  `json:"bos_token_id"`
+		Tied         *bool   `json:"tie_word_embeddings"`
+		Cross        bool    `json:"add_cross_attention"`
+		Scale        *bool   `json:"scale_attn_weights"`
+		ScaleByLayer bool    `json:"scale_attn_by_inverse_layer_idx"`
+	} `json:"decoder"`
 }
 
 // vitGPT2 reads captioning models of a ViT and a GPT-2 that attends to it (nlpconnect/vit-gpt2-image-captioning). They
 // take one image and no text.
 // Reference: transformers VisionEncoderDecoderModel, ViTModel, GPT2LMHeadModel.
 func vitGPT2(config []byte) (Spec, error) {
-	var c struct {
-		Start   *int32 `json:"decoder_start_token_id"`
-		Encoder struct {
-			visionConfig
-			QKVBias *bool `json:"qkv_bias"`
-		} `json:"encoder"`
-		Decoder struct {
-			Type         string  `json:"model_type"`
-			Hidden       int     `json:"n_embd"`
-			Intermediate *int    `json:"n_inner"`
-			Layers       int     `json:"n_layer"`
-			Heads        int     `json:"n_head"`
-			Positions    int     `json:"n_positions"`
-			Vocab        int     `json:"vocab_size"`
-			Eps          float32 `json:"layer_norm_epsilon"`
-			Activation   string  `json:"activation_function"`
-			BOS          *int32  `json:"bos_token_id"`
-			Tied         *bool   `json:"tie_word_embeddings"`
-			Cross        bool    `json:"add_cross_attention"`
-			Scale        *bool   `json:"scale_attn_weights"`
-			ScaleByLayer bool    `json:"scale_attn_by_inverse_layer_idx"`
-		} `json:"decoder"`
-	}
+	var c vitGPT2Config
 	c.Encoder.visionConfig = visionConfig{
 		Hidden: 768, Intermediate: 3072, Layers: 12, Heads: 12, ImageSize: 224, PatchSize: 16, Eps: 1e-12, Activation: "gelu",
 	}
@@ -50,15 +53,8 @@ func vitGPT2(config []byte) (Spec, error) {
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
 	}
-	switch {
-	case c.Encoder.Type != "vit":
-		return Spec{}, fmt.Errorf("encoder.model_type %q is not supported; supported is vit", c.Encoder.Type)
-	case d.Type != "gpt2":
-		return Spec{}, fmt.Errorf("decoder.model_type %q is not supported; supported is gpt2", d.Type)
-	case !d.Cross || d.ScaleByLayer || d.Scale != nil && !*d.Scale || c.Encoder.QKVBias != nil && !*c.Encoder.QKVBias:
-		return Spec{}, fmt.Errorf("decoder.add_cross_attention %t, scale_attn_by_inverse_layer_idx %t, scale_attn_weights or encoder.qkv_bias false: not supported", d.Cross, d.ScaleByLayer)
-	case c.Start != nil && d.BOS != nil && *c.Start != *d.BOS:
-		return Spec{}, fmt.Errorf("decoder_start_token_id is %d, supported is decoder.bos_token_id, %d", *c.Start, *d.BOS)
+	if err := c.check(); err != nil {
+		return Spec{}, err
 	}
 	if err := c.Encoder.read(nil); err != nil {
 		return Spec{}, err
@@ -86,17 +82,31 @@ func vitGPT2(config []byte) (Spec, error) {
 	if d.Heads > 0 {
 		s.Decoder.HeadDim = d.Hidden / d.Heads
 	}
-	run := strings.Repeat("<image>", states)
 	s.Layout = fusion.Layout{
 		// No tokenizer has this placeholder: its id is the first that the vocabulary leaves free.
-		Placeholder: "<image>", ImageTokenID: int32(d.Vocab), PatchTokens: states,
-		Expand: func(vision.Grid) string { return run },
-		Frame:  &fusion.Frame{Start: "<|endoftext|>", OneImage: true},
-
+		Placeholder: "<image>", ImageTokenID: int32(d.Vocab),
+		Frame:          &fusion.Frame{Start: "<|endoftext|>", OneImage: true},
 		AddPlaceholder: true,
 	}
+	s.SingleTile(s.Connector)
 	s.Untied = !s.Decoder.Tied
 	return s, s.Decoder.Validate()
+}
+
+// check refuses what is not computed.
+func (c vitGPT2Config) check() error {
+	d := c.Decoder
+	switch {
+	case c.Encoder.Type != "vit":
+		return fmt.Errorf("encoder.model_type %q is not supported; supported is vit", c.Encoder.Type)
+	case d.Type != "gpt2":
+		return fmt.Errorf("decoder.model_type %q is not supported; supported is gpt2", d.Type)
+	case !d.Cross || d.ScaleByLayer || d.Scale != nil && !*d.Scale || c.Encoder.QKVBias != nil && !*c.Encoder.QKVBias:
+		return fmt.Errorf("decoder.add_cross_attention %t, scale_attn_by_inverse_layer_idx %t, scale_attn_weights or encoder.qkv_bias false: not supported", d.Cross, d.ScaleByLayer)
+	case c.Start != nil && d.BOS != nil && *c.Start != *d.BOS:
+		return fmt.Errorf("decoder_start_token_id is %d, supported is decoder.bos_token_id, %d", *c.Start, *d.BOS)
+	}
+	return nil
 }
 
 var vitGPT2Prefixes = []graph.Prefix{
