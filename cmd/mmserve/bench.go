@@ -20,6 +20,7 @@ import (
 )
 
 type benchCmd struct {
+	//lint:ignore SA5008 kong takes several set tags
 	serverFlags `group:"Target" set:"server=127.0.0.1:8080" set:"ask=mmserve's gRPC address, host:port."`
 
 	OpenAI string        `name:"openai" placeholder:"URL" group:"Target" help:"Load a server of OpenAI's /v1/chat/completions at http://host:port instead."`
