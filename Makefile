@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz bench bench-peers loadtest soak attack clean
+.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -78,6 +78,12 @@ fuzz: ort
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+## mutation: changes PKG's code one place at a time and says what its tests do not notice; MUTATION="-n 60 -budget 5m" is a sample
+PKG ?= batching
+MUTATION ?=
+mutation: ort
+	$(GO) -C tools run ./mutation -C .. $(MUTATION) ./$(PKG)
 
 ## bench: every Go benchmark once, over a checkpoint of granite-docling's shape that is made for them; the table is bin/bench.txt
 BENCH_MODEL := .cache/bench-model

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/mmserve/mmserve/decoder"
 )
 
 func TestRecurrence(t *testing.T) {
@@ -50,6 +52,39 @@ func TestDraftsPay(t *testing.T) {
 	p.recordDrafts(0, true, time.Millisecond)
 	if !p.draftsPay() {
 		t.Error("a step without tokens counts")
+	}
+}
+
+// A step during which the process stood still says little of what a token costs: it counts as a few usual ones.
+func TestDraftsOfAStall(t *testing.T) {
+	var p latencyModel
+	now := time.Unix(0, 0)
+	for range 9 {
+		p.recordDecode(4*time.Millisecond, 4*time.Millisecond, 4, 4, now)
+		p.recordDrafts(4, false, 4*time.Millisecond)
+	}
+	p.recordDrafts(4, false, time.Hour)
+	if most := stallFactor * 0.001; p.plain <= 0.001 || p.plain > most {
+		t.Errorf("a token takes %v s after a stall, want more than before, up to %v", p.plain, most)
+	}
+}
+
+// What a decode step took comes to be known as that of one with or without drafts, by its width.
+func TestStepsAreMeasuredByDrafts(t *testing.T) {
+	s := newScheduler(decoder.Capacity{Slots: 2, MaxLen: 50, Exact: true}, Options{Drafts: 4})
+	q := &sequence{id: "q", phase: decoding}
+	s.began = time.Unix(5, 0)
+	p := plan{seqs: []*sequence{q}, batch: &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1},
+		Sampler: &decoder.Sampler{}}}}}
+	s.measure(p, make([]decoder.Token, 1), time.Unix(7, 0))
+	if s.latency.plain != 2 || s.latency.drafted != 0 {
+		t.Errorf("after a step without drafts: %v s a token without, %v with", s.latency.plain, s.latency.drafted)
+	}
+	s.began = time.Unix(7, 0)
+	p.batch.Rows[0] = decoder.Row{IDs: []int32{1, 2}, Drafts: 1, Sampler: &decoder.Sampler{}}
+	s.measure(p, make([]decoder.Token, 1), time.Unix(8, 0))
+	if s.latency.plain != 2 || s.latency.drafted != 1 {
+		t.Errorf("after one with drafts: %v s a token without, %v with", s.latency.plain, s.latency.drafted)
 	}
 }
 

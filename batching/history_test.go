@@ -295,7 +295,7 @@ func (h *history) command(line string) string {
 		}
 		if n := num("image"); n > 0 { // an image over positions [1,n), the digest its name's letter
 			span := fusion.Span{Start: 1, Len: n - 1}
-			copy(span.Digest[:], text("image"))
+			copy(span.Digest[:], text("digest"))
 			r.Input.Spans = []fusion.Span{span}
 		}
 		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token

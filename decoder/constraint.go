@@ -27,8 +27,8 @@ type Deferred interface {
 // Scorer is a Constraint that looks at what the model gives to tokens, of all ids, before its mask is asked for.
 type Scorer interface {
 	Constraint
-	// Score is told the natural logs of probabilities that Logprobs would tell. logprob is valid until it returns, for ids of
-	// the vocabulary.
+	// Score is told the natural logs of probabilities that Logprobs would tell. logprob is valid until it returns, for
+	// ids of the vocabulary.
 	Score(logprob func(id int32) float32)
 }
 

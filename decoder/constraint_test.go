@@ -53,7 +53,8 @@ func TestConstraint(t *testing.T) {
 		"full words before the bits":  {&set{mask: append(slices.Clone(all[:1]), 1<<35)}, 99},
 		"the last word, half a block": {&set{mask: []uint64{0, 0, ^uint64(0)}}, 149},
 	} {
-		for _, s := range []Sampling{{}, {Temperature: 1e-3}, {Temperature: 1, TopK: 1}, {Suppress: []int32{500}, Logprobs: true}} {
+		for _, s := range []Sampling{{}, {Temperature: 1e-3}, {Temperature: 1, TopK: 1},
+			{Suppress: []int32{500}, Logprobs: true}} {
 			s.Constraint = c.constraint
 			c.constraint.accepted = nil
 			got, err := NewSampler(s).Sample(logits)

@@ -97,8 +97,8 @@ func (c Config) KVBytesPerToken() int64 {
 	return int64(c.caches()) * 2 * int64(c.KVHeads) * int64(c.HeadDim) * 4
 }
 
-// Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step − 1),
-// total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), then per layer
+// Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step
+// − 1), total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), then per layer
 // past key and value [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], then per layer present key and
 // value, which are bound to the same memory as the past so that the step writes in place.
 // Reference: transformers LlamaForCausalLM, Qwen2ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM.
@@ -148,7 +148,8 @@ func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 		}
 		n, residual = b.AddRMSNorm(o, residual, before, c.Hidden, c.Eps)
 		act := b.Gated(n, c.Hidden, c.MLPBias, c.Activation,
-			graph.Out{Prefix: p + "mlp.gate_proj", Dim: c.Intermediate}, graph.Out{Prefix: p + "mlp.up_proj", Dim: c.Intermediate})
+			graph.Out{Prefix: p + "mlp.gate_proj", Dim: c.Intermediate}, graph.Out{Prefix: p + "mlp.up_proj",
+				Dim: c.Intermediate})
 		down := b.Linear(act, p+"mlp.down_proj", c.Intermediate, c.Hidden, c.MLPBias)
 		if c.SandwichNorms {
 			down = b.RMSNorm(down, p+"post_feedforward_layernorm", c.Hidden, c.Eps)

@@ -53,10 +53,12 @@ func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 	in = append(in[:3:3], name("past_key"), name("past_value"), a.seqlens)
 	out := []string{name("attention"), name("present_key"), name("present_value")}
 	if !b.Device && a.ownAttention(i) {
-		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": a.Heads, "kv_heads": a.KVHeads, "scale": scale}, append(in, a.cos, a.sin), out)
+		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": a.Heads, "kv_heads": a.KVHeads, "scale": scale},
+			append(in, a.cos, a.sin), out)
 	} else {
 		attrs := onnx.Attrs{
-			"num_heads": a.Heads, "kv_num_heads": a.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale, "softcap": a.Softcap,
+			"num_heads": a.Heads, "kv_num_heads": a.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale,
+			"softcap": a.Softcap,
 		}
 		if n := a.window(i); n > 0 {
 			attrs["local_window_size"] = n
@@ -86,7 +88,8 @@ func (a attention) bothWays(g *onnx.Graph, qkv []string, scale float32) string {
 	group := int64(a.Heads / a.KVHeads)
 	kv, dim := int64(a.KVHeads), int64(a.HeadDim)
 	rotated := func(x string, heads int) string {
-		return g.ContribOp("RotaryEmbedding", onnx.Attrs{"num_heads": heads, "rotary_embedding_dim": a.HeadDim}, x, g.I64s(0), a.cos, a.sin)
+		return g.ContribOp("RotaryEmbedding", onnx.Attrs{"num_heads": heads, "rotary_embedding_dim": a.HeadDim}, x, g.I64s(0),
+			a.cos, a.sin)
 	}
 	// Heads that share keys lie beside each other: [1, S, kv heads, group, dim] → [1, kv heads, group·S, dim].
 	q := g.Op("Reshape", nil, rotated(qkv[0], a.Heads), g.I64s(1, -1, kv, group, dim))
@@ -98,7 +101,8 @@ func (a attention) bothWays(g *onnx.Graph, qkv []string, scale float32) string {
 	if a.Softcap > 0 {
 		scores = g.Op("Mul", nil, g.Op("Tanh", nil, g.Op("Div", nil, scores, g.F32(a.Softcap))), g.F32(a.Softcap))
 	}
-	out := g.Op("MatMul", nil, g.Op("Softmax", onnx.Attrs{"axis": -1}, scores), g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, v))
+	out := g.Op("MatMul", nil, g.Op("Softmax", onnx.Attrs{"axis": -1}, scores),
+		g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, v))
 	out = g.Op("Reshape", nil, out, g.I64s(1, kv, group, -1, dim))
 	out = g.Op("Transpose", onnx.Attrs{"perm": []int{0, 3, 1, 2, 4}}, out)
 	return g.Op("Reshape", nil, out, g.I64s(1, -1, int64(a.Heads*a.HeadDim)))

@@ -31,7 +31,8 @@ func TestAttentionVariants(t *testing.T) {
 					if window > 0 {
 						c.Windows = []int{window}
 					}
-					t.Run(fmt.Sprintf("window=%d/softcap=%g/scale=%g/whole=%t", window, softcap, scale, whole), func(t *testing.T) { checkAttention(t, c) })
+					t.Run(fmt.Sprintf("window=%d/softcap=%g/scale=%g/whole=%t", window, softcap, scale, whole),
+						func(t *testing.T) { checkAttention(t, c) })
 				}
 			}
 		}
@@ -44,7 +45,8 @@ func checkAttention(t *testing.T, c Config) {
 	q := b.Input("q", onnx.F32, "B", "S", c.Heads*c.HeadDim)
 	k := b.Input("k", onnx.F32, "B", "S", c.KVHeads*c.HeadDim)
 	v := b.Input("v", onnx.F32, "B", "S", c.KVHeads*c.HeadDim)
-	a := attention{Config: c, seqlens: b.Input("seqlens_k", onnx.I32, "B"), total: b.Input("total_sequence_length", onnx.I32, 1)}
+	a := attention{Config: c, seqlens: b.Input("seqlens_k", onnx.I32, "B"),
+		total: b.Input("total_sequence_length", onnx.I32, 1)}
 	a.cos, a.sin = c.rotary(b)
 	if c.WholePrompt {
 		a.first = isFirst(b, q, a.seqlens)

@@ -57,7 +57,8 @@ func conv1D(b *graph.Builder, x, prefix string, in, out int) string {
 	return b.Op("Add", nil, b.Op("MatMul", nil, x, b.Weight(prefix+".weight", in, out)), b.Weight(prefix+".bias", out))
 }
 
-// learnedPositions are the embeddings of the positions of x [B, T, hidden] in their rows, the last of which seqlens gives.
+// learnedPositions are the embeddings of the positions of x [B, T, hidden] in their rows, the last of which seqlens
+// gives.
 func (c Config) learnedPositions(b *graph.Builder, x, seqlens string) string {
 	count := b.Op("Squeeze", nil, b.Op("Shape", onnx.Attrs{"start": 1, "end": 2}, x))
 	zero, one := b.Op("Squeeze", nil, b.I64s(0)), b.Op("Squeeze", nil, b.I64s(1))

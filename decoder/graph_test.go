@@ -6,7 +6,8 @@ import (
 )
 
 func TestConfigValidate(t *testing.T) {
-	good := Config{Layers: 1, Hidden: 32, Intermediate: 64, Heads: 2, KVHeads: 1, HeadDim: 16, Vocab: 10, MaxLen: 8, Rope: Rope{Theta: 10000}, Eps: 1e-5, Activation: "silu"}
+	good := Config{Layers: 1, Hidden: 32, Intermediate: 64, Heads: 2, KVHeads: 1, HeadDim: 16, Vocab: 10, MaxLen: 8,
+		Rope: Rope{Theta: 10000}, Eps: 1e-5, Activation: "silu"}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}

@@ -128,7 +128,8 @@ func (kv *kvCache) close() error {
 	return err
 }
 
-// KVCost is what positions take of memory: a Config's for graphs that are built, or that of graphs which copy their past.
+// KVCost is what positions take of memory: a Config's for graphs that are built, or that of graphs which copy their
+// past.
 type KVCost interface {
 	// KVBytesPerToken is the memory that one position takes over all layers.
 	KVBytesPerToken() int64

@@ -17,7 +17,8 @@ func (kv *kvCache) head(layer, slot, head, n int) []float32 {
 
 // Every layer and head moves, whichever of an exchange is longer, and no other slot changes.
 func TestKVMoves(t *testing.T) {
-	for _, m := range []Move{{From: 2, To: 0, Len: 20}, {From: 2, To: 0, Len: 20, Back: 60}, {From: 1, To: 2, Len: 50, Back: 3}, {From: 0, To: 1, Len: 64, Back: 64}} {
+	for _, m := range []Move{{From: 2, To: 0, Len: 20}, {From: 2, To: 0, Len: 20, Back: 60},
+		{From: 1, To: 2, Len: 50, Back: 3}, {From: 0, To: 1, Len: 64, Back: 64}} {
 		kv, err := newKVCache(Config{Layers: 2, KVHeads: 3, HeadDim: 32}, 3, 64)
 		if err != nil {
 			t.Fatal(err)
@@ -63,8 +64,8 @@ func TestKVMoves(t *testing.T) {
 	}
 }
 
-// What Config.KVBytes says of positions with memory is what the process takes, no less than their bytes and no more than
-// a page and a panel each head; after a release it is gone.
+// What Config.KVBytes says of positions with memory is what the process takes, no less than their bytes and no more
+// than a page and a panel each head; after a release it is gone.
 func TestKVResident(t *testing.T) {
 	c := Config{Layers: 6, KVHeads: 3, HeadDim: 64}
 	const slots, n = 4, 1003
@@ -110,7 +111,8 @@ func (kv *kvCache) resident(t *testing.T) (bytes int64) {
 	for _, mem := range kv.layers {
 		s := mem.Slice()
 		vec := make([]byte, (4*len(s)+page-1)/page)
-		_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&s[0])), uintptr(4*len(s)), uintptr(unsafe.Pointer(&vec[0])))
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&s[0])), uintptr(4*len(s)),
+			uintptr(unsafe.Pointer(&vec[0])))
 		if errno != 0 {
 			t.Fatal(errno)
 		}

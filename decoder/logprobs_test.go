@@ -18,17 +18,19 @@ func TestLogprobs(t *testing.T) {
 		top      []int32
 		prob     []float64
 	}{
-		"none":            {Sampling{}, logits, 3, .4, nil, nil},
-		"one":             {Sampling{TopLogprobs: 1}, logits, 3, .4, []int32{3}, []float64{.4}},
-		"below 0":         {Sampling{TopLogprobs: -1}, logits, 3, .4, nil, nil},
-		"past all":        {Sampling{TopLogprobs: math.MaxInt}, ln(.3, .7), 1, .7, []int32{1, 0}, []float64{.7, .3}},
-		"equals":          {Sampling{TopLogprobs: 4}, logits, 3, .4, []int32{3, 1, 4, 0}, []float64{.4, .2, .2, .1}},
-		"all":             {Sampling{TopLogprobs: 20}, logits, 3, .4, []int32{3, 1, 4, 0, 2}, []float64{.4, .2, .2, .1, .1}},
-		"the model's own": {Sampling{TopLogprobs: 2, Suppress: []int32{3}, LogitBias: map[int32]float32{0: 9}, Temperature: .1, TopK: 1}, logits, 0, .1, []int32{3, 1}, []float64{.4, .2}},
-		"constrained":     {Sampling{TopLogprobs: 2, Constraint: allow(1, 2)}, logits, 2, .1, []int32{3, 1}, []float64{.4, .2}},
-		"nothing finite":  {Sampling{TopLogprobs: 4}, []float32{negInf, 8, nan, 8}, 1, .5, []int32{1, 3}, []float64{.5, .5}},
-		"falling":         {Sampling{TopLogprobs: 2}, ln(.5, .3, .2), 0, .5, []int32{0, 1}, []float64{.5, .3}},
-		"rising":          {Sampling{TopLogprobs: 2}, ln(.2, .3, .5), 2, .5, []int32{2, 1}, []float64{.5, .3}},
+		"none":     {Sampling{}, logits, 3, .4, nil, nil},
+		"one":      {Sampling{TopLogprobs: 1}, logits, 3, .4, []int32{3}, []float64{.4}},
+		"below 0":  {Sampling{TopLogprobs: -1}, logits, 3, .4, nil, nil},
+		"past all": {Sampling{TopLogprobs: math.MaxInt}, ln(.3, .7), 1, .7, []int32{1, 0}, []float64{.7, .3}},
+		"equals":   {Sampling{TopLogprobs: 4}, logits, 3, .4, []int32{3, 1, 4, 0}, []float64{.4, .2, .2, .1}},
+		"all":      {Sampling{TopLogprobs: 20}, logits, 3, .4, []int32{3, 1, 4, 0, 2}, []float64{.4, .2, .2, .1, .1}},
+		"the model's own": {Sampling{TopLogprobs: 2, Suppress: []int32{3}, LogitBias: map[int32]float32{0: 9},
+			Temperature: .1, TopK: 1}, logits, 0, .1, []int32{3, 1}, []float64{.4, .2}},
+		"constrained": {Sampling{TopLogprobs: 2, Constraint: allow(1, 2)}, logits, 2, .1, []int32{3, 1},
+			[]float64{.4, .2}},
+		"nothing finite": {Sampling{TopLogprobs: 4}, []float32{negInf, 8, nan, 8}, 1, .5, []int32{1, 3}, []float64{.5, .5}},
+		"falling":        {Sampling{TopLogprobs: 2}, ln(.5, .3, .2), 0, .5, []int32{0, 1}, []float64{.5, .3}},
+		"rising":         {Sampling{TopLogprobs: 2}, ln(.2, .3, .5), 2, .5, []int32{2, 1}, []float64{.5, .3}},
 	} {
 		c.sampling.Logprobs = true
 		got, err := NewSampler(c.sampling).Sample(c.logits)

@@ -60,8 +60,8 @@ func (s *Sampler) processes() bool {
 	return len(s.bias) > 0 || s.sampling.penalizes() || len(s.sampling.Suppress) > 0
 }
 
-// process returns the logits after bias, penalties and suppression, in scratch unless they are as they were. Ids of Stop
-// are suppressed if early. The penalties' order is that of vLLM's apply_penalties
+// process returns the logits after bias, penalties and suppression, in scratch unless they are as they were. Ids of
+// Stop are suppressed if early. The penalties' order is that of vLLM's apply_penalties
 // (vllm/model_executor/layers/utils.py): repetition, frequency, presence.
 func (s *Sampler) process(logits []float32, early bool) []float32 {
 	if !early && !s.processes() {

@@ -16,22 +16,35 @@ func TestProcess(t *testing.T) {
 		output   []int32
 		want     []float32
 	}{
-		"bias":                       {Sampling{LogitBias: map[int32]float32{0: -8, 5: 2, 6: 100, 7: 1}}, nil, nil, []float32{-4, -4, 0, 6, -6, 3, negInf, nan}},
-		"bias outside":               {Sampling{LogitBias: map[int32]float32{8: 1, -1: 1, math.MinInt32: 1, 1: 1}}, nil, nil, []float32{4, -3, 0, 6, -6, 1, negInf, nan}},
-		"repetition of the prompt":   {Sampling{RepetitionPenalty: 2}, []int32{0, 1, 2, 0, 6, 7}, nil, []float32{2, -8, 0, 6, -6, 1, negInf, nan}},
-		"repetition of the output":   {Sampling{RepetitionPenalty: 2}, nil, []int32{0, 0, 1}, []float32{2, -8, 0, 6, -6, 1, negInf, nan}},
-		"repetition of both":         {Sampling{RepetitionPenalty: 2}, []int32{0, 3}, []int32{0, 4}, []float32{2, -4, 0, 3, -12, 1, negInf, nan}},
-		"repetition wanted":          {Sampling{RepetitionPenalty: .5}, []int32{0, 1}, nil, []float32{8, -2, 0, 6, -6, 1, negInf, nan}},
-		"repetition 1 is off":        {Sampling{RepetitionPenalty: 1}, []int32{0}, []int32{1}, logits},
-		"repetition below 0 is off":  {Sampling{RepetitionPenalty: -1}, []int32{0}, []int32{1}, logits},
-		"repetition outside":         {Sampling{RepetitionPenalty: 2}, []int32{-1, 8, 1 << 30}, nil, logits},
-		"frequency counts":           {Sampling{FrequencyPenalty: .5}, []int32{0, 3, 3}, []int32{0, 1, 0, 0}, []float32{2.5, -4.5, 0, 6, -6, 1, negInf, nan}},
-		"presence does not":          {Sampling{PresencePenalty: .5}, []int32{0, 3, 3}, []int32{0, 1, 0, 0}, []float32{3.5, -4.5, 0, 6, -6, 1, negInf, nan}},
-		"below 0 they add":           {Sampling{FrequencyPenalty: -1, PresencePenalty: -.5}, nil, []int32{0, 0}, []float32{6.5, -4, 0, 6, -6, 1, negInf, nan}},
-		"bias, repetition, the rest": {Sampling{LogitBias: map[int32]float32{0: 2, 1: 1, 2: -1}, RepetitionPenalty: 2, FrequencyPenalty: .25, PresencePenalty: 1}, []int32{2, 3}, []int32{0, 1, 0}, []float32{3 - 1.5, -6 - 1.25, -2, 3, -6, 1, negInf, nan}},
-		"suppress":                   {Sampling{Suppress: []int32{3, 5, 8, -1}, LogitBias: map[int32]float32{3: 100}}, nil, nil, []float32{4, -4, 0, negInf, -6, negInf, negInf, nan}},
-		"min tokens, not yet":        {Sampling{MinTokens: 3, Stop: []int32{3, 0, 9}}, nil, []int32{1, 2}, []float32{negInf, -4, 0, negInf, -6, 1, negInf, nan}},
-		"min tokens, reached":        {Sampling{MinTokens: 3, Stop: []int32{3, 0}}, nil, []int32{1, 2, 1}, logits},
+		"bias": {Sampling{LogitBias: map[int32]float32{0: -8, 5: 2, 6: 100, 7: 1}}, nil, nil,
+			[]float32{-4, -4, 0, 6, -6, 3, negInf, nan}},
+		"bias outside": {Sampling{LogitBias: map[int32]float32{8: 1, -1: 1, math.MinInt32: 1, 1: 1}}, nil,
+			nil, []float32{4, -3, 0, 6, -6, 1, negInf, nan}},
+		"repetition of the prompt": {Sampling{RepetitionPenalty: 2}, []int32{0, 1, 2, 0, 6, 7}, nil,
+			[]float32{2, -8, 0, 6, -6, 1, negInf, nan}},
+		"repetition of the output": {Sampling{RepetitionPenalty: 2}, nil, []int32{0, 0, 1},
+			[]float32{2, -8, 0, 6, -6, 1, negInf, nan}},
+		"repetition of both": {Sampling{RepetitionPenalty: 2}, []int32{0, 3}, []int32{0, 4},
+			[]float32{2, -4, 0, 3, -12, 1, negInf, nan}},
+		"repetition wanted": {Sampling{RepetitionPenalty: .5}, []int32{0, 1}, nil,
+			[]float32{8, -2, 0, 6, -6, 1, negInf, nan}},
+		"repetition 1 is off":       {Sampling{RepetitionPenalty: 1}, []int32{0}, []int32{1}, logits},
+		"repetition below 0 is off": {Sampling{RepetitionPenalty: -1}, []int32{0}, []int32{1}, logits},
+		"repetition outside":        {Sampling{RepetitionPenalty: 2}, []int32{-1, 8, 1 << 30}, nil, logits},
+		"frequency counts": {Sampling{FrequencyPenalty: .5}, []int32{0, 3, 3}, []int32{0, 1, 0, 0},
+			[]float32{2.5, -4.5, 0, 6, -6, 1, negInf, nan}},
+		"presence does not": {Sampling{PresencePenalty: .5}, []int32{0, 3, 3}, []int32{0, 1, 0, 0},
+			[]float32{3.5, -4.5, 0, 6, -6, 1, negInf, nan}},
+		"below 0 they add": {Sampling{FrequencyPenalty: -1, PresencePenalty: -.5}, nil, []int32{0, 0},
+			[]float32{6.5, -4, 0, 6, -6, 1, negInf, nan}},
+		"bias, repetition, the rest": {Sampling{LogitBias: map[int32]float32{0: 2, 1: 1, 2: -1}, RepetitionPenalty: 2,
+			FrequencyPenalty: .25, PresencePenalty: 1}, []int32{2, 3}, []int32{0, 1, 0}, []float32{3 - 1.5, -6 - 1.25, -2, 3,
+			-6, 1, negInf, nan}},
+		"suppress": {Sampling{Suppress: []int32{3, 5, 8, -1}, LogitBias: map[int32]float32{3: 100}}, nil,
+			nil, []float32{4, -4, 0, negInf, -6, negInf, negInf, nan}},
+		"min tokens, not yet": {Sampling{MinTokens: 3, Stop: []int32{3, 0, 9}}, nil, []int32{1, 2},
+			[]float32{negInf, -4, 0, negInf, -6, 1, negInf, nan}},
+		"min tokens, reached": {Sampling{MinTokens: 3, Stop: []int32{3, 0}}, nil, []int32{1, 2, 1}, logits},
 	} {
 		s := NewSampler(c.sampling)
 		s.Prompt(c.prompt)
@@ -120,7 +133,8 @@ func TestFork(t *testing.T) {
 }
 
 func TestPlain(t *testing.T) {
-	for _, s := range []Sampling{{}, {TopK: 4, TopP: .5, MinP: .5, Seed: 9, Stop: []int32{1}, TopLogprobs: 3, RepetitionPenalty: 1}} {
+	for _, s := range []Sampling{{},
+		{TopK: 4, TopP: .5, MinP: .5, Seed: 9, Stop: []int32{1}, TopLogprobs: 3, RepetitionPenalty: 1}} {
 		if !NewSampler(s).Plain() {
 			t.Errorf("%+v is not plain", s)
 		}

@@ -14,9 +14,9 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// DeviceRunner is an opened decoder whose weights, keys and values stay in a device's memory. A decode step sends each row's
-// id and length there and gets an id back; logits come only where a sampler or the prompt's log-probabilities need them.
-// One goroutine uses it at a time.
+// DeviceRunner is an opened decoder whose weights, keys and values stay in a device's memory. A decode step sends each
+// row's id and length there and gets an id back; logits come only where a sampler or the prompt's log-probabilities
+// need them. One goroutine uses it at a time.
 type DeviceRunner struct {
 	config       Config
 	session, top *ort.Session
@@ -47,8 +47,8 @@ type DeviceRunner struct {
 // fewPositions is the longest run of a prompt where the provider's fused attention is wrong for longer ones.
 const fewPositions = 16
 
-// OpenDevice builds the decoder's graph over the checkpoint for a provider that has memory of its own, opens its session
-// there and reserves the KV cache.
+// OpenDevice builds the decoder's graph over the checkpoint for a provider that has memory of its own, opens its
+// session there and reserves the KV cache.
 func OpenDevice(c Config, w *graph.Weights, o OpenOptions) (_ *DeviceRunner, err error) {
 	if o.MaxLen == 0 || o.MaxLen > c.MaxLen {
 		o.MaxLen = c.MaxLen
@@ -292,7 +292,8 @@ func (r *DeviceRunner) firstLogits(n int) (ort.Tensor, error) {
 	return v, err
 }
 
-// forward runs the graph over rows of one width; the first wanted entries of sample say which positions' logits to give.
+// forward runs the graph over rows of one width; the first wanted entries of sample say which positions' logits to
+// give.
 func (r *DeviceRunner) forward(rows []Row, wanted int) error {
 	n, width := len(rows), len(rows[0].IDs)
 	ids, lengths, shape := r.ids.Slice(), r.lengths.Slice(), r.shape.Slice()
@@ -347,7 +348,8 @@ func (r *DeviceRunner) place(ids []int32, row Row, n int) (int, error) {
 	hidden := r.config.Hidden
 	copy(ids, row.IDs)
 	for i, id := range ids {
-		span := slices.IndexFunc(row.Spans, func(s fusion.Span) bool { return s.Start <= row.Past+i && row.Past+i < s.Start+s.Len })
+		span := slices.IndexFunc(row.Spans,
+			func(s fusion.Span) bool { return s.Start <= row.Past+i && row.Past+i < s.Start+s.Len })
 		if span < 0 {
 			if id < 0 || int(id) >= r.config.Vocab {
 				return n, fmt.Errorf("token id %d has no embedding: the table has %d rows", id, r.config.Vocab)

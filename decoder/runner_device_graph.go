@@ -10,11 +10,11 @@ import (
 // mostLikely is the number of tokens that the graph of topGraph gives for each row.
 const mostLikely = 64
 
-// deviceGraph builds the decoder's graph for a device. It looks embeddings up itself and picks the most likely token, so
-// that ids come and ids go. N is B·S; values between layers are [N, width]. Inputs, in order: input_ids [N], of which
-// -1-i is row i of patches; patches [P, hidden]; shape, which is B, S, -1; seqlens_k [B]; total_sequence_length [1];
-// sample_rows [K]; then per layer past key and value. Outputs: logits [K, vocab], the most likely token's logit [K] and
-// id [K], then per layer present key and value, in the memory of the past.
+// deviceGraph builds the decoder's graph for a device. It looks embeddings up itself and picks the most likely token,
+// so that ids come and ids go. N is B·S; values between layers are [N, width]. Inputs, in order: input_ids [N], of
+// which -1-i is row i of patches; patches [P, hidden]; shape, which is B, S, -1; seqlens_k [B]; total_sequence_length
+// [1]; sample_rows [K]; then per layer past key and value. Outputs: logits [K, vocab], the most likely token's logit
+// [K] and id [K], then per layer present key and value, in the memory of the past.
 func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target) (*graph.Builder, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -43,7 +43,8 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 
 	zero, last := b.I32(0), b.I32(-1)
 	isPatch := b.Op("Less", nil, ids, zero)
-	token := b.Op("Gather", nil, b.Operand("text.embed_tokens.weight", c.Vocab, c.Hidden), b.Op("Where", nil, isPatch, zero, ids))
+	token := b.Op("Gather", nil, b.Operand("text.embed_tokens.weight", c.Vocab, c.Hidden),
+		b.Op("Where", nil, isPatch, zero, ids))
 	token = b.Wide(token)
 	if c.EmbedScale != 0 && c.EmbedScale != 1 {
 		token = b.Op("Mul", nil, token, b.F32(c.EmbedScale))
@@ -70,15 +71,16 @@ func topGraph(vocab int) *onnx.Graph {
 	return g
 }
 
-// blockGraph copies blocks of n caches: for each, blocks from of the source over blocks to of the target, in the target's
-// memory. All are read before one is written.
+// blockGraph copies blocks of n caches: for each, blocks from of the source over blocks to of the target, in the
+// target's memory. All are read before one is written.
 func blockGraph(t onnx.DType, n, block int) *onnx.Graph {
 	g := onnx.New("blocks")
 	from, to := g.Input("from", onnx.I32, "K"), g.Input("to", onnx.I64, "K", 1)
 	for i := range n {
 		name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
 		source, target := g.Input(name("source"), t, "S", block), g.Input(name("target"), t, "T", block)
-		g.Node("", "ScatterND", nil, []string{target, to, g.Op("Gather", onnx.Attrs{"axis": 0}, source, from)}, []string{name("result")})
+		g.Node("", "ScatterND", nil, []string{target, to, g.Op("Gather", onnx.Attrs{"axis": 0}, source, from)},
+			[]string{name("result")})
 		g.Output(name("result"), t, "T", block)
 	}
 	return g

@@ -12,10 +12,11 @@ import (
 // kvBlock is the number of positions of one head that are copied at a time.
 const kvBlock = 64
 
-// deviceKV is a KV cache on a device: one key and one value tensor a layer, [slots, kv heads, length, head dim], of which
-// decode steps take the first slots. Providers whose tensors are handles, not addresses, can shape the start of a tensor
-// but no other part. So a prompt runs in a stage, a slot more of its own, and comes to its slot when something else needs
-// the stage or the slot. Copies are made of blocks, [slots · kv heads · length/kvBlock, kvBlock · head dim].
+// deviceKV is a KV cache on a device: one key and one value tensor a layer, [slots, kv heads, length, head dim], of
+// which decode steps take the first slots. Providers whose tensors are handles, not addresses, can shape the start of
+// a tensor but no other part. So a prompt runs in a stage, a slot more of its own, and comes to its slot when
+// something else needs the stage or the slot. Copies are made of blocks, [slots · kv heads · length/kvBlock, kvBlock ·
+// head dim].
 type deviceKV struct {
 	slots, kvHeads, length, headDim int
 	session                         *ort.Session // where the memory comes from
@@ -23,10 +24,11 @@ type deviceKV struct {
 	cache, stage                    []ort.Tensor // key, value, key, value, …
 	cacheBlocks, stageBlocks        []ort.Tensor
 	views                           map[int][]ort.Tensor // of the cache's first n slots
-	staged, used                    int                  // the slot whose positions are in the stage, -1 for none, and how many
-	from                            *ort.Memory[int32]
-	to                              *ort.Memory[int64]
-	in                              []ort.Tensor
+	// the slot whose positions are in the stage, -1 for none, and how many
+	staged, used int
+	from         *ort.Memory[int32]
+	to           *ort.Memory[int64]
+	in           []ort.Tensor
 }
 
 // blockLength is the number of positions reserved for a sequence.
@@ -208,16 +210,12 @@ func (kv *deviceKV) close() error {
 
 // SlotBytes is what the KV cache of one sequence takes on a device.
 func (c Config) SlotBytes(maxLen int, p graph.Precision) int64 {
-	n := int64(blockLength(maxLen)) * c.KVBytesPerToken()
-	if p == graph.FP16 {
-		n /= 2
-	}
-	return n
+	return p.ValueBytes(int64(blockLength(maxLen)) * c.KVBytesPerToken())
 }
 
-// StepBytes bounds what a step over n positions takes on a device beside weights and KV cache, with logits for k of them: the
-// values between layers, which live at once only around one layer, and the scores of attention over maxLen positions where
-// the provider does not fuse it away.
+// StepBytes bounds what a step over n positions takes on a device beside weights and KV cache, with logits for k of
+// them: the values between layers, which live at once only around one layer, and the scores of attention over maxLen
+// positions where the provider does not fuse it away.
 func (c Config) StepBytes(n, k, maxLen int) int64 {
 	layer := 8*c.Hidden + 3*c.Intermediate + 3*(c.Heads+2*c.KVHeads)*c.HeadDim + 2*c.Heads*maxLen
 	return 4 * (int64(n)*int64(layer) + 2*int64(k)*int64(c.Vocab))

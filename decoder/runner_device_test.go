@@ -10,7 +10,8 @@ import (
 
 func TestSizes(t *testing.T) {
 	for n, want := range map[int][]int{
-		1: {1}, 4: {1, 2, 3, 4}, 6: {1, 2, 3, 4, 5, 6}, 20: {1, 2, 3, 4, 5, 8, 9, 16, 17, 20}, 64: {1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64},
+		1: {1}, 4: {1, 2, 3, 4}, 6: {1, 2, 3, 4, 5, 6}, 20: {1, 2, 3, 4, 5, 8, 9, 16, 17, 20}, 64: {1, 2, 3, 4, 5, 8, 9, 16,
+			17, 32, 33, 64},
 	} {
 		if got := sizes(n); !slices.Equal(got, want) {
 			t.Errorf("up to %d: %v, want %v", n, got, want)
@@ -20,7 +21,8 @@ func TestSizes(t *testing.T) {
 
 // A decoder that the device's graph cannot be built for is refused by what it has.
 func TestDeviceGraphRefuses(t *testing.T) {
-	c := Config{Layers: 1, Hidden: 32, Intermediate: 32, Heads: 2, KVHeads: 2, HeadDim: 16, Vocab: 8, MaxLen: 64, Rope: Rope{Theta: 10000}, Activation: "silu"}
+	c := Config{Layers: 1, Hidden: 32, Intermediate: 32, Heads: 2, KVHeads: 2, HeadDim: 16, Vocab: 8, MaxLen: 64,
+		Rope: Rope{Theta: 10000}, Activation: "silu"}
 	for want, change := range map[string]func(*Config){
 		"attn_logit_softcapping":            func(c *Config) { c.Softcap = 50 },
 		"sliding windows":                   func(c *Config) { c.Windows = []int{16} },

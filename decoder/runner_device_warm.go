@@ -2,10 +2,10 @@ package decoder
 
 import "context"
 
-// WarmUp runs steps of the shapes that requests will have, so that none of them waits for a kernel to be compiled: prompts
-// in chunks of up to chunk positions, decode steps of any number of rows, every way to pick a token, copies between slots.
-// Kernels take shapes as parameters but for a few properties, which sizes tells apart; no step is padded to a fixed
-// shape. It is for a runner that nothing else uses yet, and leaves nothing behind that matters.
+// WarmUp runs steps of the shapes that requests will have, so that none of them waits for a kernel to be compiled:
+// prompts in chunks of up to chunk positions, decode steps of any number of rows, every way to pick a token, copies
+// between slots. Kernels take shapes as parameters but for a few properties, which sizes tells apart; no step is
+// padded to a fixed shape. It is for a runner that nothing else uses yet, and leaves nothing behind that matters.
 func (r *DeviceRunner) WarmUp(chunk int) error {
 	run := func(moves []Move, rows ...Row) error {
 		_, err := r.Run(context.Background(), &Batch{Moves: moves, Rows: rows})
@@ -48,8 +48,8 @@ func (r *DeviceRunner) WarmUp(chunk int) error {
 	return nil
 }
 
-// sizes are numbers of positions or rows up to n with which kernels are of every kind: few, multiples of what is read at
-// once and others, and the largest.
+// sizes are numbers of positions or rows up to n with which kernels are of every kind: few, multiples of what is read
+// at once and others, and the largest.
 func sizes(n int) []int {
 	var list []int
 	for i := 1; i < n; {

@@ -13,9 +13,9 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// ExportRunner is a decoder that somebody else made into ONNX graphs, as Optimum and transformers.js lay them out: one that
-// embeds ids, and one that takes the keys and values of a step's past and gives them with the step's own. What it feeds
-// them follows from what they declare. One goroutine uses it at a time.
+// ExportRunner is a decoder that somebody else made into ONNX graphs, as Optimum and transformers.js lay them out: one
+// that embeds ids, and one that takes the keys and values of a step's past and gives them with the step's own. What it
+// feeds them follows from what they declare. One goroutine uses it at a time.
 type ExportRunner struct {
 	config  ExportConfig
 	embed   *idEmbedder
@@ -46,8 +46,8 @@ type ExportConfig struct {
 	// FirstPosition is what position_ids calls the first position.
 	FirstPosition int
 	// EncoderStates is the number of a sequence's first positions that are the encoder's, in an encoder-decoder for which
-	// it is always the same. In others Start is the number of ids at a prompt's end that are the decoder's. Both are 0 for a
-	// decoder alone.
+	// it is always the same. In others Start is the number of ids at a prompt's end that are the decoder's. Both are 0
+	// for a decoder alone.
 	EncoderStates, Start int
 }
 
@@ -260,8 +260,8 @@ func (x *ExportRunner) reserve(n, width, masked, k int) error {
 	return err
 }
 
-// Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first step
-// takes a whole prompt there.
+// Capacity is what the caches were sized for. The graph promises nothing about bits; one with a branch for the first
+// step takes a whole prompt there.
 func (x *ExportRunner) Capacity() Capacity {
 	return Capacity{Slots: x.kv.slots, MaxLen: x.kv.maxLen, WholePrompt: x.useCacheBranch || x.states != nil}
 }
@@ -421,19 +421,19 @@ func (x *ExportRunner) enter(i int, row Row) error {
 }
 
 // probeTolerance is the largest difference, in parts of the range of a row's logits, that may lie between a run of its
-// own and one with others. Rounding stays far below: 1e-6 in float32, 2e-3 where values are float16. A graph that counts
-// padding is far above.
+// own and one with others. Rounding stays far below: 1e-6 in float32, 2e-3 where values are float16. A graph that
+// counts padding is far above.
 const probeTolerance = 5e-3
 
-// scalesRuns tells whether a graph quantises all rows of a run with one scale: what else is in the run would then change a
-// row's answer, by little enough to be missed.
+// scalesRuns tells whether a graph quantises all rows of a run with one scale: what else is in the run would then
+// change a row's answer, by little enough to be missed.
 func scalesRuns(f ort.File) bool {
 	return f.Operators["DynamicQuantizeLinear"] || f.Operators["DynamicQuantizeMatMul"]
 }
 
-// probe finds out whether rows of different lengths may share a run, and where the shorter ones are padded: before their
-// past, or behind as ONNX Runtime's GroupQueryAttention has it. What the graph declares does not tell: some take their
-// positions from shapes.
+// probe finds out whether rows of different lengths may share a run, and where the shorter ones are padded: before
+// their past, or behind as ONNX Runtime's GroupQueryAttention has it. What the graph declares does not tell: some take
+// their positions from shapes.
 func (x *ExportRunner) probe() error {
 	lengths := []int{2, 9}
 	if x.kv.maxLen <= lengths[1] {

@@ -10,8 +10,8 @@ import (
 )
 
 // encoderStates keeps what the decoder of an exported encoder-decoder attends to: for each slot the states of its
-// sequence's encoder, and the keys and values that the first step projected them to where the graph has caches for these.
-// Steps are runs of one row.
+// sequence's encoder, and the keys and values that the first step projected them to where the graph has caches for
+// these. Steps are runs of one row.
 type encoderStates struct {
 	declared onnx.Value // encoder_hidden_states
 	width    int
@@ -88,8 +88,8 @@ func (e *encoderStates) open(f ort.File, cross []onnx.Value, o OpenOptions) (err
 	return err
 }
 
-// encode runs the encoder over the first part of a sequence that starts, and gives the row as the decoder knows it: with
-// the positions behind the encoder's only.
+// encode runs the encoder over the first part of a sequence that starts, and gives the row as the decoder knows it:
+// with the positions behind the encoder's only.
 func (x *ExportRunner) encode(rows []Row) ([]Row, error) {
 	e, row := x.states, rows[0]
 	if row.Past == 0 {

@@ -9,10 +9,10 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// concatCache keeps the keys and values of an exported decoder, whose graph takes a step's past and gives it back with the
-// step's positions. The truth lies slot by slot in store. A step's past is gathered from there, every row as long as the
-// longest, with zeros before the others' or behind; what a step adds is scattered back. Decode steps of the same rows take
-// what the step before gave as it is.
+// concatCache keeps the keys and values of an exported decoder, whose graph takes a step's past and gives it back with
+// the step's positions. The truth lies slot by slot in store. A step's past is gathered from there, every row as long
+// as the longest, with zeros before the others' or behind; what a step adds is scattered back. Decode steps of the
+// same rows take what the step before gave as it is.
 type concatCache struct {
 	slots, maxLen int
 	// behind pads behind a row's past; the step's positions then come right after it and not after the padding.
@@ -57,7 +57,8 @@ func newConcatCache(inputs []onnx.Value, slots, maxLen int) (*concatCache, error
 		for _, m := range []struct {
 			at    **ort.Memory[uint8]
 			bytes int
-		}{{&t.store, slots * length}, {&t.batch[0], slots * length}, {&t.batch[1], slots * length}, {&t.chunk[0], length}, {&t.chunk[1], length}} {
+		}{{&t.store, slots * length}, {&t.batch[0], slots * length}, {&t.batch[1], slots * length}, {&t.chunk[0],
+			length}, {&t.chunk[1], length}} {
 			var err error
 			if *m.at, err = ort.Alloc[uint8](m.bytes); err != nil {
 				return nil, errors.Join(fmt.Errorf("KV cache: %w", err), c.close())
@@ -79,7 +80,8 @@ func (c *concatCache) begin(rows []Row) concatStep {
 	for _, r := range rows {
 		s.past = max(s.past, r.Past)
 	}
-	if s.decode && slices.EqualFunc(rows, c.resident, func(r Row, at residentRow) bool { return residentRow{r.Slot, r.Past} == at }) {
+	if s.decode && slices.EqualFunc(rows, c.resident,
+		func(r Row, at residentRow) bool { return residentRow{r.Slot, r.Past} == at }) {
 		return s
 	}
 	for _, r := range rows {

@@ -49,7 +49,7 @@ func OpenHost(c Config, w *graph.Weights, o OpenOptions) (*HostRunner, error) {
 		return nil, err
 	}
 	r := &HostRunner{config: c}
-	if o.Precision == graph.INT8 {
+	if !o.Precision.EmptyRuns() {
 		r.fewest = 1 // the integer kernel gives no rows a wrong shape
 	}
 	if r.embed, err = fusion.NewEmbedder(table, c.EmbedScale); err != nil {

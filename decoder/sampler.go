@@ -9,9 +9,10 @@ import (
 	"github.com/mmserve/mmserve/internal/kernels"
 )
 
-// Sampling says how a sequence's tokens are picked. The zero value is greedy. Its fields act in the order in which they
-// stand here. Up to the masks that is the order of vLLM's v1 Sampler (vllm/v1/sample/sampler.py; masks commute with what
-// goes before them); temperature and filters follow in the order of transformers' GenerationMixin._get_logits_processor.
+// Sampling says how a sequence's tokens are picked. The zero value is greedy. Its fields act in the order in which
+// they stand here. Up to the masks that is the order of vLLM's v1 Sampler (vllm/v1/sample/sampler.py; masks commute
+// with what goes before them); temperature and filters follow in the order of transformers'
+// GenerationMixin._get_logits_processor.
 //
 // Callers check the ranges where they can name the field to their client; to a Sampler a value outside is off, and ids
 // outside the vocabulary have no effect. Slices, map and Constraint belong to the Sampler from NewSampler on.
@@ -70,8 +71,8 @@ const (
 	sumLen = 1024
 )
 
-// errLogits means that there is nothing to choose from: the model itself has overflowed, or whatever it gives a chance is
-// suppressed or not allowed.
+// errLogits means that there is nothing to choose from: the model itself has overflowed, or whatever it gives a chance
+// is suppressed or not allowed.
 var errLogits = errors.New("decoder: the logits hold no finite maximum")
 
 // Sampler picks the tokens of one sequence. One goroutine uses it at a time, once per token and in order: each
@@ -268,8 +269,8 @@ func (s *Sampler) filter(best, scale float32) []candidate {
 	return s.narrow(best, scale, topK, mass, mean)
 }
 
-// narrow returns those of kept, whose weights sum up to mass, that pass the filters after the first that was on. topK tells
-// that this was top-k; mean is that of the distribution if it was typical-p.
+// narrow returns those of kept, whose weights sum up to mass, that pass the filters after the first that was on. topK
+// tells that this was top-k; mean is that of the distribution if it was typical-p.
 func (s *Sampler) narrow(best, scale float32, topK bool, mass, mean float64) []candidate {
 	topP := s.sampling.TopP > 0 && s.sampling.TopP < 1
 	minP := s.sampling.MinP > 0 && s.sampling.MinP <= 1
@@ -295,15 +296,15 @@ func (s *Sampler) floor(best, scale float32) float32 {
 	return best + float32(math.Log(float64(s.sampling.MinP))/float64(scale))
 }
 
-// tail returns a bound below which (logit - best)·scale is in no nucleus of probability p: no token whose probability is
-// below (1-p)/vocab is kept, as all such together would not hold the 1-p that is cut away (the observation is that of
-// llama2.c's sample_topp). mass is Σ exp((logit - best)·scale). The margin is for rounding.
+// tail returns a bound below which (logit - best)·scale is in no nucleus of probability p: no token whose probability
+// is below (1-p)/vocab is kept, as all such together would not hold the 1-p that is cut away (the observation is that
+// of llama2.c's sample_topp). mass is Σ exp((logit - best)·scale). The margin is for rounding.
 func tail(mass float64, p float32, vocab int) float32 {
 	return float32(math.Log(0.999 * mass * (1 - float64(p)) / float64(vocab)))
 }
 
-// tighten raises a bound of (logit - best)·scale below which is none of the nucleus of that mass, if thousands of logits
-// are above it: a few sums cost less than looking at each of them.
+// tighten raises a bound of (logit - best)·scale below which is none of the nucleus of that mass, if thousands of
+// logits are above it: a few sums cost less than looking at each of them.
 func (s *Sampler) tighten(best, scale, bound float32, mass float64) float32 {
 	crowd := 0
 	for _, peak := range s.choice.peaks {

@@ -66,7 +66,8 @@ func TestGreedy(t *testing.T) {
 }
 
 func TestNothingToChoose(t *testing.T) {
-	for _, logits := range [][]float32{nil, {nan, nan}, {negInf, negInf, negInf, negInf, negInf}, {nan, negInf}, {0, inf, 0}} {
+	for _, logits := range [][]float32{nil, {nan, nan}, {negInf, negInf, negInf, negInf, negInf}, {nan, negInf},
+		{0, inf, 0}} {
 		for _, s := range []Sampling{{}, {Temperature: 1}, {Temperature: 1, TopK: 1}, {Temperature: 1, TopP: .9}} {
 			if got, err := NewSampler(s).Sample(logits); err == nil {
 				t.Errorf("%v with %+v gave %+v", logits, s, got)
@@ -82,37 +83,49 @@ func TestDistribution(t *testing.T) {
 		logits   []float32
 		want     []float64
 	}{
-		"plain":                         {Sampling{Temperature: 1}, ln(.1, .2, .3, .4), []float64{.1, .2, .3, .4}},
-		"temperature 0.5 squares":       {Sampling{Temperature: .5}, ln(.1, .2, .7), []float64{.01 / .54, .04 / .54, .49 / .54}},
-		"temperature 2 takes roots":     {Sampling{Temperature: 2}, ln(.64, .36), []float64{.8 / 1.4, .6 / 1.4}},
-		"top-k":                         {Sampling{Temperature: 1, TopK: 2}, ln(.1, .2, .3, .4), []float64{0, 0, 3. / 7, 4. / 7}},
-		"top-k keeps its ties":          {Sampling{Temperature: 1, TopK: 2}, []float32{1, 2, 1, 0, 1}, []float64{1 / (3 + math.E), math.E / (3 + math.E), 1 / (3 + math.E), 0, 1 / (3 + math.E)}},
-		"top-k past the vocabulary":     {Sampling{Temperature: 1, TopK: 9}, ln(.25, .75), []float64{.25, .75}},
-		"top-k of mostly nothing":       {Sampling{Temperature: 1, TopK: 3}, []float32{negInf, 0, nan, 0, negInf}, []float64{0, .5, 0, .5, 0}},
-		"top-p, the one that reaches p": {Sampling{Temperature: 1, TopP: .76}, ln(.125, .5, .25, .125), []float64{1. / 7, 4. / 7, 2. / 7, 0}},
-		"top-p, reached before":         {Sampling{Temperature: 1, TopP: .74}, ln(.125, .5, .25, .125), []float64{0, 2. / 3, 1. / 3, 0}},
-		"top-p keeps one":               {Sampling{Temperature: 1, TopP: 1e-9}, ln(.3, .4, .3), []float64{0, 1, 0}},
-		"top-p 1 is off":                {Sampling{Temperature: 1, TopP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
-		"top-p after the temperature":   {Sampling{Temperature: .5, TopP: .95}, ln(.1, .2, .7), []float64{0, .04 / .53, .49 / .53}},
+		"plain":                     {Sampling{Temperature: 1}, ln(.1, .2, .3, .4), []float64{.1, .2, .3, .4}},
+		"temperature 0.5 squares":   {Sampling{Temperature: .5}, ln(.1, .2, .7), []float64{.01 / .54, .04 / .54, .49 / .54}},
+		"temperature 2 takes roots": {Sampling{Temperature: 2}, ln(.64, .36), []float64{.8 / 1.4, .6 / 1.4}},
+		"top-k": {Sampling{Temperature: 1, TopK: 2}, ln(.1, .2, .3, .4),
+			[]float64{0, 0, 3. / 7, 4. / 7}},
+		"top-k keeps its ties": {Sampling{Temperature: 1, TopK: 2}, []float32{1, 2, 1, 0, 1},
+			[]float64{1 / (3 + math.E), math.E / (3 + math.E), 1 / (3 + math.E), 0, 1 / (3 + math.E)}},
+		"top-k past the vocabulary": {Sampling{Temperature: 1, TopK: 9}, ln(.25, .75), []float64{.25, .75}},
+		"top-k of mostly nothing": {Sampling{Temperature: 1, TopK: 3}, []float32{negInf, 0, nan, 0, negInf},
+			[]float64{0, .5, 0, .5, 0}},
+		"top-p, the one that reaches p": {Sampling{Temperature: 1, TopP: .76}, ln(.125, .5, .25, .125),
+			[]float64{1. / 7, 4. / 7, 2. / 7, 0}},
+		"top-p, reached before": {Sampling{Temperature: 1, TopP: .74}, ln(.125, .5, .25, .125),
+			[]float64{0, 2. / 3, 1. / 3, 0}},
+		"top-p keeps one":             {Sampling{Temperature: 1, TopP: 1e-9}, ln(.3, .4, .3), []float64{0, 1, 0}},
+		"top-p 1 is off":              {Sampling{Temperature: 1, TopP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
+		"top-p after the temperature": {Sampling{Temperature: .5, TopP: .95}, ln(.1, .2, .7), []float64{0, .04 / .53, .49 / .53}},
 		// The two kept by k hold 4/7 and 3/7 of what is left; 0.5 < 4/7 leaves one. Without k first it would be two.
-		"top-p after top-k":           {Sampling{Temperature: 1, TopK: 2, TopP: .5}, ln(.1, .2, .3, .4), []float64{0, 0, 0, 1}},
-		"min-p":                       {Sampling{Temperature: 1, MinP: .6}, ln(.1, .2, .3, .4), []float64{0, 0, 3. / 7, 4. / 7}},
+		"top-p after top-k": {Sampling{Temperature: 1, TopK: 2, TopP: .5}, ln(.1, .2, .3, .4),
+			[]float64{0, 0, 0, 1}},
+		"min-p": {Sampling{Temperature: 1, MinP: .6}, ln(.1, .2, .3, .4),
+			[]float64{0, 0, 3. / 7, 4. / 7}},
 		"min-p keeps what equals":     {Sampling{Temperature: 1, MinP: 1}, []float32{1, 3, 3, 2}, []float64{0, .5, .5, 0}},
 		"min-p after the temperature": {Sampling{Temperature: 2, MinP: .5}, ln(.64, .16, .04, .16), []float64{.5, .25, 0, .25}},
 		"min-p above 1 is off":        {Sampling{Temperature: 1, MinP: 1.5}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		"min-p above 1 after top-k":   {Sampling{Temperature: 1, MinP: 1.5, TopK: 2}, ln(.3, .4, .3), []float64{.3, .4, .3}},
 		// -log2 p is 1, 2, 3, 3 and the entropy 1.75 bits, so they rank 1/4, 1/8 and 1/8 together behind 1/2.
-		"typical-p, the nearest":     {Sampling{Temperature: 1, TypicalP: .2}, ln(.5, .25, .125, .125), []float64{0, 1, 0, 0}},
-		"typical-p, the next":        {Sampling{Temperature: 1, TypicalP: .7}, ln(.5, .25, .125, .125), []float64{2. / 3, 1. / 3, 0, 0}},
-		"typical-p keeps its ties":   {Sampling{Temperature: 1, TypicalP: .8}, ln(.5, .25, .125, .125), []float64{.5, .25, .125, .125}},
-		"typical-p 1 is off":         {Sampling{Temperature: 1, TypicalP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
-		"typical-p without the best": {Sampling{Temperature: 1, TypicalP: .5}, ln(.28, .09, .09, .09, .09, .09, .09, .09, .09), []float64{0, .125, .125, .125, .125, .125, .125, .125, .125}},
+		"typical-p, the nearest": {Sampling{Temperature: 1, TypicalP: .2}, ln(.5, .25, .125, .125), []float64{0, 1, 0, 0}},
+		"typical-p, the next": {Sampling{Temperature: 1, TypicalP: .7}, ln(.5, .25, .125, .125),
+			[]float64{2. / 3, 1. / 3, 0, 0}},
+		"typical-p keeps its ties": {Sampling{Temperature: 1, TypicalP: .8}, ln(.5, .25, .125, .125),
+			[]float64{.5, .25, .125, .125}},
+		"typical-p 1 is off": {Sampling{Temperature: 1, TypicalP: 1}, ln(.3, .4, .3), []float64{.3, .4, .3}},
+		"typical-p without the best": {Sampling{Temperature: 1, TypicalP: .5}, ln(.28, .09, .09, .09, .09, .09, .09, .09, .09),
+			[]float64{0, .125, .125, .125, .125, .125, .125, .125, .125}},
 		// Top-k leaves 4/7 and 3/7, an entropy of .683 nats: .560 is .12 away and .847 is .16.
 		"typical-p after top-k": {Sampling{Temperature: 1, TopK: 2, TypicalP: .1}, ln(.1, .2, .3, .4), []float64{0, 0, 0, 1}},
-		"min-p after top-p":     {Sampling{Temperature: 1, TopP: .99, MinP: .3}, ln(.1, .2, .3, .4), []float64{0, .2 / .9, .3 / .9, .4 / .9}},
+		"min-p after top-p": {Sampling{Temperature: 1, TopP: .99, MinP: .3}, ln(.1, .2, .3, .4),
+			[]float64{0, .2 / .9, .3 / .9, .4 / .9}},
 		// 4/10 of the whole takes two tokens; of the .74 that min-p leaves the first alone would have it.
-		"top-p before min-p": {Sampling{Temperature: 1, TopP: .4, MinP: .9}, ln(.38, .36, .26), []float64{.38 / .74, .36 / .74, 0}},
-		"masked ids":         {Sampling{Temperature: 1}, []float32{0, negInf, nan, 0}, []float64{.5, 0, 0, .5}},
+		"top-p before min-p": {Sampling{Temperature: 1, TopP: .4, MinP: .9}, ln(.38, .36, .26),
+			[]float64{.38 / .74, .36 / .74, 0}},
+		"masked ids": {Sampling{Temperature: 1}, []float32{0, negInf, nan, 0}, []float64{.5, 0, 0, .5}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.sampling.Logprobs = true
@@ -304,7 +317,8 @@ func transformers(logits []float32, s Sampling) map[int]bool {
 
 // One draw a token, from the sequence's own generator: another sampler at work in between changes nothing.
 func TestSeed(t *testing.T) {
-	for _, c := range []Sampling{{Temperature: 1}, {Temperature: 1, TopK: 40}, {Temperature: 1, TopP: .9}, {Temperature: .7, TopK: 40, TopP: .9}} {
+	for _, c := range []Sampling{{Temperature: 1}, {Temperature: 1, TopK: 40}, {Temperature: 1, TopP: .9},
+		{Temperature: .7, TopK: 40, TopP: .9}} {
 		c.Seed = 42
 		alone, mixed, again := NewSampler(c), NewSampler(c), NewSampler(c)
 		other := NewSampler(Sampling{Temperature: 1, Seed: 43})
@@ -325,7 +339,8 @@ func TestSeed(t *testing.T) {
 		}
 		c.Seed++
 		if x, _ := NewSampler(c).Sample(normal(0, 3000)); x.ID == a[0] {
-			y, _ := NewSampler(Sampling{Temperature: c.Temperature, TopK: c.TopK, TopP: c.TopP, Seed: 77}).Sample(normal(0, 3000))
+			y, _ := NewSampler(Sampling{Temperature: c.Temperature, TopK: c.TopK, TopP: c.TopP, Seed: 77}).Sample(normal(0,
+				3000))
 			if y.ID == a[0] {
 				t.Errorf("%+v: three seeds drew %d", c, x.ID)
 			}

@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/kernels"
 )
 
-// Most is the number of most likely tokens from which the next pick is what it would be from all logits: 1 for the most
-// likely token itself, or that of top-k. It is 0 where all are needed: for biases, penalties, ids that must not be picked,
-// constraints, log-probabilities, and for sampling without top-k.
+// Most is the number of most likely tokens from which the next pick is what it would be from all logits: 1 for the
+// most likely token itself, or that of top-k. It is 0 where all are needed: for biases, penalties, ids that must not
+// be picked, constraints, log-probabilities, and for sampling without top-k.
 func (s *Sampler) Most() int {
 	p := &s.sampling
 	switch {
@@ -22,9 +22,9 @@ func (s *Sampler) Most() int {
 	return max(p.TopK, 0)
 }
 
-// Pick is Sample given the most likely tokens only, Most or more of a larger vocabulary, the most likely first and among
-// equals the lowest id. ok is false, and nothing has happened, when the last is as likely as the last that top-k keeps:
-// others that are as likely may be missing.
+// Pick is Sample given the most likely tokens only, Most or more of a larger vocabulary, the most likely first and
+// among equals the lowest id. ok is false, and nothing has happened, when the last is as likely as the last that top-k
+// keeps: others that are as likely may be missing.
 func (s *Sampler) Pick(ids []int64, logits []float32) (t Token, ok bool, err error) {
 	best := logits[0]
 	if b := float64(best); math.IsNaN(b) || math.IsInf(b, 0) {

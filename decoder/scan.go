@@ -47,8 +47,8 @@ func (p *peaked) argmax() (int, error) {
 	return first + slices.Index(block, best), nil
 }
 
-// kthLargest returns the len(heap)-th largest logit, -Inf if there are fewer. heap is scratch, a min-heap of the largest
-// met so far.
+// kthLargest returns the len(heap)-th largest logit, -Inf if there are fewer. heap is scratch, a min-heap of the
+// largest met so far.
 func (p *peaked) kthLargest(heap []float32) float32 {
 	empty := func() {
 		for i := range heap {

@@ -3,6 +3,7 @@ package fusion
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -109,6 +110,24 @@ func table(rows, hidden int) safetensors.Tensor {
 	return safetensors.Tensor{Name: "embed", DType: safetensors.F32, Shape: []int{rows, hidden}, Data: data}
 }
 
+// A chunk that ends where an image begins, or begins where it ends, needs none of its patches.
+func TestEmbedBesideAnImage(t *testing.T) {
+	e, err := NewEmbedder(table(10, 1), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	without := []Span{{Start: 2, Len: 3}}
+	for _, past := range []int{0, 5} {
+		dst := make([]float32, 2)
+		if err := e.Embed(dst, []int32{4, 9}, past, without); err != nil || !slices.Equal(dst, []float32{8, 18}) {
+			t.Errorf("positions %d and %d: %v %v, want twice 4 and 9", past, past+1, dst, err)
+		}
+		if err := e.Embed(make([]float32, 3), []int32{4, 9, 9}, past-past/5, without); err == nil {
+			t.Errorf("position %d of the image was embedded without its patches", past-past/5)
+		}
+	}
+}
+
 // Any cut of a sequence into chunks must give the same embeddings as the whole.
 func TestEmbedInChunks(t *testing.T) {
 	e, err := NewEmbedder(table(10, 2), 0)
@@ -153,8 +172,9 @@ func TestEmbedInChunks(t *testing.T) {
 		t.Errorf("scaled by 3: %v %v", dst, err)
 	}
 	for _, id := range []int32{-1, 10} {
-		if err := e.Embed(make([]float32, 2), []int32{id}, 0, nil); err == nil {
-			t.Errorf("id %d has no row but was embedded", id)
+		err := e.Embed(make([]float32, 2), []int32{id}, 0, nil)
+		if want := fmt.Sprintf("token id %d has no embedding: the table has 10 rows", id); err == nil || err.Error() != want {
+			t.Errorf("id %d: %v, want %s", id, err, want)
 		}
 	}
 }

@@ -72,9 +72,9 @@ func (s *stamped) gaps() []time.Duration {
 	return list
 }
 
-// BenchmarkLongPromptArrives takes the gaps between tokens of 8 running streams, with nothing else to do and while a prompt
-// of 2,000 tokens is read in: the 99th percentile of these over the median of those, by the share of the time that prompts
-// get.
+// BenchmarkLongPromptArrives takes the gaps between tokens of 8 running streams, with nothing else to do and while a
+// prompt of 2,000 tokens is read in: the 99th percentile of these over the median of those, by the share of the time
+// that prompts get.
 func BenchmarkLongPromptArrives(b *testing.B) {
 	for _, share := range []float64{0.33, 0.5, 0.67} {
 		b.Run(fmt.Sprintf("share=%.2f", share), func(b *testing.B) {
@@ -160,7 +160,8 @@ func BenchmarkOutsideRun(b *testing.B) {
 	}
 }
 
-// BenchmarkDraftWidth is what more positions a row cost: a decode step of so many rows and drafts, all of them right or not.
+// BenchmarkDraftWidth is what more positions a row cost: a decode step of so many rows and drafts, all of them right
+// or not.
 func BenchmarkDraftWidth(b *testing.B) {
 	r := openBenchDecoder(b, 8)
 	if !r.Capacity().Exact {

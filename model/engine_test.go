@@ -16,9 +16,9 @@ import (
 	"github.com/mmserve/mmserve/model/modeltest"
 )
 
-// Whatever an engine does for a sequence, its tokens and their probabilities are to the last bit those that it gets when it
-// has the model to itself: in chunks of any length, beside others that come and go, from a prefix in the cache, after it was
-// preempted, with drafts, as one of several answers; texts and images, greedy and sampled.
+// Whatever an engine does for a sequence, its tokens and their probabilities are to the last bit those that it gets
+// when it has the model to itself: in chunks of any length, beside others that come and go, from a prefix in the
+// cache, after it was preempted, with drafts, as one of several answers; texts and images, greedy and sampled.
 func TestEngineEqualsAlone(t *testing.T) {
 	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
 		t.Run(string(p), func(t *testing.T) {
@@ -39,7 +39,8 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 		list[i] = mixedRequest(rng, i, list[:i])
 	}
 	want := make([][]modeltest.Picked, requests)
-	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: alone.Capacity().MaxLen, MaxWaiting: 1})
+	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: alone.Capacity().MaxLen,
+		MaxWaiting: 1})
 	for i, r := range list {
 		want[i] = receive(t, submit(t, e, r))
 	}
@@ -57,9 +58,12 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 		{"chunks of 64", batching.Options{PrefillChunk: 64, NoPrefixCache: true}, nil},
 		{"whole prompts", batching.Options{PrefillChunk: maxLen, NoPrefixCache: true}, nil},
 		{"prefix cache", batching.Options{PrefillChunk: 64}, func(s batching.Stats) bool { return s.CachedTokens > 100 }},
-		{"preemption", batching.Options{PrefillChunk: 64, KVTokens: maxLen}, func(s batching.Stats) bool { return s.Preemptions > 2 }},
-		{"drafts", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Drafts: 4}, func(s batching.Stats) bool { return s.RightDrafts > 0 && s.RightDrafts < s.DraftedTokens }},
-		{"all of it", batching.Options{PrefillChunk: 33, KVTokens: maxLen + 100, Drafts: 7}, func(s batching.Stats) bool { return s.RightDrafts > 0 }},
+		{"preemption", batching.Options{PrefillChunk: 64, KVTokens: maxLen},
+			func(s batching.Stats) bool { return s.Preemptions > 2 }},
+		{"drafts", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Drafts: 4},
+			func(s batching.Stats) bool { return s.RightDrafts > 0 && s.RightDrafts < s.DraftedTokens }},
+		{"all of it", batching.Options{PrefillChunk: 33, KVTokens: maxLen + 100, Drafts: 7},
+			func(s batching.Stats) bool { return s.RightDrafts > 0 }},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			o.MaxWaiting = requests
@@ -89,7 +93,8 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 
 // mixedRequest is a text or an image with text, on its own or beginning as an earlier one, or another answer to it.
 func mixedRequest(rng *rand.Rand, i int, earlier []batching.Request) batching.Request {
-	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40), Input: fusion.Input{IDs: modeltest.RandomPrompt(rng, 20+rng.IntN(100))}}
+	r := batching.Request{ID: fmt.Sprint(i), MaxTokens: 8 + rng.IntN(40),
+		Input: fusion.Input{IDs: modeltest.RandomPrompt(rng, 20+rng.IntN(100))}}
 	r.Sampling = decoder.Sampling{Logprobs: true, Seed: uint64(i)}
 	if rng.IntN(3) == 0 {
 		r.Sampling.Temperature, r.Sampling.TopP, r.Sampling.RepetitionPenalty = 0.8, 0.95, 1.1

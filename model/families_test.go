@@ -67,12 +67,14 @@ func TestFamiliesInBatch(t *testing.T) {
 				}
 			}
 			if m.Decoder.WholePrompt {
-				if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 40, []int32{1, 2})}}); err == nil {
+				if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 40,
+					[]int32{1, 2})}}); err == nil {
 					t.Error("a second chunk of a prompt was taken")
 				}
 			}
 			if m.Decoder.EncoderStates > 0 {
-				if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 0, []int32{1, 2})}}); err == nil {
+				if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 0,
+					[]int32{1, 2})}}); err == nil {
 					t.Error("a prompt without its image was taken")
 				}
 			}

@@ -116,8 +116,8 @@ type quantization struct {
 	Groups map[string]json.RawMessage `json:"config_groups"`
 }
 
-// changed refuses a folder whose files make another model of its weights than config.json describes, and warns of what is
-// not applied and changes nothing here.
+// changed refuses a folder whose files make another model of its weights than config.json describes, and warns of what
+// is not applied and changes nothing here.
 func changed(files fs.FS, config []byte) (warnings []string, err error) {
 	if folder.Exists(files, adapterConfig) {
 		return nil, adapterError(files, "stands beside the weights")
@@ -176,8 +176,8 @@ func changed(files fs.FS, config []byte) (warnings []string, err error) {
 	return warnings, nil
 }
 
-// changedGraphs does what changed does for ready-made graphs: adapters are refused. Quantisation is in the graphs themselves, and
-// what files say of it is not read.
+// changedGraphs does what changed does for ready-made graphs: adapters are refused. Quantisation is in the graphs
+// themselves, and what files say of it is not read.
 func changedGraphs(files fs.FS, config []byte) (warnings []string, err error) {
 	for _, dir := range []string{".", "onnx"} {
 		entries, _ := fs.ReadDir(files, dir)

@@ -17,7 +17,8 @@ import (
 
 // fuzzedFiles are the files of a folder that FuzzFolder makes up, in the order of its arguments; tokenizer.json is the
 // handed one, which has a fuzzer of its own.
-var fuzzedFiles = []string{"config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+var fuzzedFiles = []string{"config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json",
+	"processor_config.json",
 	"model.safetensors.index.json", "chat_template.jinja"}
 
 // image makes a safetensors file of a header: zeros for whatever data it describes, up to 1 MiB.
@@ -78,7 +79,8 @@ func FuzzFolder(f *testing.F) {
 		seed(modeltest.TinyDir(name))
 	}
 	tokenizer := read(root, "base", "tokenizer.json")
-	f.Fuzz(func(t *testing.T, config, generation, tokenizerConfig, preprocessor, processor, index, template, header []byte, listing string, sharded bool) {
+	f.Fuzz(func(t *testing.T, config, generation, tokenizerConfig, preprocessor, processor, index, template,
+		header []byte, listing string, sharded bool) {
 		files := fstest.MapFS{"tokenizer.json": {Data: tokenizer}}
 		for i, data := range [][]byte{config, generation, tokenizerConfig, preprocessor, processor, index, template} {
 			if len(data) > 0 {
@@ -110,7 +112,8 @@ func beforeSessions(t *testing.T, files fs.FS) {
 		return
 	}
 	defer m.Close()
-	if m.Decoder.KVBytesPerToken() <= 0 || m.KVTokens(1<<30, 4) < 0 || m.MemoryPlan(graph.FP32, 4, m.Decoder.MaxLen, 256).Total(4) <= 0 {
+	if m.Decoder.KVBytesPerToken() <= 0 || m.KVTokens(1<<30, 4) < 0 ||
+		m.MemoryPlan(graph.FP32, 4, m.Decoder.MaxLen, 256).Total(4) <= 0 {
 		t.Errorf("no memory plan of %+v", m.Decoder)
 	}
 	text, err := m.OpenProcessor()

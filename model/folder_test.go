@@ -138,7 +138,8 @@ func TestHandedFolders(t *testing.T) {
 	}
 	same := func(t *testing.T, o opened) {
 		t.Helper()
-		if !reflect.DeepEqual(o.Decoder, base.Decoder) || !bytes.Equal(o.source.(*checkpoint).Checkpoint.Digest(), base.source.(*checkpoint).Checkpoint.Digest()) {
+		if !reflect.DeepEqual(o.Decoder, base.Decoder) ||
+			!bytes.Equal(o.source.(*checkpoint).Checkpoint.Digest(), base.source.(*checkpoint).Checkpoint.Digest()) {
 			t.Error("another model than the base")
 		}
 	}
@@ -148,11 +149,13 @@ func TestHandedFolders(t *testing.T) {
 		warned  string
 		check   func(*testing.T, opened)
 	}{
-		"03_bin_only":                       {without: "model.safetensors", refused: []string{"pytorch_model.bin", "save it again"}},
-		"05_stale_index_beside_single":      {warned: "model.safetensors.index.json", check: same},
-		"06_single_and_other_shards":        {warned: "model-00001-of-00002.safetensors", check: same},
-		"14_lfs_pointer":                    {refused: []string{"model.safetensors", "Git LFS pointer"}},
-		"20_adapter_only":                   {without: "model.safetensors config.json", refused: []string{"adapter_config.json", "org/base", "merge"}},
+		"03_bin_only": {without: "model.safetensors",
+			refused: []string{"pytorch_model.bin", "save it again"}},
+		"05_stale_index_beside_single": {warned: "model.safetensors.index.json", check: same},
+		"06_single_and_other_shards":   {warned: "model-00001-of-00002.safetensors", check: same},
+		"14_lfs_pointer":               {refused: []string{"model.safetensors", "Git LFS pointer"}},
+		"20_adapter_only": {without: "model.safetensors config.json",
+			refused: []string{"adapter_config.json", "org/base", "merge"}},
 		"21_base_with_adapter":              {refused: []string{"adapter_config.json", "LORA", "merge"}},
 		"30_awq":                            {refused: []string{"quantization_config", "awq"}},
 		"32_bnb4":                           {refused: []string{"quantization_config", "bitsandbytes"}},
@@ -246,11 +249,16 @@ func TestFolderVariants(t *testing.T) {
 		"a layer more": {change: tensors(func(l map[string]safetensors.Tensor) {
 			l["model.text_model.layers.2.mlp.up_proj.weight"] = l["model.text_model.layers.1.mlp.up_proj.weight"]
 		}), warned: "1 tensors of the checkpoint are not used"},
-		"a layer fewer":    {change: config(map[string]any{"text_config.num_hidden_layers": 3}), refused: "text_config.num_hidden_layers is 3, the checkpoint has 2"},
-		"a tensor missing": {change: tensors(func(l map[string]safetensors.Tensor) { delete(l, "model.text_model.layers.1.mlp.up_proj.weight") }), refused: "lacks 1 of"},
+		"a layer fewer": {change: config(map[string]any{"text_config.num_hidden_layers": 3}), refused: "text_config.num_hidden_layers is 3, the checkpoint has 2"},
+		"a tensor missing": {change: tensors(func(l map[string]safetensors.Tensor) { delete(l, "model.text_model.layers.1.mlp.up_proj.weight") }),
+			refused: "lacks 1 of"},
 		"other shape":      {change: config(map[string]any{"text_config.intermediate_size": 80}), refused: "want [80 40]"},
 		"other vocabulary": {change: config(map[string]any{"text_config.vocab_size": 99}), refused: "want [99 40]"},
-		"integer weights":  {change: tensors(func(l map[string]safetensors.Tensor) { x := l[head]; x.DType = safetensors.I32; l[head] = x }), refused: "is I32"},
+		"integer weights": {change: tensors(func(l map[string]safetensors.Tensor) {
+			x := l[head]
+			x.DType = safetensors.I32
+			l[head] = x
+		}), refused: "is I32"},
 		"packed, not said": {change: tensors(func(l map[string]safetensors.Tensor) {
 			l["model.text_model.layers.0.mlp.up_proj.qweight"] = floats(4, 1)
 		}), refused: "quantised"},
@@ -262,24 +270,31 @@ func TestFolderVariants(t *testing.T) {
 		"LoRA inside": {change: tensors(func(l map[string]safetensors.Tensor) {
 			l["model.text_model.layers.0.self_attn.q_proj.lora_A.weight"] = floats(4, 1)
 		}), refused: "adapter"},
-		"GPTQ":              {change: config(map[string]any{"quantization_config": map[string]any{"quant_method": "gptq", "bits": 4}}), refused: `"gptq"`},
-		"of the text model": {change: config(map[string]any{"text_config.quantization_config": map[string]any{"quant_method": "torchao"}}), refused: `"torchao"`},
-		"MLX":               {change: config(map[string]any{"quantization": map[string]any{"group_size": 64, "bits": 4}}), refused: `"mlx"`},
-		"ModelOpt's file":   {change: put("hf_quant_config.json", `{}`), warned: "hf_quant_config.json"},
-		"code":              {change: config(map[string]any{"auto_map": map[string]any{"AutoModel": "modeling_x.X"}}), warned: "auto_map"},
-		"rope":              {change: config(map[string]any{"text_config.rope_parameters": map[string]any{"rope_type": "longrope", "rope_theta": 1e4}}), refused: `"longrope"`},
-		"model type":        {change: config(map[string]any{"model_type": "mllama"}), refused: `model_type "mllama"`},
-		"keys in capitals":  {change: put("generation_config.json", `{"DO_SAMPLE": true, "Temperature": 7000}`)},
-		"equal keys":        {change: put("generation_config.json", `{"repetition_penalty": 99, "repetition_penalty": 1.0}`)},
-		"NaN":               {change: put("generation_config.json", "{\"top_k\": 5,\n\"temperature\": NaN}"), refused: "line 2 has the number NaN"},
-		"a list":            {change: put("generation_config.json", `[]`), refused: "want a JSON object"},
-		"empty":             {change: put("generation_config.json", ``), refused: "generation_config.json: the file is empty"},
-		"deep":              {change: put("generation_config.json", `{"a":`+strings.Repeat("[", 100000)), refused: "nest more than 64 deep"},
-		"huge number":       {change: config(map[string]any{"text_config.hidden_size": json.Number("1e300")}), refused: "hidden_size"},
-		"negative":          {change: config(map[string]any{"text_config.hidden_size": -1}), refused: "text_config.hidden_size is -1, want 1 to"},
-		"layers":            {change: config(map[string]any{"text_config.num_hidden_layers": 1 << 24}), refused: "num_hidden_layers is 16777216, want 1 to 1024"},
-		"vocabulary":        {change: config(map[string]any{"text_config.vocab_size": 1 << 24}), refused: "vocab_size is 16777216, want 1 to 1048576"},
-		"image size":        {change: config(map[string]any{"vision_config.image_size": 1 << 20}), refused: "image_size"},
+		"GPTQ": {change: config(map[string]any{"quantization_config": map[string]any{"quant_method": "gptq",
+			"bits": 4}}), refused: `"gptq"`},
+		"of the text model": {change: config(map[string]any{"text_config.quantization_config": map[string]any{
+			"quant_method": "torchao"}}), refused: `"torchao"`},
+		"MLX": {change: config(map[string]any{"quantization": map[string]any{"group_size": 64, "bits": 4}}),
+			refused: `"mlx"`},
+		"ModelOpt's file": {change: put("hf_quant_config.json", `{}`), warned: "hf_quant_config.json"},
+		"code": {change: config(map[string]any{"auto_map": map[string]any{"AutoModel": "modeling_x.X"}}),
+			warned: "auto_map"},
+		"rope": {change: config(map[string]any{"text_config.rope_parameters": map[string]any{"rope_type": "longrope",
+			"rope_theta": 1e4}}), refused: `"longrope"`},
+		"model type":       {change: config(map[string]any{"model_type": "mllama"}), refused: `model_type "mllama"`},
+		"keys in capitals": {change: put("generation_config.json", `{"DO_SAMPLE": true, "Temperature": 7000}`)},
+		"equal keys":       {change: put("generation_config.json", `{"repetition_penalty": 99, "repetition_penalty": 1.0}`)},
+		"NaN":              {change: put("generation_config.json", "{\"top_k\": 5,\n\"temperature\": NaN}"), refused: "line 2 has the number NaN"},
+		"a list":           {change: put("generation_config.json", `[]`), refused: "want a JSON object"},
+		"empty":            {change: put("generation_config.json", ``), refused: "generation_config.json: the file is empty"},
+		"deep": {change: put("generation_config.json", `{"a":`+strings.Repeat("[", 100000)),
+			refused: "nest more than 64 deep"},
+		"huge number": {change: config(map[string]any{"text_config.hidden_size": json.Number("1e300")}),
+			refused: "hidden_size"},
+		"negative":   {change: config(map[string]any{"text_config.hidden_size": -1}), refused: "text_config.hidden_size is -1, want 1 to"},
+		"layers":     {change: config(map[string]any{"text_config.num_hidden_layers": 1 << 24}), refused: "num_hidden_layers is 16777216, want 1 to 1024"},
+		"vocabulary": {change: config(map[string]any{"text_config.vocab_size": 1 << 24}), refused: "vocab_size is 16777216, want 1 to 1048576"},
+		"image size": {change: config(map[string]any{"vision_config.image_size": 1 << 20}), refused: "image_size"},
 		"a shard missing": {change: func(_ *testing.T, f files) {
 			delete(f, "model.safetensors")
 			f["model.safetensors.index.json"] = []byte(`{"weight_map": {"a": "model-00001-of-00002.safetensors"}}`)
@@ -290,10 +305,13 @@ func TestFolderVariants(t *testing.T) {
 		}, refused: "plain file name"},
 		"shards without index":  {change: rename("model.safetensors", "model-00001-of-00001.safetensors"), refused: "the index of the shards"},
 		"weights by other name": {change: rename("model.safetensors", "model.fp16.safetensors"), refused: "model.fp16.safetensors"},
-		"cut off":               {change: func(_ *testing.T, f files) { f["model.safetensors"] = f["model.safetensors"][:5000] }, refused: "truncated"},
-		"SentencePiece only":    {change: rename("tokenizer.json", "tokenizer.model"), refused: "tokenizer.model"},
-		"no tokenizer":          {change: rename("tokenizer.json", "x"), refused: "no tokenizer.json"},
-		"web page":              {change: put("tokenizer.json", "<!DOCTYPE html>\n<html>"), refused: "web page"},
+		"cut off": {change: func(_ *testing.T,
+			f files) {
+			f["model.safetensors"] = f["model.safetensors"][:5000]
+		}, refused: "truncated"},
+		"SentencePiece only": {change: rename("tokenizer.json", "tokenizer.model"), refused: "tokenizer.model"},
+		"no tokenizer":       {change: rename("tokenizer.json", "x"), refused: "no tokenizer.json"},
+		"web page":           {change: put("tokenizer.json", "<!DOCTYPE html>\n<html>"), refused: "web page"},
 		"moved token": {change: put("tokenizer_config.json", `{"added_tokens_decoder": {"7": {"content": "<image>"}}}`),
 			warned: `"<image>" has 90, not 7`},
 		"token without embedding": {change: put("added_tokens.json", `{"<new>": 100}`), warned: `"<new>" (100)`},
@@ -356,7 +374,8 @@ func TestContextIsCut(t *testing.T) {
 
 // Nothing but a regular file is read, and none waits for a writer.
 func TestOnlyRegularFiles(t *testing.T) {
-	for _, name := range []string{"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json",
+	for _, name := range []string{"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
+		"preprocessor_config.json",
 		"processor_config.json", "chat_template.jinja", "model.safetensors", "special_tokens_map.json"} {
 		for kind, replace := range map[string]func(path string) error{
 			"pipe":   func(path string) error { return syscall.Mkfifo(path, 0o600) },

@@ -6,11 +6,11 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 )
 
-// MemoryPlan is what a model takes of a device's memory, in bytes. Providers do not say when a device has no more, so it is
-// planned before anything is opened.
+// MemoryPlan is what a model takes of a device's memory, in bytes. Providers do not say when a device has no more, so
+// it is planned before anything is opened.
 type MemoryPlan struct {
-	// Weights are those of the tower and the decoder; Tower is the most that a run of the tower takes beside them, Decoder the
-	// most of a step.
+	// Weights are those of the tower and the decoder; Tower is the most that a run of the tower takes beside them,
+	// Decoder the most of a step.
 	Weights, Tower, Decoder int64
 	// Slot is the KV cache of one sequence; there is one more than sequences, in which prompts run.
 	Slot int64
@@ -18,10 +18,7 @@ type MemoryPlan struct {
 
 // MemoryPlan plans for sequences of maxLen positions, of which slots decode at once and prompts run in chunks of chunk.
 func (m *Model) MemoryPlan(p graph.Precision, slots, maxLen, chunk int) MemoryPlan {
-	l := MemoryPlan{Weights: m.WeightBytes(), Slot: m.Decoder.SlotBytes(maxLen, p)}
-	if p == graph.FP16 {
-		l.Weights /= 2
-	}
+	l := MemoryPlan{Weights: p.WeightBytes(m.WeightBytes()), Slot: m.Decoder.SlotBytes(maxLen, p)}
 	l.Decoder = m.Decoder.StepBytes(max(slots, min(chunk, maxLen)), slots, maxLen)
 	l.Tower = m.Tower.RunBytes()
 	return l

@@ -13,7 +13,8 @@ func TestMemoryPlan(t *testing.T) {
 	}
 	defer m.Close()
 	l, half := m.MemoryPlan(graph.FP32, 8, 500, 256), m.MemoryPlan(graph.FP16, 8, 500, 256)
-	if l.Weights != m.WeightBytes() || half.Weights != l.Weights/2 || half.Slot != l.Slot/2 || l.Tower <= 0 || l.Decoder <= 0 {
+	if l.Weights != m.WeightBytes() || half.Weights != l.Weights/2 || half.Slot != l.Slot/2 || l.Tower <= 0 ||
+		l.Decoder <= 0 {
 		t.Errorf("%+v, in fp16 %+v", l, half)
 	}
 	// 4 layers of 2 heads of 32 values, keys and values, for 500 positions in blocks of 64

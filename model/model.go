@@ -1,6 +1,6 @@
-// Package model opens a Hugging Face model folder: a checkpoint, over which graphs are built, or ready-made graphs. It reads
-// the tokenizer, the chat template and the settings beside them. What each family makes of config.json is in families;
-// nothing outside compares a model's name.
+// Package model opens a Hugging Face model folder: a checkpoint, over which graphs are built, or ready-made graphs. It
+// reads the tokenizer, the chat template and the settings beside them. What each family makes of config.json is in
+// families; nothing outside compares a model's name.
 package model
 
 import (
@@ -85,7 +85,8 @@ func Open(dir string) (*Model, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("model folder: %s is a file; name the folder that holds config.json", dir)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "genai_config.json")); err == nil && len(export.Files(dir)) == 0 && !hasWeights(dir) {
+	if _, err := os.Stat(filepath.Join(dir, "genai_config.json")); err == nil && len(export.Files(dir)) == 0 &&
+		!hasWeights(dir) {
 		return nil, fmt.Errorf("%s: genai_config.json: exports in the layout of onnxruntime-genai are not supported; supported is that of transformers.js, onnx/…", dir)
 	}
 	if why := runsExport(dir); why != "" {
@@ -95,7 +96,8 @@ func Open(dir string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := open(filepath.Base(abs), folder.Dir(abs), func() (*safetensors.Checkpoint, error) { return safetensors.Open(abs) })
+	m, err := open(filepath.Base(abs), folder.Dir(abs),
+		func() (*safetensors.Checkpoint, error) { return safetensors.Open(abs) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -238,8 +240,8 @@ func (m *Model) Tensors() (n int) {
 	return n
 }
 
-// Remember has Digest and LoadQuantized take the weights' digest that an earlier process left in the store, as long as the
-// files did not change. It must come before them.
+// Remember has Digest and LoadQuantized take the weights' digest that an earlier process left in the store, as long as
+// the files did not change. It must come before them.
 func (m *Model) Remember(s digest.Store) { m.source.Remember(s) }
 
 // Digest identifies the model: the SHA-256 of its config.json, tokenizer.json and weights. It reads them all.

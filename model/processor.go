@@ -62,7 +62,8 @@ func (m *Model) openText() (*Processor, error) {
 	if raw, err = withAdded(raw, added); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	t := &Processor{Prompter: fusion.Prompter{AddSpecial: m.Layout.Frame == nil, Layout: m.Layout, Limits: vision.DefaultLimits()}}
+	t := &Processor{Prompter: fusion.Prompter{AddSpecial: m.Layout.Frame == nil, Layout: m.Layout,
+		Limits: vision.DefaultLimits()}}
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}

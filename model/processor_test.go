@@ -62,7 +62,8 @@ func TestEOS(t *testing.T) {
 		{`{}`, `{"eos_token_id": 5, "text_config": {"eos_token_id": 6}}`, []int32{5}},
 		{`{"eos_token_id": null}`, `{"text_config": {"eos_token_id": 6}}`, []int32{6}},
 	} {
-		m := &Model{files: fstest.MapFS{"generation_config.json": {Data: []byte(c.generation)}, "config.json": {Data: []byte(c.config)}}}
+		m := &Model{files: fstest.MapFS{"generation_config.json": {Data: []byte(c.generation)},
+			"config.json": {Data: []byte(c.config)}}}
 		tok, err := tokenizer.Parse([]byte(`{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}`))
 		if err != nil {
 			t.Fatal(err)
@@ -87,7 +88,8 @@ func TestDefaults(t *testing.T) {
 		{`{"do_sample": true, "min_p": 0.05, "typical_p": 0.9}`, `{}`, decoder.Sampling{Temperature: 1, TopK: 50, TopP: 1, MinP: 0.05, TypicalP: 0.9}, nil},
 		// What a file says holds in a greedy answer, too.
 		{`{"repetition_penalty": 1.2, "suppress_tokens": [3], "bad_words_ids": [[5], [2], [6, 7]], "min_new_tokens": 4, "sequence_bias": [[[8], -1.5], [[1, 2], 3]]}`, `{}`,
-			decoder.Sampling{RepetitionPenalty: 1.2, Suppress: []int32{3, 5}, MinTokens: 4, Stop: []int32{2}, LogitBias: map[int32]float32{8: -1.5}},
+			decoder.Sampling{RepetitionPenalty: 1.2, Suppress: []int32{3, 5}, MinTokens: 4, Stop: []int32{2},
+				LogitBias: map[int32]float32{8: -1.5}},
 			[]string{"bad_words_ids (of more than one token)", "sequence_bias (of more than one token)"}},
 		{`{"num_beams": 4, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "max_new_tokens": 16, "forced_eos_token_id": null, "stop_strings": [], "min_length": 5}`, `{}`,
 			decoder.Sampling{}, []string{"min_length", "num_beams"}},
@@ -135,7 +137,8 @@ func TestTemplateSource(t *testing.T) {
 		{map[string]string{"tokenizer_config.json": `{"chat_template": "a"}`, "processor_config.json": `{"chat_template": "b"}`}, "b", ""},
 		{map[string]string{"processor_config.json": `{"chat_template": "b"}`, "chat_template.json": `{"chat_template": "c"}`}, "c", ""},
 		{map[string]string{"chat_template.json": `{"chat_template": "c"}`, "chat_template.jinja": "d"}, "d", ""},
-		{map[string]string{"additional_chat_templates/default.jinja": "e", "additional_chat_templates/rag.jinja": "f", "chat_template.json": `{"chat_template": "c"}`}, "e", ""},
+		{map[string]string{"additional_chat_templates/default.jinja": "e", "additional_chat_templates/rag.jinja": "f",
+			"chat_template.json": `{"chat_template": "c"}`}, "e", ""},
 		{map[string]string{"additional_chat_templates/default.jinja": "e", "chat_template.jinja": "d"}, "d", ""},
 		{map[string]string{"additional_chat_templates/rag.jinja": "f", "tokenizer_config.json": `{"chat_template": "a"}`}, "a", ""},
 		{map[string]string{"additional_chat_templates/rag.jinja": "f"}, "", "none of additional_chat_templates/rag.jinja is the default"},

@@ -74,8 +74,8 @@ func (m *Model) sameTensor(c *safetensors.Checkpoint, a, b string) (bool, error)
 	return true, nil
 }
 
-// reconcile compares what config.json asks for with what the checkpoint has: what is missing or has another shape or type
-// is an error, what is left over a warning.
+// reconcile compares what config.json asks for with what the checkpoint has: what is missing or has another shape or
+// type is an error, what is left over a warning.
 func (m *Model) reconcile() error {
 	if err := m.checkLayers(); err != nil {
 		return err
@@ -126,7 +126,8 @@ func (m *Model) checkLayers() error {
 	for _, stack := range []struct {
 		field, prefix string
 		claimed       int
-	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.", m.Tower.Layers}} {
+	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.",
+		m.Tower.Layers}} {
 		there := 0
 		for _, name := range m.Weights.Names() {
 			if n, ok := layerOf(name, stack.prefix); ok {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model/modeltest"
@@ -92,6 +93,13 @@ func batchEqualsAlone(t *testing.T, p graph.Precision) {
 				}
 			}
 		}
+	}
+}
+
+// The decoder that this machine's processor runs keeps the contract that the engine relies on.
+func TestHostRunnerConforms(t *testing.T) {
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+		t.Run(string(p), func(t *testing.T) { runnertest.Conform(t, openRunner(t, 4, p), 8, 708) })
 	}
 }
 

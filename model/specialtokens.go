@@ -34,8 +34,9 @@ type addedToken struct {
 	named      bool   // it has no id of its own in the files
 }
 
-// specialTokens reads tokenizer_config.json and, where that has no added_tokens_decoder, what older folders say over it:
-// special_tokens_map.json and added_tokens.json. added are the tokens that these files add to tokenizer.json's, in order.
+// specialTokens reads tokenizer_config.json and, where that has no added_tokens_decoder, what older folders say over
+// it: special_tokens_map.json and added_tokens.json. added are the tokens that these files add to tokenizer.json's, in
+// order.
 // Reference: transformers 5.12.1 PreTrainedTokenizerBase._from_pretrained and TokenizersBackend.
 func (m *Model) specialTokens() (s specialTokens, added []addedToken, err error) {
 	var c struct {
@@ -241,7 +242,8 @@ func (m *Model) fits(p vision.Preprocessor) error {
 }
 
 // slowTokenizers are files that a tokenizer.json can be made of.
-var slowTokenizers = []string{"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt", "qwen.tiktoken", "tokenizer.tiktoken"}
+var slowTokenizers = []string{"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json",
+	"merges.txt", "vocab.txt", "qwen.tiktoken", "tokenizer.tiktoken"}
 
 // noTokenizer says what a folder without tokenizer.json has instead.
 func (m *Model) noTokenizer() error {

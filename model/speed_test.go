@@ -132,8 +132,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other: how long they take,
-// as multiples of the median of steps with nothing else to do, and how long a tile takes meanwhile.
+// BenchmarkDecodeWhileEncoding runs decode steps of 8 rows while the tower encodes one tile after the other: how long
+// they take, as multiples of the median of steps with nothing else to do, and how long a tile takes meanwhile.
 func BenchmarkDecodeWhileEncoding(b *testing.B) {
 	m, p, o := openBench(b)
 	tower, err := m.OpenTower(p, o)
@@ -236,8 +236,8 @@ func openExported(b *testing.B, m *Model) *Model {
 	return e
 }
 
-// BenchmarkExportDecode runs decode steps from 300 positions on: of the checkpoint, and of an export of it, of rows that go
-// on, which take the step before as it is, and of rows whose past has to be gathered.
+// BenchmarkExportDecode runs decode steps from 300 positions on: of the checkpoint, and of an export of it, of rows
+// that go on, which take the step before as it is, and of rows whose past has to be gathered.
 func BenchmarkExportDecode(b *testing.B) {
 	m, p, o := openBench(b)
 	open := func(m *Model, p graph.Precision) decoder.Runner {
@@ -289,8 +289,9 @@ func processTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkPrecision reports what a precision does to the distributions of next tokens: the mean Kullback-Leibler divergence
-// from fp32's, in nats, and the share of positions whose likeliest token is the same. The prompts are random ids.
+// BenchmarkPrecision reports what a precision does to the distributions of next tokens: the mean Kullback-Leibler
+// divergence from fp32's, in nats, and the share of positions whose likeliest token is the same. The prompts are
+// random ids.
 func BenchmarkPrecision(b *testing.B) {
 	m, _, o := openBench(b)
 	const prompts, length = 4, 64

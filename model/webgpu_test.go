@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/model/modeltest"
 )
@@ -66,12 +67,14 @@ func TestWebGPUEngine(t *testing.T) {
 	}
 }
 
-// Every way in which a sequence can be moved, while it is staged and while it is not, leaves it and the other as they were.
+// Every way in which a sequence can be moved, while it is staged and while it is not, leaves it and the other as they
+// were.
 func TestWebGPUMoves(t *testing.T) {
 	o := modeltest.OnWebGPU(t)
 	cpu, device := openRunner(t, 4, graph.FP32), openRunnerOn(t, 4, graph.FP32, o)
 	rng := rand.New(rand.NewPCG(9, 10))
-	a, b := modeltest.RandomPrompt(rng, 150), modeltest.RandomPrompt(rng, 70) // more and less than a block of positions, and none a multiple
+	// more and less than a block of positions, and none a multiple
+	a, b := modeltest.RandomPrompt(rng, 150), modeltest.RandomPrompt(rng, 70)
 	for _, m := range []struct {
 		name         string
 		first, later int // the slots of a, and of b that is run after it and so is staged
@@ -116,6 +119,11 @@ func TestWebGPUMoves(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The decoder whose KV cache lies on a device keeps the contract that the engine relies on.
+func TestWebGPUConforms(t *testing.T) {
+	runnertest.Conform(t, openRunnerOn(t, 4, graph.FP32, modeltest.OnWebGPU(t)), 8, 708)
 }
 
 // What the attention kernel would answer with a crash or with silently wrong numbers is refused before it.

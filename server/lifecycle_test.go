@@ -258,11 +258,7 @@ func TestBatchGathers(t *testing.T) {
 		t.Errorf("%d steps while an image was encoded", 50-left)
 	}
 	close(encoded)
-	for deadline := time.Now().Add(10 * time.Second); len(runner.step) > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d steps were left when the image was encoded", len(runner.step))
-		}
-	}
+	eventually(t, "all steps are taken once the image is encoded", func() bool { return len(runner.step) == 0 })
 	cancel()
 	close(runner.step)
 }

@@ -288,9 +288,7 @@ func (d *Deployment) startEncoder() error {
 			s := ort.AllDevices()
 			return DeviceStats{To: s.ToDevice, From: s.ToHost, Held: s.Held}
 		}
-		if d.plan.Decoder.Precision == graph.FP16 {
-			d.Model.KVBytesPerToken /= 2
-		}
+		d.Model.KVBytesPerToken = d.plan.Decoder.Precision.ValueBytes(d.Model.KVBytesPerToken)
 	}
 	d.Model.ProviderReason = d.plan.ProviderReason
 	for _, at := range d.sessions {

@@ -130,18 +130,5 @@ func (p Plan) weights(m *model.Model) int64 {
 		return all
 	}
 	table := min(all, 4*int64(m.Decoder.Vocab)*int64(m.Decoder.Hidden))
-	return table + int64(float64(all-table)*max(width(p.Vision.Precision), width(p.Decoder.Precision)))
-}
-
-// width is what a weight takes in a precision, with its scale, in parts of a float32.
-func width(p graph.Precision) float64 {
-	switch p {
-	case graph.FP16:
-		return 0.5
-	case graph.INT8:
-		return 0.26
-	case graph.INT4:
-		return 0.16
-	}
-	return 1
+	return table + max(p.Vision.Precision.WeightBytes(all-table), p.Decoder.Precision.WeightBytes(all-table))
 }

@@ -95,9 +95,16 @@ func (c *chain) ended(i int, end *End) *End {
 	return end
 }
 
-// emitted takes what stage i gives, until a later one has ended the answer.
+// emitted takes what stage i gives, until a later one has ended the answer. What the stage passed on as it came is cut
+// where the stages before put other text, so that no more is hidden than they hid.
 func (c *chain) emitted(i int, p Piece) {
-	if l := &c.links[i]; l.end == nil {
+	l := &c.links[i]
+	for p.Covers == len(p.Text) && !p.Hides && len(l.given) > 1 && l.given[0].bytes < p.Covers && l.end == nil {
+		n := l.given[0].bytes
+		l.end = c.give(i+1, l.take(Piece{Text: p.Text[:n], Covers: n}))
+		p.Text, p.Covers = p.Text[n:], p.Covers-n
+	}
+	if l.end == nil {
 		l.end = c.give(i+1, l.take(p))
 	}
 }

@@ -119,86 +119,108 @@ func noTelemetry() *Telemetry {
 	return t
 }
 
+// observations makes the instruments that are read when somebody asks, one after the other.
+type observations struct {
+	*Telemetry
+	instrument metric.Int64Observable // the newest, whose values are added
+	errs       []error
+}
+
 // observe makes the instruments that are read when somebody asks.
 func (t *Telemetry) observe() error {
-	var errs []error
-	var instrument metric.Int64Observable
-	add := func(value func(snapshot) int64, attrs ...attribute.KeyValue) {
-		t.observed = append(t.observed, observed[snapshot]{instrument, attrs, value})
-	}
-	ofProcess := func(value func(processSnapshot) int64, attrs ...attribute.KeyValue) {
-		t.ofProcess = append(t.ofProcess, observed[processSnapshot]{instrument, attrs, value})
-	}
-	gauge := func(name, unit, description string) {
-		g, err := t.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description))
-		instrument, errs = g, append(errs, err)
-	}
-	counter := func(name, unit, description string) {
-		c, err := t.meter.Int64ObservableCounter(name, metric.WithUnit(unit), metric.WithDescription(description))
-		instrument, errs = c, append(errs, err)
-	}
-	gauge(metricRunning, "{request}", "Sequences in prefill or decode.")
-	add(func(s snapshot) int64 { return int64(s.Running) })
-	gauge(metricWaiting, "{request}", "Sequences that are ready and have no slot yet.")
-	add(func(s snapshot) int64 { return int64(s.Waiting) })
-	gauge(metricPreparing, "{request}", "Accepted requests that the engine does not have yet.")
-	add(func(s snapshot) int64 { return int64(max(0, s.Accepted-s.Running-s.Waiting)) })
-	gauge(metricSlots, "{slot}", "Sequences that can run at once.")
-	add(func(s snapshot) int64 { return int64(s.Slots) })
-	gauge(metricCachedSlots, "{slot}", "Slots that hold what ended sequences left.")
-	add(func(s snapshot) int64 { return int64(s.CachedSlots) })
-	gauge(metricKVTokens, "{token}", "KV positions that running sequences hold.")
-	add(func(s snapshot) int64 { return int64(s.KVTokens) })
-	gauge(metricKVBudget, "{token}", "KV positions that may be held.")
-	add(func(s snapshot) int64 { return int64(s.KVBudget) })
-	gauge(metricKVResident, "By", "Memory behind KV positions: of running and cached sequences, and what will be written again.")
-	add(func(s snapshot) int64 { return int64(s.KVResident) * s.kvBytes })
-	counter(metricDrafts, "{token}", "Guessed tokens that were checked: right (and so generated without a step), wrong.")
-	add(func(s snapshot) int64 { return s.RightDrafts }, keyResult.String("right"))
-	add(func(s snapshot) int64 { return s.DraftedTokens - s.RightDrafts }, keyResult.String("wrong"))
-	counter(metricTokens, "{token}", "Tokens: prompt (run in prefill), cached (of prompts, found in the prefix cache), generated, wasted (run for nothing).")
-	add(func(s snapshot) int64 { return s.PromptTokens }, keyKind.String("prompt"))
-	add(func(s snapshot) int64 { return s.CachedTokens }, keyKind.String("cached"))
-	add(func(s snapshot) int64 { return s.GeneratedTokens }, keyKind.String("generated"))
-	add(func(s snapshot) int64 { return s.WastedTokens }, keyKind.String("wasted"))
-	counter(metricSteps, "{step}", "Steps of the engine.")
-	add(func(s snapshot) int64 { return s.PrefillSteps }, keyPhase.String("prefill"))
-	add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
-	counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
-	add(func(s snapshot) int64 { return s.FailedSteps })
-	counter(metricPreemptions, "{sequence}", "Sequences that lost their KV for a time because memory was short.")
-	add(func(s snapshot) int64 { return s.Preemptions })
-	counter(metricGaveWay, "{sequence}", "Sequences that paused for a waiting one of a higher priority, or for the first answer of another call.")
+	o := &observations{Telemetry: t}
+	o.ofEngine()
+	o.ofEdges()
+	return errors.Join(o.errs...)
+}
+
+func (o *observations) gauge(name, unit, description string) {
+	g, err := o.meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(description))
+	o.instrument, o.errs = g, append(o.errs, err)
+}
+
+func (o *observations) counter(name, unit, description string) {
+	c, err := o.meter.Int64ObservableCounter(name, metric.WithUnit(unit), metric.WithDescription(description))
+	o.instrument, o.errs = c, append(o.errs, err)
+}
+
+// add has the newest instrument read for each model.
+func (o *observations) add(value func(snapshot) int64, attrs ...attribute.KeyValue) {
+	o.observed = append(o.observed, observed[snapshot]{o.instrument, attrs, value})
+}
+
+// addProcess has it read once for all models.
+func (o *observations) addProcess(value func(processSnapshot) int64, attrs ...attribute.KeyValue) {
+	o.ofProcess = append(o.ofProcess, observed[processSnapshot]{o.instrument, attrs, value})
+}
+
+// ofEngine makes those of models' engines.
+func (o *observations) ofEngine() {
+	o.gauge(metricRunning, "{request}", "Sequences in prefill or decode.")
+	o.add(func(s snapshot) int64 { return int64(s.Running) })
+	o.gauge(metricWaiting, "{request}", "Sequences that are ready and have no slot yet.")
+	o.add(func(s snapshot) int64 { return int64(s.Waiting) })
+	o.gauge(metricPreparing, "{request}", "Accepted requests that the engine does not have yet.")
+	o.add(func(s snapshot) int64 { return int64(max(0, s.Accepted-s.Running-s.Waiting)) })
+	o.gauge(metricSlots, "{slot}", "Sequences that can run at once.")
+	o.add(func(s snapshot) int64 { return int64(s.Slots) })
+	o.gauge(metricCachedSlots, "{slot}", "Slots that hold what ended sequences left.")
+	o.add(func(s snapshot) int64 { return int64(s.CachedSlots) })
+	o.gauge(metricKVTokens, "{token}", "KV positions that running sequences hold.")
+	o.add(func(s snapshot) int64 { return int64(s.KVTokens) })
+	o.gauge(metricKVBudget, "{token}", "KV positions that may be held.")
+	o.add(func(s snapshot) int64 { return int64(s.KVBudget) })
+	o.gauge(metricKVResident, "By", "Memory behind KV positions: of running and cached sequences, and what will be written again.")
+	o.add(func(s snapshot) int64 { return int64(s.KVResident) * s.kvBytes })
+	o.counter(metricDrafts, "{token}", "Guessed tokens that were checked: right (and so generated without a step), wrong.")
+	o.add(func(s snapshot) int64 { return s.RightDrafts }, keyResult.String("right"))
+	o.add(func(s snapshot) int64 { return s.DraftedTokens - s.RightDrafts }, keyResult.String("wrong"))
+	o.counter(metricTokens, "{token}", "Tokens: prompt (run in prefill), cached (of prompts, found in the prefix cache), generated, wasted (run for nothing).")
+	o.add(func(s snapshot) int64 { return s.PromptTokens }, keyKind.String("prompt"))
+	o.add(func(s snapshot) int64 { return s.CachedTokens }, keyKind.String("cached"))
+	o.add(func(s snapshot) int64 { return s.GeneratedTokens }, keyKind.String("generated"))
+	o.add(func(s snapshot) int64 { return s.WastedTokens }, keyKind.String("wasted"))
+	o.counter(metricSteps, "{step}", "Steps of the engine.")
+	o.add(func(s snapshot) int64 { return s.PrefillSteps }, keyPhase.String("prefill"))
+	o.add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
+	o.counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
+	o.add(func(s snapshot) int64 { return s.FailedSteps })
+	o.counter(metricPreemptions, "{sequence}", "Sequences that lost their KV for a time because memory was short.")
+	o.add(func(s snapshot) int64 { return s.Preemptions })
+	o.counter(metricGaveWay, "{sequence}", "Sequences that paused for a waiting one of a higher priority, or for the first answer of another call.")
 	for i, class := range []string{"batch", "default", "interactive"} {
-		add(func(s snapshot) int64 { return s.GaveWay[i] }, keyPriority.String(class))
+		o.add(func(s snapshot) int64 { return s.GaveWay[i] }, keyPriority.String(class))
 	}
-	counter(metricEvictions, "{sequence}", "Cached sequences whose slot was needed.")
-	add(func(s snapshot) int64 { return s.Evictions })
-	counter(metricMoves, "{token}", "KV positions copied between slots.")
-	add(func(s snapshot) int64 { return s.MovedTokens })
-	counter(metricEncoderCalls, "{image}", "Images that needed patch embeddings: hit (cached or under way), miss.")
-	add(func(s snapshot) int64 { return s.encoder.Hits }, keyResult.String("hit"))
-	add(func(s snapshot) int64 { return s.encoder.Misses }, keyResult.String("miss"))
-	counter(metricEncoderRuns, "{run}", "Runs of the vision tower.")
-	add(func(s snapshot) int64 { return s.encoder.Runs })
-	counter(metricEncoderTiles, "{tile}", "Tiles in the runs of the vision tower.")
-	add(func(s snapshot) int64 { return s.encoder.Tiles })
-	gauge(metricEncoderSize, "By", "Patch embeddings in the encoder cache.")
-	add(func(s snapshot) int64 { return s.encoder.CacheBytes })
-	gauge(metricEncoderEntries, "{image}", "Images in the encoder cache.")
-	add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
-	counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
-	ofProcess(func(s processSnapshot) int64 { return s.device.To }, keyDirection.String("to"))
-	ofProcess(func(s processSnapshot) int64 { return s.device.From }, keyDirection.String("from"))
-	gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
-	ofProcess(func(s processSnapshot) int64 { return s.device.Held })
-	gauge(metricInflight, "By", "Request messages from their first byte until their images are decoded, with what it takes to receive them.")
-	ofProcess(func(s processSnapshot) int64 { return s.InflightBytes })
-	counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
-	ofProcess(func(s processSnapshot) int64 { return s.Evicted })
-	gauge(metricConnections, "{connection}", "Clients' connections.")
-	ofProcess(func(s processSnapshot) int64 { return s.Connections })
-	return errors.Join(errs...)
+	o.counter(metricEvictions, "{sequence}", "Cached sequences whose slot was needed.")
+	o.add(func(s snapshot) int64 { return s.Evictions })
+	o.counter(metricMoves, "{token}", "KV positions copied between slots.")
+	o.add(func(s snapshot) int64 { return s.MovedTokens })
+}
+
+// ofEdges makes those of encoders, devices and the messages of edges.
+func (o *observations) ofEdges() {
+	o.counter(metricEncoderCalls, "{image}", "Images that needed patch embeddings: hit (cached or under way), miss.")
+	o.add(func(s snapshot) int64 { return s.encoder.Hits }, keyResult.String("hit"))
+	o.add(func(s snapshot) int64 { return s.encoder.Misses }, keyResult.String("miss"))
+	o.counter(metricEncoderRuns, "{run}", "Runs of the vision tower.")
+	o.add(func(s snapshot) int64 { return s.encoder.Runs })
+	o.counter(metricEncoderTiles, "{tile}", "Tiles in the runs of the vision tower.")
+	o.add(func(s snapshot) int64 { return s.encoder.Tiles })
+	o.gauge(metricEncoderSize, "By", "Patch embeddings in the encoder cache.")
+	o.add(func(s snapshot) int64 { return s.encoder.CacheBytes })
+	o.gauge(metricEncoderEntries, "{image}", "Images in the encoder cache.")
+	o.add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
+	o.counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
+	o.addProcess(func(s processSnapshot) int64 { return s.device.To }, keyDirection.String("to"))
+	o.addProcess(func(s processSnapshot) int64 { return s.device.From }, keyDirection.String("from"))
+	o.gauge(metricDeviceMemory, "By", "Memory of devices that KV cache and values between runs take; weights and what runs take for themselves are not in it.")
+	o.addProcess(func(s processSnapshot) int64 { return s.device.Held })
+	o.gauge(metricInflight, "By", "Request messages from their first byte until their images are decoded, with what it takes to receive them.")
+	o.addProcess(func(s processSnapshot) int64 { return s.InflightBytes })
+	o.counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
+	o.addProcess(func(s processSnapshot) int64 { return s.Evicted })
+	o.gauge(metricConnections, "{connection}", "Clients' connections.")
+	o.addProcess(func(s processSnapshot) int64 { return s.Connections })
 }
 
 // block is the number of positions that the gateway protocol's cache metric counts as one. mmserve's KV has no blocks: a

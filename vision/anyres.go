@@ -10,8 +10,8 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the whole
-// image, then the tiles of it at that resolution of a list which keeps most of it.
+// AnyResTiles is the preprocessing of LLaVA-OneVision, with the values of preprocessor_config.json: one tile of the
+// whole image, then the tiles of it at that resolution of a list which keeps most of it.
 // Reference: transformers 5.12 LlavaOnevisionImageProcessorPil, which it gives bit for bit from equal RGB.
 type AnyResTiles struct {
 	// Size is the side of a tile in pixels.
@@ -127,21 +127,22 @@ func (p AnyResTiles) Prepare(ctx context.Context, data []byte, l Limits, split b
 func (p AnyResTiles) recipe(iw, ih int) recipe {
 	s, f := p.Size, imaging.Filters[p.Resample]
 	w, h := p.fit(p.Grid(iw, ih))
-	return recipe{[]imaging.Scaling{f.To(iw, ih, s, s), f.To(iw, ih, w, h)}, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
-		img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
-		tiles := cut(img.Pixels, scaled[0], 0, 0, s)
-		imaging.Release(scaled[0])
-		canvas := imaging.NewRGB(img.Grid.Cols*s, img.Grid.Rows*s)
-		place(canvas, scaled[1], (canvas.W-w)/2, (canvas.H-h)/2)
-		imaging.Release(scaled[1])
-		for r := range img.Grid.Rows {
-			for c := range img.Grid.Cols {
-				tiles = cut(tiles, canvas, c*s, r*s, s)
+	return recipe{[]imaging.Scaling{f.To(iw, ih, s, s), f.To(iw, ih, w, h)},
+		func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
+			img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
+			tiles := cut(img.Pixels, scaled[0], 0, 0, s)
+			imaging.Release(scaled[0])
+			canvas := imaging.NewRGB(img.Grid.Cols*s, img.Grid.Rows*s)
+			place(canvas, scaled[1], (canvas.W-w)/2, (canvas.H-h)/2)
+			imaging.Release(scaled[1])
+			for r := range img.Grid.Rows {
+				for c := range img.Grid.Cols {
+					tiles = cut(tiles, canvas, c*s, r*s, s)
+				}
 			}
-		}
-		imaging.Release(canvas)
-		return nil
-	}}
+			imaging.Release(canvas)
+			return nil
+		}}
 }
 
 // fit is the size of the image within its tiles, its aspect kept.

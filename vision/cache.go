@@ -19,7 +19,8 @@ type cache struct {
 	order   *list.List // of *entry that are complete; front is the most recently used
 }
 
-// key tells images apart, and those of one tenant from another's: that an image was cached tells who asks that it was sent.
+// key tells images apart, and those of one tenant from another's: that an image was cached tells who asks that it was
+// sent.
 type key struct {
 	digest [32]byte
 	tenant string

@@ -8,7 +8,8 @@ import (
 // anyRes is LLaVA-OneVision in small: tiles of 4×4 patches, one value each.
 var (
 	anyResTower = ViT{ImageSize: 32, PatchSize: 8}
-	anyRes      = AnyRes{MLP: MLP{TextHidden: 1}, MaxTiles: 2, Pinpoints: Pinpoints{{1, 1}, {1, 2}, {2, 1}, {2, 2}, {2, 3}}}
+	anyRes      = AnyRes{MLP: MLP{TextHidden: 1}, MaxTiles: 2,
+		Pinpoints: Pinpoints{{1, 1}, {1, 2}, {2, 1}, {2, 2}, {2, 3}}}
 )
 
 // mapOf gives patches whose value is f of their place in the map that the tiles make; the whole image's are -1.
@@ -68,7 +69,8 @@ func TestPack(t *testing.T) {
 			}
 		}
 	}
-	if got := anyRes.pack(anyResTower, Grid{}, mapOf(Grid{}, place), [][]float32{{newline}}); len(got) != 17 || got[16] != newline {
+	if got := anyRes.pack(anyResTower, Grid{}, mapOf(Grid{}, place), [][]float32{{newline}}); len(got) != 17 ||
+		got[16] != newline {
 		t.Errorf("one tile: %v", got)
 	}
 }
@@ -80,7 +82,8 @@ func TestPackShrinks(t *testing.T) {
 		t.Fatalf("grid %+v", g)
 	}
 	// 8×12 patches for 2 tiles of 16: ratio √3, so 4 rows of 6.
-	got := anyRes.pack(anyResTower, g, mapOf(g, func(y, x int) float32 { return float32(100*y + x) }), [][]float32{{newline}})
+	got := anyRes.pack(anyResTower, g, mapOf(g, func(y, x int) float32 { return float32(100*y + x) }),
+		[][]float32{{newline}})
 	if want := 16 + 4*7; len(got) != want || ImageTokens(anyRes, anyResTower, g) != want {
 		t.Fatalf("%d positions, foretold %d, want %d", len(got), ImageTokens(anyRes, anyResTower, g), want)
 	}

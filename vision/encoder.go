@@ -65,10 +65,10 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 	return e
 }
 
-// Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they were
-// cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant) that come
-// at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose context ends stops waiting; when the last one has gone
-// before the image reached the tower, it is never encoded.
+// Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
+// were cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant)
+// that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
+// context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, imaging.Priority(ctx))
 	defer e.cache.leave(ent)
@@ -148,8 +148,8 @@ func (e *Encoder) work() {
 	}
 }
 
-// drain takes in what else waits, drops images that nobody waits for any more and puts those of a higher priority first,
-// also before those that lack only some of their tiles.
+// drain takes in what else waits, drops images that nobody waits for any more and puts those of a higher priority
+// first, also before those that lack only some of their tiles.
 func (e *Encoder) drain(list []*job) []*job {
 	for {
 		select {

@@ -193,8 +193,8 @@ func TestTowerFailureIsNotKept(t *testing.T) {
 	})
 }
 
-// TestInteractiveImagesFirst: tiles of a higher priority go into the next run, before the rest of an image under way; equals
-// keep their order, and an image that somebody asks for again has the higher priority of the two.
+// TestInteractiveImagesFirst: tiles of a higher priority go into the next run, before the rest of an image under way;
+// equals keep their order, and an image that somebody asks for again has the higher priority of the two.
 func TestInteractiveImagesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}

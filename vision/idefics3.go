@@ -155,30 +155,31 @@ func (p Idefics3) Prepare(ctx context.Context, data []byte, l Limits, split bool
 func (p Idefics3) recipe(w, h int) recipe {
 	s, f := p.MaxImageSize, imaging.Filters[p.Resample]
 	fw, fh := p.first(w, h)
-	return recipe{[]imaging.Scaling{f.To(w, h, fw, fh)}, func(ctx context.Context, scaled []*imaging.RGB, img *Image) error {
-		img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
-		// Every stage starts from the rounded pixels of the one before, as in the reference.
-		stage, err := scaled[0], error(nil)
-		if p.Split {
-			w, h := p.second(fw, fh)
-			if stage, err = f.Resize(ctx, stage, w, h); err != nil {
+	return recipe{[]imaging.Scaling{f.To(w, h, fw, fh)},
+		func(ctx context.Context, scaled []*imaging.RGB, img *Image) error {
+			img.Size, img.Pixels = s, make([]uint8, img.Grid.Tiles()*3*s*s)
+			// Every stage starts from the rounded pixels of the one before, as in the reference.
+			stage, err := scaled[0], error(nil)
+			if p.Split {
+				w, h := p.second(fw, fh)
+				if stage, err = f.Resize(ctx, stage, w, h); err != nil {
+					return err
+				}
+			}
+			tiles := img.Pixels
+			for r := range img.Grid.Rows {
+				for c := range img.Grid.Cols {
+					tiles = cut(tiles, stage, c*s, r*s, s)
+				}
+			}
+			whole, err := f.Resize(ctx, stage, s, s)
+			if err != nil {
 				return err
 			}
-		}
-		tiles := img.Pixels
-		for r := range img.Grid.Rows {
-			for c := range img.Grid.Cols {
-				tiles = cut(tiles, stage, c*s, r*s, s)
-			}
-		}
-		whole, err := f.Resize(ctx, stage, s, s)
-		if err != nil {
-			return err
-		}
-		cut(tiles, whole, 0, 0, s)
-		imaging.Release(whole)
-		return nil
-	}}
+			cut(tiles, whole, 0, 0, s)
+			imaging.Release(whole)
+			return nil
+		}}
 }
 
 // cut writes the s×s square of p at x, y as planes and gives what follows it in tiles.

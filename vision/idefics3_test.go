@@ -157,7 +157,8 @@ func bitmap(w, h int) []byte {
 }
 
 func TestPrepareRefuses(t *testing.T) {
-	if img, err := parse(t, smolVLM).Prepare(context.Background(), []byte("text"), Limits{}, true); !errors.Is(err, ErrImage) || img != nil {
+	if img, err := parse(t, smolVLM).Prepare(context.Background(), []byte("text"), Limits{}, true); !errors.Is(err,
+		ErrImage) || img != nil {
 		t.Errorf("got %v, %v", img, err)
 	}
 }
@@ -185,7 +186,8 @@ func TestDigest(t *testing.T) {
 	others := [][32]byte{first, unsplit, digest(base, readFile(t, "exif/orientation_2.jpg"), true)}
 	for _, change := range []func(*Idefics3){
 		func(p *Idefics3) { p.Size = 48 }, func(p *Idefics3) { p.MaxImageSize = 8 }, func(p *Idefics3) { p.Resample = 3 },
-		func(p *Idefics3) { p.DoResize = false }, func(p *Idefics3) { p.DoRescale = false }, func(p *Idefics3) { p.DoNormalize = false },
+		func(p *Idefics3) { p.DoResize = false }, func(p *Idefics3) { p.DoRescale = false },
+		func(p *Idefics3) { p.DoNormalize = false },
 		func(p *Idefics3) { p.Rescale = 1 }, func(p *Idefics3) { p.Mean[2] = 0.4 }, func(p *Idefics3) { p.Std[0] = 0.4 },
 	} {
 		p := base
@@ -204,7 +206,8 @@ func TestDigest(t *testing.T) {
 func TestParseIdefics3(t *testing.T) {
 	got := parse(t, `{}`)
 	want := Idefics3{Size: 1456, MaxImageSize: 364, Split: true, Resample: 1, DoResize: true, Normalization: Normalization{
-		DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: [3]float32{0.5, 0.5, 0.5}, Std: [3]float32{0.5, 0.5, 0.5}}}
+		DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: [3]float32{0.5, 0.5, 0.5}, Std: [3]float32{0.5, 0.5,
+			0.5}}}
 	if got != want {
 		t.Errorf("defaults %+v, want %+v", got, want)
 	}

@@ -23,8 +23,8 @@ func DefaultLimits() Limits { return imaging.DefaultLimits() }
 // NewBudget gives a budget of bytes.
 func NewBudget(bytes int64) *Budget { return imaging.NewBudget(bytes) }
 
-// WithPriority says how soon the work on images that is done for ctx is wanted, of Prepare and of Encoder.Encode: of those who
-// wait, the higher goes first. Without it the priority is 0.
+// WithPriority says how soon the work on images that is done for ctx is wanted, of Prepare and of Encoder.Encode: of
+// those who wait, the higher goes first. Without it the priority is 0.
 func WithPriority(ctx context.Context, priority int) context.Context {
 	return imaging.WithPriority(ctx, priority)
 }
@@ -70,7 +70,8 @@ type recipe struct {
 
 // prepare reads an image's header, judges what p makes of it, waits for the budget, decodes and follows the recipe for
 // its width and height. Images that are prepared have the memory of their pixels beyond the budget's time.
-func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool, make func(w, h int) recipe) (*Image, error) {
+func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split bool,
+	make func(w, h int) recipe) (*Image, error) {
 	h, err := imaging.ReadHeader(ctx, data, l)
 	if err != nil {
 		return nil, err

@@ -42,8 +42,10 @@ var processors = map[string]func(raw []byte) (Preprocessor, error){
 	}.parse,
 	"LlavaOnevisionImageProcessor": parseAnyResTiles,
 	"Qwen2VLImageProcessor":        parseQwen2VL,
-	"SiglipImageProcessor":         SingleTile{Size: 224, Resample: 3, Normalization: Normalization{Mean: half, Std: half}}.parse,
-	"ViTImageProcessor":            SingleTile{Size: 224, Resample: 2, Normalization: Normalization{Mean: half, Std: half}}.parse,
+	"SiglipImageProcessor": SingleTile{Size: 224, Resample: 3,
+		Normalization: Normalization{Mean: half, Std: half}}.parse,
+	"ViTImageProcessor": SingleTile{Size: 224, Resample: 2,
+		Normalization: Normalization{Mean: half, Std: half}}.parse,
 }
 
 // ParsePreprocessor reads a preprocessor_config.json. class is the image processor of a file that names none.

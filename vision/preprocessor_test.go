@@ -39,7 +39,8 @@ func (c preprocessed) checkGrid(t *testing.T, p Preprocessor, g Grid) {
 	t.Helper()
 	if p, ok := p.(Qwen2VL); ok {
 		frames, h, w := p.THW(g)
-		if [3]int{frames, h, w} != c.THW || frames*h*w != c.Shape[0] || 3*p.TemporalPatchSize*p.PatchSize*p.PatchSize != c.Shape[1] {
+		if [3]int{frames, h, w} != c.THW || frames*h*w != c.Shape[0] ||
+			3*p.TemporalPatchSize*p.PatchSize*p.PatchSize != c.Shape[1] {
 			t.Errorf("%d×%d×%d patches, want %v in %v", frames, h, w, c.THW, c.Shape)
 		}
 		return
@@ -62,8 +63,8 @@ func (c preprocessed) checkGrid(t *testing.T, p Preprocessor, g Grid) {
 // raceDetector tells that the tests run under it, which makes loops over pixels twenty times slower.
 var raceDetector bool
 
-// Every processor over every photo, bit for bit. Of the photos that are not in this repository, the shapes; under the race
-// detector, the pixels of two.
+// Every processor over every photo, bit for bit. Of the photos that are not in this repository, the shapes; under the
+// race detector, the pixels of two.
 func TestPixelsAsTransformers(t *testing.T) {
 	for _, c := range readGolden[[]preprocessed](t, "preprocess.json") {
 		t.Run(c.Processor+"/"+c.Photo, func(t *testing.T) {
@@ -101,14 +102,16 @@ func TestParsePreprocessor(t *testing.T) {
 		`{` + clip + `}`: SingleTile{Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{DoRescale: true,
 			DoNormalize: true, Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
 		`{"image_processor_type": "LlavaImageProcessorFast", "size": 336, "crop_size": 300, "do_pad": true, "resample": 2, "do_normalize": false}`: SingleTile{
-			Size: 300, ShortestEdge: 336, Pad: true, Resample: 2, Normalization: Normalization{DoRescale: true, Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
+			Size: 300, ShortestEdge: 336, Pad: true, Resample: 2, Normalization: Normalization{DoRescale: true,
+				Rescale: 1. / 255, Mean: clipMean, Std: clipStd}},
 		`{"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "do_rescale": null}`: SingleTile{Size: 64, Resample: 2,
 			Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: half, Std: half}},
 		`{"feature_extractor_type": "ViTFeatureExtractor", "image_processor_type": "ViTFeatureExtractor", "size": 64}`: SingleTile{Size: 64, Resample: 2,
 			Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Mean: half, Std: half}},
 		// Without a crop CLIP's processor takes an exact size too.
 		`{` + clip + `, "size": {"height": 8, "width": 8}, "do_center_crop": false, "image_mean": 0, "image_std": 1}`: SingleTile{Size: 8,
-			Resample: 3, Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255, Std: [3]float32{1, 1, 1}}},
+			Resample: 3, Normalization: Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255,
+				Std: [3]float32{1, 1, 1}}},
 	} {
 		got, err := ParsePreprocessor([]byte(config), "")
 		if err != nil || got != want {
@@ -189,7 +192,8 @@ func FuzzParsePreprocessor(f *testing.F) {
 	})
 }
 
-// The choice of resolutions is that of the reference's select_best_resolution, which keeps pixels before it saves tiles.
+// The choice of resolutions is that of the reference's select_best_resolution, which keeps pixels before it saves
+// tiles.
 func TestPinpoints(t *testing.T) {
 	p, err := ParsePinpoints([][2]int{{384, 768}, {768, 384}, {768, 768}, {1152, 384}, {1536, 1536}}, 384)
 	if err != nil {

@@ -55,7 +55,8 @@ func parseQwen2VL(raw []byte) (Preprocessor, error) {
 	}
 	p := Qwen2VL{
 		MinPixels: 56 * 56, MaxPixels: 28 * 28 * 1280,
-		PatchSize: or(c.Patch, 14), MergeSize: or(c.Merge, 2), TemporalPatchSize: or(c.Temporal, 2), Resample: or(c.Resample, 3),
+		PatchSize: or(c.Patch, 14), MergeSize: or(c.Merge, 2), TemporalPatchSize: or(c.Temporal,
+			2), Resample: or(c.Resample, 3),
 	}
 	if c.Size != nil {
 		least, most := c.Size.Least, c.Size.Most

@@ -123,7 +123,8 @@ func (p SingleTile) Grid(int, int) Grid { return Grid{} }
 // Measure implements Preprocessor. The square that a padded image becomes is never made.
 func (p SingleTile) Measure(w, h int, _ bool) (Grid, int64, error) {
 	side := max(w, h) // of the windows over the square
-	return Grid{}, imaging.Sum(tileBytes(1, p.Size), floatBytes(p.Size, p.Size, 1), imaging.ResizeBytes(w, h, p.Size, p.Size),
+	return Grid{}, imaging.Sum(tileBytes(1, p.Size), floatBytes(p.Size, p.Size, 1),
+		imaging.ResizeBytes(w, h, p.Size, p.Size),
 		imaging.Bytes(2*8*6, side), imaging.Bytes(16, p.Size, p.Size)), nil
 }
 

@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// NativeResolution says how a tower takes images of any size: cut into patches, of which a square block becomes one patch
-// embedding. A prepared image's Grid has the width and height it was resized to, its Size is a patch's, and its Pixels
-// are patches, those of a block side by side.
+// NativeResolution says how a tower takes images of any size: cut into patches, of which a square block becomes one
+// patch embedding. A prepared image's Grid has the width and height it was resized to, its Size is a patch's, and its
+// Pixels are patches, those of a block side by side.
 type NativeResolution struct {
 	// PatchSize is the side of a patch in pixels, MergeSize that of a block in patches, Width the length of a patch
 	// embedding.

@@ -44,8 +44,8 @@ func (c ViT) Outputs() int {
 	return n
 }
 
-// RunBytes bounds what a run of as many tiles as there may be takes on a device beside the weights: the values around one
-// layer, with attention's scores, which are not fused away on every device.
+// RunBytes bounds what a run of as many tiles as there may be takes on a device beside the weights: the values around
+// one layer, with attention's scores, which are not fused away on every device.
 func (c ViT) RunBytes() int64 {
 	if c.PatchSize == 0 { // images of any size, in a graph that is known by what it gives only
 		return 0
@@ -97,7 +97,8 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 	if c.PatchBias {
 		in = append(in, b.Weight(prefix+"embeddings.patch_embedding.bias", c.Hidden))
 	}
-	x := b.Op("Conv", onnx.Attrs{"kernel_shape": []int{c.PatchSize, c.PatchSize}, "strides": []int{c.PatchSize, c.PatchSize}}, in...)
+	x := b.Op("Conv", onnx.Attrs{"kernel_shape": []int{c.PatchSize, c.PatchSize},
+		"strides": []int{c.PatchSize, c.PatchSize}}, in...)
 	x = b.Op("Reshape", nil, x, b.I64s(0, int64(c.Hidden), int64(c.Patches())))
 	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1}}, x)
 	positions := c.Patches()
@@ -116,7 +117,8 @@ func (c ViT) build(b *graph.Builder, prefix, pixels string) string {
 	for i := range c.Layers {
 		p := fmt.Sprintf("%sencoder.layers.%d.", prefix, i)
 		n := b.LayerNorm(x, p+"layer_norm1", c.Hidden, c.Eps)
-		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
+		outs := []graph.Out{{Prefix: p + "self_attn.q_proj", Dim: c.Hidden},
+			{Prefix: p + "self_attn.k_proj", Dim: c.Hidden}, {Prefix: p + "self_attn.v_proj", Dim: c.Hidden}}
 		a := b.SelfAttention(b.JointLinear(n, c.Hidden, true, outs...), c.Heads, head, positions, invSqrt(head))
 		x = b.Op("Add", nil, x, b.Wide(b.Linear(a, p+"self_attn.out_proj", c.Hidden, c.Hidden, true)))
 		n = b.LayerNorm(x, p+"layer_norm2", c.Hidden, c.Eps)

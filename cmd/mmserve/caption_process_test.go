@@ -110,7 +110,8 @@ func shapes(t *testing.T, dir string, n int) {
 		}
 		m.SetNRGBA(0, 0, color.NRGBA{uint8(i), uint8(i >> 8), 1, 255}) // no two are alike
 		var b bytes.Buffer
-		if err := errors.Join(png.Encode(&b, m), os.WriteFile(filepath.Join(dir, fmt.Sprintf("i%05d.png", i)), b.Bytes(), 0o644)); err != nil {
+		if err := errors.Join(png.Encode(&b, m), os.WriteFile(filepath.Join(dir, fmt.Sprintf("i%05d.png", i)), b.Bytes(),
+			0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -279,9 +280,9 @@ func TestCaptionServerKilledAndRestarted(t *testing.T) {
 	}
 	p := startProcess(t, append(append([]string{"caption"}, args...), got)...)
 	for k := range kills {
-		for rowsIn(got) < (k+1)*images/(kills+2) { // in the middle, however fast the machine is
-			time.Sleep(5 * time.Millisecond)
-		}
+		eventually(t, "it is in the middle, however fast the machine is", func() bool {
+			return rowsIn(got) >= (k+1)*images/(kills+2)
+		})
 		_ = s.Process.Kill()
 		<-s.waited
 		time.Sleep(200 * time.Millisecond)
@@ -310,13 +311,12 @@ func TestCaptionSignals(t *testing.T) {
 	out := filepath.Join(tmp, "it's out.jsonl")
 	args := []string{"caption", dir, "--server", slow, "-j", "2", "--max-tokens", "8", "-o", out}
 	p := startProcess(t, args...)
-	for rowsIn(out) < 4 {
-		time.Sleep(5 * time.Millisecond)
-	}
+	eventually(t, "four rows are written", func() bool { return rowsIn(out) >= 4 })
 	_ = p.Process.Signal(syscall.SIGTERM)
 	if code := p.exit(t); code != 130 ||
 		!strings.Contains(p.stderr.String(), "go on with: "+os.Args[0]+" caption "+dir) ||
-		!strings.Contains(p.stderr.String(), `'it'\''s out.jsonl'`) && !strings.Contains(p.stderr.String(), `it'\''s out.jsonl`) {
+		!strings.Contains(p.stderr.String(), `'it'\''s out.jsonl'`) &&
+			!strings.Contains(p.stderr.String(), `it'\''s out.jsonl`) {
 		t.Errorf("status %d: %s", code, p.stderr.String())
 	}
 	if n := len(sortedLines(t, out)); n < 4 || n > 20 {
@@ -368,7 +368,8 @@ func TestCaptionTrouble(t *testing.T) {
 	shapes(t, dir, 60)
 	for i := range 60 {
 		if i%30 == 7 { // a part is corrupt
-			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("i%05d.png", i)), []byte("\x89PNG\r\n\x1a\n and no more"), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("i%05d.png", i)), []byte("\x89PNG\r\n\x1a\n and no more"),
+				0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -434,9 +435,7 @@ func TestCaptionTwoRunsAtOnce(t *testing.T) {
 	addr, _, _ := serveProcess(t, "--pace", "1ms,5ms")
 	args := []string{dir, "--server", addr, "-j", "2", "--max-tokens", "8", "-o", out}
 	first := startProcess(t, append([]string{"caption"}, args...)...)
-	for rowsIn(out) == 0 {
-		time.Sleep(5 * time.Millisecond)
-	}
+	eventually(t, "a row is written", func() bool { return rowsIn(out) > 0 })
 	if code, stderr := captionProcess(t, args...); code != 3 || !strings.Contains(stderr, "another run writes to it") {
 		t.Errorf("second: status %d, %s", code, stderr)
 	}
@@ -495,7 +494,8 @@ func TestCaptionFolderWithoutRights(t *testing.T) {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	shapes(t, dir, 2)
 	closed := filepath.Join(dir, "closed")
-	if err := errors.Join(os.Mkdir(closed, 0o700), os.Chmod(dir, 0o777), os.Chmod(filepath.Join(dir, "i00001.png"), 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir(closed, 0o700), os.Chmod(dir, 0o777),
+		os.Chmod(filepath.Join(dir, "i00001.png"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	addr, _, _ := serveProcess(t)
@@ -534,7 +534,8 @@ func TestCaptionMemoryIsFlat(t *testing.T) {
 	}
 	for i := range images {
 		name := filepath.Join(dir, fmt.Sprintf("n%06d.png", i))
-		if err := os.WriteFile(name, fmt.Appendf(one[:len(one):len(one)], "%08d", i), 0o644); err != nil { // bytes after a PNG's end are ignored
+		// bytes after a PNG's end are ignored
+		if err := os.WriteFile(name, fmt.Appendf(one[:len(one):len(one)], "%08d", i), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -58,11 +58,10 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 		)
 	}
 	work := func(n int) { // waits until so many parts are committed
-		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(5 * time.Millisecond) {
-			if parts, _ := filepath.Glob(filepath.Join(store, "got", "shard-*", "part-*.json")); len(parts) >= n {
-				return
-			}
-		}
+		eventually(t, "parts are committed", func() bool {
+			parts, _ := filepath.Glob(filepath.Join(store, "got", "shard-*", "part-*.json"))
+			return len(parts) >= n
+		})
 	}
 	work(1)
 	_ = workers[0].Process.Kill()

@@ -13,6 +13,8 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/loadtest"
 	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
@@ -29,6 +31,27 @@ var flagVariables = kong.Vars{
 	"server":     "",
 	"ask":        "Ask the server at host:port instead of running the model in this process.",
 	"items":      "Items",
+	"providers":  strings.Join(ort.Providers(), ", "),
+	"precisions": precisionNames(),
+	"precision":  precisionHelp(),
+}
+
+// precisionNames lists the precisions as kong's enum does.
+func precisionNames() string {
+	var names []string
+	for _, p := range graph.Precisions() {
+		names = append(names, string(p))
+	}
+	return strings.Join(names, ",")
+}
+
+// precisionHelp tells of each precision.
+func precisionHelp() string {
+	var list []string
+	for _, p := range graph.Precisions() {
+		list = append(list, p.Help())
+	}
+	return strings.Join(list, ", ")
 }
 
 // modelFlags say which model to run and how; serve and the in-process commands share them.
@@ -114,15 +137,15 @@ func (f cacheFlags) dir() string {
 
 // providerFlags say what runs the graphs.
 type providerFlags struct {
-	Provider         string `default:"${provider}" placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Execution provider, with settings of its own: cpu, cuda, tensorrt, webgpu, openvino, coreml, directml, migraphx; or auto for the best that works here. One that does not run all of the model is refused."`
+	Provider         string `default:"${provider}" placeholder:"NAME[:K=V,…]" env:"MMSERVE_PROVIDER" help:"Execution provider, with settings of its own: ${providers}; or auto for the best that works here. One that does not run all of the model is refused."`
 	VisionProvider   string `placeholder:"NAME[:K=V,…]" env:"MMSERVE_VISION_PROVIDER" help:"The same for the vision tower (default: as --provider)."`
 	AllowCPUFallback bool   `name:"allow-cpu-fallback" env:"MMSERVE_ALLOW_CPU_FALLBACK" help:"Run on the processor what the execution provider has no kernel for."`
 }
 
 // precisionFlags say what the linear layers of a model multiply in.
 type precisionFlags struct {
-	Precision       string `enum:"auto,fp32,fp16,int8,int4" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: fp32; int8 with one scale a row, or int4 with one for each 32 weights (cpu only); fp16 (on a GPU); or auto for the fastest here that keeps the model's answers."`
-	VisionPrecision string `enum:"auto,fp32,fp16,int8,int4," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
+	Precision       string `enum:"auto,${precisions}" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: ${precision}; or auto for the fastest here that keeps the model's answers."`
+	VisionPrecision string `enum:"auto,${precisions}," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
 }
 
 // memoryFlags bound the memory of a model's sequences.

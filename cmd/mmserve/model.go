@@ -118,7 +118,7 @@ type verifyCmd struct {
 	providerFlags
 	Dir       string   `arg:"" help:"Model folder."`
 	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
-	Precision string   `enum:"fp32,fp16,int8,int4" default:"fp32" help:"Precision of the linear layers: fp32, fp16 on a GPU, int8, or int4 with the tower in int8."`
+	Precision string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
 	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
 	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`

@@ -16,20 +16,19 @@ type Builder struct {
 	UnitNorms bool
 	// Target is where the graph will run; the zero value is the cpu provider.
 	Target
-	w         *Weights
-	precision Precision
-	rows      map[string][2]string // value → its quantised rows and their magnitudes
-	err       error
+	w    *Weights
+	row  *precision
+	rows map[string][2]string // value → its quantised rows and their magnitudes
+	err  error
 }
 
-// NewBuilder starts a graph over the given weights. INT8 and INT4 need Weights.LoadQuantized before it is built for a
-// session.
+// NewBuilder starts a graph over the given weights. Quantised precisions need Weights.LoadQuantized before it is built for a session.
 func NewBuilder(name string, w *Weights, p Precision) *Builder {
-	b := &Builder{Graph: onnx.New(name), w: w, precision: p, rows: map[string][2]string{}}
-	if p == INT4 && !HasKernels {
-		b.fail(ErrNoInt4)
+	row, err := p.row()
+	if err == nil && row.ready != nil {
+		err = row.ready()
 	}
-	return b
+	return &Builder{Graph: onnx.New(name), w: w, row: row, rows: map[string][2]string{}, err: err}
 }
 
 // Err is the first problem met while building, nil when the graph is whole.
@@ -85,8 +84,8 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	if bias {
 		biases = []string{b.Weight(prefix+".bias", out)}
 	}
-	if bits := b.bits(in); bits > 0 {
-		return b.quantizedLinear(x, prefix+".weight", in, out, bits, biases)
+	if f := b.form(in); f != nil {
+		return b.quantizedLinear(x, prefix+".weight", linear{in, out, fused[""]}, f, biases)
 	}
 	if b.Device {
 		return b.gemm(x, prefix, in, out, bias)
@@ -98,10 +97,10 @@ func (b *Builder) Linear(x, prefix string, in, out int, bias bool) string {
 	return y
 }
 
-// Head is Linear without a bias, whose weights INT4 holds in 8 bits: the logits are what sampling sees.
+// Head is Linear without a bias, for logits. A precision may hold its weights in a form of its own.
 func (b *Builder) Head(x, prefix string, in, out int) string {
-	if b.precision == INT4 {
-		return b.quantizedLinear(x, prefix+".weight", in, out, 8, nil)
+	if b.row.head != nil {
+		return b.quantizedLinear(x, prefix+".weight", linear{in, out, fused[""]}, b.row.head, nil)
 	}
 	return b.Linear(x, prefix, in, out, false)
 }

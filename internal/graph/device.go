@@ -8,9 +8,6 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// FP16 holds weights, keys and values in 16 bits and multiplies in them. Sums of layers, norms and logits stay float32.
-const FP16 Precision = "fp16"
-
 // Target is where a graph runs, which says what operators it is made of.
 type Target struct {
 	// Device is set for providers that have memory of their own. Their linear layers are Gemm nodes, whose input has two
@@ -22,14 +19,11 @@ type Target struct {
 
 // TargetOf asks the provider that sessions of these options run on. A precision that it does not have is an error.
 func TargetOf(o ort.Options, p Precision) (Target, error) {
-	name, can := o.Provider.Name(), o.Provider.Can()
-	switch {
-	case p == FP16 && !can.FP16:
-		return Target{}, fmt.Errorf("precision fp16: the execution provider %s multiplies in 16 bits no faster; it takes fp32 and int8", name)
-	case !can.DeviceTensors:
+	if err := p.Check(o.Provider); err != nil {
+		return Target{}, fmt.Errorf("precision %w", err)
+	}
+	if !o.Provider.Can().DeviceTensors {
 		return Target{}, nil
-	case p != FP32 && p != FP16 && p != "":
-		return Target{}, fmt.Errorf("precision %s: the execution provider %s takes fp32 and fp16", p, name)
 	}
 	fused, err := ort.FusedAttention(o)
 	return Target{Device: true, Fused: fused}, err
@@ -37,7 +31,7 @@ func TargetOf(o ort.Options, p Precision) (Target, error) {
 
 // Operand gives a parameter in the type that linear layers multiply in.
 func (b *Builder) Operand(name string, shape ...int) string {
-	if b.precision != FP16 {
+	if b.row.values == onnx.F32 {
 		return b.Weight(name, shape...)
 	}
 	half := name + ".half"
@@ -50,38 +44,32 @@ func (b *Builder) Operand(name string, shape ...int) string {
 		return half
 	}
 	dt, _ := onnxType(t)
-	if dt == onnx.F16 {
+	if dt == b.row.values {
 		b.initializer(half, dt, t)
 		return half
 	}
 	if stored := half + ".stored"; !b.Has(stored) {
 		b.initializer(stored, dt, t)
-		// once, when the session is made
-		b.Node("", "Cast", onnx.Attrs{"to": int(onnx.F16)}, []string{stored}, []string{half})
+		b.Node("", "Cast", onnx.Attrs{"to": int(b.row.values)}, []string{stored}, []string{half}) // once, when the session is made
 	}
 	return half
 }
 
 // Narrow makes the values of x those that linear layers take.
-func (b *Builder) Narrow(x string) string { return b.cast(x, onnx.F16) }
+func (b *Builder) Narrow(x string) string { return b.cast(x, b.row.values) }
 
 // Wide makes them float32.
 func (b *Builder) Wide(x string) string { return b.cast(x, onnx.F32) }
 
 func (b *Builder) cast(x string, t onnx.DType) string {
-	if b.precision != FP16 {
+	if b.row.values == onnx.F32 {
 		return x
 	}
 	return b.Op("Cast", onnx.Attrs{"to": int(t)}, x)
 }
 
 // Type is that of the values that linear layers take.
-func (b *Builder) Type() onnx.DType {
-	if b.precision == FP16 {
-		return onnx.F16
-	}
-	return onnx.F32
-}
+func (b *Builder) Type() onnx.DType { return b.row.values }
 
 // gemm is y = x·Wᵀ + b for x [rows, in].
 func (b *Builder) gemm(x, prefix string, in, out int, bias bool) string {
@@ -108,11 +96,11 @@ func (b *Builder) Blocks(x string, n, width int) string {
 	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(width)))
 }
 
-// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n,
-// heads·dim], on a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are
-// quantised and the processor is fast at it, it is computed in small integers.
+// SelfAttention is attention among the n positions of each block without a mask. qkv is three values [blocks, n, heads·dim], on
+// a device [blocks·n, heads·dim], or one that holds all three on its last axis. Where weights are quantised and the processor is
+// fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	if b.precision.Quantized() && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
+	if b.row.form != nil && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
 		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
 	}
 	third := Out{Dim: heads * dim}
@@ -124,8 +112,7 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)
 	}
 	split := func(x string, perm ...int) string {
-		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x,
-			b.I64s(-1, int64(n), int64(heads), int64(dim))))
+		return b.Op("Transpose", onnx.Attrs{"perm": perm}, b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim))))
 	}
 	q, k, v := split(qkv[0], 0, 2, 1, 3), split(qkv[1], 0, 2, 3, 1), split(qkv[2], 0, 2, 1, 3)
 	scores := b.Op("Mul", nil, b.Wide(b.Op("MatMul", nil, q, k)), b.F32(scale))

@@ -32,7 +32,7 @@ func (w *Weights) LoadQuantized(dir string, build func(w *Weights) error) (Quant
 	}
 	var names []string
 	for _, n := range needs {
-		if _, ok := matrixName(n.Name); ok {
+		if _, f := formOf(n.Name); f != nil {
 			names = append(names, n.Name)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+
+	"github.com/mmserve/mmserve/internal/jpeg"
 )
 
 // The decoder is our own: x/image/tiff reads a fraction of the kinds that Pillow reads, and some otherwise than libtiff.
@@ -77,22 +79,61 @@ func (f *tiffFile) weigh(s *source) {
 		s.stripped = Sum(s.stripped, Bytes(window, f.samples))
 	}
 	switch f.compression {
-	case tiffOldJPEG:
-		f.inner = innerBytes(f.w, f.h)
+	case tiffOldJPEG: // which is never progressive
+		f.inner = innerBytes(3, f.w, f.h)
 		s.stripped = Sum(s.stripped, f.inner, int64(len(f.data)))
 	case tiffJPEG, tiffWebP:
-		f.inner = innerBytes(min(f.cw, 1<<16), min(f.ch, 1<<16))
+		f.inner = f.innerMost()
 		s.stripped = Sum(s.stripped, f.inner)
 	}
 	s.bytes = Sum(Bytes(3, f.w, f.h), s.stripped)
 	s.decode, s.strips = s.gather, f.strips
 }
 
-// innerBytes is what decoding a JPEG of w×h may take: samples and coefficients of four components of full size, and what
-// package jpeg holds for each core.
-func innerBytes(w, h int) int64 {
+// innerBytes is what decoding a JPEG of w×h may take: so many bytes a pixel, and what package jpeg holds for each core.
+func innerBytes(each, w, h int) int64 {
 	const block = 64
-	return Sum(stripBytes, Bytes(13, w+block, h+block), Bytes(runtime.GOMAXPROCS(0)+1, max(1<<20, 160*(w+block))))
+	return Sum(stripBytes, Bytes(each, w+block, h+block), Bytes(min(runtime.GOMAXPROCS(0), 16)+1, max(1<<20, 160*(w+block))))
+}
+
+// innerMost is the most that a strip or tile takes that is an image file: of a few large ones their headers tell.
+func (f *tiffFile) innerMost() int64 {
+	const few, small = 64, 64 << 20
+	most := innerBytes(13, min(f.cw, 1<<16), min(f.ch, 1<<16)) // four components of full size, with coefficients
+	n := f.across * ((f.h + f.ch - 1) / f.ch)
+	if most <= small || n > few {
+		return most
+	}
+	largest := int64(0)
+	for i := range n {
+		if b, err := f.stored(i); err == nil {
+			largest = max(largest, f.innerOf(b))
+		}
+	}
+	return min(largest, most)
+}
+
+// innerOf is what decoding one strip or tile takes, 0 where its header is damaged.
+func (f *tiffFile) innerOf(b []byte) int64 {
+	if f.compression == tiffWebP {
+		if !isWebP(b) {
+			return 0
+		}
+		s, err := openWebP(context.Background(), b)
+		if err != nil {
+			return 0
+		}
+		return s.stripped
+	}
+	b, err := f.withTables(b)
+	if err != nil {
+		return 0
+	}
+	c, err := jpeg.DecodeConfig(b)
+	if err != nil {
+		return 0
+	}
+	return Sum(c.DecodeBytes, stripBytes)
 }
 
 // readKind reads what the samples are and refuses kinds that Pillow does not know.

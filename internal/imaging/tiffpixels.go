@@ -72,10 +72,32 @@ func (f *tiffFile) unpacker() func(out, row []byte, n int) {
 // unpackTable looks up samples of up to 8 bits; of several in a pixel, which have 8, the first.
 func (f *tiffFile) unpackTable(t [256][3]uint8) func(out, row []byte, n int) {
 	bits, step, mask := f.bits, f.bits*f.samples, byte(1<<f.bits-1)
+	if step == 1 {
+		return unpackBits(t[0], t[1])
+	}
 	return func(out, row []byte, n int) {
 		for i := range n {
 			bit := i * step
 			copy(out[3*i:3*i+3], t[row[bit/8]>>(8-bits-bit%8)&mask][:])
+		}
+	}
+}
+
+// unpackBits looks up eight pixels at a time.
+func unpackBits(zero, one [3]uint8) func(out, row []byte, n int) {
+	var eight [256][24]uint8
+	for v := range eight {
+		for i := range 8 {
+			c := zero
+			if v<<i&0x80 != 0 {
+				c = one
+			}
+			copy(eight[v][3*i:], c[:])
+		}
+	}
+	return func(out, row []byte, n int) {
+		for i := 0; i < n; i += 8 {
+			copy(out[3*i:3*n], eight[row[i/8]][:])
 		}
 	}
 }

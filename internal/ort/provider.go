@@ -24,6 +24,8 @@ type Provider struct {
 type Capabilities struct {
 	// FP16 says that graphs in float16 run as such.
 	FP16 bool
+	// Integers says that quantised linear layers run, in mmserve's own operators or in ONNX Runtime's.
+	Integers bool
 	// GraphCapture says that a run of fixed shapes and addresses can be recorded and played again.
 	GraphCapture bool
 	// DeviceTensors says that sessions take and give tensors in the provider's memory.

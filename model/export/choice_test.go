@@ -10,7 +10,8 @@ import (
 // Which files are run, by what was asked, what config.json says and what is there.
 func TestExportChoice(t *testing.T) {
 	dir := t.TempDir()
-	files := []string{"vision_encoder.onnx", "vision_encoder_fp16.onnx", "embed_tokens_q4f16.onnx", "decoder_model_merged_q4.onnx", "decoder_model_merged_quantized.onnx", "decoder_model_merged_odd.onnx"}
+	files := []string{"vision_encoder.onnx", "vision_encoder_fp16.onnx", "embed_tokens_q4f16.onnx", "decoder_model_merged_q4.onnx",
+		"decoder_model_merged_quantized.onnx", "decoder_model_merged_odd.onnx"}
 	for asked, want := range map[string]string{
 		"":                        "fp32 q4f16 q8",
 		"odd":                     "error",

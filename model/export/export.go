@@ -43,9 +43,9 @@ type Graph struct {
 	ort.File
 }
 
-// Open reads the ready-made graphs of a model folder and its config.json. dtypes chooses among the files: a name such as
-// "q4" for all of them, or "decoder_model_merged=q4,vision_encoder=fp16"; what it leaves open is as config.json wants it,
-// and else the most faithful file that is there. why is told in Path.
+// Open reads the ready-made graphs of a model folder and its config.json. dtypes chooses among the files: a name such
+// as "q4" for all of them, or "decoder_model_merged=q4,vision_encoder=fp16"; what it leaves open is as config.json
+// wants it, and else the most faithful file that is there. why is told in Path.
 func Open(dir string, config []byte, dtypes, why string) (e *Export, modelType string, s families.Spec, err error) {
 	e = &Export{why: why, graphs: map[string]Graph{}}
 	if modelType, s, e.family, err = families.ReadGraphs(config); err != nil {
@@ -63,8 +63,8 @@ func Open(dir string, config []byte, dtypes, why string) (e *Export, modelType s
 	return e, modelType, s, e.inferConfigFromGraph(&s)
 }
 
-// inferConfigFromGraph takes the decoder's sizes from what its graph declares: config.json may be silent, or about another
-// export.
+// inferConfigFromGraph takes the decoder's sizes from what its graph declares: config.json may be silent, or about
+// another export.
 func (e *Export) inferConfigFromGraph(s *families.Spec) error {
 	g := e.graphs[families.DecoderGraph]
 	if e.KVBytesPerToken() == 0 {
@@ -127,7 +127,8 @@ func (e *Export) OpenDecoder(c decoder.Config, o decoder.OpenOptions) (decoder.R
 		f.Encoder = e.graphs[families.EncoderGraph].File
 	}
 	r, err := decoder.OpenExport(decoder.ExportConfig{
-		Vocab: c.Vocab, MaxLen: c.MaxLen, FirstPosition: e.family.FirstPosition, EncoderStates: c.EncoderStates, Start: e.family.Start,
+		Vocab: c.Vocab, MaxLen: c.MaxLen, FirstPosition: e.family.FirstPosition, EncoderStates: c.EncoderStates,
+		Start: e.family.Start,
 	}, f, o)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/runnertest"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -45,7 +46,8 @@ func openExported(t testing.TB, m *model.Model, o exporttest.Options) *model.Mod
 // exportFolder writes a folder with an export of a model.
 func exportFolder(t testing.TB, m *model.Model, o exporttest.Options) string {
 	t.Helper()
-	return exporttest.Folder(t, m.Files(), m.Type, exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: m.Decoder, Weights: m.Weights}, o)
+	return exporttest.Folder(t, m.Files(), m.Type,
+		exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: m.Decoder, Weights: m.Weights}, o)
 }
 
 // An export gives what transformers computed, whichever way it was made.
@@ -96,14 +98,16 @@ func TestExportOfEncoderDecoder(t *testing.T) {
 	defer m.Close()
 	const other = "vit-gpt2-with-caches"
 	families.Register(families.Family{Graphs: &families.Graphs{
-		Read: families.Lookup(m.Type).Checkpoint, Sessions: []string{families.VisionGraph, families.EmbedGraph, families.EncoderGraph, families.DecoderGraph},
+		Read: families.Lookup(m.Type).Checkpoint, Sessions: []string{families.VisionGraph, families.EmbedGraph,
+			families.EncoderGraph, families.DecoderGraph},
 	}}, other)
 	for modelType, o := range map[string]exporttest.Options{m.Type: {}, other: {CrossCaches: true}} {
 		t.Run(modelType, func(t *testing.T) {
 			dir := exportFolder(t, m, o)
 			raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
 			if err == nil {
-				err = os.WriteFile(filepath.Join(dir, "config.json"), bytes.ReplaceAll(raw, []byte(m.Type), []byte(modelType)), 0o600)
+				err = os.WriteFile(filepath.Join(dir, "config.json"), bytes.ReplaceAll(raw, []byte(m.Type), []byte(modelType)),
+					0o600)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -179,7 +183,8 @@ func movedEncoderDecoder(t *testing.T, e *model.Model) {
 			rows[i].Past, rows[i].IDs = rows[i].Past+1, []int32{tok.ID}
 		}
 	}
-	if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 0, []int32{1, 2})}}); err == nil {
+	if _, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{modeltest.LoggedRow(0, 0,
+		[]int32{1, 2})}}); err == nil {
 		t.Error("a prompt without its image was taken")
 	}
 }
@@ -253,7 +258,8 @@ func TestExportEqualsCheckpoint(t *testing.T) {
 	}
 }
 
-// A graph that quantises all rows of a run with one scale runs each row alone: answers are the same bits whatever else runs.
+// A graph that quantises all rows of a run with one scale runs each row alone: answers are the same bits whatever else
+// runs.
 func TestExportOfDynamicInt8(t *testing.T) {
 	modeltest.StartLibrary(t)
 	m, err := model.Open(modeltest.TinyDir("llava"))
@@ -262,7 +268,8 @@ func TestExportOfDynamicInt8(t *testing.T) {
 	}
 	defer m.Close()
 	prompts := exportPrompts(m)
-	r, err := openExported(t, m, exporttest.Options{Dynamic: true}).OpenDecoder(decoder.OpenOptions{Slots: len(prompts), Session: ort.Options{Threads: 1}})
+	r, err := openExported(t, m, exporttest.Options{Dynamic: true}).OpenDecoder(decoder.OpenOptions{Slots: len(prompts),
+		Session: ort.Options{Threads: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,6 +307,22 @@ func TestExportDefaultModel(t *testing.T) {
 	if err != nil || cases != 87 {
 		t.Errorf("%d cases, %v", cases, err)
 	}
+}
+
+// The decoder of a ready-made graph keeps the contract that the engine relies on.
+func TestExportRunnerConforms(t *testing.T) {
+	modeltest.StartLibrary(t)
+	m, err := model.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r, err := openExported(t, m, exporttest.Options{}).OpenDecoder(decoder.OpenOptions{Slots: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	runnertest.Conform(t, r, 8, 708)
 }
 
 // A folder of the hub's cache has links to files elsewhere, of other names.
@@ -354,10 +377,14 @@ func TestRefusedExports(t *testing.T) {
 		{map[string]string{"genai_config.json": "{}"}, "layout of onnxruntime-genai"},
 		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "gemma3"}`}, `ONNX graphs of model_type "gemma3" are not supported; supported are florence2, idefics3`},
 		{map[string]string{"onnx/decoder_model_merged.onnx": "", "config.json": `{"model_type": "moondream1"}`}, "onnx/ has no vision_encoder"},
-		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "adapter_config.json": `{"peft_type": "LORA"}`}, `adapter_config.json: an adapter (peft_type "LORA"`},
-		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/adapter_config.json": `{}`}, "onnx/adapter_config.json: an adapter"},
-		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/style.onnx_adapter": "x"}, "onnx/style.onnx_adapter: an adapter"},
-		{map[string]string{"onnx/vision_encoder.onnx": "version https://git-lfs.github.com/spec/v1", "config.json": `{"model_type": "moondream1"}`}, "not an ONNX model"},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`,
+			"adapter_config.json": `{"peft_type": "LORA"}`}, `adapter_config.json: an adapter (peft_type "LORA"`},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/adapter_config.json": `{}`},
+			"onnx/adapter_config.json: an adapter"},
+		{map[string]string{"onnx/vision_encoder.onnx": "", "config.json": `{"model_type": "moondream1"}`, "onnx/style.onnx_adapter": "x"},
+			"onnx/style.onnx_adapter: an adapter"},
+		{map[string]string{"onnx/vision_encoder.onnx": "version https://git-lfs.github.com/spec/v1", "config.json": `{"model_type": "moondream1"}`},
+			"not an ONNX model"},
 	} {
 		dir := t.TempDir()
 		for name, text := range c.files {

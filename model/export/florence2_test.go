@@ -43,7 +43,8 @@ func TestExportedFlorence2(t *testing.T) {
 	defer e.Close()
 	states := d.EncoderStates
 	if e.Layout.PatchTokens != states || e.Tower.ImageSize != m.Tower.ImageSize || e.Decoder.Hidden != d.Hidden {
-		t.Errorf("%d patches of images of %d pixels, width %d: not the graphs' %d, %d, %d", e.Layout.PatchTokens, e.Tower.ImageSize, e.Decoder.Hidden, states, m.Tower.ImageSize, d.Hidden)
+		t.Errorf("%d patches of images of %d pixels, width %d: not the graphs' %d, %d, %d", e.Layout.PatchTokens, e.Tower.ImageSize, e.Decoder.Hidden, states, m.Tower.ImageSize,
+			d.Hidden)
 	}
 	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 3, Session: ort.Options{Threads: 1}})
 	if err != nil {
@@ -82,7 +83,8 @@ func TestExportedFlorence2(t *testing.T) {
 			t.Fatal(err)
 		}
 		ids := slices.Concat(make([]int32, c.EncoderStates), []int32{2, 0})
-		alone, _ := modeltest.Continuations(t, own, []fusion.Input{{IDs: ids, Spans: []fusion.Span{{Len: c.EncoderStates, Patches: whole}}}}, 6)
+		alone, _ := modeltest.Continuations(t, own,
+			[]fusion.Input{{IDs: ids, Spans: []fusion.Span{{Len: c.EncoderStates, Patches: whole}}}}, 6)
 		want[i] = alone[0]
 		own.Close()
 	}

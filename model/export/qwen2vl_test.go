@@ -21,7 +21,8 @@ import (
 
 // drawnImage is one prepared for a tower of patches of 4 pixels in blocks of 2.
 func drawnImage(rng *rand.Rand, rows, cols int) *vision.Image {
-	img := &vision.Image{Size: 4, Grid: vision.Grid{Width: 8 * cols, Height: 8 * rows}, Pixels: make([]uint8, 3*64*rows*cols)}
+	img := &vision.Image{Size: 4, Grid: vision.Grid{Width: 8 * cols, Height: 8 * rows},
+		Pixels: make([]uint8, 3*64*rows*cols)}
 	for i := range img.Pixels {
 		img.Pixels[i] = uint8(rng.UintN(256))
 	}
@@ -51,7 +52,8 @@ func TestExportedQwen2VL(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := exporttest.Source{Decoder: d, Weights: m.Weights, NativeResolution: &vision.NativeResolution{PatchSize: 4, MergeSize: 2, Width: d.Hidden}}
+	s := exporttest.Source{Decoder: d, Weights: m.Weights,
+		NativeResolution: &vision.NativeResolution{PatchSize: 4, MergeSize: 2, Width: d.Hidden}}
 	if err := exporttest.Write(dir, s, exporttest.Options{Sections: []int{2, 3, 3}}); err != nil {
 		t.Fatal(err)
 	}
@@ -103,10 +105,12 @@ func TestExportedQwen2VL(t *testing.T) {
 	}
 	prepared := vision.NewEncoder(tower, pre.Normalize, 1<<20)
 	defer prepared.Close()
-	if patches, _, err := prepared.Encode(t.Context(), img); err != nil || len(patches) != e.Layout.ImageTokens(img.Grid)*d.Hidden {
+	if patches, _, err := prepared.Encode(t.Context(), img); err != nil ||
+		len(patches) != e.Layout.ImageTokens(img.Grid)*d.Hidden {
 		t.Errorf("an image of %d×%d gives %d values: %v", img.Grid.Width, img.Grid.Height, len(patches), err)
 	}
-	if _, _, err := encoder.Encode(t.Context(), &vision.Image{Size: 4, Grid: vision.Grid{Width: 9, Height: 8}, Digest: [32]byte{9}}); err == nil {
+	if _, _, err := encoder.Encode(t.Context(),
+		&vision.Image{Size: 4, Grid: vision.Grid{Width: 9, Height: 8}, Digest: [32]byte{9}}); err == nil {
 		t.Error("an image that is no whole blocks was taken")
 	}
 	r, err := e.OpenDecoder(decoder.OpenOptions{Slots: 5, Session: ort.Options{Threads: 1}})

@@ -1,5 +1,5 @@
-// Package families reads config.json: each file makes the values of one family of models, which vision, fusion and decoder
-// work with, and registers them by their model types. Nothing outside this package compares a model's name.
+// Package families reads config.json: each file makes the values of one family of models, which vision, fusion and
+// decoder work with, and registers them by their model types. Nothing outside this package compares a model's name.
 package families
 
 import (

@@ -40,7 +40,8 @@ func FuzzReadGraphs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if s.Layout.Expand(vision.Grid{Width: 512, Height: 512}) == "" || s.Decoder.Hidden < 1 || s.Decoder.MaxLen < 1 || s.ImageProcessor == "" {
+		if s.Layout.Expand(vision.Grid{Width: 512, Height: 512}) == "" || s.Decoder.Hidden < 1 || s.Decoder.MaxLen < 1 ||
+			s.ImageProcessor == "" {
 			t.Errorf("%s gives %+v", config, s)
 		}
 	})

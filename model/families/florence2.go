@@ -18,7 +18,8 @@ func init() {
 }
 
 // florence2 reads Florence-2: an encoder over an image's patches and the prompt after them, and a decoder that starts
-// with </s><s>. A prompt is a task's name, such as <CAPTION>, with the words that some tasks want behind it, or a sentence.
+// with </s><s>. A prompt is a task's name, such as <CAPTION>, with the words that some tasks want behind it, or a
+// sentence.
 // Reference: transformers Florence2Processor, and the processing_florence2.py of Microsoft's files.
 func florence2(config []byte) (Spec, error) {
 	var c struct {

@@ -37,7 +37,8 @@ func (t *graphText) read(config []byte) (d decoder.Config, err error) {
 
 // config is what is known of the decoder.
 func (t graphText) config() (d decoder.Config, err error) {
-	d = decoder.Config{Hidden: t.Hidden, Layers: t.Layers, Heads: t.Heads, KVHeads: t.Heads, Vocab: t.Vocab, MaxLen: t.MaxLen}
+	d = decoder.Config{Hidden: t.Hidden, Layers: t.Layers, Heads: t.Heads, KVHeads: t.Heads, Vocab: t.Vocab,
+		MaxLen: t.MaxLen}
 	if t.KVHeads != nil {
 		d.KVHeads = *t.KVHeads
 	}

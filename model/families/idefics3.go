@@ -24,7 +24,8 @@ func idefics3(config []byte) (Spec, error) {
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
 	}
-	v := visionConfig{Hidden: 1152, Intermediate: 3072, Layers: 12, Heads: 16, ImageSize: 224, PatchSize: 32, Eps: 1e-6, Activation: "gelu_pytorch_tanh"}
+	v := visionConfig{Hidden: 1152, Intermediate: 3072, Layers: 12, Heads: 16, ImageSize: 224, PatchSize: 32, Eps: 1e-6,
+		Activation: "gelu_pytorch_tanh"}
 	if err := v.read(c.Vision); err != nil {
 		return Spec{}, err
 	}

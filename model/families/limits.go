@@ -62,8 +62,8 @@ func (s Spec) within() error {
 	return nil
 }
 
-// CutContext shortens a context to maxContext, and to what position tables of ropeBytes hold. It returns the length that
-// the files give, 0 where nothing is cut.
+// CutContext shortens a context to maxContext, and to what position tables of ropeBytes hold. It returns the length
+// that the files give, 0 where nothing is cut.
 func (s *Spec) CutContext() (from int) {
 	d := &s.Decoder
 	if d.EncoderStates > 0 { // positions are rows of the checkpoint

@@ -49,7 +49,8 @@ func llava(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	s, err := c.spec(32000, visionConfig{
-		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14, Eps: 1e-5,
+		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14,
+		Eps:        1e-5,
 		Activation: "quick_gelu",
 	}, "llama")
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 func init() { Register(Family{Graphs: &Graphs{Read: moondream, InferSizes: true}}, "moondream1") }
 
 // moondream reads the exports of Moondream 1 and 2 of their time: a prompt of theirs has one placeholder for an image,
-// with an id that no tokenizer gives (-200), and the patches took its place in the embeddings. Here it is a token of its
-// own, once for each patch as everywhere.
+// with an id that no tokenizer gives (-200), and the patches took its place in the embeddings. Here it is a token of
+// its own, once for each patch as everywhere.
 func moondream(config []byte) (Spec, error) {
 	text := graphText{Hidden: 2048, Layers: 24, Heads: 32, Vocab: 51200, MaxLen: 2048}
 	var c struct {

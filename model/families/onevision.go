@@ -32,7 +32,8 @@ func llavaOneVision(config []byte) (Spec, error) {
 		return Spec{}, fmt.Errorf("vision_aspect_ratio is %q, want %q and a number of tiles", c.AspectRatio, prefix)
 	}
 	s, err := c.spec(151646, visionConfig{
-		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4304, Layers: 26, Heads: 16, ImageSize: 384, PatchSize: 14, Eps: 1e-6,
+		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4304, Layers: 26, Heads: 16, ImageSize: 384, PatchSize: 14,
+		Eps:        1e-6,
 		Activation: "gelu_pytorch_tanh",
 	}, "qwen2")
 	if err != nil {
@@ -55,8 +56,8 @@ func llavaOneVision(config []byte) (Spec, error) {
 	return s, nil
 }
 
-// llavaOneVisionGraphs reads it for ready-made graphs, which do not put tiles together: every image is one tile, and its
-// patches what the graph gives.
+// llavaOneVisionGraphs reads it for ready-made graphs, which do not put tiles together: every image is one tile, and
+// its patches what the graph gives.
 func llavaOneVisionGraphs(config []byte) (Spec, error) {
 	s, err := llavaOneVision(config)
 	if err != nil {

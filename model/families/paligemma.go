@@ -32,7 +32,8 @@ func paligemma(config []byte) (Spec, error) {
 	text.Tied = c.Tied == nil && textTied == nil || tied(c.Tied, textTied)
 	text.WholePrompt = true
 	tower, err := parseVision(c.Vision, visionConfig{
-		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4096, Layers: 27, Heads: 16, ImageSize: 224, PatchSize: 14, Eps: 1e-6,
+		Type: "siglip_vision_model", Hidden: 1152, Intermediate: 4096, Layers: 27, Heads: 16, ImageSize: 224, PatchSize: 14,
+		Eps:        1e-6,
 		Activation: "gelu_pytorch_tanh",
 	})
 	if err != nil {

@@ -30,8 +30,8 @@ func (s Spec) ask(w *graph.Weights) error {
 	return err
 }
 
-// ShortDecoder is the decoder with a context of a few positions: the same parameters, and position tables, which are none,
-// that are short.
+// ShortDecoder is the decoder with a context of a few positions: the same parameters, and position tables, which are
+// none, that are short.
 func (s Spec) ShortDecoder() decoder.Config {
 	d := s.Decoder
 	if d.EncoderStates == 0 {

@@ -23,11 +23,13 @@ func TestReadQwen2VL(t *testing.T) {
 			continue
 		}
 		want := decoder.Config{Hidden: 1536, Layers: 28, Heads: 12, KVHeads: 2, HeadDim: 128, Vocab: 151936, MaxLen: 32768}
-		if got := fmt.Sprint(s.Decoder); got != fmt.Sprint(want) || *s.NativeResolution != (vision.NativeResolution{PatchSize: 14, MergeSize: 2, Width: 1536}) {
+		if got := fmt.Sprint(s.Decoder); got != fmt.Sprint(want) ||
+			*s.NativeResolution != (vision.NativeResolution{PatchSize: 14, MergeSize: 2, Width: 1536}) {
 			t.Errorf("%s: %s %+v", name, got, *s.NativeResolution)
 		}
 		g := vision.Grid{Width: 4 * 28, Height: 3 * 28}
-		if rows, cols := s.Layout.Map(g); rows != 3 || cols != 4 || s.Layout.Expand(g) != strings.Repeat("<|image_pad|>", 12) {
+		if rows, cols := s.Layout.Map(g); rows != 3 || cols != 4 ||
+			s.Layout.Expand(g) != strings.Repeat("<|image_pad|>", 12) {
 			t.Errorf("%s: %d rows, %d columns, %q", name, rows, cols, s.Layout.Expand(g))
 		}
 		if _, _, err := Read([]byte(config)); err == nil || !strings.Contains(err.Error(), "only from ready-made ONNX graphs") {

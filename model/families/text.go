@@ -60,7 +60,8 @@ var textClasses = map[string]textClass{
 	}},
 	"mistral": {defaults: func() textConfig {
 		return textConfig{
-			Hidden: 4096, Intermediate: 14336, Layers: 32, Heads: 32, KVHeads: new(8), Vocab: 32000, MaxLen: 4096 * 32, Eps: 1e-6,
+			Hidden: 4096, Intermediate: 14336, Layers: 32, Heads: 32, KVHeads: new(8), Vocab: 32000, MaxLen: 4096 * 32,
+			Eps:        1e-6,
 			Activation: "silu", Window: new(4096),
 		}
 	}, finish: func(c textConfig, d *decoder.Config) {
@@ -77,14 +78,16 @@ var textClasses = map[string]textClass{
 	}},
 	"gemma": {defaults: func() textConfig {
 		return textConfig{
-			Hidden: 3072, Intermediate: 24576, Layers: 28, Heads: 16, KVHeads: new(16), HeadDim: new(256), Vocab: 256000, MaxLen: 8192,
-			Eps: 1e-6, Tied: new(true),
+			Hidden: 3072, Intermediate: 24576, Layers: 28, Heads: 16, KVHeads: new(16), HeadDim: new(256), Vocab: 256000,
+			MaxLen: 8192,
+			Eps:    1e-6, Tied: new(true),
 		}
 	}, finish: gemma},
 	"gemma2": {defaults: func() textConfig {
 		return textConfig{
-			Hidden: 2304, Intermediate: 9216, Layers: 26, Heads: 8, KVHeads: new(4), HeadDim: new(256), Vocab: 256000, MaxLen: 8192,
-			Eps: 1e-6, Tied: new(true), Window: new(4096), QueryScalar: new(256.0), Softcap: new(float32(50)),
+			Hidden: 2304, Intermediate: 9216, Layers: 26, Heads: 8, KVHeads: new(4), HeadDim: new(256), Vocab: 256000,
+			MaxLen: 8192,
+			Eps:    1e-6, Tied: new(true), Window: new(4096), QueryScalar: new(256.0), Softcap: new(float32(50)),
 		}
 	}, finish: func(c textConfig, d *decoder.Config) {
 		gemma(c, d)
@@ -191,8 +194,8 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 	return nil
 }
 
-// parseText reads a text_config; class is that of one which names none. tied is nil where neither the file nor the class
-// says whether the head is the embedding table.
+// parseText reads a text_config; class is that of one which names none. tied is nil where neither the file nor the
+// class says whether the head is the embedding table.
 func parseText(raw json.RawMessage, class string) (d decoder.Config, tied *bool, err error) {
 	head := struct {
 		Type string `json:"model_type"`

@@ -31,10 +31,12 @@ var visionClasses = map[string]struct {
 	tower    func(visionConfig) vision.ViT
 }{
 	"clip_vision_model": {visionConfig{
-		Hidden: 768, Intermediate: 3072, Layers: 12, Heads: 12, ImageSize: 224, PatchSize: 32, Eps: 1e-5, Activation: "quick_gelu",
+		Hidden: 768, Intermediate: 3072, Layers: 12, Heads: 12, ImageSize: 224, PatchSize: 32, Eps: 1e-5,
+		Activation: "quick_gelu",
 	}, visionConfig.clip},
 	"siglip_vision_model": {visionConfig{
-		Hidden: 768, Intermediate: 3072, Layers: 12, Heads: 12, ImageSize: 224, PatchSize: 16, Eps: 1e-6, Activation: "gelu_pytorch_tanh",
+		Hidden: 768, Intermediate: 3072, Layers: 12, Heads: 12, ImageSize: 224, PatchSize: 16, Eps: 1e-6,
+		Activation: "gelu_pytorch_tanh",
 	}, visionConfig.siglip},
 }
 
@@ -48,7 +50,8 @@ func parseVision(raw json.RawMessage, missing visionConfig) (vision.ViT, error) 
 	}
 	class, ok := visionClasses[v.Type]
 	if !ok {
-		return vision.ViT{}, fmt.Errorf("vision_config.model_type %q is not supported; supported are %s", v.Type, strings.Join(slices.Sorted(maps.Keys(visionClasses)), ", "))
+		return vision.ViT{}, fmt.Errorf("vision_config.model_type %q is not supported; supported are %s", v.Type,
+			strings.Join(slices.Sorted(maps.Keys(visionClasses)), ", "))
 	}
 	if len(raw) > 0 {
 		v = class.defaults

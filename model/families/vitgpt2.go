@@ -11,7 +11,8 @@ import (
 )
 
 func init() {
-	Register(Family{Checkpoint: vitGPT2, Graphs: &Graphs{Sessions: []string{EncoderGraph, DecoderGraph}}}, "vision-encoder-decoder")
+	Register(Family{Checkpoint: vitGPT2, Graphs: &Graphs{Sessions: []string{EncoderGraph, DecoderGraph}}},
+		"vision-encoder-decoder")
 }
 
 // vitGPT2Config is the part of config.json that is read.
@@ -84,7 +85,7 @@ func vitGPT2(config []byte) (Spec, error) {
 	s.Layout = fusion.Layout{
 		// No tokenizer has this placeholder: its id is the first that the vocabulary leaves free.
 		Placeholder: "<image>", ImageTokenID: int32(d.Vocab),
-		Frame: &fusion.Frame{Start: "<|endoftext|>", OneImage: true},
+		Frame:          &fusion.Frame{Start: "<|endoftext|>", OneImage: true},
 		AddPlaceholder: true,
 	}
 	s.SingleTile(s.Connector)

@@ -1,5 +1,5 @@
-// Package modeltest is what the tests of the model's rooms share: the library, the checkpoints in testdata, and decoders that
-// are compared step by step.
+// Package modeltest is what the tests of the model's rooms share: the library, the checkpoints in testdata, and
+// decoders that are compared step by step.
 package modeltest
 
 import (

@@ -35,7 +35,8 @@ var initDTypes = map[string]struct {
 	stored safetensors.DType
 	config string // what config.json calls it
 }{
-	"f32": {safetensors.F32, "float32"}, "f16": {safetensors.F16, "float16"}, "bf16": {safetensors.BF16, "bfloat16"}, "": {safetensors.BF16, "bfloat16"},
+	"f32": {safetensors.F32, "float32"}, "f16": {safetensors.F16, "float16"}, "bf16": {safetensors.BF16,
+		"bfloat16"}, "": {safetensors.BF16, "bfloat16"},
 }
 
 func (o InitOptions) dtype() safetensors.DType { return initDTypes[o.DType].stored }
@@ -107,7 +108,8 @@ func withDType(config []byte, dtype string) ([]byte, error) {
 func copyText(from fs.FS, dir string) error {
 	patterns := []string{"preprocessor_config.json"}
 	if _, err := fs.Stat(from, "tokenizer.json"); err == nil {
-		patterns = []string{"*.jinja", "additional_chat_templates/*.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+		patterns = []string{"*.jinja", "additional_chat_templates/*.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+			"added_tokens.json",
 			"chat_template.json", "preprocessor_config.json", "processor_config.json", "generation_config.json"}
 	}
 	for _, pattern := range patterns {

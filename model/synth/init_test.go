@@ -56,7 +56,8 @@ func TestInit(t *testing.T) {
 	}
 	equal := func(a, b map[string][]float32) bool { return maps.EqualFunc(a, b, slices.Equal) }
 	base := floats(InitOptions{Seed: 3})
-	if !equal(base, floats(InitOptions{Seed: 3, DType: "f32"})) || !equal(base, floats(InitOptions{Seed: 3, DType: "bf16", ShardBytes: 20_000})) {
+	if !equal(base, floats(InitOptions{Seed: 3, DType: "f32"})) ||
+		!equal(base, floats(InitOptions{Seed: 3, DType: "bf16", ShardBytes: 20_000})) {
 		t.Error("the weights do not follow from the seed alone")
 	}
 	if equal(base, floats(InitOptions{Seed: 4})) {
@@ -69,7 +70,8 @@ func TestInit(t *testing.T) {
 			}
 		}
 	}
-	if err := Init(config, t.TempDir(), InitOptions{DType: "int4"}); err == nil || !strings.Contains(err.Error(), "want f32, bf16 or f16") {
+	if err := Init(config, t.TempDir(), InitOptions{DType: "int4"}); err == nil ||
+		!strings.Contains(err.Error(), "want f32, bf16 or f16") {
 		t.Errorf("int4: %v", err)
 	}
 }
@@ -109,8 +111,10 @@ func TestStandInTokenizer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		config := strings.NewReplacer(`"vocab_size": 768`, fmt.Sprintf(`"vocab_size": %d`, tt.vocab), `"image_token_id": 7`, fmt.Sprintf(`"image_token_id": %d`, tt.image),
-			`"bos_token_id": 1`, fmt.Sprintf(`"bos_token_id": %d`, tt.bos), `"eos_token_id": 4`, fmt.Sprintf(`"eos_token_id": %d`, tt.eos)).Replace(string(raw))
+		config := strings.NewReplacer(`"vocab_size": 768`, fmt.Sprintf(`"vocab_size": %d`, tt.vocab), `"image_token_id": 7`,
+			fmt.Sprintf(`"image_token_id": %d`, tt.image),
+			`"bos_token_id": 1`, fmt.Sprintf(`"bos_token_id": %d`,
+				tt.bos), `"eos_token_id": 4`, fmt.Sprintf(`"eos_token_id": %d`, tt.eos)).Replace(string(raw))
 		file, dir := filepath.Join(t.TempDir(), "config.json"), t.TempDir()
 		modeltest.WriteFile(t, file, []byte(config))
 		if err := Init(file, dir, InitOptions{}); err != nil {
@@ -125,7 +129,8 @@ func TestStandInTokenizer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text.Tokenizer.Size() != tt.vocab || text.BOS != "<|im_start|>" || !slices.Equal(text.EOS, []int32{int32(tt.eos)}) {
+		if text.Tokenizer.Size() != tt.vocab || text.BOS != "<|im_start|>" ||
+			!slices.Equal(text.EOS, []int32{int32(tt.eos)}) {
 			t.Errorf("%+v: %d tokens, BOS %q, EOS %v", tt, text.Tokenizer.Size(), text.BOS, text.EOS)
 		}
 		for id := range int32(tt.vocab) {

@@ -27,8 +27,8 @@ func total(dims [][]int) (n int64, ok bool) {
 	return int64(sum), true
 }
 
-// checkRoom refuses weights that are not there yet and would not fit: size bytes for each parameter, against the memory that
-// this process may use and the free space of the folder that they are written to.
+// checkRoom refuses weights that are not there yet and would not fit: size bytes for each parameter, against the
+// memory that this process may use and the free space of the folder that they are written to.
 func checkRoom(s families.Spec, dir string, size int64, inMemory bool) error {
 	needs, err := s.Needs()
 	if err != nil {

@@ -19,8 +19,9 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// writeSynthetic makes up the files that a servable folder lacks: a tokenizer with the default model's merges whose special
-// tokens have the ids that config.json gives them, its chat template where the family takes one, and a preprocessor.
+// writeSynthetic makes up the files that a servable folder lacks: a tokenizer with the default model's merges whose
+// special tokens have the ids that config.json gives them, its chat template where the family takes one, and a
+// preprocessor.
 func writeSynthetic(s families.Spec, config []byte, dir string) error {
 	write := func(name string, data func() ([]byte, error)) error {
 		file := filepath.Join(dir, name)
@@ -48,7 +49,8 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		return err
 	}
 	if s.Layout.Frame == nil {
-		if err := write("chat_template.jinja", func() ([]byte, error) { return fs.ReadFile(model.DefaultFiles(), "chat_template.jinja") }); err != nil {
+		if err := write("chat_template.jinja",
+			func() ([]byte, error) { return fs.ReadFile(model.DefaultFiles(), "chat_template.jinja") }); err != nil {
 			return err
 		}
 	}
@@ -56,14 +58,17 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, "tokenizer_config.json"), map[string]any{
-		"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": v.bos, "eos_token": v.eos, "unk_token": unkToken, "model_max_length": s.Decoder.MaxLen,
+		"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": v.bos, "eos_token": v.eos, "unk_token": unkToken,
+		"model_max_length": s.Decoder.MaxLen,
 	}); err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(dir, "generation_config.json"), map[string]any{"bos_token_id": v.ids[v.bos], "eos_token_id": v.ids[v.eos]})
+	return writeJSON(filepath.Join(dir, "generation_config.json"),
+		map[string]any{"bos_token_id": v.ids[v.bos], "eos_token_id": v.ids[v.eos]})
 }
 
-// preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image processor.
+// preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image
+// processor.
 func preprocessorConfig(s families.Spec) []byte {
 	return fmt.Appendf(nil, `{"image_processor_type": %[3]q, "size": {"height": %[1]d, "width": %[1]d, "longest_edge": %[2]d}, "max_image_size": {"longest_edge": %[1]d},
  "crop_size": {"height": %[1]d, "width": %[1]d}}
@@ -111,7 +116,8 @@ type vocabulary struct {
 }
 
 func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
-	v := &vocabulary{ids: map[string]int32{}, tokens: make([]string, s.Decoder.Vocab), bos: "<|im_start|>", eos: "<end_of_utterance>"}
+	v := &vocabulary{ids: map[string]int32{}, tokens: make([]string, s.Decoder.Vocab), bos: "<|im_start|>",
+		eos: "<end_of_utterance>"}
 	if f := s.Layout.Frame; f != nil {
 		v.bos, v.eos = f.Start, "<eos>"
 		if given.bos == given.eos {
@@ -251,6 +257,7 @@ func (v *vocabulary) tokenizerJSON() ([]byte, error) {
 		file[key] = raw
 	}
 	file["added_tokens"] = list
-	file["model"] = map[string]any{"type": "BPE", "unk_token": unkToken, "fuse_unk": false, "byte_fallback": false, "vocab": v.ids, "merges": merges}
+	file["model"] = map[string]any{"type": "BPE", "unk_token": unkToken, "fuse_unk": false, "byte_fallback": false,
+		"vocab": v.ids, "merges": merges}
 	return json.Marshal(file)
 }

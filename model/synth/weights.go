@@ -97,7 +97,8 @@ func writeRandom(dir string, spec families.Spec, o InitOptions) error {
 			owner[n.Name] = name
 		}
 	}
-	return writeJSON(filepath.Join(dir, "model.safetensors.index.json"), map[string]any{"metadata": map[string]int64{"total_size": total}, "weight_map": owner})
+	return writeJSON(filepath.Join(dir, "model.safetensors.index.json"),
+		map[string]any{"metadata": map[string]int64{"total_size": total}, "weight_map": owner})
 }
 
 func elements(s graph.Shape) int {
@@ -149,7 +150,8 @@ func (d *draw) file(path string, list []graph.Shape) error {
 	}
 	zeros := make([]byte, int(d.dtype.Size())*most)
 	for i, n := range list {
-		head[i] = safetensors.Tensor{Name: n.Name, DType: d.dtype, Shape: n.Dims, Data: zeros[:int(d.dtype.Size())*elements(n)]}
+		head[i] = safetensors.Tensor{Name: n.Name, DType: d.dtype, Shape: n.Dims,
+			Data: zeros[:int(d.dtype.Size())*elements(n)]}
 	}
 	f, err := os.Create(path)
 	if err != nil {

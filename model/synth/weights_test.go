@@ -119,7 +119,8 @@ func answer(t *testing.T, m *model.Model, data []byte) {
 	if err := in.Attach(0, patches, m.Decoder.Hidden); err != nil {
 		t.Fatal(err)
 	}
-	out, err := runner.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}}})
+	out, err := runner.Run(t.Context(),
+		&decoder.Batch{Rows: []decoder.Row{{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{})}}})
 	if err != nil || len(out) != 1 {
 		t.Errorf("%v %v", out, err)
 	}
@@ -132,7 +133,8 @@ func TestRandomWeightsNeedRoom(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.json")
 	modeltest.WriteFile(t, file, config)
 	before := modeltest.Allocated()
-	if err := Init(file, filepath.Join(t.TempDir(), "out"), InitOptions{}); err == nil || !strings.Contains(err.Error(), "parameters, whose weights take") {
+	if err := Init(file, filepath.Join(t.TempDir(), "out"), InitOptions{}); err == nil ||
+		!strings.Contains(err.Error(), "parameters, whose weights take") {
 		t.Errorf("Init: %v", err)
 	}
 	if m, err := OpenDummy(file); err == nil {

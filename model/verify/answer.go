@@ -27,7 +27,8 @@ type step struct {
 
 // steps is greedy with the probabilities.
 func (v *Verifier) steps(in fusion.Input, n int, stop ...int32) ([]step, error) {
-	row := decoder.Row{IDs: in.IDs, Spans: in.Spans, Sampler: decoder.NewSampler(decoder.Sampling{Logprobs: true, TopLogprobs: 2})}
+	row := decoder.Row{IDs: in.IDs, Spans: in.Spans,
+		Sampler: decoder.NewSampler(decoder.Sampling{Logprobs: true, TopLogprobs: 2})}
 	var got []step
 	for len(got) < n {
 		out, err := v.Runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})

@@ -31,7 +31,8 @@ var generations = map[string]*strings.Replacer{
 
 // rewritten copies a tiny checkpoint with other tensor names and, where store is not nil, other data, in one file or in
 // three.
-func rewritten(t *testing.T, from string, names *strings.Replacer, store func(*safetensors.Tensor, []float32), sharded bool) string {
+func rewritten(t *testing.T, from string, names *strings.Replacer, store func(*safetensors.Tensor, []float32),
+	sharded bool) string {
 	t.Helper()
 	to := t.TempDir()
 	c, err := safetensors.Open(from)

@@ -13,16 +13,16 @@ import (
 	"github.com/mmserve/mmserve/internal/folder"
 )
 
-// SampleImage is an encoded image to record a case with. One whose Name is a path in the model's folder is referred to by
-// it, others become part of the case.
+// SampleImage is an encoded image to record a case with. One whose Name is a path in the model's folder is referred to
+// by it, others become part of the case.
 type SampleImage struct {
 	Name string
 	Data []byte
 }
 
-// WriteReferences records cases in the folder's mmserve-gold.jsonl: of the images one by one with a question, of the first in all
-// its tiles, of the first two together and of a text alone, as far as the model takes such prompts. Cases of another precision stay in the file. It
-// returns the number of cases recorded.
+// WriteReferences records cases in the folder's mmserve-gold.jsonl: of the images one by one with a question, of the
+// first in all its tiles, of the first two together and of a text alone, as far as the model takes such prompts. Cases
+// of another precision stay in the file. It returns the number of cases recorded.
 func (v *Verifier) WriteReferences(dir string, samples []SampleImage, question string) (int, error) {
 	if err := v.openProcessor(); err != nil {
 		return 0, err

@@ -10,18 +10,10 @@ import (
 )
 
 // DriftTolerance is how far the log-probabilities of a model's own reference cases may be off on another machine.
-func DriftTolerance(p graph.Precision) float64 {
-	switch p {
-	case graph.INT8:
-		return 0.1
-	case graph.INT4:
-		return 0.2
-	}
-	return 2e-3
-}
+func DriftTolerance(p graph.Precision) float64 { return p.Drift() }
 
-// SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl. Cases that need a longer context than the
-// sessions have are left out. found is false where there is no such file, and for synthetic models.
+// SelfTest runs the cases that the model's folder carries in mmserve-gold.jsonl. Cases that need a longer context than
+// the sessions have are left out. found is false where there is no such file, and for synthetic models.
 func (s Sessions) SelfTest(report func(Case)) (found bool, err error) {
 	if s.Model.Synthetic() {
 		return false, nil

@@ -38,8 +38,8 @@ func narrow(wide []int64) []int32 {
 	return list
 }
 
-// tensors compares stage by stage: image features from the reference's pixels, logits and ids from the features computed
-// here.
+// tensors compares stage by stage: image features from the reference's pixels, logits and ids from the features
+// computed here.
 func (v *Verifier) tensors(want references) ([]Check, error) {
 	img, patches, err := v.features(want)
 	if err != nil {

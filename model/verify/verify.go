@@ -59,8 +59,8 @@ func (v *Verifier) openProcessor() (err error) {
 }
 
 // File runs the cases of a file of reference values: .safetensors (one case: pixel_values, input_ids, image_features,
-// logits, generated) or .jsonl (a case a line: images, messages, prompt_text, prompt_ids, pixel_sha256_f32, …). Each result
-// is given to report as it comes.
+// logits, generated) or .jsonl (a case a line: images, messages, prompt_text, prompt_ids, pixel_sha256_f32, …). Each
+// result is given to report as it comes.
 func (v *Verifier) File(path string, report func(Case)) error {
 	if strings.HasSuffix(path, ".safetensors") {
 		want, err := safetensors.OpenFile(path)

@@ -58,7 +58,8 @@ func gold(t *testing.T, m *model.Model, tolerance float64, p graph.Precision) []
 	}
 	defer v.Close()
 	var cases []Case
-	if err := v.File(modeltest.Path("testdata", "tiny-vlm-gold", "gold.jsonl"), func(c Case) { cases = append(cases, c) }); err != nil {
+	if err := v.File(modeltest.Path("testdata", "tiny-vlm-gold", "gold.jsonl"),
+		func(c Case) { cases = append(cases, c) }); err != nil {
 		t.Fatal(err)
 	}
 	if len(cases) != 87 {

@@ -23,7 +23,8 @@ func (s Source) crossDecoder(n *net) {
 	if n.options.CrossCaches {
 		x = n.Input("inputs_embeds", onnx.F32, "batch_size", "sequence_length", c.Hidden)
 	} else {
-		x = n.Op("Gather", onnx.Attrs{"axis": 0}, n.weight("text.embed_tokens.weight", c.Vocab, c.Hidden), n.Input("input_ids", onnx.I64, "batch_size", "sequence_length"))
+		x = n.Op("Gather", onnx.Attrs{"axis": 0}, n.weight("text.embed_tokens.weight", c.Vocab, c.Hidden),
+			n.Input("input_ids", onnx.I64, "batch_size", "sequence_length"))
 	}
 	a := crossAttention{Source: s, net: n, dim: c.Hidden / c.Heads}
 	a.states = n.Input("encoder_hidden_states", onnx.F32, "batch_size", "encoder_sequence_length", c.Hidden)
@@ -41,8 +42,10 @@ func (s Source) crossDecoder(n *net) {
 	length, before := n.size(x, 1), n.size(first, 2)
 	before = n.Op("Mul", nil, before, n.cast(a.branch, onnx.I64))
 	positions := n.Op("Add", nil, n.span(length), before)
-	x = n.Op("Add", nil, x, n.Op("Gather", onnx.Attrs{"axis": 0}, n.weight("text.wpe.weight", c.MaxLen-c.EncoderStates, c.Hidden), positions))
-	a.seen = n.Op("GreaterOrEqual", nil, n.Op("Unsqueeze", nil, positions, n.I64s(1)), n.span(n.Op("Add", nil, length, before)))
+	x = n.Op("Add", nil, x, n.Op("Gather", onnx.Attrs{"axis": 0},
+		n.weight("text.wpe.weight", c.MaxLen-c.EncoderStates, c.Hidden), positions))
+	a.seen = n.Op("GreaterOrEqual", nil, n.Op("Unsqueeze", nil, positions, n.I64s(1)),
+		n.span(n.Op("Add", nil, length, before)))
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.h.%d.", i)
 		if i > 0 {
@@ -93,7 +96,8 @@ func (a crossAttention) split(x string, n int) []string {
 
 // present gives x, or other where the step is not the first, as an output.
 func (a crossAttention) present(past string, then, first func(g *onnx.Graph) string) string {
-	x := a.If(a.branch, func(g *onnx.Graph) []string { return []string{then(g)} }, func(g *onnx.Graph) []string { return []string{first(g)} })[0]
+	x := a.If(a.branch, func(g *onnx.Graph) []string { return []string{then(g)} },
+		func(g *onnx.Graph) []string { return []string{first(g)} })[0]
 	name := "present" + past[len("past_key_values"):]
 	a.result(x, name, onnx.F32, "batch_size", a.Decoder.Heads, name+"_length", a.dim)
 	return x
@@ -132,7 +136,8 @@ func (a crossAttention) cross(x string, i int, p string) string {
 	}
 	scores := a.scores(q, kv[0], float32(1/math.Sqrt(float64(a.dim))))
 	if a.mask != "" {
-		scores = a.Op("Where", nil, a.cast(a.Op("Unsqueeze", nil, a.mask, a.I64s(1, 2)), onnx.Bool), scores, a.F32(-math.MaxFloat32))
+		scores = a.Op("Where", nil, a.cast(a.Op("Unsqueeze", nil, a.mask, a.I64s(1, 2)), onnx.Bool), scores,
+			a.F32(-math.MaxFloat32))
 	}
 	return a.joined(a.attend(scores, kv[1]), hidden)
 }

@@ -22,7 +22,8 @@ func (s Source) decoder(n *net) {
 	case n.options.Sections != nil:
 		positions = n.Input("position_ids", onnx.I64, 3, "batch_size", "sequence_length")
 	case !n.options.ShapePositions && !n.options.GroupQuery:
-		positions = n.Op("Sub", nil, n.Input("position_ids", onnx.I64, "batch_size", "sequence_length"), n.I64s(int64(n.options.FirstPosition)))
+		positions = n.Op("Sub", nil, n.Input("position_ids", onnx.I64, "batch_size", "sequence_length"),
+			n.I64s(int64(n.options.FirstPosition)))
 	}
 	if n.options.CacheBranch {
 		a.branch = n.Input("use_cache_branch", onnx.Bool, 1)
@@ -150,12 +151,15 @@ func (a *attention) layer(x string, i int, p string) string {
 	scale := cmp.Or(c.AttentionScale, float32(1/math.Sqrt(float64(c.HeadDim))))
 	if n.options.GroupQuery {
 		out := fmt.Sprintf("attention.%d", i)
-		n.Node(onnx.Contrib, "GroupQueryAttention", onnx.Attrs{"num_heads": c.Heads, "kv_num_heads": c.KVHeads, "do_rotary": 1, "scale": scale},
-			[]string{q, k, v, name("past_key_values", "key"), name("past_key_values", "value"), a.seqlens, a.total, a.cos, a.sin},
+		n.Node(onnx.Contrib, "GroupQueryAttention",
+			onnx.Attrs{"num_heads": c.Heads, "kv_num_heads": c.KVHeads, "do_rotary": 1, "scale": scale},
+			[]string{q, k, v, name("past_key_values", "key"), name("past_key_values", "value"), a.seqlens, a.total, a.cos,
+				a.sin},
 			[]string{out, name("present", "key"), name("present", "value")})
 		return out
 	}
-	k = a.extended(a.rotated(n.heads(k, c.KVHeads, c.HeadDim)), name("past_key_values", "key"), name("present", "key"), kind)
+	k = a.extended(a.rotated(n.heads(k, c.KVHeads, c.HeadDim)), name("past_key_values", "key"), name("present", "key"),
+		kind)
 	v = a.extended(n.heads(v, c.KVHeads, c.HeadDim), name("past_key_values", "value"), name("present", "value"), kind)
 	scores := n.scores(a.rotated(n.heads(q, c.Heads, c.HeadDim)), a.repeated(k), scale)
 	if c.Softcap > 0 {

@@ -1,5 +1,6 @@
 // Package exporttest writes a checkpoint as ready-made ONNX graphs in the layout of transformers.js, for tests: plain
-// operators, keys and values that come in and go out longer. It knows nothing of the graphs that mmserve builds for itself.
+// operators, keys and values that come in and go out longer. It knows nothing of the graphs that mmserve builds for
+// itself.
 package exporttest
 
 import (
@@ -48,7 +49,8 @@ type Options struct {
 	// Dynamic quantises the decoder's linear layers to 8 bits, and what they take by one scale for all of a run.
 	Dynamic bool
 	// CrossCaches has an encoder-decoder keep what the encoder's states project to, as exports of BART do: caches of the
-	// encoder that mean nothing after the first step, embeddings for ids, and an encoder of its own, which changes nothing.
+	// encoder that mean nothing after the first step, embeddings for ids, and an encoder of its own, which changes
+	// nothing.
 	CrossCaches bool
 	// FirstPosition is what position_ids calls the first position.
 	FirstPosition int

@@ -97,7 +97,8 @@ func (n *net) dynamic(x, prefix string, in, out int, w []float32) string {
 }
 
 func (n *net) layerNorm(x, prefix string, dim int, eps float32) string {
-	return n.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps}, x, n.weight(prefix+".weight", dim), n.weight(prefix+".bias", dim))
+	return n.Op("LayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps}, x, n.weight(prefix+".weight", dim),
+		n.weight(prefix+".bias", dim))
 }
 
 // rmsNorm is x / √(mean x² + eps) · (w + unit).
@@ -136,7 +137,8 @@ func (n *net) joined(x string, width int) string {
 
 // scores are q·kᵀ·scale.
 func (n *net) scores(q, k string, scale float32) string {
-	return n.Op("Mul", nil, n.Op("MatMul", nil, q, n.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2}}, k)), n.F32(scale))
+	return n.Op("Mul", nil, n.Op("MatMul", nil, q, n.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2}}, k)),
+		n.F32(scale))
 }
 
 // attend weighs v by the softmax of scores.

@@ -49,7 +49,8 @@ func (s Source) blocks(n *net) {
 	}
 	x = n.Op("MatMul", nil, x, n.constant("blocks", []int{block * values, p.Width}, weight))
 	wide := n.Op("Slice", nil, thw, n.I64s(2), n.I64s(3), n.I64s(1))
-	column := n.Op("Mod", nil, n.span(n.size(x, 0)), n.Op("Div", nil, n.Op("Reshape", nil, wide, n.I64s(-1)), n.I64s(int64(p.MergeSize))))
+	column := n.Op("Mod", nil, n.span(n.size(x, 0)),
+		n.Op("Div", nil, n.Op("Reshape", nil, wide, n.I64s(-1)), n.I64s(int64(p.MergeSize))))
 	x = n.Op("Add", nil, x, n.Op("Unsqueeze", nil, n.cast(column, onnx.F32), n.I64s(1)))
 	n.result(x, "image_features", onnx.F32, "tokens", p.Width)
 }
@@ -61,12 +62,14 @@ func (s Source) tower(n *net, x string) string {
 	if t.PatchBias {
 		in = append(in, n.weight(prefix+"embeddings.patch_embedding.bias", t.Hidden))
 	}
-	x = n.Op("Conv", onnx.Attrs{"kernel_shape": []int{t.PatchSize, t.PatchSize}, "strides": []int{t.PatchSize, t.PatchSize}}, in...)
+	x = n.Op("Conv", onnx.Attrs{"kernel_shape": []int{t.PatchSize, t.PatchSize},
+		"strides": []int{t.PatchSize, t.PatchSize}}, in...)
 	x = n.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1}}, n.Op("Reshape", nil, x, n.I64s(0, int64(t.Hidden), -1)))
 	positions := t.Patches()
 	if t.ClassToken {
 		shape := n.Op("Concat", onnx.Attrs{"axis": 0}, n.size(x, 0), n.I64s(1, int64(t.Hidden)))
-		x = n.Op("Concat", onnx.Attrs{"axis": 1}, n.Op("Expand", nil, n.weight(prefix+"embeddings.class_embedding", t.Hidden), shape), x)
+		x = n.Op("Concat", onnx.Attrs{"axis": 1},
+			n.Op("Expand", nil, n.weight(prefix+"embeddings.class_embedding", t.Hidden), shape), x)
 		positions++
 	}
 	x = n.Op("Add", nil, x, n.weight(prefix+"embeddings.position_embedding.weight", positions, t.Hidden))

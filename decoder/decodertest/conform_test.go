@@ -1,0 +1,23 @@
+package decodertest_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/decoder/runnertest"
+)
+
+// The fakes keep the contract that they stand in for.
+func TestFakesConform(t *testing.T) {
+	chunked := decodertest.NewHash(3, 64, 1000)
+	chunked.Chunk = 8
+	loop := decodertest.NewHash(5, 80, 1000)
+	loop.Loop = 4
+	for name, r := range map[string]runnertest.Runner{
+		"hash": decodertest.NewHash(4, 64, 1000), "not exact": chunked, "repeats itself": loop,
+		"paced": decodertest.NewPaced(decodertest.NewHash(3, 64, 1000), time.Nanosecond, time.Nanosecond),
+	} {
+		t.Run(name, func(t *testing.T) { runnertest.Conform(t, r, 10, 900) })
+	}
+}
