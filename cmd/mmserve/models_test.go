@@ -218,7 +218,10 @@ func TestSwapUnderLoad(t *testing.T) {
 		}
 		now := digests[dir]
 		served.Store(&now)
-		time.Sleep(300 * time.Millisecond) // it serves for a while
+		select { // it serves for a while
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
 	wg.Wait()
 	t.Logf("%d requests, %d of them amid one of %d swaps", requests.Load(), amid.Load(), swaps)
