@@ -47,6 +47,8 @@ type Options struct {
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
+	// Filters are those of serving.ServiceOptions.
+	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
 	Version string
 	// Logger gets one line per request, without content. Default: slog.Default.
@@ -143,7 +145,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

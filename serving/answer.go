@@ -47,17 +47,22 @@ func (l *life) newAnswer(req *checked, index int, stream *batching.Stream, to Si
 		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends,
 		tokenizer: l.model.Prompter.Tokenizer, text: l.model.Prompter.Tokenizer.NewStream(true),
 	}
-	a.stages = newChain(stages(req, trim), a.leave)
+	a.stages = newChain(l.stages(req, trim), a.leave)
 	return a
 }
 
 // stages are what the text of an answer goes through, in order. trim is whether a space at its start is the template's.
-func stages(req *checked, trim bool) (list []Stage) {
+func (l *life) stages(req *checked, trim bool) (list []Stage) {
 	if trim {
 		list = append(list, &trimStage{})
 	}
 	if len(req.stop) > 0 {
 		list = append(list, &stopStage{stops: req.stop})
+	}
+	for _, filter := range l.options.Filters {
+		if stage := filter(l.model.Name, req.tenant); stage != nil {
+			list = append(list, stage)
+		}
 	}
 	return list
 }

@@ -70,16 +70,6 @@ type Image struct {
 	Detail vision.Detail
 }
 
-// Sampling says how the next token is picked. What is nil is the model's own.
-type Sampling struct {
-	Temperature, TopP, MinP, TypicalP *float32
-	TopK                              *uint32
-	RepetitionPenalty                 *float32
-	PresencePenalty, FrequencyPenalty *float32
-	LogitBias                         map[uint32]float32
-	Seed                              *uint64
-}
-
 // ConstraintKind says what an answer is held to.
 type ConstraintKind int
 

@@ -24,6 +24,8 @@ type ServiceOptions struct {
 	NoDrafts bool
 	// SharePrefixes has images that one tenant sent count as cached for others.
 	SharePrefixes bool
+	// Filters make the stages that every answer goes through after those of its request, in order.
+	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// Telemetry gets traces and metrics; it is of one service. Default: nothing does.

@@ -13,6 +13,10 @@ type Stage interface {
 	Flush(emit func(Piece)) *End
 }
 
+// Filter makes a stage for one answer of a model to a tenant ("" where the request names none); nil lets the text pass. It is
+// called concurrently.
+type Filter func(model, tenant string) Stage
+
 // Piece is text on its way out.
 type Piece struct {
 	Text string

@@ -12,6 +12,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,8 +32,16 @@ func main() {
 	photos := flag.Int("photos", 64, "images to caption")
 	only := flag.String("only", "", "run only those whose name contains one of these, comma-separated: mmserve,q4_0")
 	parts := flag.String("work", strings.Join(works, ","), "what to measure, comma-separated")
+	write := flag.String("write", "", "write the images to caption into this folder, and do nothing else")
 	keep := flag.String("keep", "", "file to add the values to; the table counts what earlier runs left there")
 	flag.Parse()
+	if *write != "" {
+		if err := writePhotos(*write, *photos); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-peers:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	w := work{parts: strings.Split(*parts, ","), photos: *photos}
@@ -40,6 +49,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench-peers:", err)
 		os.Exit(1)
 	}
+}
+
+// writePhotos writes n photos to a folder, for scripts/caption-peers.sh.
+func writePhotos(dir string, n int) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%03d.jpg", i)), photo(rng), 0o666); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pick is those asked for that are installed, mmserve first.

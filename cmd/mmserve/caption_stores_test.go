@@ -189,7 +189,7 @@ func TestCaptionListsStore(t *testing.T) {
 	}
 	rss := peakRSS(c)
 	t.Logf("%d keys in %.1f s, peak memory %.0f MB", keys, time.Since(began).Seconds(), rss/1e6)
-	if rss > 200e6 {
+	if rss > 200e6 && !raceDetector { // which keeps a shadow of all memory
 		t.Errorf("peak memory %.0f MB, want at most 200", rss/1e6)
 	}
 }

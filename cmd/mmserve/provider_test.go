@@ -63,7 +63,7 @@ func TestVerifyOnProvider(t *testing.T) {
 	}{
 		{[]string{"--provider", "cpu"}, 0, "cases, 0 missed"},
 		{[]string{"--provider", "abacus"}, 1, `--provider: unknown execution provider "abacus"`},
-		{[]string{"--precision", "fp16"}, 1, "the execution provider cpu"},
+		{[]string{"--precision", "fp16"}, 1, "the cpu provider multiplies no faster in 16 bits"},
 	} {
 		code, out, errs := mmserve(t, append([]string{"model", "verify", dir}, c.args...)...)
 		if code != c.code || !strings.Contains(out+errs, c.want) {
