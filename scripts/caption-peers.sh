@@ -21,7 +21,8 @@ with_mmserve() {
   rm -rf "$work/out"*
   bin/mmserve --log-level error serve --model "$peers/models/hf" --precision int8 --listen 127.0.0.1:18200 --admin-address '' &
   local pid=$! t
-  bin/mmserve bench --server 127.0.0.1:18200 --wait 120s --requests 1 --rate 10 --prompt 4 --output 2 >/dev/null
+  bin/mmserve caption model/tiny-vlm/samples/sample0.png -o "$work/out.warm.jsonl" --server 127.0.0.1:18200 \
+    --max-tokens 2 --progress none >/dev/null 2>&1
   t=$(date +%s.%N)
   bin/mmserve caption "$work/photos" -o "$work/out.jsonl" --server 127.0.0.1:18200 --prompt "$prompt" \
     --max-tokens $tokens --progress none >/dev/null 2>&1
