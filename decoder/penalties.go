@@ -91,6 +91,9 @@ func (s *Sampler) process(logits []float32, early bool) []float32 {
 			l -= c.FrequencyPenalty * float32(o.picked)
 			l -= c.PresencePenalty
 		}
+		if l > math.MaxFloat32 && x[o.id] <= math.MaxFloat32 {
+			l = math.MaxFloat32 // a penalty near 0 divides past what a float holds: as likely as can be
+		}
 		x[o.id] = l
 	}
 	suppress(x, c.Suppress)

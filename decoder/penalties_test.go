@@ -28,6 +28,8 @@ func TestProcess(t *testing.T) {
 			[]float32{2, -4, 0, 3, -12, 1, negInf, nan}},
 		"repetition wanted": {Sampling{RepetitionPenalty: .5}, []int32{0, 1}, nil,
 			[]float32{8, -2, 0, 6, -6, 1, negInf, nan}},
+		"repetition near 0 is as likely as can be": {Sampling{RepetitionPenalty: 1e-40}, []int32{0, 2, 6, 7}, nil,
+			[]float32{math.MaxFloat32, -4, 0, 6, -6, 1, negInf, nan}},
 		"repetition 1 is off":       {Sampling{RepetitionPenalty: 1}, []int32{0}, []int32{1}, logits},
 		"repetition below 0 is off": {Sampling{RepetitionPenalty: -1}, []int32{0}, []int32{1}, logits},
 		"repetition outside":        {Sampling{RepetitionPenalty: 2}, []int32{-1, 8, 1 << 30}, nil, logits},
