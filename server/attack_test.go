@@ -194,6 +194,12 @@ func TestAttackCounts(t *testing.T) {
 			})
 		})
 	}
+	t.Run("unknown fields", func(t *testing.T) {
+		message := empty(4000, many/2)
+		bounded(t, f, 3*int64(len(message)), time.Second, func() {
+			checkViolation(t, raw(t.Context(), f.conn, methodGenerate, message), "message", "known and unknown")
+		})
+	})
 	t.Run("text", func(t *testing.T) {
 		message := in(4, in(1, in(1, bytes.Repeat([]byte("x"), 60<<20))))
 		bounded(t, f, 3*int64(len(message)), time.Second, func() {
