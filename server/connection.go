@@ -22,6 +22,7 @@ const (
 	frameData    = 0
 	frameHeaders = 1
 	frameReset   = 3
+	framePing    = 6
 )
 
 // connection is a client's. Those from streams on are guarded by inflight.mu.
@@ -40,6 +41,10 @@ type connection struct {
 	last    uint32 // the newest stream
 	frames  *rate.Limiter
 
+	flooding time.Time // since when it sends more than it may; zero: it does not
+	clock    time.Time // of frames: it stands still while the connection waits for others
+	resumed  time.Time // when the clock was set
+
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
 	greeted   bool  // it speaks HTTP/2
@@ -50,7 +55,7 @@ type connection struct {
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
 		Conn: conn, listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
-		frames: rate.NewLimiter(frameRate, frameBurst),
+		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(),
 	}
 	c.closed, c.end = context.WithCancel(context.Background())
 	return c
@@ -88,8 +93,7 @@ func (c *connection) observe(p []byte) (frames int) {
 		}
 		c.have = 0
 		c.skip = int64(binary.BigEndian.Uint32(c.header[:4]) >> 8)
-		frames += frameCount(c.header[3], c.skip)
-		c.listener.inflight.frame(c, c.header[3], binary.BigEndian.Uint32(c.header[5:])&^(1<<31), c.skip)
+		frames += c.listener.inflight.frame(c, c.header[3], binary.BigEndian.Uint32(c.header[5:])&^(1<<31), c.skip)
 	}
 	return frames
 }
@@ -120,7 +124,9 @@ func (f framed) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
 	c := f.connection
 	frames := c.observe(p[:n])
-	c.pace(n, frames, c.listener.inflight.bulky(c))
+	if flood := c.pace(n, frames, c.listener.inflight.bulky(c)); flood != nil {
+		return 0, flood
+	}
 	return n, err
 }
 

@@ -39,11 +39,11 @@ type inflight struct {
 	reclaim bool  // somebody is about to give memory back
 	conns   map[*connection]struct{}
 
-	bulk *rate.Limiter // see bulkRate
+	bulk, flood *rate.Limiter // see bulkRate and floodRate
 }
 
 func newInflight(limit int64) *inflight {
-	return &inflight{limit: limit, conns: map[*connection]struct{}{}, bulk: newBulk()}
+	return &inflight{limit: limit, conns: map[*connection]struct{}{}, bulk: newBulk(), flood: newFlood()}
 }
 
 // bulky says whether what c receives now counts as bulk.
@@ -67,8 +67,8 @@ type inbound struct {
 	err     error
 }
 
-// frame takes note of a frame that c received.
-func (f *inflight) frame(c *connection, kind byte, id uint32, length int64) {
+// frame takes note of a frame that c received, and gives what it counts against frameRate.
+func (f *inflight) frame(c *connection, kind byte, id uint32, length int64) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c.greeted = true
@@ -88,6 +88,7 @@ func (f *inflight) frame(c *connection, kind byte, id uint32, length int64) {
 			f.data(s, length)
 		}
 	}
+	return frameCount(kind, length, c.claims == 0)
 }
 
 func (f *inflight) data(s *inbound, length int64) {

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -32,12 +33,13 @@ func main() {
 	addr := flag.String("listen", "127.0.0.1:18092", "where the server listens")
 	only := flag.String("run", ".", "attacks to run, a regular expression")
 	attackers := flag.Int("attackers", 10, "how many attack at once while others' times are taken; 0: only one attacker is tried")
-	window := flag.Duration("window", 10*time.Second, "how long others' times are taken")
+	window := flag.Duration("window", 6*time.Second, "how long others' times are taken at a time")
+	rounds := flag.Int("rounds", 3, "how often they are taken, without attackers and beside them in turns; the medians count")
 	child := flag.String("attacker", "", "attack -listen by this attack until standard input ends: for this program's own use")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := config{*bin, *addr, *only, *attackers, *window}
+	c := config{*bin, *addr, *only, *attackers, *window, *rounds}
 	if *child != "" {
 		attackAs(ctx, *child, c)
 		return
@@ -52,6 +54,7 @@ type config struct {
 	bin, addr, only string
 	attackers       int
 	window          time.Duration
+	rounds          int
 }
 
 // run starts one server for all attacks: what an earlier one leaves behind is a fault of the later one's numbers too.
@@ -154,22 +157,36 @@ func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) 
 	if c.attackers == 0 {
 		return r, nil
 	}
-	before, err := h.p99(ctx, c.window)
-	if err != nil {
+	if r.p99, err = slower(ctx, h, a, c); err != nil {
 		return r, err
 	}
-	leave, err = startAttackers(ctx, a, c)
-	if err != nil {
-		return r, err
-	}
-	during, err := h.p99(ctx, c.window)
-	leave()
-	if err != nil {
-		return r, fmt.Errorf("while %d attacked: %w", c.attackers, err)
-	}
-	r.p99 = during.Seconds() / before.Seconds()
 	_, err = quiet(ctx, s)
 	return r, err
+}
+
+// slower is how many times as long others wait while c.attackers attack: the medians of the rounds' 99th percentiles, as one
+// window has too few answers for its own to tell.
+func slower(ctx context.Context, h *honest, a attack, c config) (float64, error) {
+	var before, during []time.Duration
+	for range max(1, c.rounds) {
+		alone, err := h.p99(ctx, c.window)
+		if err != nil {
+			return 0, err
+		}
+		leave, err := startAttackers(ctx, a, c)
+		if err != nil {
+			return 0, err
+		}
+		beside, err := h.p99(ctx, c.window)
+		leave()
+		if err != nil {
+			return 0, fmt.Errorf("while %d attacked: %w", c.attackers, err)
+		}
+		before, during = append(before, alone), append(during, beside)
+	}
+	slices.Sort(before)
+	slices.Sort(during)
+	return during[len(during)/2].Seconds() / before[len(before)/2].Seconds(), nil
 }
 
 // quiet waits until the process uses less than a tenth of a processor, and says how long that took; 30 s at most.
