@@ -134,6 +134,8 @@ type exchange struct {
 	rc     *http.ResponseController
 	id     string // x-request-id
 	caller caller
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 }
@@ -230,6 +232,7 @@ func requestID(r *http.Request) string {
 // routes are the API, all of it.
 func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
+	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
