@@ -67,6 +67,8 @@ type Options struct {
 	ReceiveTimeout time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
+	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
@@ -114,8 +116,8 @@ type Server struct {
 	endWatchers, cutAll context.CancelFunc
 	cut                 atomic.Int64
 
-	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
-	stopping atomic.Bool   // Serve has sent GOAWAY
+	open     atomic.Int64  // requests for answers, from their first byte
+	stopping atomic.Bool   // Serve has sent GOAWAY, or is about to
 	idle     chan struct{} // has room for one note: stopping, and no call is open
 }
 
@@ -225,8 +227,8 @@ func (s *Server) grpcServer() *grpc.Server {
 	return g
 }
 
-// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
-// for DrainDelay, then closes lis and tells clients to go elsewhere (GOAWAY), answers what is on the wire already for up to
+// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
+// for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY, 503), answers what is on the wire already for up to
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
@@ -234,9 +236,15 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	web := s.newHTTPServer()
+	webServed := web.start()
 	select {
 	case err := <-served:
+		web.close()
 		return fmt.Errorf("gRPC server: %w", err)
+	case err := <-webServed:
+		g.Stop()
+		return fmt.Errorf("HTTP server: %w", err)
 	case <-ctx.Done():
 	}
 
@@ -245,8 +253,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if s.attached.Load() {
 		time.Sleep(s.options.DrainDelay)
 	}
-	s.drain(g, l)
+	s.drain(g, l, web)
 	<-served
+	web.wait()
 	if n := s.cut.Load(); n > 0 {
 		return &CutError{Requests: int(n), Grace: s.options.Grace}
 	}
@@ -254,14 +263,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 }
 
 // drain lets the open calls finish, and cuts those that do not within Grace.
-func (s *Server) drain(g *grpc.Server, l *listener) {
+func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
 	_ = l.Listener.Close()
 	l.closeMute()
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); g.GracefulStop() }()
 	s.stopping.Store(true)
+	webStopped, stopped := web.drain(), make(chan struct{})
+	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()
 	if s.open.Load() == 0 {
 		s.noteIdle()
 	}
@@ -284,6 +293,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 		case <-stopped:
 		case <-time.After(flushTime):
 			g.Stop()
+			web.close()
 			<-stopped
 		}
 	}

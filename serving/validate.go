@@ -214,6 +214,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 	r.scored = texts
 }
 
+// ValidID says whether request_id and tenant may be id.
+func ValidID(id string) bool { return validID(id) }
+
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {
