@@ -133,21 +133,16 @@ type exchange struct {
 	r      *http.Request
 	rc     *http.ResponseController
 	id     string // x-request-id
-	caller caller
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 }
 
-// caller is who asks.
-type caller struct {
-	tenant string
-}
-
-// identify says who asks; every request goes through it. Its error is a *serving.Error or an *httpError.
-func (h *httpServer) identify(*http.Request) (caller, error) {
-	return caller{}, nil
+// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
+// an *httpError.
+func (h *httpServer) identify(r *http.Request) (context.Context, error) {
+	return serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr}), nil
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.
@@ -176,13 +171,13 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.preflight()
 		return
 	}
-	h.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+	h.mux.ServeHTTP(w, x.r.WithContext(context.WithValue(x.r.Context(), exchangeKey{}, x)))
 }
 
 type exchangeKey struct{}
 
 // admit refuses what no handler has to see.
-func (x *exchange) admit() (err error) {
+func (x *exchange) admit() error {
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
@@ -190,7 +185,10 @@ func (x *exchange) admit() (err error) {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
-	x.caller, err = x.identify(x.r)
+	ctx, err := x.identify(x.r)
+	if err == nil {
+		x.r = x.r.WithContext(ctx)
+	}
 	return err
 }
 

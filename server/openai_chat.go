@@ -21,8 +21,7 @@ func (x *exchange) chatCompletions() error {
 			if err != nil {
 				return nil, nil, err
 			}
-			r, err := x.chatRequest(in)
-			return &in.Request, r, err
+			return &in.Request, x.chatRequest(in), nil
 		},
 		whole: func(c *serving.Collector) any { return chatCompletion(c) },
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
@@ -53,10 +52,16 @@ func (x *exchange) answer(c completions) error {
 	if err := x.requireModel(); err != nil {
 		return err
 	}
+	ctx, release, err := x.service.Admit(x.r.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	x.r = x.r.WithContext(ctx)
 	defer x.claim()()
 	var asked openai.Request // not the body: the images are the request's to let go
 	var req *serving.Request
-	err := x.readJSON(func(body []byte) error {
+	err = x.readJSON(func(body []byte) error {
 		in, r, err := c.parse(body)
 		if err == nil {
 			asked, req = *in, r
@@ -96,7 +101,7 @@ func (x *exchange) refuse(err error) error {
 
 // newRequest is one that says who asks, and no more.
 func (x *exchange) newRequest() *serving.Request {
-	return &serving.Request{ID: x.id, Tenant: x.caller.tenant, Peer: x.r.RemoteAddr}
+	return &serving.Request{ID: x.id, Peer: x.r.RemoteAddr}
 }
 
 // request is what all requests for text have.
@@ -135,25 +140,20 @@ var imageDetails = map[openai.Detail]vision.Detail{
 }
 
 // chatRequest is what a chat asks for.
-func (x *exchange) chatRequest(in *openai.ChatRequest) (*serving.Request, error) {
+func (x *exchange) chatRequest(in *openai.ChatRequest) *serving.Request {
 	r := x.request(&in.Request)
 	r.Chat = &serving.Chat{Continue: in.Continue, Messages: make([]serving.Message, len(in.Messages))}
 	for i, m := range in.Messages {
 		to := serving.Message{Role: m.Role, Parts: make([]serving.Part, len(m.Parts))}
 		for j, p := range m.Parts {
 			to.Parts[j].Text = p.Text
-			if p.Image == nil {
-				continue
+			if p.Image != nil {
+				to.Parts[j].Image = &serving.Image{Data: p.Image.Data, URL: p.Image.URL, Detail: imageDetails[p.Image.Detail]}
 			}
-			if p.Image.URL != "" {
-				return nil, openai.Unsupported(p.Image.Param,
-					"images by URL are off on this server: send the image itself, as data:image/png;base64,…")
-			}
-			to.Parts[j].Image = &serving.Image{Data: p.Image.Data, Detail: imageDetails[p.Image.Detail]}
 		}
 		r.Chat.Messages[i] = to
 	}
-	return r, nil
+	return r
 }
 
 // chatCompletion is a whole answer.
@@ -173,7 +173,7 @@ func chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 }
 
 // fingerprint names what answers, for callers who want the same answer twice.
-func fingerprint(*serving.Start) string { return "" }
+func fingerprint(e *serving.Start) string { return e.Fingerprint }
 
 func openaiUsage(u serving.Usage) openai.Usage {
 	return openai.NewUsage(u.Prompt, u.Image, u.Cached, u.Completion)

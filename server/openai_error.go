@@ -201,7 +201,7 @@ func errBrokenBody() error {
 
 // contractNames turn parts of the contract's names of fields into OpenAI's, in order.
 var contractNames = strings.NewReplacer(
-	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url",
+	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url", ".image.url", ".image_url.url",
 )
 
 // param is the name in the exchange's API of a field of the contract.
