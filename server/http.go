@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -22,6 +24,8 @@ type HTTPOptions struct {
 	Listener net.Listener
 	// TLS is what connections are spoken to with. nil: plaintext.
 	TLS *tls.Config
+	// Propagator finds the trace that a request belongs to in its headers. nil: there is none.
+	Propagator propagation.TextMapPropagator
 	// AllowOrigins are the web pages whose scripts may ask, as https://example.com; "*" is any. Default: none.
 	AllowOrigins []string
 }
@@ -142,7 +146,11 @@ type exchange struct {
 // identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
 // an *httpError.
 func (h *httpServer) identify(r *http.Request) (context.Context, error) {
-	return serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr}), nil
+	ctx := r.Context()
+	if p := h.options.HTTP.Propagator; p != nil {
+		ctx = p.Extract(ctx, propagation.HeaderCarrier(r.Header))
+	}
+	return serving.WithCaller(ctx, serving.Caller{Peer: r.RemoteAddr}), nil
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.

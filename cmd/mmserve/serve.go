@@ -250,6 +250,6 @@ func (s serveCmd) options(o *observability, web net.Listener, log *slog.Logger) 
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
-		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin},
+		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator},
 	}
 }
