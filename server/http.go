@@ -133,18 +133,19 @@ func (h *httpServer) wait() {
 // exchange is one request with its answer. One goroutine has it.
 type exchange struct {
 	*httpServer
-	w      http.ResponseWriter
-	r      *http.Request
-	rc     *http.ResponseController
-	id     string // x-request-id
-	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	w  http.ResponseWriter
+	r  *http.Request
+	rc *http.ResponseController
+	id string // x-request-id
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
+	// is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 }
 
-// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
-// an *httpError.
+// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error
+// or an *httpError.
 func (h *httpServer) identify(r *http.Request) (context.Context, error) {
 	ctx := r.Context()
 	if p := h.options.HTTP.Propagator; p != nil {
@@ -200,7 +201,8 @@ func (x *exchange) admit() error {
 	return err
 }
 
-// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader reaches.
+// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
+// reaches.
 func (x *exchange) checkOrigin() error {
 	origin := x.r.Header.Get("Origin")
 	if origin == "" {
