@@ -11,10 +11,10 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -65,9 +65,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
-	ctx := stream.Context()
-	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
-	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
+	if err, ok := refusedMethods[method]; ok {
+		return err
+	}
+	ctx, prompt := stream.Context(), requests[method]
+	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
 	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
@@ -77,6 +79,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if prompt {
+		var release func()
+		if ctx, release, err = g.server.admit(ctx); err != nil {
+			return toStatus(err)
+		}
+		defer release()
+	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
@@ -94,6 +103,15 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	return toStatus(run(s))
 }
 
+// admit has serving say whether a call could be taken, before any of its message is received.
+func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+	c := serving.CallerOf(ctx)
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Peer = p.Addr.String()
+	}
+	return s.service.Admit(serving.WithCaller(ctx, c))
+}
+
 // guarded is a stream whose messages are received under guard. One goroutine receives.
 type guarded struct {
 	grpc.ServerStream
@@ -101,7 +119,7 @@ type guarded struct {
 	ctx     context.Context
 	inbound *inbound
 	text    int  // bytes of strings in a message
-	prompt  bool // the message is a GenerateRequest
+	prompt  bool // the message is of one of requests
 	again   bool
 }
 
