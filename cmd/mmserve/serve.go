@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,12 +13,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
 
 type serveCmd struct {
+	configFlags
 	modelFlags
 	telemetryFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
@@ -96,12 +100,26 @@ func checkAddress(flag, address string) error {
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
+func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
 	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
 		return err
 	}
-	ctx, stop := serveSignals(ctx, log)
+	if s.PrintConfig {
+		return printConfig(out, k.Flags())
+	}
+	reload := &reloaders{log: log}
+	if s.Config != "" {
+		if err := reload.watchConfig(k, level, again); err != nil {
+			return err
+		}
+	}
+	ctx, stop := serveSignals(ctx, log, reload.reload)
 	defer stop()
+	return s.serve(ctx, c, log, level)
+}
+
+// serve answers until ctx ends.
+func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
 	lis, err := net.Listen("tcp", s.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen %s: %w", s.Listen, err)

@@ -30,6 +30,7 @@ var users = map[string][]string{
 	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
 	"go.opentelemetry.io":               {"internal/telemetry", "serving", "cmd/mmserve"},
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
+	"go.yaml.in/yaml/v3":                {"cmd/mmserve"},
 	"golang.org/x/image":                {"internal/imaging", "vision"},
 	"golang.org/x/net":                  {"cmd/attack"},
 	"golang.org/x/sync":                 {"caption", "cmd", "internal", "loadtest", "model", "serving", "vision"},
