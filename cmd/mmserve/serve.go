@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -24,7 +25,8 @@ type serveCmd struct {
 	configFlags
 	modelFlags
 	telemetryFlags
-	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
+	listenFlags
+	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
@@ -89,19 +91,24 @@ func (s serveCmd) check() error {
 
 // checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
 func checkAddress(flag, address string) error {
+	if _, unix, err := socket.Path(address); err != nil {
+		return fmt.Errorf("%s %w", flag, err)
+	} else if unix {
+		return nil
+	}
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces", flag, address)
+		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces, or unix:///path", flag, address)
 	}
 	return nil
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
-	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check()); err != nil {
 		return err
 	}
 	if s.PrintConfig {
@@ -120,14 +127,14 @@ func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Write
 
 // serve answers until ctx ends.
 func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	lis, err := net.Listen("tcp", s.Listen)
+	lis, err := s.listen("--listen", s.Listen)
 	if err != nil {
-		return fmt.Errorf("--listen %s: %w", s.Listen, err)
+		return err
 	}
 	defer lis.Close()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
-	o, err := s.observe(ctx, log, admin.Options{Level: level, Models: models, Ready: func() error {
+	o, err := s.observe(ctx, log, s.listen, admin.Options{Level: level, Models: models, Ready: func() error {
 		if s := ready.Load(); s != nil {
 			return s.Ready()
 		}
@@ -224,5 +231,6 @@ func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 	}
 }
