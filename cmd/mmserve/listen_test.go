@@ -18,11 +18,11 @@ import (
 // killed but not of one that runs, and leaves nothing behind.
 func TestServeUnix(t *testing.T) {
 	dir := t.TempDir()
-	rpc, admin := filepath.Join(dir, "rpc.sock"), filepath.Join(dir, "admin.sock")
-	args := []string{"--pace=1ms,1ms", "--admin-address=unix://" + admin, "--socket-mode=0660"}
+	rpc, web, admin := filepath.Join(dir, "rpc.sock"), filepath.Join(dir, "web.sock"), filepath.Join(dir, "admin.sock")
+	args := []string{"--pace=1ms,1ms", "--http-listen=unix://" + web, "--admin-address=unix://" + admin, "--socket-mode=0660"}
 	p := startServe(t, "unix://"+rpc, nil, args...)
 	p.logged("msg=serving")
-	for _, path := range []string{rpc, admin} {
+	for _, path := range []string{rpc, web, admin} {
 		if st, err := os.Lstat(path); err != nil || st.Mode() != os.ModeSocket|0o660 {
 			t.Errorf("%s: %v, %v; want permissions of 0660", path, st, err)
 		}
@@ -42,15 +42,9 @@ func TestServeUnix(t *testing.T) {
 	if code, _, errs := mmserve(t, "health", "--server", "unix://"+rpc); code != 0 {
 		t.Errorf("health: status %d, %s", code, errs)
 	}
-	probe := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", admin)
-	}}}
-	r, err := probe.Get("http://admin/readyz")
-	if err != nil || r.StatusCode != http.StatusOK {
-		t.Fatalf("readyz: %v, %v", r, err)
+	for path, url := range map[string]string{admin: "http://admin/readyz", web: "http://web/v1/models"} {
+		get(t, path, url)
 	}
-	_ = r.Body.Close()
-	probe.CloseIdleConnections()
 
 	if code, _, errs := mmserve(t, "serve", "--pace=1ms,1ms", "--admin-address=", "--listen=unix://"+rpc); code != 1 ||
 		!strings.Contains(errs, "another server listens there") {
@@ -72,4 +66,18 @@ func TestServeUnix(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// get asks for a URL at a unix socket.
+func get(t *testing.T, path, url string) {
+	t.Helper()
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	defer c.CloseIdleConnections()
+	r, err := c.Get(url)
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %v, %v", url, r, err)
+	}
+	_ = r.Body.Close()
 }

@@ -128,7 +128,8 @@ func (name) Network() string  { return "unix" }
 func (n name) String() string { return string(n) }
 
 // Named gives a connection of a unix socket, whose caller has no address, the name of the caller's process:
-// "unix:uid=1000,pid=4711" where the system tells, or else "unix". Other connections stay as they are.
+// "unix/1000:4711", its user and its number, where the system tells, or else "unix". As with host:port, what is before the
+// colon is shared by what belongs together. Other connections stay as they are.
 func Named(conn net.Conn) net.Conn {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {

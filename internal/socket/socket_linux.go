@@ -16,7 +16,7 @@ func caller(c *net.UnixConn) string {
 	name := "unix"
 	_ = raw.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			name = fmt.Sprintf("unix:uid=%d,pid=%d", cred.Uid, cred.Pid)
+			name = fmt.Sprintf("unix/%d:%d", cred.Uid, cred.Pid)
 		}
 	})
 	return name

@@ -70,7 +70,7 @@ func TestListen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := c.RemoteAddr().String(); !strings.HasPrefix(got, "unix:uid="+strconv.Itoa(os.Getuid())+",pid="+strconv.Itoa(os.Getpid())) {
+		if got := c.RemoteAddr().String(); got != "unix/"+strconv.Itoa(os.Getuid())+":"+strconv.Itoa(os.Getpid()) {
 			t.Errorf("the caller is %q", got)
 		}
 		if got, err := io.ReadAll(c); string(got) != "x" || err != nil {
