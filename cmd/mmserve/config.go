@@ -15,8 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// configFlags have serve read its flags from a file. Kong's own YAML resolver takes unknown keys, aliases and keys given
-// twice, which is why configFile is not that.
+// configFlags have serve read its flags from a file. Kong's own YAML resolver takes unknown keys, aliases and keys
+// given twice, which is why configFile is not that.
 type configFlags struct {
 	Config      string `placeholder:"FILE" env:"MMSERVE_CONFIG" help:"Read flags from a YAML file, each by its name without dashes in front; the command line and variables go before it. SIGHUP reads it again."`
 	PrintConfig bool   `help:"Print the configuration that is in effect as such a file, without secrets, and end."`
@@ -119,8 +119,9 @@ func parseConfig(text []byte, flags []*kong.Flag) (configFile, error) {
 	return c, nil
 }
 
-// checkNode refuses what a configuration has no use for: anchors and aliases, which can make much of little, explicit types,
-// keys that are given twice or are no text, values that are missing, and collections within more than depth others.
+// checkNode refuses what a configuration has no use for: anchors and aliases, which can make much of little, explicit
+// types, keys that are given twice or are no text, values that are missing, and collections within more than depth
+// others.
 func checkNode(n *yaml.Node, depth int) error {
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":

@@ -11,9 +11,9 @@ import (
 // exit ends the process; tests have another.
 var exit = os.Exit
 
-// serveSignals gives a context that the first SIGTERM or interrupt ends. The second ends the process at once, with the
-// status that a shell gives it: as PID 1 of a container it has no default for signals. SIGHUP calls hangup, which neither
-// delays the others nor runs twice at once; it never ends the process, not even after the context.
+// serveSignals gives a context that the first SIGTERM or interrupt ends. The second ends the process at once, with
+// the status that a shell gives it: as PID 1 of a container it has no default for signals. SIGHUP calls hangup, which
+// neither delays the others nor runs twice at once; it never ends the process, not even after the context.
 func serveSignals(ctx context.Context, log *slog.Logger, hangup func()) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 4)

@@ -35,8 +35,8 @@ func lock(dir string) (unlock func(), err error) {
 	}
 }
 
-// listenPrivate listens at path. On Linux the file gets no more permissions than its descriptor has, so that there is no
-// moment at which others could connect.
+// listenPrivate listens at path. On Linux the file gets no more permissions than its descriptor has, so that there is
+// no moment at which others could connect.
 func listenPrivate(path string) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		return raw.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) }) // Darwin does not know it

@@ -1,5 +1,5 @@
-// Package socket listens on unix sockets: with the permissions that were meant, beside no other server, and with callers
-// that have a name.
+// Package socket listens on unix sockets: with the permissions that were meant, beside no other server, and with
+// callers that have a name.
 package socket
 
 import (
@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Path is the file that an address such as unix:///run/mmserve.sock or unix:mmserve.sock names, as gRPC's targets do. It
-// is false for any other address. Abstract sockets, which have no permissions, are refused.
+// Path is the file that an address such as unix:///run/mmserve.sock or unix:mmserve.sock names, as gRPC's targets do.
+// It is false for any other address. Abstract sockets, which have no permissions, are refused.
 func Path(address string) (path string, ok bool, err error) {
 	if strings.HasPrefix(address, "unix-abstract:") {
 		return "", true, fmt.Errorf("%q: abstract sockets have no permissions; want unix:///path", address)
@@ -44,9 +44,9 @@ func Path(address string) (path string, ok bool, err error) {
 // askTime is how long a server that may be there has to take a connection.
 const askTime = time.Second
 
-// Listen makes a socket at path that has exactly mode's permissions before anybody can connect. One that was left behind
-// is replaced: a socket at which nothing listens. Anything else in its place is an error. The listener's connections have
-// named callers (see Named); it removes the socket when it is closed.
+// Listen makes a socket at path that has exactly mode's permissions before anybody can connect. One that was left
+// behind is replaced: a socket at which nothing listens. Anything else in its place is an error. The listener's
+// connections have named callers (see Named); it removes the socket when it is closed.
 func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	unlock, err := lock(filepath.Dir(path)) // two that start at once do not both find the same leftover
 	if err != nil {
@@ -128,8 +128,8 @@ func (name) Network() string  { return "unix" }
 func (n name) String() string { return string(n) }
 
 // Named gives a connection of a unix socket, whose caller has no address, the name of the caller's process:
-// "unix/1000:4711", its user and its number, where the system tells, or else "unix". As with host:port, what is before the
-// colon is shared by what belongs together. Other connections stay as they are.
+// "unix/1000:4711", its user and its number, where the system tells, or else "unix". As with host:port, what is
+// before the colon is shared by what belongs together. Other connections stay as they are.
 func Named(conn net.Conn) net.Conn {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {

@@ -29,8 +29,10 @@ func TestPath(t *testing.T) {
 	}
 	for address, want := range map[string]string{
 		"unix:": "want a file's path", "unix://": "want three slashes", "unix://run/a.sock": "want three slashes",
-		"unix:///": "want a file's path", "unix:///run/": "want a file's path", "unix:@a": "abstract", "unix:\x00a": "abstract",
-		"unix:///a\x00": "abstract", "unix-abstract:a": "abstract", "unix:" + strings.Repeat("a", 300): "300 bytes, at most",
+		"unix:///": "want a file's path", "unix:///run/": "want a file's path",
+		"unix:@a": "abstract", "unix:\x00a": "abstract",
+		"unix:///a\x00": "abstract", "unix-abstract:a": "abstract",
+		"unix:" + strings.Repeat("a", 300): "300 bytes, at most",
 	} {
 		if _, ok, err := Path(address); !ok || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, %v; want an error with %q", address, ok, err, want)
@@ -113,7 +115,8 @@ func TestListenReplaces(t *testing.T) {
 	file, link, sub := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "sub")
 	dead := filepath.Join(dir, "dead")
 	leave(t, dead)
-	if err := errors.Join(os.WriteFile(file, []byte("keep"), 0o600), os.Symlink(dead, link), os.Mkdir(sub, 0o700)); err != nil {
+	err = errors.Join(os.WriteFile(file, []byte("keep"), 0o600), os.Symlink(dead, link), os.Mkdir(sub, 0o700))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, link, sub} {
