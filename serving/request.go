@@ -64,9 +64,11 @@ type Part struct {
 	Image *Image
 }
 
-// Image is an image file.
+// Image is an image file: one of its bytes, the digest of an upload, or the URL that it is fetched from.
 type Image struct {
 	Data   []byte
+	Digest string
+	URL    string
 	Detail vision.Detail
 }
 

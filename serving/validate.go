@@ -11,6 +11,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -56,10 +57,11 @@ type checked struct {
 	constraint *Constraint
 }
 
-// imagePart is an encoded image and the path of the field it came in.
+// imagePart is an encoded image and the path of the field it came in. Without data it has a digest.
 type imagePart struct {
 	field  string
 	data   []byte
+	digest *media.Digest
 	detail vision.Detail
 }
 
@@ -220,13 +222,13 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	text := 0
 	switch {
 	case in.Chat != nil:
-		text = validateChat(v, r, in.Chat)
+		text = l.validateChat(v, r, in.Chat)
 	case in.Prompt == nil:
 		v.Add("input", "none; want chat or prompt")
 	case len(in.Prompt.Parts) > MaxParts:
 		v.Add("prompt.parts", "%d parts; at most %d are allowed", len(in.Prompt.Parts), MaxParts)
 	default:
-		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+		r.prompt.Raw, text = l.validateParts(v, r, "prompt.parts", in.Prompt.Parts)
 	}
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
@@ -237,7 +239,7 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 }
 
 // validateChat counts the bytes of text.
-func validateChat(v *Violations, r *checked, in *Chat) (text int) {
+func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 	if len(in.Messages) == 0 {
 		v.Add("chat.messages", "none; want at least one")
 	}
@@ -252,7 +254,7 @@ func validateChat(v *Violations, r *checked, in *Chat) (text int) {
 			v.Add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, MaxParts)
 			return text
 		}
-		list, n := validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
+		list, n := l.validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
 		r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: m.Role, Parts: list})
 		text += n
 	}
@@ -280,7 +282,7 @@ func validateLast(v *Violations, r *checked, in *Chat) {
 const assistant = "assistant"
 
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
-func validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
+func (l *life) validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
 		v.Add(field, "none; want at least one")
 	}
@@ -291,14 +293,36 @@ func validateParts(v *Violations, r *checked, field string, in []Part) (parts []
 			parts = append(parts, chat.Part{Text: p.Text})
 			continue
 		}
-		at := fmt.Sprintf("%s[%d].image.data", field, i)
-		if len(p.Image.Data) == 0 {
-			v.Add(at, "empty; want the bytes of an image file")
-		}
 		parts = append(parts, chat.Part{Image: true})
-		r.images = append(r.images, imagePart{field: at, data: p.Image.Data, detail: p.Image.Detail})
+		r.images = append(r.images, l.validateImage(v, fmt.Sprintf("%s[%d].image", field, i), p.Image))
 	}
 	return parts, text
+}
+
+// validateImage settles where the bytes of an image come from.
+func (l *life) validateImage(v *Violations, field string, in *Image) imagePart {
+	part := imagePart{field: field + ".data", data: in.Data, detail: in.Detail}
+	given := 0
+	for _, n := range []int{len(in.Data), len(in.Digest), len(in.URL)} {
+		given += min(n, 1)
+	}
+	switch {
+	case given == 0:
+		v.Add(part.field, "empty; want the bytes of an image file, or a digest or a URL beside it")
+	case given > 1:
+		v.Add(field, "%d of data, digest and url; want one", given)
+	case in.Digest != "":
+		part.field = field + ".digest"
+		d, err := media.ParseDigest(in.Digest)
+		switch {
+		case l.options.Media == nil:
+			v.Add(part.field, "%v", mediaOff())
+		case err != nil:
+			v.Add(part.field, "%v", err)
+		}
+		part.digest = &d
+	}
+	return part
 }
 
 func (l *life) validateStop(v *Violations, r *checked, stop []string) {

@@ -20,6 +20,7 @@ import (
 type serveCmd struct {
 	modelFlags
 	telemetryFlags
+	mediaFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
 	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
@@ -97,7 +98,7 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.mediaFlags.check()); err != nil {
 		return err
 	}
 	ctx, stop := serveSignals(ctx, log)
@@ -205,6 +206,6 @@ func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
 	return server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
-		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(), Media: s.mediaFlags.store(),
 	}
 }
