@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -65,9 +64,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
-	ctx := stream.Context()
-	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
-	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
+	if err, ok := refusedMethods[method]; ok {
+		return err
+	}
+	ctx, prompt := stream.Context(), requests[method]
+	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
 	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
@@ -101,7 +102,7 @@ type guarded struct {
 	ctx     context.Context
 	inbound *inbound
 	text    int  // bytes of strings in a message
-	prompt  bool // the message is a GenerateRequest
+	prompt  bool // the message is of one of requests
 	again   bool
 }
 

@@ -97,8 +97,10 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from the models of a registry.
+// Server answers mmserve.v1 from the models of a registry.
 type Server struct {
+	pb.UnimplementedInferenceServiceServer
+	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
@@ -161,9 +163,9 @@ func (s *Server) traffic() serving.Traffic {
 	return serving.Traffic{InflightBytes: bytes, Evicted: s.inflight.evicted.Load(), Connections: connections}
 }
 
-// report sets the health of the whole and of the mmserve service.
+// report sets the health of the whole and of each service that answers from models.
 func (s *Server) report(status healthpb.HealthCheckResponse_ServingStatus) {
-	for _, name := range []string{"", pb.MMServe_ServiceDesc.ServiceName} {
+	for _, name := range append([]string{""}, serviceNames...) {
 		s.health.SetServingStatus(name, status)
 	}
 }
@@ -173,7 +175,7 @@ func (s *Server) Ready() error {
 	if !s.attached.Load() {
 		return errors.New("the model is loading")
 	}
-	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{Service: pb.MMServe_ServiceDesc.ServiceName})
+	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{})
 	if err == nil && r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		err = errors.New("the server is shutting down")
 	}
@@ -221,7 +223,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
-	pb.RegisterMMServeServer(r, s)
+	s.register(r)
 	healthpb.RegisterHealthServer(r, s.health)
 	reflection.Register(r)
 	return g

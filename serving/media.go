@@ -168,6 +168,11 @@ func mediaOff() error {
 	return failed(FailedPrecondition, "this server keeps no uploaded media: it was started with --media-bytes 0; send images as data")
 }
 
+func urlsOff() error {
+	return failed(FailedPrecondition, "this server fetches no images: it was started without --media-allow-urls, "+
+		"which lists the hosts that it may fetch from; send images as data, or upload them")
+}
+
 // mediaError is what a store's refusal is to a caller.
 func mediaError(field string, err error) error {
 	switch {

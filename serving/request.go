@@ -64,12 +64,12 @@ type Part struct {
 	Image *Image
 }
 
-// Image is an image file: one of its bytes, the digest of an upload, or the URL that it is fetched from.
+// Image is an image file. One of Data, Digest and URL says where it is.
 type Image struct {
 	Data   []byte
-	Digest string
-	URL    string
 	Detail vision.Detail
+	// Digest is that of a file that the tenant uploaded before, URL where one is to be fetched.
+	Digest, URL string
 }
 
 // ConstraintKind says what an answer is held to.

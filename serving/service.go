@@ -208,7 +208,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
 	err := to.Start(&Start{
-		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Seed: req.sampling.Seed, Answers: req.n,
+		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
 	})
 	if err != nil {

@@ -22,6 +22,8 @@ const (
 	MaxIDBytes = 128
 	// MaxMessages of a conversation, and MaxParts of all its messages.
 	MaxMessages, MaxParts = 2048, 2048
+	// MaxPromptIDs are the most token ids in one prompt.
+	MaxPromptIDs = 262144
 	// MaxStopIDs, MaxBiases and MaxChoices bound their lists.
 	MaxStopIDs, MaxBiases, MaxChoices = 16, 300, 8192
 )
@@ -69,7 +71,7 @@ type imagePart struct {
 // violations are reported together, up to maxViolations.
 func (l *life) validate(in *Request) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, failed(NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.Model), quoted(l.models.Names()))
+		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
 	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
@@ -108,6 +110,11 @@ func (l *life) able(r *checked) error {
 		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
 	}
 	return nil
+}
+
+// NotServed is the error of a field with a name that is none of those that are served.
+func NotServed(field, name string, served []string) error {
+	return failed(NotFound, "%s: the name of %d bytes is not served here; this server has %s", field, len(name), quoted(served))
 }
 
 // quoted lists names for a message.
@@ -321,6 +328,9 @@ func (l *life) validateImage(v *Violations, field string, in *Image) imagePart {
 			v.Add(part.field, "%v", err)
 		}
 		part.digest = &d
+	case in.URL != "":
+		part.field = field + ".url"
+		v.Add(part.field, "%v", urlsOff())
 	}
 	return part
 }

@@ -11,7 +11,7 @@ import (
 type mediaFlags struct {
 	MediaBytes byteSize      `default:"256MiB" env:"MMSERVE_MEDIA_BYTES" help:"Memory of uploaded image files, those on their way among them; 0 takes no uploads."`
 	MediaShare float64       `name:"media-tenant-share" default:"0.25" env:"MMSERVE_MEDIA_TENANT_SHARE" help:"Part of that memory that one tenant's files may take, more than 0 and up to 1."`
-	MediaTTL   time.Duration `name:"media-ttl" default:"1h" env:"MMSERVE_MEDIA_TTL" help:"How long an image file is kept after it was last uploaded; its use does not prolong that."`
+	MediaTTL   time.Duration `name:"media-ttl" default:"1h" env:"MMSERVE_MEDIA_TTL" help:"How long an uploaded image file is kept after it was last uploaded or used."`
 }
 
 const minMediaBytes, maxMediaBytes = 1 << 20, 1 << 40

@@ -47,7 +47,7 @@ type Options struct {
 	Bytes int64
 	// TenantBytes bounds the same for one tenant; 0 stands for Bytes.
 	TenantBytes int64
-	// TTL is how long a file is kept after it was last uploaded. Its use does not prolong that.
+	// TTL is how long a file is kept after it was last uploaded or used.
 	TTL time.Duration
 }
 
@@ -105,7 +105,7 @@ func New(o Options) *Store {
 	}
 }
 
-// TTL is how long a file is kept after it was last uploaded.
+// TTL is how long a file is kept after it was last uploaded or used.
 func (s *Store) TTL() time.Duration { return s.options.TTL }
 
 // Largest is the most bytes that one file may have.
@@ -165,7 +165,14 @@ func (s *Store) Open(tenant string, d Digest) (*File, bool) {
 	if f == nil {
 		return nil, false
 	}
+	s.renew(f)
 	return s.use(f), true
+}
+
+// renew starts a kept file's time anew. s.mu is held.
+func (s *Store) renew(f *file) {
+	f.expires = time.Now().Add(s.options.TTL)
+	s.expiry.MoveToBack(f.expiresAt)
 }
 
 // use is s.mu held.
@@ -308,19 +315,18 @@ func (s *Store) keep(f *file) (info Info, fresh bool, err error) {
 	if s.closed {
 		return Info{}, false, ErrFull
 	}
-	expires := time.Now().Add(s.options.TTL)
 	if old := s.files[f.key]; old != nil {
-		old.expires = expires
-		s.expiry.MoveToBack(old.expiresAt)
+		s.renew(old)
 		if old.users == 0 {
 			s.recent.MoveToBack(old.recent)
 			s.tenants[old.key.tenant].recent.MoveToBack(old.among)
 		}
 		return old.info(), false, nil
 	}
-	f.expires, f.kept = expires, true
+	f.kept = true
 	s.files[f.key] = f
 	f.expiresAt = s.expiry.PushBack(f)
+	s.renew(f)
 	s.idle(f)
 	if s.timer == nil {
 		s.timer = time.AfterFunc(s.options.TTL, s.expire)

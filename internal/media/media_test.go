@@ -240,27 +240,30 @@ func TestTinyFiles(t *testing.T) {
 	check(t, s)
 }
 
-// A file goes TTL after it was last sent, used or not.
+// A file goes TTL after it was last sent or used; to be asked after is no use.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t, media.Options{Bytes: 1 << 20, TTL: time.Hour})
-		a := put(t, s, "a", file(1000, 'a'))
+		sent := put(t, s, "a", file(1000, 'a'))
+		used := put(t, s, "a", file(1000, 'b'))
+		asked := put(t, s, "a", file(1000, 'c'))
 		time.Sleep(30 * time.Minute)
-		b := put(t, s, "a", file(1000, 'b'))
-		if put(t, s, "a", file(1000, 'a')).Expires.Sub(a.Expires) != 30*time.Minute {
+		if put(t, s, "a", file(1000, 'a')).Expires.Sub(sent.Expires) != 30*time.Minute {
 			t.Error("sent again it is not kept longer")
 		}
-		time.Sleep(59 * time.Minute)
-		for _, d := range []media.Digest{a.Digest, b.Digest} {
-			f, ok := s.Open("a", d)
-			if !ok {
-				t.Fatal("it went early")
-			}
-			f.Close()
+		f, _ := s.Open("a", used.Digest)
+		f.Close()
+		if info, ok := s.Has("a", asked.Digest); !ok || !info.Expires.Equal(asked.Expires) {
+			t.Errorf("asked after it expires at %v instead of %v", info.Expires, asked.Expires)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(30 * time.Minute)
 		synctest.Wait()
-		if u := s.Usage(); u.Files != 0 || u.Bytes != 0 || has(s, "a", a.Digest) || has(s, "a", b.Digest) {
+		if s.Usage().Files != 2 || has(s, "a", asked.Digest) || !has(s, "a", used.Digest) || !has(s, "a", sent.Digest) {
+			t.Error("not the one goes that was neither sent nor used")
+		}
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		if u := s.Usage(); u.Files != 0 || u.Bytes != 0 || has(s, "a", used.Digest) {
 			t.Errorf("after its time: %+v", u)
 		}
 		check(t, s)
