@@ -2,8 +2,10 @@ package serving
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/mmserve/mmserve/internal/imaging"
@@ -16,72 +18,119 @@ type Media struct {
 	// Digest is what requests name it by, "sha256:" and 64 hexadecimal digits.
 	Digest string
 	Bytes  int64
-	// Format, Width and Height are those of its header, after orientation. They are not known from HasMedia.
-	Format        string
-	Width, Height int
-	// Expires is when it will be let go of, unless it is uploaded again. Others may need the room earlier.
+	// Type is its media type, as its first bytes tell it: image/jpeg, say.
+	Type string
+	// Expires is when it will be let go of, unless it is used or uploaded again. Others may need the room earlier.
 	Expires time.Time
+}
+
+// UploadHeader says what is known of a file before its bytes. What it says is held against them.
+type UploadHeader struct {
+	// ID names the upload in the log; one is made where it is empty. Tenant is whose requests may use the file.
+	ID, Tenant string
+	// Size is the number of bytes, if known.
+	Size *uint64
+	// Digest and Type are as in Media, empty if not known.
+	Digest, Type string
 }
 
 // Upload is an image file on its way. One goroutine has it, and ends it with Finish or Abort.
 type Upload struct {
+	// Kept is the file if the tenant has it already: no byte need be sent.
+	Kept *Media
+
 	service *Service
 	writer  *media.Writer
-	tenant  string
-	size    int64
+	header  UploadHeader
+	most    int64
 	digest  *media.Digest // what the caller says that it is; nil if nothing
 	known   bool          // its first bytes have been looked at
+	began   time.Time
 }
 
-// UploadMedia begins a tenant's file of size bytes. digest is empty, or what the bytes will be checked against. An
-// error is an *Error, which names the fields size and digest.
-func (s *Service) UploadMedia(tenant string, size uint64, digest string) (*Upload, error) {
-	if s.options.Media == nil {
-		return nil, mediaOff()
+// UploadMedia begins an upload. An error is an *Error, which names fields as the contract does.
+func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, err error) {
+	u = &Upload{service: s, header: in, began: time.Now()}
+	if !validID(in.ID) || in.ID == "" {
+		u.header.ID = rand.Text()
 	}
-	u := &Upload{service: s, tenant: tenant, size: int64(min(size, 1<<62))}
+	if !validID(in.Tenant) {
+		u.header.Tenant = ""
+	}
+	if err := u.begin(in); err != nil {
+		return nil, u.log(ctx, err)
+	}
+	return u, nil
+}
+
+func (u *Upload) begin(in UploadHeader) error {
+	store := u.service.options.Media
+	if store == nil {
+		return mediaOff()
+	}
 	var v Violations
-	if !validID(tenant) {
-		v.Add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(tenant), MaxIDBytes)
+	if !validID(in.ID) {
+		v.Add("header.request_id", idText, len(in.ID), MaxIDBytes)
 	}
-	if most := s.largestMedia(); u.size == 0 || u.size > most {
-		v.Add("size", "%d; want 1 to %d: the bytes of the file", size, most)
+	if !validID(in.Tenant) {
+		v.Add("header.tenant", idText, len(in.Tenant), MaxIDBytes)
 	}
-	if digest != "" {
-		d, err := media.ParseDigest(digest)
+	u.most = min(store.Largest(), imaging.DefaultLimits().MaxBytes)
+	if in.Size != nil {
+		if *in.Size == 0 || *in.Size > uint64(u.most) {
+			v.Add("header.size", "%d; want 1 to %d: the bytes of the file", *in.Size, u.most)
+		}
+		u.most = int64(min(*in.Size, uint64(u.most)))
+	}
+	if in.Digest != "" {
+		d, err := media.ParseDigest(in.Digest)
 		if err != nil {
-			v.Add("digest", "%v", err)
+			v.Add("header.digest", "%v", err)
 		}
 		u.digest = &d
 	}
 	if err := v.Err(); err != nil {
-		return nil, err
+		return err
 	}
-	w, err := s.options.Media.Create(tenant, u.size)
-	if err != nil {
-		return nil, mediaError("size", err)
+	if u.digest != nil {
+		if f, ok := store.Open(in.Tenant, *u.digest); ok {
+			u.Kept = kept(f)
+			return nil
+		}
 	}
+	w, err := store.Create(in.Tenant, u.most)
 	u.writer = w
-	return u, nil
+	return mediaError("header.size", err)
 }
 
-// largestMedia is the most bytes of one file.
-func (s *Service) largestMedia() int64 {
-	return min(s.options.Media.Largest(), imaging.DefaultLimits().MaxBytes)
+// kept tells of a file, whose use it ends.
+func kept(f *media.File) *Media {
+	defer f.Close()
+	info := f.Info()
+	return &Media{
+		Digest: info.Digest.String(), Bytes: info.Size, Type: imaging.MediaType(f.Data()), Expires: info.Expires,
+	}
 }
 
 // firstLook is how many bytes tell a format that is not read, so that no more of it need be sent.
 const firstLook = 64
 
+// MaxChunk is the most bytes of one Write.
+const MaxChunk = 1 << 20
+
 // Write adds bytes of the file. An error is an *Error, which names the field chunk.
 func (u *Upload) Write(chunk []byte) error {
-	if have := u.writer.Size(); have+int64(len(chunk)) > u.size {
-		return InvalidField("chunk", "%d bytes of a file of %d; want no more than its size", have+int64(len(chunk)), u.size)
+	if len(chunk) > MaxChunk {
+		return InvalidField("chunk", "%d bytes; want at most %d in a message", len(chunk), MaxChunk)
+	}
+	have := u.writer.Size() + int64(len(chunk))
+	if have > u.most {
+		return InvalidField("chunk", "%d bytes up to here; want at most %d", have, u.most)
 	}
 	if _, err := u.writer.Write(chunk); err != nil {
 		return mediaError("chunk", err)
 	}
-	if !u.known && (u.writer.Size() >= firstLook || u.writer.Size() == u.size) {
+	if !u.known && have >= firstLook {
 		u.known = true
 		if err := imaging.Refused(u.writer.Data()); err != nil {
 			return InvalidField("chunk", "%v", err)
@@ -90,37 +139,74 @@ func (u *Upload) Write(chunk []byte) error {
 	return nil
 }
 
-// Finish keeps the file, once it is whole, is what its caller said, and has the header of an image that requests may
-// show. An error is an *Error, which names the field size, digest or chunk.
-func (u *Upload) Finish(ctx context.Context) (Media, error) {
-	defer u.writer.Abort()
-	got := u.writer.Digest()
-	if n := u.writer.Size(); n != u.size {
-		return Media{}, InvalidField("size", "%d; %d bytes came", u.size, n)
+// Finish keeps the file, once it is whole, is what its caller said, and has the header of an image that requests may show.
+// failed is why it did not come whole, nil if it did. An error is an *Error, which names fields as the contract does.
+func (u *Upload) Finish(ctx context.Context, failed error) (m *Media, err error) {
+	m = u.Kept
+	if m == nil {
+		defer u.writer.Abort()
+		if err = failed; err == nil {
+			m, err = u.finish(ctx)
+		}
 	}
-	if u.digest != nil && *u.digest != got {
-		return Media{}, InvalidField("digest", "the bytes that came have another SHA-256")
+	return m, u.log(ctx, err)
+}
+
+func (u *Upload) finish(ctx context.Context) (*Media, error) {
+	data := u.writer.Data()
+	switch n := u.writer.Size(); {
+	case n == 0:
+		return nil, InvalidField("chunk", "no bytes came; want those of an image file")
+	case u.header.Size != nil && uint64(n) != *u.header.Size:
+		return nil, InvalidField("header.size", "%d; %d bytes came", *u.header.Size, n)
+	case u.digest != nil && *u.digest != u.writer.Digest():
+		return nil, InvalidField("header.digest", "the bytes that came have another SHA-256")
 	}
 	limits, release := u.service.imageLimits()
 	defer release()
-	h, err := imaging.ReadHeader(ctx, u.writer.Data(), limits)
-	switch {
-	case errors.Is(err, vision.ErrImage):
-		return Media{}, InvalidField("chunk", "%v", err)
-	case err != nil:
-		return Media{}, shown(err, "")
+	if _, err := imaging.ReadHeader(ctx, data, limits); errors.Is(err, vision.ErrImage) {
+		return nil, InvalidField("chunk", "%v", err)
+	} else if err != nil {
+		return nil, err
+	}
+	found := imaging.MediaType(data)
+	if !imaging.IsMediaType(u.header.Type, found) {
+		return nil, InvalidField("header.media_type", "%d bytes; want %s, which the file is, or none", len(u.header.Type), found)
 	}
 	info, err := u.writer.Keep()
 	if err != nil {
-		return Media{}, mediaError("size", err)
+		return nil, mediaError("chunk", err)
 	}
-	return Media{
-		Digest: info.Digest.String(), Bytes: info.Size, Format: h.Format, Width: h.Width, Height: h.Height, Expires: info.Expires,
-	}, nil
+	return &Media{Digest: info.Digest.String(), Bytes: info.Size, Type: found, Expires: info.Expires}, nil
 }
 
 // Abort lets go of what came. After Finish it does nothing.
-func (u *Upload) Abort() { u.writer.Abort() }
+func (u *Upload) Abort() {
+	if u.writer != nil {
+		u.writer.Abort()
+	}
+}
+
+// log writes the one line of an upload, and gives its error as the caller sees it.
+func (u *Upload) log(ctx context.Context, err error) error {
+	told := shown(err, u.header.ID)
+	kind := KindOf(told)
+	attrs := []slog.Attr{slog.String("id", u.header.ID), slog.String("code", kind.String())}
+	level := slog.LevelInfo
+	if kind == Internal {
+		level = slog.LevelError
+		attrs = append(attrs, slog.Any("error", err))
+	}
+	if u.header.Tenant != "" {
+		attrs = append(attrs, slog.String("tenant", u.header.Tenant))
+	}
+	if u.writer != nil {
+		attrs = append(attrs, slog.Int64("bytes", u.writer.Size()))
+	}
+	took := slog.Float64("total_ms", float64(time.Since(u.began).Microseconds())/1000)
+	u.service.options.Logger.LogAttrs(context.WithoutCancel(ctx), level, "upload", append(attrs, took)...)
+	return told
+}
 
 // imageLimits are those of the default model.
 func (s *Service) imageLimits() (vision.Limits, func()) {
@@ -138,6 +224,9 @@ func (s *Service) HasMedia(tenant string, digests []string) ([]*Media, error) {
 		return nil, mediaOff()
 	}
 	var v Violations
+	if !validID(tenant) {
+		v.Add("tenant", idText, len(tenant), MaxIDBytes)
+	}
 	list := make([]*Media, len(digests))
 	for i, text := range digests {
 		d, err := media.ParseDigest(text)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	goimage "image"
 	"image/png"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,20 +30,18 @@ func pngFile(t testing.TB, side int) []byte {
 func digestOf(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
 
 // upload sends a file in chunks.
-func upload(s *serving.Service, tenant string, data []byte, size uint64, digest string) (m serving.Media, err error) {
-	u, err := s.UploadMedia(tenant, size, digest)
+func upload(s *serving.Service, h serving.UploadHeader, data []byte) (*serving.Media, error) {
+	u, err := s.UploadMedia(context.Background(), h)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	defer u.Abort()
-	for len(data) > 0 {
+	for len(data) > 0 && err == nil && u.Kept == nil {
 		n := min(len(data), 40)
-		if err := u.Write(data[:n]); err != nil {
-			return m, err
-		}
+		err = u.Write(data[:n])
 		data = data[n:]
 	}
-	return u.Finish(context.Background())
+	return u.Finish(context.Background(), err)
 }
 
 func byDigest(d string) serving.Part { return serving.Part{Image: &serving.Image{Digest: d}} }
@@ -66,11 +65,12 @@ func TestUpload(t *testing.T) {
 	defer store.Close()
 	s, _ := tinyWith(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 32)
-	m, err := upload(s, "a", data, uint64(len(data)), digestOf(data))
+	n := uint64(len(data))
+	m, err := upload(s, serving.UploadHeader{Tenant: "a", Size: &n, Digest: digestOf(data), Type: "image/png"}, data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Digest != digestOf(data) || m.Format != "png" || m.Width != 32 || m.Bytes != int64(len(data)) || !m.Expires.After(time.Now()) {
+	if m.Digest != digestOf(data) || m.Type != "image/png" || m.Bytes != int64(len(data)) || !m.Expires.After(time.Now()) {
 		t.Errorf("uploaded %+v", m)
 	}
 	ask := func(tenant string, parts ...serving.Part) (string, error) {
@@ -102,6 +102,15 @@ func TestUpload(t *testing.T) {
 			t.Errorf("another tenant deletes it: %v, %v", ok, err)
 		}
 	}
+	sent, err := s.UploadMedia(t.Context(), serving.UploadHeader{Tenant: "a", Digest: m.Digest})
+	if err != nil || sent.Kept == nil || sent.Kept.Digest != m.Digest || sent.Kept.Type != "image/png" {
+		t.Errorf("a file that is there: %+v, %v", sent, err)
+	}
+	foreign, err := s.UploadMedia(t.Context(), serving.UploadHeader{Tenant: "b", Digest: m.Digest})
+	if err != nil || foreign.Kept != nil {
+		t.Errorf("another tenant is told of it: %+v, %v", foreign, err)
+	}
+	foreign.Abort()
 	list, err := s.HasMedia("a", []string{digestOf(nil), m.Digest})
 	if err != nil || list[0] != nil || list[1] == nil || list[1].Digest != m.Digest {
 		t.Errorf("has %v, %v", list, err)
@@ -122,7 +131,7 @@ func TestUploadIsReleased(t *testing.T) {
 	defer store.Close()
 	s, e := tinyWith(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 8)
-	m, err := upload(s, "", data, uint64(len(data)), "")
+	m, err := upload(s, serving.UploadHeader{}, data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,27 +159,32 @@ func TestUploadErrors(t *testing.T) {
 	s, _ := tinyWith(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 32)
 	n := uint64(len(data))
+	size := func(n uint64) *uint64 { return &n }
 	heic := append([]byte("\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"), make([]byte, 1000)...)
+	big := slices.Concat(data, make([]byte, 200_000))
 	for name, c := range map[string]struct {
-		tenant string
+		header serving.UploadHeader
 		data   []byte
-		size   uint64
-		digest string
 		field  string
 	}{
-		"no size":             {"a", data, 0, "", "size"},
-		"a size beyond all":   {"a", data, 1 << 63, "", "size"},
-		"a size beyond share": {"a", data, 100_000, "", "size"},
-		"fewer bytes":         {"a", data, n + 1, "", "size"},
-		"more bytes":          {"a", data, n - 1, "", "chunk"},
-		"another digest":      {"a", data, n, digestOf(nil), "digest"},
-		"no digest":           {"a", data, n, "sha256:1", "digest"},
-		"no tenant's name":    {"a b", data, n, "", "tenant"},
-		"no image":            {"a", []byte("no image"), 8, "", "chunk"},
-		"HEIC":                {"a", heic[:100], 1000, "", "chunk"},
-		"a broken header":     {"a", data[:20], 20, "", "chunk"},
+		"a size of nothing":   {serving.UploadHeader{Size: size(0)}, data, "header.size"},
+		"a size beyond all":   {serving.UploadHeader{Size: size(1 << 63)}, data, "header.size"},
+		"a size beyond share": {serving.UploadHeader{Size: size(100_000)}, data, "header.size"},
+		"fewer bytes":         {serving.UploadHeader{Size: size(n + 1)}, data, "header.size"},
+		"more bytes":          {serving.UploadHeader{Size: size(n - 1)}, data, "chunk"},
+		"bytes beyond share":  {serving.UploadHeader{}, big, "chunk"},
+		"no bytes":            {serving.UploadHeader{}, nil, "chunk"},
+		"another digest":      {serving.UploadHeader{Digest: digestOf(nil)}, data, "header.digest"},
+		"no digest":           {serving.UploadHeader{Digest: "sha256:1"}, data, "header.digest"},
+		"no tenant's name":    {serving.UploadHeader{Tenant: "a b"}, data, "header.tenant"},
+		"no request's id":     {serving.UploadHeader{ID: "a b"}, data, "header.request_id"},
+		"another type":        {serving.UploadHeader{Type: "image/jpeg"}, data, "header.media_type"},
+		"no type":             {serving.UploadHeader{Type: "/"}, data, "header.media_type"},
+		"no image":            {serving.UploadHeader{}, []byte("no image"), "chunk"},
+		"HEIC":                {serving.UploadHeader{Size: size(1000)}, heic[:100], "chunk"},
+		"a broken header":     {serving.UploadHeader{}, data[:20], "chunk"},
 	} {
-		_, err := upload(s, c.tenant, c.data, c.size, c.digest)
+		_, err := upload(s, c.header, c.data)
 		wantError(t, name, err, serving.Invalid, c.field)
 		if name == "HEIC" && (err == nil || !strings.Contains(err.Error(), "HEIC")) {
 			t.Errorf("HEIC is not named: %v", err)
@@ -183,7 +197,7 @@ func TestUploadErrors(t *testing.T) {
 	wantError(t, "a false digest", err, serving.Invalid, "digests[1]")
 
 	off, _ := tiny(t)
-	_, err = off.UploadMedia("", 1, "")
+	_, err = off.UploadMedia(t.Context(), serving.UploadHeader{})
 	wantError(t, "an upload where they are off", err, serving.FailedPrecondition, "")
 	_, err = off.HasMedia("", nil)
 	wantError(t, "a question where they are off", err, serving.FailedPrecondition, "")

@@ -76,7 +76,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	v := slices.Clip(in.Unread)
 	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
 	if !validID(in.ID) {
-		v.Add("request_id", "%d bytes; want at most %d printable ASCII characters without spaces", len(in.ID), MaxIDBytes)
+		v.Add("request_id", idText, len(in.ID), MaxIDBytes)
 	}
 	l.validateInput(&v, r, in)
 	if in.MaxTokens != nil {
@@ -91,7 +91,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	validateConstraint(&v, r, in)
 	l.validateAnswers(&v, r, in)
 	if !validID(r.tenant) {
-		v.Add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(r.tenant), MaxIDBytes)
+		v.Add("tenant", idText, len(r.tenant), MaxIDBytes)
 	}
 	if err := v.Err(); err != nil {
 		return nil, err
@@ -215,6 +215,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 	}
 	r.scored = texts
 }
+
+// idText is what is wrong with an id that is none.
+const idText = "%d bytes; want at most %d printable ASCII characters without spaces"
 
 func validID(id string) bool {
 	for _, c := range []byte(id) {
