@@ -63,7 +63,7 @@ func wantError(t *testing.T, what string, err error, kind serving.Kind, field st
 func TestUpload(t *testing.T) {
 	store := media.New(media.Options{Bytes: 1 << 20, TTL: time.Hour})
 	defer store.Close()
-	s, _ := tinyWith(t, serving.ServiceOptions{Media: store})
+	s, _ := tinyOptions(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 32)
 	n := uint64(len(data))
 	m, err := upload(s, serving.UploadHeader{Tenant: "a", Size: &n, Digest: digestOf(data), Type: "image/png"}, data)
@@ -129,7 +129,7 @@ func TestUpload(t *testing.T) {
 func TestUploadIsReleased(t *testing.T) {
 	store := media.New(media.Options{Bytes: 1 << 20, TTL: time.Hour})
 	defer store.Close()
-	s, e := tinyWith(t, serving.ServiceOptions{Media: store})
+	s, e := tinyOptions(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 8)
 	m, err := upload(s, serving.UploadHeader{}, data)
 	if err != nil {
@@ -156,7 +156,7 @@ func TestUploadIsReleased(t *testing.T) {
 func TestUploadErrors(t *testing.T) {
 	store := media.New(media.Options{Bytes: 1 << 20, TenantBytes: 100_000, TTL: time.Hour})
 	defer store.Close()
-	s, _ := tinyWith(t, serving.ServiceOptions{Media: store})
+	s, _ := tinyOptions(t, serving.ServiceOptions{Media: store})
 	data := pngFile(t, 32)
 	n := uint64(len(data))
 	size := func(n uint64) *uint64 { return &n }

@@ -34,11 +34,17 @@ func (p prepares) Prepare(_ context.Context, data []byte, _ vision.Limits, _ boo
 // tiny is a service of a model that completes raw prompts, over an engine with one slot.
 func tiny(t *testing.T) (*serving.Service, *batching.Engine) {
 	t.Helper()
-	return tinyWith(t, serving.ServiceOptions{})
+	return tinyOptions(t, serving.ServiceOptions{})
 }
 
-// tinyWith is tiny with options.
-func tinyWith(t *testing.T, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
+// tinyWith is tiny with quotas.
+func tinyWith(t *testing.T, q *serving.Quotas) (*serving.Service, *batching.Engine) {
+	t.Helper()
+	return tinyOptions(t, serving.ServiceOptions{Quotas: q})
+}
+
+// tinyOptions is tiny with options.
+func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "model", "tiny-vlm", "tokenizer.json"))
 	if err != nil {

@@ -51,6 +51,7 @@ type checked struct {
 	tenant    string
 	peer      string
 	deadline  time.Time // zero if there is none
+	text      int       // bytes of text in the prompt
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
@@ -216,6 +217,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 	r.scored = texts
 }
 
+// ValidID says whether request_id and tenant may be id.
+func ValidID(id string) bool { return validID(id) }
+
 // idText is what is wrong with an id that is none.
 const idText = "%d bytes; want at most %d printable ASCII characters without spaces"
 
@@ -240,6 +244,7 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	default:
 		r.prompt.Raw, text = l.validateParts(v, r, "prompt.parts", in.Prompt.Parts)
 	}
+	r.text = text
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}
