@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,7 +61,7 @@ type scene struct {
 	began   time.Time
 	d       *Deployment
 	service *Service
-	runner  *decodertest.Hash
+	fails   atomic.Bool // whether steps do
 	spans   *tracetest.SpanRecorder
 	metrics *sdkmetric.ManualReader
 
@@ -107,7 +108,8 @@ func play(t *testing.T, o sceneOptions, acts func(s *scene)) {
 	old, now := strings.Split(string(want), "\n"), strings.Split(got, "\n")
 	for i := range now {
 		if i >= len(old) || old[i] != now[i] {
-			t.Fatalf("%s:%d: got\n%s\nwant\n%s\n(-rewrite writes it anew)", file, i+1, now[i], strings.Join(old[min(i, len(old)):min(i+1, len(old))], ""))
+			wanted := strings.Join(old[min(i, len(old)):min(i+1, len(old))], "")
+			t.Fatalf("%s:%d: got\n%s\nwant\n%s\n(-rewrite writes it anew)", file, i+1, now[i], wanted)
 		}
 	}
 	t.Fatalf("%s has more lines than the scene", file)
@@ -156,7 +158,13 @@ func (s *scene) deploy(o sceneOptions, tel *Telemetry) {
 	for _, id := range slices.Concat(words, d.text.EOS) {
 		d.text.Defaults.LogitBias[id] = 50 // readable answers, which end now and then
 	}
-	s.runner = decodertest.NewHash(cmp.Or(o.slots, 2), 128, d.model.Decoder.Vocab)
+	runner := decodertest.NewHash(cmp.Or(o.slots, 2), 128, d.model.Decoder.Vocab)
+	runner.Fail = func(*decoder.Batch) error {
+		if s.fails.Load() {
+			return errors.New("the step failed")
+		}
+		return nil
+	}
 	d.plan.KV.Tokens = 128 * cmp.Or(o.slots, 2)
 	layout, seen := d.model.Layout, sync.Map{}
 	encode := func(ctx context.Context, img *vision.Image) ([]float32, bool, error) {
@@ -166,7 +174,7 @@ func (s *scene) deploy(o sceneOptions, tel *Telemetry) {
 		}
 		return make([]float32, layout.Patches(img.Grid)*d.model.Decoder.Hidden), cached, ctx.Err()
 	}
-	if err := d.start(decodertest.NewPaced(s.runner, promptToken, decodeStep), encode); err != nil {
+	if err := d.start(decodertest.NewPaced(runner, promptToken, decodeStep), encode); err != nil {
 		s.t.Fatal(err)
 	}
 	d.Model.Digest = "sha256:test"
@@ -233,11 +241,13 @@ func (c *cue) note(event string, index int, format string, args ...any) error {
 }
 
 func (c *cue) Start(e *Start) error {
-	return c.note("start", -1, "%s %s %s seed %d answers %d %+v", e.ID, e.Model, e.ModelDigest, e.Seed, e.Answers, e.Usage)
+	return c.note("start", -1, "%s %s %s seed %d answers %d %+v",
+		e.ID, e.Model, e.ModelDigest, e.Seed, e.Answers, e.Usage)
 }
 
 func (c *cue) Delta(e *Delta) error {
-	return c.note("delta", e.Index, "%d %q tokens %d%s", e.Index, e.Text, e.Tokens, logprobsText(e.Logprobs, e.PromptLogprobs))
+	return c.note("delta", e.Index, "%d %q tokens %d%s",
+		e.Index, e.Text, e.Tokens, logprobsText(e.Logprobs, e.PromptLogprobs))
 }
 
 func (c *cue) Finish(e *Finish) error {
@@ -274,12 +284,14 @@ func (s *scene) begin(ctx context.Context, c *cue, in *Request) *cue {
 	return c
 }
 
-// end waits for a request and writes down what became of it: events, error, log line and spans. Some time goes by: a step
-// that has begun when an answer is cut is over then.
+// end waits for a request and writes down what became of it: events, error, log line and spans. Some time goes by: a
+// step that has begun when an answer is cut is over then.
 func (s *scene) end(c *cue) {
 	<-c.over
 	defer time.Sleep(2 * decodeStep)
-	slices.SortStableFunc(c.events, func(a, b cueEvent) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.index, b.index)) })
+	slices.SortStableFunc(c.events, func(a, b cueEvent) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.index, b.index))
+	})
 	s.say("request %s", c.id)
 	for _, e := range c.events {
 		s.say("  %v %s", e.at, e.text)
@@ -318,10 +330,12 @@ func (s *scene) span(span sdktrace.ReadOnlySpan, indent string) {
 	if span.Status().Code == otelcodes.Error {
 		failed = " failed " + span.Status().Description
 	}
-	s.say("%s%s at %v for %v%s: %s", indent, span.Name(), span.StartTime().Sub(s.began), span.EndTime().Sub(span.StartTime()),
-		failed, strings.Join(attrs, " "))
+	began, took := span.StartTime().Sub(s.began), span.EndTime().Sub(span.StartTime())
+	s.say("%s%s at %v for %v%s: %s", indent, span.Name(), began, took, failed, strings.Join(attrs, " "))
 	children := s.spans.Ended()
-	slices.SortStableFunc(children, func(a, b sdktrace.ReadOnlySpan) int { return a.StartTime().Compare(b.StartTime()) })
+	slices.SortStableFunc(children, func(a, b sdktrace.ReadOnlySpan) int {
+		return a.StartTime().Compare(b.StartTime())
+	})
 	for _, c := range children {
 		if c.Parent().SpanID() == span.SpanContext().SpanID() {
 			s.span(c, indent+"  ")

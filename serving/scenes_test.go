@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -44,7 +43,10 @@ func TestSceneImages(t *testing.T) {
 		}
 		m.DeviceStats = func() DeviceStats { return DeviceStats{To: 11, From: 12, Held: 13} }
 		m.Sessions = []Session{
-			{Graph: "vision", Provider: "webgpu", Nodes: map[string]int{"webgpu": 7, "cpu": 3}, Fallbacks: map[string]int{"Add": 1, "Mul": 2}},
+			{
+				Graph: "vision", Provider: "webgpu", Nodes: map[string]int{"webgpu": 7, "cpu": 3},
+				Fallbacks: map[string]int{"Add": 1, "Mul": 2},
+			},
 			{Graph: "decoder", Provider: "cpu", Nodes: map[string]int{"cpu": 9}},
 		}
 		s.measured(true, "")
@@ -106,8 +108,8 @@ func TestSceneConstraints(t *testing.T) {
 		in := said("scores", "a small red", 20)
 		in.Constraint = choices("red", "light green", "light", "light blue")
 		s.ask(in)
-		in = said("scores-of-a-line-s-start-two-answers", "Answer:\n", 20)
-		in.Constraint, in.N = choices("red", "blue"), 2
+		in = said("scores-at-a-line-start", "Answer:\n", 20)
+		in.Constraint = choices("red", "blue")
 		s.ask(in)
 		in = said("choices", "a small red", 20)
 		in.Constraint = &Constraint{Kind: Choices, Choices: []string{"red"}}
@@ -116,7 +118,9 @@ func TestSceneConstraints(t *testing.T) {
 		in.Constraint = &Constraint{Kind: Regex, Text: "(red|blue) (one|two)"}
 		s.ask(in)
 		in = said("schema", "Answer:", 30)
-		in.Constraint = &Constraint{Kind: JSONSchema, Text: `{"type":"object","properties":{"a":{"type":"boolean"}},"required":["a"],"additionalProperties":false}`}
+		in.Constraint = &Constraint{Kind: JSONSchema, Text: `{
+			"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false
+		}`}
 		s.ask(in)
 		in = said("object", "Answer:", 3)
 		in.Constraint = &Constraint{Kind: JSONObject}
@@ -214,9 +218,9 @@ func TestSceneCut(t *testing.T) {
 		in = said("index", "a b", 4)
 		in.Tenant = "index"
 		s.ask(in)
-		s.runner.Fail = func(*decoder.Batch) error { return errors.New("the step failed") }
+		s.fails.Store(true)
 		s.ask(said("a-failed-step", "a b", 4))
-		s.runner.Fail = nil
+		s.fails.Store(false)
 		cut := s.begin(s.t.Context(), new(cue), said("cut-by-shutdown", "a b", 40))
 		time.Sleep(33 * time.Millisecond)
 		stop()
