@@ -133,6 +133,8 @@ type exchange struct {
 	caller caller
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
+	last func(*httpError)
 }
 
 // caller is who asks.
@@ -237,6 +239,7 @@ func (h *httpServer) routes() *http.ServeMux {
 		})
 	}
 	add(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
+	add(http.MethodPost, "/v1/responses", (*exchange).responses)
 	add(http.MethodGet, "/v1/models", (*exchange).listModels)
 	add(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	add(http.MethodGet, "/health", (*exchange).health)

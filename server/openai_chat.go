@@ -138,7 +138,7 @@ func chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 }
 
 // fingerprint names what answers, for callers who want the same answer twice.
-func fingerprint(*serving.Start) string { return "" }
+func fingerprint(e *serving.Start) string { return e.Fingerprint }
 
 func openaiUsage(u serving.Usage) openai.Usage {
 	return openai.NewUsage(u.Prompt, u.Image, u.Cached, u.Completion)
