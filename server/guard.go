@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -78,6 +79,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if prompt {
+		var release func()
+		if ctx, release, err = g.server.admit(ctx); err != nil {
+			return toStatus(err)
+		}
+		defer release()
+	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
@@ -93,6 +101,15 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
+}
+
+// admit has serving say whether a call could be taken, before any of its message is received.
+func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+	c := serving.CallerOf(ctx)
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Peer = p.Addr.String()
+	}
+	return s.service.Admit(serving.WithCaller(ctx, c))
 }
 
 // guarded is a stream whose messages are received under guard. One goroutine receives.

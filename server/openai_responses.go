@@ -10,38 +10,35 @@ import (
 
 // responses answers POST /v1/responses.
 func (x *exchange) responses() error {
-	if err := x.requireModel(); err != nil {
-		return err
-	}
-	defer x.claim()()
 	var in *openai.ResponseRequest
-	var req *serving.Request
-	err := x.readJSON(func(body []byte) (err error) {
-		if in, err = openai.ParseResponse(body); err == nil {
-			req, err = x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})
+	return x.ask(func(body []byte) (_ *openai.Request, _ *serving.Request, err error) {
+		if in, err = openai.ParseResponse(body); err != nil {
+			return nil, nil, err
 		}
-		return err
+		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})
+		in.Messages = nil // the images are r's to let go
+		return &in.Request, r, nil
+	}, func(_ *openai.Request, req *serving.Request) error {
+		if err := x.respond(in, req); err != nil {
+			return toHTTP(err, responseParam(in))
+		}
+		return nil
 	})
-	if err != nil {
-		return x.refuse(err)
-	}
-	x.tellIgnored(&in.Request)
-	in.Messages = nil // the images are req's to let go
-	req.MaxAnswerBytes = maxHTTPAnswer
-	if in.Stream { // which repeats the whole answer at its end
+}
+
+// respond sends a response, whole or as it comes.
+func (x *exchange) respond(in *openai.ResponseRequest, req *serving.Request) error {
+	req.MaxAnswerBytes = maxHTTPAnswer // of a stream, too, which repeats the whole answer at its end
+	if in.Stream {
 		to := &responseStream{sse: sse{x: x}, request: in}
 		req.Streams, x.last = true, to.fail
-		err = x.generate(x.r.Context(), req, to)
-	} else {
-		var c serving.Collector
-		if err = x.generate(x.r.Context(), req, c.Sink()); err == nil {
-			return x.write(wholeResponse(in, &c))
-		}
+		return x.generate(x.r.Context(), req, to)
 	}
-	if err != nil {
-		return toHTTP(err, responseParam(in))
+	var c serving.Collector
+	if err := x.generate(x.r.Context(), req, c.Sink()); err != nil {
+		return err
 	}
-	return nil
+	return x.write(wholeResponse(in, &c))
 }
 
 // wholeResponse is a whole answer.

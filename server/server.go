@@ -47,6 +47,8 @@ type Options struct {
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *serving.Quotas
 	// Filters are those of serving.ServiceOptions.
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
@@ -149,7 +151,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

@@ -50,6 +50,7 @@ type checked struct {
 	tenant    string
 	peer      string
 	deadline  time.Time // zero if there is none
+	text      int       // bytes of text in the prompt
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
@@ -238,6 +239,7 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	default:
 		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
 	}
+	r.text = text
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}

@@ -31,6 +31,7 @@ type serveCmd struct {
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
+	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
 
@@ -127,7 +128,10 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv := server.Loading(s.options(o, web, log))
+	srv, err := s.newServer(ctx, o, web, log)
+	if err != nil {
+		return err
+	}
 	ready.Store(srv)
 
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -175,6 +179,23 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 	}
 	log.Info("http", "address", web.Addr().String())
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
+}
+
+// quotaInterval is how often the file of quotas is looked at.
+const quotaInterval = 10 * time.Second
+
+// newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
+func (s serveCmd) newServer(ctx context.Context, o *observability, web net.Listener, log *slog.Logger) (*server.Server, error) {
+	options := s.options(o, web, log)
+	if s.Quotas != "" {
+		q, err := serving.OpenQuotas(s.Quotas)
+		if err != nil {
+			return nil, fmt.Errorf("--quotas: %w", err)
+		}
+		go q.Watch(ctx, quotaInterval, log)
+		options.Quotas = q
+	}
+	return server.Loading(options), nil
 }
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by

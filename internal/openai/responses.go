@@ -247,7 +247,9 @@ func (o object) inputImage() *Image {
 }
 
 // inputNames turn the contract's names in a message into those of an item.
-var inputNames = strings.NewReplacer(".parts", ".content", ".image.data", ".image_url")
+var inputNames = strings.NewReplacer(
+	".parts", ".content", ".image.data", ".image_url", ".image.url", ".image_url",
+)
 
 // Param is the name in a request for a response of a field whose name in the contract is name.
 func (c *ResponseRequest) Param(name string) string {

@@ -21,7 +21,8 @@ func TestResponseFields(t *testing.T) {
 	for more, set := range map[string]func(*ResponseRequest){
 		``: func(*ResponseRequest) {},
 		`"model":"m","stream":true,"max_output_tokens":5,"temperature":0.5,"top_p":0.25`: func(c *ResponseRequest) {
-			c.Model, c.Stream, c.MaxTokens, c.Temperature, c.TopP = "m", true, ptr[uint32](5), ptr[float32](0.5), ptr[float32](0.25)
+			c.Model, c.Stream, c.MaxTokens = "m", true, ptr[uint32](5)
+			c.Temperature, c.TopP = ptr[float32](0.5), ptr[float32](0.25)
 			c.Echo.MaxOutputTokens, c.Echo.Temperature, c.Echo.TopP = c.MaxTokens, c.Temperature, c.TopP
 		},
 		`"instructions":"be brief"`: func(c *ResponseRequest) {
@@ -67,7 +68,9 @@ func TestResponseInput(t *testing.T) {
 			{"type":"output_text","text":"b","annotations":[],"logprobs":[]},{"type":"refusal","refusal":"c"}]}]}`))
 	want := []Message{
 		{Role: "system", Parts: []Part{{Text: "d"}}},
-		{Role: "user", Parts: []Part{{Text: "a"}, {Image: &Image{Data: []byte("hi"), Detail: DetailLow, Param: "input[1].content[1].image_url"}}}},
+		{Role: "user", Parts: []Part{
+			{Text: "a"}, {Image: &Image{Data: []byte("hi"), Detail: DetailLow, Param: "input[1].content[1].image_url"}},
+		}},
 		{Role: "assistant", Parts: []Part{{Text: "b"}, {Text: "c"}}},
 	}
 	if err != nil || !reflect.DeepEqual(got.Messages, want) || got.Ignored != nil {
