@@ -142,6 +142,8 @@ type exchange struct {
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
+	last func(*httpError)
 }
 
 // identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error
@@ -241,6 +243,7 @@ func requestID(r *http.Request) string {
 func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
 	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
+	h.handle(http.MethodPost, "/v1/responses", (*exchange).responses)
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
