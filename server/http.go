@@ -142,6 +142,7 @@ type exchange struct {
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	whole          bool // the body was read to its end
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }

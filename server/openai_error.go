@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"math"
 	"net/http"
@@ -136,7 +135,14 @@ func (x *exchange) fail(err error) {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(1, e.retryAfter.Milliseconds()), 10))
 	}
-	x.writeStatus(e.status, body)
+	linger := x.lingers(e.status)
+	if linger {
+		_ = x.rc.EnableFullDuplex()
+		h.Set("Connection", "close")
+	}
+	if x.writeStatus(e.status, body); linger {
+		x.linger()
+	}
 }
 
 // write answers with a value as JSON.
@@ -146,10 +152,7 @@ func (x *exchange) write(v any) error {
 }
 
 func (x *exchange) writeStatus(status int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of plain values
-	}
+	b := openai.Marshal(v)
 	x.began = true
 	h := x.w.Header()
 	h.Set("Content-Type", "application/json")
