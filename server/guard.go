@@ -21,8 +21,8 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// guard stands in front of every method of every service that is registered through it: it receives messages within the
-// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
+// guard stands in front of every method of every service that is registered through it: it asks who calls, receives
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
 // are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
 type guard struct {
 	*grpc.Server
@@ -66,6 +66,9 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 		}
 	}()
 	ctx := stream.Context()
+	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
+		return err
+	}
 	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
 	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
 		return errLoading()

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/auth"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -67,6 +68,10 @@ type Options struct {
 	ReceiveTimeout time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
+	Auth *auth.Authenticator
+	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
+	AuthHealth bool
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
@@ -103,6 +108,7 @@ type Server struct {
 	options  Options
 	health   *health.Server
 	inflight *inflight
+	refusals refusals
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}

@@ -81,6 +81,7 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
+	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
 	return ctx, l, release, nil
@@ -115,6 +116,9 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
+	if err := permit(ctx, l.model.Name); err != nil {
+		return err
+	}
 	req, err := l.validate(in)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 type serveCmd struct {
 	modelFlags
 	telemetryFlags
+	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
 	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
@@ -97,7 +98,11 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.securityFlags.check()); err != nil {
+		return err
+	}
+	guard, err := s.secure(log)
+	if err != nil {
 		return err
 	}
 	ctx, stop := serveSignals(ctx, log)
@@ -109,22 +114,25 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	defer lis.Close()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
-	o, err := s.observe(ctx, log, admin.Options{Level: level, Models: models, Ready: func() error {
+	adminOptions := admin.Options{Level: level, Models: models, Ready: func() error {
 		if s := ready.Load(); s != nil {
 			return s.Ready()
 		}
 		return errors.New("starting")
-	}})
+	}}
+	guard.protect(&adminOptions, s.AdminAddress)
+	o, err := s.observe(ctx, log, adminOptions)
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv := server.Loading(s.options(o, log))
+	srv := server.Loading(s.options(o, guard, log))
 	ready.Store(srv)
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	guard.run(ctx)
 	served := make(chan error, 1)
 	go func() {
 		err := srv.Serve(ctx, lis)
@@ -197,7 +205,19 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
+// secure opens what decides who may ask, and refuses listeners that anybody would reach.
+func (s serveCmd) secure(log *slog.Logger) (*security, error) {
+	err := s.expose(log, []listenerFlag{
+		{flag: "--listen", address: s.Listen},
+		{flag: adminFlag, address: s.AdminAddress, credential: s.AdminKeyFile != ""},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.securityFlags.open(log)
+}
+
+func (s serveCmd) options(o *observability, guard *security, log *slog.Logger) server.Options {
 	connections := s.MaxConnections
 	if connections == 0 {
 		connections = connectionLimit(1024)
@@ -206,5 +226,6 @@ func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
 	}
 }
