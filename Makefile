@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -65,8 +65,14 @@ test-training:
 ## lint: static checks, at the versions of tools/go.mod; the first run builds them, which takes minutes
 lint:
 	$(GO) tool -modfile=tools/go.mod buf lint
+	$(GO) tool -modfile=tools/go.mod buf breaking --against $(RELEASED)
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 	GO=$(GO) scripts/vulncheck.sh
+
+## released: notes the contract as it is now as that of the last release, which lint holds later changes against; part of a release
+RELEASED := proto/mmserve/v1/released.binpb
+released:
+	$(GO) tool -modfile=tools/go.mod buf build --exclude-source-info -o $(RELEASED)
 
 ## proto: write the generated Go beside the .proto files
 proto:

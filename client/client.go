@@ -29,7 +29,7 @@ var ErrTruncated = errors.New("mmserve: the stream ended before the answer did")
 
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
-	rpc         pb.MMServeClient
+	rpc         pb.MMServeClient //lint:ignore SA1019 the only name that older servers have
 	health      healthpb.HealthClient
 	conn        io.Closer // nil if the connection is the caller's
 	retries     int
@@ -97,6 +97,7 @@ func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 }
 
 func (o options) client(conn grpc.ClientConnInterface) *Client {
+	//lint:ignore SA1019 the only name that older servers have
 	return &Client{rpc: pb.NewMMServeClient(conn), health: healthpb.NewHealthClient(conn), retries: o.retries,
 		unavailable: o.unavailable}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/mmserve/mmserve/internal/auth"
+	inferencepb "github.com/mmserve/mmserve/proto/inference"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -27,13 +28,22 @@ const noRole auth.Role = 0
 var (
 	serviceRoles = map[string]auth.Role{
 		healthpb.Health_ServiceDesc.ServiceName:    noRole,
+		pb.ModelService_ServiceDesc.ServiceName:    auth.ReadOnly,
 		"grpc.reflection.v1.ServerReflection":      auth.ReadOnly,
 		"grpc.reflection.v1alpha.ServerReflection": auth.ReadOnly,
 	}
 	methodRoles = map[string]auth.Role{
 		pb.MMServe_GetServerInfo_FullMethodName: auth.ReadOnly,
 		pb.MMServe_ListModels_FullMethodName:    auth.ReadOnly,
+
+		inferencepb.GRPCInferenceService_ServerLive_FullMethodName:     noRole,
+		inferencepb.GRPCInferenceService_ServerReady_FullMethodName:    noRole,
+		inferencepb.GRPCInferenceService_ModelReady_FullMethodName:     noRole,
+		inferencepb.GRPCInferenceService_ServerMetadata_FullMethodName: auth.ReadOnly,
+		inferencepb.GRPCInferenceService_ModelMetadata_FullMethodName:  auth.ReadOnly,
 	}
+	// pathRoles are those of HTTP paths, with all below each.
+	pathRoles = map[string]auth.Role{"/health": noRole, "/v1/models": auth.ReadOnly}
 )
 
 // roleOf is the least role that a method, as /service/method, needs.
@@ -43,8 +53,22 @@ func (s *Server) roleOf(method string) auth.Role {
 	if !ok {
 		role, ok = methodRoles[method]
 	}
+	return s.needed(role, ok)
+}
+
+// roleOfPath is the least role that a path of HTTP needs.
+func (s *Server) roleOfPath(path string) auth.Role {
+	for prefix, role := range pathRoles {
+		if path == prefix || strings.HasPrefix(path, prefix+"/") {
+			return s.needed(role, true)
+		}
+	}
+	return s.needed(noRole, false)
+}
+
+func (s *Server) needed(role auth.Role, listed bool) auth.Role {
 	switch {
-	case !ok:
+	case !listed:
 		return auth.User
 	case role == noRole && s.options.AuthHealth:
 		return auth.ReadOnly
@@ -62,51 +86,55 @@ func (s *Server) identifyCall(ctx context.Context, method string) (context.Conte
 	var c auth.Credentials
 	md, _ := metadata.FromIncomingContext(ctx)
 	c.Secrets = auth.Secrets(md.Get)
-	address := ""
 	if p, ok := peer.FromContext(ctx); ok {
-		address = p.Addr.String()
 		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 			c.Certificate = auth.Verified(&info.State)
 		}
 	}
-	id, err := s.identify(ctx, c, need)
-	if err != nil {
-		s.refusals.add(s.options.Logger, address, err)
-		return ctx, toStatus(err)
-	}
-	return auth.NewContext(ctx, id), nil
+	ctx, err := s.identify(ctx, c, peerOf(ctx), need)
+	return ctx, toStatus(err)
 }
 
-// IdentifyHTTP gives the request with the identity of its caller in its context, as auth.FromContext finds it. It
-// refuses one whose role is less than need with a *serving.Error. It does not read the body.
-func (s *Server) IdentifyHTTP(r *http.Request, need auth.Role) (*http.Request, error) {
+func peerOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		return p.Addr.String()
+	}
+	return ""
+}
+
+// identifyHTTP does so for a request of HTTP; its body has not been read then. Its error is a *serving.Error.
+func (s *Server) identifyHTTP(r *http.Request) (*http.Request, error) {
+	need := s.roleOfPath(r.URL.Path)
 	if s.options.Auth == nil || need == noRole {
 		return r, nil
 	}
-	id, err := s.identify(r.Context(), auth.FromRequest(r), need)
+	ctx, err := s.identify(r.Context(), auth.FromRequest(r), r.RemoteAddr, need)
 	if err != nil {
-		s.refusals.add(s.options.Logger, r.RemoteAddr, err)
 		return r, err
 	}
-	return r.WithContext(auth.NewContext(r.Context(), id)), nil
+	return r.WithContext(ctx), nil
 }
 
-// identify says who calls, as serving's errors do.
-func (s *Server) identify(ctx context.Context, c auth.Credentials, need auth.Role) (*auth.Identity, error) {
+// identify gives ctx its caller, as serving.CallerOf finds it. Its error is a *serving.Error.
+func (s *Server) identify(ctx context.Context, c auth.Credentials, address string, need auth.Role) (context.Context, error) {
 	id, err := s.options.Auth.Authenticate(ctx, c)
-	switch {
-	case err == nil && id.Role >= need:
-		return id, nil
-	case err == nil:
-		return nil, &serving.Error{Kind: serving.PermissionDenied, Message: "the credential does not allow this"}
-	case errors.Is(err, auth.ErrRole):
-		return nil, &serving.Error{Kind: serving.PermissionDenied, Message: err.Error()}
-	case errors.Is(err, auth.ErrUnchecked):
-		return nil, &serving.Error{Kind: serving.Unavailable, Message: err.Error()}
-	case errors.Is(err, auth.ErrMissing), errors.Is(err, auth.ErrRefused):
-		return nil, &serving.Error{Kind: serving.Unauthenticated, Message: err.Error()}
+	if err == nil && id.Role >= need {
+		return serving.WithCaller(ctx, serving.Caller{Identity: id, Tenant: id.Tenant, Peer: address}), nil
 	}
-	return nil, ended(ctx)
+	refusal := &serving.Error{Kind: serving.Unauthenticated}
+	switch {
+	case err == nil:
+		err, refusal.Kind = errors.New("the credential does not allow this"), serving.PermissionDenied
+	case errors.Is(err, auth.ErrRole):
+		refusal.Kind = serving.PermissionDenied
+	case errors.Is(err, auth.ErrUnchecked):
+		refusal.Kind = serving.Unavailable
+	case ctx.Err() != nil:
+		return ctx, serving.Left(ctx)
+	}
+	refusal.Message = err.Error()
+	s.refusals.add(s.options.Logger, address, err)
+	return ctx, refusal
 }
 
 // refusals has a line logged now and then of callers that were refused.

@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/auth"
@@ -156,9 +158,86 @@ func TestMethodsWantRoles(t *testing.T) {
 			cancel()
 		}
 	}
-	if n := len(pb.MMServe_ServiceDesc.Methods) + len(pb.MMServe_ServiceDesc.Streams); n != 4 {
-		t.Errorf("the service has %d methods: give each a line here", n)
+}
+
+// Of all methods that the server has, only probes are answered without a credential, and only metadata to who may read.
+func TestEveryMethodWantsACredential(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{Auth: k.auth})
+	open := map[string]bool{
+		"/grpc.health.v1.Health/Check": true, "/grpc.health.v1.Health/Watch": true, "/grpc.health.v1.Health/List": true,
+		"/inference.GRPCInferenceService/ServerLive": true, "/inference.GRPCInferenceService/ServerReady": true,
+		"/inference.GRPCInferenceService/ModelReady": true,
 	}
+	metadata := map[string]bool{
+		"/inference.GRPCInferenceService/ServerMetadata": true, "/inference.GRPCInferenceService/ModelMetadata": true,
+		"/mmserve.v1.MMServe/ListModels": true, "/mmserve.v1.MMServe/GetServerInfo": true,
+		"/mmserve.v1.ModelService/ListModels": true, "/mmserve.v1.ModelService/GetModel": true,
+		"/mmserve.v1.ModelService/GetServerInfo":                         true,
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      true,
+		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": true,
+	}
+	found := 0
+	for _, service := range services(t, bearer(t.Context(), k.key["monitor"]), f.conn) {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
+		if err != nil {
+			t.Fatal(err)
+		}
+		methods := d.(protoreflect.ServiceDescriptor).Methods()
+		for i := range methods.Len() {
+			found++
+			name := "/" + service + "/" + string(methods.Get(i).Name())
+			anonymous, reader := firstStatus(t, "", f.conn, name), firstStatus(t, k.key["monitor"], f.conn, name)
+			if open[name] == (anonymous == codes.Unauthenticated) {
+				t.Errorf("%s without a credential: %v", name, anonymous)
+			}
+			if !open[name] && metadata[name] == (reader == codes.PermissionDenied) || reader == codes.Unauthenticated {
+				t.Errorf("%s of a reader: %v", name, reader)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("found %d methods only", found)
+	}
+}
+
+// services lists what reflection tells of.
+func services(t *testing.T, ctx context.Context, conn *grpc.ClientConn) (names []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := &reflectionpb.ServerReflectionRequest_ListServices{}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: list}); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range answer.GetListServicesResponse().GetService() {
+		names = append(names, s.GetName())
+	}
+	return names
+}
+
+// firstStatus calls a method with an empty message, and gives what its first answer is.
+func firstStatus(t *testing.T, secret string, conn *grpc.ClientConn, method string) codes.Code {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(bearer(t.Context(), secret), 10*time.Second)
+	defer cancel()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method,
+		grpc.ForceCodec(bytesCodec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg([]byte{}); err == nil {
+		_ = stream.CloseSend()
+	}
+	return status.Code(stream.RecvMsg(new([]byte)))
 }
 
 // Health wants a credential where that is said.
@@ -238,7 +317,7 @@ func TestRevokedKey(t *testing.T) {
 }
 
 // A caller without a credential is refused before its message has come.
-func TestRefusedBeforeTheMessage(t *testing.T) {
+func TestUnauthenticatedBeforeTheMessage(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	addr, _ := listen(t, server.Options{Auth: k.auth}, withKey(k.key["acme"], false))
 	c := dialH2(t, addr)

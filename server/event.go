@@ -20,7 +20,7 @@ func (e events) send(r *pb.GenerateStreamResponse) error { return fromStatus(e.s
 // Start implements serving.Sink.
 func (e events) Start(s *serving.Start) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
-		Id: s.ID, Model: s.Model, ModelDigest: s.ModelDigest, Seed: s.Seed, Usage: usage(s.Usage),
+		Id: s.ID, Model: s.Model, ModelDigest: s.ModelDigest, SystemFingerprint: s.Fingerprint, Seed: s.Seed, Usage: usage(s.Usage),
 	}}})
 }
 
@@ -43,7 +43,7 @@ func (e events) Finish(f *serving.Finish) error {
 func response(c *serving.Collector) *pb.GenerateResponse {
 	first := &c.Choices[0]
 	out := &pb.GenerateResponse{
-		Id: c.ID, Model: c.Model, ModelDigest: c.ModelDigest, Seed: c.Seed,
+		Id: c.ID, Model: c.Model, ModelDigest: c.ModelDigest, SystemFingerprint: c.Fingerprint, Seed: c.Seed,
 		Text: first.Text, FinishReason: finishReasons[first.Reason], MatchedStop: first.Stop,
 		Usage: usage(c.Usage), Timings: timings(c.Timings), PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 	}

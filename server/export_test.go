@@ -5,13 +5,16 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	inferencepb "github.com/mmserve/mmserve/proto/inference"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
 // StreamID is streamID.
 func StreamID(ctx context.Context) uint32 { return streamID(ctx) }
 
-// UncountedFields are the repeated and map fields in messages that have no limit on the wire.
-func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) {
+// UncountedFields are the repeated and map fields in requests of any service that have no limit on the wire.
+func UncountedFields() (names []protoreflect.FullName) {
 	limits := new(Options).wireCounts()
 	var walk func(protoreflect.MessageDescriptor)
 	walk = func(d protoreflect.MessageDescriptor) {
@@ -25,8 +28,13 @@ func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) 
 			}
 		}
 	}
-	for _, m := range messages {
-		walk(m.ProtoReflect().Descriptor())
+	for _, file := range []protoreflect.FileDescriptor{pb.File_mmserve_v1_mmserve_proto, inferencepb.File_inference_open_inference_proto} {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				walk(methods.Get(j).Input())
+			}
+		}
 	}
 	return names
 }

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -22,8 +21,9 @@ import (
 const smallMessage = 64 << 10
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
-// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
-// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
+// INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
+// before any code of ours runs.
 type guard struct {
 	*grpc.Server
 	server *Server
@@ -65,12 +65,14 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
-	ctx := stream.Context()
+	ctx, prompt := stream.Context(), requests[method]
 	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
 		return err
 	}
-	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
-	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
+	if err, ok := refusedMethods[method]; ok {
+		return err
+	}
+	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
 	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
@@ -80,6 +82,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if prompt {
+		var release func()
+		if ctx, release, err = g.server.admit(ctx); err != nil {
+			return toStatus(err)
+		}
+		defer release()
+	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
@@ -97,6 +106,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	return toStatus(run(s))
 }
 
+// admit has serving say whether a call could be taken, before any of its message is received.
+func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+	c := serving.CallerOf(ctx)
+	c.Peer = peerOf(ctx)
+	return s.service.Admit(serving.WithCaller(ctx, c))
+}
+
 // guarded is a stream whose messages are received under guard. One goroutine receives.
 type guarded struct {
 	grpc.ServerStream
@@ -104,7 +120,7 @@ type guarded struct {
 	ctx     context.Context
 	inbound *inbound
 	text    int  // bytes of strings in a message
-	prompt  bool // the message is a GenerateRequest
+	prompt  bool // the message is of one of requests
 	again   bool
 }
 

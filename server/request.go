@@ -74,7 +74,9 @@ func parts(unread *serving.Violations, field string, in []*pb.Part) []serving.Pa
 			if !ok {
 				unread.Add(fmt.Sprintf("%s[%d].image.detail", field, i), "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
 			}
-			list[i].Image = &serving.Image{Data: content.Image.GetData(), Detail: detail}
+			list[i].Image = &serving.Image{
+				Data: content.Image.GetData(), Digest: content.Image.GetDigest(), URL: content.Image.GetUrl(), Detail: detail,
+			}
 		default:
 			unread.Add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
 		}

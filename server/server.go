@@ -48,6 +48,8 @@ type Options struct {
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *serving.Quotas
 	// Filters are those of serving.ServiceOptions.
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
@@ -72,6 +74,8 @@ type Options struct {
 	Auth *auth.Authenticator
 	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
 	AuthHealth bool
+	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
+	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
@@ -99,8 +103,10 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from the models of a registry.
+// Server answers mmserve.v1 from the models of a registry.
 type Server struct {
+	pb.UnimplementedInferenceServiceServer
+	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
@@ -118,8 +124,8 @@ type Server struct {
 	endWatchers, cutAll context.CancelFunc
 	cut                 atomic.Int64
 
-	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
-	stopping atomic.Bool   // Serve has sent GOAWAY
+	open     atomic.Int64  // requests for answers, from their first byte
+	stopping atomic.Bool   // Serve has sent GOAWAY, or is about to
 	idle     chan struct{} // has room for one note: stopping, and no call is open
 }
 
@@ -151,7 +157,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)
@@ -163,9 +169,9 @@ func (s *Server) traffic() serving.Traffic {
 	return serving.Traffic{InflightBytes: bytes, Evicted: s.inflight.evicted.Load(), Connections: connections}
 }
 
-// report sets the health of the whole and of the mmserve service.
+// report sets the health of the whole and of each service that answers from models.
 func (s *Server) report(status healthpb.HealthCheckResponse_ServingStatus) {
-	for _, name := range []string{"", pb.MMServe_ServiceDesc.ServiceName} {
+	for _, name := range append([]string{""}, serviceNames...) {
 		s.health.SetServingStatus(name, status)
 	}
 }
@@ -175,7 +181,7 @@ func (s *Server) Ready() error {
 	if !s.attached.Load() {
 		return errors.New("the model is loading")
 	}
-	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{Service: pb.MMServe_ServiceDesc.ServiceName})
+	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{})
 	if err == nil && r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		err = errors.New("the server is shutting down")
 	}
@@ -223,14 +229,14 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
-	pb.RegisterMMServeServer(r, s)
+	s.register(r)
 	healthpb.RegisterHealthServer(r, s.health)
 	reflection.Register(r)
 	return g
 }
 
-// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
-// for DrainDelay, then closes lis and tells clients to go elsewhere (GOAWAY), answers what is on the wire already for up to
+// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
+// for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY, 503), answers what is on the wire already for up to
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
@@ -238,9 +244,15 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	web := s.newHTTPServer()
+	webServed := web.start()
 	select {
 	case err := <-served:
+		web.close()
 		return fmt.Errorf("gRPC server: %w", err)
+	case err := <-webServed:
+		g.Stop()
+		return fmt.Errorf("HTTP server: %w", err)
 	case <-ctx.Done():
 	}
 
@@ -249,8 +261,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if s.attached.Load() {
 		time.Sleep(s.options.DrainDelay)
 	}
-	s.drain(g, l)
+	s.drain(g, l, web)
 	<-served
+	web.wait()
 	if n := s.cut.Load(); n > 0 {
 		return &CutError{Requests: int(n), Grace: s.options.Grace}
 	}
@@ -258,14 +271,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 }
 
 // drain lets the open calls finish, and cuts those that do not within Grace.
-func (s *Server) drain(g *grpc.Server, l *listener) {
+func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
 	_ = l.Listener.Close()
 	l.closeMute()
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); g.GracefulStop() }()
 	s.stopping.Store(true)
+	webStopped, stopped := web.drain(), make(chan struct{})
+	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()
 	if s.open.Load() == 0 {
 		s.noteIdle()
 	}
@@ -288,6 +301,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 		case <-stopped:
 		case <-time.After(flushTime):
 			g.Stop()
+			web.close()
 			<-stopped
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,7 +14,6 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -109,5 +109,5 @@ func errCompressed() error {
 // errUnknownMethod does not repeat what the client asked for.
 func errUnknownMethod() error {
 	return status.Error(codes.Unimplemented, fmt.Sprintf("unknown method; this server has %s, %s and reflection",
-		pb.MMServe_ServiceDesc.ServiceName, grpc_health_v1.Health_ServiceDesc.ServiceName))
+		strings.Join(serviceNames, ", "), grpc_health_v1.Health_ServiceDesc.ServiceName))
 }

@@ -15,8 +15,8 @@ func own(ctx context.Context, in *Request) {
 // TenantOf is the tenant of ctx's caller, or where callers need no credential, the one that a message names. Where it
 // names another than the caller's, that is a violation of its field tenant.
 func TenantOf(ctx context.Context, named string, v *Violations) string {
-	caller := auth.FromContext(ctx)
-	if caller == nil {
+	caller := CallerOf(ctx)
+	if caller.Identity == nil && caller.Tenant == "" {
 		return named
 	}
 	if named != "" && named != caller.Tenant {
@@ -27,7 +27,7 @@ func TenantOf(ctx context.Context, named string, v *Violations) string {
 
 // permit says whether ctx's caller may have a model work.
 func permit(ctx context.Context, model string) error {
-	caller := auth.FromContext(ctx)
+	caller := CallerOf(ctx).Identity
 	switch {
 	case caller == nil:
 		return nil

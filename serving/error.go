@@ -139,6 +139,9 @@ func Overloaded(message string) error {
 // Stopping is the error of requests that come too late.
 func Stopping() error { return &Error{Kind: Unavailable, Message: "the server is shutting down"} }
 
+// Left is the error of a caller whose ctx has ended.
+func Left(ctx context.Context) error { return shown(ctx.Err(), "") }
+
 // failed is an error of the kind, with a text that is safe to show.
 func failed(kind Kind, format string, args ...any) error {
 	return &Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
@@ -157,7 +160,7 @@ func refusal(err error) error {
 	case errors.As(err, &late):
 		return &Error{Kind: Exhausted, Message: late.Error(), RetryAfter: late.RetryAfter()}
 	case errors.Is(err, batching.ErrBusy):
-		return Overloaded("every slot is taken: try again later")
+		return &Error{Kind: Exhausted, Message: "every slot is taken: try again later", RetryAfter: retryDelay, cause: err}
 	case errors.Is(err, batching.ErrDraining), errors.Is(err, decoder.ErrDevice): // the process is about to end
 		return Stopping()
 	}

@@ -13,6 +13,8 @@ type Sink interface {
 // Start says what will answer, before the first token.
 type Start struct {
 	ID, Model, ModelDigest string
+	// Fingerprint is the model's (Model.Fingerprint).
+	Fingerprint string
 	// Seed is that of the first answer; the others' follow it.
 	Seed uint64
 	// Answers is their number.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
-	"github.com/mmserve/mmserve/internal/auth"
 )
 
 // record is what a request leaves behind: counts and times, never content. One goroutine writes it.
@@ -60,7 +59,7 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model string) (con
 	if validID(in.Tenant) {
 		rec.tenant = in.Tenant
 	}
-	if caller := auth.FromContext(ctx); caller != nil {
+	if caller := CallerOf(ctx).Identity; caller != nil {
 		rec.caller = caller.ID
 	}
 	if in.Prompt != nil {

@@ -64,10 +64,12 @@ type Part struct {
 	Image *Image
 }
 
-// Image is an image file.
+// Image is an image file. One of Data, Digest and URL says where it is.
 type Image struct {
 	Data   []byte
 	Detail vision.Detail
+	// Digest is that of a file that the tenant uploaded before, URL where one is to be fetched.
+	Digest, URL string
 }
 
 // ConstraintKind says what an answer is held to.

@@ -24,6 +24,8 @@ type ServiceOptions struct {
 	NoDrafts bool
 	// SharePrefixes has images that one tenant sent count as cached for others.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *Quotas
 	// Filters make the stages that every answer goes through after those of its request, in order.
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
@@ -61,7 +63,7 @@ type Service struct {
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults()}
-	s.options.Telemetry.watch(models, s.options.Traffic)
+	s.options.Telemetry.watch(s)
 	return s
 }
 
@@ -72,6 +74,7 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
+	used       *usage // of its tenant's quotas
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
@@ -94,6 +97,7 @@ func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
 		return gone
 	}
 	defer release()
+	l.rec.refused = err
 	return l.rec.close(ctx, nil, err)
 }
 
@@ -119,11 +123,18 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err := permit(ctx, l.model.Name); err != nil {
 		return err
 	}
+	if err := l.enter(ctx, in); err != nil {
+		return err
+	}
+	defer l.leave()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
 	}
 	l.rec.asked(req, in.Streams)
+	if err := l.chargeEstimate(req); err != nil {
+		return err
+	}
 	req.deadline, _ = ctx.Deadline()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
@@ -145,6 +156,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	l.rec.lap(&l.rec.preprocess)
 	input, grammar, err := l.lay(ctx, req, images, in.MaxAnswerBytes)
 	if err != nil {
+		return err
+	}
+	if err := l.chargeInput(req, input, len(images)); err != nil {
 		return err
 	}
 	l.rec.lap(&l.rec.tokenize)
@@ -203,7 +217,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
 	err := to.Start(&Start{
-		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Seed: req.sampling.Seed, Answers: req.n,
+		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
 	})
 	if err != nil {
@@ -222,7 +236,8 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 func (l *life) sequence(req *checked, input fusion.Input, i int) batching.Request {
 	r := batching.Request{
 		ID: l.rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Further: i > 0, Tag: l.rec.tag(),
+		Priority: req.priority, Tenant: req.tenant, Weight: l.used.weight(), Deadline: req.deadline, NoDrafts: req.noDrafts,
+		Further: i > 0, Tag: l.rec.tag(),
 	}
 	r.Sampling.Seed += uint64(i)
 	if req.promptLogprobs && i == 0 {

@@ -21,6 +21,8 @@ const (
 	MaxIDBytes = 128
 	// MaxMessages of a conversation, and MaxParts of all its messages.
 	MaxMessages, MaxParts = 2048, 2048
+	// MaxPromptIDs are the most token ids in one prompt.
+	MaxPromptIDs = 262144
 	// MaxStopIDs, MaxBiases and MaxChoices bound their lists.
 	MaxStopIDs, MaxBiases, MaxChoices = 16, 300, 8192
 )
@@ -48,6 +50,7 @@ type checked struct {
 	tenant    string
 	peer      string
 	deadline  time.Time // zero if there is none
+	text      int       // bytes of text in the prompt
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
@@ -67,7 +70,7 @@ type imagePart struct {
 // violations are reported together, up to maxViolations.
 func (l *life) validate(in *Request) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, failed(NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.Model), quoted(l.models.Names()))
+		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
 	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
@@ -106,6 +109,11 @@ func (l *life) able(r *checked) error {
 		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
 	}
 	return nil
+}
+
+// NotServed is the error of a field with a name that is none of those that are served.
+func NotServed(field, name string, served []string) error {
+	return failed(NotFound, "%s: the name of %d bytes is not served here; this server has %s", field, len(name), quoted(served))
 }
 
 // quoted lists names for a message.
@@ -207,6 +215,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 	r.scored = texts
 }
 
+// ValidID says whether request_id and tenant may be id.
+func ValidID(id string) bool { return validID(id) }
+
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {
@@ -228,6 +239,7 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	default:
 		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
 	}
+	r.text = text
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}
@@ -291,14 +303,23 @@ func validateParts(v *Violations, r *checked, field string, in []Part) (parts []
 			parts = append(parts, chat.Part{Text: p.Text})
 			continue
 		}
-		at := fmt.Sprintf("%s[%d].image.data", field, i)
-		if len(p.Image.Data) == 0 {
-			v.Add(at, "empty; want the bytes of an image file")
-		}
 		parts = append(parts, chat.Part{Image: true})
-		r.images = append(r.images, imagePart{field: at, data: p.Image.Data, detail: p.Image.Detail})
+		r.images = append(r.images, validateImage(v, fmt.Sprintf("%s[%d].image", field, i), p.Image))
 	}
 	return parts, text
+}
+
+// validateImage refuses an image whose file is not in the request.
+func validateImage(v *Violations, field string, in *Image) imagePart {
+	switch {
+	case in.Digest != "":
+		v.Add(field+".digest", "%d bytes; want none: this server keeps no uploaded files; send the file's bytes as data", len(in.Digest))
+	case in.URL != "":
+		v.Add(field+".url", "%d bytes; want none: this server fetches no files; send the file's bytes as data", len(in.URL))
+	case len(in.Data) == 0:
+		v.Add(field+".data", "empty; want the bytes of an image file")
+	}
+	return imagePart{field: field + ".data", data: in.Data, detail: in.Detail}
 }
 
 func (l *life) validateStop(v *Violations, r *checked, stop []string) {

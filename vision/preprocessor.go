@@ -174,10 +174,18 @@ func checkResample(n int) error {
 // embeddings that somebody kept are not taken for those of the new pixels.
 const pixelsVersion = 3
 
+// Describe names the preprocessing that p applies: equal texts stand for equal pixels of equal files. It is "" for nil.
+func Describe(p Preprocessor) string {
+	if p == nil {
+		return ""
+	}
+	return fmt.Sprintf("%T v%d %+v", p, pixelsVersion, p)
+}
+
 // digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
 func digest(p Preprocessor, data []byte) (d [32]byte) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%T v%d %+v\n", p, pixelsVersion, p)
+	fmt.Fprintln(h, Describe(p))
 	h.Write(data)
 	h.Sum(d[:0])
 	return d

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -243,8 +244,16 @@ func (s *security) credentials() credentials.TransportCredentials {
 	return credentials.NewTLS(s.tls.Config("h2"))
 }
 
+// http is how the HTTP listener speaks; nil: in plaintext.
+func (s *security) http() *tls.Config {
+	if s.tls == nil {
+		return nil
+	}
+	return s.tls.Config("http/1.1")
+}
+
 // protect has the admin listener at an address ask who calls.
-func (s *security) protect(o *admin.Options, address string) {
+func (s *security) protect(address string, o admin.Options) admin.Options {
 	near := loopback(address)
 	o.NoProfiles = !near && !s.flags.Pprof
 	if s.tls != nil && !near {
@@ -253,4 +262,5 @@ func (s *security) protect(o *admin.Options, address string) {
 	if s.adminKey != nil || s.auth != nil && !near {
 		o.Access = &admin.Access{Key: s.adminKey, Auth: s.auth}
 	}
+	return o
 }

@@ -22,7 +22,9 @@ type serveCmd struct {
 	telemetryFlags
 	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
-	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
+	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port (default: nowhere)."`
+	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
+	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message, or HTTP body, accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
 	MaxStreams       int           `default:"1024" env:"MMSERVE_MAX_STREAMS" help:"Most calls at once on one connection; a client keeps the others back."`
@@ -30,6 +32,7 @@ type serveCmd struct {
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
+	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
 
@@ -46,6 +49,11 @@ func (s serveCmd) check() error {
 	}
 	if s.AdminAddress != "" {
 		if err := checkAddress("--admin-address", s.AdminAddress); err != nil {
+			return err
+		}
+	}
+	if s.HTTPListen != "" {
+		if err := checkAddress("--http-listen", s.HTTPListen); err != nil {
 			return err
 		}
 	}
@@ -98,36 +106,30 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	if err := errors.Join(s.check(), s.modelFlags.check(), s.securityFlags.check()); err != nil {
-		return err
-	}
 	guard, err := s.secure(log)
 	if err != nil {
 		return err
 	}
 	ctx, stop := serveSignals(ctx, log)
 	defer stop()
-	lis, err := net.Listen("tcp", s.Listen)
+	lis, web, closeAll, err := s.open(log)
 	if err != nil {
-		return fmt.Errorf("--listen %s: %w", s.Listen, err)
+		return err
 	}
-	defer lis.Close()
+	defer closeAll()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
-	adminOptions := admin.Options{Level: level, Models: models, Ready: func() error {
-		if s := ready.Load(); s != nil {
-			return s.Ready()
-		}
-		return errors.New("starting")
-	}}
-	guard.protect(&adminOptions, s.AdminAddress)
-	o, err := s.observe(ctx, log, adminOptions)
+	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
+	o, err := s.observe(ctx, log, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv := server.Loading(s.options(o, guard, log))
+	srv, err := s.newServer(ctx, o, guard, web, log)
+	if err != nil {
+		return err
+	}
 	ready.Store(srv)
 
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -160,6 +162,49 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	err = <-served
 	log.Info("stopped", "error", err)
 	return errors.Join(err, registry.Close(ctx))
+}
+
+// readiness says why a server takes no requests, nil if it does.
+func readiness(s *server.Server) error {
+	if s == nil {
+		return errors.New("starting")
+	}
+	return s.Ready()
+}
+
+// open opens the listeners; web is nil where there is to be no HTTP.
+func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func(), err error) {
+	if lis, err = net.Listen("tcp", s.Listen); err != nil {
+		return nil, nil, nil, fmt.Errorf("--listen %s: %w", s.Listen, err)
+	}
+	if s.HTTPListen == "" {
+		return lis, nil, func() { _ = lis.Close() }, nil
+	}
+	if web, err = net.Listen("tcp", s.HTTPListen); err != nil {
+		_ = lis.Close()
+		return nil, nil, nil, fmt.Errorf("--http-listen %s: %w", s.HTTPListen, err)
+	}
+	log.Info("http", "address", web.Addr().String())
+	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
+}
+
+// quotaInterval is how often the file of quotas is looked at.
+const quotaInterval = 10 * time.Second
+
+// newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
+func (s serveCmd) newServer(
+	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger,
+) (*server.Server, error) {
+	options := s.options(o, guard, web, log)
+	if s.Quotas != "" {
+		q, err := serving.OpenQuotas(s.Quotas)
+		if err != nil {
+			return nil, fmt.Errorf("--quotas: %w", err)
+		}
+		go q.Watch(ctx, quotaInterval, log)
+		options.Quotas = q
+	}
+	return server.Loading(options), nil
 }
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
@@ -205,10 +250,14 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-// secure opens what decides who may ask, and refuses listeners that anybody would reach.
+// secure checks all flags, refuses listeners that anybody would reach, and opens what decides who may ask.
 func (s serveCmd) secure(log *slog.Logger) (*security, error) {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.securityFlags.check()); err != nil {
+		return nil, err
+	}
 	err := s.expose(log, []listenerFlag{
 		{flag: "--listen", address: s.Listen},
+		{flag: "--http-listen", address: s.HTTPListen},
 		{flag: adminFlag, address: s.AdminAddress, credential: s.AdminKeyFile != ""},
 	})
 	if err != nil {
@@ -217,7 +266,7 @@ func (s serveCmd) secure(log *slog.Logger) (*security, error) {
 	return s.securityFlags.open(log)
 }
 
-func (s serveCmd) options(o *observability, guard *security, log *slog.Logger) server.Options {
+func (s serveCmd) options(o *observability, guard *security, web net.Listener, log *slog.Logger) server.Options {
 	connections := s.MaxConnections
 	if connections == 0 {
 		connections = connectionLimit(1024)
@@ -227,5 +276,6 @@ func (s serveCmd) options(o *observability, guard *security, log *slog.Logger) s
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
+		HTTP: server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin},
 	}
 }

@@ -3,7 +3,6 @@
 package auth
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -80,17 +79,4 @@ func (i *Identity) checkNames() error {
 		return fmt.Errorf("tenant: want 1 to %d printable ASCII characters without spaces", maxName)
 	}
 	return nil
-}
-
-type contextKey struct{}
-
-// NewContext is ctx with the identity of its caller.
-func NewContext(ctx context.Context, i *Identity) context.Context {
-	return context.WithValue(ctx, contextKey{}, i)
-}
-
-// FromContext is the identity of ctx's caller. It is nil where callers need no credential.
-func FromContext(ctx context.Context) *Identity {
-	i, _ := ctx.Value(contextKey{}).(*Identity)
-	return i
 }

@@ -23,7 +23,9 @@ import (
 const audience = "mmserve"
 
 // issuer starts one with a key of each algorithm, and what checks its tokens.
-func issuer(t testing.TB, change func(*auth.IssuerOptions)) (i *authtest.Issuer, a *auth.Authenticator, rs, es jose.JSONWebKey) {
+func issuer(
+	t testing.TB, change func(*auth.IssuerOptions),
+) (i *authtest.Issuer, a *auth.Authenticator, rs, es jose.JSONWebKey) {
 	t.Helper()
 	ca := authtest.NewCA(t)
 	i = authtest.NewIssuer(t, ca)
@@ -51,6 +53,9 @@ func claims(i *authtest.Issuer, changes map[string]any) map[string]any {
 func TestTokens(t *testing.T) {
 	i, a, rs, es := issuer(t, nil)
 	foreign := authtest.NewKey(t, "rs", jose.RS256) // the name of the issuer's key, but another
+	good := authtest.Sign(t, rs, claims(i, nil))
+	elsewhere := map[string]any{"iss": "https://example.com"}
+	slash := map[string]any{"iss": i.URL + "/"}
 	hour := time.Hour.Seconds()
 	now := float64(time.Now().Unix())
 	for name, c := range map[string]struct {
@@ -65,13 +70,13 @@ func TestTokens(t *testing.T) {
 		"not before":          {authtest.Sign(t, rs, claims(i, map[string]any{"nbf": now + hour})), auth.ErrRefused},
 		"other audience":      {authtest.Sign(t, rs, claims(i, map[string]any{"aud": "other"})), auth.ErrRefused},
 		"no audience":         {authtest.Sign(t, rs, claims(i, map[string]any{"aud": nil})), auth.ErrRefused},
-		"other issuer":        {authtest.Sign(t, rs, claims(i, map[string]any{"iss": "https://example.com"})), auth.ErrRefused},
-		"issuer with a slash": {authtest.Sign(t, rs, claims(i, map[string]any{"iss": i.URL + "/"})), auth.ErrRefused},
+		"other issuer":        {authtest.Sign(t, rs, claims(i, elsewhere)), auth.ErrRefused},
+		"issuer with a slash": {authtest.Sign(t, rs, claims(i, slash)), auth.ErrRefused},
 		"another's signature": {authtest.Sign(t, foreign, claims(i, nil)), auth.ErrRefused},
 		"no signature":        {unsigned(t, "none", claims(i, nil)), auth.ErrRefused},
 		"None":                {unsigned(t, "None", claims(i, nil)), auth.ErrRefused},
 		"HS256 of the key":    {withPublicKey(t, rs, claims(i, nil)), auth.ErrRefused},
-		"changed":             {swapPayload(t, authtest.Sign(t, rs, claims(i, nil)), claims(i, map[string]any{"sub": "root"})), auth.ErrRefused},
+		"changed":             {swapPayload(t, good, claims(i, map[string]any{"sub": "root"})), auth.ErrRefused},
 		"no subject":          {authtest.Sign(t, rs, claims(i, map[string]any{"sub": nil})), auth.ErrRole},
 		"a tenant with space": {authtest.Sign(t, rs, claims(i, map[string]any{"sub": "a b"})), auth.ErrRole},
 		"not a token":         {"mms_x", auth.ErrRefused},
@@ -198,7 +203,8 @@ func TestIssuerDown(t *testing.T) {
 			if _, err := who(t, a, known); err != nil {
 				t.Errorf("a known key: %v", err)
 			}
-			other := authtest.Sign(t, jose.JSONWebKey{KeyID: fmt.Sprint(n), Algorithm: next.Algorithm, Key: next.Key}, claims(i, nil))
+			k := jose.JSONWebKey{KeyID: fmt.Sprint(n), Algorithm: next.Algorithm, Key: next.Key}
+			other := authtest.Sign(t, k, claims(i, nil))
 			for _, token := range []string{unknown, other} {
 				if _, err := who(t, a, token); !errors.Is(err, auth.ErrRefused) {
 					t.Errorf("an unknown key: %v", err)

@@ -59,21 +59,24 @@ func TestNewKey(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	past, future := time.Now().Add(-time.Second), time.Now().Add(time.Hour)
-	user, userLine := line(t, auth.Entry{ID: "u", Tenant: "acme", Role: auth.User, Models: []string{"smol"}, Expires: &future})
+	narrow := auth.Entry{ID: "u", Tenant: "acme", Role: auth.User, Models: []string{"smol"}, Expires: &future}
+	user, userLine := line(t, narrow)
 	admin, adminLine := line(t, auth.Entry{ID: "a", Role: auth.Admin})
 	expired, expiredLine := line(t, auth.Entry{ID: "x", Tenant: "acme", Role: auth.User, Expires: &past})
 	stranger, _ := line(t, auth.Entry{ID: "s"})
 	_, a := keysFile(t, "# keys\n\n"+userLine+adminLine+expiredLine)
 
 	id, err := who(t, a, user)
-	if err != nil || id.ID != "u" || id.Tenant != "acme" || id.Role != auth.User || !id.MayUse("smol") || id.MayUse("other") {
+	if err != nil || id.ID != "u" || id.Tenant != "acme" || id.Role != auth.User ||
+		!id.MayUse("smol") || id.MayUse("other") {
 		t.Errorf("a user is %+v, %v", id, err)
 	}
 	if id, err = who(t, a, admin, admin); err != nil || id.Role != auth.Admin || !id.MayUse("any") {
 		t.Errorf("an admin that sends its key twice is %+v, %v", id, err)
 	}
 	for name, secrets := range map[string][]string{
-		"expired": {expired}, "unknown": {stranger}, "another kind": {""}, "cut": {user[:len(user)-1]}, "longer": {user + "A"},
+		"expired": {expired}, "unknown": {stranger}, "another kind": {""},
+		"cut": {user[:len(user)-1]}, "longer": {user + "A"},
 		"two": {user, admin}, "a token": {"eyJhbGciOiJub25lIn0.e30."}, "huge": {"mms_" + strings.Repeat("x", 1<<20)},
 		"the hash": {strings.TrimSuffix(strings.SplitN(userLine, `"`, 8)[7], `"`)},
 	} {
@@ -150,7 +153,8 @@ func TestKeysMalformed(t *testing.T) {
 		"a deep value": {strings.Repeat("[", 1<<20), "line 1"},
 	} {
 		_, err := auth.ParseKeys([]byte(c.file))
-		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), secret) || len(err.Error()) > 300 {
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), secret) ||
+			len(err.Error()) > 300 {
 			t.Errorf("%s: %v; want %q, without quoting", name, err, c.want)
 		}
 	}

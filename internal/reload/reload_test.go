@@ -31,8 +31,8 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// A volume of Kubernetes has its files behind two symbolic links, of which one is swapped. A broken file changes nothing and
-// is logged once; when the old one comes back, the value is that of it again.
+// A volume of Kubernetes has its files behind two symbolic links, of which one is swapped. A broken file changes
+// nothing and is logged once; when the old one comes back, the value is that of it again.
 func TestFilesFollowSymlinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
@@ -55,7 +55,8 @@ func TestFilesFollowSymlinks(t *testing.T) {
 		}
 		write(t, filepath.Join(dir, "b"), "b")
 		var log bytes.Buffer
-		f, err := reload.Open("words", slog.New(slog.NewTextHandler(&log, nil)), upper, filepath.Join(dir, "a"), filepath.Join(dir, "b"))
+		f, err := reload.Open("words", slog.New(slog.NewTextHandler(&log, nil)), upper,
+			filepath.Join(dir, "a"), filepath.Join(dir, "b"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -103,7 +103,8 @@ func (ca *CA) Pair(t testing.TB, l Leaf) tls.Certificate {
 
 // ServerConfig is that of a server on loopback whose certificate ca signed.
 func ServerConfig(t testing.TB, ca *CA) *tls.Config {
-	return &tls.Config{Certificates: []tls.Certificate{ca.Pair(t, Leaf{CommonName: "issuer"})}, MinVersion: tls.VersionTLS12}
+	pair := ca.Pair(t, Leaf{CommonName: "issuer"})
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
