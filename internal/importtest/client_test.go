@@ -15,7 +15,7 @@ var clientModules = []string{
 
 // TestClientIsLight holds that who imports package client compiles nothing of the server, and no cgo.
 func TestClientIsLight(t *testing.T) {
-	c := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}} {{.ImportPath}}", "./client")
+	c := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}},{{.ImportPath}}", "./client")
 	c.Dir = "../.."
 	c.Env = append(c.Environ(), "CGO_ENABLED=0")
 	out, err := c.Output()
@@ -24,7 +24,7 @@ func TestClientIsLight(t *testing.T) {
 	}
 	var modules []string
 	for line := range strings.Lines(string(out)) {
-		m, pkg, _ := strings.Cut(strings.TrimSpace(line), " ")
+		m, pkg, _ := strings.Cut(strings.TrimSpace(line), ",")
 		if m != "" && !slices.Contains(modules, m) {
 			modules = append(modules, m)
 		}
