@@ -89,7 +89,8 @@ func (c *Client) Upload(ctx context.Context, tenant string, r io.Reader) (digest
 func digestOf(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
 
 // upload sends header and the bytes of r, unless the server has them.
-func (c *Client) upload(ctx context.Context, header *pb.UploadMediaHeader, r io.Reader) (*pb.UploadMediaResponse, error) {
+func (c *Client) upload(ctx context.Context, header *pb.UploadMediaHeader,
+	r io.Reader) (*pb.UploadMediaResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.media.UploadMedia(ctx)

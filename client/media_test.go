@@ -103,7 +103,9 @@ func (s *store) admit(in *pb.GenerateRequest) error {
 				continue
 			}
 			st, err := status.New(codes.NotFound, "an image is gone").WithDetails(&errdetails.BadRequest{
-				FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: fmt.Sprintf("chat.messages[0].parts[%d].image.digest", i)}},
+				FieldViolations: []*errdetails.BadRequest_FieldViolation{
+					{Field: fmt.Sprintf("chat.messages[0].parts[%d].image.digest", i)},
+				},
 			})
 			if err != nil {
 				return err
@@ -118,7 +120,8 @@ func (s *store) Generate(_ context.Context, in *pb.GenerateRequest) (*pb.Generat
 	return &pb.GenerateResponse{Text: "yes"}, s.admit(in)
 }
 
-func (s *store) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
+func (s *store) GenerateStream(in *pb.GenerateRequest,
+	stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
 	if err := s.admit(in); err != nil {
 		return err
 	}
@@ -169,7 +172,8 @@ func (s *store) carried() (list []string) {
 	return list
 }
 
-// A large image is sent once and then named, whatever request has it; small ones and other tenants' are sent as they are.
+// A large image is sent once and then named, whatever request has it; small ones and other tenants' are sent as they
+// are.
 func TestUploadsOnce(t *testing.T) {
 	s := new(store)
 	c := s.dial(t, client.WithUploads("alice", 1000))
@@ -252,7 +256,8 @@ func TestUploadsFallBack(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if s := tt.store; s.asked != tt.asked || len(s.requests) != tt.requests || strings.Join(s.carried(), " ") != tt.carried {
+			s := tt.store
+			if s.asked != tt.asked || len(s.requests) != tt.requests || strings.Join(s.carried(), " ") != tt.carried {
 				t.Errorf("%d uploads, %d requests, the last with %v; want %d, %d, %s",
 					s.asked, len(s.requests), s.carried(), tt.asked, tt.requests, tt.carried)
 			}
@@ -271,7 +276,8 @@ func TestUploadsAgain(t *testing.T) {
 				t.Error(err)
 			}
 			if s.sent != sent || len(s.requests) != requests || s.carried()[0] != "digest" {
-				t.Errorf("%d files, %d requests, the last with %v; want %d, %d", s.sent, len(s.requests), s.carried(), sent, requests)
+				t.Errorf("%d files, %d requests, the last with %v; want %d, %d",
+					s.sent, len(s.requests), s.carried(), sent, requests)
 			}
 		}
 		ask(1, 1)
@@ -311,7 +317,8 @@ func TestUpload(t *testing.T) {
 		t.Error(err)
 	}
 	broken := errors.New("broken")
-	if _, err := c.Upload(t.Context(), "", io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken))); !errors.Is(err, broken) {
+	torn := io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken))
+	if _, err := c.Upload(t.Context(), "", torn); !errors.Is(err, broken) {
 		t.Errorf("a reader that breaks: %v", err)
 	}
 	if got, err := c.Upload(t.Context(), "", strings.NewReader("")); err != nil || got != digest(nil) {

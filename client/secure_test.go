@@ -145,7 +145,8 @@ func TestAPIKeyStaysHere(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := client.DialServers("127.0.0.1:80,10.0.0.1:80", client.WithAPIKey("k")); !errors.Is(err, client.ErrPlaintextKey) {
+	_, err := client.DialServers("127.0.0.1:80,10.0.0.1:80", client.WithAPIKey("k"))
+	if !errors.Is(err, client.ErrPlaintextKey) {
 		t.Errorf("one of several: %v", err)
 	}
 	for _, target := range []string{"localhost:1", "[::1]:1", "127.8.8.8:1", "dns:///localhost:1", "unix:///s", "unix:s",
@@ -201,7 +202,8 @@ func TestAPIKeyThatIsNone(t *testing.T) {
 		"newline": client.WithAPIKey("canary\n"), "empty": client.WithAPIKey(""), "umlaut": client.WithAPIKey("canary\u00fc"),
 		"error": client.WithAPIKeyFunc(func(context.Context) (string, error) { return "canary", errors.New("no vault") }),
 	} {
-		if err := generate(t, target, key); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "canary") {
+		err := generate(t, target, key)
+		if status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
