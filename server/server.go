@@ -68,6 +68,9 @@ type Options struct {
 	MaxStreams int
 	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
 	ReceiveTimeout time.Duration
+	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another; calls
+	// that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
+	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
 	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
@@ -224,7 +227,10 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: s.options.MaxConnectionAge, MaxConnectionAgeGrace: s.options.MaxConnectionAgeGrace,
+		}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
 	s.register(r)
