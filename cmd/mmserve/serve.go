@@ -214,6 +214,7 @@ const quotaInterval = 10 * time.Second
 func (s serveCmd) newServer(ctx context.Context, o *observability, web net.Listener, log *slog.Logger,
 	reload *reloaders) (*server.Server, error) {
 	options := s.options(o, web, log)
+	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
@@ -279,6 +280,6 @@ func (s serveCmd) options(o *observability, web net.Listener, log *slog.Logger) 
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
-		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin}, Media: s.mediaFlags.store(),
+		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin},
 	}
 }
