@@ -5,7 +5,6 @@ import (
 	"context"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/fusion"
 )
 
 // Caller is who makes a call, as its edge knows before the message has come.
@@ -96,11 +95,7 @@ func (l *life) chargeEstimate(req *checked) error {
 	return l.charge(req, max(1, req.text/bytesPerToken)+images*l.model.Prompter.Layout.PatchTokens, images)
 }
 
-// chargeInput charges it for its prompt as it is, and for the longest answers that there may be.
-func (l *life) chargeInput(req *checked, in fusion.Input, images int) error {
-	return l.charge(req, len(in.IDs), images)
-}
-
+// charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged before.
 func (l *life) charge(req *checked, prompt, images int) error {
 	answer := cmp.Or(req.maxTokens, defaultMaxTokens)
 	if err := l.used.require(prompt+req.n*answer, images); err != nil {
