@@ -12,6 +12,8 @@ import (
 const (
 	// recently is how long a tenant counts after its last sequence: slots are left for those who come again and again.
 	recently = 30 * time.Second
+	// manyRecent is how many tenants are remembered at most when they have nothing open: names may be made up.
+	manyRecent = 16
 	// Of so many slots one is left, and one in any case where there are fewer but not very few.
 	slotsPerSpare, fewSlots = 16, 4
 )
@@ -48,24 +50,31 @@ func (r *recents) note(t *share, now time.Time) {
 		r.weight += t.weight
 	}
 	r.prune(now)
+	for i := 0; i < 2 && r.shares.Len() > manyRecent; i++ { // twice for each that may be new
+		r.drop(r.shares.Front().Value.(*share), now)
+	}
 }
 
 // prune lets go of those who came long ago and have nothing open.
 func (r *recents) prune(now time.Time) {
 	for e := r.shares.Front(); e != nil && now.Sub(e.Value.(*share).recent.seen) > recently; e = r.shares.Front() {
-		t := e.Value.(*share)
-		if t.open > 0 {
-			t.recent.seen = now
-			r.shares.MoveToBack(e)
-			continue
-		}
-		r.shares.Remove(e)
-		t.recent.at = nil
-		r.weight -= t.weight
+		r.drop(e.Value.(*share), now)
 	}
 	if r.shares.Len() == 0 {
 		r.weight = 0 // but for what rounding left
 	}
+}
+
+// drop lets go of t, which counts as new instead if it has anything open.
+func (r *recents) drop(t *share, now time.Time) {
+	if t.open > 0 {
+		t.recent.seen = now
+		r.shares.MoveToBack(t.recent.at)
+		return
+	}
+	r.shares.Remove(t.recent.at)
+	t.recent.at = nil
+	r.weight -= t.weight
 }
 
 // part is how many of so many slots are t's by its weight, one at least.
