@@ -118,9 +118,12 @@ func (x *exchange) fail(err error) {
 	if e.status == statusClientGone {
 		return
 	}
-	body := struct {
+	var body any = struct {
 		Error *openai.Error `json:"error"`
 	}{e.body}
+	if strings.HasPrefix(x.r.URL.Path, ollamaPrefix) {
+		body = ollamaError(e)
+	}
 	switch {
 	case x.streams && x.last != nil:
 		x.last(e)
