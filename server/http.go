@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -22,6 +24,8 @@ type HTTPOptions struct {
 	Listener net.Listener
 	// TLS is what connections are spoken to with. nil: plaintext.
 	TLS *tls.Config
+	// Propagator finds the trace that a request belongs to in its headers. nil: there is none.
+	Propagator propagation.TextMapPropagator
 	// AllowOrigins are the web pages whose scripts may ask, as https://example.com; "*" is any. Default: none.
 	AllowOrigins []string
 }
@@ -133,7 +137,8 @@ type exchange struct {
 	r  *http.Request
 	rc *http.ResponseController
 	id string // x-request-id
-	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
+	// is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
@@ -141,10 +146,14 @@ type exchange struct {
 	last func(*httpError)
 }
 
-// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
-// an *httpError.
+// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error
+// or an *httpError.
 func (h *httpServer) identify(r *http.Request) (context.Context, error) {
-	return serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr}), nil
+	ctx := r.Context()
+	if p := h.options.HTTP.Propagator; p != nil {
+		ctx = p.Extract(ctx, propagation.HeaderCarrier(r.Header))
+	}
+	return serving.WithCaller(ctx, serving.Caller{Peer: r.RemoteAddr}), nil
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.
@@ -194,7 +203,8 @@ func (x *exchange) admit() error {
 	return err
 }
 
-// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader reaches.
+// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
+// reaches.
 func (x *exchange) checkOrigin() error {
 	origin := x.r.Header.Get("Origin")
 	if origin == "" {

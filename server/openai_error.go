@@ -15,8 +15,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// All HTTP statuses are given here: those of serving's kinds of errors, and those of what happens to a body before it is
-// a request.
+// All HTTP statuses are given here: those of serving's kinds of errors, and those of what happens to a body before it
+// is a request.
 
 // kindStatuses are the statuses of serving's kinds.
 var kindStatuses = map[serving.Kind]int{
@@ -208,7 +208,8 @@ func errBrokenBody() error {
 
 // contractNames turn parts of the contract's names of fields into OpenAI's, in order.
 var contractNames = strings.NewReplacer(
-	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url", ".image.url", ".image_url.url",
+	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content",
+	".image.data", ".image_url.url", ".image.url", ".image_url.url",
 )
 
 // param is the name in the exchange's API of a field of the contract.

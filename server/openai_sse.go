@@ -8,8 +8,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// sse writes server-sent events (https://html.spec.whatwg.org/#server-sent-events). The engine does not wait for it: what
-// a client has not read yet is held by its stream of tokens, and one that reads nothing for writeTime is left.
+// sse writes server-sent events (https://html.spec.whatwg.org/#server-sent-events). The engine does not wait for it:
+// what a client has not read yet is held by its stream of tokens, and one that reads nothing for writeTime is left.
 type sse struct {
 	x   *exchange
 	buf []byte

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -72,6 +73,8 @@ type Options struct {
 	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
+	Media *media.Store
 	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
 	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
@@ -155,6 +158,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
 		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Media: o.Media,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)
@@ -240,6 +244,9 @@ func (s *Server) grpcServer() *grpc.Server {
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	if s.options.Media != nil {
+		defer s.options.Media.Close()
+	}
 	g := s.grpcServer()
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)

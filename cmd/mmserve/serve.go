@@ -26,6 +26,7 @@ type serveCmd struct {
 	modelFlags
 	telemetryFlags
 	listenFlags
+	mediaFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
@@ -116,7 +117,7 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
-	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check()); err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check()); err != nil {
 		return err
 	}
 	if s.PrintConfig {
@@ -278,6 +279,7 @@ func (s serveCmd) options(o *observability, web net.Listener, log *slog.Logger) 
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
-		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin},
+		HTTP:  server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator},
+		Media: s.mediaFlags.store(),
 	}
 }
