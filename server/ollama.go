@@ -17,7 +17,7 @@ const ollamaPrefix = "/api/"
 func (h *httpServer) ollamaRoutes() {
 	h.handle(http.MethodPost, ollamaPrefix+"chat", (*exchange).ollamaChat)
 	h.handle(http.MethodGet, ollamaPrefix+"tags", (*exchange).ollamaTags)
-	version := map[string]string{"version": h.options.Version}
+	version := map[string]string{"version": "0.0.0-" + h.options.Version} // clients read three numbers
 	h.handle(http.MethodGet, ollamaPrefix+"version", func(x *exchange) error { return x.write(version) })
 }
 

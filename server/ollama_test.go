@@ -130,7 +130,7 @@ func TestOllamaModels(t *testing.T) {
 		tags.Models[0].Name != "tiny-vlm:latest" || tags.Models[0].ModifiedAt.IsZero() || tags.Models[0].Details == nil {
 		t.Errorf("%v: %s", err, b)
 	}
-	if b := read(t, f.do(t, "GET", "/api/version", nil)); string(b) != `{"version":"1.2.3"}` {
+	if b := read(t, f.do(t, "GET", "/api/version", nil)); string(b) != `{"version":"0.0.0-1.2.3"}` {
 		t.Errorf("%s", b)
 	}
 }

@@ -98,6 +98,10 @@ func (o object) message() (m Message) {
 	defer o.done()
 	m.Role = o.role()
 	o.known("name", "refusal", "reasoning_content")
+	if m.Role == "assistant" && o.get("content") == nil {
+		m.Parts = []Part{{}} // an empty answer, as clients keep it
+		return m
+	}
 	m.Parts = o.content(object.part)
 	return m
 }
