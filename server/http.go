@@ -142,18 +142,9 @@ type exchange struct {
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	whole          bool // the body was read to its end
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
-}
-
-// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error
-// or an *httpError.
-func (h *httpServer) identify(r *http.Request) (context.Context, error) {
-	ctx := r.Context()
-	if p := h.options.HTTP.Propagator; p != nil {
-		ctx = p.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	}
-	return serving.WithCaller(ctx, serving.Caller{Peer: r.RemoteAddr}), nil
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.
@@ -178,7 +169,7 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(err)
 		return
 	}
-	if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+	if x.asksFirst() {
 		x.preflight()
 		return
 	}
@@ -196,9 +187,15 @@ func (x *exchange) admit() error {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
-	ctx, err := x.identify(x.r)
+	if x.asksFirst() { // browsers send no credentials then
+		return nil
+	}
+	if p := x.options.HTTP.Propagator; p != nil {
+		x.r = x.r.WithContext(p.Extract(x.r.Context(), propagation.HeaderCarrier(x.r.Header)))
+	}
+	r, err := x.identifyHTTP(x.r)
 	if err == nil {
-		x.r = x.r.WithContext(ctx)
+		x.r = r
 	}
 	return err
 }
@@ -220,11 +217,16 @@ func (x *exchange) checkOrigin() error {
 	return nil
 }
 
+// asksFirst says that a browser asks what a page may send.
+func (x *exchange) asksFirst() bool {
+	return x.r.Method == http.MethodOptions && x.r.Header.Get("Access-Control-Request-Method") != ""
+}
+
 // preflight tells a browser what an allowed page may send.
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, "+
+	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
 		"X-Stainless-Arch, X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Retry-Count, "+
 		"X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, OpenAI-Organization, OpenAI-Project")
 	h.Set("Access-Control-Max-Age", "600")

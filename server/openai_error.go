@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"math"
 	"net/http"
@@ -28,6 +27,8 @@ var kindStatuses = map[serving.Kind]int{
 	serving.Exhausted:          http.StatusTooManyRequests,
 	serving.Unavailable:        http.StatusServiceUnavailable,
 	serving.Internal:           http.StatusInternalServerError,
+	serving.Unauthenticated:    http.StatusUnauthorized,
+	serving.PermissionDenied:   http.StatusForbidden,
 }
 
 // statusClientGone is what nginx logs for a client that left; nobody reads it.
@@ -88,6 +89,8 @@ var kindTexts = map[serving.Kind]string{
 	serving.Exhausted:        "rate_limit_exceeded",
 	serving.Unavailable:      "service_unavailable",
 	serving.DeadlineExceeded: "deadline_exceeded",
+	serving.Unauthenticated:  "invalid_api_key",
+	serving.PermissionDenied: "permission_denied",
 }
 
 func errorType(status int) string {
@@ -142,7 +145,17 @@ func (x *exchange) fail(err error) {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(1, e.retryAfter.Milliseconds()), 10))
 	}
-	x.writeStatus(e.status, body)
+	if e.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", `Bearer realm="mmserve"`)
+	}
+	linger := x.lingers(e.status)
+	if linger {
+		_ = x.rc.EnableFullDuplex()
+		h.Set("Connection", "close")
+	}
+	if x.writeStatus(e.status, body); linger {
+		x.linger()
+	}
 }
 
 // write answers with a value as JSON.
@@ -152,10 +165,7 @@ func (x *exchange) write(v any) error {
 }
 
 func (x *exchange) writeStatus(status int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of plain values
-	}
+	b := openai.Marshal(v)
 	x.began = true
 	h := x.w.Header()
 	h.Set("Content-Type", "application/json")

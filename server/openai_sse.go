@@ -1,10 +1,10 @@
 package server
 
 import (
-	"encoding/json"
 	"net/http"
 	"time"
 
+	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -54,11 +54,7 @@ func (s *sse) flush() error {
 
 // sendLast ends a stream that breaks, with a value that says why.
 func (x *exchange) sendLast(v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of plain values
-	}
 	s := sse{x: x}
-	s.add(b)
+	s.add(openai.Marshal(v))
 	_ = s.flush() // who left does not read it
 }
