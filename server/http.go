@@ -261,6 +261,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
+	h.ollamaRoutes()
 	h.handle("", "/", func(*exchange) error { return errUnknownPath() })
 }
 

@@ -75,6 +75,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	} else if e.Kind == serving.NotFound {
 		field = "model"
 	}
+	if errors.Is(err, serving.ErrContextLength) { // proxies that have a longer context elsewhere know these words
+		code, message = "context_length_exceeded", message+". This model's maximum context length is exceeded"
+	}
 	out.body = openai.NewError(errorType(out.status), field, code, "%s", message)
 	return out
 }
@@ -121,9 +124,12 @@ func (x *exchange) fail(err error) {
 	if e.status == statusClientGone {
 		return
 	}
-	body := struct {
+	var body any = struct {
 		Error *openai.Error `json:"error"`
 	}{e.body}
+	if strings.HasPrefix(x.r.URL.Path, ollamaPrefix) {
+		body = ollamaError(e)
+	}
 	switch {
 	case x.streams && x.last != nil:
 		x.last(e)

@@ -16,9 +16,12 @@ type sse struct {
 }
 
 // begin sends the headers; from here on errors are events.
-func (s *sse) begin() {
+func (s *sse) begin() { s.beginAs("text/event-stream") }
+
+// beginAs is begin for a media type.
+func (s *sse) beginAs(mediaType string) {
 	h := s.x.w.Header()
-	h.Set("Content-Type", "text/event-stream")
+	h.Set("Content-Type", mediaType)
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
 	s.x.began, s.x.streams = true, true

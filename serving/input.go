@@ -79,18 +79,32 @@ func promptError(field string, err error) error {
 	return err
 }
 
+// ErrContextLength is the cause of errors of requests that do not fit the model's context: one with a longer context, or a
+// shorter request, would do.
+var ErrContextLength = errors.New("the request does not fit the context")
+
+// tooLong is an Invalid error of a single field, whose cause is ErrContextLength.
+func tooLong(field, format string, args ...any) error {
+	err := InvalidField(field, format, args...)
+	var e *Error
+	if errors.As(err, &e) {
+		e.cause = ErrContextLength
+	}
+	return err
+}
+
 // fit gives the most tokens to generate, or says why the request does not fit the context.
 func (l *life) fit(req *checked, in fusion.Input) (maxTokens int, err error) {
 	prompt, room := len(in.IDs), l.model.MaxLen-len(in.IDs)
 	if room < 1 {
-		return 0, InvalidField("input", "%d tokens, %d of them of images; want at most %d, to leave one for the answer in a context of %d",
+		return 0, tooLong("input", "%d tokens, %d of them of images; want at most %d, to leave one for the answer in a context of %d",
 			prompt, in.ImageTokens(), l.model.MaxLen-1, l.model.MaxLen)
 	}
 	if req.maxTokens == 0 {
 		return min(max(defaultMaxTokens, req.sampling.MinTokens), room), nil
 	}
 	if req.maxTokens > room {
-		return 0, InvalidField("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of images, in a context of %d",
+		return 0, tooLong("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of images, in a context of %d",
 			req.maxTokens, room, prompt, in.ImageTokens(), l.model.MaxLen)
 	}
 	return req.maxTokens, nil
