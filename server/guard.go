@@ -166,14 +166,14 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
 	if err != nil && s.prompt {
-		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
+		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), m, err)
 	}
 	return err
 }
 
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
-func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	return s.service.Refuse(ctx, request(ctx, identify(message)), err)
+func (s *Server) refuseMessage(ctx context.Context, message []byte, m proto.Message, err error) error {
+	return s.service.Refuse(ctx, request(ctx, identify(message, m)), err)
 }
 
 // rawMessage is received as it is on the wire.
