@@ -91,6 +91,7 @@ func (q *queue) push(s *sequence, first bool, now time.Time) {
 	s.since = now
 	if s.share == nil {
 		s.share = q.share(c, s.tenant)
+		s.share.weight = cmp.Or(s.weight, q.weights[s.tenant], 1)
 		s.share.open++
 	}
 	t := s.share
@@ -123,9 +124,6 @@ func (q *queue) share(c *class, tenant string) *share {
 		c.sweep = 2*len(c.tenants) + 64
 	}
 	t := &share{tenant: tenant, weight: 1, index: -1}
-	if w := q.weights[tenant]; w > 0 {
-		t.weight = w
-	}
 	c.tenants[tenant] = t
 	return t
 }

@@ -11,9 +11,11 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -47,8 +49,14 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 	}
 	for _, m := range d.Streams {
 		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
+		upload := m.ClientStreams && !m.ServerStreams
 		m.Handler = func(srv any, stream grpc.ServerStream) error {
-			return g.call(name, stream, func(s *guarded) error { return handle(srv, s) })
+			return g.call(name, stream, func(s *guarded) error {
+				if upload {
+					s.until = time.Now().Add(g.server.options.ReceiveTimeout)
+				}
+				return handle(srv, s)
+			})
 		}
 		own.Streams = append(own.Streams, m)
 	}
@@ -78,6 +86,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if prompt && !placeless[method] {
+		var release func()
+		if ctx, release, err = g.server.admit(ctx); err != nil {
+			return toStatus(err)
+		}
+		defer release()
+	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
@@ -95,6 +110,15 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	return toStatus(run(s))
 }
 
+// admit has serving say whether a call could be taken, before any of its message is received.
+func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+	c := serving.CallerOf(ctx)
+	if p, ok := peer.FromContext(ctx); ok {
+		c.Peer = p.Addr.String()
+	}
+	return s.service.Admit(serving.WithCaller(ctx, c))
+}
+
 // guarded is a stream whose messages are received under guard. One goroutine receives.
 type guarded struct {
 	grpc.ServerStream
@@ -104,6 +128,7 @@ type guarded struct {
 	text    int  // bytes of strings in a message
 	prompt  bool // the message is of one of requests
 	again   bool
+	until   time.Time // when all messages have to be there; zero where each has a time of its own
 }
 
 func (s *guarded) Context() context.Context { return s.ctx }
@@ -138,7 +163,11 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 		r.err = s.ServerStream.RecvMsg(&r.message)
 		done <- r
 	}()
-	late := time.NewTimer(s.guard.server.options.ReceiveTimeout)
+	wait := s.guard.server.options.ReceiveTimeout
+	if !s.until.IsZero() {
+		wait = time.Until(s.until)
+	}
+	late := time.NewTimer(wait)
 	defer late.Stop()
 	select {
 	case r := <-done:
@@ -165,10 +194,19 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
-	if err != nil && s.prompt {
+	if err != nil && identified(m) {
 		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), m, err)
 	}
 	return err
+}
+
+// identified says whether messages of m's kind name their request.
+func identified(m proto.Message) bool {
+	switch m.(type) {
+	case *pb.GenerateRequest, *pb.EmbedImageRequest:
+		return true
+	}
+	return false
 }
 
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.

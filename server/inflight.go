@@ -208,6 +208,28 @@ func (f *inflight) claim(ctx context.Context, most int64) *inbound {
 	return s
 }
 
+// claimBody has the body of an HTTP request on c count, up to most bytes, until end. A connection has one at a time.
+func (f *inflight) claimBody(c *connection, most int64) *inbound {
+	s := &inbound{conn: c, id: 1, most: most, claimed: true, receiving: true, refused: make(chan struct{})}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.streams[s.id] = s
+	c.claims++
+	f.add(s, streamCost)
+	f.relieve()
+	return s
+}
+
+// grow has n more bytes of a body count.
+func (f *inflight) grow(s *inbound, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.receiving {
+		f.add(s, n)
+		f.relieve()
+	}
+}
+
 // again has the next message of a stream count, instead of the one before.
 func (f *inflight) again(s *inbound) {
 	f.mu.Lock()

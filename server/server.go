@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -47,6 +48,8 @@ type Options struct {
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *serving.Quotas
 	// Filters are those of serving.ServiceOptions.
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
@@ -65,8 +68,15 @@ type Options struct {
 	MaxStreams int
 	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
 	ReceiveTimeout time.Duration
+	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another; calls
+	// that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
+	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
+	Media *media.Store
+	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
+	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
@@ -114,8 +124,8 @@ type Server struct {
 	endWatchers, cutAll context.CancelFunc
 	cut                 atomic.Int64
 
-	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
-	stopping atomic.Bool   // Serve has sent GOAWAY
+	open     atomic.Int64  // requests for answers, from their first byte
+	stopping atomic.Bool   // Serve has sent GOAWAY, or is about to
 	idle     chan struct{} // has room for one note: stopping, and no call is open
 }
 
@@ -147,7 +157,8 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Media: o.Media,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)
@@ -216,7 +227,10 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: s.options.MaxConnectionAge, MaxConnectionAgeGrace: s.options.MaxConnectionAgeGrace,
+		}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
 	s.register(r)
@@ -225,18 +239,27 @@ func (s *Server) grpcServer() *grpc.Server {
 	return g
 }
 
-// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
-// for DrainDelay, then closes lis and tells clients to go elsewhere (GOAWAY), answers what is on the wire already for up to
+// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
+// for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY, 503), answers what is on the wire already for up to
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	if s.options.Media != nil {
+		defer s.options.Media.Close()
+	}
 	g := s.grpcServer()
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	web := s.newHTTPServer()
+	webServed := web.start()
 	select {
 	case err := <-served:
+		web.close()
 		return fmt.Errorf("gRPC server: %w", err)
+	case err := <-webServed:
+		g.Stop()
+		return fmt.Errorf("HTTP server: %w", err)
 	case <-ctx.Done():
 	}
 
@@ -245,8 +268,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if s.attached.Load() {
 		time.Sleep(s.options.DrainDelay)
 	}
-	s.drain(g, l)
+	s.drain(g, l, web)
 	<-served
+	web.wait()
 	if n := s.cut.Load(); n > 0 {
 		return &CutError{Requests: int(n), Grace: s.options.Grace}
 	}
@@ -254,14 +278,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 }
 
 // drain lets the open calls finish, and cuts those that do not within Grace.
-func (s *Server) drain(g *grpc.Server, l *listener) {
+func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
 	_ = l.Listener.Close()
 	l.closeMute()
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); g.GracefulStop() }()
 	s.stopping.Store(true)
+	webStopped, stopped := web.drain(), make(chan struct{})
+	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()
 	if s.open.Load() == 0 {
 		s.noteIdle()
 	}
@@ -284,6 +308,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 		case <-stopped:
 		case <-time.After(flushTime):
 			g.Stop()
+			web.close()
 			<-stopped
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// Count is what a request costs.
-type Count struct {
+// TokenCount is what a request costs.
+type TokenCount struct {
 	ID, Model, ModelDigest, Fingerprint string
 	// Prompt are the positions of the prompt, Text and Image those of each kind.
 	Prompt, Text, Image int
@@ -35,7 +35,7 @@ type ImageLayout struct {
 // Count says what Generate would report of a request's prompt, and what it would refuse of its fields. Of images it reads
 // the headers alone. It takes no place in the engine; as many counts run at once as the process has cores. Its error is
 // an *Error.
-func (s *Service) Count(ctx context.Context, in *Request) (c *Count, err error) {
+func (s *Service) Count(ctx context.Context, in *Request) (c *TokenCount, err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	ctx, l, release, err := s.beginAs(ctx, in, operationCount)
@@ -48,11 +48,20 @@ func (s *Service) Count(ctx context.Context, in *Request) (c *Count, err error) 
 	return l.count(ctx, in)
 }
 
-func (l *life) count(ctx context.Context, in *Request) (*Count, error) {
+func (l *life) count(ctx context.Context, in *Request) (*TokenCount, error) {
+	if err := l.enter(ctx, in.Peer); err != nil {
+		return nil, err
+	}
+	defer l.leave()
 	req, err := l.validate(in)
 	if err != nil {
 		return nil, err
 	}
+	closeMedia, err := l.open(req)
+	if err != nil {
+		return nil, err
+	}
+	defer closeMedia()
 	select {
 	case l.counting <- struct{}{}:
 		defer func() { <-l.counting }()
@@ -73,7 +82,7 @@ func (l *life) count(ctx context.Context, in *Request) (*Count, error) {
 	}
 	l.rec.lap(&l.rec.tokenize)
 	l.rec.prompt(input)
-	c := &Count{
+	c := &TokenCount{
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint,
 		Prompt: len(input.IDs), Image: input.ImageTokens(), Context: l.model.MaxLen, Images: layouts,
 	}

@@ -40,10 +40,12 @@ type Embedding struct {
 func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedding) error) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	ctx, l, release, err := s.beginAs(ctx, &Request{ID: in.ID, Model: in.Model, Tenant: in.Tenant}, operationEmbed)
+	caller := &Request{ID: in.ID, Model: in.Model, Tenant: in.Tenant}
+	ctx, l, release, err := s.beginAs(ctx, caller, operationEmbed)
 	if err != nil {
 		return err
 	}
+	in.Tenant = caller.Tenant // the credential's, where there is one
 	defer release()
 	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
 	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
@@ -52,10 +54,19 @@ func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Emb
 }
 
 func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedding) error) error {
-	part, err := l.validateEmbed(in)
+	if err := l.enter(ctx, in.Peer); err != nil {
+		return err
+	}
+	defer l.leave()
+	req, err := l.validateEmbed(in)
 	if err != nil {
 		return err
 	}
+	closeMedia, err := l.open(req)
+	if err != nil {
+		return err
+	}
+	defer closeMedia()
 	tickets, err := l.engine.AcquireFor(batching.Claim{
 		Priority: in.Priority, Tenant: in.Tenant, Caller: in.Peer, Answers: 1, MaxTokens: 1,
 	})
@@ -66,22 +77,26 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		defer t.Release()
 	}
 	ctx = vision.WithPriority(ctx, int(in.Priority))
-	plan, err := l.model.Prompter.MeasureImage(ctx, part.data, part.detail, 1)
-	if err != nil {
-		return imageError(ctx, part.field, err)
-	}
-	images, err := l.prepare(ctx, []imagePart{part})
+	layouts, _, err := l.measure(ctx, req.images)
 	if err != nil {
 		return err
 	}
-	in.Image, part = nil, imagePart{}
+	if err := l.used.require(layouts[0].Tokens, 1); err != nil {
+		return l.rec.refuse(err)
+	}
+	images, err := l.prepare(ctx, req.images)
+	if err != nil {
+		return err
+	}
+	closeMedia()
+	req.images, in.Image = nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
 	}
 	l.rec.lap(&l.rec.preprocess)
 	e := &Embedding{
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint,
-		Image: l.layout(plan), Dimensions: l.model.Hidden,
+		Image: layouts[0], Dimensions: l.model.Hidden,
 	}
 	l.own(images[0], in.Tenant)
 	if e.Patches, e.Cached, err = l.model.Encode(ctx, images[0]); err != nil {
@@ -91,7 +106,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if len(e.Patches) != e.Image.Tokens*e.Dimensions {
 		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, e.Dimensions)
 	}
-	l.rec.tokens, l.rec.image = e.Image.Tokens, e.Image.Tokens
+	l.rec.tokens, l.rec.image, l.rec.embedded = e.Image.Tokens, e.Image.Tokens, true
 	if e.Cached {
 		l.rec.cached = e.Image.Tokens
 	}
@@ -101,24 +116,22 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 }
 
 // validateEmbed checks all that can be known without work.
-func (l *life) validateEmbed(in *EmbedRequest) (p imagePart, err error) {
+func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return p, NotServed("model", in.Model, l.models.Names())
+		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
 	validateCaller(&v, in.ID, in.Tenant)
+	r := &checked{tenant: in.Tenant, peer: in.Peer, priority: in.Priority}
 	if in.Image == nil {
 		v.Add("image", "none; want an image")
 	} else {
-		p = validateImage(&v, "image", in.Image)
+		r.images = []imagePart{l.validateImage(&v, "image", in.Image)}
 	}
 	if err := v.Err(); err != nil {
-		return p, err
+		return nil, err
 	}
-	if l.model.Prompter.Preprocessor == nil {
-		return p, failed(FailedPrecondition, "image: model %q takes no images", l.model.Name)
-	}
-	return p, nil
+	return r, l.able(r)
 }
 
 // mean is the mean of rows of n values, summed up in float64.

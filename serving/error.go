@@ -22,7 +22,7 @@ const (
 	DeadlineExceeded
 	// Invalid has Violations, which say what to change.
 	Invalid
-	// NotFound says that no model has the name.
+	// NotFound says that no model has the name, or no upload the digest.
 	NotFound
 	// FailedPrecondition says that the model does not do what is asked.
 	FailedPrecondition
@@ -156,7 +156,7 @@ func refusal(err error) error {
 	case errors.As(err, &late):
 		return &Error{Kind: Exhausted, Message: late.Error(), RetryAfter: late.RetryAfter()}
 	case errors.Is(err, batching.ErrBusy):
-		return Overloaded("every slot is taken: try again later")
+		return &Error{Kind: Exhausted, Message: "every slot is taken: try again later", RetryAfter: retryDelay, cause: err}
 	case errors.Is(err, batching.ErrDraining), errors.Is(err, decoder.ErrDevice): // the process is about to end
 		return Stopping()
 	}

@@ -57,3 +57,23 @@ func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End
 	}
 	return text, got.logprobs, end
 }
+
+// Use is what one request uses of a quota.
+type Use = usage
+
+func (q *Quotas) Enter(tenant, peer string) (*Use, error) { return q.enter(tenant, peer) }
+func (u *Use) Require(tokens, images int) error           { return u.require(tokens, images) }
+func (u *Use) End(tokens int, taken bool)                 { u.end(tokens, taken) }
+
+// ParseQuotas is what a file of quotas says.
+var ParseQuotas = parseQuotas
+
+// IdleTenants is the most tenants without an open request that are remembered.
+const IdleTenants = idleTenants
+
+// TokensLeft is what is left of the tenant's tokens.
+func (q *Quotas) TokensLeft(tenant string) float64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.accounts[holder{tenant: tenant}].tokens.Tokens()
+}

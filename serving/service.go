@@ -12,6 +12,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -25,6 +26,8 @@ type ServiceOptions struct {
 	NoDrafts bool
 	// SharePrefixes has images that one tenant sent count as cached for others.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *Quotas
 	// Filters make the stages that every answer goes through after those of its request, in order.
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
@@ -33,6 +36,8 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
+	// Media keeps the files that callers upload. nil: there are no uploads.
+	Media *media.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -64,7 +69,7 @@ type Service struct {
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
-	s.options.Telemetry.watch(models, s.options.Traffic)
+	s.options.Telemetry.watch(s)
 	return s
 }
 
@@ -75,6 +80,7 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
+	used       *usage // of its tenant's quotas
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
@@ -89,6 +95,9 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 
 // beginAs is begin for what is recorded as another operation.
 func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
+	if c := CallerOf(ctx); c.Tenant != "" {
+		in.Tenant = c.Tenant
+	}
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
@@ -105,6 +114,7 @@ func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
 		return gone
 	}
 	defer release()
+	l.rec.refused = err
 	return l.rec.close(ctx, nil, err)
 }
 
@@ -127,12 +137,24 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
+	if err := l.enter(ctx, in.Peer); err != nil {
+		return err
+	}
+	defer l.leave()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
 	}
 	l.rec.asked(req, in.Streams)
+	if err := l.chargeEstimate(req); err != nil {
+		return err
+	}
 	req.deadline, _ = ctx.Deadline()
+	closeMedia, err := l.open(req)
+	if err != nil {
+		return err
+	}
+	defer closeMedia()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -146,6 +168,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	closeMedia()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -153,6 +176,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	l.rec.lap(&l.rec.preprocess)
 	input, grammar, err := l.lay(ctx, req, images, in.MaxAnswerBytes)
 	if err != nil {
+		return err
+	}
+	if err := l.chargeInput(req, input, len(images)); err != nil {
 		return err
 	}
 	l.rec.lap(&l.rec.tokenize)
@@ -233,7 +259,8 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 func (l *life) sequence(req *checked, input fusion.Input, i int) batching.Request {
 	r := batching.Request{
 		ID: l.rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Further: i > 0, Tag: l.rec.tag(),
+		Priority: req.priority, Tenant: req.tenant, Weight: l.used.weight(), Deadline: req.deadline, NoDrafts: req.noDrafts,
+		Further: i > 0, Tag: l.rec.tag(),
 	}
 	r.Sampling.Seed += uint64(i)
 	if req.promptLogprobs && i == 0 {

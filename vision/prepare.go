@@ -43,10 +43,11 @@ type Plan struct {
 // Measured is what a preprocessor makes of an image, known from its size.
 type Measured struct {
 	Grid Grid
-	// ScaledWidth and ScaledHeight are the size in pixels in which the tower sees the image: that of all its tiles together,
-	// or of one tile where it is not cut.
+	// ScaledWidth and ScaledHeight are the size in pixels in which the tower sees the image: that of all its tiles
+	// together, or of one tile where it is not cut.
 	ScaledWidth, ScaledHeight int
-	// Bytes is the most memory that preprocessing holds at once; of a Plan with what decoding holds, the file not among it.
+	// Bytes is the most memory that preprocessing holds at once; of a Plan with what decoding holds, the file not among
+	// it.
 	Bytes int64
 }
 

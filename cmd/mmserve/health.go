@@ -9,10 +9,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 type healthCmd struct {
-	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port; where it listens on all addresses, the one on this machine."`
+	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port or unix:///path; where it listens on all addresses, the one on this machine."`
 	Timeout time.Duration `default:"3s" help:"How long it may take to answer."`
 }
 
@@ -20,7 +22,7 @@ type healthCmd struct {
 func (h healthCmd) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	conn, err := grpc.NewClient("passthrough:"+local(h.Server), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(local(h.Server), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
@@ -35,8 +37,16 @@ func (h healthCmd) Run(ctx context.Context) error {
 	return nil
 }
 
-// local is the address at which this machine reaches what listens on addr.
+// local is gRPC's target for what listens on addr of this machine.
 func local(addr string) string {
+	if _, unix, _ := socket.Path(addr); unix {
+		return addr
+	}
+	return "passthrough:" + reached(addr)
+}
+
+// reached is the address at which this machine reaches what listens on addr.
+func reached(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if ip := net.ParseIP(host); err == nil && (host == "" || ip.IsUnspecified()) {
 		return net.JoinHostPort("127.0.0.1", port)

@@ -1,0 +1,152 @@
+package server_test
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+
+	"github.com/mmserve/mmserve/client"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// credentials stand for what knows callers: the tenant is that of the metadata.
+type tenantOfMetadata struct{ stats.Handler }
+
+func (tenantOfMetadata) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
+	if m, _ := metadata.FromIncomingContext(ctx); len(m["credential"]) > 0 {
+		return serving.WithCaller(ctx, serving.Caller{Tenant: m["credential"][0]})
+	}
+	return ctx
+}
+func (tenantOfMetadata) HandleRPC(context.Context, stats.RPCStats) {}
+func (tenantOfMetadata) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+	return ctx
+}
+func (tenantOfMetadata) HandleConn(context.Context, stats.ConnStats) {}
+
+func newQuotas(t *testing.T, c serving.QuotaConfig) *serving.Quotas {
+	t.Helper()
+	q, err := serving.NewQuotas(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+// headersOnly makes a call that never sends its message, and gives what it ends with.
+func headersOnly(t *testing.T, conn *grpc.ClientConn, tenant, method string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "credential", tenant), 300*time.Millisecond)
+	defer cancel()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream.RecvMsg(new(pb.GenerateResponse))
+}
+
+// A call beyond its tenant's quota, or that finds every place taken, is refused by its headers: none of its message has to
+// come. It has a line in the log, and says when to try again.
+func TestRefusedBeforeTheMessage(t *testing.T) {
+	one, rate := serving.Count(1), 0.01
+	o := server.Options{
+		Quotas: newQuotas(t, serving.QuotaConfig{Tenants: map[string]serving.Quota{"acme": {RequestsPerSecond: &rate, Burst: &one}}}),
+		GRPC:   []grpc.ServerOption{grpc.StatsHandler(tenantOfMetadata{})},
+	}
+	f := start(t, tinyVLM(t), newChain(2, 430, 4), o)
+	as := func(tenant string) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), "credential", tenant)
+	}
+	in := question()
+	in.Tenant = "other" // the credential's counts
+	if _, err := f.Generate(as("acme"), in); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{pb.MMServe_Generate_FullMethodName, pb.MMServe_GenerateStream_FullMethodName} {
+		err := headersOnly(t, f.conn, "acme", method)
+		wait, ok := client.RetryDelay(err)
+		if !ok || wait < 90*time.Second || wait > 100*time.Second || !strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
+			t.Errorf("%s: %v, try again in %v", method, err, wait)
+		}
+		if err := headersOnly(t, f.conn, "b", method); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%s of another tenant: %v", method, err)
+		}
+	}
+	lines := 0
+	for line := range strings.Lines(f.log.String()) {
+		if strings.Contains(line, "tenant=acme") && strings.Contains(line, "code=ResourceExhausted") {
+			lines++
+		}
+	}
+	if lines != 2 {
+		t.Errorf("the log has %d lines of the refused calls, want 2:\n%s", lines, f.log)
+	}
+	release := holdAll(t, f)
+	defer release()
+	err := headersOnly(t, f.conn, "b", pb.MMServe_Generate_FullMethodName)
+	if wait, ok := client.RetryDelay(err); !ok || wait <= 0 {
+		t.Errorf("with every place taken: %v", err)
+	}
+}
+
+// Without a credential the tenant is the message's, and its quota is held to all the same.
+func TestQuotaOfNamedTenant(t *testing.T) {
+	none := serving.Count(0)
+	f := start(t, tinyVLM(t), newChain(2, 430, 4), server.Options{
+		Quotas: newQuotas(t, serving.QuotaConfig{Tenants: map[string]serving.Quota{"acme": {ImagesPerMinute: &none}}}),
+	})
+	in := question()
+	in.Tenant = "acme"
+	_, err := f.Generate(t.Context(), in)
+	if _, retry := client.RetryDelay(err); status.Code(err) != codes.ResourceExhausted || retry ||
+		!strings.Contains(err.Error(), "quota images_per_minute: at most 0 images a minute; this request has 1; waiting does not help") {
+		t.Errorf("%v, retry %v", err, retry)
+	}
+	in.Tenant = "b"
+	if _, err := f.Generate(t.Context(), in); err != nil {
+		t.Error(err)
+	}
+}
+
+// A hundred messages of nearly 64 MiB at once take no more than the budget of messages: most are refused while they come,
+// with the advice to try again.
+func TestHundredLargeMessages(t *testing.T) {
+	_, f := listen(t, server.Options{MaxInflightBytes: 64 << 20})
+	message := make([]byte, 63<<20) // garbage, once it is whole
+	var refused, read atomic.Int64
+	bounded(t, f, 32<<20, 20*time.Second, func() {
+		var group sync.WaitGroup
+		for range 100 {
+			group.Go(func() {
+				err := raw(t.Context(), f.conn, methodGenerate, message)
+				switch status.Code(err) {
+				case codes.ResourceExhausted:
+					if _, ok := client.RetryDelay(err); !ok {
+						t.Errorf("refused without a time to try again: %v", err)
+					}
+					refused.Add(1)
+				case codes.InvalidArgument:
+					read.Add(1)
+				default:
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		group.Wait()
+	})
+	t.Logf("%d refused, %d read", refused.Load(), read.Load())
+	if refused.Load() < 50 {
+		t.Errorf("%d of 100 were refused", refused.Load())
+	}
+}
