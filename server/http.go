@@ -129,14 +129,16 @@ func (h *httpServer) wait() {
 // exchange is one request with its answer. One goroutine has it.
 type exchange struct {
 	*httpServer
-	w      http.ResponseWriter
-	r      *http.Request
-	rc     *http.ResponseController
-	id     string // x-request-id
+	w  http.ResponseWriter
+	r  *http.Request
+	rc *http.ResponseController
+	id string // x-request-id
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
+	last func(*httpError)
 }
 
 // identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
@@ -231,6 +233,7 @@ func requestID(r *http.Request) string {
 func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
 	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
+	h.handle(http.MethodPost, "/v1/responses", (*exchange).responses)
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)

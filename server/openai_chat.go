@@ -49,6 +49,28 @@ type completions struct {
 
 // answer has a request answered as one message, or as it comes.
 func (x *exchange) answer(c completions) error {
+	return x.ask(c.parse, func(asked *openai.Request, req *serving.Request) error {
+		if asked.Stream {
+			to := &completionStream{sse: sse{x: x}, completions: c, usage: asked.IncludeUsage}
+			req.Streams = true
+			if err := x.generate(x.r.Context(), req, to); err != nil {
+				return err
+			}
+			return to.end()
+		}
+		req.MaxAnswerBytes = maxHTTPAnswer
+		var collected serving.Collector
+		if err := x.generate(x.r.Context(), req, collected.Sink()); err != nil {
+			return err
+		}
+		return x.write(c.whole(&collected))
+	})
+}
+
+// ask reads a request within the budgets, and has do answer it.
+func (x *exchange) ask(
+	parse func(body []byte) (*openai.Request, *serving.Request, error), do func(*openai.Request, *serving.Request) error,
+) error {
 	if err := x.requireModel(); err != nil {
 		return err
 	}
@@ -62,7 +84,7 @@ func (x *exchange) answer(c completions) error {
 	var asked openai.Request // not the body: the images are the request's to let go
 	var req *serving.Request
 	err = x.readJSON(func(body []byte) error {
-		in, r, err := c.parse(body)
+		in, r, err := parse(body)
 		if err == nil {
 			asked, req = *in, r
 		}
@@ -72,20 +94,7 @@ func (x *exchange) answer(c completions) error {
 		return x.refuse(err)
 	}
 	x.tellIgnored(&asked)
-	if asked.Stream {
-		to := &completionStream{sse: sse{x: x}, completions: c, usage: asked.IncludeUsage}
-		req.Streams = true
-		if err := x.generate(x.r.Context(), req, to); err != nil {
-			return err
-		}
-		return to.end()
-	}
-	req.MaxAnswerBytes = maxHTTPAnswer
-	var collected serving.Collector
-	if err := x.generate(x.r.Context(), req, collected.Sink()); err != nil {
-		return err
-	}
-	return x.write(c.whole(&collected))
+	return do(&asked, req)
 }
 
 // refuse has serving write the line of a request that is refused before it is one.

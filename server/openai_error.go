@@ -122,6 +122,9 @@ func (x *exchange) fail(err error) {
 		Error *openai.Error `json:"error"`
 	}{e.body}
 	switch {
+	case x.streams && x.last != nil:
+		x.last(e)
+		return
 	case x.streams:
 		x.sendLast(body)
 		return
@@ -170,7 +173,8 @@ func errOrigin() error {
 
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
-	return refused(http.StatusNotFound, "unknown_url", "no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/models and /health")
+	return refused(http.StatusNotFound, "unknown_url",
+		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models and /health")
 }
 
 func errMethod(want string) error {
