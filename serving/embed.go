@@ -121,7 +121,8 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
-	validateCaller(&v, in.ID, in.Tenant)
+	validateName(&v, "request_id", in.ID)
+	validateName(&v, "tenant", in.Tenant)
 	r := &checked{tenant: in.Tenant, peer: in.Peer, priority: in.Priority}
 	if in.Image == nil {
 		v.Add("image", "none; want an image")

@@ -22,7 +22,7 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 			began = img.Started
 		}
 		l.rec.images = append(l.rec.images, preparation{began, time.Now(), len(p.data), img})
-		if err != nil {
+		if err != nil || ctx.Err() != nil {
 			return nil, imageError(ctx, p.field, err)
 		}
 		images[i] = img

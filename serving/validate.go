@@ -80,7 +80,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 		sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer,
 		tokenIDs: in.TokenIDs, includeStop: in.IncludeStop,
 	}
-	validateCaller(&v, in.ID, in.Tenant)
+	validateName(&v, "request_id", in.ID)
 	l.validateInput(&v, r, in)
 	if in.MaxTokens != nil {
 		if n := *in.MaxTokens; n == 0 || int64(n) >= int64(l.model.MaxLen) {
@@ -93,18 +93,17 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
 	l.validateAnswers(&v, r, in)
+	validateName(&v, "tenant", in.Tenant)
 	if err := v.Err(); err != nil {
 		return nil, err
 	}
 	return r, l.able(r)
 }
 
-// validateCaller checks what a caller calls the request and itself.
-func validateCaller(v *Violations, id, tenant string) {
-	for _, name := range [...]struct{ field, value string }{{"request_id", id}, {"tenant", tenant}} {
-		if !validID(name.value) {
-			v.Add(name.field, idText, len(name.value), MaxIDBytes)
-		}
+// validateName checks what a caller calls the request, or itself.
+func validateName(v *Violations, field, name string) {
+	if !validID(name) {
+		v.Add(field, idText, len(name), MaxIDBytes)
 	}
 }
 
