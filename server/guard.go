@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -22,9 +21,10 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// guard stands in front of every method of every service that is registered through it: it receives messages within the
-// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
-// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+// guard stands in front of every method of every service that is registered through it: it asks who calls, receives
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
+// INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
+// before any code of ours runs.
 type guard struct {
 	*grpc.Server
 	server *Server
@@ -72,10 +72,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
+	ctx, prompt := stream.Context(), requests[method]
+	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
+		return err
+	}
 	if err, ok := refusedMethods[method]; ok {
 		return err
 	}
-	ctx, prompt := stream.Context(), requests[method]
 	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
@@ -113,9 +116,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 // admit has serving say whether a call could be taken, before any of its message is received.
 func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
 	c := serving.CallerOf(ctx)
-	if p, ok := peer.FromContext(ctx); ok {
-		c.Peer = p.Addr.String()
-	}
+	c.Peer = peerOf(ctx)
 	return s.service.Admit(serving.WithCaller(ctx, c))
 }
 

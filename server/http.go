@@ -141,12 +141,6 @@ type exchange struct {
 	last func(*httpError)
 }
 
-// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
-// an *httpError.
-func (h *httpServer) identify(r *http.Request) (context.Context, error) {
-	return serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr}), nil
-}
-
 // handler answers a request; an error of it is the answer, unless that has begun.
 type handler func(*exchange) error
 
@@ -169,7 +163,7 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(err)
 		return
 	}
-	if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+	if x.asksFirst() {
 		x.preflight()
 		return
 	}
@@ -187,9 +181,12 @@ func (x *exchange) admit() error {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
-	ctx, err := x.identify(x.r)
+	if x.asksFirst() { // browsers send no credentials then
+		return nil
+	}
+	r, err := x.identifyHTTP(x.r)
 	if err == nil {
-		x.r = x.r.WithContext(ctx)
+		x.r = r
 	}
 	return err
 }
@@ -210,11 +207,16 @@ func (x *exchange) checkOrigin() error {
 	return nil
 }
 
+// asksFirst says that a browser asks what a page may send.
+func (x *exchange) asksFirst() bool {
+	return x.r.Method == http.MethodOptions && x.r.Header.Get("Access-Control-Request-Method") != ""
+}
+
 // preflight tells a browser what an allowed page may send.
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, "+
+	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
 		"X-Stainless-Arch, X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Retry-Count, "+
 		"X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, OpenAI-Organization, OpenAI-Project")
 	h.Set("Access-Control-Max-Age", "600")

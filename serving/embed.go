@@ -40,12 +40,12 @@ type Embedding struct {
 func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedding) error) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	caller := &Request{ID: in.ID, Model: in.Model, Tenant: in.Tenant}
+	caller := &Request{ID: in.ID, Model: in.Model, Tenant: in.Tenant, Unread: in.Unread}
 	ctx, l, release, err := s.beginAs(ctx, caller, operationEmbed)
 	if err != nil {
 		return err
 	}
-	in.Tenant = caller.Tenant // the credential's, where there is one
+	in.Tenant, in.Unread = caller.Tenant, caller.Unread // the credential's, where there is one
 	defer release()
 	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
 	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
@@ -98,7 +98,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint,
 		Image: layouts[0], Dimensions: l.model.Hidden,
 	}
-	l.own(images[0], in.Tenant)
+	l.keepFor(images[0], in.Tenant)
 	if e.Patches, e.Cached, err = l.model.Encode(ctx, images[0]); err != nil {
 		return err
 	}

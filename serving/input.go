@@ -127,8 +127,8 @@ func TooLarge(size, most int) error {
 		"use GenerateStream, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, most)
 }
 
-// own has the patch embeddings of an image be found again for the same tenant only.
-func (l *life) own(img *vision.Image, tenant string) {
+// keepFor has the patch embeddings of an image be found again for the same tenant only.
+func (l *life) keepFor(img *vision.Image, tenant string) {
 	if !l.options.SharePrefixes {
 		img.Tenant = tenant
 	}
@@ -140,7 +140,7 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
-		l.own(img, tenant)
+		l.keepFor(img, tenant)
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = l.model.Encode(gctx, img)
 			return err

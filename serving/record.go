@@ -22,6 +22,7 @@ type record struct {
 	log        *slog.Logger
 	model      string
 	id, tenant string
+	caller     string // the id of its credential; empty where callers need none
 	operation  string
 	span       trace.Span
 	progress   *progress // nil if the trace is not recorded
@@ -58,6 +59,9 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model, operation s
 	}
 	if validID(in.Tenant) {
 		rec.tenant = in.Tenant
+	}
+	if caller := CallerOf(ctx).Identity; caller != nil {
+		rec.caller = caller.ID
 	}
 	return rec.begin(ctx), rec
 }
@@ -159,6 +163,9 @@ func (r *record) attributes(attrs []slog.Attr) []slog.Attr {
 	}
 	if r.tenant != "" {
 		attrs = append(attrs, slog.String("tenant", r.tenant))
+	}
+	if r.caller != "" {
+		attrs = append(attrs, slog.String("credential", r.caller))
 	}
 	if r.tokens > 0 {
 		attrs = append(attrs,

@@ -95,13 +95,11 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 
 // beginAs is begin for what is recorded as another operation.
 func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
-	if c := CallerOf(ctx); c.Tenant != "" {
-		in.Tenant = c.Tenant
-	}
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
+	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil

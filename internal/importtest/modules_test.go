@@ -16,8 +16,10 @@ import (
 var users = map[string][]string{
 	"github.com/alecthomas/kong":        {"cmd/mmserve"},
 	"github.com/bmatcuk/doublestar/v4":  {"caption"},
+	"github.com/coreos/go-oidc/v3":      {"internal/auth"},
 	"github.com/corona10/goimagehash":   {"caption"},
 	"github.com/disintegration/imaging": {"caption", "cmd/mmserve", "internal/imaging", "vision"},
+	"github.com/go-jose/go-jose/v4":     {"internal/auth"},
 	"github.com/klauspost/compress":     {"internal/imaging"},
 	"github.com/nats-io/nats-server/v2": {"cmd/mmserve"},
 	"github.com/nats-io/nats.go":        {"caption"},
