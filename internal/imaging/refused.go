@@ -53,8 +53,11 @@ func brand(data []byte) string {
 func isSVG(data []byte) bool {
 	head := bytes.TrimPrefix(data[:min(len(data), 4<<10)], []byte("\xef\xbb\xbf"))
 	head = bytes.TrimLeft(head, " \t\r\n")
-	return bytes.HasPrefix(head, []byte("<svg")) ||
-		(bytes.HasPrefix(head, []byte("<?xml")) || bytes.HasPrefix(head, []byte("<!"))) && bytes.Contains(head, []byte("<svg"))
+	if bytes.HasPrefix(head, []byte("<svg")) {
+		return true
+	}
+	prolog := bytes.HasPrefix(head, []byte("<?xml")) || bytes.HasPrefix(head, []byte("<!"))
+	return prolog && bytes.Contains(head, []byte("<svg"))
 }
 
 // unknown is the error for a file of no format that is read.
