@@ -128,6 +128,24 @@ func TestEmbedBesideAnImage(t *testing.T) {
 	}
 }
 
+// An id under an image needs no row of the table, as it is not read: image tokens may lie past it. All others do.
+func TestEmbedRows(t *testing.T) {
+	e, err := NewEmbedder(table(3, 1), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spans := []Span{{Start: 1, Len: 2, Patches: []float32{-1, -2}}}
+	dst := make([]float32, 4)
+	if err := e.Embed(dst, []int32{0, img, img, 2}, 0, spans); err != nil || !slices.Equal(dst, []float32{0, -1, -2, 2}) {
+		t.Errorf("%v, %v", dst, err)
+	}
+	for _, id := range []int32{-1, 3, img} {
+		if err := e.Embed(dst, []int32{id}, 0, spans); err == nil {
+			t.Errorf("id %d of 3 rows was embedded", id)
+		}
+	}
+}
+
 // Any cut of a sequence into chunks must give the same embeddings as the whole.
 func TestEmbedInChunks(t *testing.T) {
 	e, err := NewEmbedder(table(10, 2), 0)

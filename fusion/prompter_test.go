@@ -164,3 +164,14 @@ func TestPrompterAnswer(t *testing.T) {
 		t.Errorf("ids %v, %v; want %v", ids, err, want)
 	}
 }
+
+// A prompt without guards is its text, whatever is in it; one with guards is its text without them.
+func TestRenderedText(t *testing.T) {
+	for want, p := range map[string]chat.Prompt{
+		"a\x00b": {Text: "a\x00b"}, "a\x00c": {Text: "\ufdd0a\x00c\ufdd0", Guard: '\ufdd0'},
+	} {
+		if got := (Rendered{text: p}).Text(); got != want {
+			t.Errorf("%+v is %q, want %q", p, got, want)
+		}
+	}
+}

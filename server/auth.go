@@ -106,7 +106,7 @@ func peerOf(ctx context.Context) string {
 func (s *Server) identifyHTTP(r *http.Request) (*http.Request, error) {
 	need := s.roleOfPath(r.URL.Path)
 	if s.options.Auth == nil || need == noRole {
-		return r, nil
+		return r.WithContext(serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr})), nil
 	}
 	ctx, err := s.identify(r.Context(), auth.FromRequest(r), r.RemoteAddr, need)
 	if err != nil {

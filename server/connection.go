@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // What mmserve reads of HTTP/2 (RFC 9113): frame headers, to know how much of which stream came.
@@ -54,7 +56,7 @@ type connection struct {
 
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
-		Conn: conn, listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
+		Conn: socket.Named(conn), listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
 		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http,
 	}
 	c.closed, c.end = context.WithCancel(context.Background())

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/http"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -43,4 +44,21 @@ func UncountedFields() (names []protoreflect.FullName) {
 func DecodeMessage(b []byte, m proto.Message) error {
 	o := Options{}.withDefaults()
 	return toStatus(decodeMessage(b, m, o.wireCounts(), o.MaxTextBytes+wireTextBytes))
+}
+
+// Open is how many requests for answers are open.
+func (s *Server) Open() int64 { return s.open.Load() }
+
+// Panicking is an HTTP edge whose handlers panic with content: before an answer (/early), and in a stream (/late).
+func Panicking(o Options, content string) http.Handler {
+	h := &httpServer{Server: Loading(o), mux: http.NewServeMux()}
+	h.handle("", "/early", func(*exchange) error { panic(content) })
+	h.handle("", "/late", func(x *exchange) error {
+		s := sse{x: x}
+		s.begin()
+		s.add([]byte("x"))
+		_ = s.flush()
+		panic(content)
+	})
+	return h
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -48,8 +49,14 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 	}
 	for _, m := range d.Streams {
 		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
+		upload := m.ClientStreams && !m.ServerStreams
 		m.Handler = func(srv any, stream grpc.ServerStream) error {
-			return g.call(name, stream, func(s *guarded) error { return handle(srv, s) })
+			return g.call(name, stream, func(s *guarded) error {
+				if upload {
+					s.until = time.Now().Add(g.server.options.ReceiveTimeout)
+				}
+				return handle(srv, s)
+			})
 		}
 		own.Streams = append(own.Streams, m)
 	}
@@ -122,6 +129,7 @@ type guarded struct {
 	text    int  // bytes of strings in a message
 	prompt  bool // the message is of one of requests
 	again   bool
+	until   time.Time // when all messages have to be there; zero where each has a time of its own
 }
 
 func (s *guarded) Context() context.Context { return s.ctx }
@@ -156,7 +164,11 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 		r.err = s.ServerStream.RecvMsg(&r.message)
 		done <- r
 	}()
-	late := time.NewTimer(s.guard.server.options.ReceiveTimeout)
+	wait := s.guard.server.options.ReceiveTimeout
+	if !s.until.IsZero() {
+		wait = time.Until(s.until)
+	}
+	late := time.NewTimer(wait)
 	defer late.Stop()
 	select {
 	case r := <-done:
@@ -183,7 +195,7 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
-	if err != nil && s.prompt {
+	if _, ok := m.(*pb.GenerateRequest); ok && err != nil {
 		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
 	}
 	return err

@@ -51,11 +51,14 @@ func (s *Server) newHTTPServer() *httpServer {
 	if o.Listener == nil {
 		return nil
 	}
-	h := &httpServer{Server: s, served: make(chan error, 1), since: time.Now().Unix(), listener: &listener{
-		Listener: o.Listener, inflight: s.inflight, most: s.options.MaxConnections, log: s.options.Logger, http: true,
-		ready: func() bool { return true }, // it says 503 while there is no model
-	}}
-	h.mux = h.routes()
+	h := &httpServer{
+		Server: s, served: make(chan error, 1), since: time.Now().Unix(), mux: http.NewServeMux(),
+		listener: &listener{
+			Listener: o.Listener, inflight: s.inflight, most: s.options.MaxConnections, log: s.options.Logger, http: true,
+			ready: func() bool { return true }, // it says 503 while there is no model
+		},
+	}
+	h.routes()
 	h.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: handshakeTime, IdleTimeout: keepAliveTime, MaxHeaderBytes: maxHTTPHeader,
 		ErrorLog: slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelDebug),
@@ -130,8 +133,12 @@ type exchange struct {
 	r  *http.Request
 	rc *http.ResponseController
 	id string // x-request-id
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
+	last func(*httpError)
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.
@@ -222,23 +229,25 @@ func requestID(r *http.Request) string {
 }
 
 // routes are the API, all of it.
-func (h *httpServer) routes() *http.ServeMux {
-	mux := http.NewServeMux()
-	add := func(method, path string, handle handler) {
-		mux.HandleFunc(path, func(_ http.ResponseWriter, r *http.Request) {
-			x := r.Context().Value(exchangeKey{}).(*exchange)
-			x.r = r
-			if err := x.route(method, handle); err != nil {
-				x.fail(err)
-			}
-		})
-	}
-	add(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
-	add(http.MethodGet, "/v1/models", (*exchange).listModels)
-	add(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
-	add(http.MethodGet, "/health", (*exchange).health)
-	add("", "/", func(*exchange) error { return errUnknownPath() })
-	return mux
+func (h *httpServer) routes() {
+	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
+	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
+	h.handle(http.MethodPost, "/v1/responses", (*exchange).responses)
+	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
+	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
+	h.handle(http.MethodGet, "/health", (*exchange).health)
+	h.handle("", "/", func(*exchange) error { return errUnknownPath() })
+}
+
+// handle has requests for a path handled; method is the one that it wants, "" is any.
+func (h *httpServer) handle(method, path string, do handler) {
+	h.mux.HandleFunc(path, func(_ http.ResponseWriter, r *http.Request) {
+		x := r.Context().Value(exchangeKey{}).(*exchange)
+		x.r = r
+		if err := x.route(method, do); err != nil {
+			x.fail(err)
+		}
+	})
 }
 
 // route has a request of the method handled. GET is HEAD, too.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,7 +118,7 @@ func refusalKind(status int) serving.Kind {
 
 // fail answers with an error. In the middle of a stream it is the last event.
 func (x *exchange) fail(err error) {
-	e := toHTTP(err, chatParam)
+	e := toHTTP(err, x.param)
 	if e.status == statusClientGone {
 		return
 	}
@@ -125,6 +126,9 @@ func (x *exchange) fail(err error) {
 		Error *openai.Error `json:"error"`
 	}{e.body}
 	switch {
+	case x.streams && x.last != nil:
+		x.last(e)
+		return
 	case x.streams:
 		x.sendLast(body)
 		return
@@ -176,7 +180,8 @@ func errOrigin() error {
 
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
-	return refused(http.StatusNotFound, "unknown_url", "no such endpoint here; there are /v1/chat/completions, /v1/models and /health")
+	return refused(http.StatusNotFound, "unknown_url",
+		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models and /health")
 }
 
 func errMethod(want string) error {
@@ -207,16 +212,22 @@ func errBrokenBody() error {
 
 // contractNames turn parts of the contract's names of fields into OpenAI's, in order.
 var contractNames = strings.NewReplacer(
-	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url",
+	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url", ".image.url", ".image_url.url",
 )
 
-// chatParam is the name in a chat request of a field of the contract.
-func chatParam(field string) string {
-	switch field {
-	case "input":
-		return "messages"
-	case "request_id":
+// param is the name in the exchange's API of a field of the contract.
+func (x *exchange) param(field string) string {
+	switch {
+	case field == "input":
+		return cmp.Or(x.input, "messages")
+	case field == "top_logprobs" && x.input == "prompt":
+		return "logprobs"
+	case field == "request_id":
 		return "x-request-id"
+	case strings.HasPrefix(field, "prompt.parts"):
+		return "prompt"
+	case strings.HasPrefix(field, "constraint") && x.constraint != "":
+		return x.constraint
 	}
 	return contractNames.Replace(field)
 }

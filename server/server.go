@@ -23,6 +23,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -68,12 +69,17 @@ type Options struct {
 	MaxStreams int
 	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
 	ReceiveTimeout time.Duration
+	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another; calls
+	// that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
+	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
 	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
 	Auth *auth.Authenticator
 	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
 	AuthHealth bool
+	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
+	Media *media.Store
 	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
 	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
@@ -158,6 +164,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
 		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Media: o.Media,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)
@@ -226,7 +233,10 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: s.options.MaxConnectionAge, MaxConnectionAgeGrace: s.options.MaxConnectionAgeGrace,
+		}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
 	s.register(r)
@@ -240,6 +250,9 @@ func (s *Server) grpcServer() *grpc.Server {
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	if s.options.Media != nil {
+		defer s.options.Media.Close()
+	}
 	g := s.grpcServer()
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)

@@ -22,7 +22,7 @@ const (
 	DeadlineExceeded
 	// Invalid has Violations, which say what to change.
 	Invalid
-	// NotFound says that no model has the name.
+	// NotFound says that no model has the name, or no upload the digest.
 	NotFound
 	// FailedPrecondition says that the model does not do what is asked.
 	FailedPrecondition

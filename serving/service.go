@@ -11,6 +11,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -34,6 +35,8 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
+	// Media keeps the files that callers upload. nil: there are no uploads.
+	Media *media.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -136,6 +139,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	req.deadline, _ = ctx.Deadline()
+	closeMedia, err := l.open(req)
+	if err != nil {
+		return err
+	}
+	defer closeMedia()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -149,6 +157,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	closeMedia()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()

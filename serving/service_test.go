@@ -34,11 +34,17 @@ func (p prepares) Prepare(_ context.Context, data []byte, _ vision.Limits, _ boo
 // tiny is a service of a model that completes raw prompts, over an engine with one slot.
 func tiny(t *testing.T) (*serving.Service, *batching.Engine) {
 	t.Helper()
-	return tinyWith(t, nil)
+	return tinyOptions(t, serving.ServiceOptions{})
 }
 
 // tinyWith is tiny with quotas.
 func tinyWith(t *testing.T, q *serving.Quotas) (*serving.Service, *batching.Engine) {
+	t.Helper()
+	return tinyOptions(t, serving.ServiceOptions{Quotas: q})
+}
+
+// tinyOptions is tiny with options.
+func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "model", "tiny-vlm", "tokenizer.json"))
 	if err != nil {
@@ -75,7 +81,7 @@ func tinyWith(t *testing.T, q *serving.Quotas) (*serving.Service, *batching.Engi
 		cancel()
 		<-done
 	})
-	o := serving.ServiceOptions{Logger: slog.New(slog.DiscardHandler), Quotas: q}
+	o.Logger = slog.New(slog.DiscardHandler)
 	return serving.NewService(serving.Single(serving.Run(m, e)), o), e
 }
 

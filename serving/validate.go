@@ -11,6 +11,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -59,10 +60,11 @@ type checked struct {
 	constraint *Constraint
 }
 
-// imagePart is an encoded image and the path of the field it came in.
+// imagePart is an encoded image and the path of the field it came in. Without data it has a digest.
 type imagePart struct {
 	field  string
 	data   []byte
+	digest *media.Digest
 	detail vision.Detail
 }
 
@@ -75,7 +77,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	v := slices.Clip(in.Unread)
 	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
 	if !validID(in.ID) {
-		v.Add("request_id", "%d bytes; want at most %d printable ASCII characters without spaces", len(in.ID), MaxIDBytes)
+		v.Add("request_id", idText, len(in.ID), MaxIDBytes)
 	}
 	l.validateInput(&v, r, in)
 	if in.MaxTokens != nil {
@@ -90,7 +92,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	validateConstraint(&v, r, in)
 	l.validateAnswers(&v, r, in)
 	if !validID(r.tenant) {
-		v.Add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(r.tenant), MaxIDBytes)
+		v.Add("tenant", idText, len(r.tenant), MaxIDBytes)
 	}
 	if err := v.Err(); err != nil {
 		return nil, err
@@ -218,6 +220,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 // ValidID says whether request_id and tenant may be id.
 func ValidID(id string) bool { return validID(id) }
 
+// idText is what is wrong with an id that is none.
+const idText = "%d bytes; want at most %d printable ASCII characters without spaces"
+
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {
@@ -231,13 +236,13 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	text := 0
 	switch {
 	case in.Chat != nil:
-		text = validateChat(v, r, in.Chat)
+		text = l.validateChat(v, r, in.Chat)
 	case in.Prompt == nil:
 		v.Add("input", "none; want chat or prompt")
 	case len(in.Prompt.Parts) > MaxParts:
 		v.Add("prompt.parts", "%d parts; at most %d are allowed", len(in.Prompt.Parts), MaxParts)
 	default:
-		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+		r.prompt.Raw, text = l.validateParts(v, r, "prompt.parts", in.Prompt.Parts)
 	}
 	r.text = text
 	if text > l.options.MaxTextBytes {
@@ -249,7 +254,7 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 }
 
 // validateChat counts the bytes of text.
-func validateChat(v *Violations, r *checked, in *Chat) (text int) {
+func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 	if len(in.Messages) == 0 {
 		v.Add("chat.messages", "none; want at least one")
 	}
@@ -264,7 +269,7 @@ func validateChat(v *Violations, r *checked, in *Chat) (text int) {
 			v.Add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, MaxParts)
 			return text
 		}
-		list, n := validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
+		list, n := l.validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
 		r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: m.Role, Parts: list})
 		text += n
 	}
@@ -292,7 +297,7 @@ func validateLast(v *Violations, r *checked, in *Chat) {
 const assistant = "assistant"
 
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
-func validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
+func (l *life) validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
 		v.Add(field, "none; want at least one")
 	}
@@ -304,22 +309,38 @@ func validateParts(v *Violations, r *checked, field string, in []Part) (parts []
 			continue
 		}
 		parts = append(parts, chat.Part{Image: true})
-		r.images = append(r.images, validateImage(v, fmt.Sprintf("%s[%d].image", field, i), p.Image))
+		r.images = append(r.images, l.validateImage(v, fmt.Sprintf("%s[%d].image", field, i), p.Image))
 	}
 	return parts, text
 }
 
-// validateImage refuses an image whose file is not in the request.
-func validateImage(v *Violations, field string, in *Image) imagePart {
-	switch {
-	case in.Digest != "":
-		v.Add(field+".digest", "%d bytes; want none: this server keeps no uploaded files; send the file's bytes as data", len(in.Digest))
-	case in.URL != "":
-		v.Add(field+".url", "%d bytes; want none: this server fetches no files; send the file's bytes as data", len(in.URL))
-	case len(in.Data) == 0:
-		v.Add(field+".data", "empty; want the bytes of an image file")
+// validateImage settles where the bytes of an image come from.
+func (l *life) validateImage(v *Violations, field string, in *Image) imagePart {
+	part := imagePart{field: field + ".data", data: in.Data, detail: in.Detail}
+	given := 0
+	for _, n := range []int{len(in.Data), len(in.Digest), len(in.URL)} {
+		given += min(n, 1)
 	}
-	return imagePart{field: field + ".data", data: in.Data, detail: in.Detail}
+	switch {
+	case given == 0:
+		v.Add(part.field, "empty; want the bytes of an image file, or a digest or a URL beside it")
+	case given > 1:
+		v.Add(field, "%d of data, digest and url; want one", given)
+	case in.Digest != "":
+		part.field = field + ".digest"
+		d, err := media.ParseDigest(in.Digest)
+		switch {
+		case l.options.Media == nil:
+			v.Add(part.field, "%v", mediaOff())
+		case err != nil:
+			v.Add(part.field, "%v", err)
+		}
+		part.digest = &d
+	case in.URL != "":
+		part.field = field + ".url"
+		v.Add(part.field, "%v", urlsOff())
+	}
+	return part
 }
 
 func (l *life) validateStop(v *Violations, r *checked, stop []string) {

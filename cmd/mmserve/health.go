@@ -15,12 +15,14 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 type healthCmd struct {
 	credentialFlags
 	Pin     string        `name:"tls-pin" placeholder:"FILE" env:"MMSERVE_TLS_CERT" help:"Certificate that the server has to show, PEM: where it runs on this machine its own, whatever name is in it."`
-	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port; where it listens on all addresses, the one on this machine."`
+	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port or unix:///path; where it listens on all addresses, the one on this machine."`
 	Timeout time.Duration `default:"3s" help:"How long it may take to answer."`
 }
 
@@ -28,7 +30,7 @@ type healthCmd struct {
 func (h healthCmd) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	creds, dial, err := h.dial(local(h.Server))
+	creds, dial, err := h.dial(reached(h.Server))
 	if err != nil {
 		return err
 	}
@@ -41,7 +43,7 @@ func (h healthCmd) Run(ctx context.Context) error {
 	if creds == nil {
 		creds = insecure.NewCredentials()
 	}
-	conn, err := grpc.NewClient("passthrough:"+local(h.Server), append(dial, grpc.WithTransportCredentials(creds))...)
+	conn, err := grpc.NewClient(local(h.Server), append(dial, grpc.WithTransportCredentials(creds))...)
 	if err != nil {
 		return err
 	}
@@ -80,8 +82,16 @@ func (h healthCmd) pinned() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(c), nil
 }
 
-// local is the address at which this machine reaches what listens on addr.
+// local is gRPC's target for what listens on addr of this machine.
 func local(addr string) string {
+	if _, unix, _ := socket.Path(addr); unix {
+		return addr
+	}
+	return "passthrough:" + reached(addr)
+}
+
+// reached is the address at which this machine reaches what listens on addr.
+func reached(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if ip := net.ParseIP(host); err == nil && (host == "" || ip.IsUnspecified()) {
 		return net.JoinHostPort("127.0.0.1", port)

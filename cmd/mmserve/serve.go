@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,17 +13,23 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
 
 type serveCmd struct {
+	configFlags
 	modelFlags
 	telemetryFlags
 	securityFlags
-	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
-	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port (default: nowhere)."`
+	listenFlags
+	mediaFlags
+	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
+	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
 	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message, or HTTP body, accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
@@ -94,24 +101,47 @@ func (s serveCmd) check() error {
 
 // checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
 func checkAddress(flag, address string) error {
+	if _, unix, err := socket.Path(address); err != nil {
+		return fmt.Errorf("%s %w", flag, err)
+	} else if unix {
+		return nil
+	}
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces", flag, address)
+		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces, or unix:///path", flag, address)
 	}
 	return nil
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	guard, err := s.secure(log)
+func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
+	err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check())
 	if err != nil {
 		return err
 	}
-	ctx, stop := serveSignals(ctx, log)
+	if s.PrintConfig {
+		return printConfig(out, k.Flags())
+	}
+	reload := &reloaders{log: log}
+	if s.Config != "" {
+		if err := reload.watchConfig(k, level, again); err != nil {
+			return err
+		}
+	}
+	ctx, stop := serveSignals(ctx, log, reload.reload)
 	defer stop()
+	return s.serve(ctx, c, log, level, reload)
+}
+
+// serve answers until ctx ends.
+func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar, reload *reloaders) (err error) {
+	guard, err := s.secure(log, reload)
+	if err != nil {
+		return err
+	}
 	lis, web, closeAll, err := s.open(log)
 	if err != nil {
 		return err
@@ -120,13 +150,13 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
-	o, err := s.observe(ctx, log, guard.protect(s.AdminAddress, shown))
+	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv, err := s.newServer(ctx, o, guard, web, log)
+	srv, err := s.newServer(ctx, s.options(o, guard, web, log), reload, log)
 	if err != nil {
 		return err
 	}
@@ -174,15 +204,15 @@ func readiness(s *server.Server) error {
 
 // open opens the listeners; web is nil where there is to be no HTTP.
 func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func(), err error) {
-	if lis, err = net.Listen("tcp", s.Listen); err != nil {
-		return nil, nil, nil, fmt.Errorf("--listen %s: %w", s.Listen, err)
+	if lis, err = s.listen("--listen", s.Listen); err != nil {
+		return nil, nil, nil, err
 	}
 	if s.HTTPListen == "" {
 		return lis, nil, func() { _ = lis.Close() }, nil
 	}
-	if web, err = net.Listen("tcp", s.HTTPListen); err != nil {
+	if web, err = s.listen("--http-listen", s.HTTPListen); err != nil {
 		_ = lis.Close()
-		return nil, nil, nil, fmt.Errorf("--http-listen %s: %w", s.HTTPListen, err)
+		return nil, nil, nil, err
 	}
 	log.Info("http", "address", web.Addr().String())
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
@@ -193,15 +223,15 @@ const quotaInterval = 10 * time.Second
 
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
 func (s serveCmd) newServer(
-	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger,
+	ctx context.Context, options server.Options, reload *reloaders, log *slog.Logger,
 ) (*server.Server, error) {
-	options := s.options(o, guard, web, log)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
 			return nil, fmt.Errorf("--quotas: %w", err)
 		}
 		go q.Watch(ctx, quotaInterval, log)
+		reload.add("quotas", q.Reload)
 		options.Quotas = q
 	}
 	return server.Loading(options), nil
@@ -250,11 +280,8 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-// secure checks all flags, refuses listeners that anybody would reach, and opens what decides who may ask.
-func (s serveCmd) secure(log *slog.Logger) (*security, error) {
-	if err := errors.Join(s.check(), s.modelFlags.check(), s.securityFlags.check()); err != nil {
-		return nil, err
-	}
+// secure refuses listeners that anybody would reach, and opens what decides who may ask.
+func (s serveCmd) secure(log *slog.Logger, reload *reloaders) (*security, error) {
 	err := s.expose(log, []listenerFlag{
 		{flag: "--listen", address: s.Listen},
 		{flag: "--http-listen", address: s.HTTPListen},
@@ -263,7 +290,11 @@ func (s serveCmd) secure(log *slog.Logger) (*security, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.securityFlags.open(log)
+	guard, err := s.securityFlags.open(log)
+	if err == nil && len(guard.files) > 0 {
+		reload.add("certificates and keys", guard.Reload)
+	}
+	return guard, err
 }
 
 func (s serveCmd) options(o *observability, guard *security, web net.Listener, log *slog.Logger) server.Options {
@@ -276,6 +307,7 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
-		HTTP: server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin},
+		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
+		HTTP: server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin}, Media: s.mediaFlags.store(),
 	}
 }

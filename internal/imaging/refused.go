@@ -57,6 +57,14 @@ func isSVG(data []byte) bool {
 		(bytes.HasPrefix(head, []byte("<?xml")) || bytes.HasPrefix(head, []byte("<!"))) && bytes.Contains(head, []byte("<svg"))
 }
 
+// Refused is the error of a file whose first bytes are those of a format that is known and not read, nil of any other.
+func Refused(data []byte) error {
+	if _, ok := refusedName(data); ok {
+		return unknown(data)
+	}
+	return nil
+}
+
 // unknown is the error for a file of no format that is read.
 func unknown(data []byte) error {
 	if name, ok := refusedName(data); ok {

@@ -1,6 +1,9 @@
 package openai
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // ChatCompletion is the answer to a ChatRequest.
 type ChatCompletion struct {
@@ -17,10 +20,11 @@ type ChatCompletion struct {
 const (
 	ChatObject  = "chat.completion"
 	ChunkObject = "chat.completion.chunk"
+	TextObject  = "text_completion" // whole and in chunks
 )
 
-// ChatPrefix begins the ids of chat completions.
-const ChatPrefix = "chatcmpl-"
+// ChatPrefix begins the ids of chat completions, TextPrefix those of completions.
+const ChatPrefix, TextPrefix = "chatcmpl-", "cmpl-"
 
 // ChatChoice is one of the answers.
 type ChatChoice struct {
@@ -98,4 +102,47 @@ func NewTokenLogprob(text []byte, logprob float32) TokenLogprob {
 		t.Bytes[i] = int(b)
 	}
 	return t
+}
+
+// TextCompletion is the answer to a TextRequest.
+type TextCompletion struct {
+	ID                string       `json:"id"`
+	Object            string       `json:"object"` // TextObject
+	Created           int64        `json:"created"`
+	Model             string       `json:"model"`
+	SystemFingerprint string       `json:"system_fingerprint,omitempty"`
+	Choices           []TextChoice `json:"choices"`
+	Usage             Usage        `json:"usage"`
+}
+
+// TextChoice is one of the answers.
+type TextChoice struct {
+	Index        int           `json:"index"`
+	Text         string        `json:"text"`
+	Logprobs     *TextLogprobs `json:"logprobs"`
+	FinishReason string        `json:"finish_reason"`
+	// StopReason is vLLM's: the stop string that ended the answer; nil if none did.
+	StopReason *string `json:"stop_reason"`
+}
+
+// TextLogprobs are those of a completion's tokens, each list with one value a token. Offsets are in characters of the
+// answer.
+type TextLogprobs struct {
+	Offsets  []int                `json:"text_offset"`
+	Logprobs []float32            `json:"token_logprobs"`
+	Tokens   []string             `json:"tokens"`
+	Top      []map[string]float32 `json:"top_logprobs"`
+}
+
+// Add appends a token at an offset, with the likeliest in its place, and gives the next one's offset.
+func (l *TextLogprobs) Add(t TokenLogprob, offset int) int {
+	l.Offsets, l.Logprobs, l.Tokens = append(l.Offsets, offset), append(l.Logprobs, t.Logprob), append(l.Tokens, t.Token)
+	top := make(map[string]float32, len(t.Top))
+	for _, other := range t.Top {
+		if had, ok := top[other.Token]; !ok || other.Logprob > had { // several tokens may be parts of characters
+			top[other.Token] = other.Logprob
+		}
+	}
+	l.Top = append(l.Top, top)
+	return offset + utf8.RuneCountInString(t.Token)
 }

@@ -104,22 +104,28 @@ func (o object) message() (m Message) {
 		o.fault(o.path+"tool_calls", CodeUnsupported, "not supported")
 	}
 	o.known("name", "refusal", "reasoning_content")
+	m.Parts = o.content(object.part)
+	return m
+}
+
+// content reads a message's text, or its parts, of which read reads each that is an object.
+func (o object) content(read func(object) Part) []Part {
 	n := o.get("content")
 	switch {
 	case n == nil:
 		o.fault(o.path+"content", CodeMissing, "none; want a string or a list of parts")
 	case n.kind == kindText:
-		m.Parts = []Part{{Text: n.text()}}
+		return []Part{{Text: n.text()}}
 	case n.kind == kindList:
-		m.Parts = o.reading.parts(o.path+"content", n.list)
+		return o.reading.parts(o.path+"content", n.list, read)
 	default:
 		o.wrongType(o.path+"content", n, "a string or a list of parts")
 	}
-	return m
+	return nil
 }
 
 // parts reads the parts of a message.
-func (r *reading) parts(path string, list []node) []Part {
+func (r *reading) parts(path string, list []node, read func(object) Part) []Part {
 	if len(list) == 0 {
 		r.fault(path, CodeMissing, "no parts; want at least one")
 	}
@@ -130,7 +136,7 @@ func (r *reading) parts(path string, list []node) []Part {
 		case kindText:
 			out[i].Text = n.text()
 		case kindObject:
-			out[i] = r.object(at+".", n).part()
+			out[i] = read(r.object(at+".", n))
 		default:
 			r.wrongType(at, n, "an object")
 		}

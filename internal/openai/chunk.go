@@ -5,49 +5,69 @@ import (
 	"strconv"
 )
 
-// Chunks writes the chunks of a chat completion. What its methods give is valid until the next call.
+// Chunks writes the chunks of a streamed completion. What its methods give is valid until the next call. The
+// log-probabilities that they take are nil, or are written as JSON.
 type Chunks struct {
 	head  []byte // of every chunk, up to its choices
+	chat  bool   // choices have a delta, not a text
 	usage bool   // chunks without usage say so
 	buf   []byte
 }
 
-// NewChunks writes those of one completion. With usage, each chunk has the field, and Usage gives the last.
+// NewChunks writes those of one chat completion. With usage, each chunk has the field, and Usage gives the last.
 func NewChunks(id, model, fingerprint string, created int64, usage bool) *Chunks {
+	return newChunks(id, ChunkObject, model, fingerprint, created, usage)
+}
+
+// NewTextChunks writes those of one completion of a prompt.
+func NewTextChunks(id, model, fingerprint string, created int64, usage bool) *Chunks {
+	return newChunks(id, TextObject, model, fingerprint, created, usage)
+}
+
+func newChunks(id, object, model, fingerprint string, created int64, usage bool) *Chunks {
 	head, err := json.Marshal(struct {
 		ID                string `json:"id"`
 		Object            string `json:"object"`
 		Created           int64  `json:"created"`
 		Model             string `json:"model"`
 		SystemFingerprint string `json:"system_fingerprint,omitempty"`
-	}{id, ChunkObject, created, model, fingerprint})
+	}{id, object, created, model, fingerprint})
 	if err != nil {
 		panic(err) // a struct of plain values
 	}
-	return &Chunks{head: append(head[:len(head)-1], `,"choices":[`...), usage: usage}
+	return &Chunks{head: append(head[:len(head)-1], `,"choices":[`...), chat: object == ChunkObject, usage: usage}
 }
 
-// Role begins the answer of an index.
+// Role begins the answer of an index, in a chat.
 func (c *Chunks) Role(index int) []byte {
 	c.begin(index)
-	c.buf = append(c.buf, `{"role":"assistant","content":""}`...)
+	c.buf = append(c.buf, `"delta":{"role":"assistant","content":""}`...)
 	return c.end(nil, "", nil)
 }
 
 // Text is more of an answer.
-func (c *Chunks) Text(index int, text string, l *Logprobs) []byte {
+func (c *Chunks) Text(index int, text string, logprobs any) []byte {
 	c.begin(index)
-	c.buf = append(c.buf, `{"content":`...)
-	c.value(text)
-	c.buf = append(c.buf, '}')
-	return c.end(l, "", nil)
+	if c.chat {
+		c.buf = append(c.buf, `"delta":{"content":`...)
+		c.value(text)
+		c.buf = append(c.buf, '}')
+	} else {
+		c.buf = append(c.buf, `"text":`...)
+		c.value(text)
+	}
+	return c.end(logprobs, "", nil)
 }
 
 // Finish ends an answer. stop is the stop string that did; nil if none.
-func (c *Chunks) Finish(index int, reason string, stop *string, l *Logprobs) []byte {
+func (c *Chunks) Finish(index int, reason string, stop *string, logprobs any) []byte {
 	c.begin(index)
-	c.buf = append(c.buf, "{}"...)
-	return c.end(l, reason, stop)
+	if c.chat {
+		c.buf = append(c.buf, `"delta":{}`...)
+	} else {
+		c.buf = append(c.buf, `"text":""`...)
+	}
+	return c.end(logprobs, reason, stop)
 }
 
 // Usage is the last chunk, of no answer.
@@ -60,15 +80,15 @@ func (c *Chunks) Usage(u Usage) []byte {
 
 func (c *Chunks) begin(index int) {
 	c.buf = append(append(c.buf[:0], c.head...), `{"index":`...)
-	c.buf = append(strconv.AppendInt(c.buf, int64(index), 10), `,"delta":`...)
+	c.buf = append(strconv.AppendInt(c.buf, int64(index), 10), ',')
 }
 
-func (c *Chunks) end(l *Logprobs, reason string, stop *string) []byte {
+func (c *Chunks) end(logprobs any, reason string, stop *string) []byte {
 	c.buf = append(c.buf, `,"logprobs":`...)
-	if l == nil {
+	if logprobs == nil {
 		c.buf = append(c.buf, "null"...)
 	} else {
-		c.value(l)
+		c.value(logprobs)
 	}
 	c.buf = append(c.buf, `,"finish_reason":`...)
 	if reason == "" {

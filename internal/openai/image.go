@@ -68,11 +68,10 @@ const longestScheme, longestHead = 16, 256
 
 // base64 decodes text, with or without padding.
 func (r *reading) base64(param string, text []byte) []byte {
-	if len(text) == 0 {
+	if text = bytes.TrimSpace(text); len(text) == 0 {
 		r.fault(param, CodeInvalidValue, "no data; want an image file in base64")
 		return nil
 	}
-	text = bytes.TrimSpace(text)
 	encoding := base64.RawStdEncoding
 	if bytes.HasSuffix(text, []byte("=")) {
 		encoding = base64.StdEncoding
