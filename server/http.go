@@ -184,7 +184,9 @@ func (x *exchange) admit() (err error) {
 	if x.asksFirst() { // browsers send no credentials then
 		return nil
 	}
-	x.r, err = x.identifyHTTP(x.r)
+	if x.r, err = x.identifyHTTP(x.r); err != nil && x.r.ContentLength != 0 {
+		x.w.Header().Set("Connection", "close") // net/http would wait for the body
+	}
 	return err
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
 )
 
@@ -230,6 +233,72 @@ func TestDoctorOfSecurity(t *testing.T) {
 	for _, want := range []string{"TLS         FAILED: the certificate has expired", "API keys    0, of which", "has 1 keys"} {
 		if code != 1 || !strings.Contains(out, want) {
 			t.Errorf("status %d, no %q in\n%s", code, want, out)
+		}
+	}
+}
+
+// Outside loopback the admin listener speaks TLS, which it does not want certificates of clients for, and shows no
+// profiles unless told to. On loopback it stays as it was.
+func TestAdminOutsideLoopback(t *testing.T) {
+	dir, ca := t.TempDir(), authtest.NewCA(t)
+	f := securityFlags{
+		TLSCert: filepath.Join(dir, "cert"), TLSKey: filepath.Join(dir, "key"), TLSClientCA: filepath.Join(dir, "ca"),
+	}
+	cert, key := ca.Issue(t, authtest.Leaf{CommonName: "mmserve"})
+	for path, content := range map[string][]byte{f.TLSCert: cert, f.TLSKey: key, f.TLSClientCA: ca.PEM} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := f.open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := admin.Options{Metrics: http.NotFoundHandler(), Level: new(slog.LevelVar), Ready: func() error { return nil }}
+	if o := s.protect("127.0.0.1:9464", shown); o.TLS != nil || o.Access != nil || o.NoProfiles {
+		t.Errorf("on loopback: %+v", o)
+	}
+	s.flags.Pprof = true
+	if o := s.protect(":9464", shown); o.NoProfiles {
+		t.Error("--pprof shows no profiles")
+	}
+	s.flags.Pprof = false
+	web, free, err := admin.New(s.protect(":9464", shown))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- admin.Serve(web, lis) }()
+	defer func() { web.Close(); <-done; free() }()
+	for name, c := range map[string]struct {
+		path   string
+		client bool
+		status int
+	}{
+		"a probe": {"/readyz", false, 200}, "nobody's profile": {"/debug/pprof/", false, 401},
+		"a user's certificate": {"/loglevel", true, 403},
+	} {
+		config := &tls.Config{RootCAs: ca.Pool()}
+		if c.client {
+			config.Certificates = []tls.Certificate{ca.Pair(t, authtest.Leaf{CommonName: "acme"})}
+		}
+		asks := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+lis.Addr().String()+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := asks.Do(r)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.status {
+			t.Errorf("%s: %d, want %d", name, resp.StatusCode, c.status)
 		}
 	}
 }
