@@ -25,9 +25,9 @@ type serveCmd struct {
 	configFlags
 	modelFlags
 	telemetryFlags
-	securityFlags
 	listenFlags
 	mediaFlags
+	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
@@ -118,14 +118,20 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
-	err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check())
-	if err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check()); err != nil {
 		return err
 	}
 	if s.PrintConfig {
 		return printConfig(out, k.Flags())
 	}
+	guard, err := s.secure(log)
+	if err != nil {
+		return err
+	}
 	reload := &reloaders{log: log}
+	if len(guard.files) > 0 {
+		reload.add("keys and certificates", guard.Reload)
+	}
 	if s.Config != "" {
 		if err := reload.watchConfig(k, level, again); err != nil {
 			return err
@@ -133,15 +139,13 @@ func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Write
 	}
 	ctx, stop := serveSignals(ctx, log, reload.reload)
 	defer stop()
-	return s.serve(ctx, c, log, level, reload)
+	return s.serve(ctx, c, guard, log, level, reload)
 }
 
 // serve answers until ctx ends.
-func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar, reload *reloaders) (err error) {
-	guard, err := s.secure(log, reload)
-	if err != nil {
-		return err
-	}
+func (s serveCmd) serve(
+	ctx context.Context, c *cli, guard *security, log *slog.Logger, level *slog.LevelVar, reload *reloaders,
+) (err error) {
 	lis, web, closeAll, err := s.open(log)
 	if err != nil {
 		return err
@@ -156,7 +160,7 @@ func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *sl
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv, err := s.newServer(ctx, s.options(o, guard, web, log), reload, log)
+	srv, err := s.newServer(ctx, o, guard, web, log, reload)
 	if err != nil {
 		return err
 	}
@@ -223,8 +227,10 @@ const quotaInterval = 10 * time.Second
 
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
 func (s serveCmd) newServer(
-	ctx context.Context, options server.Options, reload *reloaders, log *slog.Logger,
+	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
+	options := s.options(o, guard, web, log)
+	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
@@ -280,8 +286,8 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-// secure refuses listeners that anybody would reach, and opens what decides who may ask.
-func (s serveCmd) secure(log *slog.Logger, reload *reloaders) (*security, error) {
+// secure checks all flags, refuses listeners that anybody would reach, and opens what decides who may ask.
+func (s serveCmd) secure(log *slog.Logger) (*security, error) {
 	err := s.expose(log, []listenerFlag{
 		{flag: "--listen", address: s.Listen},
 		{flag: "--http-listen", address: s.HTTPListen},
@@ -290,11 +296,7 @@ func (s serveCmd) secure(log *slog.Logger, reload *reloaders) (*security, error)
 	if err != nil {
 		return nil, err
 	}
-	guard, err := s.securityFlags.open(log)
-	if err == nil && len(guard.files) > 0 {
-		reload.add("certificates and keys", guard.Reload)
-	}
-	return guard, err
+	return s.securityFlags.open(log)
 }
 
 func (s serveCmd) options(o *observability, guard *security, web net.Listener, log *slog.Logger) server.Options {
@@ -306,8 +308,10 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
-		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
-		HTTP: server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin}, Media: s.mediaFlags.store(),
+		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
+		HTTP: server.HTTPOptions{
+			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+		},
 	}
 }
