@@ -43,7 +43,9 @@ var (
 		inferencepb.GRPCInferenceService_ModelMetadata_FullMethodName:  auth.ReadOnly,
 	}
 	// pathRoles are those of HTTP paths, with all below those that need one.
-	pathRoles = map[string]auth.Role{"/health": noRole, "/v1/models": auth.ReadOnly, "/api/tags": auth.ReadOnly}
+	pathRoles = map[string]auth.Role{
+		"/health": noRole, "/v1/models": auth.ReadOnly, "/api/tags": auth.ReadOnly, "/api/version": auth.ReadOnly,
+	}
 )
 
 // roleOf is the least role that a method, as /service/method, needs.
