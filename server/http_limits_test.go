@@ -445,3 +445,27 @@ func TestHTTPConnectionAge(t *testing.T) {
 		}
 	}
 }
+
+// TestHTTPHalfClosed holds that a client that closes its side after a request gets an answer that is none of success.
+func TestHTTPHalfClosed(t *testing.T) {
+	m, runner := tinyVLM(t), endless(1)
+	runner.step = make(chan struct{}, 1)
+	f := startHTTP(t, &m, runner, server.Options{})
+	conn, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(plainChat)), plainChat))
+	runner.step <- struct{}{}
+	eventually(t, "the request runs", func() bool { return f.engine.Stats().Running == 1 })
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, resp, 499, "")
+	close(runner.step)
+}
