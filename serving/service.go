@@ -169,9 +169,6 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
-	if err := l.chargeInput(req, input, len(images)); err != nil {
-		return err
-	}
 	l.rec.lap(&l.rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {

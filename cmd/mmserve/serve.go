@@ -308,6 +308,8 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
-		HTTP: server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin},
+		HTTP: server.HTTPOptions{
+			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+		},
 	}
 }

@@ -31,7 +31,7 @@ var users = map[string][]string{
 	"github.com/vbauerster/mpb/v8":      {"caption"},
 	"github.com/x448/float16":           {"internal/ort", "internal/safetensors", "model"},
 	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
-	"go.opentelemetry.io":               {"internal/telemetry", "serving", "cmd/mmserve"},
+	"go.opentelemetry.io":               {"internal/telemetry", "serving", "server", "cmd/mmserve"},
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
 	"go.yaml.in/yaml/v3":                {"cmd/mmserve", "serving"},
 	"golang.org/x/image":                {"internal/imaging", "vision"},
