@@ -57,7 +57,8 @@ type foreign struct {
 	env                      []string
 }
 
-// newForeign starts a server with a model, and one that has a single place and takes 10 ms for a token.
+// newForeign starts a server with a model, one that has TLS and keys too, and one that has a single place and takes 10 ms
+// for a token.
 func newForeign(t *testing.T, dir string) *foreign {
 	t.Helper()
 	image, err := filepath.Abs(filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png"))
@@ -80,7 +81,11 @@ func newForeign(t *testing.T, dir string) *foreign {
 		t.Fatal(err)
 	}
 	c.want = out.GetText()
-	c.env = []string{"TARGET=" + c.target, "BUSY=" + busy, "IMAGE=" + image, "WANT=" + c.want}
+	secure, key := startSecured(t)
+	c.env = []string{
+		"TARGET=" + c.target, "BUSY=" + busy, "IMAGE=" + image, "WANT=" + c.want,
+		"SECURE=" + secure.addr, "ROOTS=" + secure.root, "KEY=" + key,
+	}
 	return c
 }
 
