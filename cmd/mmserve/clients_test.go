@@ -15,17 +15,9 @@ var clients = filepath.Join("..", "..", "clients")
 
 // TestClientPython runs the tests of the client for Python, and its example, against real servers.
 func TestClientPython(t *testing.T) {
-	var python, why string
-	for _, name := range []string{"python3", "/usr/bin/python3"} {
-		out, err := exec.Command(name, "-c", "import grpc, google.protobuf").CombinedOutput()
-		if err == nil {
-			python = name
-			break
-		}
-		why += name + ": " + lastLine(string(out)) + "; "
-	}
-	if python == "" {
-		t.Skip("no Python with grpc (Debian: python3-grpcio): ", why)
+	python := python()
+	if out, err := exec.Command(python, "-c", "import grpc, google.protobuf").CombinedOutput(); err != nil {
+		t.Skipf("no Python with grpc (Debian: python3-grpcio): %v: %s", err, lastLine(string(out)))
 	}
 	c := newForeign(t, "python")
 	c.env = append(c.env, "PYTHONDONTWRITEBYTECODE=1")
@@ -44,6 +36,16 @@ func TestClientNode(t *testing.T) {
 	c := newForeign(t, "node")
 	c.run(t, "node", "--test")
 	c.wantExample(t, "node", "example.mjs")
+}
+
+// python is the Python that has grpc, or else the usual one: another may stand before that of the system.
+func python() string {
+	for _, name := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(name, "-c", "import grpc, google.protobuf").Run() == nil {
+			return name
+		}
+	}
+	return "python3"
 }
 
 func lastLine(text string) string {
