@@ -43,7 +43,9 @@ var (
 		inferencepb.GRPCInferenceService_ModelMetadata_FullMethodName:  auth.ReadOnly,
 	}
 	// pathRoles are those of HTTP paths, with all below each.
-	pathRoles = map[string]auth.Role{"/health": noRole, "/v1/models": auth.ReadOnly}
+	pathRoles = map[string]auth.Role{
+		"/health": noRole, "/v1/models": auth.ReadOnly, ollamaPrefix + "tags": auth.ReadOnly, ollamaPrefix + "version": auth.ReadOnly,
+	}
 )
 
 // roleOf is the least role that a method, as /service/method, needs.

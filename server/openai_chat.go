@@ -77,7 +77,7 @@ func (x *exchange) ask(
 	}
 	ctx, release, err := x.service.Admit(x.r.Context())
 	if err != nil {
-		return err
+		return x.refuse(err)
 	}
 	defer release()
 	x.r = x.r.WithContext(ctx)

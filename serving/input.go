@@ -37,7 +37,7 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 	return images, nil
 }
 
-// lay makes the input and the constraint of its answers, and settles how long they may be. An answer that is one message of
+// lay makes the input and the constraint of its answers, settles how long they may be, and has the tenant pay for them. An answer that is one message of
 // at most maxBytes has to fit it; 0 sets no bound.
 func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, maxBytes int) (fusion.Input, *constrain.Grammar, error) {
 	in, err := l.tokenize(ctx, req, images)
@@ -55,7 +55,7 @@ func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, ma
 		return in, nil, TooLarge(int(size), maxBytes)
 	}
 	l.rec.prompt(in)
-	return in, grammar, nil
+	return in, grammar, l.charge(req, len(in.IDs), len(images))
 }
 
 // tokenize makes the input that the prompter gives for the request's prompt and its images.

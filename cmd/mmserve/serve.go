@@ -228,6 +228,7 @@ func (s serveCmd) newServer(
 	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
 	options := s.options(o, guard, web, log)
+	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
