@@ -311,6 +311,5 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		HTTP: server.HTTPOptions{
 			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
 		},
-		Media: s.mediaFlags.store(),
 	}
 }
