@@ -2,10 +2,11 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -187,6 +188,9 @@ func (x *exchange) admit() (err error) {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
+	if x.aged() {
+		x.w.Header().Set("Connection", "close")
+	}
 	if x.asksFirst() { // browsers send no credentials then
 		return nil
 	}
@@ -197,6 +201,14 @@ func (x *exchange) admit() (err error) {
 		x.w.Header().Set("Connection", "close") // net/http would wait for the body
 	}
 	return err
+}
+
+// aged says that the connection is older than connections get, give or take a tenth: its client makes another, maybe to
+// another server.
+func (x *exchange) aged() bool {
+	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
+	most := x.options.MaxConnectionAge
+	return most > 0 && conn != nil && float64(time.Since(conn.born)) > float64(most)*(0.9+rand.Float64()/5)
 }
 
 // checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
@@ -237,7 +249,7 @@ func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); id != "" && serving.ValidID(id) {
 		return id
 	}
-	return "req_" + rand.Text()
+	return "req_" + crand.Text()
 }
 
 // routes are the API, all of it.
