@@ -141,6 +141,7 @@ type exchange struct {
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
 	// is held to.
 	input, constraint string
+	named             []uint32 // the request's stop tokens
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 	whole          bool // the body was read to its end
@@ -257,6 +258,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
 	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
 	h.handle(http.MethodPost, "/v1/responses", (*exchange).responses)
+	h.handle(http.MethodPost, "/tokenize", (*exchange).tokenize)
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
