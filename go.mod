@@ -3,6 +3,7 @@ module github.com/mmserve/mmserve
 go 1.26.0
 
 require (
+	code.dny.dev/ssrf v0.3.0
 	github.com/alecthomas/kong v1.17.0
 	github.com/bmatcuk/doublestar/v4 v4.10.4
 	github.com/corona10/goimagehash v1.1.0

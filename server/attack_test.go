@@ -321,13 +321,17 @@ func speakH2(t *testing.T, conn net.Conn) *h2 {
 	return c
 }
 
-func (c *h2) open(path string) uint32 {
+// open begins a call, with further headers: names and values in turn.
+func (c *h2) open(path string, more ...string) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var block bytes.Buffer
 	e := hpack.NewEncoder(&block)
 	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", path}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
 		_ = e.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+	}
+	for i := 0; i < len(more); i += 2 {
+		_ = e.WriteField(hpack.HeaderField{Name: more[i], Value: more[i+1]})
 	}
 	id := c.next
 	c.next += 2

@@ -21,6 +21,10 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
+// unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
+// say more, and by then it may be taken.
+const unadmittedMessage = 1 << 20
+
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
 // messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
 // INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
@@ -89,25 +93,26 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if prompt && !placeless[method] {
-		var release func()
-		if ctx, release, err = g.server.admit(ctx); err != nil {
-			return toStatus(err)
-		}
-		defer release()
-	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
+		if !placeless[method] {
+			var release func()
+			ctx, release, s.unadmitted = g.server.admit(ctx)
+			defer release()
+		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
+		if s.unadmitted != nil {
+			most = unadmittedMessage
+		}
 		g.server.open.Add(1)
 		defer g.server.requestOver()
 	} else {
 		// Watchers and reflection never leave by themselves.
 		defer context.AfterFunc(g.server.drained, cancel)()
 	}
-	s.inbound = g.server.inflight.claim(ctx, most)
+	s.inbound = g.server.inflight.claim(ctx, most, s.unadmitted)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
@@ -130,6 +135,8 @@ type guarded struct {
 	prompt  bool // the message is of one of requests
 	again   bool
 	until   time.Time // when all messages have to be there; zero where each has a time of its own
+	// unadmitted is why the request is not going to be taken, as far as its headers tell.
+	unadmitted error
 }
 
 func (s *guarded) Context() context.Context { return s.ctx }
@@ -147,7 +154,7 @@ func (s *guarded) RecvMsg(m any) error {
 	}
 	defer raw.Free()
 	if err := f.complete(s.inbound); err != nil {
-		return err
+		return s.refused(err)
 	}
 	return s.decode(raw, m.(proto.Message))
 }
@@ -174,12 +181,21 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 	case r := <-done:
 		return r.message.data, readable(r.err)
 	case <-s.inbound.refused:
-		return nil, s.inbound.err
+		return nil, s.refused(s.inbound.err)
 	case <-late.C:
 		return nil, tooSlow(s.guard.server.options.ReceiveTimeout)
 	case <-s.ctx.Done():
 		return nil, ended(s.ctx)
 	}
+}
+
+// refused is the error of a message that was refused while it came. Of a request that would not have been taken there is a
+// line in the log as of every other.
+func (s *guarded) refused(err error) error {
+	if s.unadmitted == nil || err != s.unadmitted {
+		return err
+	}
+	return s.guard.server.service.Refuse(s.ctx, &serving.Request{Peer: serving.CallerOf(s.ctx).Peer}, err)
 }
 
 // decode fills m. As many messages as there are cores are decoded at once: each takes its size again meanwhile.

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -22,6 +24,8 @@ type HTTPOptions struct {
 	Listener net.Listener
 	// TLS is what connections are spoken to with. nil: plaintext.
 	TLS *tls.Config
+	// Propagator finds the trace that a request belongs to in its headers. nil: there is none.
+	Propagator propagation.TextMapPropagator
 	// AllowOrigins are the web pages whose scripts may ask, as https://example.com; "*" is any. Default: none.
 	AllowOrigins []string
 }
@@ -133,10 +137,12 @@ type exchange struct {
 	r  *http.Request
 	rc *http.ResponseController
 	id string // x-request-id
-	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
+	// is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	whole          bool // the body was read to its end
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }
@@ -184,6 +190,9 @@ func (x *exchange) admit() error {
 	if x.asksFirst() { // browsers send no credentials then
 		return nil
 	}
+	if p := x.options.HTTP.Propagator; p != nil {
+		x.r = x.r.WithContext(p.Extract(x.r.Context(), propagation.HeaderCarrier(x.r.Header)))
+	}
 	r, err := x.identifyHTTP(x.r)
 	if err == nil {
 		x.r = r
@@ -191,7 +200,8 @@ func (x *exchange) admit() error {
 	return err
 }
 
-// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader reaches.
+// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
+// reaches.
 func (x *exchange) checkOrigin() error {
 	origin := x.r.Header.Get("Origin")
 	if origin == "" {
@@ -239,6 +249,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
+	h.ollamaRoutes()
 	h.handle("", "/", func(*exchange) error { return errUnknownPath() })
 }
 

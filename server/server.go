@@ -80,6 +80,8 @@ type Options struct {
 	Auth *auth.Authenticator
 	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
 	AuthHealth bool
+	// Fetcher gets images that requests name by URL, and holds them in Media. Default: they are refused.
+	Fetcher serving.Fetcher
 	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
 	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
@@ -164,7 +166,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
 		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
-		Media: o.Media,
+		Media: o.Media, Fetcher: o.Fetcher,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

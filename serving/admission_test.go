@@ -64,6 +64,7 @@ func TestRequestsPayForTheirUsage(t *testing.T) {
 		if left := q.TokensLeft("a"); left >= 600-used || left < 600-used-20 {
 			t.Errorf("%v tokens are left", left)
 		}
+		synctest.Wait() // what was cut has left the engine
 		free := fill(t, e)
 		left := q.TokensLeft("a")
 		for range 10 {

@@ -36,8 +36,10 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
-	// Media keeps the files that callers upload. nil: there are no uploads.
+	// Media keeps the files that callers upload, and holds those that are fetched. nil: there are neither.
 	Media *media.Store
+	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
+	Fetcher Fetcher
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -148,11 +150,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	req.deadline, _ = ctx.Deadline()
-	closeMedia, err := l.open(req)
+	releaseFiles, err := l.files(ctx, req)
 	if err != nil {
 		return err
 	}
-	defer closeMedia()
+	defer releaseFiles()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -166,7 +168,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
-	closeMedia()
+	releaseFiles()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -174,9 +176,6 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	l.rec.lap(&l.rec.preprocess)
 	input, grammar, err := l.lay(ctx, req, images, in.MaxAnswerBytes)
 	if err != nil {
-		return err
-	}
-	if err := l.chargeInput(req, input, len(images)); err != nil {
 		return err
 	}
 	l.rec.lap(&l.rec.tokenize)

@@ -61,11 +61,12 @@ type checked struct {
 	constraint *Constraint
 }
 
-// imagePart is an encoded image and the path of the field it came in. Without data it has a digest.
+// imagePart is an encoded image and the path of the field it came in. Before it has data it may have a digest or a URL.
 type imagePart struct {
 	field  string
 	data   []byte
 	digest *media.Digest
+	url    string
 	detail vision.Detail
 }
 
@@ -392,8 +393,10 @@ func (l *life) validateImage(v *Violations, field string, in *Image) imagePart {
 		}
 		part.digest = &d
 	case in.URL != "":
-		part.field = field + ".url"
-		v.Add(part.field, "%v", urlsOff())
+		part.field, part.url = field+".url", in.URL
+		if l.options.Fetcher == nil || l.options.Media == nil {
+			v.Add(part.field, "%v", urlsOff())
+		}
 	}
 	return part
 }

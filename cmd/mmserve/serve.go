@@ -228,6 +228,7 @@ func (s serveCmd) newServer(
 	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
 	options := s.options(o, guard, web, log)
+	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
@@ -307,7 +308,8 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
-		HTTP:  server.HTTPOptions{Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin},
-		Media: s.mediaFlags.store(),
+		HTTP: server.HTTPOptions{
+			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+		},
 	}
 }
