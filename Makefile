@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build test test-webgpu test-observability test-training test-captioning otelcol lint proto ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build sdks test test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -22,8 +22,16 @@ $(ORT): package.json package-lock.json .npmrc
 	npm ci --ignore-scripts --omit=dev --loglevel=error
 	@touch $@
 
+## sdks: what tests with others' clients need of npm
+SDKS := clients/openai/node/node_modules/openai/package.json
+sdks: $(SDKS)
+
+$(SDKS): clients/openai/node/package-lock.json
+	cd clients/openai/node && npm ci --ignore-scripts --loglevel=error
+	@touch $@
+
 ## test: everything CI checks
-test: ort lint
+test: ort sdks lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
@@ -65,8 +73,14 @@ test-training:
 ## lint: static checks, at the versions of tools/go.mod; the first run builds them, which takes minutes
 lint:
 	$(GO) tool -modfile=tools/go.mod buf lint
+	$(GO) tool -modfile=tools/go.mod buf breaking --against $(RELEASED)
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 	GO=$(GO) scripts/vulncheck.sh
+
+## released: notes the contract as it is now as that of the last release, which lint holds later changes against; part of a release
+RELEASED := proto/mmserve/v1/released.binpb
+released:
+	$(GO) tool -modfile=tools/go.mod buf build --exclude-source-info -o $(RELEASED)
 
 ## proto: write the generated Go beside the .proto files
 proto:

@@ -84,6 +84,13 @@ func (e *Engine) AcquireFor(c Claim) ([]*Ticket, error) {
 	return tickets, nil
 }
 
+// Full says whether there is no place left for any call, whoever makes it.
+func (e *Engine) Full() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refusal == nil && e.places.open >= e.places.limit
+}
+
 // Estimate is how long a request that is submitted now would wait for its first token, by the latest steps; 0 while
 // nothing has been run. prompt is the number of its tokens, 0 for an average one.
 func (e *Engine) Estimate(p Priority, prompt int) time.Duration {

@@ -41,6 +41,8 @@ type Request struct {
 	// Options.SharePrefixes, it starts from the KV of that tenant's sequences only: the time of a first token tells
 	// whether others have asked the same.
 	Tenant string
+	// Weight is the tenant's share from now on; if 0, that of Options.TenantWeights.
+	Weight float64
 	// Tag comes back in the rows of Options.Observe; the engine does not look at it.
 	Tag any
 }
@@ -93,6 +95,7 @@ type sequence struct {
 	spans     []fusion.Span
 	maxTokens int
 	stop      []int32
+	weight    float64 // of its tenant; 0: as Options say
 	sampler   *decoder.Sampler
 	logprobs  *decoder.PromptLogprobs // nil if they are not wanted
 	group     *Group
@@ -141,7 +144,7 @@ func newSequence(r Request, now time.Time) *sequence {
 		sampler: decoder.NewSampler(r.Sampling),
 		ids:     slices.Clone(r.Input.IDs), prompt: len(r.Input.IDs), target: len(r.Input.IDs),
 		timing: Timing{Submitted: now}, plain: r.NoDrafts, group: r.Group,
-		class: r.Priority.class(), priority: r.Priority, further: r.Further, deadline: r.Deadline, due: -1,
+		weight: r.Weight, class: r.Priority.class(), priority: r.Priority, further: r.Further, deadline: r.Deadline, due: -1,
 	}
 	q.sampler.Prompt(q.ids)
 	if r.PromptLogprobs != nil {

@@ -9,11 +9,11 @@ import (
 	"io"
 	"iter"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/mmserve/mmserve/internal/openai"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -44,10 +44,14 @@ type batchAsker struct {
 }
 
 // Request implements Asker.
-func (a batchAsker) Request(ctx context.Context, data []byte, prompt string) (*pb.GenerateRequest, error) {
-	in, err := a.chatAsker.Request(ctx, data, prompt)
+func (a batchAsker) Request(ctx context.Context, data []byte, _ string) (*pb.GenerateRequest, error) {
+	body, err := parseLine(data)
+	if err != nil {
+		return nil, err
+	}
+	in, err := a.request(ctx, body)
 	if err == nil {
-		a.batch.noteIgnored(data)
+		a.batch.note(body)
 	}
 	return in, err
 }
@@ -55,25 +59,19 @@ func (a batchAsker) Request(ctx context.Context, data []byte, prompt string) (*p
 // mostIgnored bounds how many names of unknown fields are kept.
 const mostIgnored = 50
 
-// noteIgnored counts fields of a body that nothing here reads. vLLM warns of them and goes on, too.
-func (b *Batch) noteIgnored(data []byte) {
-	var line struct {
-		Body map[string]json.RawMessage `json:"body"`
-	}
-	if json.Unmarshal(data, &line) != nil {
-		return
-	}
+// note counts fields of a body that nothing here reads, and the models that bodies name. vLLM warns of such fields and
+// goes on, too.
+func (b *Batch) note(body *openai.ChatRequest) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var model string
-	if json.Unmarshal(line.Body["model"], &model) == nil && len(b.models) < mostIgnored {
+	if body.Model != "" && len(b.models) < mostIgnored {
 		if b.models == nil {
 			b.models = map[string]bool{}
 		}
-		b.models[clip(model, 64)] = true
+		b.models[clip(body.Model, 64)] = true
 	}
-	for name := range line.Body {
-		if !bodyFields[name] && (len(b.ignored) < mostIgnored || b.ignored[name] > 0) {
+	for _, name := range body.Ignored {
+		if len(b.ignored) < mostIgnored || b.ignored[name] > 0 {
 			if b.ignored == nil {
 				b.ignored = map[string]int{}
 			}
@@ -81,19 +79,6 @@ func (b *Batch) noteIgnored(data []byte) {
 		}
 	}
 }
-
-// bodyFields are those of chatBody, and those that change nothing about an answer.
-var bodyFields = func() map[string]bool {
-	known := map[string]bool{}
-	for _, name := range []string{"user", "metadata", "store", "service_tier", "stream_options", "safety_identifier",
-		"prompt_cache_key"} {
-		known[name] = true
-	}
-	for f := range reflect.TypeFor[chatBody]().Fields() {
-		known[f.Tag.Get("json")] = true
-	}
-	return known
-}()
 
 // Ignored names the fields of bodies that were not read, each with the number of lines that have it.
 func (b *Batch) Ignored() []string {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/mmserve/mmserve/internal/openai"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -168,7 +169,7 @@ func TestBatch(t *testing.T) {
 	}
 	byText := map[string]int{}
 	for _, o := range got {
-		var body completion
+		var body openai.ChatCompletion
 		if err := json.Unmarshal(o.Response.Body, &body); err != nil {
 			t.Fatal(err)
 		}

@@ -45,6 +45,7 @@ func startCounted(t *testing.T, addr string, takes time.Duration) *counted {
 		t.Fatal(err)
 	}
 	s := &counted{takes: takes, health: health.NewServer(), addr: lis.Addr().String(), g: grpc.NewServer()}
+	//lint:ignore SA1019 it is what the client calls
 	pb.RegisterMMServeServer(s.g, s)
 	healthpb.RegisterHealthServer(s.g, s.health)
 	s.serving(true)

@@ -71,6 +71,7 @@ func (s *script) GenerateStream(_ *pb.GenerateRequest,
 func dial(t *testing.T, s *script, opts ...client.Option) *client.Client {
 	lis := bufconn.Listen(1 << 16)
 	g := grpc.NewServer()
+	//lint:ignore SA1019 it is what the client calls
 	pb.RegisterMMServeServer(g, s)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(lis) }()
@@ -184,6 +185,7 @@ func TestDial(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+	//lint:ignore SA1019 it is what the client calls
 	pb.RegisterMMServeServer(g, &script{})
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(lis) }()

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // What mmserve reads of HTTP/2 (RFC 9113): frame headers, to know how much of which stream came.
@@ -54,8 +56,8 @@ type connection struct {
 
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
-		Conn: conn, listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
-		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(),
+		Conn: socket.Named(conn), listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
+		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http,
 	}
 	c.closed, c.end = context.WithCancel(context.Background())
 	return c
@@ -155,6 +157,7 @@ type listener struct {
 	inflight *inflight
 	most     int
 	ready    func() bool
+	http     bool // its connections speak HTTP/1.1: nothing is read of their frames
 	log      *slog.Logger
 	told     time.Time // of the last log line; of the accepting goroutine
 }
@@ -220,12 +223,13 @@ func (l *listener) silent() (found *connection) {
 	return found
 }
 
-// closeMute closes the connections that have not said a word of HTTP/2: gRPC's GracefulStop waits for them.
+// closeMute closes the connections that have not said a word of HTTP/2, or asked nothing over HTTP/1.1: a graceful stop
+// waits for them.
 func (l *listener) closeMute() {
 	var mute []*connection
 	l.inflight.mu.Lock()
 	for c := range l.inflight.conns {
-		if !c.greeted {
+		if c.listener == l && (!c.greeted || l.http && !c.served && c.claims == 0) {
 			mute = append(mute, c)
 		}
 	}

@@ -99,7 +99,11 @@ func TestPaceFlood(t *testing.T) {
 			all.Go(func() {
 				c := newConnection(wireConn{}, &listener{inflight: shared})
 				for time.Since(began) < 5*time.Minute {
-					if err := c.pace(0, frameBurst/2, false); err != nil {
+					err := c.pace(0, frameBurst/2, false)
+					if err == nil {
+						err = c.pace(1, 0, false) // part of a frame
+					}
+					if err != nil {
 						took[i] = time.Since(began)
 						return
 					}

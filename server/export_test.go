@@ -2,16 +2,20 @@ package server
 
 import (
 	"context"
+	"net/http"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	inferencepb "github.com/mmserve/mmserve/proto/inference"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
 // StreamID is streamID.
 func StreamID(ctx context.Context) uint32 { return streamID(ctx) }
 
-// UncountedFields are the repeated and map fields in messages that have no limit on the wire.
-func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) {
+// UncountedFields are the repeated and map fields in requests of any service that have no limit on the wire.
+func UncountedFields() (names []protoreflect.FullName) {
 	limits := new(Options).wireCounts()
 	var walk func(protoreflect.MessageDescriptor)
 	walk = func(d protoreflect.MessageDescriptor) {
@@ -25,8 +29,13 @@ func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) 
 			}
 		}
 	}
-	for _, m := range messages {
-		walk(m.ProtoReflect().Descriptor())
+	for _, file := range []protoreflect.FileDescriptor{pb.File_mmserve_v1_mmserve_proto, inferencepb.File_inference_open_inference_proto} {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				walk(methods.Get(j).Input())
+			}
+		}
 	}
 	return names
 }
@@ -35,4 +44,21 @@ func UncountedFields(messages ...proto.Message) (names []protoreflect.FullName) 
 func DecodeMessage(b []byte, m proto.Message) error {
 	o := Options{}.withDefaults()
 	return toStatus(decodeMessage(b, m, o.wireCounts(), o.MaxTextBytes+wireTextBytes))
+}
+
+// Open is how many requests for answers are open.
+func (s *Server) Open() int64 { return s.open.Load() }
+
+// Panicking is an HTTP edge whose handlers panic with content: before an answer (/early), and in a stream (/late).
+func Panicking(o Options, content string) http.Handler {
+	h := &httpServer{Server: Loading(o), mux: http.NewServeMux()}
+	h.handle("", "/early", func(*exchange) error { panic(content) })
+	h.handle("", "/late", func(x *exchange) error {
+		s := sse{x: x}
+		s.begin()
+		s.add([]byte("x"))
+		_ = s.flush()
+		panic(content)
+	})
+	return h
 }

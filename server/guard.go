@@ -21,9 +21,14 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// guard stands in front of every method of every service that is registered through it: it receives messages within the
-// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
-// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+// unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
+// say more, and by then it may be taken.
+const unadmittedMessage = 2 << 20
+
+// guard stands in front of every method of every service that is registered through it: it asks who calls, receives
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
+// INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
+// before any code of ours runs.
 type guard struct {
 	*grpc.Server
 	server *Server
@@ -48,8 +53,14 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 	}
 	for _, m := range d.Streams {
 		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
+		upload := m.ClientStreams && !m.ServerStreams
 		m.Handler = func(srv any, stream grpc.ServerStream) error {
-			return g.call(name, stream, func(s *guarded) error { return handle(srv, s) })
+			return g.call(name, stream, func(s *guarded) error {
+				if upload {
+					s.until = time.Now().Add(g.server.options.ReceiveTimeout)
+				}
+				return handle(srv, s)
+			})
 		}
 		own.Streams = append(own.Streams, m)
 	}
@@ -65,9 +76,14 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
-	ctx := stream.Context()
-	prompt := method == pb.MMServe_Generate_FullMethodName || method == pb.MMServe_GenerateStream_FullMethodName
-	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+pb.MMServe_ServiceDesc.ServiceName+"/") {
+	ctx, prompt := stream.Context(), requests[method]
+	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
+		return err
+	}
+	if err, ok := refusedMethods[method]; ok {
+		return err
+	}
+	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
 	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ RecvCompress() string }); ok {
@@ -80,18 +96,33 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
+		if !placeless[method] {
+			var release func()
+			ctx, release, s.unadmitted = g.server.admit(ctx)
+			defer release()
+		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
+		if s.unadmitted != nil {
+			most = unadmittedMessage
+		}
 		g.server.open.Add(1)
 		defer g.server.requestOver()
 	} else {
 		// Watchers and reflection never leave by themselves.
 		defer context.AfterFunc(g.server.drained, cancel)()
 	}
-	s.inbound = g.server.inflight.claim(ctx, most)
+	s.inbound = g.server.inflight.claim(ctx, most, s.unadmitted)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
+}
+
+// admit has serving say whether a call could be taken, before any of its message is received.
+func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+	c := serving.CallerOf(ctx)
+	c.Peer = peerOf(ctx)
+	return s.service.Admit(serving.WithCaller(ctx, c))
 }
 
 // guarded is a stream whose messages are received under guard. One goroutine receives.
@@ -101,8 +132,11 @@ type guarded struct {
 	ctx     context.Context
 	inbound *inbound
 	text    int  // bytes of strings in a message
-	prompt  bool // the message is a GenerateRequest
+	prompt  bool // the message is of one of requests
 	again   bool
+	until   time.Time // when all messages have to be there; zero where each has a time of its own
+	// unadmitted is why the request is not going to be taken, as far as its headers tell.
+	unadmitted error
 }
 
 func (s *guarded) Context() context.Context { return s.ctx }
@@ -120,7 +154,7 @@ func (s *guarded) RecvMsg(m any) error {
 	}
 	defer raw.Free()
 	if err := f.complete(s.inbound); err != nil {
-		return err
+		return s.refused(err)
 	}
 	return s.decode(raw, m.(proto.Message))
 }
@@ -137,18 +171,31 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 		r.err = s.ServerStream.RecvMsg(&r.message)
 		done <- r
 	}()
-	late := time.NewTimer(s.guard.server.options.ReceiveTimeout)
+	wait := s.guard.server.options.ReceiveTimeout
+	if !s.until.IsZero() {
+		wait = time.Until(s.until)
+	}
+	late := time.NewTimer(wait)
 	defer late.Stop()
 	select {
 	case r := <-done:
 		return r.message.data, readable(r.err)
 	case <-s.inbound.refused:
-		return nil, s.inbound.err
+		return nil, s.refused(s.inbound.err)
 	case <-late.C:
 		return nil, tooSlow(s.guard.server.options.ReceiveTimeout)
 	case <-s.ctx.Done():
 		return nil, ended(s.ctx)
 	}
+}
+
+// refused is the error of a message that was refused while it came. Of a request that would not have been taken there is a
+// line in the log as of every other.
+func (s *guarded) refused(err error) error {
+	if s.unadmitted == nil || err != s.unadmitted {
+		return err
+	}
+	return s.guard.server.service.Refuse(s.ctx, &serving.Request{Peer: serving.CallerOf(s.ctx).Peer}, err)
 }
 
 // decode fills m. As many messages as there are cores are decoded at once: each takes its size again meanwhile.
@@ -164,15 +211,24 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
-	if err != nil && s.prompt {
-		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
+	if err != nil && identified(m) {
+		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), m, err)
 	}
 	return err
 }
 
+// identified says whether messages of m's kind name their request.
+func identified(m proto.Message) bool {
+	switch m.(type) {
+	case *pb.GenerateRequest, *pb.EmbedImageRequest:
+		return true
+	}
+	return false
+}
+
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
-func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	return s.service.Refuse(ctx, request(ctx, identify(message)), err)
+func (s *Server) refuseMessage(ctx context.Context, message []byte, m proto.Message, err error) error {
+	return s.service.Refuse(ctx, request(ctx, identify(message, m)), err)
 }
 
 // rawMessage is received as it is on the wire.

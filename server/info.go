@@ -16,8 +16,32 @@ func (s *Server) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 	first := models[0]
 	return &pb.GetServerInfoResponse{
 		Model: first.Name, ModelDigest: first.Digest, Context: first.Context, Slots: first.Slots, Sessions: first.Sessions,
-		ProviderReason: first.ProviderReason, Version: s.options.Version, Models: models,
+		ProviderReason: first.ProviderReason, SystemFingerprint: first.SystemFingerprint, Version: s.options.Version, Models: models,
 	}, nil
+}
+
+// GetModel says the same of one model as ListModels does of all.
+func (s *Server) GetModel(_ context.Context, in *pb.GetModelRequest) (*pb.GetModelResponse, error) {
+	m, err := s.modelInfo(in.GetName())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &pb.GetModelResponse{Model: m}, nil
+}
+
+// modelInfo is what there is to say of the model of a name, or of the default where it is empty.
+func (s *Server) modelInfo(name string) (*pb.ModelInfo, error) {
+	models := s.modelInfos()
+	if len(models) == 0 {
+		return nil, serving.Stopping()
+	}
+	names := make([]string, len(models))
+	for i, m := range models {
+		if names[i] = m.GetName(); name == names[i] || name == "" {
+			return m, nil
+		}
+	}
+	return nil, serving.NotServed("name", name, names)
 }
 
 // ListModels says which models are served, the default first.
@@ -29,7 +53,8 @@ func (s *Server) modelInfos() (list []*pb.ModelInfo) {
 	s.models.Each(func(d *serving.Deployment) {
 		info := &pb.ModelInfo{
 			Name: d.Model.Name, Digest: d.Model.Digest, Context: uint32(d.Model.MaxLen), Slots: uint32(d.Engine.Stats().Slots),
-			ProviderReason: d.Model.ProviderReason,
+			ProviderReason: d.Model.ProviderReason, SystemFingerprint: d.Model.Fingerprint, Vocabulary: uint32(d.Model.Vocab),
+			Images: d.Model.Prompter.Preprocessor != nil, Chat: d.Model.Prompter.Template != nil,
 		}
 		for _, at := range d.Model.Sessions {
 			info.Sessions = append(info.Sessions,

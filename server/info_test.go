@@ -18,7 +18,7 @@ var sessions = []serving.Session{
 
 func TestGetServerInfo(t *testing.T) {
 	m := tinyVLM(t)
-	m.Sessions, m.ProviderReason = sessions, "--provider auto chose cuda"
+	m.Sessions, m.ProviderReason, m.Fingerprint = sessions, "--provider auto chose cuda", "fp_1"
 	f := start(t, m, newChain(2, 4), server.Options{Version: "v9"})
 	got, err := f.ServerInfo(t.Context())
 	if err != nil {
@@ -26,6 +26,7 @@ func TestGetServerInfo(t *testing.T) {
 	}
 	want := &pb.GetServerInfoResponse{
 		Model: "tiny-vlm", ModelDigest: "sha256:test", Context: contextLen, Slots: 2, Version: "v9", ProviderReason: "--provider auto chose cuda",
+		SystemFingerprint: "fp_1",
 		Sessions: []*pb.Session{
 			{Graph: "vision", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 81}},
 			{Graph: "decoder", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]uint32{"Det": 2, "Softmax": 1}},
@@ -33,6 +34,7 @@ func TestGetServerInfo(t *testing.T) {
 	}
 	want.Models = []*pb.ModelInfo{{
 		Name: want.Model, Digest: want.ModelDigest, Context: want.Context, Slots: want.Slots, Sessions: want.Sessions, ProviderReason: want.ProviderReason,
+		SystemFingerprint: "fp_1", Vocabulary: vocab, Images: true, Chat: true,
 	}}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)

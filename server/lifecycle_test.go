@@ -300,7 +300,7 @@ func TestReflection(t *testing.T) {
 	for _, s := range answer.GetListServicesResponse().GetService() {
 		names = append(names, s.GetName())
 	}
-	for _, want := range []string{"mmserve.v1.MMServe", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} {
+	for _, want := range []string{"mmserve.v1.InferenceService", "mmserve.v1.ModelService", "mmserve.v1.MMServe", "inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("%s is not among %v", want, names)
 		}
@@ -309,7 +309,7 @@ func TestReflection(t *testing.T) {
 
 func wantHealth(t *testing.T, f *fixture, want healthpb.HealthCheckResponse_ServingStatus) {
 	t.Helper()
-	for _, service := range []string{"", "mmserve.v1.MMServe"} {
+	for _, service := range []string{"", "mmserve.v1.InferenceService", "mmserve.v1.MMServe"} {
 		st, err := healthpb.NewHealthClient(f.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 		if err != nil || st.GetStatus() != want {
 			t.Errorf("health of %q: %v, %v; want %v", service, st, err, want)

@@ -66,6 +66,7 @@ func (c *connection) pace(n, frames int, bulk bool) error {
 	own := delay(c.frames, c.clock, frames)
 	wait := own
 	switch {
+	case frames == 0: // which says nothing of the others
 	case own <= 0:
 		c.flooding = time.Time{}
 	case c.flooding.IsZero():

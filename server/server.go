@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -47,6 +49,8 @@ type Options struct {
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *serving.Quotas
 	// Filters are those of serving.ServiceOptions.
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
@@ -65,8 +69,21 @@ type Options struct {
 	MaxStreams int
 	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
 	ReceiveTimeout time.Duration
+	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another; calls
+	// that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
+	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
+	Media *media.Store
+	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
+	Auth *auth.Authenticator
+	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
+	AuthHealth bool
+	// Fetcher gets images that requests name by URL, and holds them in Media. Default: they are refused.
+	Fetcher serving.Fetcher
+	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
+	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
 	GRPC []grpc.ServerOption
 }
@@ -94,8 +111,10 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Server answers mmserve.v1.MMServe from the models of a registry.
+// Server answers mmserve.v1 from the models of a registry.
 type Server struct {
+	pb.UnimplementedInferenceServiceServer
+	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
@@ -103,6 +122,7 @@ type Server struct {
 	options  Options
 	health   *health.Server
 	inflight *inflight
+	refusals refusals
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -112,8 +132,8 @@ type Server struct {
 	endWatchers, cutAll context.CancelFunc
 	cut                 atomic.Int64
 
-	open     atomic.Int64  // Generate and GenerateStream calls, from their first byte
-	stopping atomic.Bool   // Serve has sent GOAWAY
+	open     atomic.Int64  // requests for answers, from their first byte
+	stopping atomic.Bool   // Serve has sent GOAWAY, or is about to
 	idle     chan struct{} // has room for one note: stopping, and no call is open
 }
 
@@ -145,7 +165,8 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		Media: o.Media, Fetcher: o.Fetcher,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)
@@ -157,9 +178,9 @@ func (s *Server) traffic() serving.Traffic {
 	return serving.Traffic{InflightBytes: bytes, Evicted: s.inflight.evicted.Load(), Connections: connections}
 }
 
-// report sets the health of the whole and of the mmserve service.
+// report sets the health of the whole and of each service that answers from models.
 func (s *Server) report(status healthpb.HealthCheckResponse_ServingStatus) {
-	for _, name := range []string{"", pb.MMServe_ServiceDesc.ServiceName} {
+	for _, name := range append([]string{""}, serviceNames...) {
 		s.health.SetServingStatus(name, status)
 	}
 }
@@ -169,7 +190,7 @@ func (s *Server) Ready() error {
 	if !s.attached.Load() {
 		return errors.New("the model is loading")
 	}
-	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{Service: pb.MMServe_ServiceDesc.ServiceName})
+	r, err := s.health.Check(context.Background(), &healthpb.HealthCheckRequest{})
 	if err == nil && r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		err = errors.New("the server is shutting down")
 	}
@@ -214,27 +235,39 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleTime, Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: s.options.MaxConnectionAge, MaxConnectionAgeGrace: s.options.MaxConnectionAgeGrace,
+		}),
 	}, s.options.GRPC...)...)
 	r := guard{g, s, s.options.wireCounts()}
-	pb.RegisterMMServeServer(r, s)
+	s.register(r)
 	healthpb.RegisterHealthServer(r, s.health)
 	reflection.Register(r)
 	return g
 }
 
-// Serve answers on lis until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
-// for DrainDelay, then closes lis and tells clients to go elsewhere (GOAWAY), answers what is on the wire already for up to
+// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
+// for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY, 503), answers what is on the wire already for up to
 // Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
 // takes requests until the last call is over, is drained then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	if s.options.Media != nil {
+		defer s.options.Media.Close()
+	}
 	g := s.grpcServer()
 	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	web := s.newHTTPServer()
+	webServed := web.start()
 	select {
 	case err := <-served:
+		web.close()
 		return fmt.Errorf("gRPC server: %w", err)
+	case err := <-webServed:
+		g.Stop()
+		return fmt.Errorf("HTTP server: %w", err)
 	case <-ctx.Done():
 	}
 
@@ -243,8 +276,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if s.attached.Load() {
 		time.Sleep(s.options.DrainDelay)
 	}
-	s.drain(g, l)
+	s.drain(g, l, web)
 	<-served
+	web.wait()
 	if n := s.cut.Load(); n > 0 {
 		return &CutError{Requests: int(n), Grace: s.options.Grace}
 	}
@@ -252,14 +286,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 }
 
 // drain lets the open calls finish, and cuts those that do not within Grace.
-func (s *Server) drain(g *grpc.Server, l *listener) {
+func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
 	_ = l.Listener.Close()
 	l.closeMute()
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); g.GracefulStop() }()
 	s.stopping.Store(true)
+	webStopped, stopped := web.drain(), make(chan struct{})
+	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()
 	if s.open.Load() == 0 {
 		s.noteIdle()
 	}
@@ -282,6 +316,7 @@ func (s *Server) drain(g *grpc.Server, l *listener) {
 		case <-stopped:
 		case <-time.After(flushTime):
 			g.Stop()
+			web.close()
 			<-stopped
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,7 +14,6 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -31,6 +31,8 @@ var kindCodes = map[serving.Kind]codes.Code{
 	serving.Exhausted:          codes.ResourceExhausted,
 	serving.Unavailable:        codes.Unavailable,
 	serving.Internal:           codes.Internal,
+	serving.Unauthenticated:    codes.Unauthenticated,
+	serving.PermissionDenied:   codes.PermissionDenied,
 }
 
 // toStatus is an error as it goes out: a *serving.Error with its details, a status as it is. It is nil if err is.
@@ -107,5 +109,5 @@ func errCompressed() error {
 // errUnknownMethod does not repeat what the client asked for.
 func errUnknownMethod() error {
 	return status.Error(codes.Unimplemented, fmt.Sprintf("unknown method; this server has %s, %s and reflection",
-		pb.MMServe_ServiceDesc.ServiceName, grpc_health_v1.Health_ServiceDesc.ServiceName))
+		strings.Join(serviceNames, ", "), grpc_health_v1.Health_ServiceDesc.ServiceName))
 }

@@ -19,6 +19,8 @@ func (o *Options) wireCounts() map[protoreflect.FullName]int {
 		"mmserve.v1.Chat.messages":                  serving.MaxMessages,
 		"mmserve.v1.Message.parts":                  serving.MaxParts,
 		"mmserve.v1.Prompt.parts":                   serving.MaxParts,
+		"mmserve.v1.TokenIds.ids":                   serving.MaxPromptIDs,
+		"mmserve.v1.HasMediaRequest.digests":        maxDigests,
 		"mmserve.v1.GenerateRequest.stop":           o.MaxStop,
 		"mmserve.v1.GenerateRequest.stop_token_ids": serving.MaxStopIDs,
 		"mmserve.v1.Sampling.logit_bias":            serving.MaxBiases,
@@ -35,6 +37,8 @@ const (
 	wireTextBytes = 512 << 10
 	// wireSlack is how many times its limit a field is counted before the message is refused.
 	wireSlack = 4
+	// maxDigests is how many files HasMedia is asked about.
+	maxDigests = 256
 	// maxCounted is where counting for the sake of an error's text ends.
 	maxCounted = 100_000
 	// maxWireFields is how many fields of any kind, unknown ones too, a message may hold.
@@ -173,11 +177,16 @@ func fieldPath(path []string, f protoreflect.FieldDescriptor) string {
 	return strings.Join(append(path[:len(path):len(path)], string(f.Name())), ".")
 }
 
-// identify reads request_id and tenant of a GenerateRequest that cannot be decoded, if they are among its first fields.
-func identify(b []byte) *pb.GenerateRequest {
-	in := &pb.GenerateRequest{}
-	fields := in.ProtoReflect().Descriptor().Fields()
-	id, tenant := fields.ByName("request_id").Number(), fields.ByName("tenant").Number()
+// identify reads request_id and tenant of a message that cannot be decoded into m, if they are among its first fields.
+func identify(b []byte, m proto.Message) *pb.GenerateRequest {
+	in, fields := &pb.GenerateRequest{}, m.ProtoReflect().Descriptor().Fields()
+	number := func(name protoreflect.Name) protowire.Number {
+		if f := fields.ByName(name); f != nil {
+			return f.Number()
+		}
+		return 0
+	}
+	id, tenant := number("request_id"), number("tenant")
 	for looked := 0; len(b) > 0 && looked < maxIdentified; looked++ {
 		number, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {

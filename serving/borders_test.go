@@ -303,7 +303,8 @@ func TestPrompts(t *testing.T) {
 	if fmt.Sprint(r.prompt.Messages) != fmt.Sprint(want) || !r.prompt.Continue || r.prompt.Raw != nil {
 		t.Errorf("%+v", r.prompt)
 	}
-	if len(r.images) != 1 || fmt.Sprint(r.images[0]) != fmt.Sprint(imagePart{"chat.messages[1].parts[1].image.data", []byte("one"), 1}) {
+	image := imagePart{field: "chat.messages[1].parts[1].image.data", data: []byte("one"), detail: 1}
+	if len(r.images) != 1 || fmt.Sprint(r.images[0]) != fmt.Sprint(image) {
 		t.Errorf("%+v", r.images)
 	}
 }

@@ -325,6 +325,7 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 		Defaults: d.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(d.text.Tokenizer, d.text.EOS) }),
 	}
+	d.Model.Fingerprint = d.fingerprint()
 	return nil
 }
 

@@ -22,7 +22,7 @@ const (
 	DeadlineExceeded
 	// Invalid has Violations, which say what to change.
 	Invalid
-	// NotFound says that no model has the name.
+	// NotFound says that no model has the name, or no upload the digest.
 	NotFound
 	// FailedPrecondition says that the model does not do what is asked.
 	FailedPrecondition
@@ -32,6 +32,10 @@ const (
 	Unavailable
 	// Internal is the server's own fault; its log says more.
 	Internal
+	// Unauthenticated says that the caller has no credential that counts here.
+	Unauthenticated
+	// PermissionDenied says that the caller's credential does not allow what is asked.
+	PermissionDenied
 )
 
 // kindNames are the kinds as log lines and as metrics write them.
@@ -45,6 +49,8 @@ var kindNames = [...][2]string{
 	Exhausted:          {"ResourceExhausted", "RESOURCE_EXHAUSTED"},
 	Unavailable:        {"Unavailable", "UNAVAILABLE"},
 	Internal:           {"Internal", "INTERNAL"},
+	Unauthenticated:    {"Unauthenticated", "UNAUTHENTICATED"},
+	PermissionDenied:   {"PermissionDenied", "PERMISSION_DENIED"},
 }
 
 // String is the kind as log lines write it.
@@ -130,8 +136,16 @@ func Overloaded(message string) error {
 	return &Error{Kind: Exhausted, Message: message, RetryAfter: retryDelay}
 }
 
+// TooSlow is the error of a caller that does not take its answer.
+func TooSlow(within time.Duration) error {
+	return &Error{Kind: DeadlineExceeded, Message: fmt.Sprintf("the answer was not taken within %v", within)}
+}
+
 // Stopping is the error of requests that come too late.
 func Stopping() error { return &Error{Kind: Unavailable, Message: "the server is shutting down"} }
+
+// Left is the error of a caller whose ctx has ended.
+func Left(ctx context.Context) error { return shown(ctx.Err(), "") }
 
 // failed is an error of the kind, with a text that is safe to show.
 func failed(kind Kind, format string, args ...any) error {
@@ -151,7 +165,7 @@ func refusal(err error) error {
 	case errors.As(err, &late):
 		return &Error{Kind: Exhausted, Message: late.Error(), RetryAfter: late.RetryAfter()}
 	case errors.Is(err, batching.ErrBusy):
-		return Overloaded("every slot is taken: try again later")
+		return &Error{Kind: Exhausted, Message: "every slot is taken: try again later", RetryAfter: retryDelay, cause: err}
 	case errors.Is(err, batching.ErrDraining), errors.Is(err, decoder.ErrDevice): // the process is about to end
 		return Stopping()
 	}

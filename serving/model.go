@@ -15,6 +15,8 @@ import (
 type Model struct {
 	// Name is what requests call the model, Digest what tells its weights and configuration from others.
 	Name, Digest string
+	// Fingerprint is the same as long as a request with the same seed gets the same answer; empty where no model runs.
+	Fingerprint string
 	// MaxLen is the context: prompt and answer together, in tokens. Vocab is the number of logits.
 	MaxLen, Vocab int
 	// EOS are the ids that end an answer.

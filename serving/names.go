@@ -53,6 +53,8 @@ const (
 	metricInflight       = "mmserve.messages.inflight"
 	metricEvicted        = "mmserve.messages.evicted"
 	metricConnections    = "mmserve.connections"
+	metricQuotaRefused   = "mmserve.quota.refused"
+	metricQuotaTenants   = "mmserve.quota.tenants"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"
@@ -70,6 +72,8 @@ const (
 	provider          = "mmserve"
 	operationChat     = "chat"
 	operationComplete = "text_completion"
+	operationEmbed    = "embeddings"
+	operationCount    = "count_tokens" // the conventions have none
 
 	keyOperation       = semconv.GenAIOperationNameKey
 	keyProvider        = semconv.GenAIProviderNameKey
@@ -95,6 +99,8 @@ const (
 	keyStage           = attribute.Key("stage")
 	keyOutcome         = attribute.Key("outcome")
 	keyReason          = attribute.Key("reason")
+	keyQuota           = attribute.Key("quota")
+	keyNamedTenant     = attribute.Key("tenant")
 	keyKind            = attribute.Key("kind")
 	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")

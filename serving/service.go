@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -11,6 +12,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -24,6 +26,8 @@ type ServiceOptions struct {
 	NoDrafts bool
 	// SharePrefixes has images that one tenant sent count as cached for others.
 	SharePrefixes bool
+	// Quotas hold tenants to what they may use. Default: they may use all there is.
+	Quotas *Quotas
 	// Filters make the stages that every answer goes through after those of its request, in order.
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
@@ -32,6 +36,10 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
+	// Media keeps the files that callers upload, and holds those that are fetched. nil: there are neither.
+	Media *media.Store
+	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
+	Fetcher Fetcher
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -56,12 +64,14 @@ func (o ServiceOptions) withDefaults() ServiceOptions {
 type Service struct {
 	models  *Registry
 	options ServiceOptions
+	// counting has one place per core, for Count, which has none in an engine.
+	counting chan struct{}
 }
 
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
-	s := &Service{models: models, options: o.withDefaults()}
-	s.options.Telemetry.watch(models, s.options.Traffic)
+	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s.options.Telemetry.watch(s)
 	return s
 }
 
@@ -72,17 +82,28 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
+	used       *usage // of its tenant's quotas
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
 // served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
 func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
+	operation := operationChat
+	if in.Prompt != nil {
+		operation = operationComplete
+	}
+	return s.beginAs(ctx, in, operation)
+}
+
+// beginAs is begin for what is recorded as another operation.
+func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
+	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
-	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
+	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil
 }
 
@@ -93,6 +114,7 @@ func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
 		return gone
 	}
 	defer release()
+	l.rec.refused = err
 	return l.rec.close(ctx, nil, err)
 }
 
@@ -115,12 +137,24 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
+	if err := l.enter(ctx, in.Peer); err != nil {
+		return err
+	}
+	defer l.leave()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
 	}
 	l.rec.asked(req, in.Streams)
+	if err := l.chargeEstimate(req); err != nil {
+		return err
+	}
 	req.deadline, _ = ctx.Deadline()
+	releaseFiles, err := l.files(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer releaseFiles()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -134,6 +168,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	releaseFiles()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -198,11 +233,14 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		defer func() { l.rec.answers[i].timing = stream.Timing() }()
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
-	err := to.Start(&Start{
-		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Seed: req.sampling.Seed, Answers: req.n,
+	start := Start{
+		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
-	})
-	if err != nil {
+	}
+	if req.tokenIDs {
+		start.PromptIDs = input.IDs
+	}
+	if err := to.Start(&start); err != nil {
 		return err
 	}
 	if req.n == 1 {
@@ -218,7 +256,8 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 func (l *life) sequence(req *checked, input fusion.Input, i int) batching.Request {
 	r := batching.Request{
 		ID: l.rec.id, Input: input, MaxTokens: req.maxTokens, Stop: req.eos, Sampling: req.sampling,
-		Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: req.noDrafts, Further: i > 0, Tag: l.rec.tag(),
+		Priority: req.priority, Tenant: req.tenant, Weight: l.used.weight(), Deadline: req.deadline, NoDrafts: req.noDrafts,
+		Further: i > 0, Tag: l.rec.tag(),
 	}
 	r.Sampling.Seed += uint64(i)
 	if req.promptLogprobs && i == 0 {

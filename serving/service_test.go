@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder/decodertest"
@@ -33,6 +34,18 @@ func (p prepares) Prepare(_ context.Context, data []byte, _ vision.Limits, _ boo
 
 // tiny is a service of a model that completes raw prompts, over an engine with one slot.
 func tiny(t *testing.T) (*serving.Service, *batching.Engine) {
+	t.Helper()
+	return tinyOptions(t, serving.ServiceOptions{})
+}
+
+// tinyWith is tiny with quotas.
+func tinyWith(t *testing.T, q *serving.Quotas) (*serving.Service, *batching.Engine) {
+	t.Helper()
+	return tinyOptions(t, serving.ServiceOptions{Quotas: q})
+}
+
+// tinyOptions is tiny with options.
+func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "model", "tiny-vlm", "tokenizer.json"))
 	if err != nil {
@@ -69,8 +82,20 @@ func tiny(t *testing.T) (*serving.Service, *batching.Engine) {
 		cancel()
 		<-done
 	})
-	o := serving.ServiceOptions{Logger: slog.New(slog.DiscardHandler)}
+	o.Logger = slog.New(slog.DiscardHandler)
 	return serving.NewService(serving.Single(serving.Run(m, e)), o), e
+}
+
+// idle waits until what was cut has left the engine.
+func idle(t *testing.T, e *batching.Engine) {
+	t.Helper()
+	for range 1000 {
+		if e.Stats().Accepted == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("requests stay in the engine")
 }
 
 // kept is a sink that notes what comes, and fails at the event fail.
@@ -184,6 +209,7 @@ func TestServiceErrors(t *testing.T) {
 		}
 	}
 	var full *serving.Error
+	idle(t, e)
 	for {
 		ticket, err := e.Acquire()
 		if err != nil {

@@ -19,13 +19,13 @@ import (
 )
 
 // Telemetry is what a server measures: its traces and instruments. No label says who asked: what callers choose freely
-// (tenants, ids) would make a series each.
+// (tenants, ids) would make a series each. Tenants that the operator names in the quotas are the exception.
 type Telemetry struct {
 	tracer trace.Tracer
 	meter  metric.Meter
 
 	duration, firstToken, outputToken, stage metric.Float64Histogram
-	finished, rejected, images               metric.Int64Counter
+	finished, rejected, images, quotas       metric.Int64Counter
 	stepDuration                             metric.Float64Histogram
 	stepRows                                 metric.Int64Histogram
 
@@ -56,6 +56,7 @@ type snapshot struct {
 type processSnapshot struct {
 	device DeviceStats
 	Traffic
+	tenants int // that the quotas remember
 }
 
 // NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
@@ -90,6 +91,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.finished = counter(metricFinished, "{request}", "Requests that ended, each once.")
 	t.rejected = counter(metricRejected, "{request}", "Requests that ended before the engine took them.")
 	t.images = counter(metricImages, "{image}", "Images decoded and cut into tiles.")
+	t.quotas = counter(metricQuotaRefused, "{request}", "Requests that a quota refused; the label tenant is empty for tenants that the quotas do not name.")
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
 	return t, errors.Join(append(errs, t.constants(), t.observe())...)
@@ -98,7 +100,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 // zero starts a model's counters of what happens seldom: a rate sees no first event in a series that begins with it.
 func (t *Telemetry) zero(model string) {
 	ctx, name := context.Background(), keyModel.String(model)
-	for _, reason := range []string{"busy", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
+	for _, reason := range []string{"busy", "quota", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
 		t.rejected.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(reason))))
 	}
 	for _, outcome := range []string{
@@ -219,6 +221,8 @@ func (o *observations) ofEdges() {
 	o.addProcess(func(s processSnapshot) int64 { return s.InflightBytes })
 	o.counter(metricEvicted, "{message}", "Messages that were refused while they came, because all together took more than the budget.")
 	o.addProcess(func(s processSnapshot) int64 { return s.Evicted })
+	o.gauge(metricQuotaTenants, "{tenant}", "Tenants and hosts whose use is remembered for the quotas.")
+	o.addProcess(func(s processSnapshot) int64 { return int64(s.tenants) })
 	o.gauge(metricConnections, "{connection}", "Clients' connections.")
 	o.addProcess(func(s processSnapshot) int64 { return s.Connections })
 }
@@ -275,8 +279,9 @@ type Traffic struct {
 	InflightBytes, Evicted, Connections int64
 }
 
-// watch has the instruments read from the models and the edges' traffic from now on.
-func (t *Telemetry) watch(models *Registry, traffic func() Traffic) {
+// watch has the instruments read from the service's models and quotas and from the edges' traffic from now on.
+func (t *Telemetry) watch(s *Service) {
+	models, traffic, quotas := s.models, s.options.Traffic, s.options.Quotas
 	instruments := []metric.Observable{t.utilization, t.stalled, t.info, t.cacheConfig, t.nodes, t.fallbacks}
 	for _, o := range t.observed {
 		instruments = append(instruments, o.instrument)
@@ -289,6 +294,7 @@ func (t *Telemetry) watch(models *Registry, traffic func() Traffic) {
 		if traffic != nil {
 			process.Traffic = traffic()
 		}
+		process.tenants = quotas.Tenants()
 		models.Each(func(d *Deployment) {
 			t.observeModel(to, d)
 			if d.Model.DeviceStats != nil { // of all devices
@@ -305,6 +311,9 @@ func (t *Telemetry) watch(models *Registry, traffic func() Traffic) {
 	}
 	for _, name := range models.Names() {
 		t.zero(name)
+	}
+	for _, quota := range quotaNames {
+		t.quotaRefused(context.Background(), &QuotaError{Quota: quota}, 0)
 	}
 }
 
@@ -392,20 +401,33 @@ func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
 	if failure != OK {
 		outcome = failure.label()
 		attrs = append(attrs, keyErrorType.String(outcome))
-	} else if outcome == "" {
+	} else if outcome == "" && r.generates() {
 		outcome = "none" // cannot be: an answer without an end
 	}
 	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
+	if !r.generates() { // many that cost little would hide how the others end
+		return
+	}
 	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
+	if quota := (*QuotaError)(nil); errors.As(r.refused, &quota) {
+		t.quotaRefused(ctx, quota, 1)
+	}
 	if failure != OK && r.sum.timing.Submitted.IsZero() {
 		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(r.reason(failure)))))
 	}
+}
+
+// quotaRefused counts requests that a quota refused.
+func (t *Telemetry) quotaRefused(ctx context.Context, e *QuotaError, n int64) {
+	t.quotas.Add(ctx, n, metric.WithAttributeSet(attribute.NewSet(keyQuota.String(e.Quota), keyNamedTenant.String(e.Tenant))))
 }
 
 // reason says in one word why a request was not taken.
 func (r *record) reason(failure Kind) string {
 	var late *batching.DeadlineError
 	switch {
+	case errors.As(r.refused, new(*QuotaError)):
+		return "quota"
 	case errors.As(r.refused, &late):
 		return "deadline"
 	case errors.Is(r.refused, batching.ErrBusy):

@@ -11,6 +11,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -21,6 +22,8 @@ const (
 	MaxIDBytes = 128
 	// MaxMessages of a conversation, and MaxParts of all its messages.
 	MaxMessages, MaxParts = 2048, 2048
+	// MaxPromptIDs are the most token ids in one prompt.
+	MaxPromptIDs = 262144
 	// MaxStopIDs, MaxBiases and MaxChoices bound their lists.
 	MaxStopIDs, MaxBiases, MaxChoices = 16, 300, 8192
 )
@@ -48,18 +51,22 @@ type checked struct {
 	tenant    string
 	peer      string
 	deadline  time.Time // zero if there is none
+	text      int       // bytes of text in the prompt
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
+	tokenIDs, includeStop    bool
 	scored                   []string // choices of which scores are wanted
 	// constraint is not compiled yet; nil if there is none.
 	constraint *Constraint
 }
 
-// imagePart is an encoded image and the path of the field it came in.
+// imagePart is an encoded image and the path of the field it came in. Before it has data it may have a digest or a URL.
 type imagePart struct {
 	field  string
 	data   []byte
+	digest *media.Digest
+	url    string
 	detail vision.Detail
 }
 
@@ -67,13 +74,14 @@ type imagePart struct {
 // violations are reported together, up to maxViolations.
 func (l *life) validate(in *Request) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, failed(NotFound, "model: the name of %d bytes is not served here; this server has %s", len(in.Model), quoted(l.models.Names()))
+		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
-	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
-	if !validID(in.ID) {
-		v.Add("request_id", "%d bytes; want at most %d printable ASCII characters without spaces", len(in.ID), MaxIDBytes)
+	r := &checked{
+		sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer,
+		tokenIDs: in.TokenIDs, includeStop: in.IncludeStop,
 	}
+	validateName(&v, "request_id", in.ID)
 	l.validateInput(&v, r, in)
 	if in.MaxTokens != nil {
 		if n := *in.MaxTokens; n == 0 || int64(n) >= int64(l.model.MaxLen) {
@@ -86,13 +94,18 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
 	l.validateAnswers(&v, r, in)
-	if !validID(r.tenant) {
-		v.Add("tenant", "%d bytes; want at most %d printable ASCII characters without spaces", len(r.tenant), MaxIDBytes)
-	}
+	validateName(&v, "tenant", in.Tenant)
 	if err := v.Err(); err != nil {
 		return nil, err
 	}
 	return r, l.able(r)
+}
+
+// validateName checks what a caller calls the request, or itself.
+func validateName(v *Violations, field, name string) {
+	if !validID(name) {
+		v.Add(field, idText, len(name), MaxIDBytes)
+	}
 }
 
 // able says what of a request the model does not do.
@@ -106,6 +119,11 @@ func (l *life) able(r *checked) error {
 		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
 	}
 	return nil
+}
+
+// NotServed is the error of a field with a name that is none of those that are served.
+func NotServed(field, name string, served []string) error {
+	return failed(NotFound, "%s: the name of %d bytes is not served here; this server has %s", field, len(name), quoted(served))
 }
 
 // quoted lists names for a message.
@@ -207,6 +225,12 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 	r.scored = texts
 }
 
+// ValidID says whether request_id and tenant may be id.
+func ValidID(id string) bool { return validID(id) }
+
+// idText is what is wrong with an id that is none.
+const idText = "%d bytes; want at most %d printable ASCII characters without spaces"
+
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {
@@ -220,14 +244,16 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	text := 0
 	switch {
 	case in.Chat != nil:
-		text = validateChat(v, r, in.Chat)
+		text = l.validateChat(v, r, in.Chat)
 	case in.Prompt == nil:
 		v.Add("input", "none; want chat or prompt")
 	case len(in.Prompt.Parts) > MaxParts:
 		v.Add("prompt.parts", "%d parts; at most %d are allowed", len(in.Prompt.Parts), MaxParts)
 	default:
-		r.prompt.Raw, text = validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+		r.prompt.Raw, text = l.validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+		l.validateTokens(v, r, in.Prompt.Parts)
 	}
+	r.text = text
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}
@@ -236,8 +262,52 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 	}
 }
 
+// validateTokens takes the tokens among a prompt's parts.
+func (l *life) validateTokens(v *Violations, r *checked, in []Part) {
+	total := 0
+	for i, p := range in {
+		if p.IDs == nil {
+			continue
+		}
+		field := fmt.Sprintf("prompt.parts[%d].token_ids.ids", i)
+		if total += len(p.IDs); total > MaxPromptIDs {
+			v.Add(field, "%d ids up to here; at most %d are allowed", total, MaxPromptIDs)
+			return
+		}
+		if r.prompt.Tokens == nil {
+			r.prompt.Tokens = map[int][]int32{}
+		}
+		r.prompt.Tokens[i] = l.validateIDs(v, field, p.IDs)
+	}
+}
+
+// validateIDs refuses ids that the model has no embedding for, and those of an image's positions: they would stand for an
+// image that is not there.
+func (l *life) validateIDs(v *Violations, field string, in []uint32) []int32 {
+	if len(in) == 0 {
+		v.Add(field, "none; want at least one")
+	}
+	image := int64(-1)
+	if p := l.model.Prompter; p.Preprocessor != nil {
+		image = int64(p.Layout.ImageTokenID)
+	}
+	ids := make([]int32, len(in))
+	for i, id := range in {
+		switch {
+		case int64(id) >= int64(l.model.Vocab):
+			v.Add(fmt.Sprintf("%s[%d]", field, i), "%d; want ids below %d", id, l.model.Vocab)
+			return nil
+		case int64(id) == image:
+			v.Add(fmt.Sprintf("%s[%d]", field, i), "%d, which stands for an image; want images as parts of their own", id)
+			return nil
+		}
+		ids[i] = int32(id)
+	}
+	return ids
+}
+
 // validateChat counts the bytes of text.
-func validateChat(v *Violations, r *checked, in *Chat) (text int) {
+func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 	if len(in.Messages) == 0 {
 		v.Add("chat.messages", "none; want at least one")
 	}
@@ -252,7 +322,7 @@ func validateChat(v *Violations, r *checked, in *Chat) (text int) {
 			v.Add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, MaxParts)
 			return text
 		}
-		list, n := validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
+		list, n := l.validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
 		r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: m.Role, Parts: list})
 		text += n
 	}
@@ -280,25 +350,55 @@ func validateLast(v *Violations, r *checked, in *Chat) {
 const assistant = "assistant"
 
 // validateParts also appends the images among the parts to r, and counts the bytes of text.
-func validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
+func (l *life) validateParts(v *Violations, r *checked, field string, in []Part) (parts []chat.Part, text int) {
 	if len(in) == 0 {
 		v.Add(field, "none; want at least one")
 	}
 	parts = make([]chat.Part, 0, len(in))
 	for i, p := range in {
+		if p.IDs != nil && r.prompt.Messages != nil {
+			v.Add(fmt.Sprintf("%s[%d].token_ids", field, i), "%d ids; want text or an image: a chat is written by the model's template", len(p.IDs))
+		}
 		if p.Image == nil {
 			text += len(p.Text)
 			parts = append(parts, chat.Part{Text: p.Text})
 			continue
 		}
-		at := fmt.Sprintf("%s[%d].image.data", field, i)
-		if len(p.Image.Data) == 0 {
-			v.Add(at, "empty; want the bytes of an image file")
-		}
 		parts = append(parts, chat.Part{Image: true})
-		r.images = append(r.images, imagePart{field: at, data: p.Image.Data, detail: p.Image.Detail})
+		r.images = append(r.images, l.validateImage(v, fmt.Sprintf("%s[%d].image", field, i), p.Image))
 	}
 	return parts, text
+}
+
+// validateImage settles where the bytes of an image come from.
+func (l *life) validateImage(v *Violations, field string, in *Image) imagePart {
+	part := imagePart{field: field + ".data", data: in.Data, detail: in.Detail}
+	given := 0
+	for _, n := range []int{len(in.Data), len(in.Digest), len(in.URL)} {
+		given += min(n, 1)
+	}
+	switch {
+	case given == 0:
+		v.Add(part.field, "empty; want the bytes of an image file, or a digest or a URL beside it")
+	case given > 1:
+		v.Add(field, "%d of data, digest and url; want one", given)
+	case in.Digest != "":
+		part.field = field + ".digest"
+		d, err := media.ParseDigest(in.Digest)
+		switch {
+		case l.options.Media == nil:
+			v.Add(part.field, "%v", mediaOff())
+		case err != nil:
+			v.Add(part.field, "%v", err)
+		}
+		part.digest = &d
+	case in.URL != "":
+		part.field, part.url = field+".url", in.URL
+		if l.options.Fetcher == nil || l.options.Media == nil {
+			v.Add(part.field, "%v", urlsOff())
+		}
+	}
+	return part
 }
 
 func (l *life) validateStop(v *Violations, r *checked, stop []string) {

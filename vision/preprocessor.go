@@ -21,7 +21,7 @@ type Preprocessor interface {
 	Grid(w, h int) Grid
 	// Measure tells how an image of w×h pixels, after orientation, will be cut, and bounds the memory that is held beside
 	// the decoder's: intermediate sizes, tiles and pixel values. Its error wraps ErrImage where the size cannot be taken.
-	Measure(w, h int, split bool) (g Grid, bytes int64, err error)
+	Measure(w, h int, split bool) (Measured, error)
 	// Prepare decodes an image and makes it into tiles. With split false it stays one tile where the settings would
 	// cut it. Errors wrap ErrImage, or are the context's cause. It waits for the budget of l, runs on the caller's
 	// goroutine and lends work to the other cores.
@@ -174,10 +174,18 @@ func checkResample(n int) error {
 // embeddings that somebody kept are not taken for those of the new pixels.
 const pixelsVersion = 3
 
+// Describe names the preprocessing that p applies: equal texts stand for equal pixels of equal files. It is "" for nil.
+func Describe(p Preprocessor) string {
+	if p == nil {
+		return ""
+	}
+	return fmt.Sprintf("%T v%d %+v", p, pixelsVersion, p)
+}
+
 // digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
 func digest(p Preprocessor, data []byte) (d [32]byte) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%T v%d %+v\n", p, pixelsVersion, p)
+	fmt.Fprintln(h, Describe(p))
 	h.Write(data)
 	h.Sum(d[:0])
 	return d

@@ -149,6 +149,7 @@ func startCounting(t *testing.T) (*counting, string) {
 		t.Fatal(err)
 	}
 	g, h := grpc.NewServer(grpc.MaxRecvMsgSize(64<<20)), health.NewServer()
+	//lint:ignore SA1019 it is what the client calls
 	pb.RegisterMMServeServer(g, c)
 	healthpb.RegisterHealthServer(g, h)
 	h.SetServingStatus(pb.MMServe_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)

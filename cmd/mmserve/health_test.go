@@ -21,7 +21,7 @@ func TestLocalAddress(t *testing.T) {
 		"0.0.0.0:8080": "127.0.0.1:8080", ":8080": "127.0.0.1:8080", "[::]:8080": "127.0.0.1:8080",
 		"127.0.0.1:8080": "127.0.0.1:8080", "mm.example:80": "mm.example:80", "nonsense": "nonsense",
 	} {
-		if got := local(addr); got != want {
+		if got := local(addr); got != "passthrough:"+want {
 			t.Errorf("%s: %s, want %s", addr, got, want)
 		}
 	}

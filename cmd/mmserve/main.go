@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"github.com/alecthomas/kong"
 
@@ -32,6 +33,7 @@ type cli struct {
 	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
 	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against gold values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
+	Keys    keysCmd    `cmd:"" help:"Make API keys."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -50,29 +52,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	status := 0
 	exited := false
-	parser, err := kong.New(&c, kong.Name("mmserve"),
-		kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."),
-		kong.Writers(stdout, stderr), kong.UsageOnError(), flagVariables,
+	k, err := newParser(&c, kong.Writers(stdout, stderr), kong.UsageOnError(),
 		kong.Exit(func(code int) { status, exited = code, true }),
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil)))
-	if err != nil {
-		panic(err) // the declarations above are wrong
-	}
-	k, err := parser.Parse(args)
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(stdout, (*io.Writer)(nil))).Parse(args)
 	if exited { // --help
 		return status
 	}
-	if err != nil {
-		fmt.Fprintln(stderr, "mmserve:", err)
-		return 2
+	if err == nil {
+		err = emptyVariable(k)
 	}
-	if err := emptyVariable(k); err != nil {
+	if err != nil {
 		fmt.Fprintln(stderr, "mmserve:", err)
 		return 2
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(stderr, c.LogLevel, c.LogFormat, level)
-	err = k.Run(&c, log, level)
+	err = k.Run(&c, log, level, rereader(func() (*cli, *kong.Context, error) { return parse(args) }))
 	var exit exitError
 	switch {
 	case err == nil:
@@ -84,11 +79,33 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// newParser is the command line's, whose values go to c.
+func newParser(c *cli, options ...kong.Option) *kong.Kong {
+	options = append([]kong.Option{
+		kong.Name("mmserve"), kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."), flagVariables,
+	}, options...)
+	parser, err := kong.New(c, options...)
+	if err != nil {
+		panic(err) // the declarations are wrong
+	}
+	return parser
+}
+
+// parse reads a command line that was parsed before, with the files it names.
+func parse(args []string) (*cli, *kong.Context, error) {
+	c := new(cli)
+	k, err := newParser(c, kong.Writers(io.Discard, io.Discard), kong.Exit(func(int) {})).Parse(args)
+	return c, k, err
+}
+
+// mayBeEmpty are the flags that an empty value turns off.
+var mayBeEmpty = []string{"admin-address"}
+
 // emptyVariable is an error if a variable of the command's flags is set and empty: a template that was not filled in, rather
 // than a wish for the default.
 func emptyVariable(k *kong.Context) error {
 	for _, flag := range k.Flags() {
-		if flag.Name == "admin-address" { // off
+		if slices.Contains(mayBeEmpty, flag.Name) {
 			continue
 		}
 		for _, name := range flag.Envs {

@@ -34,6 +34,14 @@ func (m *modelFolder) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// String is what UnmarshalText reads.
+func (m modelFolder) String() string {
+	if m.Name == "" {
+		return m.Dir
+	}
+	return m.Name + "=" + m.Dir
+}
+
 // modelAdmin is what the admin listener changes models by. What it opens lies under a folder that the operator named.
 type modelAdmin struct {
 	root   string // empty: nothing can be loaded or unloaded

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,16 +13,25 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
 
 type serveCmd struct {
+	configFlags
 	modelFlags
 	telemetryFlags
-	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port."`
-	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message accepted."`
+	listenFlags
+	mediaFlags
+	securityFlags
+	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
+	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
+	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
+	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message, or HTTP body, accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
 	MaxStreams       int           `default:"1024" env:"MMSERVE_MAX_STREAMS" help:"Most calls at once on one connection; a client keeps the others back."`
@@ -29,6 +39,7 @@ type serveCmd struct {
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
+	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
 
@@ -45,6 +56,11 @@ func (s serveCmd) check() error {
 	}
 	if s.AdminAddress != "" {
 		if err := checkAddress("--admin-address", s.AdminAddress); err != nil {
+			return err
+		}
+	}
+	if s.HTTPListen != "" {
+		if err := checkAddress("--http-listen", s.HTTPListen); err != nil {
 			return err
 		}
 	}
@@ -85,46 +101,74 @@ func (s serveCmd) check() error {
 
 // checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
 func checkAddress(flag, address string) error {
+	if _, unix, err := socket.Path(address); err != nil {
+		return fmt.Errorf("%s %w", flag, err)
+	} else if unix {
+		return nil
+	}
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces", flag, address)
+		return fmt.Errorf("%s %q: want host:port with a port of 0 to 65535, as 127.0.0.1:8080, or :8080 for all interfaces, or unix:///path", flag, address)
 	}
 	return nil
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar) (err error) {
-	if err := errors.Join(s.check(), s.modelFlags.check()); err != nil {
+func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check()); err != nil {
 		return err
 	}
-	ctx, stop := serveSignals(ctx, log)
-	defer stop()
-	lis, err := net.Listen("tcp", s.Listen)
-	if err != nil {
-		return fmt.Errorf("--listen %s: %w", s.Listen, err)
+	if s.PrintConfig {
+		return printConfig(out, k.Flags())
 	}
-	defer lis.Close()
+	guard, err := s.secure(log)
+	if err != nil {
+		return err
+	}
+	reload := &reloaders{log: log}
+	if len(guard.files) > 0 {
+		reload.add("keys and certificates", guard.Reload)
+	}
+	if s.Config != "" {
+		if err := reload.watchConfig(k, level, again); err != nil {
+			return err
+		}
+	}
+	ctx, stop := serveSignals(ctx, log, reload.reload)
+	defer stop()
+	return s.serve(ctx, c, guard, log, level, reload)
+}
+
+// serve answers until ctx ends.
+func (s serveCmd) serve(
+	ctx context.Context, c *cli, guard *security, log *slog.Logger, level *slog.LevelVar, reload *reloaders,
+) (err error) {
+	lis, web, closeAll, err := s.open(log)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
-	o, err := s.observe(ctx, log, admin.Options{Level: level, Models: models, Ready: func() error {
-		if s := ready.Load(); s != nil {
-			return s.Ready()
-		}
-		return errors.New("starting")
-	}})
+	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
+	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv := server.Loading(s.options(o, log))
+	srv, err := s.newServer(ctx, o, guard, web, log, reload)
+	if err != nil {
+		return err
+	}
 	ready.Store(srv)
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	guard.run(ctx)
 	served := make(chan error, 1)
 	go func() {
 		err := srv.Serve(ctx, lis)
@@ -152,6 +196,51 @@ func (s serveCmd) Run(ctx context.Context, c *cli, log *slog.Logger, level *slog
 	err = <-served
 	log.Info("stopped", "error", err)
 	return errors.Join(err, registry.Close(ctx))
+}
+
+// readiness says why a server takes no requests, nil if it does.
+func readiness(s *server.Server) error {
+	if s == nil {
+		return errors.New("starting")
+	}
+	return s.Ready()
+}
+
+// open opens the listeners; web is nil where there is to be no HTTP.
+func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func(), err error) {
+	if lis, err = s.listen("--listen", s.Listen); err != nil {
+		return nil, nil, nil, err
+	}
+	if s.HTTPListen == "" {
+		return lis, nil, func() { _ = lis.Close() }, nil
+	}
+	if web, err = s.listen("--http-listen", s.HTTPListen); err != nil {
+		_ = lis.Close()
+		return nil, nil, nil, err
+	}
+	log.Info("http", "address", web.Addr().String())
+	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
+}
+
+// quotaInterval is how often the file of quotas is looked at.
+const quotaInterval = 10 * time.Second
+
+// newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
+func (s serveCmd) newServer(
+	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
+) (*server.Server, error) {
+	options := s.options(o, guard, web, log)
+	s.mediaFlags.apply(&options)
+	if s.Quotas != "" {
+		q, err := serving.OpenQuotas(s.Quotas)
+		if err != nil {
+			return nil, fmt.Errorf("--quotas: %w", err)
+		}
+		go q.Watch(ctx, quotaInterval, log)
+		reload.add("quotas", q.Reload)
+		options.Quotas = q
+	}
+	return server.Loading(options), nil
 }
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
@@ -197,7 +286,20 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
+// secure checks all flags, refuses listeners that anybody would reach, and opens what decides who may ask.
+func (s serveCmd) secure(log *slog.Logger) (*security, error) {
+	err := s.expose(log, []listenerFlag{
+		{flag: "--listen", address: s.Listen},
+		{flag: "--http-listen", address: s.HTTPListen},
+		{flag: adminFlag, address: s.AdminAddress, credential: s.AdminKeyFile != ""},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.securityFlags.open(log)
+}
+
+func (s serveCmd) options(o *observability, guard *security, web net.Listener, log *slog.Logger) server.Options {
 	connections := s.MaxConnections
 	if connections == 0 {
 		connections = connectionLimit(1024)
@@ -206,5 +308,10 @@ func (s serveCmd) options(o *observability, log *slog.Logger) server.Options {
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
+		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
+		HTTP: server.HTTPOptions{
+			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+		},
 	}
 }

@@ -25,7 +25,7 @@ import (
 
 // telemetryFlags say where the server shows what it does; the standard OTEL_* variables say what is sent elsewhere.
 type telemetryFlags struct {
-	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port; off if empty. It shows what is in memory: keep it private."`
+	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port or unix:///path; off if empty. Outside loopback it wants --tls-cert and --admin-key-file or a key with the role admin."`
 	TraceSteps   int    `default:"16" env:"MMSERVE_TRACE_STEPS" help:"Of the engine's steps that run traced requests, one in so many gets a span of its own; 0: none."`
 }
 
@@ -42,7 +42,8 @@ type observability struct {
 }
 
 // observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads. a is what the listener shows, but for the metrics.
-func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, a admin.Options) (o *observability, err error) {
+func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, listen func(flag, address string) (net.Listener, error),
+	a admin.Options) (o *observability, err error) {
 	if f.TraceSteps < 0 {
 		return nil, fmt.Errorf("--trace-steps is %d, want 0 or more", f.TraceSteps)
 	}
@@ -67,16 +68,16 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, a admin.O
 	if f.AdminAddress == "" {
 		return o, nil
 	}
-	lis, err := net.Listen("tcp", f.AdminAddress)
+	lis, err := listen("--admin-address", f.AdminAddress)
 	if err != nil {
-		return o, fmt.Errorf("--admin-address %s: %w", f.AdminAddress, err)
+		return o, err
 	}
 	a.Metrics = o.sdk.Scrape
 	if o.admin, o.free, err = admin.New(a); err != nil {
 		return o, errors.Join(err, lis.Close())
 	}
 	o.done = make(chan error, 1)
-	go func() { o.done <- o.admin.Serve(lis) }()
+	go func() { o.done <- admin.Serve(o.admin, lis) }()
 	log.Info("admin", "address", lis.Addr().String())
 	return o, nil
 }

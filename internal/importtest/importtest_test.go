@@ -36,7 +36,7 @@ func TestWire(t *testing.T) {
 			return
 		}
 		for _, to := range imports {
-			if under(to, "google.golang.org/grpc") || under(to, "google.golang.org/genproto") || under(to, module+"proto/mmserve/v1") {
+			if under(to, "google.golang.org/grpc") || under(to, "google.golang.org/genproto") || under(to, module+"proto") {
 				t.Errorf("%s imports %s, which only %v may", file, to, wire)
 			}
 		}

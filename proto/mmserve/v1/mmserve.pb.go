@@ -12,6 +12,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -306,7 +307,11 @@ type GenerateRequest struct {
 	// what it is. Default: as the server is set.
 	Speculative *bool `protobuf:"varint,17,opt,name=speculative,proto3,oneof" json:"speculative,omitempty"`
 	// Tokens that end the answer, as the model's own end-of-answer tokens do, ignore_eos or not; up to 16 ids.
-	StopTokenIds  []uint32 `protobuf:"varint,18,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
+	StopTokenIds []uint32 `protobuf:"varint,18,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
+	// Tell the ids of the prompt's tokens, of which there may be up to 262144 then, and of the answer's.
+	ReturnTokenIds bool `protobuf:"varint,19,opt,name=return_token_ids,json=returnTokenIds,proto3" json:"return_token_ids,omitempty"`
+	// Leave the stop string that ends the answer in it.
+	IncludeStop   bool `protobuf:"varint,20,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +481,20 @@ func (x *GenerateRequest) GetStopTokenIds() []uint32 {
 		return x.StopTokenIds
 	}
 	return nil
+}
+
+func (x *GenerateRequest) GetReturnTokenIds() bool {
+	if x != nil {
+		return x.ReturnTokenIds
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetIncludeStop() bool {
+	if x != nil {
+		return x.IncludeStop
+	}
+	return false
 }
 
 type isGenerateRequest_Input interface {
@@ -831,7 +850,7 @@ func (x *Prompt) GetParts() []*Part {
 	return nil
 }
 
-// Part is a piece of text or an image.
+// Part is a piece of text, an image or tokens.
 type Part struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -840,6 +859,7 @@ type Part struct {
 	//
 	//	*Part_Text
 	//	*Part_Image
+	//	*Part_TokenIds
 	Content       isPart_Content `protobuf_oneof:"content"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -900,6 +920,15 @@ func (x *Part) GetImage() *Image {
 	return nil
 }
 
+func (x *Part) GetTokenIds() *TokenIds {
+	if x != nil {
+		if x, ok := x.Content.(*Part_TokenIds); ok {
+			return x.TokenIds
+		}
+	}
+	return nil
+}
+
 type isPart_Content interface {
 	isPart_Content()
 }
@@ -914,24 +943,82 @@ type Part_Image struct {
 	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
 }
 
+type Part_TokenIds struct {
+	// Tokens, in a Prompt only. The tokenizer then adds none of its own at the prompt's start or end.
+	TokenIds *TokenIds `protobuf:"bytes,3,opt,name=token_ids,json=tokenIds,proto3,oneof"`
+}
+
 func (*Part_Text) isPart_Content() {}
 
 func (*Part_Image) isPart_Content() {}
 
-// Image is an image in a file format.
+func (*Part_TokenIds) isPart_Content() {}
+
+// TokenIds are tokens of the model's vocabulary, as they are: special tokens too, which text cannot form.
+type TokenIds struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one, and in all of a request's parts up to 262144. Each is below the size of the vocabulary, and none is that
+	// of an image's positions: images come as parts of their own.
+	Ids           []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenIds) Reset() {
+	*x = TokenIds{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenIds) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenIds) ProtoMessage() {}
+
+func (x *TokenIds) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenIds.ProtoReflect.Descriptor instead.
+func (*TokenIds) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TokenIds) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// Image is an image in a file format. Exactly one of data, digest and url says where the file is.
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The file's bytes: JPEG, PNG, GIF, BMP, TIFF or WebP; of an animation, the first frame. Required.
+	// The file's bytes: JPEG, PNG, GIF, BMP, TIFF or WebP; of an animation, the first frame.
 	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	// How many tokens the image may cost. Default: DETAIL_AUTO.
-	Detail        Detail `protobuf:"varint,2,opt,name=detail,proto3,enum=mmserve.v1.Detail" json:"detail,omitempty"`
+	Detail Detail `protobuf:"varint,2,opt,name=detail,proto3,enum=mmserve.v1.Detail" json:"detail,omitempty"`
+	// A file that the same tenant uploaded before with UploadMedia: "sha256:" and 64 lower-case hexadecimal digits.
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// A file that the server is to fetch: an https or http URL. It is refused unless the server is set to fetch from that host.
+	Url           string `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1030,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[7]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1043,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{7}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Image) GetData() []byte {
@@ -971,6 +1058,20 @@ func (x *Image) GetDetail() Detail {
 		return x.Detail
 	}
 	return Detail_DETAIL_UNSPECIFIED
+}
+
+func (x *Image) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Image) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
 }
 
 // Sampling says how the next token is picked from the model's distribution. An absent field has the value of the
@@ -1006,7 +1107,7 @@ type Sampling struct {
 
 func (x *Sampling) Reset() {
 	*x = Sampling{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1119,7 @@ func (x *Sampling) String() string {
 func (*Sampling) ProtoMessage() {}
 
 func (x *Sampling) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[8]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1132,7 @@ func (x *Sampling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sampling.ProtoReflect.Descriptor instead.
 func (*Sampling) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{8}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Sampling) GetTemperature() float32 {
@@ -1125,7 +1226,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1238,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[9]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1251,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{9}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1220,7 +1321,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1333,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1346,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Timings) GetPreprocess() *durationpb.Duration {
@@ -1319,7 +1420,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1432,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1445,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenLogprob) GetId() uint32 {
@@ -1381,7 +1482,7 @@ type Logprobs struct {
 
 func (x *Logprobs) Reset() {
 	*x = Logprobs{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1494,7 @@ func (x *Logprobs) String() string {
 func (*Logprobs) ProtoMessage() {}
 
 func (x *Logprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1507,7 @@ func (x *Logprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Logprobs.ProtoReflect.Descriptor instead.
 func (*Logprobs) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Logprobs) GetToken() *TokenLogprob {
@@ -1437,14 +1538,18 @@ type Choice struct {
 	// Tokens generated, the end-of-answer token included.
 	CompletionTokens uint32 `protobuf:"varint,5,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
 	// Of each token, if asked for; of those that a stop string cut off, none.
-	Logprobs      []*Logprobs `protobuf:"bytes,6,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Logprobs []*Logprobs `protobuf:"bytes,6,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
+	// The ids of the same tokens, if asked for.
+	TokenIds []uint32 `protobuf:"varint,7,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	// The token that ended it: one of the model's end-of-answer tokens, or of stop_token_ids. Absent if none did.
+	MatchedStopTokenId *uint32 `protobuf:"varint,8,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Choice) Reset() {
 	*x = Choice{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1561,7 @@ func (x *Choice) String() string {
 func (*Choice) ProtoMessage() {}
 
 func (x *Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1574,7 @@ func (x *Choice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choice.ProtoReflect.Descriptor instead.
 func (*Choice) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Choice) GetSeed() uint64 {
@@ -1514,6 +1619,20 @@ func (x *Choice) GetLogprobs() []*Logprobs {
 	return nil
 }
 
+func (x *Choice) GetTokenIds() []uint32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
+func (x *Choice) GetMatchedStopTokenId() uint32 {
+	if x != nil && x.MatchedStopTokenId != nil {
+		return *x.MatchedStopTokenId
+	}
+	return 0
+}
+
 // GenerateResponse is the whole answer.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1541,14 +1660,21 @@ type GenerateResponse struct {
 	PromptLogprobs []*Logprobs `protobuf:"bytes,11,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// Of each of constraint.choices.texts, if asked for: the probability that the answer is that text, given that it is one of
 	// them. The model's own, before bias, penalties, temperature and filters, of the text as the tokenizer writes it.
-	ChoiceScores  []float32 `protobuf:"fixed32,12,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ChoiceScores []float32 `protobuf:"fixed32,12,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
+	// The same as long as the same request with the same seed gets the same answer: it names the model's weights and
+	// configuration, their precision, the preprocessing, the execution provider and the version of ONNX Runtime.
+	SystemFingerprint string `protobuf:"bytes,13,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	// The ids of the prompt's tokens, if asked for. The positions of images hold the model's image token.
+	PromptTokenIds []uint32 `protobuf:"varint,14,rep,packed,name=prompt_token_ids,json=promptTokenIds,proto3" json:"prompt_token_ids,omitempty"`
+	// The token that ended the first answer, as in Choice.
+	MatchedStopTokenId *uint32 `protobuf:"varint,15,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1686,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1699,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GenerateResponse) GetId() string {
@@ -1660,6 +1786,27 @@ func (x *GenerateResponse) GetChoiceScores() []float32 {
 	return nil
 }
 
+func (x *GenerateResponse) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
+func (x *GenerateResponse) GetPromptTokenIds() []uint32 {
+	if x != nil {
+		return x.PromptTokenIds
+	}
+	return nil
+}
+
+func (x *GenerateResponse) GetMatchedStopTokenId() uint32 {
+	if x != nil && x.MatchedStopTokenId != nil {
+		return *x.MatchedStopTokenId
+	}
+	return 0
+}
+
 // GenerateStreamResponse is one event of a stream: a start, any number of deltas, a finish for each answer. A stream
 // that breaks has no more of them but a status.
 type GenerateStreamResponse struct {
@@ -1678,7 +1825,7 @@ type GenerateStreamResponse struct {
 
 func (x *GenerateStreamResponse) Reset() {
 	*x = GenerateStreamResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1837,7 @@ func (x *GenerateStreamResponse) String() string {
 func (*GenerateStreamResponse) ProtoMessage() {}
 
 func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1850,7 @@ func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateStreamResponse.ProtoReflect.Descriptor instead.
 func (*GenerateStreamResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GenerateStreamResponse) GetEvent() isGenerateStreamResponse_Event {
@@ -1777,14 +1924,18 @@ type StreamStart struct {
 	// Seed that is used; that of answer i is i more.
 	Seed uint64 `protobuf:"varint,4,opt,name=seed,proto3" json:"seed,omitempty"`
 	// The prompt's tokens; completion_tokens is 0.
-	Usage         *Usage `protobuf:"bytes,5,opt,name=usage,proto3" json:"usage,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Usage *Usage `protobuf:"bytes,5,opt,name=usage,proto3" json:"usage,omitempty"`
+	// As in GenerateResponse.
+	SystemFingerprint string `protobuf:"bytes,6,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	// As in GenerateResponse.
+	PromptTokenIds []uint32 `protobuf:"varint,7,rep,packed,name=prompt_token_ids,json=promptTokenIds,proto3" json:"prompt_token_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StreamStart) Reset() {
 	*x = StreamStart{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1947,7 @@ func (x *StreamStart) String() string {
 func (*StreamStart) ProtoMessage() {}
 
 func (x *StreamStart) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1960,7 @@ func (x *StreamStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamStart.ProtoReflect.Descriptor instead.
 func (*StreamStart) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{16}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StreamStart) GetId() string {
@@ -1847,10 +1998,24 @@ func (x *StreamStart) GetUsage() *Usage {
 	return nil
 }
 
+func (x *StreamStart) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
+func (x *StreamStart) GetPromptTokenIds() []uint32 {
+	if x != nil {
+		return x.PromptTokenIds
+	}
+	return nil
+}
+
 // StreamDelta is text that follows what was sent before.
 type StreamDelta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whole characters; empty only where log-probabilities take a message of their own.
+	// Whole characters; empty only where log-probabilities or token ids take a message of their own.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// Tokens generated since the last delta: more than one where text was held back because it could have become a
 	// stop string, or where a character took several tokens.
@@ -1861,13 +2026,15 @@ type StreamDelta struct {
 	Logprobs []*Logprobs `protobuf:"bytes,4,rep,name=logprobs,proto3" json:"logprobs,omitempty"`
 	// Of the prompt's next tokens, if asked for and too many for the finish: they come in order, the rest with the finish.
 	PromptLogprobs []*Logprobs `protobuf:"bytes,5,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The ids of the tokens whose text has been sent by now, if asked for.
+	TokenIds      []uint32 `protobuf:"varint,6,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamDelta) Reset() {
 	*x = StreamDelta{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2046,7 @@ func (x *StreamDelta) String() string {
 func (*StreamDelta) ProtoMessage() {}
 
 func (x *StreamDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2059,7 @@ func (x *StreamDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDelta.ProtoReflect.Descriptor instead.
 func (*StreamDelta) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{17}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamDelta) GetText() string {
@@ -1930,6 +2097,13 @@ func (x *StreamDelta) GetPromptLogprobs() []*Logprobs {
 	return nil
 }
 
+func (x *StreamDelta) GetTokenIds() []uint32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
 // StreamFinish ends a complete answer.
 type StreamFinish struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1948,14 +2122,18 @@ type StreamFinish struct {
 	// Of each token of the prompt but the first, if asked for; with index 0 only.
 	PromptLogprobs []*Logprobs `protobuf:"bytes,7,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// Of each of constraint.choices.texts, if asked for, as in GenerateResponse; with index 0 only.
-	ChoiceScores  []float32 `protobuf:"fixed32,8,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ChoiceScores []float32 `protobuf:"fixed32,8,rep,packed,name=choice_scores,json=choiceScores,proto3" json:"choice_scores,omitempty"`
+	// The ids of the tokens that follow those of the last delta, if asked for.
+	TokenIds []uint32 `protobuf:"varint,9,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	// The token that ended the answer, as in Choice.
+	MatchedStopTokenId *uint32 `protobuf:"varint,10,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StreamFinish) Reset() {
 	*x = StreamFinish{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2145,7 @@ func (x *StreamFinish) String() string {
 func (*StreamFinish) ProtoMessage() {}
 
 func (x *StreamFinish) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2158,7 @@ func (x *StreamFinish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamFinish.ProtoReflect.Descriptor instead.
 func (*StreamFinish) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{18}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StreamFinish) GetFinishReason() FinishReason {
@@ -2039,6 +2217,991 @@ func (x *StreamFinish) GetChoiceScores() []float32 {
 	return nil
 }
 
+func (x *StreamFinish) GetTokenIds() []uint32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
+func (x *StreamFinish) GetMatchedStopTokenId() uint32 {
+	if x != nil && x.MatchedStopTokenId != nil {
+		return *x.MatchedStopTokenId
+	}
+	return 0
+}
+
+// CountTokensResponse says what a request costs.
+type CountTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// request_id, or what the server made in its place.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of the model whose tokens were counted.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Identifies the model's weights and configuration.
+	ModelDigest string `protobuf:"bytes,3,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// As in GenerateResponse.
+	SystemFingerprint string `protobuf:"bytes,4,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	// Positions of the prompt: text_tokens + image_tokens.
+	PromptTokens uint32 `protobuf:"varint,5,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	// Prompt tokens that are text, those of the template included.
+	TextTokens uint32 `protobuf:"varint,6,opt,name=text_tokens,json=textTokens,proto3" json:"text_tokens,omitempty"`
+	// Prompt tokens that are patch embeddings of images.
+	ImageTokens uint32 `protobuf:"varint,7,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
+	// Most tokens of prompt and answer together.
+	Context uint32 `protobuf:"varint,8,opt,name=context,proto3" json:"context,omitempty"`
+	// Most tokens that the answer to this request may have: what max_tokens is or would be by default; 0 where it does not fit.
+	MaxTokens uint32 `protobuf:"varint,9,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
+	// Whether prompt and max_tokens fit the context.
+	Fits bool `protobuf:"varint,10,opt,name=fits,proto3" json:"fits,omitempty"`
+	// Each image, in the order of the prompt.
+	Images []*ImageLayout `protobuf:"bytes,11,rep,name=images,proto3" json:"images,omitempty"`
+	// The ids of the prompt's tokens, if return_token_ids asks for them, as in GenerateResponse.
+	TokenIds      []uint32 `protobuf:"varint,12,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountTokensResponse) Reset() {
+	*x = CountTokensResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountTokensResponse) ProtoMessage() {}
+
+func (x *CountTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountTokensResponse.ProtoReflect.Descriptor instead.
+func (*CountTokensResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CountTokensResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CountTokensResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *CountTokensResponse) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *CountTokensResponse) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
+func (x *CountTokensResponse) GetPromptTokens() uint32 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetTextTokens() uint32 {
+	if x != nil {
+		return x.TextTokens
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetImageTokens() uint32 {
+	if x != nil {
+		return x.ImageTokens
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetMaxTokens() uint32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetFits() bool {
+	if x != nil {
+		return x.Fits
+	}
+	return false
+}
+
+func (x *CountTokensResponse) GetImages() []*ImageLayout {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *CountTokensResponse) GetTokenIds() []uint32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
+// ImageLayout says what the model makes of an image.
+type ImageLayout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's format: "jpeg", "png", "gif", "bmp", "tiff", "webp".
+	Format string `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
+	// The image's width in pixels, after orientation.
+	Width uint32 `protobuf:"varint,2,opt,name=width,proto3" json:"width,omitempty"`
+	// The image's height in pixels, after orientation.
+	Height uint32 `protobuf:"varint,3,opt,name=height,proto3" json:"height,omitempty"`
+	// The width in pixels that it is scaled to for the model.
+	EffectiveWidth uint32 `protobuf:"varint,4,opt,name=effective_width,json=effectiveWidth,proto3" json:"effective_width,omitempty"`
+	// The height in pixels that it is scaled to for the model.
+	EffectiveHeight uint32 `protobuf:"varint,5,opt,name=effective_height,json=effectiveHeight,proto3" json:"effective_height,omitempty"`
+	// Inputs of the vision tower: 1, or those that the image is cut into and one of the whole.
+	Tiles uint32 `protobuf:"varint,6,opt,name=tiles,proto3" json:"tiles,omitempty"`
+	// Positions of the prompt that it takes, the text around it aside.
+	Tokens        uint32 `protobuf:"varint,7,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageLayout) Reset() {
+	*x = ImageLayout{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageLayout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageLayout) ProtoMessage() {}
+
+func (x *ImageLayout) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageLayout.ProtoReflect.Descriptor instead.
+func (*ImageLayout) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ImageLayout) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ImageLayout) GetWidth() uint32 {
+	if x != nil {
+		return x.Width
+	}
+	return 0
+}
+
+func (x *ImageLayout) GetHeight() uint32 {
+	if x != nil {
+		return x.Height
+	}
+	return 0
+}
+
+func (x *ImageLayout) GetEffectiveWidth() uint32 {
+	if x != nil {
+		return x.EffectiveWidth
+	}
+	return 0
+}
+
+func (x *ImageLayout) GetEffectiveHeight() uint32 {
+	if x != nil {
+		return x.EffectiveHeight
+	}
+	return 0
+}
+
+func (x *ImageLayout) GetTiles() uint32 {
+	if x != nil {
+		return x.Tiles
+	}
+	return 0
+}
+
+func (x *ImageLayout) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+// EmbedImageRequest is an image and what is wanted of it.
+type EmbedImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the model that is meant. Empty: the server's default.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The caller's name for this request, as in GenerateRequest.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// On whose behalf the request comes, as in GenerateRequest.
+	Tenant string `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Required.
+	Image *Image `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
+	// Give the embedding of each patch, too.
+	Patches bool `protobuf:"varint,5,opt,name=patches,proto3" json:"patches,omitempty"`
+	// Who goes first where images wait for the vision tower.
+	Priority      Priority `protobuf:"varint,6,opt,name=priority,proto3,enum=mmserve.v1.Priority" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedImageRequest) Reset() {
+	*x = EmbedImageRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedImageRequest) ProtoMessage() {}
+
+func (x *EmbedImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedImageRequest.ProtoReflect.Descriptor instead.
+func (*EmbedImageRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *EmbedImageRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EmbedImageRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EmbedImageRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *EmbedImageRequest) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *EmbedImageRequest) GetPatches() bool {
+	if x != nil {
+		return x.Patches
+	}
+	return false
+}
+
+func (x *EmbedImageRequest) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
+}
+
+// EmbedImageResponse is one event of a stream: a start, then patches. Skip one you do not know.
+type EmbedImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*EmbedImageResponse_Start
+	//	*EmbedImageResponse_Patches
+	Event         isEmbedImageResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedImageResponse) Reset() {
+	*x = EmbedImageResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedImageResponse) ProtoMessage() {}
+
+func (x *EmbedImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedImageResponse.ProtoReflect.Descriptor instead.
+func (*EmbedImageResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *EmbedImageResponse) GetEvent() isEmbedImageResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *EmbedImageResponse) GetStart() *EmbedImageStart {
+	if x != nil {
+		if x, ok := x.Event.(*EmbedImageResponse_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *EmbedImageResponse) GetPatches() *PatchEmbeddings {
+	if x != nil {
+		if x, ok := x.Event.(*EmbedImageResponse_Patches); ok {
+			return x.Patches
+		}
+	}
+	return nil
+}
+
+type isEmbedImageResponse_Event interface {
+	isEmbedImageResponse_Event()
+}
+
+type EmbedImageResponse_Start struct {
+	// The first message.
+	Start *EmbedImageStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type EmbedImageResponse_Patches struct {
+	// The next patch embeddings.
+	Patches *PatchEmbeddings `protobuf:"bytes,2,opt,name=patches,proto3,oneof"`
+}
+
+func (*EmbedImageResponse_Start) isEmbedImageResponse_Event() {}
+
+func (*EmbedImageResponse_Patches) isEmbedImageResponse_Event() {}
+
+// EmbedImageStart is what there is to say of the whole image.
+type EmbedImageStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// request_id, or what the server made in its place.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of the model.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Identifies the model's weights and configuration.
+	ModelDigest string `protobuf:"bytes,3,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// As in GenerateResponse.
+	SystemFingerprint string `protobuf:"bytes,4,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	// What the model makes of the image; tokens is the number of its patch embeddings.
+	Image *ImageLayout `protobuf:"bytes,5,opt,name=image,proto3" json:"image,omitempty"`
+	// Values in an embedding.
+	Dimensions uint32 `protobuf:"varint,6,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
+	// The mean of all patch embeddings, not normalized.
+	Pooled []float32 `protobuf:"fixed32,7,rep,packed,name=pooled,proto3" json:"pooled,omitempty"`
+	// The image had been encoded before and was not encoded again.
+	Cached        bool `protobuf:"varint,8,opt,name=cached,proto3" json:"cached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmbedImageStart) Reset() {
+	*x = EmbedImageStart{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmbedImageStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmbedImageStart) ProtoMessage() {}
+
+func (x *EmbedImageStart) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmbedImageStart.ProtoReflect.Descriptor instead.
+func (*EmbedImageStart) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *EmbedImageStart) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EmbedImageStart) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EmbedImageStart) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *EmbedImageStart) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
+func (x *EmbedImageStart) GetImage() *ImageLayout {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *EmbedImageStart) GetDimensions() uint32 {
+	if x != nil {
+		return x.Dimensions
+	}
+	return 0
+}
+
+func (x *EmbedImageStart) GetPooled() []float32 {
+	if x != nil {
+		return x.Pooled
+	}
+	return nil
+}
+
+func (x *EmbedImageStart) GetCached() bool {
+	if x != nil {
+		return x.Cached
+	}
+	return false
+}
+
+// PatchEmbeddings are some of an image's patch embeddings, at most 1 MiB. They come in order, as they stand in a prompt.
+type PatchEmbeddings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which patch the first is of.
+	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// dimensions values of each patch, one patch after the other.
+	Values        []float32 `protobuf:"fixed32,2,rep,packed,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PatchEmbeddings) Reset() {
+	*x = PatchEmbeddings{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PatchEmbeddings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PatchEmbeddings) ProtoMessage() {}
+
+func (x *PatchEmbeddings) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PatchEmbeddings.ProtoReflect.Descriptor instead.
+func (*PatchEmbeddings) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PatchEmbeddings) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PatchEmbeddings) GetValues() []float32 {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// UploadMediaRequest is a piece of a file. A stream has at least one.
+type UploadMediaRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With the first message only.
+	Header *UploadMediaHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// The file's next bytes, up to 1 MiB.
+	Chunk         []byte `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadMediaRequest) Reset() {
+	*x = UploadMediaRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadMediaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadMediaRequest) ProtoMessage() {}
+
+func (x *UploadMediaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadMediaRequest.ProtoReflect.Descriptor instead.
+func (*UploadMediaRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UploadMediaRequest) GetHeader() *UploadMediaHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *UploadMediaRequest) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+// UploadMediaHeader says what is known of a file before its bytes. What it says is held against them.
+type UploadMediaHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// On whose behalf the file comes: it is used for requests of the same tenant alone.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// The caller's name for this request, as in GenerateRequest.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Bytes of the file, if known: one that is too large is refused at once.
+	Size *uint64 `protobuf:"varint,3,opt,name=size,proto3,oneof" json:"size,omitempty"`
+	// The file's digest, as Image has it, if known: a file that is there already is not sent again.
+	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The file's type, image/jpeg say, if known.
+	MediaType     string `protobuf:"bytes,5,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadMediaHeader) Reset() {
+	*x = UploadMediaHeader{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadMediaHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadMediaHeader) ProtoMessage() {}
+
+func (x *UploadMediaHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadMediaHeader.ProtoReflect.Descriptor instead.
+func (*UploadMediaHeader) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *UploadMediaHeader) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *UploadMediaHeader) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UploadMediaHeader) GetSize() uint64 {
+	if x != nil && x.Size != nil {
+		return *x.Size
+	}
+	return 0
+}
+
+func (x *UploadMediaHeader) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *UploadMediaHeader) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+// UploadMediaResponse says how requests name the file, and for how long.
+type UploadMediaResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For Image.digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of the file.
+	Size uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// The file's type, as its first bytes tell it.
+	MediaType string `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	// Until when it is kept, unless there is no room for it. A request that uses it, or another upload, starts its time anew.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadMediaResponse) Reset() {
+	*x = UploadMediaResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadMediaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadMediaResponse) ProtoMessage() {}
+
+func (x *UploadMediaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadMediaResponse.ProtoReflect.Descriptor instead.
+func (*UploadMediaResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *UploadMediaResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *UploadMediaResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *UploadMediaResponse) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *UploadMediaResponse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+// HasMediaRequest asks about files.
+type HasMediaRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digests as Image has them, up to 256.
+	Digests []string `protobuf:"bytes,1,rep,name=digests,proto3" json:"digests,omitempty"`
+	// On whose behalf they were uploaded.
+	Tenant        string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HasMediaRequest) Reset() {
+	*x = HasMediaRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HasMediaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HasMediaRequest) ProtoMessage() {}
+
+func (x *HasMediaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HasMediaRequest.ProtoReflect.Descriptor instead.
+func (*HasMediaRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HasMediaRequest) GetDigests() []string {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *HasMediaRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+// HasMediaResponse has one entry for each digest, in their order.
+type HasMediaResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The files.
+	Media         []*MediaStatus `protobuf:"bytes,1,rep,name=media,proto3" json:"media,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HasMediaResponse) Reset() {
+	*x = HasMediaResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HasMediaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HasMediaResponse) ProtoMessage() {}
+
+func (x *HasMediaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HasMediaResponse.ProtoReflect.Descriptor instead.
+func (*HasMediaResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *HasMediaResponse) GetMedia() []*MediaStatus {
+	if x != nil {
+		return x.Media
+	}
+	return nil
+}
+
+// MediaStatus says whether a file is there.
+type MediaStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its digest.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Whether requests can use it now.
+	Present bool `protobuf:"varint,2,opt,name=present,proto3" json:"present,omitempty"`
+	// Bytes of the file, if it is there.
+	Size uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// Until when it is kept, if it is there.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MediaStatus) Reset() {
+	*x = MediaStatus{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MediaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MediaStatus) ProtoMessage() {}
+
+func (x *MediaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MediaStatus.ProtoReflect.Descriptor instead.
+func (*MediaStatus) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *MediaStatus) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *MediaStatus) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *MediaStatus) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *MediaStatus) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // GetServerInfoRequest asks for all there is.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2048,7 +3211,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +3223,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +3236,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{32}
 }
 
 // GetServerInfoResponse changes only when an operator loads or unloads a model.
@@ -2094,14 +3257,16 @@ type GetServerInfoResponse struct {
 	// Why these providers, where the server was left to choose.
 	ProviderReason string `protobuf:"bytes,7,opt,name=provider_reason,json=providerReason,proto3" json:"provider_reason,omitempty"`
 	// All models that are served. The fields above are those of the first, the default.
-	Models        []*ModelInfo `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Models []*ModelInfo `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
+	// The default model's, as in GenerateResponse.
+	SystemFingerprint string `protobuf:"bytes,9,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +3278,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +3291,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{20}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetServerInfoResponse) GetModel() string {
@@ -2185,6 +3350,13 @@ func (x *GetServerInfoResponse) GetModels() []*ModelInfo {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
 // ListModelsRequest is empty.
 type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2194,7 +3366,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +3378,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +3391,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{34}
 }
 
 // ListModelsResponse says which models are served.
@@ -2233,7 +3405,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +3417,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,12 +3430,104 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{22}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelInfo {
 	if x != nil {
 		return x.Models
+	}
+	return nil
+}
+
+// GetModelRequest names a model.
+type GetModelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: the default.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetModelRequest) Reset() {
+	*x = GetModelRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetModelRequest) ProtoMessage() {}
+
+func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
+func (*GetModelRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetModelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// GetModelResponse is what there is to say of it.
+type GetModelResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model.
+	Model         *ModelInfo `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetModelResponse) Reset() {
+	*x = GetModelResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetModelResponse) ProtoMessage() {}
+
+func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
+func (*GetModelResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetModelResponse) GetModel() *ModelInfo {
+	if x != nil {
+		return x.Model
 	}
 	return nil
 }
@@ -2283,13 +3547,21 @@ type ModelInfo struct {
 	Sessions []*Session `protobuf:"bytes,5,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// Why these providers, where the server was left to choose.
 	ProviderReason string `protobuf:"bytes,6,opt,name=provider_reason,json=providerReason,proto3" json:"provider_reason,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// As in GenerateResponse.
+	SystemFingerprint string `protobuf:"bytes,7,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
+	// Tokens that the model knows: ids are below it.
+	Vocabulary uint32 `protobuf:"varint,8,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
+	// Whether it takes images.
+	Images bool `protobuf:"varint,9,opt,name=images,proto3" json:"images,omitempty"`
+	// Whether it has a chat template: without one it takes prompts only.
+	Chat          bool `protobuf:"varint,10,opt,name=chat,proto3" json:"chat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +3573,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +3586,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{23}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ModelInfo) GetName() string {
@@ -2359,6 +3631,34 @@ func (x *ModelInfo) GetProviderReason() string {
 	return ""
 }
 
+func (x *ModelInfo) GetSystemFingerprint() string {
+	if x != nil {
+		return x.SystemFingerprint
+	}
+	return ""
+}
+
+func (x *ModelInfo) GetVocabulary() uint32 {
+	if x != nil {
+		return x.Vocabulary
+	}
+	return 0
+}
+
+func (x *ModelInfo) GetImages() bool {
+	if x != nil {
+		return x.Images
+	}
+	return false
+}
+
+func (x *ModelInfo) GetChat() bool {
+	if x != nil {
+		return x.Chat
+	}
+	return false
+}
+
 // Session is one graph of the model and where its nodes run.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2377,7 +3677,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +3689,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +3702,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{24}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Session) GetGraph() string {
@@ -2438,7 +3738,7 @@ var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb1\x05\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x05\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -2464,7 +3764,9 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\ftop_logprobs\x18\x0f \x01(\rR\vtopLogprobs\x12'\n" +
 	"\x0fprompt_logprobs\x18\x10 \x01(\bR\x0epromptLogprobs\x12%\n" +
 	"\vspeculative\x18\x11 \x01(\bH\x02R\vspeculative\x88\x01\x01\x12$\n" +
-	"\x0estop_token_ids\x18\x12 \x03(\rR\fstopTokenIdsB\a\n" +
+	"\x0estop_token_ids\x18\x12 \x03(\rR\fstopTokenIds\x12(\n" +
+	"\x10return_token_ids\x18\x13 \x01(\bR\x0ereturnTokenIds\x12!\n" +
+	"\finclude_stop\x18\x14 \x01(\bR\vincludeStopB\a\n" +
 	"\x05inputB\r\n" +
 	"\v_max_tokensB\x0e\n" +
 	"\f_speculative\"\xa3\x01\n" +
@@ -2487,14 +3789,19 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x04role\x18\x01 \x01(\x0e2\x10.mmserve.v1.RoleR\x04role\x12&\n" +
 	"\x05parts\x18\x02 \x03(\v2\x10.mmserve.v1.PartR\x05parts\"0\n" +
 	"\x06Prompt\x12&\n" +
-	"\x05parts\x18\x01 \x03(\v2\x10.mmserve.v1.PartR\x05parts\"R\n" +
+	"\x05parts\x18\x01 \x03(\v2\x10.mmserve.v1.PartR\x05parts\"\x87\x01\n" +
 	"\x04Part\x12\x14\n" +
 	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x12)\n" +
-	"\x05image\x18\x02 \x01(\v2\x11.mmserve.v1.ImageH\x00R\x05imageB\t\n" +
-	"\acontent\"G\n" +
+	"\x05image\x18\x02 \x01(\v2\x11.mmserve.v1.ImageH\x00R\x05image\x123\n" +
+	"\ttoken_ids\x18\x03 \x01(\v2\x14.mmserve.v1.TokenIdsH\x00R\btokenIdsB\t\n" +
+	"\acontent\"\x1c\n" +
+	"\bTokenIds\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"q\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12*\n" +
-	"\x06detail\x18\x02 \x01(\x0e2\x12.mmserve.v1.DetailR\x06detail\"\xd9\x04\n" +
+	"\x06detail\x18\x02 \x01(\x0e2\x12.mmserve.v1.DetailR\x06detail\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x10\n" +
+	"\x03url\x18\x04 \x01(\tR\x03url\"\xd9\x04\n" +
 	"\bSampling\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
 	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +
@@ -2546,15 +3853,18 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\alogprob\x18\x03 \x01(\x02R\alogprob\"f\n" +
 	"\bLogprobs\x12.\n" +
 	"\x05token\x18\x01 \x01(\v2\x18.mmserve.v1.TokenLogprobR\x05token\x12*\n" +
-	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\x87\x02\n" +
+	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\xf6\x02\n" +
 	"\x06Choice\x12\x12\n" +
 	"\x04seed\x18\x01 \x01(\x04R\x04seed\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12=\n" +
 	"\rfinish_reason\x18\x03 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x04 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12+\n" +
 	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x120\n" +
-	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobsB\x0f\n" +
-	"\r_matched_stop\"\xe5\x03\n" +
+	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12\x1b\n" +
+	"\ttoken_ids\x18\a \x03(\rR\btokenIds\x126\n" +
+	"\x15matched_stop_token_id\x18\b \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01B\x0f\n" +
+	"\r_matched_stopB\x18\n" +
+	"\x16_matched_stop_token_id\"\x90\x05\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -2568,25 +3878,32 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\achoices\x18\n" +
 	" \x03(\v2\x12.mmserve.v1.ChoiceR\achoices\x12=\n" +
 	"\x0fprompt_logprobs\x18\v \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12#\n" +
-	"\rchoice_scores\x18\f \x03(\x02R\fchoiceScoresB\x0f\n" +
-	"\r_matched_stop\"\xb7\x01\n" +
+	"\rchoice_scores\x18\f \x03(\x02R\fchoiceScores\x12-\n" +
+	"\x12system_fingerprint\x18\r \x01(\tR\x11systemFingerprint\x12(\n" +
+	"\x10prompt_token_ids\x18\x0e \x03(\rR\x0epromptTokenIds\x126\n" +
+	"\x15matched_stop_token_id\x18\x0f \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01B\x0f\n" +
+	"\r_matched_stopB\x18\n" +
+	"\x16_matched_stop_token_id\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
 	"\x05start\x18\x01 \x01(\v2\x17.mmserve.v1.StreamStartH\x00R\x05start\x12/\n" +
 	"\x05delta\x18\x02 \x01(\v2\x17.mmserve.v1.StreamDeltaH\x00R\x05delta\x122\n" +
 	"\x06finish\x18\x03 \x01(\v2\x18.mmserve.v1.StreamFinishH\x00R\x06finishB\a\n" +
-	"\x05event\"\x93\x01\n" +
+	"\x05event\"\xec\x01\n" +
 	"\vStreamStart\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12\x12\n" +
 	"\x04seed\x18\x04 \x01(\x04R\x04seed\x12'\n" +
-	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\"\xc0\x01\n" +
+	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\x12-\n" +
+	"\x12system_fingerprint\x18\x06 \x01(\tR\x11systemFingerprint\x12(\n" +
+	"\x10prompt_token_ids\x18\a \x03(\rR\x0epromptTokenIds\"\xdd\x01\n" +
 	"\vStreamDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
-	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\"\x8a\x03\n" +
+	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12\x1b\n" +
+	"\ttoken_ids\x18\x06 \x03(\rR\btokenIds\"\xf9\x03\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
@@ -2595,9 +3912,93 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x05index\x18\x05 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
 	"\x0fprompt_logprobs\x18\a \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12#\n" +
-	"\rchoice_scores\x18\b \x03(\x02R\fchoiceScoresB\x0f\n" +
-	"\r_matched_stop\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xa3\x02\n" +
+	"\rchoice_scores\x18\b \x03(\x02R\fchoiceScores\x12\x1b\n" +
+	"\ttoken_ids\x18\t \x03(\rR\btokenIds\x126\n" +
+	"\x15matched_stop_token_id\x18\n" +
+	" \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01B\x0f\n" +
+	"\r_matched_stopB\x18\n" +
+	"\x16_matched_stop_token_id\"\x91\x03\n" +
+	"\x13CountTokensResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
+	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12-\n" +
+	"\x12system_fingerprint\x18\x04 \x01(\tR\x11systemFingerprint\x12#\n" +
+	"\rprompt_tokens\x18\x05 \x01(\rR\fpromptTokens\x12\x1f\n" +
+	"\vtext_tokens\x18\x06 \x01(\rR\n" +
+	"textTokens\x12!\n" +
+	"\fimage_tokens\x18\a \x01(\rR\vimageTokens\x12\x18\n" +
+	"\acontext\x18\b \x01(\rR\acontext\x12\x1d\n" +
+	"\n" +
+	"max_tokens\x18\t \x01(\rR\tmaxTokens\x12\x12\n" +
+	"\x04fits\x18\n" +
+	" \x01(\bR\x04fits\x12/\n" +
+	"\x06images\x18\v \x03(\v2\x17.mmserve.v1.ImageLayoutR\x06images\x12\x1b\n" +
+	"\ttoken_ids\x18\f \x03(\rR\btokenIds\"\xd5\x01\n" +
+	"\vImageLayout\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\tR\x06format\x12\x14\n" +
+	"\x05width\x18\x02 \x01(\rR\x05width\x12\x16\n" +
+	"\x06height\x18\x03 \x01(\rR\x06height\x12'\n" +
+	"\x0feffective_width\x18\x04 \x01(\rR\x0eeffectiveWidth\x12)\n" +
+	"\x10effective_height\x18\x05 \x01(\rR\x0feffectiveHeight\x12\x14\n" +
+	"\x05tiles\x18\x06 \x01(\rR\x05tiles\x12\x16\n" +
+	"\x06tokens\x18\a \x01(\rR\x06tokens\"\xd5\x01\n" +
+	"\x11EmbedImageRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x03 \x01(\tR\x06tenant\x12'\n" +
+	"\x05image\x18\x04 \x01(\v2\x11.mmserve.v1.ImageR\x05image\x12\x18\n" +
+	"\apatches\x18\x05 \x01(\bR\apatches\x120\n" +
+	"\bpriority\x18\x06 \x01(\x0e2\x14.mmserve.v1.PriorityR\bpriority\"\x8b\x01\n" +
+	"\x12EmbedImageResponse\x123\n" +
+	"\x05start\x18\x01 \x01(\v2\x1b.mmserve.v1.EmbedImageStartH\x00R\x05start\x127\n" +
+	"\apatches\x18\x02 \x01(\v2\x1b.mmserve.v1.PatchEmbeddingsH\x00R\apatchesB\a\n" +
+	"\x05event\"\x88\x02\n" +
+	"\x0fEmbedImageStart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
+	"\fmodel_digest\x18\x03 \x01(\tR\vmodelDigest\x12-\n" +
+	"\x12system_fingerprint\x18\x04 \x01(\tR\x11systemFingerprint\x12-\n" +
+	"\x05image\x18\x05 \x01(\v2\x17.mmserve.v1.ImageLayoutR\x05image\x12\x1e\n" +
+	"\n" +
+	"dimensions\x18\x06 \x01(\rR\n" +
+	"dimensions\x12\x16\n" +
+	"\x06pooled\x18\a \x03(\x02R\x06pooled\x12\x16\n" +
+	"\x06cached\x18\b \x01(\bR\x06cached\"?\n" +
+	"\x0fPatchEmbeddings\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x16\n" +
+	"\x06values\x18\x02 \x03(\x02R\x06values\"a\n" +
+	"\x12UploadMediaRequest\x125\n" +
+	"\x06header\x18\x01 \x01(\v2\x1d.mmserve.v1.UploadMediaHeaderR\x06header\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"\xa3\x01\n" +
+	"\x11UploadMediaHeader\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12\x17\n" +
+	"\x04size\x18\x03 \x01(\x04H\x00R\x04size\x88\x01\x01\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x05 \x01(\tR\tmediaTypeB\a\n" +
+	"\x05_size\"\x9d\x01\n" +
+	"\x13UploadMediaResponse\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x03 \x01(\tR\tmediaType\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"C\n" +
+	"\x0fHasMediaRequest\x12\x18\n" +
+	"\adigests\x18\x01 \x03(\tR\adigests\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\"A\n" +
+	"\x10HasMediaResponse\x12-\n" +
+	"\x05media\x18\x01 \x03(\v2\x17.mmserve.v1.MediaStatusR\x05media\"\x90\x01\n" +
+	"\vMediaStatus\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\apresent\x18\x02 \x01(\bR\apresent\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xd2\x02\n" +
 	"\x15GetServerInfoResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x02 \x01(\tR\vmodelDigest\x12\x18\n" +
@@ -2606,17 +4007,29 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12/\n" +
 	"\bsessions\x18\x06 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
 	"\x0fprovider_reason\x18\a \x01(\tR\x0eproviderReason\x12-\n" +
-	"\x06models\x18\b \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"\x13\n" +
+	"\x06models\x18\b \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\x12-\n" +
+	"\x12system_fingerprint\x18\t \x01(\tR\x11systemFingerprint\"\x13\n" +
 	"\x11ListModelsRequest\"C\n" +
 	"\x12ListModelsResponse\x12-\n" +
-	"\x06models\x18\x01 \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"\xc1\x01\n" +
+	"\x06models\x18\x01 \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"%\n" +
+	"\x0fGetModelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
+	"\x10GetModelResponse\x12+\n" +
+	"\x05model\x18\x01 \x01(\v2\x15.mmserve.v1.ModelInfoR\x05model\"\xbc\x02\n" +
 	"\tModelInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
 	"\acontext\x18\x03 \x01(\rR\acontext\x12\x14\n" +
 	"\x05slots\x18\x04 \x01(\rR\x05slots\x12/\n" +
 	"\bsessions\x18\x05 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
-	"\x0fprovider_reason\x18\x06 \x01(\tR\x0eproviderReason\"\xab\x02\n" +
+	"\x0fprovider_reason\x18\x06 \x01(\tR\x0eproviderReason\x12-\n" +
+	"\x12system_fingerprint\x18\a \x01(\tR\x11systemFingerprint\x12\x1e\n" +
+	"\n" +
+	"vocabulary\x18\b \x01(\rR\n" +
+	"vocabulary\x12\x16\n" +
+	"\x06images\x18\t \x01(\bR\x06images\x12\x12\n" +
+	"\x04chat\x18\n" +
+	" \x01(\bR\x04chat\"\xab\x02\n" +
 	"\aSession\x12\x14\n" +
 	"\x05graph\x18\x01 \x01(\tR\x05graph\x12\x1a\n" +
 	"\bprovider\x18\x02 \x01(\tR\bprovider\x124\n" +
@@ -2649,13 +4062,26 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x1b\n" +
-	"\x17FINISH_REASON_CANCELLED\x10\x032\xc8\x02\n" +
+	"\x17FINISH_REASON_CANCELLED\x10\x032\xe3\x03\n" +
+	"\x10InferenceService\x12E\n" +
+	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
+	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12K\n" +
+	"\vCountTokens\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1f.mmserve.v1.CountTokensResponse\x12M\n" +
+	"\n" +
+	"EmbedImage\x12\x1d.mmserve.v1.EmbedImageRequest\x1a\x1e.mmserve.v1.EmbedImageResponse0\x01\x12P\n" +
+	"\vUploadMedia\x12\x1e.mmserve.v1.UploadMediaRequest\x1a\x1f.mmserve.v1.UploadMediaResponse(\x01\x12E\n" +
+	"\bHasMedia\x12\x1b.mmserve.v1.HasMediaRequest\x1a\x1c.mmserve.v1.HasMediaResponse2\xf8\x01\n" +
+	"\fModelService\x12K\n" +
+	"\n" +
+	"ListModels\x12\x1d.mmserve.v1.ListModelsRequest\x1a\x1e.mmserve.v1.ListModelsResponse\x12E\n" +
+	"\bGetModel\x12\x1b.mmserve.v1.GetModelRequest\x1a\x1c.mmserve.v1.GetModelResponse\x12T\n" +
+	"\rGetServerInfo\x12 .mmserve.v1.GetServerInfoRequest\x1a!.mmserve.v1.GetServerInfoResponse2\xcd\x02\n" +
 	"\aMMServe\x12E\n" +
 	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
 	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12T\n" +
 	"\rGetServerInfo\x12 .mmserve.v1.GetServerInfoRequest\x1a!.mmserve.v1.GetServerInfoResponse\x12K\n" +
 	"\n" +
-	"ListModels\x12\x1d.mmserve.v1.ListModelsRequest\x1a\x1e.mmserve.v1.ListModelsResponseB7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
+	"ListModels\x12\x1d.mmserve.v1.ListModelsRequest\x1a\x1e.mmserve.v1.ListModelsResponse\x1a\x03\x88\x02\x01B7Z5github.com/mmserve/mmserve/proto/mmserve/v1;mmservev1b\x06proto3"
 
 var (
 	file_mmserve_v1_mmserve_proto_rawDescOnce sync.Once
@@ -2670,7 +4096,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -2683,33 +4109,49 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*Message)(nil),                // 8: mmserve.v1.Message
 	(*Prompt)(nil),                 // 9: mmserve.v1.Prompt
 	(*Part)(nil),                   // 10: mmserve.v1.Part
-	(*Image)(nil),                  // 11: mmserve.v1.Image
-	(*Sampling)(nil),               // 12: mmserve.v1.Sampling
-	(*Usage)(nil),                  // 13: mmserve.v1.Usage
-	(*Timings)(nil),                // 14: mmserve.v1.Timings
-	(*TokenLogprob)(nil),           // 15: mmserve.v1.TokenLogprob
-	(*Logprobs)(nil),               // 16: mmserve.v1.Logprobs
-	(*Choice)(nil),                 // 17: mmserve.v1.Choice
-	(*GenerateResponse)(nil),       // 18: mmserve.v1.GenerateResponse
-	(*GenerateStreamResponse)(nil), // 19: mmserve.v1.GenerateStreamResponse
-	(*StreamStart)(nil),            // 20: mmserve.v1.StreamStart
-	(*StreamDelta)(nil),            // 21: mmserve.v1.StreamDelta
-	(*StreamFinish)(nil),           // 22: mmserve.v1.StreamFinish
-	(*GetServerInfoRequest)(nil),   // 23: mmserve.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 24: mmserve.v1.GetServerInfoResponse
-	(*ListModelsRequest)(nil),      // 25: mmserve.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 26: mmserve.v1.ListModelsResponse
-	(*ModelInfo)(nil),              // 27: mmserve.v1.ModelInfo
-	(*Session)(nil),                // 28: mmserve.v1.Session
-	nil,                            // 29: mmserve.v1.Sampling.LogitBiasEntry
-	nil,                            // 30: mmserve.v1.Session.NodesEntry
-	nil,                            // 31: mmserve.v1.Session.FallbacksEntry
-	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*TokenIds)(nil),               // 11: mmserve.v1.TokenIds
+	(*Image)(nil),                  // 12: mmserve.v1.Image
+	(*Sampling)(nil),               // 13: mmserve.v1.Sampling
+	(*Usage)(nil),                  // 14: mmserve.v1.Usage
+	(*Timings)(nil),                // 15: mmserve.v1.Timings
+	(*TokenLogprob)(nil),           // 16: mmserve.v1.TokenLogprob
+	(*Logprobs)(nil),               // 17: mmserve.v1.Logprobs
+	(*Choice)(nil),                 // 18: mmserve.v1.Choice
+	(*GenerateResponse)(nil),       // 19: mmserve.v1.GenerateResponse
+	(*GenerateStreamResponse)(nil), // 20: mmserve.v1.GenerateStreamResponse
+	(*StreamStart)(nil),            // 21: mmserve.v1.StreamStart
+	(*StreamDelta)(nil),            // 22: mmserve.v1.StreamDelta
+	(*StreamFinish)(nil),           // 23: mmserve.v1.StreamFinish
+	(*CountTokensResponse)(nil),    // 24: mmserve.v1.CountTokensResponse
+	(*ImageLayout)(nil),            // 25: mmserve.v1.ImageLayout
+	(*EmbedImageRequest)(nil),      // 26: mmserve.v1.EmbedImageRequest
+	(*EmbedImageResponse)(nil),     // 27: mmserve.v1.EmbedImageResponse
+	(*EmbedImageStart)(nil),        // 28: mmserve.v1.EmbedImageStart
+	(*PatchEmbeddings)(nil),        // 29: mmserve.v1.PatchEmbeddings
+	(*UploadMediaRequest)(nil),     // 30: mmserve.v1.UploadMediaRequest
+	(*UploadMediaHeader)(nil),      // 31: mmserve.v1.UploadMediaHeader
+	(*UploadMediaResponse)(nil),    // 32: mmserve.v1.UploadMediaResponse
+	(*HasMediaRequest)(nil),        // 33: mmserve.v1.HasMediaRequest
+	(*HasMediaResponse)(nil),       // 34: mmserve.v1.HasMediaResponse
+	(*MediaStatus)(nil),            // 35: mmserve.v1.MediaStatus
+	(*GetServerInfoRequest)(nil),   // 36: mmserve.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 37: mmserve.v1.GetServerInfoResponse
+	(*ListModelsRequest)(nil),      // 38: mmserve.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 39: mmserve.v1.ListModelsResponse
+	(*GetModelRequest)(nil),        // 40: mmserve.v1.GetModelRequest
+	(*GetModelResponse)(nil),       // 41: mmserve.v1.GetModelResponse
+	(*ModelInfo)(nil),              // 42: mmserve.v1.ModelInfo
+	(*Session)(nil),                // 43: mmserve.v1.Session
+	nil,                            // 44: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 45: mmserve.v1.Session.NodesEntry
+	nil,                            // 46: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
 	9,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
-	12, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
+	13, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
 	0,  // 3: mmserve.v1.GenerateRequest.priority:type_name -> mmserve.v1.Priority
 	5,  // 4: mmserve.v1.GenerateRequest.constraint:type_name -> mmserve.v1.Constraint
 	6,  // 5: mmserve.v1.Constraint.choices:type_name -> mmserve.v1.Choices
@@ -2717,56 +4159,86 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	1,  // 7: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
 	10, // 8: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
 	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
-	11, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
-	2,  // 11: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	29, // 12: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	32, // 13: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	32, // 14: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	32, // 15: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	32, // 16: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	32, // 17: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	32, // 18: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	32, // 19: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	32, // 20: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
-	15, // 21: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
-	15, // 22: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
-	3,  // 23: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
-	16, // 24: mmserve.v1.Choice.logprobs:type_name -> mmserve.v1.Logprobs
-	3,  // 25: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
-	13, // 26: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
-	14, // 27: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
-	17, // 28: mmserve.v1.GenerateResponse.choices:type_name -> mmserve.v1.Choice
-	16, // 29: mmserve.v1.GenerateResponse.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	20, // 30: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
-	21, // 31: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
-	22, // 32: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
-	13, // 33: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
-	16, // 34: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
-	16, // 35: mmserve.v1.StreamDelta.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	3,  // 36: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	13, // 37: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	14, // 38: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	16, // 39: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
-	16, // 40: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	28, // 41: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	27, // 42: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
-	27, // 43: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
-	28, // 44: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
-	30, // 45: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	31, // 46: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
-	4,  // 47: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 48: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	23, // 49: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	25, // 50: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	18, // 51: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	19, // 52: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	24, // 53: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	26, // 54: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	51, // [51:55] is the sub-list for method output_type
-	47, // [47:51] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	12, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
+	11, // 11: mmserve.v1.Part.token_ids:type_name -> mmserve.v1.TokenIds
+	2,  // 12: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
+	44, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	47, // 14: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	47, // 15: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	47, // 16: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	47, // 17: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	47, // 18: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	47, // 19: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	47, // 20: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	47, // 21: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	16, // 22: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
+	16, // 23: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
+	3,  // 24: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
+	17, // 25: mmserve.v1.Choice.logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 26: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
+	14, // 27: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
+	15, // 28: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
+	18, // 29: mmserve.v1.GenerateResponse.choices:type_name -> mmserve.v1.Choice
+	17, // 30: mmserve.v1.GenerateResponse.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	21, // 31: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
+	22, // 32: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
+	23, // 33: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
+	14, // 34: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
+	17, // 35: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
+	17, // 36: mmserve.v1.StreamDelta.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 37: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	14, // 38: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	15, // 39: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	17, // 40: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
+	17, // 41: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	25, // 42: mmserve.v1.CountTokensResponse.images:type_name -> mmserve.v1.ImageLayout
+	12, // 43: mmserve.v1.EmbedImageRequest.image:type_name -> mmserve.v1.Image
+	0,  // 44: mmserve.v1.EmbedImageRequest.priority:type_name -> mmserve.v1.Priority
+	28, // 45: mmserve.v1.EmbedImageResponse.start:type_name -> mmserve.v1.EmbedImageStart
+	29, // 46: mmserve.v1.EmbedImageResponse.patches:type_name -> mmserve.v1.PatchEmbeddings
+	25, // 47: mmserve.v1.EmbedImageStart.image:type_name -> mmserve.v1.ImageLayout
+	31, // 48: mmserve.v1.UploadMediaRequest.header:type_name -> mmserve.v1.UploadMediaHeader
+	48, // 49: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
+	35, // 50: mmserve.v1.HasMediaResponse.media:type_name -> mmserve.v1.MediaStatus
+	48, // 51: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
+	43, // 52: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	42, // 53: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
+	42, // 54: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
+	42, // 55: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
+	43, // 56: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
+	45, // 57: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	46, // 58: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	4,  // 59: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 60: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	4,  // 61: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
+	26, // 62: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
+	30, // 63: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
+	33, // 64: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
+	38, // 65: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	40, // 66: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
+	36, // 67: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	4,  // 68: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 69: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	36, // 70: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	38, // 71: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	19, // 72: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
+	20, // 73: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	24, // 74: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
+	27, // 75: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
+	32, // 76: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
+	34, // 77: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
+	39, // 78: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	41, // 79: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
+	37, // 80: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	19, // 81: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	20, // 82: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	37, // 83: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	39, // 84: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	72, // [72:85] is the sub-list for method output_type
+	59, // [59:72] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -2787,25 +4259,31 @@ func file_mmserve_v1_mmserve_proto_init() {
 	file_mmserve_v1_mmserve_proto_msgTypes[6].OneofWrappers = []any{
 		(*Part_Text)(nil),
 		(*Part_Image)(nil),
+		(*Part_TokenIds)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[8].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[13].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[9].OneofWrappers = []any{}
 	file_mmserve_v1_mmserve_proto_msgTypes[14].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[16].OneofWrappers = []any{
 		(*GenerateStreamResponse_Start)(nil),
 		(*GenerateStreamResponse_Delta)(nil),
 		(*GenerateStreamResponse_Finish)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[18].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[19].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[23].OneofWrappers = []any{
+		(*EmbedImageResponse_Start)(nil),
+		(*EmbedImageResponse_Patches)(nil),
+	}
+	file_mmserve_v1_mmserve_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   28,
+			NumMessages:   43,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   3,
 		},
 		GoTypes:           file_mmserve_v1_mmserve_proto_goTypes,
 		DependencyIndexes: file_mmserve_v1_mmserve_proto_depIdxs,

@@ -21,6 +21,546 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
+	InferenceService_Generate_FullMethodName       = "/mmserve.v1.InferenceService/Generate"
+	InferenceService_GenerateStream_FullMethodName = "/mmserve.v1.InferenceService/GenerateStream"
+	InferenceService_CountTokens_FullMethodName    = "/mmserve.v1.InferenceService/CountTokens"
+	InferenceService_EmbedImage_FullMethodName     = "/mmserve.v1.InferenceService/EmbedImage"
+	InferenceService_UploadMedia_FullMethodName    = "/mmserve.v1.InferenceService/UploadMedia"
+	InferenceService_HasMedia_FullMethodName       = "/mmserve.v1.InferenceService/HasMedia"
+)
+
+// InferenceServiceClient is the client API for InferenceService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// InferenceService answers prompts that mix text and images.
+//
+// Errors:
+//
+//	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
+//	                    violation per field
+//	NOT_FOUND           model names a model that is not served; the message names those that are
+//	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
+//	                    without a vision tower
+//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
+//	                    messages that are being received take all the memory there is for them; details hold a
+//	                    google.rpc.RetryInfo. Without RetryInfo: the request is larger than the server accepts, and a
+//	                    retry will not help
+//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
+//	                    cuts ends so too, after the text there was
+//	UNIMPLEMENTED       the message is compressed, or the server does not do what the method does
+//	DEADLINE_EXCEEDED, CANCELLED
+//	                    the call ended first, or its message did not come whole in time; its work was dropped
+//	INTERNAL            the server failed; the log has the request's id
+//
+// No message of an answer is above 4 MiB, the most that gRPC's clients accept unless they are told to.
+type InferenceServiceClient interface {
+	// Generate answers with the whole text.
+	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error)
+	// GenerateStream answers with one start, text as it is generated, and one finish.
+	GenerateStream(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateStreamResponse], error)
+	// CountTokens says what a request costs and whether it fits, before it is sent to Generate: its numbers are those that
+	// Generate then reports. Of images it reads the headers alone. It takes no slot.
+	CountTokens(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*CountTokensResponse, error)
+	// EmbedImage gives what the vision tower makes of an image: one start with the mean of its patch embeddings, then, if asked
+	// for, the patch embeddings themselves in pieces.
+	EmbedImage(ctx context.Context, in *EmbedImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EmbedImageResponse], error)
+	// UploadMedia keeps an image file for later requests, which name it by its digest.
+	UploadMedia(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadMediaRequest, UploadMediaResponse], error)
+	// HasMedia says which uploaded files are still there.
+	HasMedia(ctx context.Context, in *HasMediaRequest, opts ...grpc.CallOption) (*HasMediaResponse, error)
+}
+
+type inferenceServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewInferenceServiceClient(cc grpc.ClientConnInterface) InferenceServiceClient {
+	return &inferenceServiceClient{cc}
+}
+
+func (c *inferenceServiceClient) Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateResponse)
+	err := c.cc.Invoke(ctx, InferenceService_Generate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inferenceServiceClient) GenerateStream(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateStreamResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &InferenceService_ServiceDesc.Streams[0], InferenceService_GenerateStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GenerateRequest, GenerateStreamResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_GenerateStreamClient = grpc.ServerStreamingClient[GenerateStreamResponse]
+
+func (c *inferenceServiceClient) CountTokens(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*CountTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CountTokensResponse)
+	err := c.cc.Invoke(ctx, InferenceService_CountTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inferenceServiceClient) EmbedImage(ctx context.Context, in *EmbedImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EmbedImageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &InferenceService_ServiceDesc.Streams[1], InferenceService_EmbedImage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EmbedImageRequest, EmbedImageResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_EmbedImageClient = grpc.ServerStreamingClient[EmbedImageResponse]
+
+func (c *inferenceServiceClient) UploadMedia(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadMediaRequest, UploadMediaResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &InferenceService_ServiceDesc.Streams[2], InferenceService_UploadMedia_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UploadMediaRequest, UploadMediaResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_UploadMediaClient = grpc.ClientStreamingClient[UploadMediaRequest, UploadMediaResponse]
+
+func (c *inferenceServiceClient) HasMedia(ctx context.Context, in *HasMediaRequest, opts ...grpc.CallOption) (*HasMediaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HasMediaResponse)
+	err := c.cc.Invoke(ctx, InferenceService_HasMedia_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// InferenceServiceServer is the server API for InferenceService service.
+// All implementations must embed UnimplementedInferenceServiceServer
+// for forward compatibility.
+//
+// InferenceService answers prompts that mix text and images.
+//
+// Errors:
+//
+//	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
+//	                    violation per field
+//	NOT_FOUND           model names a model that is not served; the message names those that are
+//	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
+//	                    without a vision tower
+//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
+//	                    messages that are being received take all the memory there is for them; details hold a
+//	                    google.rpc.RetryInfo. Without RetryInfo: the request is larger than the server accepts, and a
+//	                    retry will not help
+//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
+//	                    cuts ends so too, after the text there was
+//	UNIMPLEMENTED       the message is compressed, or the server does not do what the method does
+//	DEADLINE_EXCEEDED, CANCELLED
+//	                    the call ended first, or its message did not come whole in time; its work was dropped
+//	INTERNAL            the server failed; the log has the request's id
+//
+// No message of an answer is above 4 MiB, the most that gRPC's clients accept unless they are told to.
+type InferenceServiceServer interface {
+	// Generate answers with the whole text.
+	Generate(context.Context, *GenerateRequest) (*GenerateResponse, error)
+	// GenerateStream answers with one start, text as it is generated, and one finish.
+	GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error
+	// CountTokens says what a request costs and whether it fits, before it is sent to Generate: its numbers are those that
+	// Generate then reports. Of images it reads the headers alone. It takes no slot.
+	CountTokens(context.Context, *GenerateRequest) (*CountTokensResponse, error)
+	// EmbedImage gives what the vision tower makes of an image: one start with the mean of its patch embeddings, then, if asked
+	// for, the patch embeddings themselves in pieces.
+	EmbedImage(*EmbedImageRequest, grpc.ServerStreamingServer[EmbedImageResponse]) error
+	// UploadMedia keeps an image file for later requests, which name it by its digest.
+	UploadMedia(grpc.ClientStreamingServer[UploadMediaRequest, UploadMediaResponse]) error
+	// HasMedia says which uploaded files are still there.
+	HasMedia(context.Context, *HasMediaRequest) (*HasMediaResponse, error)
+	mustEmbedUnimplementedInferenceServiceServer()
+}
+
+// UnimplementedInferenceServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedInferenceServiceServer struct{}
+
+func (UnimplementedInferenceServiceServer) Generate(context.Context, *GenerateRequest) (*GenerateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Generate not implemented")
+}
+func (UnimplementedInferenceServiceServer) GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error {
+	return status.Error(codes.Unimplemented, "method GenerateStream not implemented")
+}
+func (UnimplementedInferenceServiceServer) CountTokens(context.Context, *GenerateRequest) (*CountTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CountTokens not implemented")
+}
+func (UnimplementedInferenceServiceServer) EmbedImage(*EmbedImageRequest, grpc.ServerStreamingServer[EmbedImageResponse]) error {
+	return status.Error(codes.Unimplemented, "method EmbedImage not implemented")
+}
+func (UnimplementedInferenceServiceServer) UploadMedia(grpc.ClientStreamingServer[UploadMediaRequest, UploadMediaResponse]) error {
+	return status.Error(codes.Unimplemented, "method UploadMedia not implemented")
+}
+func (UnimplementedInferenceServiceServer) HasMedia(context.Context, *HasMediaRequest) (*HasMediaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HasMedia not implemented")
+}
+func (UnimplementedInferenceServiceServer) mustEmbedUnimplementedInferenceServiceServer() {}
+func (UnimplementedInferenceServiceServer) testEmbeddedByValue()                          {}
+
+// UnsafeInferenceServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to InferenceServiceServer will
+// result in compilation errors.
+type UnsafeInferenceServiceServer interface {
+	mustEmbedUnimplementedInferenceServiceServer()
+}
+
+func RegisterInferenceServiceServer(s grpc.ServiceRegistrar, srv InferenceServiceServer) {
+	// If the following call panics, it indicates UnimplementedInferenceServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&InferenceService_ServiceDesc, srv)
+}
+
+func _InferenceService_Generate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InferenceServiceServer).Generate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InferenceService_Generate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InferenceServiceServer).Generate(ctx, req.(*GenerateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InferenceService_GenerateStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GenerateRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(InferenceServiceServer).GenerateStream(m, &grpc.GenericServerStream[GenerateRequest, GenerateStreamResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_GenerateStreamServer = grpc.ServerStreamingServer[GenerateStreamResponse]
+
+func _InferenceService_CountTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InferenceServiceServer).CountTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InferenceService_CountTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InferenceServiceServer).CountTokens(ctx, req.(*GenerateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InferenceService_EmbedImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EmbedImageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(InferenceServiceServer).EmbedImage(m, &grpc.GenericServerStream[EmbedImageRequest, EmbedImageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_EmbedImageServer = grpc.ServerStreamingServer[EmbedImageResponse]
+
+func _InferenceService_UploadMedia_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(InferenceServiceServer).UploadMedia(&grpc.GenericServerStream[UploadMediaRequest, UploadMediaResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InferenceService_UploadMediaServer = grpc.ClientStreamingServer[UploadMediaRequest, UploadMediaResponse]
+
+func _InferenceService_HasMedia_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HasMediaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InferenceServiceServer).HasMedia(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InferenceService_HasMedia_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InferenceServiceServer).HasMedia(ctx, req.(*HasMediaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// InferenceService_ServiceDesc is the grpc.ServiceDesc for InferenceService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var InferenceService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "mmserve.v1.InferenceService",
+	HandlerType: (*InferenceServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Generate",
+			Handler:    _InferenceService_Generate_Handler,
+		},
+		{
+			MethodName: "CountTokens",
+			Handler:    _InferenceService_CountTokens_Handler,
+		},
+		{
+			MethodName: "HasMedia",
+			Handler:    _InferenceService_HasMedia_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "GenerateStream",
+			Handler:       _InferenceService_GenerateStream_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "EmbedImage",
+			Handler:       _InferenceService_EmbedImage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "UploadMedia",
+			Handler:       _InferenceService_UploadMedia_Handler,
+			ClientStreams: true,
+		},
+	},
+	Metadata: "mmserve/v1/mmserve.proto",
+}
+
+const (
+	ModelService_ListModels_FullMethodName    = "/mmserve.v1.ModelService/ListModels"
+	ModelService_GetModel_FullMethodName      = "/mmserve.v1.ModelService/GetModel"
+	ModelService_GetServerInfo_FullMethodName = "/mmserve.v1.ModelService/GetServerInfo"
+)
+
+// ModelServiceClient is the client API for ModelService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// ModelService says what is served and where it runs.
+type ModelServiceClient interface {
+	// ListModels says which models are served, the default first.
+	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
+	// GetModel says the same of one model. NOT_FOUND names those that are served.
+	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
+	// GetServerInfo says which version of mmserve runs, and what ListModels does.
+	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
+}
+
+type modelServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewModelServiceClient(cc grpc.ClientConnInterface) ModelServiceClient {
+	return &modelServiceClient{cc}
+}
+
+func (c *modelServiceClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListModelsResponse)
+	err := c.cc.Invoke(ctx, ModelService_ListModels_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *modelServiceClient) GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetModelResponse)
+	err := c.cc.Invoke(ctx, ModelService_GetModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *modelServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerInfoResponse)
+	err := c.cc.Invoke(ctx, ModelService_GetServerInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ModelServiceServer is the server API for ModelService service.
+// All implementations must embed UnimplementedModelServiceServer
+// for forward compatibility.
+//
+// ModelService says what is served and where it runs.
+type ModelServiceServer interface {
+	// ListModels says which models are served, the default first.
+	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
+	// GetModel says the same of one model. NOT_FOUND names those that are served.
+	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
+	// GetServerInfo says which version of mmserve runs, and what ListModels does.
+	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
+	mustEmbedUnimplementedModelServiceServer()
+}
+
+// UnimplementedModelServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedModelServiceServer struct{}
+
+func (UnimplementedModelServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
+}
+func (UnimplementedModelServiceServer) GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetModel not implemented")
+}
+func (UnimplementedModelServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
+}
+func (UnimplementedModelServiceServer) mustEmbedUnimplementedModelServiceServer() {}
+func (UnimplementedModelServiceServer) testEmbeddedByValue()                      {}
+
+// UnsafeModelServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ModelServiceServer will
+// result in compilation errors.
+type UnsafeModelServiceServer interface {
+	mustEmbedUnimplementedModelServiceServer()
+}
+
+func RegisterModelServiceServer(s grpc.ServiceRegistrar, srv ModelServiceServer) {
+	// If the following call panics, it indicates UnimplementedModelServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&ModelService_ServiceDesc, srv)
+}
+
+func _ModelService_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListModelsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ModelServiceServer).ListModels(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ModelService_ListModels_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ModelServiceServer).ListModels(ctx, req.(*ListModelsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ModelService_GetModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetModelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ModelServiceServer).GetModel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ModelService_GetModel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ModelServiceServer).GetModel(ctx, req.(*GetModelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ModelService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ModelServiceServer).GetServerInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ModelService_GetServerInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ModelServiceServer).GetServerInfo(ctx, req.(*GetServerInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// ModelService_ServiceDesc is the grpc.ServiceDesc for ModelService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var ModelService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "mmserve.v1.ModelService",
+	HandlerType: (*ModelServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListModels",
+			Handler:    _ModelService_ListModels_Handler,
+		},
+		{
+			MethodName: "GetModel",
+			Handler:    _ModelService_GetModel_Handler,
+		},
+		{
+			MethodName: "GetServerInfo",
+			Handler:    _ModelService_GetServerInfo_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "mmserve/v1/mmserve.proto",
+}
+
+const (
 	MMServe_Generate_FullMethodName       = "/mmserve.v1.MMServe/Generate"
 	MMServe_GenerateStream_FullMethodName = "/mmserve.v1.MMServe/GenerateStream"
 	MMServe_GetServerInfo_FullMethodName  = "/mmserve.v1.MMServe/GetServerInfo"
@@ -31,32 +571,20 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// MMServe answers prompts that mix text and images.
+// MMServe is the old name of InferenceService and ModelService. It answers as they do, and gets no more methods.
 //
-// Errors of Generate and GenerateStream:
+// The name stays as it is for those who call it.
+// buf:lint:ignore SERVICE_SUFFIX
 //
-//	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
-//	                    violation per field
-//	NOT_FOUND           model names a model that is not served; the message names those that are
-//	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
-//	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
-//	                    messages that are being received take all the memory there is for them; details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
-//	                    server accepts, and a retry will not help
-//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
-//	                    cuts ends so too, after the text there was
-//	UNIMPLEMENTED       the message is compressed
-//	DEADLINE_EXCEEDED, CANCELLED
-//	                    the call ended first, or its message did not come whole in time; its work was dropped
-//	INTERNAL            the server failed; the log has the request's id
+// Deprecated: Do not use.
 type MMServeClient interface {
-	// Generate answers with the whole text.
+	// Generate is InferenceService.Generate.
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error)
-	// GenerateStream answers with one start, text as it is generated, and one finish.
+	// GenerateStream is InferenceService.GenerateStream.
 	GenerateStream(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateStreamResponse], error)
-	// GetServerInfo says what is served and where it runs.
+	// GetServerInfo is ModelService.GetServerInfo.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
-	// ListModels says which models are served, the default first.
+	// ListModels is ModelService.ListModels.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 }
 
@@ -64,6 +592,7 @@ type mMServeClient struct {
 	cc grpc.ClientConnInterface
 }
 
+// Deprecated: Do not use.
 func NewMMServeClient(cc grpc.ClientConnInterface) MMServeClient {
 	return &mMServeClient{cc}
 }
@@ -121,32 +650,20 @@ func (c *mMServeClient) ListModels(ctx context.Context, in *ListModelsRequest, o
 // All implementations must embed UnimplementedMMServeServer
 // for forward compatibility.
 //
-// MMServe answers prompts that mix text and images.
+// MMServe is the old name of InferenceService and ModelService. It answers as they do, and gets no more methods.
 //
-// Errors of Generate and GenerateStream:
+// The name stays as it is for those who call it.
+// buf:lint:ignore SERVICE_SUFFIX
 //
-//	INVALID_ARGUMENT    the request has to be changed; details hold a google.rpc.BadRequest with one
-//	                    violation per field
-//	NOT_FOUND           model names a model that is not served; the message names those that are
-//	FAILED_PRECONDITION the served model cannot do what was asked: chat without a chat template, images
-//	                    without a vision tower
-//	RESOURCE_EXHAUSTED  every slot is taken, the answer is unlikely to be complete by the call's deadline, or the
-//	                    messages that are being received take all the memory there is for them; details hold a google.rpc.RetryInfo. Without RetryInfo: the request is larger than the
-//	                    server accepts, and a retry will not help
-//	UNAVAILABLE         the server is draining, or its model is loading: use another one. An answer that a shutdown
-//	                    cuts ends so too, after the text there was
-//	UNIMPLEMENTED       the message is compressed
-//	DEADLINE_EXCEEDED, CANCELLED
-//	                    the call ended first, or its message did not come whole in time; its work was dropped
-//	INTERNAL            the server failed; the log has the request's id
+// Deprecated: Do not use.
 type MMServeServer interface {
-	// Generate answers with the whole text.
+	// Generate is InferenceService.Generate.
 	Generate(context.Context, *GenerateRequest) (*GenerateResponse, error)
-	// GenerateStream answers with one start, text as it is generated, and one finish.
+	// GenerateStream is InferenceService.GenerateStream.
 	GenerateStream(*GenerateRequest, grpc.ServerStreamingServer[GenerateStreamResponse]) error
-	// GetServerInfo says what is served and where it runs.
+	// GetServerInfo is ModelService.GetServerInfo.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
-	// ListModels says which models are served, the default first.
+	// ListModels is ModelService.ListModels.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	mustEmbedUnimplementedMMServeServer()
 }
@@ -180,6 +697,7 @@ type UnsafeMMServeServer interface {
 	mustEmbedUnimplementedMMServeServer()
 }
 
+// Deprecated: Do not use.
 func RegisterMMServeServer(s grpc.ServiceRegistrar, srv MMServeServer) {
 	// If the following call panics, it indicates UnimplementedMMServeServer was
 	// embedded by pointer and is nil.  This will cause panics if an

@@ -1,0 +1,269 @@
+package openai
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// ResponseRequest is the body of POST /v1/responses. Nothing is kept of it, or of its answer.
+type ResponseRequest struct {
+	Request
+	// Messages are the instructions, if there are any, as a system's message, and then those of the input.
+	Messages []Message
+	// Instructed says that the first message is the instructions; InputIsText that the input is one string.
+	Instructed, InputIsText bool
+	// Echo is what the answer repeats of the request.
+	Echo ResponseEcho
+}
+
+// ResponseEcho is what a Response repeats of its request.
+type ResponseEcho struct {
+	Instructions    *string         `json:"instructions"`
+	MaxOutputTokens *uint32         `json:"max_output_tokens"`
+	Metadata        json.RawMessage `json:"metadata"`
+	Temperature     *float32        `json:"temperature"`
+	TopP            *float32        `json:"top_p"`
+	Text            ResponseText    `json:"text"`
+}
+
+// ResponseText is what text an answer is asked for; Format is JSON.
+type ResponseText struct {
+	Format json.RawMessage `json:"format"`
+}
+
+// ParseResponse reads the body of a request for a response. Its error is an *Error.
+func ParseResponse(body []byte) (*ResponseRequest, error) {
+	top, err := parse(body)
+	if err != nil {
+		return nil, err
+	}
+	r := &reading{}
+	o := r.object("", top)
+	c := &ResponseRequest{Echo: ResponseEcho{Metadata: json.RawMessage("{}")}}
+	c.Model, c.Stream = o.str("model"), o.boolean("stream")
+	c.MaxTokens = o.count("max_output_tokens")
+	o.sampling(&c.Request)
+	o.stateless()
+	o.tools()
+	o.responseLogprobs(&c.Request)
+	c.Echo.Text.Format = o.textFormat(&c.Request)
+	if n := o.get("metadata"); n != nil {
+		c.Echo.Metadata = o.metadata(n)
+	}
+	o.instructions(c)
+	o.input(c)
+	o.known(inert...)
+	o.known("truncation", "max_tool_calls", "stream_options", "prompt_cache_options")
+	o.done()
+	if r.err != nil {
+		return nil, r.err
+	}
+	c.Ignored = r.ignored
+	c.Echo.MaxOutputTokens, c.Echo.Temperature, c.Echo.TopP = c.MaxTokens, c.Temperature, c.TopP
+	return c, nil
+}
+
+// stateless refuses what needs a server that keeps something.
+func (o object) stateless() {
+	for _, name := range []string{"previous_response_id", "conversation", "prompt"} {
+		if o.get(name) != nil {
+			o.fault(o.path+name, CodeUnsupported,
+				"not supported: this server keeps no responses; want the whole conversation as input")
+		}
+	}
+	if o.boolean("store") {
+		o.fault(o.path+"store", CodeUnsupported, "true; want false or nothing: this server keeps no responses")
+	}
+	if o.boolean("background") {
+		o.fault(o.path+"background", CodeUnsupported, "true; want false or nothing: this server keeps no responses")
+	}
+}
+
+// logprobsIncluded is what a request includes for log-probabilities.
+const logprobsIncluded = "message.output_text.logprobs"
+
+// responseLogprobs reads top_logprobs and include, of which other values ask for what is never there.
+func (o object) responseLogprobs(r *Request) {
+	for _, what := range o.strs("include") {
+		r.Logprobs = r.Logprobs || what == logprobsIncluded
+	}
+	n := o.count("top_logprobs")
+	if n == nil {
+		return
+	}
+	if r.TopLogprobs = *n; *n > 0 && !r.Logprobs {
+		o.fault(o.path+"top_logprobs", CodeInvalidValue, "%d; want include to have %s, too", *n, logprobsIncluded)
+	}
+}
+
+// textFormat reads text.format, which says what the answer is held to, and gives it as the answer repeats it.
+func (o object) textFormat(r *Request) json.RawMessage {
+	plain := json.RawMessage(`{"type":"text"}`)
+	text := o.sub("text")
+	if text == nil {
+		return plain
+	}
+	defer text.done()
+	f := text.sub("format")
+	if f == nil {
+		return plain
+	}
+	defer f.done()
+	switch f.str("type") {
+	case "", "text":
+		return plain
+	case "json_object":
+		r.Constraint = &Constraint{Kind: JSONObject, Param: "text.format"}
+	case "json_schema":
+		f.known("name", "description", "strict")
+		n := f.get("schema")
+		if n == nil {
+			o.fault("text.format.schema", CodeMissing, "none; want a JSON schema")
+			return plain
+		}
+		r.Constraint = f.schema("schema", n)
+	default:
+		o.fault("text.format.type", CodeInvalidValue, "not known; want text, json_object or json_schema")
+	}
+	return bytes.Clone(f.node.raw)
+}
+
+// Bounds of metadata, which are OpenAI's.
+const maxMetadata, maxMetadataName, maxMetadataValue = 16, 64, 512
+
+// metadata is an object of strings, as JSON.
+func (o object) metadata(n *node) json.RawMessage {
+	ok := n.kind == kindObject && len(n.list) <= maxMetadata
+	for i := 0; ok && i < len(n.list); i++ {
+		m := &n.list[i]
+		ok = m.kind == kindText && len(m.name) <= maxMetadataName && len(m.raw) <= maxMetadataValue+len(`""`)
+	}
+	if !ok {
+		o.fault(o.path+"metadata", CodeInvalidValue,
+			"not taken; want an object of at most %d strings of at most %d bytes, with names of at most %d", maxMetadata,
+			maxMetadataValue, maxMetadataName)
+		return nil
+	}
+	return bytes.Clone(n.raw)
+}
+
+func (o object) instructions(c *ResponseRequest) {
+	n := o.get("instructions")
+	if n == nil {
+		return
+	}
+	if n.kind != kindText {
+		o.wrongType(o.path+"instructions", n, "a string")
+		return
+	}
+	text := n.text()
+	c.Instructed, c.Echo.Instructions = true, &text
+	c.Messages = []Message{{Role: "system", Parts: []Part{{Text: text}}}}
+}
+
+// input reads the conversation: a string, or a list of messages.
+func (o object) input(c *ResponseRequest) {
+	n := o.get("input")
+	switch {
+	case n == nil:
+		o.fault(o.path+"input", CodeMissing, "none; want a string or a list of messages")
+	case n.kind == kindText:
+		c.InputIsText = true
+		c.Messages = append(c.Messages, Message{Role: "user", Parts: []Part{{Text: n.text()}}})
+	case n.kind == kindList:
+		c.Messages = append(c.Messages, o.messages("input", object.inputItem)...)
+	default:
+		o.wrongType(o.path+"input", n, "a string or a list of messages")
+	}
+}
+
+// inputItem reads a message: what a caller says, or an answer of before.
+func (o object) inputItem() (m Message) {
+	defer o.done()
+	if kind := o.str("type"); kind != "" && kind != "message" {
+		o.fault(o.path+"type", CodeUnsupported, "not supported; want message")
+		return m
+	}
+	m.Role = o.role()
+	o.known("id", "status", "phase")
+	m.Parts = o.content(object.inputPart)
+	return m
+}
+
+// inputPart reads a text or an image.
+func (o object) inputPart() (p Part) {
+	defer o.done()
+	o.known("annotations", "logprobs", "prompt_cache_breakpoint")
+	switch kind := o.str("type"); kind {
+	case "input_text", "output_text", "refusal":
+		name := "text"
+		if kind == "refusal" {
+			name = "refusal"
+		}
+		if o.get(name) == nil {
+			o.fault(o.path+name, CodeMissing, "none; want a string")
+		}
+		p.Text = o.str(name)
+	case "input_image":
+		p.Image = o.inputImage()
+	case "input_file", "input_audio":
+		o.fault(o.path+"type", CodeUnsupported, "not supported; want input_text or input_image")
+	default:
+		o.fault(o.path+"type", CodeInvalidValue, "not known; want input_text, input_image or output_text")
+	}
+	return p
+}
+
+func (o object) inputImage() *Image {
+	if o.get("file_id") != nil {
+		o.fault(o.path+"file_id", CodeUnsupported, "not supported; want the image itself as image_url")
+		return nil
+	}
+	n, path := o.get("image_url"), o.path+"image_url"
+	switch {
+	case n == nil:
+		o.fault(path, CodeMissing, "none; want a data: URL")
+	case n.kind != kindText:
+		o.wrongType(path, n, "a string")
+	default:
+		return o.reading.imageURL(path, n, o.str("detail"))
+	}
+	return nil
+}
+
+// inputNames turn the contract's names in a message into those of an item.
+var inputNames = strings.NewReplacer(
+	".parts", ".content", ".image.data", ".image_url", ".image.url", ".image_url",
+)
+
+// Param is the name in a request for a response of a field whose name in the contract is name.
+func (c *ResponseRequest) Param(name string) string {
+	switch name {
+	case "max_tokens":
+		return "max_output_tokens"
+	case "chat.messages":
+		return "input"
+	}
+	if strings.HasPrefix(name, "constraint") {
+		return c.Constraint.Param
+	}
+	rest, ok := strings.CutPrefix(name, "chat.messages[")
+	if !ok {
+		return strings.TrimPrefix(name, "sampling.")
+	}
+	number, rest, _ := strings.Cut(rest, "]")
+	index, _ := strconv.Atoi(number) // serving wrote it
+	rest = inputNames.Replace(rest)
+	if c.Instructed {
+		if index--; index < 0 {
+			return "instructions"
+		}
+	}
+	if c.InputIsText {
+		return "input"
+	}
+	return fmt.Sprintf("input[%d]%s", index, rest)
+}

@@ -1,0 +1,224 @@
+package openai
+
+import (
+	"encoding/json"
+	"strings"
+)
+
+// Response is the answer to a ResponseRequest.
+type Response struct {
+	ID                string           `json:"id"`
+	Object            string           `json:"object"` // ResponseObject
+	CreatedAt         int64            `json:"created_at"`
+	CompletedAt       *int64           `json:"completed_at"`
+	Status            string           `json:"status"`
+	Background        bool             `json:"background"`
+	Error             *ResponseFault   `json:"error"`
+	IncompleteDetails *Incomplete      `json:"incomplete_details"`
+	Model             string           `json:"model"`
+	Output            []ResponseOutput `json:"output"`
+	ParallelToolCalls bool             `json:"parallel_tool_calls"`
+	PreviousResponse  *string          `json:"previous_response_id"`
+	Store             bool             `json:"store"` // false: nothing is kept
+	ToolChoice        string           `json:"tool_choice"`
+	Tools             []struct{}       `json:"tools"`
+	Truncation        string           `json:"truncation"`
+	Usage             *ResponseUsage   `json:"usage"`
+	// SystemFingerprint names what answers, as in chat completions.
+	SystemFingerprint string `json:"system_fingerprint,omitempty"`
+	ResponseEcho
+}
+
+// ResponseObject is what a response is, ResponsePrefix begins its id and MessagePrefix that of its message.
+const ResponseObject, ResponsePrefix, MessagePrefix = "response", "resp_", "msg_"
+
+// Statuses of responses and their messages.
+const (
+	StatusInProgress = "in_progress"
+	StatusCompleted  = "completed"
+	StatusIncomplete = "incomplete"
+	StatusFailed     = "failed"
+)
+
+// ResponseFault is why a response failed.
+type ResponseFault struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Incomplete says why a response ends early.
+type Incomplete struct {
+	Reason string `json:"reason"`
+}
+
+// ResponseOutput is a message of the model.
+type ResponseOutput struct {
+	ID      string         `json:"id"`
+	Type    string         `json:"type"` // "message"
+	Status  string         `json:"status"`
+	Role    string         `json:"role"` // "assistant"
+	Content []ResponsePart `json:"content"`
+}
+
+// ResponsePart is text of a message.
+type ResponsePart struct {
+	Type        string         `json:"type"` // "output_text"
+	Annotations []struct{}     `json:"annotations"`
+	Logprobs    []TokenLogprob `json:"logprobs"`
+	Text        string         `json:"text"`
+}
+
+// ResponseUsage counts tokens.
+type ResponseUsage struct {
+	InputTokens  int `json:"input_tokens"`
+	InputDetails struct {
+		Cached int `json:"cached_tokens"`
+		Image  int `json:"image_tokens"`
+	} `json:"input_tokens_details"`
+	OutputTokens  int `json:"output_tokens"`
+	OutputDetails struct {
+		Reasoning int `json:"reasoning_tokens"`
+	} `json:"output_tokens_details"`
+	TotalTokens int `json:"total_tokens"`
+}
+
+// NewResponse is a response to a request before its answer. id is the request's, created in seconds since 1970.
+func NewResponse(in *ResponseRequest, id, model, fingerprint string, created int64) *Response {
+	return &Response{
+		ID: ResponsePrefix + id, Object: ResponseObject, CreatedAt: created, Status: StatusInProgress, Model: model,
+		SystemFingerprint: fingerprint, Output: []ResponseOutput{}, ParallelToolCalls: true, ToolChoice: "auto",
+		Tools: []struct{}{}, Truncation: "disabled", ResponseEcho: in.Echo,
+	}
+}
+
+// message is the response's message with a text.
+func (r *Response) message(text string, l []TokenLogprob, status string) ResponseOutput {
+	return ResponseOutput{
+		ID: MessagePrefix + strings.TrimPrefix(r.ID, ResponsePrefix), Type: "message", Status: status, Role: "assistant",
+		Content: []ResponsePart{newResponsePart(text, l)},
+	}
+}
+
+func newResponsePart(text string, l []TokenLogprob) ResponsePart {
+	if l == nil {
+		l = []TokenLogprob{}
+	}
+	return ResponsePart{Type: "output_text", Annotations: []struct{}{}, Logprobs: l, Text: text}
+}
+
+// Finish ends the response with its text, for a finish reason, at a time in seconds since 1970.
+func (r *Response) Finish(text string, l []TokenLogprob, reason string, u Usage, now int64) {
+	r.Status = StatusCompleted
+	if reason == FinishLength {
+		r.Status, r.IncompleteDetails = StatusIncomplete, &Incomplete{Reason: "max_output_tokens"}
+	} else {
+		r.CompletedAt = &now
+	}
+	r.Output = []ResponseOutput{r.message(text, l, r.Status)}
+	r.Usage = &ResponseUsage{InputTokens: u.PromptTokens, OutputTokens: u.CompletionTokens, TotalTokens: u.TotalTokens}
+	if d := u.PromptDetails; d != nil {
+		r.Usage.InputDetails.Cached, r.Usage.InputDetails.Image = d.Cached, d.Image
+	}
+}
+
+// ResponseEvents writes the events of a streamed response.
+type ResponseEvents struct {
+	Response *Response
+	text     strings.Builder
+	logprobs []TokenLogprob
+	sequence int
+}
+
+// Event is one of a stream: Data is the JSON of type Name.
+type Event struct {
+	Name string
+	Data []byte
+}
+
+// responseEvent has the fields of all events, in their order.
+type responseEvent struct {
+	Type     string    `json:"type"`
+	Sequence int       `json:"sequence_number"`
+	Response *Response `json:"response,omitempty"`
+	*itemEvent
+}
+
+// itemEvent are the fields of those about the message.
+type itemEvent struct {
+	OutputIndex  int             `json:"output_index"`
+	Item         *ResponseOutput `json:"item,omitempty"`
+	ItemID       string          `json:"item_id,omitempty"`
+	ContentIndex *int            `json:"content_index,omitempty"`
+	Part         *ResponsePart   `json:"part,omitempty"`
+	Delta        *string         `json:"delta,omitempty"`
+	Text         *string         `json:"text,omitempty"`
+	Logprobs     *[]TokenLogprob `json:"logprobs,omitempty"`
+}
+
+func (e *ResponseEvents) event(name string, r *Response, about *itemEvent) Event {
+	data, err := json.Marshal(responseEvent{Type: name, Sequence: e.sequence, Response: r, itemEvent: about})
+	if err != nil {
+		panic(err) // structs of plain values, and JSON that was parsed
+	}
+	e.sequence++
+	return Event{Name: name, Data: data}
+}
+
+// content is about the text of the message.
+func (e *ResponseEvents) content() *itemEvent {
+	zero := 0
+	return &itemEvent{ItemID: e.Response.message("", nil, "").ID, ContentIndex: &zero}
+}
+
+// Begin are the events before the first text.
+func (e *ResponseEvents) Begin() []Event {
+	item, added := e.Response.message("", nil, StatusInProgress), e.content()
+	part := newResponsePart("", nil)
+	item.Content, added.Part = []ResponsePart{}, &part
+	return []Event{
+		e.event("response.created", e.Response, nil),
+		e.event("response.in_progress", e.Response, nil),
+		e.event("response.output_item.added", nil, &itemEvent{Item: &item}),
+		e.event("response.content_part.added", nil, added),
+	}
+}
+
+// Text is more of the answer.
+func (e *ResponseEvents) Text(text string, l []TokenLogprob) Event {
+	e.text.WriteString(text)
+	e.logprobs = append(e.logprobs, l...)
+	if l == nil {
+		l = []TokenLogprob{}
+	}
+	about := e.content()
+	about.Delta, about.Logprobs = &text, &l
+	return e.event("response.output_text.delta", nil, about)
+}
+
+// Finish are the last events; l are the log-probabilities that no Text had.
+func (e *ResponseEvents) Finish(l []TokenLogprob, reason string, u Usage, now int64) []Event {
+	r := e.Response
+	e.logprobs = append(e.logprobs, l...)
+	r.Finish(e.text.String(), e.logprobs, reason, u, now)
+	item := &r.Output[0]
+	part := &item.Content[0]
+	text, whole := e.content(), e.content()
+	text.Text, text.Logprobs = &part.Text, &part.Logprobs
+	whole.Part = part
+	return []Event{
+		e.event("response.output_text.done", nil, text),
+		e.event("response.content_part.done", nil, whole),
+		e.event("response.output_item.done", nil, &itemEvent{Item: item}),
+		e.event("response."+r.Status, r, nil),
+	}
+}
+
+// Fail is the last event of a response that breaks.
+func (e *ResponseEvents) Fail(code, message string) Event {
+	r := e.Response
+	r.Status, r.Error = StatusFailed, &ResponseFault{Code: code, Message: message}
+	if e.text.Len() > 0 {
+		r.Output = []ResponseOutput{r.message(e.text.String(), e.logprobs, StatusIncomplete)}
+	}
+	return e.event("response.failed", r, nil)
+}

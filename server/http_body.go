@@ -1,0 +1,172 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/mmserve/mmserve/serving"
+)
+
+// bodyPiece is how much of a body is read at once, at first.
+const bodyPiece = 32 << 10
+
+// readJSON reads a body within the byte budget and has parse read it. As many bodies as there are cores are parsed at
+// once: each takes its size again meanwhile. The body counts until its images have been decoded, or the exchange ends.
+func (x *exchange) readJSON(parse func([]byte) error) error {
+	if err := x.checkBody(); err != nil {
+		return err
+	}
+	body, err := x.readBody()
+	if err != nil {
+		return err
+	}
+	select {
+	case x.decoding <- struct{}{}:
+		defer func() { <-x.decoding }()
+	case <-x.r.Context().Done():
+		return context.Cause(x.r.Context())
+	}
+	return parse(body)
+}
+
+// checkBody refuses by the headers alone.
+func (x *exchange) checkBody() error {
+	if e := x.r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return errEncoded()
+	}
+	if t, _, err := mime.ParseMediaType(x.r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return errMediaType()
+	}
+	if x.r.ContentLength > int64(x.options.MaxMessageBytes) {
+		return errBodyTooLarge(x.options.MaxMessageBytes)
+	}
+	return nil
+}
+
+// claim has the request count as open, and its body against the byte budget, until the function it gives is called.
+func (x *exchange) claim() (end func()) {
+	x.open.Add(1)
+	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
+	in := x.inflight.claimBody(conn, int64(x.options.MaxMessageBytes))
+	x.r = x.r.WithContext(context.WithValue(x.r.Context(), inboundKey{}, in))
+	return func() {
+		x.inflight.end(in)
+		x.requestOver()
+	}
+}
+
+// readBody reads a body of a claim. It is counted before there is memory for it.
+func (x *exchange) readBody() ([]byte, error) {
+	in := x.r.Context().Value(inboundKey{}).(*inbound)
+	if err := x.rc.SetReadDeadline(time.Now().Add(x.options.ReceiveTimeout)); err != nil {
+		return nil, err
+	}
+	over, watched := make(chan struct{}), make(chan struct{})
+	go func() { // the budget may take the place of this body for others
+		defer close(watched)
+		select {
+		case <-in.refused:
+			_ = x.rc.SetReadDeadline(time.Unix(1, 0))
+		case <-over:
+		}
+	}()
+	body, err := x.receive(in)
+	close(over)
+	<-watched
+	if refused := x.inflight.complete(in); refused != nil {
+		err = refused
+	}
+	switch {
+	case err == nil:
+		x.whole = true
+		return body, x.rc.SetReadDeadline(time.Time{}) // net/http watches for the client's end from now on
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = errSlowBody(x.options.ReceiveTimeout)
+	case !errors.As(err, new(*httpError)) && !errors.As(err, new(*serving.Error)):
+		err = errBrokenBody() // its text is the network's
+	}
+	x.w.Header().Set("Connection", "close") // what is left of the body is not read
+	return nil, err
+}
+
+// receive reads up to the end of the body.
+func (x *exchange) receive(in *inbound) ([]byte, error) {
+	known := x.r.ContentLength >= 0
+	if known {
+		x.inflight.grow(in, x.r.ContentLength)
+	}
+	var body []byte
+	for {
+		if len(body) == cap(body) {
+			size := max(bodyPiece, 2*cap(body))
+			if known {
+				size = min(size, max(1, int(x.r.ContentLength)-len(body)+cap(body)))
+			} else {
+				x.inflight.grow(in, int64(size-cap(body)))
+			}
+			body = append(make([]byte, 0, size), body...)
+		}
+		n, err := x.r.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case err == io.EOF:
+			return body, nil
+		case err != nil:
+			return nil, err
+		case len(body) > x.options.MaxMessageBytes:
+			return nil, errBodyTooLarge(x.options.MaxMessageBytes)
+		}
+		if err := x.pace(in, n); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pace waits as long as the connection has to before it is read on: large bodies share a rate with large messages.
+func (x *exchange) pace(in *inbound, n int) error {
+	if in.conn == nil || !x.inflight.bulky(in.conn) {
+		return nil
+	}
+	return in.conn.pace(n, 0, true)
+}
+
+const (
+	// consumed is how much of a body net/http reads itself after a handler that did not, in bytes.
+	consumed = 256 << 10
+	// lingerBytes and lingerTime bound what is read of a body after its answer.
+	lingerBytes, lingerTime = 32 << 20, 5 * time.Second
+)
+
+// lingers says whether the rest of the body has to be read after an answer of a status: a client that is still sending
+// when its connection is closed loses the answer, and with it when to come again.
+func (x *exchange) lingers(status int) bool {
+	n := x.r.ContentLength
+	return !x.whole && (n < 0 || n > consumed && n <= lingerBytes) && status != http.StatusRequestTimeout
+}
+
+// linger sends the answer and reads what is left of the body, which is thrown away.
+func (x *exchange) linger() {
+	_ = x.rc.Flush()
+	_ = x.rc.SetReadDeadline(time.Now().Add(lingerTime))
+	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
+	piece := make([]byte, bodyPiece)
+	for left := lingerBytes; left > 0; {
+		n, err := x.r.Body.Read(piece)
+		if left -= n; err != nil || conn == nil || conn.pace(n, 0, true) != nil {
+			return
+		}
+	}
+}
+
+// requireModel refuses while there is no model.
+func (x *exchange) requireModel() error {
+	if !x.attached.Load() {
+		return &serving.Error{Kind: serving.Unavailable, Message: "the model is loading"}
+	}
+	return nil
+}

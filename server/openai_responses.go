@@ -1,0 +1,112 @@
+package server
+
+import (
+	"cmp"
+	"time"
+
+	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// responses answers POST /v1/responses.
+func (x *exchange) responses() error {
+	var in *openai.ResponseRequest
+	return x.ask(func(body []byte) (_ *openai.Request, _ *serving.Request, err error) {
+		if in, err = openai.ParseResponse(body); err != nil {
+			return nil, nil, err
+		}
+		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})
+		in.Messages = nil // the images are r's to let go
+		return &in.Request, r, nil
+	}, func(_ *openai.Request, req *serving.Request) error {
+		if err := x.respond(in, req); err != nil {
+			return toHTTP(err, responseParam(in))
+		}
+		return nil
+	})
+}
+
+// respond sends a response, whole or as it comes.
+func (x *exchange) respond(in *openai.ResponseRequest, req *serving.Request) error {
+	req.MaxAnswerBytes = maxHTTPAnswer // of a stream, too, which repeats the whole answer at its end
+	if in.Stream {
+		to := &responseStream{sse: sse{x: x}, request: in}
+		req.Streams, x.last = true, to.fail
+		return x.generate(x.r.Context(), req, to)
+	}
+	var c serving.Collector
+	if err := x.generate(x.r.Context(), req, c.Sink()); err != nil {
+		return err
+	}
+	return x.write(wholeResponse(in, &c))
+}
+
+// wholeResponse is a whole answer.
+func wholeResponse(in *openai.ResponseRequest, c *serving.Collector) *openai.Response {
+	now, a := time.Now().Unix(), &c.Choices[0]
+	out := openai.NewResponse(in, c.ID, c.Model, fingerprint(&c.Start), now)
+	out.Finish(a.Text, responseLogprobs(a.Logprobs), a.Reason.String(), openaiUsage(c.Usage), now)
+	return out
+}
+
+// responseParam gives a field of the contract its name in a request for a response.
+func responseParam(in *openai.ResponseRequest) func(string) string {
+	return func(field string) string {
+		if field == "request_id" {
+			return "x-request-id"
+		}
+		return in.Param(field)
+	}
+}
+
+// responseStream is a sink that sends what comes as a response's events.
+type responseStream struct {
+	sse
+	request *openai.ResponseRequest
+	events  openai.ResponseEvents
+}
+
+// Start implements serving.Sink.
+func (s *responseStream) Start(e *serving.Start) error {
+	s.events.Response = openai.NewResponse(s.request, e.ID, e.Model, fingerprint(e), time.Now().Unix())
+	s.begin()
+	return s.send(s.events.Begin()...)
+}
+
+// Delta implements serving.Sink.
+func (s *responseStream) Delta(d *serving.Delta) error {
+	return s.send(s.events.Text(d.Text, responseLogprobs(d.Logprobs)))
+}
+
+// Finish implements serving.Sink.
+func (s *responseStream) Finish(f *serving.Finish) error {
+	usage := openaiUsage(f.Usage)
+	return s.send(s.events.Finish(responseLogprobs(f.Logprobs), f.Reason.String(), usage, time.Now().Unix())...)
+}
+
+// fail is the last event of a response that breaks.
+func (s *responseStream) fail(e *httpError) {
+	code := ""
+	if e.body.Code != nil {
+		code = *e.body.Code
+	}
+	_ = s.send(s.events.Fail(cmp.Or(code, e.body.Type), e.body.Message)) // who left does not read it
+}
+
+// send sends events at once.
+func (s *responseStream) send(list ...openai.Event) error {
+	for _, e := range list {
+		s.buf = append(append(append(s.buf, "event: "...), e.Name...), '\n')
+		s.add(e.Data)
+	}
+	return s.flush()
+}
+
+func responseLogprobs(list []serving.Logprobs) []openai.TokenLogprob {
+	if l := chatLogprobs(list); l != nil {
+		return l.Content
+	}
+	return nil
+}
+
+var _ serving.Sink = (*responseStream)(nil)

@@ -1,0 +1,74 @@
+package server
+
+import (
+	"time"
+
+	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// textCompletions answers POST /v1/completions.
+func (x *exchange) textCompletions() error {
+	x.input = "prompt"
+	var in *openai.TextRequest
+	return x.answer(completions{
+		parse: func(body []byte) (_ *openai.Request, _ *serving.Request, err error) {
+			if in, err = openai.ParseText(body); err != nil {
+				return nil, nil, err
+			}
+			r, err := x.textRequest(in)
+			return &in.Request, r, err
+		},
+		whole: func(c *serving.Collector) any { return textCompletion(c) },
+		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
+			return openai.NewTextChunks(openai.TextPrefix+e.ID, e.Model, fingerprint(e), time.Now().Unix(), usage)
+		},
+		logprobs: new(textOffsets).logprobs,
+	})
+}
+
+// textRequest is what a completion asks for.
+func (x *exchange) textRequest(in *openai.TextRequest) (*serving.Request, error) {
+	r := x.request(&in.Request)
+	if in.PromptIDs != nil {
+		return nil, openai.Unsupported("prompt", "token ids are not taken; want a string")
+	}
+	r.Prompt = &serving.Prompt{Parts: []serving.Part{{Text: in.Prompt}}}
+	return r, nil
+}
+
+// textCompletion is a whole answer.
+func textCompletion(c *serving.Collector) *openai.TextCompletion {
+	out := &openai.TextCompletion{
+		ID: openai.TextPrefix + c.ID, Object: openai.TextObject, Created: time.Now().Unix(), Model: c.Model,
+		SystemFingerprint: fingerprint(&c.Start), Usage: openaiUsage(c.Usage),
+	}
+	var offsets textOffsets
+	for i := range c.Choices {
+		a := &c.Choices[i]
+		choice := openai.TextChoice{Index: i, Text: a.Text, FinishReason: a.Reason.String(), StopReason: a.Stop}
+		if l, ok := offsets.logprobs(i, a.Logprobs).(*openai.TextLogprobs); ok {
+			choice.Logprobs = l
+		}
+		out.Choices = append(out.Choices, choice)
+	}
+	return out
+}
+
+// textOffsets has, for each answer, how many characters its tokens have had.
+type textOffsets map[int]int
+
+// logprobs are those of an answer's next tokens, as completions have them; nil for none.
+func (o *textOffsets) logprobs(index int, list []serving.Logprobs) any {
+	if len(list) == 0 {
+		return nil
+	}
+	if *o == nil {
+		*o = textOffsets{}
+	}
+	out := &openai.TextLogprobs{}
+	for _, t := range chatLogprobs(list).Content {
+		(*o)[index] = out.Add(t, (*o)[index])
+	}
+	return out
+}

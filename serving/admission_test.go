@@ -1,0 +1,157 @@
+package serving_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// fill takes every place that there is, until the returned function gives them back.
+func fill(t *testing.T, e *batching.Engine) (free func()) {
+	t.Helper()
+	var held []*batching.Ticket
+	for i := range e.Places() {
+		tickets, err := e.AcquireFor(batching.Claim{Priority: batching.PriorityInteractive, Tenant: fmt.Sprint("holder-", i%9)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, tickets...)
+	}
+	return func() {
+		for _, ticket := range held {
+			ticket.Release()
+		}
+	}
+}
+
+// A request pays for what its usage reports, whatever becomes of it; one that finds no room pays nothing.
+func TestRequestsPayForTheirUsage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := quotas(t, "default: {requests_per_second: 0.001, burst: 6, tokens_per_minute: 600, images_per_minute: 3}")
+		s, e := tinyWith(t, q)
+		ask := func(sink serving.Sink, parts ...serving.Part) error {
+			in := prompt(parts...)
+			in.Tenant = "a"
+			return s.Generate(t.Context(), in, sink)
+		}
+		text := serving.Part{Text: "a small"}
+		var k kept
+		if err := ask(&k, text, image("red")); err != nil {
+			t.Fatal(err)
+		}
+		used := float64(k.finish.Usage.Prompt + k.finish.Usage.Completion)
+		if left := q.TokensLeft("a"); left != 600-used || used < 20 {
+			t.Errorf("%v tokens are left, used were %v", left, used)
+		}
+		// An image that is broken counts as an image, and as no token.
+		if err := ask(&kept{}, image("broken")); serving.KindOf(err) != serving.Invalid {
+			t.Fatal(err)
+		}
+		wait := refused(t, ask(&kept{}, image("red"), image("red")), "images_per_minute", "3 images a minute; this request has 2")
+		if wait != 20*time.Second {
+			t.Errorf("the next image after %v", wait)
+		}
+		// Of an answer that was cut the tokens count that were given.
+		if err := ask(&kept{fail: "delta"}, text); !errors.Is(err, errSink) {
+			t.Fatal(err)
+		}
+		if left := q.TokensLeft("a"); left >= 600-used || left < 600-used-20 {
+			t.Errorf("%v tokens are left", left)
+		}
+		synctest.Wait() // what was cut has left the engine
+		free := fill(t, e)
+		left := q.TokensLeft("a")
+		for range 10 {
+			if err := ask(&kept{}, text); !errors.Is(err, batching.ErrBusy) {
+				t.Fatalf("with no place left: %v", err)
+			}
+		}
+		if now := q.TokensLeft("a"); now != left {
+			t.Errorf("%v tokens are left after requests that were not taken, before %v", now, left)
+		}
+		free()
+		for range 3 { // three of six were taken before
+			if err := ask(&kept{}, text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		refused(t, ask(&kept{}, text), "requests_per_second", "6 at once")
+		if n := e.Stats().Accepted; n != 0 {
+			t.Errorf("%d tickets are still out", n)
+		}
+	})
+}
+
+// The prompt as it is counts before its images are encoded, not the estimate that admitted it.
+func TestPromptsAreChargedExactly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := quotas(t, "default: {tokens_per_minute: 60}")
+		s, e := tinyWith(t, q)
+		in := prompt(serving.Part{Text: "#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&#$%&"}) // a token a byte
+		if refused(t, s.Generate(t.Context(), in, &kept{}), "tokens_per_minute", "60 tokens a minute") != 0 {
+			t.Error("it is told to try again with more tokens than a minute has")
+		}
+		if n := e.Stats().Accepted; n != 0 || e.Stats().Steps != 0 {
+			t.Errorf("%d tickets are out, %d steps were run", n, e.Stats().Steps)
+		}
+		if left := q.TokensLeft(""); left != 60 {
+			t.Errorf("%v tokens are left", left)
+		}
+	})
+}
+
+// A call is counted once, before its message, for the tenant of its credential; a request that names another is refused.
+func TestAdmit(t *testing.T) {
+	q := quotas(t, "default: {requests_per_second: 0.001, burst: 2, concurrency: 1}")
+	s, e := tinyWith(t, q)
+	call := func(tenant string) context.Context {
+		return serving.WithCaller(t.Context(), serving.Caller{Tenant: tenant, Peer: "10.0.0.1:1"})
+	}
+	named := func(tenant string) *serving.Request {
+		in := prompt(serving.Part{Text: "a small"})
+		in.Tenant = tenant
+		return in
+	}
+	ctx, release, err := s.Admit(call("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.Admit(call("a"))
+	refused(t, err, "concurrency", "1 requests at the same time")
+	if err := s.Generate(ctx, named("a"), &kept{}); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	release()
+	if err := s.Generate(ctx, named("a"), &kept{}); err != nil { // another request of the call counts again
+		t.Fatal(err)
+	}
+	_, _, err = s.Admit(call("a"))
+	refused(t, err, "requests_per_second", "2 at once")
+	if err := s.Generate(t.Context(), named("other"), &kept{}); err != nil {
+		t.Errorf("another tenant has paid: %v", err)
+	}
+	err = s.Generate(call("b"), named("other"), &kept{})
+	if e := (*serving.Error)(nil); !errors.As(err, &e) || len(e.Violations) != 1 || e.Violations[0].Field != "tenant" {
+		t.Errorf("a request that names another tenant: %v, want a violation of tenant", err)
+	}
+	// Without a credential the tenant is not known yet, and the host has not used anything.
+	for range 5 {
+		_, release, err := s.Admit(call(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
+	}
+	defer fill(t, e)()
+	var full *serving.Error
+	if _, _, err := s.Admit(call("")); !errors.As(err, &full) || full.Kind != serving.Exhausted || full.RetryAfter <= 0 {
+		t.Errorf("with every place taken: %v", err)
+	}
+}

@@ -1,0 +1,245 @@
+package serving
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Quota is what one tenant may use. Of a field that is nil the default holds; below 0 it sets no bound, and 0 lets
+// nothing through.
+type Quota struct {
+	// RequestsPerSecond is the mean rate, of which Burst may come at once; if that is nil, those of one second.
+	RequestsPerSecond *float64 `yaml:"requests_per_second"`
+	Burst             *Count   `yaml:"burst"`
+	// Concurrency is the most requests that are open at the same time.
+	Concurrency *Count `yaml:"concurrency"`
+	// TokensPerMinute are those of prompts and answers together. A request is charged for the most that it may take, and
+	// gets back what it did not use.
+	TokensPerMinute *Count `yaml:"tokens_per_minute"`
+	ImagesPerMinute *Count `yaml:"images_per_minute"`
+	// Weight is the share of the engine while several tenants wait; see batching.Options.TenantWeights.
+	Weight *float64 `yaml:"weight"`
+}
+
+// Count is a whole number in a file of quotas.
+type Count int
+
+// UnmarshalYAML refuses fractions, which would be cut off: half an image a minute is not none.
+func (c *Count) UnmarshalYAML(n *yaml.Node) error {
+	if n.Tag != "!!int" {
+		return fmt.Errorf("line %d: want a whole number", n.Line)
+	}
+	return n.Decode((*int)(c))
+}
+
+// QuotaConfig says what tenants may use: those named in Tenants, each by its own fields and else by Default, and every
+// other tenant by Default.
+type QuotaConfig struct {
+	Default Quota            `yaml:"default"`
+	Tenants map[string]Quota `yaml:"tenants"`
+}
+
+// Limits of a file of quotas.
+const (
+	maxQuotaFile   = 1 << 20
+	maxQuota       = 1 << 30
+	minRate        = 1e-4 // a request in three hours
+	maxRate        = 1e6
+	minQuotaWeight = 1e-6 // and its inverse: between them shares can still be told apart
+)
+
+// OpenQuotas reads quotas from a YAML or JSON file.
+func OpenQuotas(path string) (*Quotas, error) {
+	c, err := readQuotas(path)
+	if err != nil {
+		return nil, err
+	}
+	q, err := NewQuotas(c)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	q.path = path
+	return q, nil
+}
+
+// Reload reads the file again and holds tenants to it from now on: what they have used still counts, and requests that
+// are open stay. If it cannot be read, or says what makes no sense, all stays as it was.
+func (q *Quotas) Reload() error {
+	if q == nil || q.path == "" {
+		return nil
+	}
+	c, err := readQuotas(q.path)
+	if err != nil {
+		return err
+	}
+	if err := q.Set(c); err != nil {
+		return fmt.Errorf("%s: %w", q.path, err)
+	}
+	return nil
+}
+
+// Set is Reload from a configuration.
+func (q *Quotas) Set(c QuotaConfig) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.config = c
+	now := time.Now()
+	for _, a := range q.accounts {
+		a.bind(c.of(a.tenant), now)
+		if _, named := c.Tenants[a.tenant]; named && a.idle != nil {
+			q.idle.Remove(a.idle)
+			a.idle = nil
+		}
+		q.rest(a)
+	}
+	return nil
+}
+
+// Watch reloads the file whenever its content changes, looking every so often, until ctx ends.
+func (q *Quotas) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+	before, _ := readSmall(q.path)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		now, err := readSmall(q.path)
+		if err != nil || bytes.Equal(now, before) {
+			continue // a file that is gone for a moment is about to be replaced
+		}
+		before = now
+		if err := q.Reload(); err != nil {
+			log.Error("the quotas stay as they were", "error", err)
+		} else {
+			log.Info("quotas reloaded", "file", q.path)
+		}
+	}
+}
+
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxQuotaFile+1))
+	if err == nil && len(raw) > maxQuotaFile {
+		err = fmt.Errorf("%s: want at most %d bytes", path, maxQuotaFile)
+	}
+	return raw, err
+}
+
+func readQuotas(path string) (QuotaConfig, error) {
+	raw, err := readSmall(path)
+	if err != nil {
+		return QuotaConfig{}, err
+	}
+	c, err := parseQuotas(raw)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// parseQuotas reads YAML, of which JSON is a part. A field that is not known is an error: it was meant to bound
+// something.
+func parseQuotas(raw []byte) (c QuotaConfig, err error) {
+	d := yaml.NewDecoder(bytes.NewReader(raw))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return c, errors.New("more than one document")
+	}
+	return c, c.check()
+}
+
+// of is the tenant's quota.
+func (c QuotaConfig) of(tenant string) Quota {
+	own, d := c.Tenants[tenant], c.Default
+	if tenant == "" {
+		own = Quota{}
+	}
+	q := Quota{
+		RequestsPerSecond: first(own.RequestsPerSecond, d.RequestsPerSecond), Burst: first(own.Burst, d.Burst),
+		Concurrency: first(own.Concurrency, d.Concurrency), TokensPerMinute: first(own.TokensPerMinute, d.TokensPerMinute),
+		ImagesPerMinute: first(own.ImagesPerMinute, d.ImagesPerMinute), Weight: first(own.Weight, d.Weight),
+	}
+	if own.RequestsPerSecond != nil { // another rate's burst says nothing of this one
+		q.Burst = own.Burst
+	}
+	return q
+}
+
+func first[T any](a, b *T) *T {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// burst is how many requests may come at once.
+func (q Quota) burst() int {
+	switch {
+	case q.Burst != nil:
+		return int(*q.Burst)
+	case q.RequestsPerSecond == nil || *q.RequestsPerSecond <= 0:
+		return 0
+	}
+	return max(1, int(math.Ceil(*q.RequestsPerSecond)))
+}
+
+// check names the first field that makes no sense.
+func (c QuotaConfig) check() error {
+	if err := c.Default.check("default"); err != nil {
+		return err
+	}
+	for tenant, q := range c.Tenants {
+		if tenant == "" || !validID(tenant) {
+			return fmt.Errorf("tenants: a name of %d bytes; want 1 to %d printable ASCII characters without spaces", len(tenant),
+				MaxIDBytes)
+		}
+		if err := q.check("tenants." + tenant); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (q Quota) check(path string) error {
+	if r := q.RequestsPerSecond; r != nil && !(*r == -1 || *r == 0 || *r >= minRate && *r <= maxRate) { // NaN fails it
+		return fmt.Errorf("%s.%s: %v; want %v to %v, 0 for none, or -1 for no bound", path, quotaRequests, *r, minRate, maxRate)
+	}
+	for _, f := range []struct {
+		name  string
+		value *Count
+		least Count
+	}{
+		{"burst", q.Burst, 1}, {quotaConcurrency, q.Concurrency, -1}, {quotaTokens, q.TokensPerMinute, -1},
+		{quotaImages, q.ImagesPerMinute, -1},
+	} {
+		if f.value != nil && (*f.value < f.least || *f.value > maxQuota) {
+			return fmt.Errorf("%s.%s: %d; want %d to %d", path, f.name, *f.value, f.least, maxQuota)
+		}
+	}
+	if w := q.Weight; w != nil && !(*w >= minQuotaWeight && *w <= 1/minQuotaWeight) {
+		return fmt.Errorf("%s.weight: %v; want %v to %v", path, *w, minQuotaWeight, 1/minQuotaWeight)
+	}
+	return nil
+}
