@@ -35,6 +35,10 @@ type Options struct {
 	// MaxWaiting is the number of requests accepted beyond the KV slots. Some of these places are kept for higher classes,
 	// for other tenants and for calls of one answer: see Engine.AcquireFor.
 	MaxWaiting int
+	// BatchPlaces is the part of the places beyond the slots that requests of PriorityBatch may have together, and
+	// TenantPlaces the part that one tenant may, or one caller without a tenant: above 0, up to 1; 0.75 if 0. A single call
+	// on an idle engine may have all.
+	BatchPlaces, TenantPlaces float64
 	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
 	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
 	PrefillChunk int
@@ -134,7 +138,7 @@ func New(r Runner, o Options) *Engine {
 	c := r.Capacity()
 	e := &Engine{
 		runner: r, clock: o.Clock, capacity: c, observer: o.Observe,
-		places:  newPlaces(c.Slots, max(o.MaxWaiting, 0)),
+		places:  newPlaces(c.Slots, o),
 		sched:   newScheduler(c, o),
 		wake:    make(chan struct{}, 1),
 		drained: make(chan struct{}),

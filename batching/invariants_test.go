@@ -137,6 +137,9 @@ func (q *queue) invariants() error {
 				}
 			}
 		}
+		if err := c.shareInvariants(); err != nil {
+			return err
+		}
 		if entries != c.entries.Len() || tokens != c.tokens {
 			return fmt.Errorf("class %d has %d sequences of %d tokens, its tenants %d of %d", i, c.entries.Len(), c.tokens, entries, tokens)
 		}
@@ -256,4 +259,36 @@ func (c *checked) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, e
 		panic(err)
 	}
 	return c.Runner.Run(ctx, b)
+}
+
+// shareInvariants holds what the class knows of tenants' turns and parts.
+func (c *class) shareInvariants() error {
+	waiting, recent, weight := 0, 0, 0.0
+	for name, t := range c.tenants {
+		if t.len() > 0 {
+			waiting++
+			if h := t.hunger; c.hungry[h.index] != t || h.key.Before(c.hungry[0].hunger.key) {
+				return fmt.Errorf("tenant %q is at %d of the hungry", name, h.index)
+			}
+		}
+		if at := t.recent.at; at != nil {
+			recent++
+			weight += t.weight
+			if at.Value != t {
+				return fmt.Errorf("tenant %q has another's place among the recent", name)
+			}
+		} else if t.open > 0 {
+			return fmt.Errorf("tenant %q has %d open and is not among the recent", name, t.open)
+		}
+		if running := t.running(); running < 0 {
+			return fmt.Errorf("tenant %q runs %d", name, running)
+		}
+	}
+	if len(c.hungry) != waiting || c.recent.shares.Len() != recent {
+		return fmt.Errorf("%d are hungry of %d that wait, %d are recent of %d", len(c.hungry), waiting, c.recent.shares.Len(), recent)
+	}
+	if diff := c.recent.weight - weight; diff > 1e-6*(1+weight) || diff < -1e-6*(1+weight) {
+		return fmt.Errorf("the recent weigh %v, not %v", c.recent.weight, weight)
+	}
+	return nil
 }

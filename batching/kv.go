@@ -47,7 +47,7 @@ func (s *scheduler) admit(now time.Time) {
 		return
 	}
 	q := s.queue.next()
-	if q == nil {
+	if q == nil || s.leaves(q, now) {
 		return
 	}
 	src, n := s.source(q)
@@ -60,7 +60,7 @@ func (s *scheduler) admit(now time.Time) {
 		fits = s.room(need-src.past, src)
 	}
 	if fits {
-		s.queue.remove(q)
+		s.queue.start(q, now)
 		s.start(q, src, n, take, now)
 	}
 }

@@ -66,7 +66,7 @@ func (s *scheduler) yielding(q *sequence) []*sequence {
 	held, _ := s.held()
 	rows := len(s.slots.decoding)
 	if p := s.slots.prefilling; p != nil {
-		if !q.outranks(p) {
+		if !q.outranks(p) && !s.interrupts(q, p) {
 			return nil
 		}
 		s.victims = append(s.victims, p)

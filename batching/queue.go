@@ -53,10 +53,12 @@ type queue struct {
 type class struct {
 	tenants map[string]*share
 	waiting shares    // those with a waiting sequence
+	hungry  hungry    // the same, by when they were served last
 	entries list.List // all waiting sequences, in the order in which they entered the class
 	last    *share    // the one served last
 	sweep   int       // the number of tenants at which to look for those to forget
-	tokens  int       // ids to be run for the waiting
+	recent  recents
+	tokens  int // ids to be run for the waiting
 }
 
 // share is what a tenant has received of one class.
@@ -69,6 +71,8 @@ type share struct {
 	answers [2]list.List
 	turnOf  int // the list whose turn it is while neither is empty
 	open    int // waiting and running sequences
+	hunger  hunger
+	recent  recentUse
 
 	// Where it stands in class.waiting. Counters only grow, so a key that is behind is brought up to date at the top.
 	key   float64
@@ -91,9 +95,10 @@ func (q *queue) push(s *sequence, first bool, now time.Time) {
 	s.since = now
 	if s.share == nil {
 		s.share = q.share(c, s.tenant)
-		s.share.weight = cmp.Or(s.weight, q.weights[s.tenant], 1)
+		c.recent.weigh(s.share, cmp.Or(s.weight, q.weights[s.tenant], 1))
 		s.share.open++
 	}
+	c.recent.note(s.share, now)
 	t := s.share
 	if t.len() == 0 {
 		q.turn++
@@ -104,6 +109,7 @@ func (q *queue) push(s *sequence, first bool, now time.Time) {
 		}
 		t.key, t.turn = t.counter, q.turn
 		heap.Push(&c.waiting, t)
+		defer heap.Push(&c.hungry, t)
 	}
 	if answers := &t.answers[s.rank()]; first {
 		s.inShare = answers.PushFront(s)
@@ -157,7 +163,7 @@ func (c *class) forget() {
 		floor = c.last.counter
 	}
 	for name, t := range c.tenants {
-		if t.open == 0 && t.counter <= floor {
+		if t.open == 0 && t.recent.at == nil && t.counter <= floor {
 			delete(c.tenants, name)
 		}
 	}
@@ -186,7 +192,13 @@ func (q *queue) next() *sequence {
 	return nil
 }
 
-// remove takes a waiting sequence out, to run or to end.
+// start takes a waiting sequence out, to run.
+func (q *queue) start(s *sequence, now time.Time) {
+	s.share.hunger.served = now
+	q.remove(s)
+}
+
+// remove takes a waiting sequence out, to end or to run.
 func (q *queue) remove(s *sequence) {
 	c := &q.classes[s.class]
 	s.share.answers[s.rank()].Remove(s.inShare)
@@ -195,23 +207,8 @@ func (q *queue) remove(s *sequence) {
 	c.tokens -= len(s.ids)
 	if s.share.len() == 0 {
 		heap.Remove(&c.waiting, s.share.index)
+		heap.Remove(&c.hungry, s.share.hunger.index)
 		c.last = s.share
-	}
-}
-
-// age lifts those that have waited in one class for too long into the next.
-func (q *queue) age(now time.Time) {
-	for i := classes - 2; i >= 0; i-- {
-		for front := q.classes[i].entries.Front(); front != nil; front = q.classes[i].entries.Front() {
-			s := front.Value.(*sequence)
-			if now.Sub(s.since) < q.ageAfter || q.ageAfter < 0 {
-				break
-			}
-			q.remove(s)
-			q.close(s)
-			s.class++
-			q.push(s, false, now)
-		}
 	}
 }
 

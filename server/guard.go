@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -22,9 +21,14 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// guard stands in front of every method of every service that is registered through it: it receives messages within the
-// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
-// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+// unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
+// say more, and by then it may be taken.
+const unadmittedMessage = 1 << 20
+
+// guard stands in front of every method of every service that is registered through it: it asks who calls, receives
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
+// INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
+// before any code of ours runs.
 type guard struct {
 	*grpc.Server
 	server *Server
@@ -72,10 +76,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
+	ctx, prompt := stream.Context(), requests[method]
+	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
+		return err
+	}
 	if err, ok := refusedMethods[method]; ok {
 		return err
 	}
-	ctx, prompt := stream.Context(), requests[method]
 	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
@@ -86,25 +93,24 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if prompt {
-		var release func()
-		if ctx, release, err = g.server.admit(ctx); err != nil {
-			return toStatus(err)
-		}
-		defer release()
-	}
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
+		var release func()
+		ctx, release, s.unadmitted = g.server.admit(ctx)
+		defer release()
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
+		if s.unadmitted != nil {
+			most = unadmittedMessage
+		}
 		g.server.open.Add(1)
 		defer g.server.requestOver()
 	} else {
 		// Watchers and reflection never leave by themselves.
 		defer context.AfterFunc(g.server.drained, cancel)()
 	}
-	s.inbound = g.server.inflight.claim(ctx, most)
+	s.inbound = g.server.inflight.claim(ctx, most, s.unadmitted)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
@@ -113,9 +119,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 // admit has serving say whether a call could be taken, before any of its message is received.
 func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
 	c := serving.CallerOf(ctx)
-	if p, ok := peer.FromContext(ctx); ok {
-		c.Peer = p.Addr.String()
-	}
+	c.Peer = peerOf(ctx)
 	return s.service.Admit(serving.WithCaller(ctx, c))
 }
 
@@ -129,6 +133,8 @@ type guarded struct {
 	prompt  bool // the message is of one of requests
 	again   bool
 	until   time.Time // when all messages have to be there; zero where each has a time of its own
+	// unadmitted is why the request is not going to be taken, as far as its headers tell.
+	unadmitted error
 }
 
 func (s *guarded) Context() context.Context { return s.ctx }
@@ -146,7 +152,7 @@ func (s *guarded) RecvMsg(m any) error {
 	}
 	defer raw.Free()
 	if err := f.complete(s.inbound); err != nil {
-		return err
+		return s.refused(err)
 	}
 	return s.decode(raw, m.(proto.Message))
 }
@@ -173,12 +179,21 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 	case r := <-done:
 		return r.message.data, readable(r.err)
 	case <-s.inbound.refused:
-		return nil, s.inbound.err
+		return nil, s.refused(s.inbound.err)
 	case <-late.C:
 		return nil, tooSlow(s.guard.server.options.ReceiveTimeout)
 	case <-s.ctx.Done():
 		return nil, ended(s.ctx)
 	}
+}
+
+// refused is the error of a message that was refused while it came. Of a request that would not have been taken there is a
+// line in the log as of every other.
+func (s *guarded) refused(err error) error {
+	if s.unadmitted == nil || err != s.unadmitted {
+		return err
+	}
+	return s.guard.server.service.Refuse(s.ctx, &serving.Request{Peer: serving.CallerOf(s.ctx).Peer}, err)
 }
 
 // decode fills m. As many messages as there are cores are decoded at once: each takes its size again meanwhile.

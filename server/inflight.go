@@ -60,6 +60,7 @@ type inbound struct {
 	held             int64 // what it counts
 	bytes, frames    int64
 	most             int64 // bytes that the method takes
+	beyond           error // what one of more is refused with; nil: by its size
 	claimed          bool  // it has a handler, and counts
 	receiving, ended bool
 
@@ -100,7 +101,11 @@ func (f *inflight) data(s *inbound, length int64) {
 	case s.frames > tinyFrames && s.bytes < s.frames*tinyBytes:
 		f.refuse(s, exhausted("the message comes in frames of %d bytes in the mean; want %d", s.bytes/s.frames, tinyBytes))
 	case s.bytes > s.most:
-		f.refuse(s, exhausted("the message is larger than this method takes: at most %d bytes", s.most))
+		err := s.beyond
+		if err == nil {
+			err = exhausted("the message is larger than this method takes: at most %d bytes", s.most)
+		}
+		f.refuse(s, err)
 	default:
 		f.relieve()
 	}
@@ -187,8 +192,9 @@ func (f *inflight) giveBack() {
 	}
 }
 
-// claim has the message of ctx's stream count, up to most bytes, until end.
-func (f *inflight) claim(ctx context.Context, most int64) *inbound {
+// claim has the message of ctx's stream count, up to most bytes, until end. A larger one is refused with beyond, or by its
+// size if that is nil.
+func (f *inflight) claim(ctx context.Context, most int64, beyond error) *inbound {
 	s := &inbound{refused: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,7 +208,7 @@ func (f *inflight) claim(ctx context.Context, most int64) *inbound {
 		c.claims++
 	}
 	early := s.held
-	s.held, s.most, s.claimed, s.receiving = 0, most, true, true
+	s.held, s.most, s.beyond, s.claimed, s.receiving = 0, most, beyond, true, true
 	f.add(s, early+streamCost)
 	f.relieve()
 	return s

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/client"
-	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -44,59 +43,65 @@ func newQuotas(t *testing.T, c serving.QuotaConfig) *serving.Quotas {
 	return q
 }
 
-// headersOnly makes a call that never sends its message, and gives what it ends with.
-func headersOnly(t *testing.T, conn *grpc.ClientConn, tenant, method string) error {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "credential", tenant), 300*time.Millisecond)
-	defer cancel()
-	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return stream.RecvMsg(new(pb.GenerateResponse))
-}
-
-// A call beyond its tenant's quota, or that finds every place taken, is refused by its headers: none of its message has to
-// come. It has a line in the log, and says when to try again.
+// A large message of a call beyond its tenant's quota, or that finds every place taken, is refused while it comes; a small one
+// is read, for its id. Both have a line in the log.
 func TestRefusedBeforeTheMessage(t *testing.T) {
 	one, rate := serving.Count(1), 0.01
-	o := server.Options{
+	addr, f := listen(t, server.Options{
 		Quotas: newQuotas(t, serving.QuotaConfig{Tenants: map[string]serving.Quota{"acme": {RequestsPerSecond: &rate, Burst: &one}}}),
 		GRPC:   []grpc.ServerOption{grpc.StatsHandler(tenantOfMetadata{})},
-	}
-	f := start(t, tinyVLM(t), newChain(2, 430, 4), o)
+	})
 	as := func(tenant string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "credential", tenant)
 	}
 	in := question()
-	in.Tenant = "other" // the credential's counts
+	in.Tenant, in.RequestId = "acme", "small"
 	if _, err := f.Generate(as("acme"), in); err != nil {
 		t.Fatal(err)
 	}
-	for _, method := range []string{pb.MMServe_Generate_FullMethodName, pb.MMServe_GenerateStream_FullMethodName} {
-		err := headersOnly(t, f.conn, "acme", method)
-		wait, ok := client.RetryDelay(err)
-		if !ok || wait < 90*time.Second || wait > 100*time.Second || !strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
-			t.Errorf("%s: %v, try again in %v", method, err, wait)
-		}
-		if err := headersOnly(t, f.conn, "b", method); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("%s of another tenant: %v", method, err)
-		}
+	_, err := f.Generate(as("acme"), in)
+	wait, ok := client.RetryDelay(err)
+	if !ok || wait < 90*time.Second || wait > 100*time.Second || !strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
+		t.Errorf("%v, try again in %v", err, wait)
 	}
-	lines := 0
-	for line := range strings.Lines(f.log.String()) {
-		if strings.Contains(line, "tenant=acme") && strings.Contains(line, "code=ResourceExhausted") {
-			lines++
+	const size = 20 << 20
+	large := func(tenant string) string {
+		c := dialH2(t, addr)
+		id := c.open(methodGenerate, "credential", tenant)
+		_ = c.send(id, head(size), 16<<10)
+		time.Sleep(50 * time.Millisecond)
+		for range 80 { // 2.5 MiB more, of 20
+			_ = c.send(id, make([]byte, 32<<10), 16<<10)
 		}
+		for range 100 {
+			if c.count("8") == 1 {
+				return "8"
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		return "receiving"
 	}
-	if lines != 2 {
-		t.Errorf("the log has %d lines of the refused calls, want 2:\n%s", lines, f.log)
+	if got := large("acme"); got != "8" {
+		t.Errorf("a large message beyond the quota: %s, want RESOURCE_EXHAUSTED", got)
+	}
+	if got := large("b"); got != "receiving" {
+		t.Errorf("a large message of another tenant: %s", got)
 	}
 	release := holdAll(t, f)
-	defer release()
-	err := headersOnly(t, f.conn, "b", pb.MMServe_Generate_FullMethodName)
-	if wait, ok := client.RetryDelay(err); !ok || wait <= 0 {
-		t.Errorf("with every place taken: %v", err)
+	if got := large("b"); got != "8" {
+		t.Errorf("a large message with every place taken: %s, want RESOURCE_EXHAUSTED", got)
+	}
+	release()
+	lines := map[string]int{}
+	for line := range strings.Lines(f.log.String()) {
+		if strings.Contains(line, "code=ResourceExhausted") {
+			_, line, _ = strings.Cut(line, "tenant=")
+			tenant, _, _ := strings.Cut(line, " ")
+			lines[tenant]++
+		}
+	}
+	if lines["acme"] != 2 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
+		t.Errorf("the log has %v lines of refused calls, want 2 of acme and 1 of b:\n%s", lines, f.log)
 	}
 }
 

@@ -5,11 +5,13 @@ import (
 	"context"
 
 	"github.com/mmserve/mmserve/batching"
-	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/auth"
 )
 
 // Caller is who makes a call, as its edge knows before the message has come.
 type Caller struct {
+	// Identity is whom the credential stands for; nil where callers need none.
+	Identity *auth.Identity
 	// Tenant is the credential's; empty where callers name a tenant in their requests.
 	Tenant string
 	// Peer is the caller's address.
@@ -21,7 +23,7 @@ type (
 	usageKey  struct{}
 )
 
-// WithCaller says who makes the call of ctx. A tenant in it takes the place of the one that a request names.
+// WithCaller says who makes the call of ctx. A request that names another tenant is refused.
 func WithCaller(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
@@ -34,18 +36,20 @@ func CallerOf(ctx context.Context) Caller {
 
 // Admit says whether a request of ctx's caller could be taken now, before its message is received: not if every model's
 // places are taken, nor beyond the rate or the concurrency of a tenant that the caller's credential gives. Generate then
-// does not count the request again. An edge calls release when the call is over, and gives the error to its client.
+// does not count the request again. An edge calls release when the call is over, and gives the error to Refuse unless it
+// receives the message all the same.
 func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(), err error) {
-	c := CallerOf(ctx)
+	none := func() {}
 	if s.full() {
-		return ctx, nil, s.Refuse(ctx, &Request{Tenant: c.Tenant, Peer: c.Peer}, busy())
+		return ctx, none, busy()
 	}
+	c := CallerOf(ctx)
 	if c.Tenant == "" {
-		return ctx, func() {}, nil
+		return ctx, none, nil
 	}
 	u, err := s.options.Quotas.enter(c.Tenant, c.Peer)
 	if err != nil {
-		return ctx, nil, s.Refuse(ctx, &Request{Tenant: c.Tenant, Peer: c.Peer}, err)
+		return ctx, none, err
 	}
 	return context.WithValue(ctx, usageKey{}, u), func() { u.end(0, true) }, nil
 }
@@ -94,11 +98,7 @@ func (l *life) chargeEstimate(req *checked) error {
 	return l.charge(req, max(1, req.text/bytesPerToken)+images*l.model.Prompter.Layout.PatchTokens, images)
 }
 
-// chargeInput charges it for its prompt as it is, and for the longest answers that there may be.
-func (l *life) chargeInput(req *checked, in fusion.Input, images int) error {
-	return l.charge(req, len(in.IDs), images)
-}
-
+// charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged before.
 func (l *life) charge(req *checked, prompt, images int) error {
 	answer := cmp.Or(req.maxTokens, defaultMaxTokens)
 	if err := l.used.require(prompt+req.n*answer, images); err != nil {

@@ -37,7 +37,7 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 	return images, nil
 }
 
-// lay makes the input and the constraint of its answers, and settles how long they may be. An answer that is one message of
+// lay makes the input and the constraint of its answers, settles how long they may be, and has the tenant pay for them. An answer that is one message of
 // at most maxBytes has to fit it; 0 sets no bound.
 func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, maxBytes int) (fusion.Input, *constrain.Grammar, error) {
 	in, err := l.tokenize(ctx, req, images)
@@ -55,7 +55,7 @@ func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, ma
 		return in, nil, TooLarge(int(size), maxBytes)
 	}
 	l.rec.prompt(in)
-	return in, grammar, nil
+	return in, grammar, l.charge(req, len(in.IDs), len(images))
 }
 
 // tokenize makes the input that the prompter gives for the request's prompt and its images.
@@ -79,18 +79,32 @@ func promptError(field string, err error) error {
 	return err
 }
 
+// ErrContextLength is the cause of errors of requests that do not fit the model's context: one with a longer context, or a
+// shorter request, would do.
+var ErrContextLength = errors.New("the request does not fit the context")
+
+// tooLong is an Invalid error of a single field, whose cause is ErrContextLength.
+func tooLong(field, format string, args ...any) error {
+	err := InvalidField(field, format, args...)
+	var e *Error
+	if errors.As(err, &e) {
+		e.cause = ErrContextLength
+	}
+	return err
+}
+
 // fit gives the most tokens to generate, or says why the request does not fit the context.
 func (l *life) fit(req *checked, in fusion.Input) (maxTokens int, err error) {
 	prompt, room := len(in.IDs), l.model.MaxLen-len(in.IDs)
 	if room < 1 {
-		return 0, InvalidField("input", "%d tokens, %d of them of images; want at most %d, to leave one for the answer in a context of %d",
+		return 0, tooLong("input", "%d tokens, %d of them of images; want at most %d, to leave one for the answer in a context of %d",
 			prompt, in.ImageTokens(), l.model.MaxLen-1, l.model.MaxLen)
 	}
 	if req.maxTokens == 0 {
 		return min(max(defaultMaxTokens, req.sampling.MinTokens), room), nil
 	}
 	if req.maxTokens > room {
-		return 0, InvalidField("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of images, in a context of %d",
+		return 0, tooLong("max_tokens", "%d; want at most %d: the prompt has %d tokens, %d of them of images, in a context of %d",
 			req.maxTokens, room, prompt, in.ImageTokens(), l.model.MaxLen)
 	}
 	return req.maxTokens, nil

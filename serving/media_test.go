@@ -139,6 +139,7 @@ func TestUploadIsReleased(t *testing.T) {
 	_ = s.Generate(t.Context(), prompt(good, image("broken")), &kept{})
 	_ = s.Generate(t.Context(), prompt(good, byDigest(digestOf(nil))), &kept{})
 	_ = s.Generate(t.Context(), prompt(good), &kept{fail: "start"})
+	idle(t, e)
 	for {
 		ticket, err := e.Acquire()
 		if err != nil {

@@ -22,6 +22,7 @@ type record struct {
 	log        *slog.Logger
 	model      string
 	id, tenant string
+	caller     string // the id of its credential; empty where callers need none
 	operation  string
 	span       trace.Span
 	progress   *progress // nil if the trace is not recorded
@@ -57,6 +58,9 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model string) (con
 	}
 	if validID(in.Tenant) {
 		rec.tenant = in.Tenant
+	}
+	if caller := CallerOf(ctx).Identity; caller != nil {
+		rec.caller = caller.ID
 	}
 	if in.Prompt != nil {
 		rec.operation = operationComplete
@@ -153,6 +157,9 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 func (r *record) attributes(attrs []slog.Attr) []slog.Attr {
 	if r.tenant != "" {
 		attrs = append(attrs, slog.String("tenant", r.tenant))
+	}
+	if r.caller != "" {
+		attrs = append(attrs, slog.String("credential", r.caller))
 	}
 	if r.tokens > 0 {
 		attrs = append(attrs,

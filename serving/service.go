@@ -85,13 +85,11 @@ type life struct {
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
 // served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
 func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
-	if c := CallerOf(ctx); c.Tenant != "" {
-		in.Tenant = c.Tenant
-	}
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
+	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
 	return ctx, l, release, nil
@@ -127,6 +125,9 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
+	if err := permit(ctx, l.model.Name); err != nil {
+		return err
+	}
 	if err := l.enter(ctx, in); err != nil {
 		return err
 	}
@@ -166,9 +167,6 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	l.rec.lap(&l.rec.preprocess)
 	input, grammar, err := l.lay(ctx, req, images, in.MaxAnswerBytes)
 	if err != nil {
-		return err
-	}
-	if err := l.chargeInput(req, input, len(images)); err != nil {
 		return err
 	}
 	l.rec.lap(&l.rec.tokenize)

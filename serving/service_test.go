@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder/decodertest"
@@ -83,6 +84,18 @@ func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *bat
 	})
 	o.Logger = slog.New(slog.DiscardHandler)
 	return serving.NewService(serving.Single(serving.Run(m, e)), o), e
+}
+
+// idle waits until what was cut has left the engine.
+func idle(t *testing.T, e *batching.Engine) {
+	t.Helper()
+	for range 1000 {
+		if e.Stats().Accepted == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("requests stay in the engine")
 }
 
 // kept is a sink that notes what comes, and fails at the event fail.
@@ -196,6 +209,7 @@ func TestServiceErrors(t *testing.T) {
 		}
 	}
 	var full *serving.Error
+	idle(t, e)
 	for {
 		ticket, err := e.Acquire()
 		if err != nil {

@@ -80,7 +80,8 @@ func (f modelFlags) config(library string, log *slog.Logger) serving.Config {
 		Precision: f.Precision, VisionPrecision: f.VisionPrecision, Threads: f.Threads,
 		Slots: f.Slots, MaxLen: f.MaxLen, KVCacheBytes: int64(f.KVCacheBytes), DeviceMemory: int64(f.DeviceMemory),
 		Batching: batching.Options{
-			MaxWaiting: f.MaxWaiting, PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, Drafts: f.Drafts,
+			MaxWaiting: f.MaxWaiting, BatchPlaces: f.BatchPlaces, TenantPlaces: f.TenantPlaces,
+			PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, Drafts: f.Drafts,
 			NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
 		},
 		EncoderCacheBytes: f.EncoderCache << 20, Images: f.imageLimits(), NoSelfTest: !f.SelfTest, Pace: f.Pace, Logger: log,
@@ -168,6 +169,8 @@ type engineFlags struct {
 	PrefillShare  float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
 	TenantWeights map[string]float64 `name:"tenant-weight" placeholder:"TENANT=WEIGHT" env:"MMSERVE_TENANT_WEIGHT" help:"Share of a tenant where several wait; 1 for the others."`
 	AgeAfter      time.Duration      `default:"30s" env:"MMSERVE_AGE_AFTER" help:"How long a request waits in one priority before it rises to the next."`
+	BatchPlaces   float64            `default:"0.75" env:"MMSERVE_BATCH_PLACES" help:"Part of --max-waiting that batch requests may take together; the rest is for the others."`
+	TenantPlaces  float64            `default:"0.75" env:"MMSERVE_TENANT_PLACES" help:"Part of --max-waiting that one tenant may take, or one connection without a tenant."`
 	MaxWaiting    int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
 }
 
@@ -191,6 +194,14 @@ func (f modelFlags) check() error {
 	}
 	if f.MaxDecodeTime < time.Millisecond || f.MaxDecodeTime > maxDuration {
 		return fmt.Errorf("--max-decode-time %v: want %v to %v", f.MaxDecodeTime, time.Millisecond, maxDuration)
+	}
+	for _, c := range []struct {
+		flag string
+		part float64
+	}{{"--batch-places", f.BatchPlaces}, {"--tenant-places", f.TenantPlaces}} {
+		if !(c.part > 0 && c.part <= 1) {
+			return fmt.Errorf("%s %v: want more than 0, up to 1", c.flag, c.part)
+		}
 	}
 	if f.AgeAfter <= 0 || f.AgeAfter > maxDuration {
 		return fmt.Errorf("--age-after %v: want more than 0s, up to %v", f.AgeAfter, maxDuration)
