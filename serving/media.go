@@ -54,21 +54,26 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if !validID(in.ID) || in.ID == "" {
 		u.header.ID = rand.Text()
 	}
-	if !validID(in.Tenant) {
+	var v Violations
+	in.Tenant = TenantOf(ctx, in.Tenant, &v)
+	for i := range v {
+		v[i].Field = "header." + v[i].Field
+	}
+	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	if err := u.begin(in); err != nil {
+	if err := u.begin(in, v); err != nil {
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
 }
 
-func (u *Upload) begin(in UploadHeader) error {
+// begin settles what is wrong with a header beside v, and where its bytes go.
+func (u *Upload) begin(in UploadHeader, v Violations) error {
 	store := u.service.options.Media
 	if store == nil {
 		return mediaOff()
 	}
-	var v Violations
 	if !validID(in.ID) {
 		v.Add("header.request_id", idText, len(in.ID), MaxIDBytes)
 	}
@@ -224,11 +229,12 @@ func (s *Service) imageLimits() (vision.Limits, func()) {
 
 // HasMedia tells which of a tenant's files are kept, in the order asked; nil stands for one that is not. It counts as
 // no use of them. An error is an *Error, which names the field digests.
-func (s *Service) HasMedia(tenant string, digests []string) ([]*Media, error) {
+func (s *Service) HasMedia(ctx context.Context, tenant string, digests []string) ([]*Media, error) {
 	if s.options.Media == nil {
 		return nil, mediaOff()
 	}
 	var v Violations
+	tenant = TenantOf(ctx, tenant, &v)
 	if !validID(tenant) {
 		v.Add("tenant", idText, len(tenant), MaxIDBytes)
 	}
@@ -247,13 +253,18 @@ func (s *Service) HasMedia(tenant string, digests []string) ([]*Media, error) {
 }
 
 // DeleteMedia lets go of a tenant's file, which requests that use it may finish with. It tells whether there was one.
-func (s *Service) DeleteMedia(tenant, digest string) (bool, error) {
+func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (bool, error) {
 	if s.options.Media == nil {
 		return false, mediaOff()
 	}
+	var v Violations
+	tenant = TenantOf(ctx, tenant, &v)
 	d, err := media.ParseDigest(digest)
 	if err != nil {
-		return false, InvalidField("digest", "%v", err)
+		v.Add("digest", "%v", err)
+	}
+	if err := v.Err(); err != nil {
+		return false, err
 	}
 	return s.options.Media.Delete(tenant, d), nil
 }

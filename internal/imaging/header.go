@@ -90,8 +90,8 @@ type Header struct {
 // went on after the context of Decode or Scale had ended.
 func (h *Header) WhenOver(f func()) { h.background.whenOver(f) }
 
-// ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are the
-// context's cause.
+// ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are
+// the context's cause.
 func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err error) {
 	l = l.orDefault()
 	switch {
@@ -151,7 +151,8 @@ func (h *Header) failed(ctx context.Context, err error) error {
 }
 
 // Decode decodes the image and turns it upright by its EXIF or XMP orientation. Alpha is dropped, not composited, as
-// Pillow's convert("RGB") does; of several frames only the first is read. Errors wrap ErrImage, or are the context's cause.
+// Pillow's convert("RGB") does; of several frames only the first is read. Errors wrap ErrImage, or are the context's
+// cause.
 func (h *Header) Decode(ctx context.Context) (p *RGB, err error) {
 	// A decoder that panics on hostile bytes must cost its request, not the process.
 	defer func() {
