@@ -306,3 +306,23 @@ func TestIncludeStop(t *testing.T) {
 		t.Errorf("with: %v, %v", with, err)
 	}
 }
+
+// What was uploaded is counted and embedded by its digest, for the tenant that uploaded it alone.
+func TestCountAndEmbedUploads(t *testing.T) {
+	f, c, _ := withMedia(t, server.Options{})
+	data := pngFile(64)
+	if _, err := send(t, c, pieces(&pb.UploadMediaHeader{Tenant: "a"}, data, 1000)...); err != nil {
+		t.Fatal(err)
+	}
+	for tenant, want := range map[string]codes.Code{"a": codes.OK, "b": codes.NotFound} {
+		in := showing(&pb.Image{Digest: digestOf(data)})
+		in.Tenant = tenant
+		if got, err := c.CountTokens(t.Context(), in); status.Code(err) != want || err == nil && got.GetImageTokens() != imageTokens {
+			t.Errorf("tenant %s counts %v, %v", tenant, got, err)
+		}
+		_, _, _, err := embed(t.Context(), f, &pb.EmbedImageRequest{Tenant: tenant, Image: &pb.Image{Digest: digestOf(data)}})
+		if status.Code(err) != want {
+			t.Errorf("tenant %s embeds: %v", tenant, err)
+		}
+	}
+}

@@ -3,6 +3,9 @@ package server
 import (
 	"context"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	inferencepb "github.com/mmserve/mmserve/proto/inference"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -26,7 +29,10 @@ func (o openInference) ServerReady(context.Context, *inferencepb.ServerReadyRequ
 
 // ModelReady says whether requests to a model are taken.
 func (o openInference) ModelReady(_ context.Context, in *inferencepb.ModelReadyRequest) (*inferencepb.ModelReadyResponse, error) {
-	if _, err := o.model(in); err != nil {
+	switch _, err := o.model(in); {
+	case serving.KindOf(err) == serving.NotFound: // who asks may have no credential, and is told no names
+		return nil, status.Error(codes.NotFound, "no model of this name and version is served here")
+	case err != nil:
 		return nil, toStatus(err)
 	}
 	return &inferencepb.ModelReadyResponse{Ready: o.server.Ready() == nil}, nil

@@ -57,7 +57,7 @@ func (l *life) count(ctx context.Context, in *Request) (*TokenCount, error) {
 	if err != nil {
 		return nil, err
 	}
-	closeMedia, err := l.open(req)
+	closeMedia, err := l.files(ctx, req)
 	if err != nil {
 		return nil, err
 	}

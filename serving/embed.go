@@ -62,7 +62,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if err != nil {
 		return err
 	}
-	closeMedia, err := l.open(req)
+	closeMedia, err := l.files(ctx, req)
 	if err != nil {
 		return err
 	}
