@@ -39,9 +39,9 @@ var reconnect = backoff.Config{
 	MaxDelay:   3 * time.Second,
 }
 
-// DialServers makes a client that spreads its calls over several servers: the one with the fewest calls open is asked,
-// and one that is not SERVING is left out until it is. servers is a comma-separated list of host:port, or one gRPC
-// target such as dns:///name:port, whose addresses are then all used.
+// DialServers makes a client that spreads its calls over several servers: the one with the fewest calls open is
+// asked, and one that is not SERVING is left out until it is. servers is a comma-separated list of host:port, or one
+// gRPC target such as dns:///name:port, whose addresses are then all used.
 func DialServers(servers string, opts ...Option) (*Client, error) {
 	list, err := SplitServers(servers)
 	if err != nil {
@@ -62,7 +62,8 @@ func DialServers(servers string, opts ...Option) (*Client, error) {
 		dial = append(dial, grpc.WithResolvers(r))
 		target = "servers:///" + list[0]
 	}
-	return Dial(target, append([]Option{WithDialOptions(dial...)}, opts...)...)
+	addresses := func(o *options) { o.addresses = list }
+	return Dial(target, append([]Option{WithDialOptions(dial...), addresses}, opts...)...)
 }
 
 // SplitServers checks a comma-separated list of servers as DialServers takes it. A target with a scheme stands alone.

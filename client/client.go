@@ -30,6 +30,8 @@ var ErrTruncated = errors.New("mmserve: the stream ended before the answer did")
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
 	rpc         pb.MMServeClient //lint:ignore SA1019 the only name that older servers have
+	media       pb.InferenceServiceClient
+	uploads     *uploads // nil: images are sent as they are
 	health      healthpb.HealthClient
 	conn        io.Closer // nil if the connection is the caller's
 	retries     int
@@ -37,11 +39,16 @@ type Client struct {
 }
 
 type options struct {
-	retries     int
-	unavailable int
-	maxMessage  int
-	creds       credentials.TransportCredentials
-	dial        []grpc.DialOption
+	retries       int
+	unavailable   int
+	maxMessage    int
+	uploadAbove   int
+	tenant        string // of uploads
+	creds         credentials.TransportCredentials
+	key           func(context.Context) (string, error)
+	plaintextKeys bool
+	addresses     []string // of DialServers
+	dial          []grpc.DialOption
 }
 
 // Option changes how a Client calls.
@@ -55,7 +62,7 @@ func WithRetries(n int) Option { return func(o *options) { o.retries = n } }
 // limit counts too. Default: no limit on requests, gRPC's 4 MiB on answers.
 func WithMaxMessageBytes(n int) Option { return func(o *options) { o.maxMessage = n } }
 
-// WithTransportCredentials has Dial use TLS, say. Default: plaintext.
+// WithTransportCredentials has Dial use credentials of gRPC's; see WithTLS. Default: plaintext.
 func WithTransportCredentials(creds credentials.TransportCredentials) Option {
 	return func(o *options) { o.creds = creds }
 }
@@ -72,7 +79,10 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	dial := []grpc.DialOption{grpc.WithTransportCredentials(o.creds)}
+	dial, err := o.secure(addr)
+	if err != nil {
+		return nil, err
+	}
 	if o.maxMessage > 0 {
 		dial = append(dial, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(o.maxMessage),
 			grpc.MaxCallSendMsgSize(o.maxMessage)))
@@ -86,8 +96,8 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 	return c, nil
 }
 
-// New makes a client that uses a connection of the caller's, who set it up (of the options only WithRetries
-// and WithUnavailableRetries count) and closes it.
+// New makes a client that uses a connection of the caller's, who set it up (of the options only WithRetries,
+// WithUnavailableRetries and WithUploads count) and closes it.
 func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 	var o options
 	for _, opt := range opts {
@@ -98,8 +108,12 @@ func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 
 func (o options) client(conn grpc.ClientConnInterface) *Client {
 	//lint:ignore SA1019 the only name that older servers have
-	return &Client{rpc: pb.NewMMServeClient(conn), health: healthpb.NewHealthClient(conn), retries: o.retries,
-		unavailable: o.unavailable}
+	c := &Client{rpc: pb.NewMMServeClient(conn), media: pb.NewInferenceServiceClient(conn),
+		health: healthpb.NewHealthClient(conn), retries: o.retries, unavailable: o.unavailable}
+	if o.uploadAbove > 0 {
+		c.uploads = &uploads{client: c, above: o.uploadAbove, tenant: o.tenant, known: map[string]*upload{}}
+	}
+	return c
 }
 
 // Close closes the connection that Dial made.
@@ -112,10 +126,17 @@ func (c *Client) Close() error {
 
 // Generate returns the whole answer. Errors are gRPC statuses; mmserve.proto lists them.
 func (c *Client) Generate(ctx context.Context, in *pb.GenerateRequest) (*pb.GenerateResponse, error) {
-	for try := 0; ; try++ {
-		out, err := c.rpc.Generate(ctx, in)
-		if err == nil || !c.again(ctx, err, try) {
+	r := c.uploads.replace(ctx, in)
+	for try := 0; ; {
+		out, err := c.rpc.Generate(ctx, r.now)
+		switch {
+		case err == nil:
+			return out, nil
+		case r.lost(ctx, err): // with what is there now
+		case !c.again(ctx, err, try):
 			return out, err
+		default:
+			try++
 		}
 	}
 }
@@ -131,8 +152,8 @@ func (c *Client) Models(ctx context.Context) ([]*pb.ModelInfo, error) {
 	return out.GetModels(), err
 }
 
-// Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes last:
-// a gRPC status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
+// Stream yields the events of an answer as they come: a start, deltas, a finish for each of in.N. An error comes
+// last: a gRPC status, or ErrTruncated. Leaving the loop early cancels the call, and the server stops working on it.
 func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*pb.GenerateStreamResponse, error] {
 	return func(yield func(*pb.GenerateStreamResponse, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -163,12 +184,19 @@ func (c *Client) Stream(ctx context.Context, in *pb.GenerateRequest) iter.Seq2[*
 func (c *Client) open(ctx context.Context,
 	in *pb.GenerateRequest) (stream grpc.ServerStreamingClient[pb.GenerateStreamResponse],
 	first *pb.GenerateStreamResponse, err error) {
-	for try := 0; ; try++ {
-		if stream, err = c.rpc.GenerateStream(ctx, in); err == nil {
+	r := c.uploads.replace(ctx, in)
+	for try := 0; ; {
+		if stream, err = c.rpc.GenerateStream(ctx, r.now); err == nil {
 			first, err = stream.Recv()
 		}
-		if err == nil || !c.again(ctx, err, try) {
+		switch {
+		case err == nil:
+			return stream, first, nil
+		case r.lost(ctx, err):
+		case !c.again(ctx, err, try):
 			return stream, first, err
+		default:
+			try++
 		}
 	}
 }

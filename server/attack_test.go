@@ -40,21 +40,34 @@ const (
 	attackCPU    = 2 * time.Second
 )
 
-// listen serves on TCP, as the command does.
-func listen(t *testing.T, o server.Options) (addr string, f *fixture) {
+// listen serves on TCP, as the command does. dial is how its own client comes, unless in plaintext.
+func listen(t *testing.T, o server.Options, dial ...grpc.DialOption) (addr string, f *fixture) {
+	t.Helper()
+	addr, f = listenWith(t, o, newChain(4, 430, 4), dial...)
+	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("red"))); err != nil {
+		t.Fatal(err)
+	}
+	return addr, f
+}
+
+// listenWith is listen with a runner, of which nothing is asked yet.
+func listenWith(
+	t *testing.T, o server.Options, r batching.Runner, dial ...grpc.DialOption,
+) (addr string, f *fixture) {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f = &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: newEngine(t, newChain(4, 430, 4), batching.Options{})}
+	f = &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: newEngine(t, r, batching.Options{})}
 	o.Logger = slog.New(slog.NewTextHandler(f.log, nil))
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())
 	s := server.New(tinyVLM(t), f.engine, o)
 	done := make(chan struct{})
 	go func() { defer close(done); f.served <- s.Serve(ctx, lis) }()
-	conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	dial = append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, dial...)
+	conn, err := grpc.NewClient(lis.Addr().String(), dial...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,9 +77,6 @@ func listen(t *testing.T, o server.Options) (addr string, f *fixture) {
 		f.stop()
 		<-done
 	})
-	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("red"))); err != nil {
-		t.Fatal(err)
-	}
 	return lis.Addr().String(), f
 }
 
@@ -256,6 +266,12 @@ func dialH2(t *testing.T, addr string) *h2 {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return speakH2(t, conn)
+}
+
+// speakH2 greets a server, and reads what it answers.
+func speakH2(t *testing.T, conn net.Conn) *h2 {
+	t.Helper()
 	c := &h2{t: t, conn: conn, framer: http2.NewFramer(conn, conn), ended: map[uint32]string{}, next: 1}
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		t.Fatal(err)

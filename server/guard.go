@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -26,9 +25,10 @@ const smallMessage = 64 << 10
 // say more, and by then it may be taken.
 const unadmittedMessage = 1 << 20
 
-// guard stands in front of every method of every service that is registered through it: it receives messages within the
-// time and the byte budget, counts what is in them before it decodes them, and turns a panic into INTERNAL. Unary methods
-// are registered as streams of the same wire format, because gRPC decodes a unary request before any code of ours runs.
+// guard stands in front of every method of every service that is registered through it: it asks who calls, receives
+// messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
+// INTERNAL. Unary methods are registered as streams of the same wire format, because gRPC decodes a unary request
+// before any code of ours runs.
 type guard struct {
 	*grpc.Server
 	server *Server
@@ -76,10 +76,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			err = broken()
 		}
 	}()
+	ctx, prompt := stream.Context(), requests[method]
+	if ctx, err = g.server.identifyCall(ctx, method); err != nil {
+		return err
+	}
 	if err, ok := refusedMethods[method]; ok {
 		return err
 	}
-	ctx, prompt := stream.Context(), requests[method]
 	if !g.server.attached.Load() && strings.HasPrefix(method, "/"+mmservePackage+".") {
 		return errLoading()
 	}
@@ -93,9 +96,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
-		var release func()
-		ctx, release, s.unadmitted = g.server.admit(ctx)
-		defer release()
+		if !placeless[method] {
+			var release func()
+			ctx, release, s.unadmitted = g.server.admit(ctx)
+			defer release()
+		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
 		if s.unadmitted != nil {
@@ -116,9 +121,7 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 // admit has serving say whether a call could be taken, before any of its message is received.
 func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
 	c := serving.CallerOf(ctx)
-	if p, ok := peer.FromContext(ctx); ok {
-		c.Peer = p.Addr.String()
-	}
+	c.Peer = peerOf(ctx)
 	return s.service.Admit(serving.WithCaller(ctx, c))
 }
 
@@ -208,15 +211,24 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
-	if _, ok := m.(*pb.GenerateRequest); ok && err != nil {
-		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
+	if err != nil && identified(m) {
+		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), m, err)
 	}
 	return err
 }
 
+// identified says whether messages of m's kind name their request.
+func identified(m proto.Message) bool {
+	switch m.(type) {
+	case *pb.GenerateRequest, *pb.EmbedImageRequest:
+		return true
+	}
+	return false
+}
+
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
-func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	return s.service.Refuse(ctx, request(ctx, identify(message)), err)
+func (s *Server) refuseMessage(ctx context.Context, message []byte, m proto.Message, err error) error {
+	return s.service.Refuse(ctx, request(ctx, identify(message, m)), err)
 }
 
 // rawMessage is received as it is on the wire.

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -22,6 +24,8 @@ type HTTPOptions struct {
 	Listener net.Listener
 	// TLS is what connections are spoken to with. nil: plaintext.
 	TLS *tls.Config
+	// Propagator finds the trace that a request belongs to in its headers. nil: there is none.
+	Propagator propagation.TextMapPropagator
 	// AllowOrigins are the web pages whose scripts may ask, as https://example.com; "*" is any. Default: none.
 	AllowOrigins []string
 }
@@ -133,18 +137,14 @@ type exchange struct {
 	r  *http.Request
 	rc *http.ResponseController
 	id string // x-request-id
-	// input is what the field of the prompt is called, "messages" where it is empty; constraint what the answer is held to.
+	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
+	// is held to.
 	input, constraint string
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
+	whole          bool // the body was read to its end
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
-}
-
-// identify says who asks, in the context of the request; every request goes through it. Its error is a *serving.Error or
-// an *httpError.
-func (h *httpServer) identify(r *http.Request) (context.Context, error) {
-	return serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr}), nil
 }
 
 // handler answers a request; an error of it is the answer, unless that has begun.
@@ -169,7 +169,7 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(err)
 		return
 	}
-	if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+	if x.asksFirst() {
 		x.preflight()
 		return
 	}
@@ -187,14 +187,21 @@ func (x *exchange) admit() error {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
-	ctx, err := x.identify(x.r)
+	if x.asksFirst() { // browsers send no credentials then
+		return nil
+	}
+	if p := x.options.HTTP.Propagator; p != nil {
+		x.r = x.r.WithContext(p.Extract(x.r.Context(), propagation.HeaderCarrier(x.r.Header)))
+	}
+	r, err := x.identifyHTTP(x.r)
 	if err == nil {
-		x.r = x.r.WithContext(ctx)
+		x.r = r
 	}
 	return err
 }
 
-// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader reaches.
+// checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
+// reaches.
 func (x *exchange) checkOrigin() error {
 	origin := x.r.Header.Get("Origin")
 	if origin == "" {
@@ -210,11 +217,16 @@ func (x *exchange) checkOrigin() error {
 	return nil
 }
 
+// asksFirst says that a browser asks what a page may send.
+func (x *exchange) asksFirst() bool {
+	return x.r.Method == http.MethodOptions && x.r.Header.Get("Access-Control-Request-Method") != ""
+}
+
 // preflight tells a browser what an allowed page may send.
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, "+
+	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
 		"X-Stainless-Arch, X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Retry-Count, "+
 		"X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, OpenAI-Organization, OpenAI-Project")
 	h.Set("Access-Control-Max-Age", "600")
@@ -237,6 +249,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
+	h.ollamaRoutes()
 	h.handle("", "/", func(*exchange) error { return errUnknownPath() })
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"mime"
+	"net/http"
 	"os"
 	"time"
 
@@ -82,6 +83,7 @@ func (x *exchange) readBody() ([]byte, error) {
 	}
 	switch {
 	case err == nil:
+		x.whole = true
 		return body, x.rc.SetReadDeadline(time.Time{}) // net/http watches for the client's end from now on
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = errSlowBody(x.options.ReceiveTimeout)
@@ -131,6 +133,34 @@ func (x *exchange) pace(in *inbound, n int) error {
 		return nil
 	}
 	return in.conn.pace(n, 0, true)
+}
+
+const (
+	// consumed is how much of a body net/http reads itself after a handler that did not, in bytes.
+	consumed = 256 << 10
+	// lingerBytes and lingerTime bound what is read of a body after its answer.
+	lingerBytes, lingerTime = 32 << 20, 5 * time.Second
+)
+
+// lingers says whether the rest of the body has to be read after an answer of a status: a client that is still sending
+// when its connection is closed loses the answer, and with it when to come again.
+func (x *exchange) lingers(status int) bool {
+	n := x.r.ContentLength
+	return !x.whole && (n < 0 || n > consumed && n <= lingerBytes) && status != http.StatusRequestTimeout
+}
+
+// linger sends the answer and reads what is left of the body, which is thrown away.
+func (x *exchange) linger() {
+	_ = x.rc.Flush()
+	_ = x.rc.SetReadDeadline(time.Now().Add(lingerTime))
+	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
+	piece := make([]byte, bodyPiece)
+	for left := lingerBytes; left > 0; {
+		n, err := x.r.Body.Read(piece)
+		if left -= n; err != nil || conn == nil || conn.pace(n, 0, true) != nil {
+			return
+		}
+	}
 }
 
 // requireModel refuses while there is no model.

@@ -140,6 +140,44 @@ func TestHTTPOverload(t *testing.T) {
 	f.stillServes(t)
 }
 
+// TestHTTPEarlyAnswer holds that a client that is refused before its large body is read can read why, and when to come
+// again.
+func TestHTTPEarlyAnswer(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{})
+	defer holdAll(t, &fixture{engine: f.engine})()
+	for _, header := range []string{"Content-Length: 6000000\r\n", "Transfer-Encoding: chunked\r\n"} {
+		conn, err := net.Dial("tcp", f.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		piece := strings.Repeat("a", 60000)
+		if strings.Contains(header, "chunked") {
+			piece = fmt.Sprintf("%x\r\n%s\r\n", len(piece), piece)
+		}
+		if _, err = io.WriteString(conn, rawChat("Content-Type: application/json\r\n"+header, "")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the refusal", func() bool { return strings.Contains(f.log.String(), "code=ResourceExhausted") })
+		for i := range 100 {
+			if _, err := io.WriteString(conn, piece); err != nil {
+				t.Fatalf("piece %d: %v", i, err)
+			}
+		}
+		if strings.Contains(header, "chunked") {
+			_, _ = io.WriteString(conn, "0\r\n\r\n")
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Header.Get("Retry-After-Ms") == "" || !resp.Close {
+			t.Errorf("headers %v", resp.Header)
+		}
+		wantError(t, resp, 429, "")
+	}
+}
+
 // TestHTTPBudget holds that bodies share the byte budget: of those on their way the largest is refused.
 func TestHTTPBudget(t *testing.T) {
 	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 16 << 20})

@@ -13,9 +13,12 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/server"
@@ -25,6 +28,7 @@ import (
 // webFixture is a server with HTTP on a TCP port of its own.
 type webFixture struct {
 	url, addr string
+	grpc      *client.Client // of the same server
 	client    *http.Client
 	engine    *batching.Engine
 	log       *syncBuffer
@@ -50,14 +54,22 @@ func startHTTP(t testing.TB, m *serving.Model, r batching.Runner, o server.Optio
 		f.engine = newEngine(t, r, batching.Options{})
 		f.server.Attach(serving.Single(serving.Run(*m, f.engine)))
 	}
+	grpcLis := bufconn.Listen(1 << 16)
+	conn, err := grpc.NewClient("passthrough:///memory",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return grpcLis.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.grpc = client.New(conn)
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	f.client = &http.Client{Transport: transport}
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())
-	grpcLis := bufconn.Listen(1 << 16)
 	done := make(chan struct{})
 	go func() { defer close(done); f.served <- f.server.Serve(ctx, grpcLis) }()
 	t.Cleanup(func() {
+		conn.Close()
 		transport.CloseIdleConnections()
 		f.stop()
 		<-done

@@ -10,7 +10,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// maxHTTPAnswer bounds an answer that is sent as one, in bytes of the contract's message; JSON takes about four times as much.
+// maxHTTPAnswer bounds an answer that is sent as one, in bytes of the contract's message; JSON takes about four times
+// as much.
 const maxHTTPAnswer = 4 << 20
 
 // chatCompletions answers POST /v1/chat/completions.

@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"math"
 	"net/http"
@@ -15,8 +14,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// All HTTP statuses are given here: those of serving's kinds of errors, and those of what happens to a body before it is
-// a request.
+// All HTTP statuses are given here: those of serving's kinds of errors, and those of what happens to a body before it
+// is a request.
 
 // kindStatuses are the statuses of serving's kinds.
 var kindStatuses = map[serving.Kind]int{
@@ -28,6 +27,8 @@ var kindStatuses = map[serving.Kind]int{
 	serving.Exhausted:          http.StatusTooManyRequests,
 	serving.Unavailable:        http.StatusServiceUnavailable,
 	serving.Internal:           http.StatusInternalServerError,
+	serving.Unauthenticated:    http.StatusUnauthorized,
+	serving.PermissionDenied:   http.StatusForbidden,
 }
 
 // statusClientGone is what nginx logs for a client that left; nobody reads it.
@@ -74,6 +75,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	} else if e.Kind == serving.NotFound {
 		field = "model"
 	}
+	if errors.Is(err, serving.ErrContextLength) { // proxies that have a longer context elsewhere know these words
+		code, message = "context_length_exceeded", message+". This model's maximum context length is exceeded"
+	}
 	out.body = openai.NewError(errorType(out.status), field, code, "%s", message)
 	return out
 }
@@ -85,6 +89,8 @@ var kindTexts = map[serving.Kind]string{
 	serving.Exhausted:        "rate_limit_exceeded",
 	serving.Unavailable:      "service_unavailable",
 	serving.DeadlineExceeded: "deadline_exceeded",
+	serving.Unauthenticated:  "invalid_api_key",
+	serving.PermissionDenied: "permission_denied",
 }
 
 func errorType(status int) string {
@@ -118,9 +124,12 @@ func (x *exchange) fail(err error) {
 	if e.status == statusClientGone {
 		return
 	}
-	body := struct {
+	var body any = struct {
 		Error *openai.Error `json:"error"`
 	}{e.body}
+	if strings.HasPrefix(x.r.URL.Path, ollamaPrefix) {
+		body = ollamaError(e)
+	}
 	switch {
 	case x.streams && x.last != nil:
 		x.last(e)
@@ -136,7 +145,17 @@ func (x *exchange) fail(err error) {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
 		h.Set("Retry-After-Ms", strconv.FormatInt(max(1, e.retryAfter.Milliseconds()), 10))
 	}
-	x.writeStatus(e.status, body)
+	if e.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", `Bearer realm="mmserve"`)
+	}
+	linger := x.lingers(e.status)
+	if linger {
+		_ = x.rc.EnableFullDuplex()
+		h.Set("Connection", "close")
+	}
+	if x.writeStatus(e.status, body); linger {
+		x.linger()
+	}
 }
 
 // write answers with a value as JSON.
@@ -146,10 +165,7 @@ func (x *exchange) write(v any) error {
 }
 
 func (x *exchange) writeStatus(status int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of plain values
-	}
+	b := openai.Marshal(v)
 	x.began = true
 	h := x.w.Header()
 	h.Set("Content-Type", "application/json")
@@ -205,7 +221,8 @@ func errBrokenBody() error {
 
 // contractNames turn parts of the contract's names of fields into OpenAI's, in order.
 var contractNames = strings.NewReplacer(
-	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content", ".image.data", ".image_url.url", ".image.url", ".image_url.url",
+	"chat.", "", "sampling.", "", ".parts[", ".content[", ".parts", ".content",
+	".image.data", ".image_url.url", ".image.url", ".image_url.url",
 )
 
 // param is the name in the exchange's API of a field of the contract.

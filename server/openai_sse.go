@@ -1,24 +1,27 @@
 package server
 
 import (
-	"encoding/json"
 	"net/http"
 	"time"
 
+	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/serving"
 )
 
-// sse writes server-sent events (https://html.spec.whatwg.org/#server-sent-events). The engine does not wait for it: what
-// a client has not read yet is held by its stream of tokens, and one that reads nothing for writeTime is left.
+// sse writes server-sent events (https://html.spec.whatwg.org/#server-sent-events). The engine does not wait for it:
+// what a client has not read yet is held by its stream of tokens, and one that reads nothing for writeTime is left.
 type sse struct {
 	x   *exchange
 	buf []byte
 }
 
 // begin sends the headers; from here on errors are events.
-func (s *sse) begin() {
+func (s *sse) begin() { s.beginAs("text/event-stream") }
+
+// beginAs is begin for a media type.
+func (s *sse) beginAs(mediaType string) {
 	h := s.x.w.Header()
-	h.Set("Content-Type", "text/event-stream")
+	h.Set("Content-Type", mediaType)
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
 	s.x.began, s.x.streams = true, true
@@ -51,11 +54,7 @@ func (s *sse) flush() error {
 
 // sendLast ends a stream that breaks, with a value that says why.
 func (x *exchange) sendLast(v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // structs of plain values
-	}
 	s := sse{x: x}
-	s.add(b)
+	s.add(openai.Marshal(v))
 	_ = s.flush() // who left does not read it
 }

@@ -55,7 +55,7 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 		return metadata.AppendToOutgoingContext(t.Context(), "credential", tenant)
 	}
 	in := question()
-	in.Tenant, in.RequestId = "other", "small" // the credential's tenant counts
+	in.Tenant, in.RequestId = "acme", "small"
 	if _, err := f.Generate(as("acme"), in); err != nil {
 		t.Fatal(err)
 	}

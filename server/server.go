@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -75,6 +76,12 @@ type Options struct {
 	Credentials credentials.TransportCredentials
 	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
 	Media *media.Store
+	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
+	Auth *auth.Authenticator
+	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
+	AuthHealth bool
+	// Fetcher gets images that requests name by URL, and holds them in Media. Default: they are refused.
+	Fetcher serving.Fetcher
 	// HTTP is OpenAI's API beside gRPC, over the same service and within the same bounds.
 	HTTP HTTPOptions
 	// GRPC are further options of the gRPC server that Serve runs: telemetry. Unary methods call no unary interceptors.
@@ -115,6 +122,7 @@ type Server struct {
 	options  Options
 	health   *health.Server
 	inflight *inflight
+	refusals refusals
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -158,7 +166,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
 		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
-		Media: o.Media,
+		Media: o.Media, Fetcher: o.Fetcher,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

@@ -60,6 +60,9 @@ func carriesBytes(d protoreflect.MessageDescriptor, above []protoreflect.FullNam
 	return false
 }
 
+// placeless are the methods among them that take no place in an engine.
+var placeless = map[string]bool{pb.InferenceService_CountTokens_FullMethodName: true}
+
 // refusedMethods are answered before their messages are received.
 var refusedMethods = map[string]error{
 	inferencepb.GRPCInferenceService_ModelInfer_FullMethodName: status.Error(codes.Unimplemented,

@@ -30,14 +30,23 @@ const caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" // the 
 // startTraced is a server whose spans are recorded, with the steps that the interval says.
 func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
 	t.Helper()
+	o, rec := tracedOptions(t, steps, options...)
+	return start(t, m, r, o), rec
+}
+
+// tracedOptions are those of a server whose spans are recorded.
+func tracedOptions(
+	t *testing.T, steps int, options ...sdktrace.TracerProviderOption,
+) (server.Options, *tracetest.SpanRecorder) {
+	t.Helper()
 	rec := tracetest.NewSpanRecorder()
 	tp := sdktrace.NewTracerProvider(append(options, sdktrace.WithSpanProcessor(rec))...)
 	tel, err := serving.NewTelemetry(tp, nometric.NewMeterProvider(), steps)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return start(t, m, r, server.Options{Telemetry: tel, GRPC: []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
-		otelgrpc.WithTracerProvider(tp), otelgrpc.WithMeterProvider(nometric.NewMeterProvider()), otelgrpc.WithPropagators(propagation.TraceContext{})))}}), rec
+	return server.Options{Telemetry: tel, GRPC: []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(tp), otelgrpc.WithMeterProvider(nometric.NewMeterProvider()), otelgrpc.WithPropagators(propagation.TraceContext{})))}}, rec
 }
 
 func traced(ctx context.Context) context.Context {

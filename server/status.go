@@ -31,6 +31,8 @@ var kindCodes = map[serving.Kind]codes.Code{
 	serving.Exhausted:          codes.ResourceExhausted,
 	serving.Unavailable:        codes.Unavailable,
 	serving.Internal:           codes.Internal,
+	serving.Unauthenticated:    codes.Unauthenticated,
+	serving.PermissionDenied:   codes.PermissionDenied,
 }
 
 // toStatus is an error as it goes out: a *serving.Error with its details, a status as it is. It is nil if err is.

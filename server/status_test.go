@@ -15,7 +15,7 @@ import (
 // Each kind has a code of its own, and what sending fails with comes back as the same kind.
 func TestStatus(t *testing.T) {
 	seen := map[codes.Code]serving.Kind{}
-	for kind := serving.Canceled; kind <= serving.Internal; kind++ {
+	for kind := serving.Canceled; kind <= serving.PermissionDenied; kind++ {
 		st := status.Convert(toStatus(&serving.Error{Kind: kind, Message: "why"}))
 		if other, ok := seen[st.Code()]; ok || st.Code() == codes.OK || st.Code() == codes.Unknown || st.Message() != "why" {
 			t.Errorf("%v: %v, as %v", kind, st, other)

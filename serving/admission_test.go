@@ -106,16 +106,16 @@ func TestPromptsAreChargedExactly(t *testing.T) {
 	})
 }
 
-// A call is counted once, before its message, for the tenant of its credential; what the request says does not matter.
+// A call is counted once, before its message, for the tenant of its credential; a request that names another is refused.
 func TestAdmit(t *testing.T) {
 	q := quotas(t, "default: {requests_per_second: 0.001, burst: 2, concurrency: 1}")
 	s, e := tinyWith(t, q)
 	call := func(tenant string) context.Context {
 		return serving.WithCaller(t.Context(), serving.Caller{Tenant: tenant, Peer: "10.0.0.1:1"})
 	}
-	named := func() *serving.Request {
+	named := func(tenant string) *serving.Request {
 		in := prompt(serving.Part{Text: "a small"})
-		in.Tenant = "other"
+		in.Tenant = tenant
 		return in
 	}
 	ctx, release, err := s.Admit(call("a"))
@@ -124,18 +124,22 @@ func TestAdmit(t *testing.T) {
 	}
 	_, _, err = s.Admit(call("a"))
 	refused(t, err, "concurrency", "1 requests at the same time")
-	if err := s.Generate(ctx, named(), &kept{}); err != nil {
+	if err := s.Generate(ctx, named("a"), &kept{}); err != nil {
 		t.Fatal(err)
 	}
 	release()
 	release()
-	if err := s.Generate(ctx, named(), &kept{}); err != nil { // another request of the call counts again
+	if err := s.Generate(ctx, named("a"), &kept{}); err != nil { // another request of the call counts again
 		t.Fatal(err)
 	}
 	_, _, err = s.Admit(call("a"))
 	refused(t, err, "requests_per_second", "2 at once")
-	if err := s.Generate(t.Context(), named(), &kept{}); err != nil {
-		t.Errorf("the tenant that requests named has paid for them: %v", err)
+	if err := s.Generate(t.Context(), named("other"), &kept{}); err != nil {
+		t.Errorf("another tenant has paid: %v", err)
+	}
+	err = s.Generate(call("b"), named("other"), &kept{})
+	if e := (*serving.Error)(nil); !errors.As(err, &e) || len(e.Violations) != 1 || e.Violations[0].Field != "tenant" {
+		t.Errorf("a request that names another tenant: %v, want a violation of tenant", err)
 	}
 	// Without a credential the tenant is not known yet, and the host has not used anything.
 	for range 5 {

@@ -32,6 +32,10 @@ const (
 	Unavailable
 	// Internal is the server's own fault; its log says more.
 	Internal
+	// Unauthenticated says that the caller has no credential that counts here.
+	Unauthenticated
+	// PermissionDenied says that the caller's credential does not allow what is asked.
+	PermissionDenied
 )
 
 // kindNames are the kinds as log lines and as metrics write them.
@@ -45,6 +49,8 @@ var kindNames = [...][2]string{
 	Exhausted:          {"ResourceExhausted", "RESOURCE_EXHAUSTED"},
 	Unavailable:        {"Unavailable", "UNAVAILABLE"},
 	Internal:           {"Internal", "INTERNAL"},
+	Unauthenticated:    {"Unauthenticated", "UNAUTHENTICATED"},
+	PermissionDenied:   {"PermissionDenied", "PERMISSION_DENIED"},
 }
 
 // String is the kind as log lines write it.
@@ -130,8 +136,16 @@ func Overloaded(message string) error {
 	return &Error{Kind: Exhausted, Message: message, RetryAfter: retryDelay}
 }
 
+// TooSlow is the error of a caller that does not take its answer.
+func TooSlow(within time.Duration) error {
+	return &Error{Kind: DeadlineExceeded, Message: fmt.Sprintf("the answer was not taken within %v", within)}
+}
+
 // Stopping is the error of requests that come too late.
 func Stopping() error { return &Error{Kind: Unavailable, Message: "the server is shutting down"} }
+
+// Left is the error of a caller whose ctx has ended.
+func Left(ctx context.Context) error { return shown(ctx.Err(), "") }
 
 // failed is an error of the kind, with a text that is safe to show.
 func failed(kind Kind, format string, args ...any) error {

@@ -75,7 +75,7 @@ func (u *Upload) begin(in UploadHeader) error {
 	if !validID(in.Tenant) {
 		v.Add("header.tenant", idText, len(in.Tenant), MaxIDBytes)
 	}
-	u.most = min(store.Largest(), imaging.DefaultLimits().MaxBytes)
+	u.most = u.service.largestMedia()
 	if in.Size != nil {
 		if *in.Size == 0 || *in.Size > uint64(u.most) {
 			v.Add("header.size", "%d; want 1 to %d: the bytes of the file", *in.Size, u.most)
@@ -208,6 +208,11 @@ func (u *Upload) log(ctx context.Context, err error) error {
 	return told
 }
 
+// largestMedia is the most bytes of one file.
+func (s *Service) largestMedia() int64 {
+	return min(s.options.Media.Largest(), imaging.DefaultLimits().MaxBytes)
+}
+
 // imageLimits are those of the default model.
 func (s *Service) imageLimits() (vision.Limits, func()) {
 	d, _, release := s.models.Take("")
@@ -271,6 +276,23 @@ func mediaError(field string, err error) error {
 		return InvalidField(field, "%v", err)
 	}
 	return err
+}
+
+// files gives the images that came as digests or URLs their bytes, which stay until release is called.
+func (l *life) files(ctx context.Context, req *checked) (release func(), err error) {
+	closeUploads, err := l.open(req)
+	if err != nil {
+		return nil, err
+	}
+	closeFetched, err := l.fetch(ctx, req)
+	if err != nil {
+		closeUploads()
+		return nil, err
+	}
+	return func() {
+		closeUploads()
+		closeFetched()
+	}, nil
 }
 
 // open gives images that came as digests their bytes, which stay until release is called. It costs nothing, and so

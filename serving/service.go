@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -35,8 +36,10 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
-	// Media keeps the files that callers upload. nil: there are no uploads.
+	// Media keeps the files that callers upload, and holds those that are fetched. nil: there are neither.
 	Media *media.Store
+	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
+	Fetcher Fetcher
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -61,11 +64,13 @@ func (o ServiceOptions) withDefaults() ServiceOptions {
 type Service struct {
 	models  *Registry
 	options ServiceOptions
+	// counting has one place per core, for Count, which has none in an engine.
+	counting chan struct{}
 }
 
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
-	s := &Service{models: models, options: o.withDefaults()}
+	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.options.Telemetry.watch(s)
 	return s
 }
@@ -83,15 +88,22 @@ type life struct {
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
 // served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
 func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
-	if c := CallerOf(ctx); c.Tenant != "" {
-		in.Tenant = c.Tenant
+	operation := operationChat
+	if in.Prompt != nil {
+		operation = operationComplete
 	}
+	return s.beginAs(ctx, in, operation)
+}
+
+// beginAs is begin for what is recorded as another operation.
+func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
+	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
-	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
+	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil
 }
 
@@ -125,7 +137,7 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
-	if err := l.enter(ctx, in); err != nil {
+	if err := l.enter(ctx, in.Peer); err != nil {
 		return err
 	}
 	defer l.leave()
@@ -138,11 +150,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	req.deadline, _ = ctx.Deadline()
-	closeMedia, err := l.open(req)
+	releaseFiles, err := l.files(ctx, req)
 	if err != nil {
 		return err
 	}
-	defer closeMedia()
+	defer releaseFiles()
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -156,7 +168,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
-	closeMedia()
+	releaseFiles()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -221,11 +233,14 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		defer func() { l.rec.answers[i].timing = stream.Timing() }()
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
-	err := to.Start(&Start{
+	start := Start{
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
-	})
-	if err != nil {
+	}
+	if req.tokenIDs {
+		start.PromptIDs = input.IDs
+	}
+	if err := to.Start(&start); err != nil {
 		return err
 	}
 	if req.n == 1 {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/mmserve/mmserve/internal/fetch"
 	"github.com/mmserve/mmserve/internal/media"
+	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // mediaFlags say what is kept of uploaded images.
@@ -12,6 +16,8 @@ type mediaFlags struct {
 	MediaBytes byteSize      `default:"256MiB" env:"MMSERVE_MEDIA_BYTES" help:"Memory of uploaded image files, those on their way among them; 0 takes no uploads."`
 	MediaShare float64       `name:"media-tenant-share" default:"0.25" env:"MMSERVE_MEDIA_TENANT_SHARE" help:"Part of that memory that one tenant's files may take, more than 0 and up to 1."`
 	MediaTTL   time.Duration `name:"media-ttl" default:"1h" env:"MMSERVE_MEDIA_TTL" help:"How long an uploaded image file is kept after it was last uploaded or used."`
+	AllowURLs  []string      `name:"media-allow-urls" placeholder:"HOST,…" env:"MMSERVE_MEDIA_ALLOW_URLS" help:"Hosts that images may be fetched from when a request names their URL: example.com, *.example.com (the names below it), example.com:8443, http://example.com (without TLS). Addresses of private networks are refused whatever the host (default: no image is fetched)."`
+	FetchTime  time.Duration `name:"media-fetch-timeout" default:"10s" env:"MMSERVE_MEDIA_FETCH_TIMEOUT" help:"How long an image may take to be fetched, from the name's resolution to the last byte."`
 }
 
 const minMediaBytes, maxMediaBytes = 1 << 20, 1 << 40
@@ -24,8 +30,35 @@ func (f mediaFlags) check() error {
 		return fmt.Errorf("--media-tenant-share %v: want more than 0 and up to 1", f.MediaShare)
 	case f.MediaTTL < time.Second || f.MediaTTL > maxDuration:
 		return fmt.Errorf("--media-ttl %v: want %v to %v", f.MediaTTL, time.Second, maxDuration)
+	case f.FetchTime < 100*time.Millisecond || f.FetchTime > 10*time.Minute:
+		return fmt.Errorf("--media-fetch-timeout %v: want 100ms to 10m", f.FetchTime)
+	case len(f.AllowURLs) > 0 && f.MediaBytes == 0:
+		return errors.New("--media-allow-urls: images that are fetched are held in --media-bytes, which is 0")
 	}
-	return nil
+	_, err := f.fetcher()
+	return err
+}
+
+// fetcher is nil where no images are fetched.
+func (f mediaFlags) fetcher() (serving.Fetcher, error) {
+	o := fetch.Options{Timeout: f.FetchTime}
+	for _, text := range f.AllowURLs {
+		h, err := fetch.ParseHost(text)
+		if err != nil {
+			return nil, fmt.Errorf("--media-allow-urls %w", err)
+		}
+		o.Hosts = append(o.Hosts, h)
+	}
+	if len(o.Hosts) == 0 {
+		return nil, nil
+	}
+	return fetch.New(o), nil
+}
+
+// apply sets what the server does with media. The flags have been checked.
+func (f mediaFlags) apply(o *server.Options) {
+	o.Media = f.store()
+	o.Fetcher, _ = f.fetcher()
 }
 
 // store is nil where no uploads are taken.

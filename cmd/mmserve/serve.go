@@ -27,6 +27,7 @@ type serveCmd struct {
 	telemetryFlags
 	listenFlags
 	mediaFlags
+	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
@@ -117,13 +118,18 @@ func checkAddress(flag, address string) error {
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
-	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check()); err != nil {
+	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check()); err != nil {
 		return err
 	}
 	if s.PrintConfig {
 		return printConfig(out, k.Flags())
 	}
+	guard, err := s.secure(log)
+	if err != nil {
+		return err
+	}
 	reload := &reloaders{log: log}
+	reload.add("keys and certificates", guard.Reload)
 	if s.Config != "" {
 		if err := reload.watchConfig(k, level, again); err != nil {
 			return err
@@ -131,11 +137,13 @@ func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Write
 	}
 	ctx, stop := serveSignals(ctx, log, reload.reload)
 	defer stop()
-	return s.serve(ctx, c, log, level, reload)
+	return s.serve(ctx, c, guard, log, level, reload)
 }
 
 // serve answers until ctx ends.
-func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *slog.LevelVar, reload *reloaders) (err error) {
+func (s serveCmd) serve(
+	ctx context.Context, c *cli, guard *security, log *slog.Logger, level *slog.LevelVar, reload *reloaders,
+) (err error) {
 	lis, web, closeAll, err := s.open(log)
 	if err != nil {
 		return err
@@ -143,18 +151,14 @@ func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *sl
 	defer closeAll()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
-	o, err := s.observe(ctx, log, s.listen, admin.Options{Level: level, Models: models, Ready: func() error {
-		if s := ready.Load(); s != nil {
-			return s.Ready()
-		}
-		return errors.New("starting")
-	}})
+	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
+	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv, err := s.newServer(ctx, o, web, log, reload)
+	srv, err := s.newServer(ctx, o, guard, web, log, reload)
 	if err != nil {
 		return err
 	}
@@ -162,6 +166,7 @@ func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *sl
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	guard.run(ctx)
 	served := make(chan error, 1)
 	go func() {
 		err := srv.Serve(ctx, lis)
@@ -191,6 +196,14 @@ func (s serveCmd) serve(ctx context.Context, c *cli, log *slog.Logger, level *sl
 	return errors.Join(err, registry.Close(ctx))
 }
 
+// readiness says why a server takes no requests, nil if it does.
+func readiness(s *server.Server) error {
+	if s == nil {
+		return errors.New("starting")
+	}
+	return s.Ready()
+}
+
 // open opens the listeners; web is nil where there is to be no HTTP.
 func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func(), err error) {
 	if lis, err = s.listen("--listen", s.Listen); err != nil {
@@ -211,9 +224,11 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 const quotaInterval = 10 * time.Second
 
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
-func (s serveCmd) newServer(ctx context.Context, o *observability, web net.Listener, log *slog.Logger,
-	reload *reloaders) (*server.Server, error) {
-	options := s.options(o, web, log)
+func (s serveCmd) newServer(
+	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
+) (*server.Server, error) {
+	options := s.options(o, guard, web, log)
+	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, err := serving.OpenQuotas(s.Quotas)
 		if err != nil {
@@ -269,7 +284,20 @@ func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error
 	return nil
 }
 
-func (s serveCmd) options(o *observability, web net.Listener, log *slog.Logger) server.Options {
+// secure checks all flags, refuses listeners that anybody would reach, and opens what decides who may ask.
+func (s serveCmd) secure(log *slog.Logger) (*security, error) {
+	err := s.expose(log, []listenerFlag{
+		{flag: "--listen", address: s.Listen},
+		{flag: "--http-listen", address: s.HTTPListen},
+		{flag: adminFlag, address: s.AdminAddress, credential: s.AdminKeyFile != ""},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.securityFlags.open(log)
+}
+
+func (s serveCmd) options(o *observability, guard *security, web net.Listener, log *slog.Logger) server.Options {
 	connections := s.MaxConnections
 	if connections == 0 {
 		connections = connectionLimit(1024)
@@ -279,6 +307,9 @@ func (s serveCmd) options(o *observability, web net.Listener, log *slog.Logger) 
 		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
 		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
-		HTTP: server.HTTPOptions{Listener: web, AllowOrigins: s.HTTPAllowOrigin}, Media: s.mediaFlags.store(),
+		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
+		HTTP: server.HTTPOptions{
+			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+		},
 	}
 }

@@ -25,7 +25,7 @@ import (
 
 // telemetryFlags say where the server shows what it does; the standard OTEL_* variables say what is sent elsewhere.
 type telemetryFlags struct {
-	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port or unix:///path; off if empty. It shows what is in memory: keep it private."`
+	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port or unix:///path; off if empty. Outside loopback it wants --tls-cert and --admin-key-file or a key with the role admin."`
 	TraceSteps   int    `default:"16" env:"MMSERVE_TRACE_STEPS" help:"Of the engine's steps that run traced requests, one in so many gets a span of its own; 0: none."`
 }
 
@@ -77,7 +77,7 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, listen fu
 		return o, errors.Join(err, lis.Close())
 	}
 	o.done = make(chan error, 1)
-	go func() { o.done <- o.admin.Serve(lis) }()
+	go func() { o.done <- admin.Serve(o.admin, lis) }()
 	log.Info("admin", "address", lis.Addr().String())
 	return o, nil
 }

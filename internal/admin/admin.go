@@ -1,12 +1,13 @@
 // Package admin is the listener for those who run the server: metrics, probes, profiles, the log level, the models, and
-// gRPC's own channelz. It has no authentication and shows what is in memory: it belongs on a loopback or a private
-// address.
+// gRPC's own channelz. Without Options.Access everybody may use it, which belongs on a loopback address.
 package admin
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"strings"
@@ -27,6 +28,12 @@ type Options struct {
 	Level *slog.LevelVar
 	// Models answers /models; nil: nothing does.
 	Models Models
+	// Access says who may use the listener; nil: everybody. Probes are always answered.
+	Access *Access
+	// TLS has the listener speak TLS.
+	TLS *tls.Config
+	// NoProfiles leaves out /debug/pprof.
+	NoProfiles bool
 }
 
 // New returns the HTTP server, without an address, and what frees the rest once it is closed.
@@ -52,23 +59,39 @@ func New(o Options) (_ *http.Server, free func(), _ error) {
 	if o.Models != nil {
 		handleModels(mux, o.Models)
 	}
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	if !o.NoProfiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	s := &http.Server{
+		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: maxHeaderBytes, Protocols: new(http.Protocols), TLSConfig: o.TLS,
+	}
 	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetHTTP2(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
-	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.Handler = o.Access.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			g.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})
+	}))
 	return s, func() { cleanup(); g.Stop() }, nil
 }
+
+// Serve answers on lis, through TLS where the server has it.
+func Serve(s *http.Server, lis net.Listener) error {
+	if s.TLSConfig != nil {
+		return s.ServeTLS(lis, "", "")
+	}
+	return s.Serve(lis)
+}
+
+// maxHeaderBytes bounds the headers of a request.
+const maxHeaderBytes = 32 << 10
 
 // levelBytes is the longest text of a level, with room for a line's end.
 const levelBytes = 16

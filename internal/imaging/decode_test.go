@@ -220,8 +220,9 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 		want   string
 	}{
 		"empty":        {nil, Limits{}, "unusable image: it is empty"},
-		"text":         {[]byte("a text that somebody named photo.jpg\n"), Limits{}, "37 bytes of unknown format, want one of jpeg, png, gif, bmp, tiff, webp, ico, ppm, tga"},
-		"text, BM":     {[]byte("BMW is no header of a bitmap file"), Limits{}, "33 bytes of unknown format"},
+		"text":         {[]byte("a text that somebody named photo.jpg\n"), Limits{}, "text of 37 bytes, which is no image"},
+		"text, BM":     {[]byte("BMW is no header of a bitmap file"), Limits{}, "text of 33 bytes"},
+		"unknown":      {[]byte("\x01\x02\x03\x04"), Limits{}, "4 bytes of unknown format, want one of jpeg, png, gif, bmp, tiff, webp, ico, ppm, tga"},
 		"long file":    {make([]byte, 11), Limits{MaxBytes: 10}, "11 bytes, at most 10 are allowed"},
 		"png":          {withPixels(hugePNG()), Limits{}, "20000×20000 = 400000000 pixels, at most 64000000 are allowed"},
 		"png, own cap": {readFile(t, "photos/chelsea.png"), Limits{MaxPixels: 100}, "451×300 = 135300 pixels, at most 100 are allowed"},

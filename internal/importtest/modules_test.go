@@ -14,10 +14,13 @@ import (
 // with all below each. A module that is not here may be imported by none: adding one is a decision, which this list
 // records.
 var users = map[string][]string{
+	"code.dny.dev/ssrf":                 {"internal/fetch"},
 	"github.com/alecthomas/kong":        {"cmd/mmserve"},
 	"github.com/bmatcuk/doublestar/v4":  {"caption"},
+	"github.com/coreos/go-oidc/v3":      {"internal/auth"},
 	"github.com/corona10/goimagehash":   {"caption"},
 	"github.com/disintegration/imaging": {"caption", "cmd/mmserve", "internal/imaging", "vision"},
+	"github.com/go-jose/go-jose/v4":     {"internal/auth"},
 	"github.com/klauspost/compress":     {"internal/imaging"},
 	"github.com/nats-io/nats-server/v2": {"cmd/mmserve"},
 	"github.com/nats-io/nats.go":        {"caption"},
@@ -28,7 +31,7 @@ var users = map[string][]string{
 	"github.com/vbauerster/mpb/v8":      {"caption"},
 	"github.com/x448/float16":           {"internal/ort", "internal/safetensors", "model"},
 	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
-	"go.opentelemetry.io":               {"internal/telemetry", "serving", "cmd/mmserve"},
+	"go.opentelemetry.io":               {"internal/telemetry", "serving", "server", "cmd/mmserve"},
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
 	"go.yaml.in/yaml/v3":                {"cmd/mmserve", "serving"},
 	"golang.org/x/image":                {"internal/imaging", "vision"},

@@ -21,6 +21,7 @@ var sleeps = map[string]string{
 	// Load on real processes: the pause is the pace.
 	"cmd/mmserve/serve_test.go TestRollingRestart":          pace,
 	"deploy/observability/observability_test.go load":       pace,
+	"server/media_test.go TestUploadMediaAborted":           pace,
 	"model/engine_bench_test.go BenchmarkLongPromptArrives": pace,
 	"model/engine_test.go engineEqualsAlone":                "some requests arrive while others decode",
 	// What happens to another process while nothing is heard of it.

@@ -45,7 +45,7 @@ func ParseChat(body []byte) (*ChatRequest, error) {
 			r.fault("top_logprobs", CodeInvalidValue, "%d; want logprobs to be true, too", *n)
 		}
 	}
-	c.Messages = o.messages("messages")
+	c.Messages = o.messages("messages", object.message)
 	c.Continue = o.boolean("continue_final_message")
 	if add := o.optionalBool("add_generation_prompt"); add != nil && *add == c.Continue {
 		r.fault("add_generation_prompt", CodeInvalidValue,
@@ -72,8 +72,8 @@ func (o object) modalities() {
 	}
 }
 
-// messages reads a conversation.
-func (o object) messages(name string) []Message {
+// messages reads a conversation, of which read reads each message.
+func (o object) messages(name string, read func(object) Message) []Message {
 	list := o.list(name)
 	if len(list) == 0 {
 		o.fault(o.path+name, CodeMissing, "none; want at least one message")
@@ -86,7 +86,7 @@ func (o object) messages(name string) []Message {
 			o.wrongType(path, &list[i], "an object")
 			return nil
 		}
-		out[i] = o.reading.object(path+".", &list[i]).message()
+		out[i] = read(o.reading.object(path+".", &list[i]))
 		if o.err != nil {
 			return nil
 		}
@@ -96,16 +96,26 @@ func (o object) messages(name string) []Message {
 
 func (o object) message() (m Message) {
 	defer o.done()
-	var ok bool
-	if m.Role, ok = roles[o.str("role")]; !ok {
+	m.Role = o.role()
+	o.known("name", "refusal", "reasoning_content")
+	if m.Role == "assistant" && o.get("content") == nil {
+		m.Parts = []Part{{}} // an empty answer, as clients keep it
+		return m
+	}
+	m.Parts = o.content(object.part)
+	return m
+}
+
+// role reads who speaks, and refuses calls of tools.
+func (o object) role() string {
+	role, ok := roles[o.str("role")]
+	if !ok {
 		o.fault(o.path+"role", CodeInvalidValue, "not known; want system, developer, user or assistant")
 	}
 	if n := o.get("tool_calls"); n != nil && len(n.list) > 0 {
 		o.fault(o.path+"tool_calls", CodeUnsupported, "not supported")
 	}
-	o.known("name", "refusal", "reasoning_content")
-	m.Parts = o.content(object.part)
-	return m
+	return role
 }
 
 // content reads a message's text, or its parts, of which read reads each that is an object.

@@ -35,7 +35,8 @@ func TestFields(t *testing.T) {
 		`"max_tokens":5.0`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](5) },
 		`"max_tokens":1e2`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](100) },
 		`"temperature":0.5,"top_p":1,"min_p":0.25,"typical_p":0.75`: func(c *ChatRequest) {
-			c.Temperature, c.TopP, c.MinP, c.TypicalP = ptr[float32](0.5), ptr[float32](1), ptr[float32](0.25), ptr[float32](0.75)
+			c.Temperature, c.TopP = ptr[float32](0.5), ptr[float32](1)
+			c.MinP, c.TypicalP = ptr[float32](0.25), ptr[float32](0.75)
 		},
 		`"top_k":-1`: func(c *ChatRequest) { c.TopK = ptr[uint32](0) },
 		`"top_k":40`: func(c *ChatRequest) { c.TopK = ptr[uint32](40) },
@@ -72,7 +73,9 @@ func TestFields(t *testing.T) {
 		`"guided_json":"{\"a\":1}"`: func(c *ChatRequest) {
 			c.Constraint = &Constraint{Kind: JSONSchema, Text: `{"a":1}`, Param: "guided_json"}
 		},
-		`"guided_regex":"a+"`: func(c *ChatRequest) { c.Constraint = &Constraint{Kind: Regex, Text: "a+", Param: "guided_regex"} },
+		`"guided_regex":"a+"`: func(c *ChatRequest) {
+			c.Constraint = &Constraint{Kind: Regex, Text: "a+", Param: "guided_regex"}
+		},
 		`"guided_choice":["a","b"]`: func(c *ChatRequest) {
 			c.Constraint = &Constraint{Kind: Choices, Choices: []string{"a", "b"}, Param: "guided_choice"}
 		},
@@ -87,8 +90,12 @@ func TestFields(t *testing.T) {
 		},
 		`"add_generation_prompt":true`:                                func(*ChatRequest) {},
 		`"add_generation_prompt":false,"continue_final_message":true`: func(c *ChatRequest) { c.Continue = true },
-		`"frobnicate":1,"stream_options":{"x":1}`:                     func(c *ChatRequest) { c.Ignored = []string{"stream_options.x", "frobnicate"} },
-		`"Temperature":1`:                                             func(c *ChatRequest) { c.Ignored = []string{"Temperature"} },
+		`"frobnicate":1,"stream_options":{"x":1}`: func(c *ChatRequest) {
+			c.Ignored = []string{"stream_options.x", "frobnicate"}
+		},
+		`"Temperature":1`: func(c *ChatRequest) {
+			c.Ignored = []string{"Temperature"}
+		},
 	} {
 		want := &ChatRequest{Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)
@@ -108,7 +115,8 @@ func TestFaults(t *testing.T) {
 	for _, c := range []struct{ body, param, code string }{
 		{``, "", CodeInvalidJSON}, {`[]`, "", CodeInvalidJSON}, {"{\"a\":\"\xff\"}", "", CodeInvalidJSON},
 		{`{"messages":[],"messages":[]}`, "", CodeInvalidJSON},
-		{`{}`, "messages", CodeMissing}, {`{"messages":null}`, "messages", CodeMissing}, {`{"messages":[]}`, "messages", CodeMissing},
+		{`{}`, "messages", CodeMissing},
+		{`{"messages":null}`, "messages", CodeMissing}, {`{"messages":[]}`, "messages", CodeMissing},
 		{`{"messages":"a"}`, "messages", CodeInvalidType}, {`{"messages":["a"]}`, "messages[0]", CodeInvalidType},
 		{`{"messages":[{"content":"a"}]}`, "messages[0].role", CodeInvalidValue},
 		{`{"messages":[{"role":"tool","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
@@ -131,16 +139,19 @@ func TestFaults(t *testing.T) {
 		{image(`"file:///etc/passwd"`), "messages[0].content[1].image_url.url", CodeInvalidValue},
 		{image(`"gopher://x/1"`), "messages[0].content[1].image_url.url", CodeInvalidValue},
 		{image(`"iVBO","detail":"most"`), "messages[0].content[1].image_url.detail", CodeInvalidValue},
-		{with(`"temperature":"hot"`), "temperature", CodeInvalidType}, {with(`"temperature":1e39`), "temperature", CodeInvalidValue},
+		{with(`"temperature":"hot"`), "temperature", CodeInvalidType},
+		{with(`"temperature":1e39`), "temperature", CodeInvalidValue},
 		{with(`"temperature":0.` + strings.Repeat("0", 100)), "temperature", CodeInvalidValue},
 		{with(`"max_tokens":-1`), "max_tokens", CodeInvalidValue}, {with(`"max_tokens":1.5`), "max_tokens", CodeInvalidValue},
-		{with(`"max_tokens":4294967296`), "max_tokens", CodeInvalidValue}, {with(`"max_tokens":1e300`), "max_tokens", CodeInvalidValue},
+		{with(`"max_tokens":4294967296`), "max_tokens", CodeInvalidValue},
+		{with(`"max_tokens":1e300`), "max_tokens", CodeInvalidValue},
 		{with(`"max_tokens":"5"`), "max_tokens", CodeInvalidType},
 		{with(`"seed":9223372036854775808`), "seed", CodeInvalidValue}, {with(`"top_k":-2`), "top_k", CodeInvalidValue},
 		{with(`"top_k":99999999999`), "top_k", CodeInvalidValue}, {with(`"n":0`), "n", CodeInvalidValue},
 		{with(`"stop":5`), "stop", CodeInvalidType}, {with(`"stop":[5]`), "stop[0]", CodeInvalidType},
 		{with(`"stop_token_ids":[-1]`), "stop_token_ids[0]", CodeInvalidValue},
-		{with(`"logit_bias":[]`), "logit_bias", CodeInvalidType}, {with(`"logit_bias":{"x":1}`), "logit_bias", CodeInvalidValue},
+		{with(`"logit_bias":[]`), "logit_bias", CodeInvalidType},
+		{with(`"logit_bias":{"x":1}`), "logit_bias", CodeInvalidValue},
 		{with(`"logit_bias":{"5":"x"}`), "logit_bias[5]", CodeInvalidType},
 		{with(`"stream":1`), "stream", CodeInvalidType}, {with(`"stream_options":1`), "stream_options", CodeInvalidType},
 		{with(`"tools":[{}]`), "tools", CodeUnsupported}, {with(`"tool_choice":"required"`), "tool_choice", CodeUnsupported},
@@ -200,7 +211,8 @@ func TestConversation(t *testing.T) {
 	c, err := ParseChat([]byte(`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},` +
 		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]}]}`))
 	want := []Message{
-		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}}, {"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
+		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}},
+		{"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
 	}
 	if err != nil || !reflect.DeepEqual(c.Messages, want) || c.Ignored != nil {
 		t.Errorf("%+v, %v", c, err)
@@ -266,7 +278,8 @@ func TestChunks(t *testing.T) {
 			t.Errorf("got  %s\nwant %s", x.got, head+x.want)
 		}
 	}
-	if got := NewChunks("i", "m", "", 7, false).Text(0, "a", nil); bytes.Contains(got, []byte("usage")) || bytes.Contains(got, []byte("fingerprint")) {
+	got := NewChunks("i", "m", "", 7, false).Text(0, "a", nil)
+	if bytes.Contains(got, []byte("usage")) || bytes.Contains(got, []byte("fingerprint")) {
 		t.Errorf("%s", got)
 	}
 }

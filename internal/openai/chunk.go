@@ -1,8 +1,10 @@
 package openai
 
 import (
+	"bytes"
 	"encoding/json"
 	"strconv"
+	"unicode/utf8"
 )
 
 // Chunks writes the chunks of a streamed completion. What its methods give is valid until the next call. The
@@ -25,16 +27,13 @@ func NewTextChunks(id, model, fingerprint string, created int64, usage bool) *Ch
 }
 
 func newChunks(id, object, model, fingerprint string, created int64, usage bool) *Chunks {
-	head, err := json.Marshal(struct {
+	head := Marshal(struct {
 		ID                string `json:"id"`
 		Object            string `json:"object"`
 		Created           int64  `json:"created"`
 		Model             string `json:"model"`
 		SystemFingerprint string `json:"system_fingerprint,omitempty"`
 	}{id, object, created, model, fingerprint})
-	if err != nil {
-		panic(err) // a struct of plain values
-	}
 	return &Chunks{head: append(head[:len(head)-1], `,"choices":[`...), chat: object == ChunkObject, usage: usage}
 }
 
@@ -50,11 +49,11 @@ func (c *Chunks) Text(index int, text string, logprobs any) []byte {
 	c.begin(index)
 	if c.chat {
 		c.buf = append(c.buf, `"delta":{"content":`...)
-		c.value(text)
+		c.text(text)
 		c.buf = append(c.buf, '}')
 	} else {
 		c.buf = append(c.buf, `"text":`...)
-		c.value(text)
+		c.text(text)
 	}
 	return c.end(logprobs, "", nil)
 }
@@ -107,9 +106,28 @@ func (c *Chunks) end(logprobs any, reason string, stop *string) []byte {
 }
 
 func (c *Chunks) value(v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // strings, and structs of plain values
+	c.buf = append(c.buf, Marshal(v)...)
+}
+
+// text appends a string. Most have nothing to escape.
+func (c *Chunks) text(s string) {
+	for i := range len(s) {
+		if b := s[i]; b < ' ' || b == '"' || b == '\\' || b >= utf8.RuneSelf {
+			c.value(s)
+			return
+		}
 	}
-	c.buf = append(c.buf, b...)
+	c.buf = append(append(append(c.buf, '"'), s...), '"')
+}
+
+// Marshal is v as JSON, on one line. Unlike encoding/json's it leaves <, > and & as they are: nobody reads it as HTML.
+// v is made of plain values.
+func Marshal(v any) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		panic(err) // a value that is none of JSON's is this program's mistake
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }

@@ -46,8 +46,8 @@ func (o object) guided(prefix string) (c *Constraint) {
 	if text := o.str(prefix + "regex"); text != "" {
 		c = &Constraint{Kind: Regex, Text: text, Param: o.path + prefix + "regex"}
 	}
-	if list := o.strs(prefix + "choice"); list != nil {
-		c = &Constraint{Kind: Choices, Choices: list, Param: o.path + prefix + "choice"}
+	if o.get(prefix+"choice") != nil {
+		c = &Constraint{Kind: Choices, Choices: o.strs(prefix + "choice"), Param: o.path + prefix + "choice"}
 	}
 	if o.boolean(prefix + "json_object") {
 		c = &Constraint{Kind: JSONObject, Param: o.path + prefix + "json_object"}

@@ -1,5 +1,5 @@
-// Package openai reads and writes the messages of OpenAI's HTTP API, and what vLLM adds to them, as plain Go values: a
-// server and a client of batch files share it. It knows no transport and no model.
+// Package openai reads and writes the messages of OpenAI's HTTP API, what vLLM adds to them, and Ollama's chats, as
+// plain Go values: a server and a client of batch files share it. It knows no transport and no model.
 //
 // Parse functions take a whole body and give the first fault they find, which names its parameter and quotes nothing
 // of what the caller wrote. Write functions give JSON.

@@ -168,22 +168,13 @@ func (o object) instructions(c *ResponseRequest) {
 func (o object) input(c *ResponseRequest) {
 	n := o.get("input")
 	switch {
-	case n == nil || n.kind == kindList && len(n.list) == 0:
+	case n == nil:
 		o.fault(o.path+"input", CodeMissing, "none; want a string or a list of messages")
 	case n.kind == kindText:
 		c.InputIsText = true
 		c.Messages = append(c.Messages, Message{Role: "user", Parts: []Part{{Text: n.text()}}})
 	case n.kind == kindList:
-		for i := range n.list {
-			path := fmt.Sprintf("%sinput[%d]", o.path, i)
-			if n.list[i].kind != kindObject {
-				o.wrongType(path, &n.list[i], "an object")
-			}
-			if o.err != nil {
-				return
-			}
-			c.Messages = append(c.Messages, o.reading.object(path+".", &n.list[i]).inputItem())
-		}
+		c.Messages = append(c.Messages, o.messages("input", object.inputItem)...)
 	default:
 		o.wrongType(o.path+"input", n, "a string or a list of messages")
 	}
@@ -196,10 +187,7 @@ func (o object) inputItem() (m Message) {
 		o.fault(o.path+"type", CodeUnsupported, "not supported; want message")
 		return m
 	}
-	var ok bool
-	if m.Role, ok = roles[o.str("role")]; !ok {
-		o.fault(o.path+"role", CodeInvalidValue, "not known; want system, developer, user or assistant")
-	}
+	m.Role = o.role()
 	o.known("id", "status", "phase")
 	m.Parts = o.content(object.inputPart)
 	return m

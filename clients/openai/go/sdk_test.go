@@ -1,4 +1,5 @@
-// Package sdk calls mmserve with OpenAI's SDK for Go. BASE_URL names a server, BUSY_URL one with a single place; IMAGE is a file.
+// Package sdk calls mmserve with OpenAI's SDK for Go. BASE_URL names a server, BUSY_URL one with a single place; IMAGE is
+// a file.
 package sdk
 
 import (
@@ -83,13 +84,13 @@ func TestSchema(t *testing.T) {
 	c, model := dial(t, "BASE_URL")
 	in := look(t, model)
 	in.MaxCompletionTokens = openai.Int(100)
-	in.ResponseFormat.OfJSONSchema = &shared.ResponseFormatJSONSchemaParam{JSONSchema: shared.ResponseFormatJSONSchemaJSONSchemaParam{
-		Name: "sight", Strict: openai.Bool(true),
-		Schema: map[string]any{
-			"type": "object", "additionalProperties": false, "required": []string{"color", "count"},
-			"properties": map[string]any{"color": map[string]any{"enum": []string{"red", "blue"}}, "count": map[string]any{"type": "integer", "minimum": 0, "maximum": 9}},
+	in.ResponseFormat.OfJSONSchema = &shared.ResponseFormatJSONSchemaParam{
+		JSONSchema: shared.ResponseFormatJSONSchemaJSONSchemaParam{
+			Name: "sight", Strict: openai.Bool(true),
+			Schema: json.RawMessage(`{"type": "object", "additionalProperties": false, "required": ["color", "count"], "properties": {
+				"color": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}}}`),
 		},
-	}}
+	}
 	whole, err := c.Chat.Completions.New(t.Context(), in)
 	if err != nil {
 		t.Fatal(err)
@@ -98,15 +99,17 @@ func TestSchema(t *testing.T) {
 		Color string
 		Count int
 	}
-	if err := json.Unmarshal([]byte(whole.Choices[0].Message.Content), &got); err != nil || got.Color != "red" && got.Color != "blue" {
-		t.Errorf("%q: %v, %v", whole.Choices[0].Message.Content, got, err)
+	text := whole.Choices[0].Message.Content
+	if err := json.Unmarshal([]byte(text), &got); err != nil || got.Color != "red" && got.Color != "blue" {
+		t.Errorf("%q: %v, %v", text, got, err)
 	}
 }
 
 func TestResponse(t *testing.T) {
 	c, model := dial(t, "BASE_URL")
 	r, err := c.Responses.New(t.Context(), responses.ResponseNewParams{
-		Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: param.NewOpt("red")}, MaxOutputTokens: openai.Int(4), Store: openai.Bool(false),
+		Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: param.NewOpt("red")},
+		MaxOutputTokens: openai.Int(4), Store: openai.Bool(false),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +134,8 @@ func TestErrors(t *testing.T) {
 func TestBusyAndAbort(t *testing.T) {
 	c, model := dial(t, "BUSY_URL")
 	in := openai.ChatCompletionNewParams{
-		Model: model, MaxTokens: openai.Int(400), Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage("red")},
+		Model: model, MaxTokens: openai.Int(400),
+		Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage("red")},
 	}
 	in.SetExtraFields(map[string]any{"ignore_eos": true})
 	ctx, abort := context.WithCancel(t.Context())

@@ -1,0 +1,94 @@
+package admin
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/internal/reload"
+)
+
+// Access says who may use the listener. One of its fields is set at least.
+type Access struct {
+	// Key is the hash of the listener's own key.
+	Key *reload.Files[[sha256.Size]byte]
+	// Auth knows others: an admin may do everything, and who is read-only and has no tenant may read the metrics.
+	Auth *auth.Authenticator
+}
+
+// minKey is the length of the shortest key, in bytes, which somebody may have typed.
+const minKey = 16
+
+// OpenKey reads a file that holds a key and nothing else, as Prometheus' credentials_file does.
+func OpenKey(path string, log *slog.Logger) (*reload.Files[[sha256.Size]byte], error) {
+	return reload.Open("admin key", log, func(contents [][]byte) (sum [sha256.Size]byte, err error) {
+		key := bytes.TrimSpace(contents[0])
+		if len(key) < minKey || bytes.ContainsAny(key, " \t\r\n") {
+			return sum, fmt.Errorf("%s: want one key of %d bytes or more, without spaces", path, minKey)
+		}
+		return sha256.Sum256(key), nil
+	}, path)
+}
+
+// probes are what anybody may ask: whether the process lives and is ready.
+var probes = map[string]bool{"/healthz": true, "/readyz": true}
+
+// guard has requests answered whose callers may ask. Everybody may where a is nil.
+func (a *Access) guard(next http.Handler) http.Handler {
+	if a == nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if probes[r.URL.Path] {
+			next.ServeHTTP(w, r)
+			return
+		}
+		role, err := a.role(r)
+		switch {
+		case err != nil:
+			w.Header().Add("WWW-Authenticate", `Bearer realm="mmserve admin"`)
+			w.Header().Add("WWW-Authenticate", `Basic realm="mmserve admin"`)
+			http.Error(w, err.Error(), http.StatusUnauthorized)
+		case role == auth.Admin, role == auth.ReadOnly && r.URL.Path == "/metrics":
+			next.ServeHTTP(w, r)
+		default:
+			http.Error(w, "the credential does not allow this", http.StatusForbidden)
+		}
+	})
+}
+
+// role is what a request may do: auth.Admin everything, auth.ReadOnly metrics, others nothing. The key or token may
+// come as the password of Basic too, which is all that `go tool pprof` and browsers can send.
+func (a *Access) role(r *http.Request) (auth.Role, error) {
+	c := auth.FromRequest(r)
+	if _, password, ok := r.BasicAuth(); ok && len(c.Secrets) == 1 {
+		c.Secrets[0] = password
+	}
+	if a.Key != nil && len(c.Secrets) == 1 {
+		want, got := a.Key.Value(), sha256.Sum256([]byte(c.Secrets[0]))
+		if subtle.ConstantTimeCompare(want[:], got[:]) == 1 {
+			return auth.Admin, nil
+		}
+	}
+	if a.Auth == nil {
+		if len(c.Secrets) == 0 {
+			return 0, auth.ErrMissing
+		}
+		return 0, auth.ErrRefused
+	}
+	id, err := a.Auth.Authenticate(r.Context(), c)
+	switch {
+	case errors.Is(err, auth.ErrRole):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case id.Role == auth.ReadOnly && id.Tenant != "":
+		return 0, nil // the metrics are of all tenants
+	}
+	return id.Role, nil
+}

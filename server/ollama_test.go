@@ -1,0 +1,136 @@
+package server_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/server"
+)
+
+// ollamaBody is the golden question as Ollama's clients ask it, with more fields.
+func ollamaBody(more string) string {
+	return fmt.Sprintf(`{"model":"tiny-vlm:latest","messages":[{"role":"user","content":"Describe the picture.","images":[%q]}]%s}`,
+		base64.StdEncoding.EncodeToString(pngFile(64)), more)
+}
+
+// ollamaLine is one of an answer, as its readers see it.
+type ollamaLine struct {
+	Model      string
+	CreatedAt  time.Time `json:"created_at"`
+	Message    struct{ Role, Content string }
+	Done       bool
+	DoneReason string `json:"done_reason"`
+	Prompt     int    `json:"prompt_eval_count"`
+	Completion int    `json:"eval_count"`
+	Duration   int64  `json:"total_duration"`
+	Error      string
+}
+
+func ollamaLines(t *testing.T, resp *http.Response) (list []ollamaLine) {
+	t.Helper()
+	b := string(read(t, resp))
+	for line := range strings.Lines(b) {
+		var l ollamaLine
+		if err := json.Unmarshal([]byte(line), &l); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%d %v: %s", resp.StatusCode, err, line)
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+func TestOllamaChat(t *testing.T) {
+	f, g := tinyHTTP(t, server.Options{})
+	for more, kind := range map[string]string{
+		`,"stream":false`: "application/json",
+		``:                "application/x-ndjson", // the default, other than OpenAI's
+		`,"stream":true,"keep_alive":"5m","options":{"temperature":0,"num_predict":-1,"stop":["zzz"]},"tools":[]`: "application/x-ndjson",
+	} {
+		resp := f.post(t, "/api/chat", ollamaBody(more))
+		if got := resp.Header.Get("Content-Type"); got != kind {
+			t.Errorf("%s: %s; want %s", more, got, kind)
+		}
+		list := ollamaLines(t, resp)
+		text := ""
+		for i, l := range list {
+			if l.Done != (i == len(list)-1) || l.Message.Role != "assistant" || l.Model != "tiny-vlm:latest" || l.CreatedAt.IsZero() {
+				t.Errorf("line %d of %d: %+v", i, len(list), l)
+			}
+			text += l.Message.Content
+		}
+		last := list[len(list)-1]
+		if text != g.Text || last.DoneReason != "stop" || last.Prompt != len(g.PromptIDs) ||
+			last.Completion != len(g.GeneratedIDs) || last.Duration <= 0 || (len(list) > 1) != (kind != "application/json") {
+			t.Errorf("%s: %q, %+v; want %q", more, text, last, g.Text)
+		}
+	}
+	list := ollamaLines(t, f.post(t, "/api/chat", ollamaBody(`,"options":{"num_predict":2},"stream":false`)))
+	if l := list[0]; l.DoneReason != "length" || l.Completion != 2 {
+		t.Errorf("cut at 2 tokens: %+v", l)
+	}
+}
+
+func TestOllamaErrors(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{})
+	for _, c := range []struct {
+		path, body string
+		status     int
+		says       string
+	}{
+		{"/api/chat", `{}`, 400, "messages: none"},
+		{"/api/chat", ollamaBody(`,"options":{"temperature":9}`), 400, "temperature: 9"},
+		{"/api/chat", ollamaBody(`,"options":{"temperature":"hot"}`), 400, "options.temperature: a string"},
+		{"/api/chat", ollamaBody(`,"options":{"num_predict":100000}`), 400, "options.num_predict: 100000"},
+		{"/api/chat", ollamaBody(`,"tools":[{}]`), 400, "tools: not supported"},
+		{"/api/chat", `{"model":"other","messages":[{"role":"user","content":"a"}]}`, 404, "not served"},
+		{"/api/chat", `{"messages":[{"role":"user","content":"a","images":["####"]}]}`, 400, "messages[0].images[0]: "},
+		{"/api/chat", `{"messages":[{"role":"user","content":"a","images":["aGk="]}]}`, 400, "messages[0].images[0]: "},
+		{"/api/generate", `{}`, 404, "no such endpoint"},
+	} {
+		resp := f.post(t, c.path, c.body)
+		var l struct{ Error string }
+		if b := read(t, resp); json.Unmarshal(b, &l) != nil || resp.StatusCode != c.status || !strings.Contains(l.Error, c.says) {
+			t.Errorf("%s %.60s: %d %s; want %d %s", c.path, c.body, resp.StatusCode, b, c.status, c.says)
+		}
+	}
+}
+
+// TestOllamaCut holds that an answer that is cut says so in its last line.
+func TestOllamaCut(t *testing.T) {
+	m, runner := tinyVLM(t), endless(1)
+	runner.step = make(chan struct{}, 100)
+	f := startHTTP(t, &m, runner, server.Options{Grace: 50 * time.Millisecond})
+	runner.step <- struct{}{}
+	resp := f.post(t, "/api/chat", ollamaBody(""))
+	f.stop()
+	list := ollamaLines(t, resp)
+	if last := list[len(list)-1]; last.Error != "the server is shutting down" || last.Done {
+		t.Errorf("the cut answer ends with %+v", last)
+	}
+	<-f.served
+	close(runner.step)
+}
+
+func TestOllamaModels(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{Version: "1.2.3"})
+	var tags struct {
+		Models []struct {
+			Name, Model string
+			ModifiedAt  time.Time `json:"modified_at"`
+			Details     map[string]any
+		}
+	}
+	b := read(t, f.do(t, "GET", "/api/tags", nil))
+	if err := json.Unmarshal(b, &tags); err != nil || len(tags.Models) != 1 || tags.Models[0].Model != "tiny-vlm:latest" ||
+		tags.Models[0].Name != "tiny-vlm:latest" || tags.Models[0].ModifiedAt.IsZero() || tags.Models[0].Details == nil {
+		t.Errorf("%v: %s", err, b)
+	}
+	if b := read(t, f.do(t, "GET", "/api/version", nil)); string(b) != `{"version":"0.0.0-1.2.3"}` {
+		t.Errorf("%s", b)
+	}
+}
