@@ -129,7 +129,9 @@ func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Write
 		return err
 	}
 	reload := &reloaders{log: log}
-	reload.add("keys and certificates", guard.Reload)
+	if len(guard.files) > 0 {
+		reload.add("keys and certificates", guard.Reload)
+	}
 	if s.Config != "" {
 		if err := reload.watchConfig(k, level, again); err != nil {
 			return err
