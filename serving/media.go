@@ -59,7 +59,13 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	if err := u.begin(in, v); err != nil {
+	use, err := s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)
+	if err == nil {
+		use.end(0, true) // it counts against the rate; the store bounds the rest
+		err = u.begin(in, v)
+	}
+	if err != nil {
+		s.options.Telemetry.countQuota(ctx, err)
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
