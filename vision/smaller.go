@@ -2,7 +2,8 @@ package vision
 
 import "slices"
 
-// Shrinker is a Preprocessor that can bring images to fewer pixels than its settings say, for fewer positions in a prompt.
+// Shrinker is a Preprocessor that can bring images to fewer pixels than its settings say, for fewer positions in a
+// prompt.
 type Shrinker interface {
 	// Smaller is the same with the next smaller size, false where there is none.
 	Smaller() (Preprocessor, bool)
