@@ -33,7 +33,8 @@ func turnedJPEG(t testing.TB, w, h int) []byte {
 	if err := jpeg.Encode(&b, noise(w, h), &jpeg.Options{Quality: 90}); err != nil {
 		t.Fatal(err)
 	}
-	exif := []byte("Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00")
+	exif := []byte("Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" +
+		"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00")
 	segment := binary.BigEndian.AppendUint16([]byte{0xff, 0xe1}, uint16(len(exif)+2))
 	return slices.Concat(b.Bytes()[:2], segment, exif, b.Bytes()[2:])
 }
@@ -127,7 +128,9 @@ func TestCountEqualsGenerate(t *testing.T) {
 				for _, detail := range []vision.Detail{vision.DetailAuto, vision.DetailLow, vision.DetailHigh} {
 					one := serving.Part{Image: &serving.Image{Data: data, Detail: detail}}
 					two := serving.Part{Image: &serving.Image{Data: images["square"]}}
-					for i, parts := range [][]serving.Part{{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}}} {
+					for i, parts := range [][]serving.Part{
+						{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}},
+					} {
 						checked += sameCount(t, s, fmt.Sprint(name, detail, i), parts)
 					}
 				}
@@ -139,8 +142,8 @@ func TestCountEqualsGenerate(t *testing.T) {
 	}
 }
 
-// The same holds of a model that takes images at their own resolution, of which only ready-made graphs are run: all but its
-// graphs is here.
+// The same holds of a model that takes images at their own resolution, of which only ready-made graphs are run: all
+// but its graphs is here.
 func TestCountEqualsGenerateAtOwnResolution(t *testing.T) {
 	s := ownResolution(t, serving.ServiceOptions{})
 	taken := 0
@@ -183,7 +186,8 @@ func ownResolution(t *testing.T, o serving.ServiceOptions) *serving.Service {
 	return s
 }
 
-// sameCount compares what Count and Generate say of parts, as a prompt and as a chat, and gives how many of these are taken.
+// sameCount compares what Count and Generate say of parts, as a prompt and as a chat, and gives how many of these are
+// taken.
 func sameCount(t *testing.T, s *serving.Service, name string, parts []serving.Part) (taken int) {
 	t.Helper()
 	one := uint32(1)
@@ -275,7 +279,8 @@ func photograph(t testing.TB) func() *serving.Request {
 	}
 }
 
-// Counting and embedding count against a tenant's quotas: both as requests, and what is encoded as an image and its tokens.
+// Counting and embedding count against a tenant's quotas: both as requests, and what is encoded as an image and its
+// tokens.
 func TestCountAndEmbedQuotas(t *testing.T) {
 	number := func(n serving.Count) *serving.Count { return &n }
 	data := pngOf(t, 8, 8)

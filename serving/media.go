@@ -50,19 +50,22 @@ type Upload struct {
 
 // UploadMedia begins an upload. An error is an *Error, which names fields as the contract does.
 func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, err error) {
+	var v Violations
+	in.Tenant = TenantOf(ctx, in.Tenant, "header.tenant", &v)
 	u = &Upload{service: s, header: in, began: time.Now()}
 	if !validID(in.ID) || in.ID == "" {
 		u.header.ID = rand.Text()
 	}
-	var v Violations
-	in.Tenant = TenantOf(ctx, in.Tenant, &v)
-	for i := range v {
-		v[i].Field = "header." + v[i].Field
-	}
 	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	if err := u.begin(in, v); err != nil {
+	use, err := s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)
+	if err == nil {
+		use.end(0, true) // it counts against the rate; the store bounds the rest
+		err = u.begin(in, v)
+	}
+	if err != nil {
+		s.options.Telemetry.countQuota(ctx, err)
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
@@ -234,8 +237,7 @@ func (s *Service) HasMedia(ctx context.Context, tenant string, digests []string)
 		return nil, mediaOff()
 	}
 	var v Violations
-	tenant = TenantOf(ctx, tenant, &v)
-	if !validID(tenant) {
+	if tenant = TenantOf(ctx, tenant, "tenant", &v); !validID(tenant) {
 		v.Add("tenant", idText, len(tenant), MaxIDBytes)
 	}
 	list := make([]*Media, len(digests))
@@ -258,7 +260,7 @@ func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (bool,
 		return false, mediaOff()
 	}
 	var v Violations
-	tenant = TenantOf(ctx, tenant, &v)
+	tenant = TenantOf(ctx, tenant, "tenant", &v)
 	d, err := media.ParseDigest(digest)
 	if err != nil {
 		v.Add("digest", "%v", err)
