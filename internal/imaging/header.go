@@ -86,8 +86,8 @@ type Header struct {
 	background background
 }
 
-// WhenOver calls f when no decoder works for h any more. That is at once, unless one that cannot be interrupted (of WebP)
-// went on after the context of Decode or Scale had ended.
+// WhenOver calls f when no decoder works for h any more. That is at once, unless one that cannot be interrupted (of
+// WebP) went on after the context of Decode or Scale had ended.
 func (h *Header) WhenOver(f func()) { h.background.whenOver(f) }
 
 // ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are
