@@ -29,7 +29,15 @@ func (l Layout) ExpandPrompt(text string, grids []vision.Grid) (string, error) {
 	} else if l.Frame != nil {
 		text = l.Frame.around(text, l.Placeholder, len(grids))
 	}
-	parts := strings.Split(text, l.Placeholder)
+	return l.expand(text, grids)
+}
+
+// expand is ExpandPrompt without the Frame.
+func (l Layout) expand(text string, grids []vision.Grid) (string, error) {
+	parts := []string{text}
+	if l.Placeholder != "" {
+		parts = strings.Split(text, l.Placeholder)
+	}
 	if n := len(parts) - 1; n != len(grids) {
 		return "", &ErrCount{"image placeholders, images", n, len(grids)}
 	}

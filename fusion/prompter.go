@@ -37,6 +37,9 @@ type Prompt struct {
 	// Continue has the answer go on with the last message instead of beginning one of its own.
 	Continue bool
 	Raw      []chat.Part
+	// Tokens are ids that stand in the places of parts of Raw, by their indexes, at least one for each. A prompt with any of them is taken as it
+	// is: the tokenizer adds none of its own, and the layout no Frame.
+	Tokens map[int][]int32
 }
 
 // PromptError is what is wrong with a prompt that its author can mend. Its text is safe to show to that caller.
@@ -51,24 +54,54 @@ func (e *PromptError) Unwrap() error { return e.Err }
 // budget has room. of is the number of images in the prompt. Errors wrap vision.ErrImage, or are the context's cause.
 func (p *Prompter) PrepareImage(ctx context.Context, data []byte, detail vision.Detail, of int) (*vision.Image, error) {
 	if p.Preprocessor == nil {
-		return nil, errors.New("the model takes no images")
+		return nil, errNoImages
 	}
-	split := detail.Split() && (of <= 1 || !p.Layout.SplitAlone)
-	return p.Preprocessor.Prepare(ctx, data, p.Limits, split)
+	return p.Preprocessor.Prepare(ctx, data, p.Limits, p.split(detail, of))
 }
+
+// MeasureImage says what PrepareImage makes of an image, from the file's header alone.
+func (p *Prompter) MeasureImage(ctx context.Context, data []byte, detail vision.Detail, of int) (vision.Plan, error) {
+	if p.Preprocessor == nil {
+		return vision.Plan{}, errNoImages
+	}
+	return vision.Measure(ctx, p.Preprocessor, data, p.Limits, p.split(detail, of))
+}
+
+// split says whether one of so many images may be cut into tiles.
+func (p *Prompter) split(detail vision.Detail, of int) bool {
+	return detail.Split() && (of <= 1 || !p.Layout.SplitAlone)
+}
+
+var errNoImages = errors.New("the model takes no images")
 
 // Rendered is the text of a prompt, with a placeholder for each image.
 type Rendered struct {
 	text    chat.Prompt
 	special bool
+	pieces  []piece // instead of text, of a prompt that has tokens
 }
 
-// Text is the prompt as the template writes it, without marks.
+// piece is a text with the number of its images, or tokens.
+type piece struct {
+	text   chat.Prompt
+	images int
+	ids    []int32
+}
+
+// Text is the prompt as the template writes it, without marks. Tokens are left out.
 func (r Rendered) Text() string {
-	if r.text.Guard == 0 {
-		return r.text.Text
+	text := unmarked(r.text)
+	for _, p := range r.pieces {
+		text += unmarked(p.text)
 	}
-	return strings.ReplaceAll(r.text.Text, string(r.text.Guard), "")
+	return text
+}
+
+func unmarked(p chat.Prompt) string {
+	if p.Guard == 0 {
+		return p.Text
+	}
+	return strings.ReplaceAll(p.Text, string(p.Guard), "")
 }
 
 // Render writes a prompt out. Its error is a *PromptError, or of ctx or the template itself.
@@ -76,6 +109,8 @@ func (p *Prompter) Render(ctx context.Context, in Prompt) (Rendered, error) {
 	r := Rendered{special: p.AddSpecial}
 	var err error
 	switch {
+	case in.Messages == nil && len(in.Tokens) > 0:
+		r.pieces, err = p.pieces(in)
 	case in.Messages == nil:
 		r.text, err = chat.Raw(in.Raw, p.Layout.Placeholder, p.Guarded)
 	case p.Template == nil:
@@ -94,6 +129,32 @@ func (p *Prompter) Render(ctx context.Context, in Prompt) (Rendered, error) {
 	return r, err
 }
 
+// pieces cuts a raw prompt where its tokens are, so that no text is read across them.
+func (p *Prompter) pieces(in Prompt) (list []piece, err error) {
+	if f := p.Layout.Frame; f != nil && f.OneImage {
+		return nil, &PromptError{errors.New("tokens; want none: a prompt of this model is one image and nothing else")}
+	}
+	for begin := 0; begin < len(in.Raw); {
+		if ids := in.Tokens[begin]; ids != nil {
+			list = append(list, piece{ids: ids})
+			begin++
+			continue
+		}
+		run, end := piece{}, begin
+		for ; end < len(in.Raw) && in.Tokens[end] == nil; end++ {
+			if in.Raw[end].Image {
+				run.images++
+			}
+		}
+		if run.text, err = chat.Raw(in.Raw[begin:end], p.Layout.Placeholder, p.Guarded); err != nil {
+			return nil, err
+		}
+		list = append(list, run)
+		begin = end
+	}
+	return list, nil
+}
+
 // Input puts the images' tokens in the places of the placeholders, turns it all into ids and finds the positions of the
 // patches among them. The embeddings are to be attached. Its error is a *PromptError, or the model's fault.
 func (p *Prompter) Input(r Rendered, images []*vision.Image) (Input, error) {
@@ -101,11 +162,7 @@ func (p *Prompter) Input(r Rendered, images []*vision.Image) (Input, error) {
 	for i, img := range images {
 		grids[i] = img.Grid
 	}
-	text, err := p.Layout.ExpandPrompt(r.text.Text, grids)
-	if err != nil {
-		return Input{}, err
-	}
-	ids, err := p.encode(text, r.text.Guard, r.special)
+	ids, err := p.ids(r, grids)
 	if err != nil {
 		return Input{}, err
 	}
@@ -116,6 +173,36 @@ func (p *Prompter) Input(r Rendered, images []*vision.Image) (Input, error) {
 		return Input{IDs: ids}, nil
 	}
 	return p.Layout.Locate(ids, images)
+}
+
+// ids are a prompt's, for images that are cut as grids.
+func (p *Prompter) ids(r Rendered, grids []vision.Grid) (ids []int32, err error) {
+	if r.pieces == nil {
+		text, err := p.Layout.ExpandPrompt(r.text.Text, grids)
+		if err != nil {
+			return nil, err
+		}
+		return p.encode(text, r.text.Guard, r.special)
+	}
+	for _, piece := range r.pieces {
+		if piece.ids != nil {
+			ids = append(ids, piece.ids...)
+			continue
+		}
+		text, err := p.Layout.expand(piece.text.Text, grids[:min(piece.images, len(grids))])
+		if err != nil {
+			return nil, err
+		}
+		more, err := p.encode(text, piece.text.Guard, false)
+		if err != nil {
+			return nil, err
+		}
+		ids, grids = append(ids, more...), grids[piece.images:]
+	}
+	if len(grids) > 0 {
+		return nil, &ErrCount{"places for images, images too many", 0, len(grids)}
+	}
+	return ids, nil
 }
 
 // Answer gives the ids of a text that a model is to say, without special tokens. Its error is a *PromptError.

@@ -18,6 +18,11 @@ type asked struct {
 	split *bool
 }
 
+func (p asked) Measure(w, h int, split bool) (vision.Measured, error) {
+	*p.split = split
+	return vision.Measured{Grid: vision.Grid{Width: w, Height: h}}, nil
+}
+
 func (p asked) Prepare(_ context.Context, _ []byte, _ vision.Limits, split bool) (*vision.Image, error) {
 	*p.split = split
 	return &vision.Image{}, nil
@@ -40,7 +45,10 @@ func prompter(t *testing.T, template string) *Prompter {
 	}
 	p := &Prompter{
 		Tokenizer: tok, AddSpecial: true, BOS: "<s>", Guarded: []string{"<s>", "<image>"},
-		Layout: Layout{Placeholder: "<image>", ImageTokenID: 9, PatchTokens: 2, Expand: func(vision.Grid) string { return "<image><image>" }},
+		Layout: Layout{
+			Placeholder: "<image>", ImageTokenID: 9, PatchTokens: 2,
+			Expand: func(vision.Grid) string { return "<image><image>" },
+		},
 	}
 	if template != "" {
 		o := chat.Options{BOS: "<s>", Guarded: p.Guarded, Placeholder: "<image>"}
@@ -55,7 +63,8 @@ const loop = `{% for m in messages %}{% for p in m.content %}{% if p.type == 'im
 
 func TestPrompterBOS(t *testing.T) {
 	say := []chat.Part{{Image: true}, {Text: "ab"}}
-	user := []chat.Message{{Role: "user", Parts: say}}
+	asked := Prompt{Messages: []chat.Message{{Role: "user", Parts: say}}}
+	begins := "{{ bos_token }}" + loop
 	for name, c := range map[string]struct {
 		template, bos string
 		add           bool
@@ -63,10 +72,10 @@ func TestPrompterBOS(t *testing.T) {
 		want          []int32
 		text          string
 	}{
-		"the template writes it":    {"{{ bos_token }}" + loop, "<s>", true, Prompt{Messages: user}, []int32{0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
-		"the template leaves it":    {loop, "<s>", true, Prompt{Messages: user}, []int32{0, 9, 9, 1, 2, 4}, "<image>ab:"},
-		"the tokenizer has no name": {"{{ bos_token }}" + loop, "", true, Prompt{Messages: user}, []int32{0, 0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
-		"none is wanted":            {loop, "<s>", false, Prompt{Messages: user}, []int32{9, 9, 1, 2, 4}, "<image>ab:"},
+		"the template writes it":    {begins, "<s>", true, asked, []int32{0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
+		"the template leaves it":    {loop, "<s>", true, asked, []int32{0, 9, 9, 1, 2, 4}, "<image>ab:"},
+		"the tokenizer has no name": {begins, "", true, asked, []int32{0, 0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
+		"none is wanted":            {loop, "<s>", false, asked, []int32{9, 9, 1, 2, 4}, "<image>ab:"},
 		"a raw prompt":              {"", "<s>", true, Prompt{Raw: say}, []int32{0, 9, 9, 1, 2}, "<image>ab"},
 		"a user writes it": {
 			"", "<s>", true, Prompt{Raw: []chat.Part{{Text: "<s>"}, {Image: true}}}, []int32{0, 6, 8, 7, 9, 9}, "<s><image>",
@@ -84,6 +93,52 @@ func TestPrompterBOS(t *testing.T) {
 				t.Errorf("ids %v, %d of images, text %q, %v; want %v, 2, %q", in.IDs, in.ImageTokens(), r.Text(), err, c.want, c.text)
 			}
 		})
+	}
+}
+
+// Tokens stand where they are given. Neither the tokenizer nor the layout adds any, text and tokens form nothing together,
+// and a user's text stands for no image beside them either.
+func TestPrompterTokens(t *testing.T) {
+	text := func(s string) chat.Part { return chat.Part{Text: s} }
+	frame := &Frame{Before: "<s>", Start: "a", End: "b"}
+	for name, c := range map[string]struct {
+		parts []chat.Part
+		ids   map[int][]int32
+		frame *Frame
+		want  []int32
+		spans int
+	}{
+		"tokens alone":     {[]chat.Part{{}}, map[int][]int32{0: {0, 3, 3}}, nil, []int32{0, 3, 3}, 0},
+		"before a text":    {[]chat.Part{{}, text("ab")}, map[int][]int32{0: {0}}, nil, []int32{0, 1, 2}, 0},
+		"after an image":   {[]chat.Part{{Image: true}, {}, text("c")}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 3}, 1},
+		"between images":   {[]chat.Part{{Image: true}, {}, {Image: true}}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 9, 9}, 2},
+		"within a special": {[]chat.Part{text("<"), {}, text("s>")}, map[int][]int32{1: {1}}, nil, []int32{6, 1, 8, 7}, 0},
+		"a special's text": {[]chat.Part{text("<s>"), {}}, map[int][]int32{1: {1}}, nil, []int32{6, 8, 7, 1}, 0},
+		"a frame":          {[]chat.Part{{Image: true}, {}, text("c")}, map[int][]int32{1: {4}}, frame, []int32{9, 9, 4, 3}, 1},
+	} {
+		p := prompter(t, "")
+		p.Layout.Frame = c.frame
+		r, err := p.Render(t.Context(), Prompt{Raw: c.parts, Tokens: c.ids})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		images := make([]*vision.Image, c.spans)
+		for i := range images {
+			images[i] = &vision.Image{}
+		}
+		in, err := p.Input(r, images)
+		if err != nil || !slices.Equal(in.IDs, c.want) || len(in.Spans) != c.spans {
+			t.Errorf("%s: %v, %v, %v; want %v", name, in.IDs, in.Spans, err, c.want)
+		}
+		if _, err := p.Input(r, append(images, &vision.Image{})); !errors.As(err, new(*ErrCount)) {
+			t.Errorf("%s: with an image too many: %v", name, err)
+		}
+	}
+	p := prompter(t, "")
+	p.Layout.Frame = &Frame{OneImage: true}
+	_, err := p.Render(t.Context(), Prompt{Raw: []chat.Part{{}}, Tokens: map[int][]int32{0: {1}}})
+	if !errors.As(err, new(*PromptError)) {
+		t.Errorf("a model of one image alone: %v", err)
 	}
 }
 

@@ -298,7 +298,7 @@ type whole struct{ vision.Preprocessor }
 
 func (whole) Grid(int, int) vision.Grid { return vision.Grid{} }
 
-func (p whole) Measure(w, h int, _ bool) (vision.Grid, int64, error) {
+func (p whole) Measure(w, h int, _ bool) (vision.Measured, error) {
 	return p.Preprocessor.Measure(w, h, false)
 }
 

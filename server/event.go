@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -21,6 +22,7 @@ func (e events) send(r *pb.GenerateStreamResponse) error { return fromStatus(e.s
 func (e events) Start(s *serving.Start) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
 		Id: s.ID, Model: s.Model, ModelDigest: s.ModelDigest, SystemFingerprint: s.Fingerprint, Seed: s.Seed, Usage: usage(s.Usage),
+		PromptTokenIds: ids(s.PromptIDs),
 	}}})
 }
 
@@ -28,6 +30,7 @@ func (e events) Start(s *serving.Start) error {
 func (e events) Delta(d *serving.Delta) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: &pb.StreamDelta{
 		Text: d.Text, Tokens: uint32(d.Tokens), Index: uint32(d.Index), Logprobs: logprobs(d.Logprobs), PromptLogprobs: logprobs(d.PromptLogprobs),
+		TokenIds: ids(d.TokenIDs),
 	}}})
 }
 
@@ -36,6 +39,7 @@ func (e events) Finish(f *serving.Finish) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
 		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index), Usage: usage(f.Usage), Timings: timings(f.Timings),
 		Logprobs: logprobs(f.Logprobs), PromptLogprobs: logprobs(f.PromptLogprobs), ChoiceScores: f.ChoiceScores,
+		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID),
 	}}})
 }
 
@@ -46,11 +50,13 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 		Id: c.ID, Model: c.Model, ModelDigest: c.ModelDigest, SystemFingerprint: c.Fingerprint, Seed: c.Seed,
 		Text: first.Text, FinishReason: finishReasons[first.Reason], MatchedStop: first.Stop,
 		Usage: usage(c.Usage), Timings: timings(c.Timings), PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
+		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
 	}
 	for _, a := range c.Choices {
 		out.Choices = append(out.Choices, &pb.Choice{
 			Seed: a.Seed, Text: a.Text, FinishReason: finishReasons[a.Reason], MatchedStop: a.Stop,
 			CompletionTokens: uint32(a.CompletionTokens), Logprobs: logprobs(a.Logprobs),
+			TokenIds: ids(a.TokenIDs), MatchedStopTokenId: id(a.StopTokenID),
 		})
 	}
 	return out
@@ -99,6 +105,24 @@ func logprobs(list []serving.Logprobs) []*pb.Logprobs {
 		}
 	}
 	return out
+}
+
+func ids(list []int32) []uint32 {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]uint32, len(list))
+	for i, v := range list {
+		out[i] = uint32(v)
+	}
+	return out
+}
+
+func id(v *int32) *uint32 {
+	if v == nil {
+		return nil
+	}
+	return proto.Uint32(uint32(*v))
 }
 
 func tokenLogprob(t *serving.TokenLogprob) *pb.TokenLogprob {

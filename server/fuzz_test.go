@@ -54,7 +54,11 @@ func FuzzRequest(f *testing.F) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		_, err := s.Generate(grpc.NewContextWithServerTransportStream(ctx, unaryCall{}), in)
+		count, errCount := s.CountTokens(ctx, in)
+		answer, err := s.Generate(grpc.NewContextWithServerTransportStream(ctx, unaryCall{}), in)
+		if err == nil && (errCount != nil || !count.GetFits() || count.GetPromptTokens() != answer.GetUsage().GetPromptTokens()) {
+			t.Errorf("counted %v, %v; answered %v", count, errCount, answer.GetUsage())
+		}
 		switch status.Code(err) {
 		case codes.OK, codes.InvalidArgument, codes.NotFound, codes.ResourceExhausted, codes.FailedPrecondition:
 		default:
@@ -75,12 +79,17 @@ func requestSeeds() []*pb.GenerateRequest {
 	full := question()
 	full.MaxTokens, full.MinTokens, full.N, full.Stop, full.StopTokenIds = proto.Uint32(4), 2, 2, []string{"x", "yz"}, []uint32{1, 2}
 	full.Logprobs, full.TopLogprobs, full.PromptLogprobs, full.Speculative = true, 3, true, proto.Bool(true)
+	full.ReturnTokenIds, full.IncludeStop = true, true
 	full.RequestId, full.Tenant, full.Priority = "id", "tenant", pb.Priority_PRIORITY_BATCH
 	full.Sampling = &pb.Sampling{
 		Temperature: proto.Float32(1), TopK: proto.Uint32(5), TopP: proto.Float32(0.9), Seed: proto.Uint64(1), MinP: proto.Float32(0.1), TypicalP: proto.Float32(0.9),
 		RepetitionPenalty: proto.Float32(1.1), PresencePenalty: proto.Float32(0.1), FrequencyPenalty: proto.Float32(0.1), LogitBias: map[uint32]float32{5: 1},
 	}
 	list := []*pb.GenerateRequest{full, client.Prompt(client.Text("red"))}
+	list = append(list, client.Prompt(tokens(1, 2), client.ImageBytes(pngFile(8)), tokens(3)))
+	for _, image := range []*pb.Image{{Digest: "sha256:0"}, {Url: "http://localhost/"}, {Data: []byte("x"), Url: "file:///"}} {
+		list = append(list, client.Prompt(&pb.Part{Content: &pb.Part_Image{Image: image}}))
+	}
 	goesOn := client.Chat(client.System(client.Text("s")), client.User(client.Text("u")), client.Assistant(client.Text("A large ")))
 	goesOn.GetChat().ContinueFinalMessage = true
 	list = append(list, goesOn)

@@ -23,7 +23,7 @@ const smallMessage = 64 << 10
 
 // unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
 // say more, and by then it may be taken.
-const unadmittedMessage = 1 << 20
+const unadmittedMessage = 2 << 20
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
 // messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into
@@ -96,9 +96,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
-		var release func()
-		ctx, release, s.unadmitted = g.server.admit(ctx)
-		defer release()
+		if !placeless[method] {
+			var release func()
+			ctx, release, s.unadmitted = g.server.admit(ctx)
+			defer release()
+		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
 		if s.unadmitted != nil {
@@ -209,15 +211,24 @@ func (s *guarded) decode(raw mem.BufferSlice, m proto.Message) error {
 	whole := raw.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	err := decodeMessage(whole.ReadOnlyData(), m, s.guard.limits, s.text)
-	if _, ok := m.(*pb.GenerateRequest); ok && err != nil {
-		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), err)
+	if err != nil && identified(m) {
+		return s.guard.server.refuseMessage(s.ctx, whole.ReadOnlyData(), m, err)
 	}
 	return err
 }
 
+// identified says whether messages of m's kind name their request.
+func identified(m proto.Message) bool {
+	switch m.(type) {
+	case *pb.GenerateRequest, *pb.EmbedImageRequest:
+		return true
+	}
+	return false
+}
+
 // refuseMessage records a request that is refused before it is decoded: it ends with a line in the log as every other.
-func (s *Server) refuseMessage(ctx context.Context, message []byte, err error) error {
-	return s.service.Refuse(ctx, request(ctx, identify(message)), err)
+func (s *Server) refuseMessage(ctx context.Context, message []byte, m proto.Message, err error) error {
+	return s.service.Refuse(ctx, request(ctx, identify(message, m)), err)
 }
 
 // rawMessage is received as it is on the wire.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"google.golang.org/grpc/peer"
-
 	"github.com/mmserve/mmserve/batching"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -18,15 +16,10 @@ func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
 		ID: in.GetRequestId(), Model: in.GetModel(), Tenant: in.GetTenant(),
 		MaxTokens: in.MaxTokens, MinTokens: in.GetMinTokens(), Stop: in.GetStop(), StopTokenIDs: in.GetStopTokenIds(), IgnoreEOS: in.GetIgnoreEos(),
 		N: in.GetN(), Logprobs: in.GetLogprobs(), PromptLogprobs: in.GetPromptLogprobs(), TopLogprobs: in.GetTopLogprobs(),
+		TokenIDs: in.GetReturnTokenIds(), IncludeStop: in.GetIncludeStop(),
 		Speculative: in.Speculative, Sampling: sampling(in.GetSampling()), Constraint: constraint(in.GetConstraint()),
 	}
-	if p, ok := peer.FromContext(ctx); ok {
-		r.Peer = p.Addr.String()
-	}
-	var ok bool
-	if r.Priority, ok = priorities[in.GetPriority()]; !ok {
-		r.Unread.Add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in.GetPriority())
-	}
+	r.Peer, r.Priority = peerOf(ctx), priority(&r.Unread, in.GetPriority())
 	switch input := in.GetInput().(type) {
 	case *pb.GenerateRequest_Chat:
 		r.Chat = conversation(&r.Unread, input.Chat)
@@ -34,6 +27,15 @@ func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
 		r.Prompt = &serving.Prompt{Parts: parts(&r.Unread, "prompt.parts", input.Prompt.GetParts())}
 	}
 	return r
+}
+
+// priority adds to unread what is none.
+func priority(unread *serving.Violations, in pb.Priority) batching.Priority {
+	p, ok := priorities[in]
+	if !ok {
+		unread.Add("priority", "%d; want PRIORITY_INTERACTIVE, PRIORITY_DEFAULT or PRIORITY_BATCH", in)
+	}
+	return p
 }
 
 var priorities = map[pb.Priority]batching.Priority{
@@ -69,19 +71,26 @@ func parts(unread *serving.Violations, field string, in []*pb.Part) []serving.Pa
 		switch content := p.GetContent().(type) {
 		case *pb.Part_Text:
 			list[i].Text = content.Text
+		case *pb.Part_TokenIds:
+			if list[i].IDs = content.TokenIds.GetIds(); list[i].IDs == nil {
+				list[i].IDs = []uint32{}
+			}
 		case *pb.Part_Image:
-			detail, ok := details[content.Image.GetDetail()]
-			if !ok {
-				unread.Add(fmt.Sprintf("%s[%d].image.detail", field, i), "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", content.Image.GetDetail())
-			}
-			list[i].Image = &serving.Image{
-				Data: content.Image.GetData(), Digest: content.Image.GetDigest(), URL: content.Image.GetUrl(), Detail: detail,
-			}
+			list[i].Image = image(unread, fmt.Sprintf("%s[%d].image", field, i), content.Image)
 		default:
-			unread.Add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image")
+			unread.Add(fmt.Sprintf("%s[%d]", field, i), "empty; want text or image, or token_ids in a prompt")
 		}
 	}
 	return list
+}
+
+// image adds to unread what cannot be read of one in a field.
+func image(unread *serving.Violations, field string, in *pb.Image) *serving.Image {
+	detail, ok := details[in.GetDetail()]
+	if !ok {
+		unread.Add(field+".detail", "%d; want DETAIL_AUTO, DETAIL_LOW or DETAIL_HIGH", in.GetDetail())
+	}
+	return &serving.Image{Data: in.GetData(), Digest: in.GetDigest(), URL: in.GetUrl(), Detail: detail}
 }
 
 var details = map[pb.Detail]vision.Detail{

@@ -140,7 +140,7 @@ func endless(slots int) *chain {
 	return c
 }
 
-// prepares is a preprocessor of which only Prepare is called.
+// prepares is a preprocessor of which only Prepare and Measure are called.
 type prepares struct {
 	vision.Preprocessor
 	prepare prepareFunc
@@ -150,6 +150,10 @@ type prepareFunc func(ctx context.Context, data []byte, l vision.Limits, split b
 
 func (p prepares) Prepare(ctx context.Context, data []byte, l vision.Limits, split bool) (*vision.Image, error) {
 	return p.prepare(ctx, data, l, split)
+}
+
+func (p prepares) Measure(int, int, bool) (vision.Measured, error) {
+	return vision.Measured{ScaledWidth: 64, ScaledHeight: 64}, nil
 }
 
 func tinyVLM(t testing.TB) serving.Model {

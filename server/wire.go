@@ -177,11 +177,16 @@ func fieldPath(path []string, f protoreflect.FieldDescriptor) string {
 	return strings.Join(append(path[:len(path):len(path)], string(f.Name())), ".")
 }
 
-// identify reads request_id and tenant of a GenerateRequest that cannot be decoded, if they are among its first fields.
-func identify(b []byte) *pb.GenerateRequest {
-	in := &pb.GenerateRequest{}
-	fields := in.ProtoReflect().Descriptor().Fields()
-	id, tenant := fields.ByName("request_id").Number(), fields.ByName("tenant").Number()
+// identify reads request_id and tenant of a message that cannot be decoded into m, if they are among its first fields.
+func identify(b []byte, m proto.Message) *pb.GenerateRequest {
+	in, fields := &pb.GenerateRequest{}, m.ProtoReflect().Descriptor().Fields()
+	number := func(name protoreflect.Name) protowire.Number {
+		if f := fields.ByName(name); f != nil {
+			return f.Number()
+		}
+		return 0
+	}
+	id, tenant := number("request_id"), number("tenant")
 	for looked := 0; len(b) > 0 && looked < maxIdentified; looked++ {
 		number, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {

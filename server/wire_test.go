@@ -27,7 +27,7 @@ func TestIdentify(t *testing.T) {
 		"later":          {slices.Concat(bytes.Repeat(stop, maxIdentified), named), "", ""},
 		"before garbage": {slices.Concat(named, []byte{0xff}), "r-1", "acme"},
 	} {
-		if in := identify(c.message); in.GetRequestId() != c.id || in.GetTenant() != c.tenant {
+		if in := identify(c.message, &pb.GenerateRequest{}); in.GetRequestId() != c.id || in.GetTenant() != c.tenant {
 			t.Errorf("%s: %q of %q, want %q of %q", name, in.GetRequestId(), in.GetTenant(), c.id, c.tenant)
 		}
 	}

@@ -66,12 +66,16 @@ func (s *Service) full() bool {
 	return full > 0 && full == models
 }
 
-// enter counts the request against its tenant's quotas, unless Admit has.
-func (l *life) enter(ctx context.Context, in *Request) error {
+// enter holds the caller to what its credential allows, and counts the request against its tenant's quotas, unless
+// Admit has.
+func (l *life) enter(ctx context.Context, peer string) error {
+	if err := permit(ctx, l.model.Name); err != nil {
+		return err
+	}
 	u, _ := ctx.Value(usageKey{}).(*usage)
 	if !u.adopt() {
 		var err error
-		if u, err = l.options.Quotas.enter(l.rec.tenant, in.Peer); err != nil {
+		if u, err = l.options.Quotas.enter(l.rec.tenant, peer); err != nil {
 			return l.rec.refuse(err)
 		}
 	}
@@ -83,7 +87,7 @@ func (l *life) enter(ctx context.Context, in *Request) error {
 // counts for nothing.
 func (l *life) leave() {
 	tokens := 0
-	if len(l.rec.answers) > 0 {
+	if len(l.rec.answers) > 0 || l.rec.embedded {
 		tokens = l.rec.tokens + l.rec.total().completion
 	}
 	l.used.end(tokens, l.rec.refused == nil)

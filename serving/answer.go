@@ -27,24 +27,27 @@ type answer struct {
 	passed  int    // bytes of text that the stages have accounted for, of
 	made    int    // those there are so far
 
-	logprobs   []logprob  // not sent yet
+	tokenIDs   bool       // are told
+	tokens     []token    // of which something is to be told and was not yet
 	ready      []Logprobs // those of the next event; its memory is used again
+	readyIDs   []int32    // the same of ids
 	prompt     []Logprobs // of which nothing was sent yet, promptSize bytes
 	promptSize int
 	delta      Delta // the next; it is used again
 }
 
-// logprob is a token's, with the bytes of text that it added: it is told once all of them are out, as a token that only a
-// stop string was made of is not to be known.
-type logprob struct {
+// token is what is told of one, with the bytes of text that it added: it is told once all of them are out, as a token that
+// only a stop string was made of is not to be known.
+type token struct {
 	begin, end int
 	hidden     bool // a stage put other text in the place of some of it
-	out        Logprobs
+	id         int32
+	logprobs   *Logprobs // nil if they are not asked for
 }
 
 func (l *life) newAnswer(req *checked, index int, stream *batching.Stream, to Sink, trim bool) *answer {
 	a := &answer{
-		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends,
+		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends, tokenIDs: req.tokenIDs,
 		tokenizer: l.model.Prompter.Tokenizer, text: l.model.Prompter.Tokenizer.NewStream(true),
 	}
 	a.stages = newChain(l.stages(req, trim), a.leave)
@@ -57,7 +60,7 @@ func (l *life) stages(req *checked, trim bool) (list []Stage) {
 		list = append(list, &trimStage{})
 	}
 	if len(req.stop) > 0 {
-		list = append(list, &stopStage{stops: req.stop})
+		list = append(list, &stopStage{stops: req.stop, include: req.includeStop})
 	}
 	for _, filter := range l.options.Filters {
 		if stage := filter(l.model.Name, req.tenant); stage != nil {
@@ -87,8 +90,8 @@ func (a *answer) deliver(ctx context.Context) error {
 		}
 		switch {
 		case over != nil:
-			a.logprobs = a.logprobs[:0]
-			return a.finish(over.Reason, over.Stop)
+			a.tokens = a.tokens[:0]
+			return a.finish(&Finish{Reason: over.Reason, Stop: over.Stop})
 		case e.Finish == batching.Error:
 			return constraintError(ctx, "", e.Err)
 		case e.Finish == batching.Expired:
@@ -96,7 +99,11 @@ func (a *answer) deliver(ctx context.Context) error {
 		case e.Finish == batching.Cancelled: // by the engine's end, as nobody here asked for it
 			return ErrCut
 		case e.Finish != batching.Running:
-			return a.finish(finishReasons[e.Finish], nil)
+			f := &Finish{Reason: finishReasons[e.Finish]}
+			if e.Finish == batching.Stop && e.HasToken {
+				f.StopTokenID = &e.Token.ID
+			}
+			return a.finish(f)
 		}
 	}
 }
@@ -109,8 +116,13 @@ func (a *answer) take(e batching.Event) (over *End, err error) {
 	}
 	begin := a.made
 	a.made += len(piece)
-	if e.HasToken && e.Token.Logprobs != nil {
-		a.logprobs = append(a.logprobs, logprob{begin: begin, end: a.made, out: a.tokenLogprobs(e.Token.ID, e.Token.Logprobs)})
+	if e.HasToken && (a.tokenIDs || e.Token.Logprobs != nil) {
+		t := token{begin: begin, end: a.made, id: e.Token.ID}
+		if e.Token.Logprobs != nil {
+			l := a.tokenLogprobs(e.Token.ID, e.Token.Logprobs)
+			t.logprobs = &l
+		}
+		a.tokens = append(a.tokens, t)
 	}
 	over = a.stages.push(piece)
 	if over == nil && e.Finish != batching.Running {
@@ -144,14 +156,17 @@ func (a *answer) leave(p Piece) {
 	if !p.Hides {
 		return
 	}
-	for i := range a.logprobs {
-		l := &a.logprobs[i]
+	for i := range a.tokens {
+		l := &a.tokens[i]
 		// A token without text may hold the first bytes of a character whose last one is hidden.
 		l.hidden = l.hidden || l.begin < a.passed && l.end > from || l.begin == l.end && l.begin == from
 	}
 }
 
 func (a *answer) counts() *answered { return &a.rec.answers[a.index] }
+
+// maxIDBytes is the most that a token's id takes in a message.
+const maxIDBytes = 5
 
 // pieceBytes is about how much of log-probabilities one event carries; gRPC's clients accept messages of 4 MiB.
 const pieceBytes = 256 << 10
@@ -172,27 +187,34 @@ func (a *answer) tellPrompt(e batching.Event) error {
 	return nil
 }
 
-// due are the log-probabilities of the tokens whose text is out once the stages have accounted for passed bytes, as far as
-// they fit one event; it sends the rest before. They are valid until the next call.
-func (a *answer) due(passed int) ([]Logprobs, error) {
+// due is what is told of the tokens whose text is out once the stages have accounted for passed bytes, as far as it fits one
+// event; it sends the rest before. It is valid until the next call.
+func (a *answer) due(passed int) ([]Logprobs, []int32, error) {
 	n, size := 0, 0
-	a.ready = a.ready[:0]
-	for ; n < len(a.logprobs) && a.logprobs[n].end <= passed; n++ {
-		l := &a.logprobs[n]
-		if l.hidden {
+	a.ready, a.readyIDs = a.ready[:0], a.readyIDs[:0]
+	for ; n < len(a.tokens) && a.tokens[n].end <= passed; n++ {
+		t := &a.tokens[n]
+		if t.hidden {
 			continue
 		}
-		a.ready = append(a.ready, l.out)
-		if size += l.out.bytes(); size < pieceBytes {
+		if a.tokenIDs {
+			a.readyIDs = append(a.readyIDs, t.id)
+			size += maxIDBytes
+		}
+		if t.logprobs != nil {
+			a.ready = append(a.ready, *t.logprobs)
+			size += t.logprobs.bytes()
+		}
+		if size < pieceBytes {
 			continue
 		}
-		if err := a.sendDelta(Delta{Logprobs: a.ready}); err != nil {
-			return nil, err
+		if err := a.sendDelta(Delta{Logprobs: a.ready, TokenIDs: a.readyIDs}); err != nil {
+			return nil, nil, err
 		}
-		a.ready, size = a.ready[:0], 0
+		a.ready, a.readyIDs, size = a.ready[:0], a.readyIDs[:0], 0
 	}
-	a.logprobs = slices.Delete(a.logprobs, 0, n)
-	return a.ready, nil
+	a.tokens = slices.Delete(a.tokens, 0, n)
+	return a.ready, a.readyIDs, nil
 }
 
 func (a *answer) sendDelta(d Delta) error {
@@ -206,26 +228,23 @@ func (a *answer) send() error {
 	if a.leaving == "" {
 		return nil
 	}
-	logprobs, err := a.due(a.passed)
+	logprobs, ids, err := a.due(a.passed)
 	if err != nil {
 		return err
 	}
-	d := Delta{Text: a.leaving, Tokens: a.counts().completion - a.told, Logprobs: logprobs}
+	d := Delta{Text: a.leaving, Tokens: a.counts().completion - a.told, Logprobs: logprobs, TokenIDs: ids}
 	a.told, a.leaving = a.counts().completion, ""
 	return a.sendDelta(d)
 }
 
-func (a *answer) finish(reason FinishReason, stop *string) error {
-	logprobs, err := a.due(a.made)
-	if err != nil {
+// finish sends f, which says how the answer ended, with all that is left to tell.
+func (a *answer) finish(f *Finish) (err error) {
+	if f.Logprobs, f.TokenIDs, err = a.due(a.made); err != nil {
 		return err
 	}
 	c := a.counts()
-	c.finish, c.timing = reason, a.stream.Timing()
-	f := &Finish{
-		Index: a.index, Reason: reason, Stop: stop, Usage: a.rec.usage(*c), Timings: a.rec.timings(c.timing),
-		Logprobs: logprobs, PromptLogprobs: a.prompt,
-	}
+	c.finish, c.timing = f.Reason, a.stream.Timing()
+	f.Index, f.Usage, f.Timings, f.PromptLogprobs = a.index, a.rec.usage(*c), a.rec.timings(c.timing), a.prompt
 	if a.index == 0 {
 		f.ChoiceScores = a.rec.scores
 	}

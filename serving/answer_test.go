@@ -96,7 +96,8 @@ func TestLogprobsInPieces(t *testing.T) {
 	to.list, at = nil, 0
 	for i, p := range heavy(places) {
 		a.made++
-		a.logprobs = append(a.logprobs, logprob{begin: i, end: i + 1, out: a.tokenLogprobs(int32((i+1)%200), &p)})
+		told := a.tokenLogprobs(int32((i+1)%200), &p)
+		a.tokens = append(a.tokens, token{begin: i, end: i + 1, logprobs: &told})
 	}
 	a.passed, a.leaving = places-1, "text"
 	a.counts().completion = 9
@@ -110,16 +111,16 @@ func TestLogprobsInPieces(t *testing.T) {
 			t.Errorf("piece %d of %d has %q of %d tokens", i, len(to.list), d.Text, d.Tokens)
 		}
 	}
-	if at != places-1 || len(a.logprobs) != 1 || len(to.list) < 3 {
-		t.Errorf("%d places were told in %d pieces, %d are left", at, len(to.list), len(a.logprobs))
+	if at != places-1 || len(a.tokens) != 1 || len(to.list) < 3 {
+		t.Errorf("%d places were told in %d pieces, %d are left", at, len(to.list), len(a.tokens))
 	}
 	to.fails = true
-	a.logprobs = append(a.logprobs, slices.Repeat(a.logprobs, places)...)
+	a.tokens = append(a.tokens, slices.Repeat(a.tokens, places)...)
 	a.passed, a.leaving = places, "more"
 	if err := a.send(); !errors.Is(err, errGone) {
 		t.Errorf("%v, want the sink's error", err)
 	}
-	if err := a.finish(FinishStop, nil); !errors.Is(err, errGone) {
+	if err := a.finish(&Finish{Reason: FinishStop}); !errors.Is(err, errGone) {
 		t.Errorf("%v at the end, want the sink's error", err)
 	}
 	if err := a.tellPrompt(batching.Event{Prompt: heavy(places)}); !errors.Is(err, errGone) {

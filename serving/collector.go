@@ -22,6 +22,8 @@ type Choice struct {
 	Stop             *string
 	CompletionTokens int
 	Logprobs         []Logprobs
+	TokenIDs         []int32
+	StopTokenID      *int32
 }
 
 // collecting hides that Start is a field.
@@ -40,6 +42,7 @@ func (c collecting) Delta(d *Delta) error {
 	c.texts[d.Index].WriteString(d.Text)
 	to := &c.Choices[d.Index]
 	to.Logprobs = append(to.Logprobs, d.Logprobs...)
+	to.TokenIDs = append(to.TokenIDs, d.TokenIDs...)
 	c.PromptLogprobs = append(c.PromptLogprobs, d.PromptLogprobs...)
 	return nil
 }
@@ -49,6 +52,7 @@ func (c collecting) Finish(f *Finish) error {
 	to.Seed, to.Text = c.Seed+uint64(f.Index), c.texts[f.Index].String()
 	to.Reason, to.Stop, to.CompletionTokens = f.Reason, f.Stop, f.Usage.Completion
 	to.Logprobs = append(to.Logprobs, f.Logprobs...)
+	to.TokenIDs, to.StopTokenID = append(to.TokenIDs, f.TokenIDs...), f.StopTokenID
 	c.PromptLogprobs = append(c.PromptLogprobs, f.PromptLogprobs...)
 	c.ChoiceScores = append(c.ChoiceScores, f.ChoiceScores...)
 	c.Timings = f.Timings

@@ -136,6 +136,11 @@ func Overloaded(message string) error {
 	return &Error{Kind: Exhausted, Message: message, RetryAfter: retryDelay}
 }
 
+// TooSlow is the error of a caller that does not take its answer.
+func TooSlow(within time.Duration) error {
+	return &Error{Kind: DeadlineExceeded, Message: fmt.Sprintf("the answer was not taken within %v", within)}
+}
+
 // Stopping is the error of requests that come too late.
 func Stopping() error { return &Error{Kind: Unavailable, Message: "the server is shutting down"} }
 

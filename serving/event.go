@@ -20,6 +20,8 @@ type Start struct {
 	// Answers is their number.
 	Answers int
 	Usage   Usage
+	// PromptIDs are the prompt's tokens if they are asked for.
+	PromptIDs []int32
 }
 
 // Delta is text that follows what came before of the answer Index.
@@ -30,6 +32,8 @@ type Delta struct {
 	Tokens int
 	// Logprobs are of the tokens whose text is out now, PromptLogprobs of the next tokens of the prompt.
 	Logprobs, PromptLogprobs []Logprobs
+	// TokenIDs are the ids of the tokens whose text is out now, if they are asked for.
+	TokenIDs []int32
 }
 
 // Finish ends the answer Index.
@@ -37,11 +41,15 @@ type Finish struct {
 	Index  int
 	Reason FinishReason
 	// Stop is the stop string that ended the answer; nil if none did.
-	Stop    *string
-	Usage   Usage
-	Timings Timings
+	Stop *string
+	// StopTokenID is the token that ended it: the model's or one that the request names. nil if none did.
+	StopTokenID *int32
+	Usage       Usage
+	Timings     Timings
 	// Logprobs and PromptLogprobs are those that no Delta had.
 	Logprobs, PromptLogprobs []Logprobs
+	// TokenIDs are the same.
+	TokenIDs []int32
 	// ChoiceScores are of the constraint's choices, if they are asked for.
 	ChoiceScores []float32
 }

@@ -3,6 +3,9 @@ package serving
 // NewStopStage ends answers at stop strings.
 func NewStopStage(stops ...string) Stage { return &stopStage{stops: stops} }
 
+// NewIncludingStopStage leaves the stop string in.
+func NewIncludingStopStage(stops ...string) Stage { return &stopStage{stops: stops, include: true} }
+
 // NewTrimStage leaves out a space at the start.
 func NewTrimStage() Stage { return &trimStage{} }
 
@@ -15,12 +18,16 @@ type let struct {
 
 func (l *let) Delta(d *Delta) error {
 	l.text += d.Text
-	l.add(d.Logprobs)
+	l.add(d.Logprobs, d.TokenIDs)
 	return nil
 }
 
-func (l *let) add(list []Logprobs) {
-	for _, p := range list {
+// add holds that ids and log-probabilities are of the same tokens.
+func (l *let) add(list []Logprobs, ids []int32) {
+	for i, p := range list {
+		if len(ids) != len(list) || ids[i] != p.Token.ID {
+			panic("token ids and log-probabilities are of other tokens")
+		}
 		l.logprobs = append(l.logprobs, int(p.Token.ID))
 	}
 }
@@ -28,24 +35,25 @@ func (l *let) add(list []Logprobs) {
 // Let is what an answer lets out of tokens' texts through stages: the text, and the tokens whose log-probabilities leave.
 func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End) {
 	got := &let{}
-	a := &answer{to: got, rec: &record{answers: make([]answered, 1)}}
+	a := &answer{to: got, tokenIDs: true, rec: &record{answers: make([]answered, 1)}}
 	a.stages = newChain(stages, a.leave)
 	take := func(over *End) bool {
 		_ = a.send()
 		text, logprobs, end = got.text, got.logprobs, over
 		return over != nil
 	}
-	for i, token := range tokens {
+	for i, piece := range tokens {
 		begin := a.made
-		a.made += len(token)
-		a.logprobs = append(a.logprobs, logprob{begin: begin, end: a.made, out: Logprobs{Token: TokenLogprob{ID: int32(i)}}})
-		if take(a.stages.push(token)) {
+		a.made += len(piece)
+		id := int32(i)
+		a.tokens = append(a.tokens, token{begin: begin, end: a.made, id: id, logprobs: &Logprobs{Token: TokenLogprob{ID: id}}})
+		if take(a.stages.push(piece)) {
 			return text, logprobs, end
 		}
 	}
 	if !take(a.stages.flush(0)) {
-		due, _ := a.due(a.made)
-		got.add(due)
+		due, ids, _ := a.due(a.made)
+		got.add(due, ids)
 	}
 	return text, got.logprobs, end
 }

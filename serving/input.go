@@ -3,7 +3,6 @@ package serving
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,14 +22,8 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 			began = img.Started
 		}
 		l.rec.images = append(l.rec.images, preparation{began, time.Now(), len(p.data), img})
-		if errors.Is(err, vision.ErrImage) {
-			return nil, InvalidField(p.field, "%v", err)
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.field, err)
+		if err != nil || ctx.Err() != nil {
+			return nil, imageError(ctx, p.field, err)
 		}
 		images[i] = img
 	}
@@ -42,6 +35,9 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, maxBytes int) (fusion.Input, *constrain.Grammar, error) {
 	in, err := l.tokenize(ctx, req, images)
 	if err != nil {
+		return in, nil, err
+	}
+	if err := idsFit(req, in); err != nil {
 		return in, nil, err
 	}
 	grammar, err := l.constrain(ctx, req.constraint, l.leadingSpace(in))
@@ -110,6 +106,14 @@ func (l *life) fit(req *checked, in fusion.Input) (maxTokens int, err error) {
 	return req.maxTokens, nil
 }
 
+// idsFit refuses to tell more ids of a prompt than one message takes.
+func idsFit(req *checked, in fusion.Input) error {
+	if n := len(in.IDs); req.tokenIDs && n > MaxPromptIDs {
+		return InvalidField("return_token_ids", "true; want false with a prompt of %d tokens: at most %d are told", n, MaxPromptIDs)
+	}
+	return nil
+}
+
 // tokenOverhead is what a log-probability takes beside the token's own bytes.
 const tokenOverhead = 18
 
@@ -125,6 +129,9 @@ func (l *life) answerBytes(req *checked, in fusion.Input) float64 {
 	if req.promptLogprobs {
 		size += float64(len(in.IDs)) * place
 	}
+	if req.tokenIDs {
+		size += maxIDBytes * float64(len(in.IDs)+(req.n+1)*req.maxTokens)
+	}
 	return size
 }
 
@@ -134,15 +141,20 @@ func TooLarge(size, most int) error {
 		"use GenerateStream, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, most)
 }
 
+// keepFor has the patch embeddings of an image be found again for the same tenant only.
+func (l *life) keepFor(img *vision.Image, tenant string) {
+	if !l.options.SharePrefixes {
+		img.Tenant = tenant
+	}
+}
+
 // encode attaches the patch embeddings of all images, which the encoder is asked for together, and counts the
 // positions whose embeddings had been made before.
 func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Image, tenant string) (cachedTokens int, err error) {
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
-		if !l.options.SharePrefixes {
-			img.Tenant = tenant
-		}
+		l.keepFor(img, tenant)
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = l.model.Encode(gctx, img)
 			return err

@@ -72,6 +72,8 @@ const (
 	provider          = "mmserve"
 	operationChat     = "chat"
 	operationComplete = "text_completion"
+	operationEmbed    = "embeddings"
+	operationCount    = "count_tokens" // the conventions have none
 
 	keyOperation       = semconv.GenAIOperationNameKey
 	keyProvider        = semconv.GenAIProviderNameKey

@@ -33,6 +33,7 @@ type record struct {
 
 	ids                   []int32 // the prompt's, for its log-probabilities
 	tokens, image, cached int
+	embedded              bool      // an image was encoded for its own sake
 	scores                []float32 // of the choices, if asked for
 	answers               []answered
 	sum                   answered // of all answers, once they have ended
@@ -47,11 +48,11 @@ type answered struct {
 }
 
 // newRecord begins a request's record and its span, which is in the context that it gives.
-func (s *Service) newRecord(ctx context.Context, in *Request, model string) (context.Context, *record) {
+func (s *Service) newRecord(ctx context.Context, in *Request, model, operation string) (context.Context, *record) {
 	now := time.Now()
 	rec := &record{
 		telemetry: s.options.Telemetry, log: s.options.Logger, model: model,
-		arrived: now, mark: now, id: in.ID, operation: operationChat,
+		arrived: now, mark: now, id: in.ID, operation: operation,
 	}
 	if rec.id == "" || !validID(rec.id) {
 		rec.id = rand.Text()
@@ -62,10 +63,12 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model string) (con
 	if caller := CallerOf(ctx).Identity; caller != nil {
 		rec.caller = caller.ID
 	}
-	if in.Prompt != nil {
-		rec.operation = operationComplete
-	}
 	return rec.begin(ctx), rec
+}
+
+// generates says whether the request is one of those that answers are given to.
+func (r *record) generates() bool {
+	return r.operation == operationChat || r.operation == operationComplete
 }
 
 // refuse is the error of a request that the engine does not take.
@@ -155,6 +158,9 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 
 // attributes appends what the log says of a request whatever its end.
 func (r *record) attributes(attrs []slog.Attr) []slog.Attr {
+	if !r.generates() {
+		attrs = append(attrs, slog.String("operation", r.operation))
+	}
 	if r.tenant != "" {
 		attrs = append(attrs, slog.String("tenant", r.tenant))
 	}

@@ -23,12 +23,16 @@ type Request struct {
 	// Stop are strings, and StopTokenIDs tokens, that end the answer and are left out of it.
 	Stop         []string
 	StopTokenIDs []uint32
-	IgnoreEOS    bool
-	Constraint   *Constraint
+	// IncludeStop leaves the stop string that ended an answer in it.
+	IncludeStop bool
+	IgnoreEOS   bool
+	Constraint  *Constraint
 	// N is the number of answers; 0 is 1.
 	N                        uint32
 	Logprobs, PromptLogprobs bool
 	TopLogprobs              uint32
+	// TokenIDs tells the ids of the prompt's and the answers' tokens.
+	TokenIDs bool
 	// Speculative says whether tokens may be guessed; nil: as the server does.
 	Speculative *bool
 	Priority    batching.Priority
@@ -58,10 +62,11 @@ type Message struct {
 // Prompt is what stands before the answer as it is, without a template.
 type Prompt struct{ Parts []Part }
 
-// Part is an image, or a text where Image is nil.
+// Part is an image, tokens of a Prompt where IDs is not nil, or else a text.
 type Part struct {
 	Text  string
 	Image *Image
+	IDs   []uint32
 }
 
 // Image is an image file. One of Data, Digest and URL says where it is.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -63,11 +64,13 @@ func (o ServiceOptions) withDefaults() ServiceOptions {
 type Service struct {
 	models  *Registry
 	options ServiceOptions
+	// counting has one place per core, for Count, which has none in an engine.
+	counting chan struct{}
 }
 
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
-	s := &Service{models: models, options: o.withDefaults()}
+	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.options.Telemetry.watch(s)
 	return s
 }
@@ -85,13 +88,22 @@ type life struct {
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
 // served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
 func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
+	operation := operationChat
+	if in.Prompt != nil {
+		operation = operationComplete
+	}
+	return s.beginAs(ctx, in, operation)
+}
+
+// beginAs is begin for what is recorded as another operation.
+func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
 	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
-	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name)
+	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil
 }
 
@@ -125,10 +137,7 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 // generate is the life of a request, in a straight line. A slot for each answer is taken before any work and given back
 // whatever happens: by Release up to Submit, by the engine from there on, which drops the sequence when ctx ends.
 func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
-	if err := permit(ctx, l.model.Name); err != nil {
-		return err
-	}
-	if err := l.enter(ctx, in); err != nil {
+	if err := l.enter(ctx, in.Peer); err != nil {
 		return err
 	}
 	defer l.leave()
@@ -224,11 +233,14 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		defer func() { l.rec.answers[i].timing = stream.Timing() }()
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
-	err := to.Start(&Start{
+	start := Start{
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
-	})
-	if err != nil {
+	}
+	if req.tokenIDs {
+		start.PromptIDs = input.IDs
+	}
+	if err := to.Start(&start); err != nil {
 		return err
 	}
 	if req.n == 1 {

@@ -65,9 +65,12 @@ func TestStages(t *testing.T) {
 		"trim":        serving.NewTrimStage,
 		"stop":        func() serving.Stage { return serving.NewStopStage("END", "aab", "\n\n") },
 		"stop longer": func() serving.Stage { return serving.NewStopStage("b", "aab", "é", "s é") },
-		"mask":        func() serving.Stage { return &maskStage{word: "secret"} },
-		"mask twins":  func() serving.Stage { return &maskStage{word: "aa"} },
-		"judge":       func() serving.Stage { return &judgeStage{word: "secret"} },
+		"stop left in": func() serving.Stage {
+			return serving.NewIncludingStopStage("b", "aab", "é", "END")
+		},
+		"mask":       func() serving.Stage { return &maskStage{word: "secret"} },
+		"mask twins": func() serving.Stage { return &maskStage{word: "aa"} },
+		"judge":      func() serving.Stage { return &judgeStage{word: "secret"} },
 	} {
 		t.Run(name, func(t *testing.T) { servingtest.TestStage(t, create, texts...) })
 	}
@@ -80,6 +83,7 @@ func TestChain(t *testing.T) {
 	stop := func(stops ...string) func() serving.Stage {
 		return func() serving.Stage { return serving.NewStopStage(stops...) }
 	}
+	include := func() serving.Stage { return serving.NewIncludingStopStage("END") }
 	judge := func(word string) func() serving.Stage {
 		return func() serving.Stage { return &judgeStage{word: word} }
 	}
@@ -95,6 +99,11 @@ func TestChain(t *testing.T) {
 		"a token of the space alone":    {[]func() serving.Stage{trim, stop("x")}, []string{" ", "red"}, "red", []int{0, 1}, false},
 		"only a space":                  {[]func() serving.Stage{trim, stop("x")}, []string{" "}, "", []int{0}, false},
 		"stop":                          {[]func() serving.Stage{stop("END")}, []string{"a", " E", "N", "D", "b"}, "a ", []int{0}, true},
+		"stop left in":                  {[]func() serving.Stage{include}, []string{"a", " E", "N", "D", "b"}, "a END", []int{0, 1, 2, 3}, true},
+		"within a token":                {[]func() serving.Stage{include}, []string{"a", " ENDb", "c"}, "a END", []int{0}, true},
+		"left in, then masked":          {[]func() serving.Stage{include, mask}, []string{"a secret", "END", "b"}, "a ***END", []int{1}, true},
+		"masked, left in":               {[]func() serving.Stage{mask, include}, []string{"a secret", "END", "b"}, "a ***END", []int{1}, true},
+		"left in, judged":               {[]func() serving.Stage{include, judge("bad")}, []string{"bad", "END"}, "", nil, true},
 		"held, then let go":             {[]func() serving.Stage{stop("END")}, []string{"a", " E", "N", "x"}, "a ENx", []int{0, 1, 2, 3}, false},
 		"trim, then stop at the start":  {[]func() serving.Stage{trim, stop("no")}, []string{" no", "x"}, "", nil, true},
 		"masked":                        {[]func() serving.Stage{mask}, []string{"my ", "sec", "ret", " is"}, "my *** is", []int{0, 3}, false},

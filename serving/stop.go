@@ -8,8 +8,9 @@ import "strings"
 // The match that is complete first wins, and of those that are complete together the longest: a rule that does
 // not depend on where the pieces were cut.
 type stopStage struct {
-	stops []string
-	held  string // the longest end of the text that is a proper start of a stop string
+	stops   []string
+	include bool   // the stop string leaves, too
+	held    string // the longest end of the text that is a proper start of a stop string
 }
 
 // Push implements Stage.
@@ -24,7 +25,10 @@ func (m *stopStage) Push(text string, emit func(Piece)) *End {
 		}
 	}
 	if stop != "" {
-		m.give(end-len(stop), emit)
+		if !m.include {
+			end -= len(stop)
+		}
+		m.give(end, emit)
 		return &End{Reason: FinishStop, Stop: &stop}
 	}
 	m.give(len(m.held)-m.partial(), emit)

@@ -401,10 +401,13 @@ func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
 	if failure != OK {
 		outcome = failure.label()
 		attrs = append(attrs, keyErrorType.String(outcome))
-	} else if outcome == "" {
+	} else if outcome == "" && r.generates() {
 		outcome = "none" // cannot be: an answer without an end
 	}
 	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
+	if !r.generates() { // many that cost little would hide how the others end
+		return
+	}
 	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
 	if quota := (*QuotaError)(nil); errors.As(r.refused, &quota) {
 		t.quotaRefused(ctx, quota, 1)

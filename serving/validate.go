@@ -55,6 +55,7 @@ type checked struct {
 	n         int       // answers
 
 	promptLogprobs, noDrafts bool
+	tokenIDs, includeStop    bool
 	scored                   []string // choices of which scores are wanted
 	// constraint is not compiled yet; nil if there is none.
 	constraint *Constraint
@@ -76,10 +77,11 @@ func (l *life) validate(in *Request) (*checked, error) {
 		return nil, NotServed("model", in.Model, l.models.Names())
 	}
 	v := slices.Clip(in.Unread)
-	r := &checked{sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer}
-	if !validID(in.ID) {
-		v.Add("request_id", idText, len(in.ID), MaxIDBytes)
+	r := &checked{
+		sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer,
+		tokenIDs: in.TokenIDs, includeStop: in.IncludeStop,
 	}
+	validateName(&v, "request_id", in.ID)
 	l.validateInput(&v, r, in)
 	if in.MaxTokens != nil {
 		if n := *in.MaxTokens; n == 0 || int64(n) >= int64(l.model.MaxLen) {
@@ -92,13 +94,18 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
 	l.validateAnswers(&v, r, in)
-	if !validID(r.tenant) {
-		v.Add("tenant", idText, len(r.tenant), MaxIDBytes)
-	}
+	validateName(&v, "tenant", in.Tenant)
 	if err := v.Err(); err != nil {
 		return nil, err
 	}
 	return r, l.able(r)
+}
+
+// validateName checks what a caller calls the request, or itself.
+func validateName(v *Violations, field, name string) {
+	if !validID(name) {
+		v.Add(field, idText, len(name), MaxIDBytes)
+	}
 }
 
 // able says what of a request the model does not do.
@@ -244,14 +251,62 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 		v.Add("prompt.parts", "%d parts; at most %d are allowed", len(in.Prompt.Parts), MaxParts)
 	default:
 		r.prompt.Raw, text = l.validateParts(v, r, "prompt.parts", in.Prompt.Parts)
+		l.validateTokens(v, r, in.Prompt.Parts)
 	}
 	r.text = text
+	for _, ids := range r.prompt.Tokens {
+		r.text += bytesPerToken * len(ids)
+	}
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}
 	if n, most := len(r.images), l.maxImages(); n > most && l.model.Prompter.Preprocessor != nil {
 		v.Add("input", "%d images; at most %d are taken in a request", n, most)
 	}
+}
+
+// validateTokens takes the tokens among a prompt's parts.
+func (l *life) validateTokens(v *Violations, r *checked, in []Part) {
+	total := 0
+	for i, p := range in {
+		if p.IDs == nil {
+			continue
+		}
+		field := fmt.Sprintf("prompt.parts[%d].token_ids.ids", i)
+		if total += len(p.IDs); total > MaxPromptIDs {
+			v.Add(field, "%d ids up to here; at most %d are allowed", total, MaxPromptIDs)
+			return
+		}
+		if r.prompt.Tokens == nil {
+			r.prompt.Tokens = map[int][]int32{}
+		}
+		r.prompt.Tokens[i] = l.validateIDs(v, field, p.IDs)
+	}
+}
+
+// validateIDs refuses ids that the model has no embedding for, and those of an image's positions: they would stand for an
+// image that is not there.
+func (l *life) validateIDs(v *Violations, field string, in []uint32) []int32 {
+	if len(in) == 0 {
+		v.Add(field, "none; want at least one")
+	}
+	image := int64(-1)
+	if p := l.model.Prompter; p.Preprocessor != nil {
+		image = int64(p.Layout.ImageTokenID)
+	}
+	ids := make([]int32, len(in))
+	for i, id := range in {
+		switch {
+		case int64(id) >= int64(l.model.Vocab):
+			v.Add(fmt.Sprintf("%s[%d]", field, i), "%d; want ids below %d", id, l.model.Vocab)
+			return nil
+		case int64(id) == image:
+			v.Add(fmt.Sprintf("%s[%d]", field, i), "%d, which stands for an image; want images as parts of their own", id)
+			return nil
+		}
+		ids[i] = int32(id)
+	}
+	return ids
 }
 
 // validateChat counts the bytes of text.
@@ -304,6 +359,9 @@ func (l *life) validateParts(v *Violations, r *checked, field string, in []Part)
 	}
 	parts = make([]chat.Part, 0, len(in))
 	for i, p := range in {
+		if p.IDs != nil && r.prompt.Messages != nil {
+			v.Add(fmt.Sprintf("%s[%d].token_ids", field, i), "%d ids; want text or an image: a chat is written by the model's template", len(p.IDs))
+		}
 		if p.Image == nil {
 			text += len(p.Text)
 			parts = append(parts, chat.Part{Text: p.Text})

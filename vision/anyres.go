@@ -106,14 +106,16 @@ func (p AnyResTiles) single() SingleTile {
 }
 
 // Measure implements Preprocessor.
-func (p AnyResTiles) Measure(w, h int, split bool) (Grid, int64, error) {
+func (p AnyResTiles) Measure(w, h int, split bool) (Measured, error) {
 	if !split {
 		return p.single().Measure(w, h, split)
 	}
 	g, s := p.Grid(w, h), p.Size
 	fw, fh := p.fit(g)
-	return g, imaging.Sum(tileBytes(g.Tiles(), s), floatBytes(s, s, g.Tiles()), imaging.ResizeBytes(w, h, s, s),
-		imaging.ResizeBytes(w, h, fw, fh), tileBytes(g.Rows*g.Cols, s)), nil
+	return Measured{Grid: g, ScaledWidth: fw, ScaledHeight: fh, Bytes: imaging.Sum(
+		tileBytes(g.Tiles(), s), floatBytes(s, s, g.Tiles()), imaging.ResizeBytes(w, h, s, s),
+		imaging.ResizeBytes(w, h, fw, fh), tileBytes(g.Rows*g.Cols, s),
+	)}, nil
 }
 
 // Prepare implements Preprocessor. The tile of the whole comes first.

@@ -134,16 +134,21 @@ func (p Idefics3) grid(w, h int) Grid {
 }
 
 // Measure implements Preprocessor.
-func (p Idefics3) Measure(w, h int, split bool) (Grid, int64, error) {
+func (p Idefics3) Measure(w, h int, split bool) (Measured, error) {
 	p.Split = p.Split && split
 	g, s := p.Grid(w, h), p.MaxImageSize
 	w1, h1 := p.first(w, h)
+	m := Measured{Grid: g, ScaledWidth: s, ScaledHeight: s}
 	bytes := imaging.Sum(tileBytes(g.Tiles(), s), floatBytes(s, s, g.Tiles()), imaging.ResizeBytes(w, h, w1, h1))
 	if p.Split {
 		w2, h2 := p.second(w1, h1)
 		bytes, w1, h1 = imaging.Sum(bytes, imaging.ResizeBytes(w1, h1, w2, h2)), w2, h2
 	}
-	return g, imaging.Sum(bytes, imaging.ResizeBytes(w1, h1, s, s)), nil
+	if g.Rows > 0 {
+		m.ScaledWidth, m.ScaledHeight = g.Cols*s, g.Rows*s
+	}
+	m.Bytes = imaging.Sum(bytes, imaging.ResizeBytes(w1, h1, s, s))
+	return m, nil
 }
 
 // Prepare implements Preprocessor.

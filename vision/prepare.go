@@ -37,8 +37,17 @@ type Plan struct {
 	// Format, Width and Height are the file's, after orientation.
 	Format        string
 	Width, Height int
-	Grid          Grid
-	// Bytes is the most memory that decoding and preprocessing hold at once, the file not among it.
+	Measured
+}
+
+// Measured is what a preprocessor makes of an image, known from its size.
+type Measured struct {
+	Grid Grid
+	// ScaledWidth and ScaledHeight are the size in pixels in which the tower sees the image: that of all its tiles
+	// together, or of one tile where it is not cut.
+	ScaledWidth, ScaledHeight int
+	// Bytes is the most memory that preprocessing holds at once; of a Plan with what decoding holds, the file not among
+	// it.
 	Bytes int64
 }
 
@@ -53,12 +62,10 @@ func Measure(ctx context.Context, p Preprocessor, data []byte, l Limits, split b
 
 func measure(p Preprocessor, h *imaging.Header, split bool) (Plan, error) {
 	plan := Plan{Format: h.Format, Width: h.Width, Height: h.Height}
-	grid, bytes, err := p.Measure(h.Width, h.Height, split)
-	if err != nil {
-		return plan, err
-	}
-	plan.Grid, plan.Bytes = grid, imaging.Sum(h.ScaleBytes, bytes)
-	return plan, nil
+	var err error
+	plan.Measured, err = p.Measure(h.Width, h.Height, split)
+	plan.Bytes = imaging.Sum(h.ScaleBytes, plan.Bytes)
+	return plan, err
 }
 
 // recipe tells what a processor makes of an image: the sizes that it is scaled to, and how these become the pixels of a

@@ -21,7 +21,7 @@ type Preprocessor interface {
 	Grid(w, h int) Grid
 	// Measure tells how an image of w×h pixels, after orientation, will be cut, and bounds the memory that is held beside
 	// the decoder's: intermediate sizes, tiles and pixel values. Its error wraps ErrImage where the size cannot be taken.
-	Measure(w, h int, split bool) (g Grid, bytes int64, err error)
+	Measure(w, h int, split bool) (Measured, error)
 	// Prepare decodes an image and makes it into tiles. With split false it stays one tile where the settings would
 	// cut it. Errors wrap ErrImage, or are the context's cause. It waits for the budget of l, runs on the caller's
 	// goroutine and lends work to the other cores.

@@ -113,13 +113,15 @@ func (p Qwen2VL) Grid(w, h int) Grid {
 func (p Qwen2VL) THW(g Grid) (t, h, w int) { return 1, g.Height / p.PatchSize, g.Width / p.PatchSize }
 
 // Measure implements Preprocessor.
-func (p Qwen2VL) Measure(w, h int, _ bool) (Grid, int64, error) {
+func (p Qwen2VL) Measure(w, h int, _ bool) (Measured, error) {
 	if max(w, h) > maxAspect*min(w, h) {
-		return Grid{}, 0, fmt.Errorf("%w: %d×%d pixels, one side may be at most %d times the other", ErrImage, w, h, maxAspect)
+		return Measured{}, fmt.Errorf("%w: %d×%d pixels, one side may be at most %d times the other", ErrImage, w, h, maxAspect)
 	}
 	g := p.Grid(w, h)
-	return g, imaging.Sum(imaging.Bytes(3, g.Width, g.Height), floatBytes(g.Width, g.Height, p.TemporalPatchSize),
-		imaging.ResizeBytes(w, h, g.Width, g.Height)), nil
+	return Measured{Grid: g, ScaledWidth: g.Width, ScaledHeight: g.Height, Bytes: imaging.Sum(
+		imaging.Bytes(3, g.Width, g.Height), floatBytes(g.Width, g.Height, p.TemporalPatchSize),
+		imaging.ResizeBytes(w, h, g.Width, g.Height),
+	)}, nil
 }
 
 // Prepare implements Preprocessor. split changes nothing: there are no tiles.

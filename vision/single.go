@@ -121,11 +121,12 @@ func (p SingleTile) Side() int { return p.Size }
 func (p SingleTile) Grid(int, int) Grid { return Grid{} }
 
 // Measure implements Preprocessor. The square that a padded image becomes is never made.
-func (p SingleTile) Measure(w, h int, _ bool) (Grid, int64, error) {
+func (p SingleTile) Measure(w, h int, _ bool) (Measured, error) {
 	side := max(w, h) // of the windows over the square
-	return Grid{}, imaging.Sum(tileBytes(1, p.Size), floatBytes(p.Size, p.Size, 1),
-		imaging.ResizeBytes(w, h, p.Size, p.Size),
-		imaging.Bytes(2*8*6, side), imaging.Bytes(16, p.Size, p.Size)), nil
+	return Measured{ScaledWidth: p.Size, ScaledHeight: p.Size, Bytes: imaging.Sum(
+		tileBytes(1, p.Size), floatBytes(p.Size, p.Size, 1), imaging.ResizeBytes(w, h, p.Size, p.Size),
+		imaging.Bytes(2*8*6, side), imaging.Bytes(16, p.Size, p.Size),
+	)}, nil
 }
 
 // Prepare implements Preprocessor.

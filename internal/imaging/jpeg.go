@@ -67,13 +67,13 @@ func joinEXIF(block, segment []byte) []byte {
 
 func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	var meta metadata
-	scans := 0
 	for marker, b := range jpegSegments(data) {
+		if marker == markerSOS { // what follows is pixels: a header takes no longer to read where there are more
+			break
+		}
 		xmp, isXMP := bytes.CutPrefix(b, []byte("http://ns.adobe.com/xap/1.0/\x00"))
 		switch {
-		case marker == markerSOS:
-			scans++
-		case scans > 0 || marker != markerAPP1:
+		case marker != markerAPP1:
 		case bytes.HasPrefix(b, exifMark):
 			meta.exif = joinEXIF(meta.exif, b)
 		case isXMP:
@@ -82,9 +82,6 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-	}
-	if scans > jpeg.MaxScans {
-		return nil, tooMany("scans", scans, jpeg.MaxScans)
 	}
 	c, err := jpeg.DecodeConfig(data)
 	if err != nil {
@@ -96,7 +93,7 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	return &source{
 		w: c.Width, h: c.Height, orientation: meta.orientation(), bytes: Sum(Bytes(3, c.Width, c.Height), c.DecodeBytes),
 		decode: func(ctx context.Context) (*RGB, error) {
-			m, err := jpeg.Decode(ctx, data)
+			m, err := decodeJPEG(ctx, data)
 			if err != nil {
 				return nil, err
 			}
@@ -104,7 +101,7 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 		},
 		stripped: Sum(c.DecodeBytes, stripBytes),
 		strips: func(ctx context.Context, yield func(*RGB) error) error {
-			m, err := jpeg.Decode(ctx, data)
+			m, err := decodeJPEG(ctx, data)
 			if err != nil {
 				return err
 			}
@@ -119,6 +116,23 @@ func openJPEG(ctx context.Context, data []byte) (*source, error) {
 	}, nil
 }
 
+// decodeJPEG decodes an image, if it has no more scans than are allowed.
+func decodeJPEG(ctx context.Context, data []byte) (*jpeg.Image, error) {
+	scans := 0
+	for marker := range jpegSegments(data) {
+		if marker == markerSOS {
+			scans++
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+	if scans > jpeg.MaxScans {
+		return nil, tooMany("scans", scans, jpeg.MaxScans)
+	}
+	return jpeg.Decode(ctx, data)
+}
+
 // jpegColors makes colours of all samples and takes m over.
 func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 	p := scratchRGB(m.Width, m.Height)
@@ -128,7 +142,8 @@ func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 }
 
 // jpegRows upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
-// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. p becomes the rows from top on.
+// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. p becomes the rows
+// from top on.
 func jpegRows(ctx context.Context, m *jpeg.Image, p *RGB, top int) error {
 	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		var ups []*upsampler

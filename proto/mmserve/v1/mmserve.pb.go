@@ -308,7 +308,7 @@ type GenerateRequest struct {
 	Speculative *bool `protobuf:"varint,17,opt,name=speculative,proto3,oneof" json:"speculative,omitempty"`
 	// Tokens that end the answer, as the model's own end-of-answer tokens do, ignore_eos or not; up to 16 ids.
 	StopTokenIds []uint32 `protobuf:"varint,18,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
-	// Tell the ids of the prompt's tokens and of the answer's.
+	// Tell the ids of the prompt's tokens, of which there may be up to 262144 then, and of the answer's.
 	ReturnTokenIds bool `protobuf:"varint,19,opt,name=return_token_ids,json=returnTokenIds,proto3" json:"return_token_ids,omitempty"`
 	// Leave the stop string that ends the answer in it.
 	IncludeStop   bool `protobuf:"varint,20,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
