@@ -711,3 +711,34 @@ func TestAttackThroughTLS(t *testing.T) {
 		_ = conn.NetConn().Close() // TLS would say goodbye first, for which nobody listens
 	})
 }
+
+// Counting and embedding are for those who may ask the model, and for their own tenant, as answers are.
+func TestCountAndEmbedOfCredential(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{Auth: k.auth})
+	rpc := pb.NewInferenceServiceClient(f.conn)
+	calls := map[string]func(ctx context.Context, tenant string) error{
+		"CountTokens": func(ctx context.Context, tenant string) error {
+			in := client.Prompt(client.Text("red"))
+			in.Tenant = tenant
+			_, err := rpc.CountTokens(ctx, in)
+			return err
+		},
+		"EmbedImage": func(ctx context.Context, tenant string) error {
+			stream, err := rpc.EmbedImage(ctx, &pb.EmbedImageRequest{Tenant: tenant, Image: &pb.Image{Data: pngFile(64)}})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		},
+	}
+	for name, call := range calls {
+		for id, want := range map[string]codes.Code{
+			"": codes.Unauthenticated, "monitor": codes.PermissionDenied, "narrow": codes.PermissionDenied, "acme": codes.OK,
+		} {
+			wantCode(t, name+" of "+id, call(bearer(t.Context(), k.key[id]), ""), want)
+		}
+		wantCode(t, name+" of its own tenant", call(bearer(t.Context(), k.key["acme"]), "acme"), codes.OK)
+		checkViolation(t, call(bearer(t.Context(), k.key["acme"]), "blue"), "tenant", "want none, or the credential's own")
+	}
+}
