@@ -351,3 +351,12 @@ func TestSecurityReload(t *testing.T) {
 		t.Error("the key counts still, or the certificate is gone")
 	}
 }
+
+// The queue that a caption run holds asks nobody for a credential, and is held to loopback unless told otherwise.
+func TestQueueOutsideLoopback(t *testing.T) {
+	args := []string{"caption", "--shard", "/4", "-o", "file://" + t.TempDir() + "/", "--queue", "listen:0.0.0.0:1",
+		filepath.Join("..", "..", "model", "tiny-vlm", "samples")}
+	if code, _, errs := mmserve(t, args...); code == 0 || !strings.Contains(errs, "--queue listen:0.0.0.0:1 is outside loopback") {
+		t.Errorf("status %d: %s", code, errs)
+	}
+}
