@@ -213,7 +213,8 @@ func (u *usage) allows(v *Violations, p batching.Priority) {
 	most := u.account.quota.Priority
 	u.quotas.mu.Unlock()
 	if most != nil && p > batching.Priority(*most) {
-		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p], priorityFields[batching.Priority(*most)])
+		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p],
+			priorityFields[batching.Priority(*most)])
 	}
 }
 
