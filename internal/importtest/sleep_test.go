@@ -20,11 +20,12 @@ var sleeps = map[string]string{
 	"server/answer_test.go TestAnswers":                        polls,
 	"serving/service_test.go idle":                             polls,
 	// Load on real processes: the pause is the pace.
-	"cmd/mmserve/serve_test.go TestRollingRestart":          pace,
-	"deploy/observability/observability_test.go load":       pace,
-	"server/media_test.go TestUploadMediaAborted":           pace,
-	"model/engine_bench_test.go BenchmarkLongPromptArrives": pace,
-	"model/engine_test.go engineEqualsAlone":                "some requests arrive while others decode",
+	"cmd/mmserve/serve_test.go TestRollingRestart":                       pace,
+	"deploy/observability/observability_test.go load":                    pace,
+	"server/media_test.go TestUploadMediaAborted":                        pace,
+	"model/engine_bench_test.go BenchmarkLongPromptArrives":              pace,
+	"cmd/mmserve/fairness_bench_test.go BenchmarkInteractiveAmongOthers": pace,
+	"model/engine_test.go engineEqualsAlone":                             "some requests arrive while others decode",
 	// What happens to another process while nothing is heard of it.
 	"cmd/mmserve/caption_process_test.go TestCaptionServerKilledAndRestarted": "a killed server stays away for a while",
 	"cmd/mmserve/caption_process_test.go TestCaptionSignals":                  "two signals, one after the other",
