@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build sdks test test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -22,12 +22,14 @@ $(ORT): package.json package-lock.json .npmrc
 	npm ci --ignore-scripts --omit=dev --loglevel=error
 	@touch $@
 
-## sdks: what tests with others' clients need of npm
-SDKS := clients/openai/node/node_modules/openai/package.json
+## sdks: what tests of clients need of npm
+SDKS := clients/openai/node/node_modules/openai/package.json clients/node/node_modules/@grpc/grpc-js/package.json
 sdks: $(SDKS)
 
-$(SDKS): clients/openai/node/package-lock.json
-	cd clients/openai/node && npm ci --ignore-scripts --loglevel=error
+clients/openai/node/node_modules/openai/package.json: clients/openai/node/package-lock.json
+clients/node/node_modules/@grpc/grpc-js/package.json: clients/node/package-lock.json
+$(SDKS):
+	cd $(dir $<) && npm ci --ignore-scripts --loglevel=error
 	@touch $@
 
 ## test: everything CI checks
@@ -85,6 +87,14 @@ released:
 ## proto: write the generated Go beside the .proto files
 proto:
 	$(GO) tool -modfile=tools/go.mod buf generate
+
+## clients: the contract for Python and Node, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
+clients:
+	protoc -I proto -I clients/proto --python_out=clients/python --grpc_python_out=clients/python \
+	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/retry.proto
+	rm -rf clients/node/proto && mkdir -p clients/node/proto/mmserve/v1
+	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
+	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
 ## fuzz: every fuzz target for FUZZTIME each
 FUZZTIME ?= 60s

@@ -15,7 +15,8 @@ var mmservePackage = string(pb.File_mmserve_v1_mmserve_proto.Package())
 
 // serviceNames are the services that health is told of.
 var serviceNames = []string{
-	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName, pb.MMServe_ServiceDesc.ServiceName,
+	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName,
+	pb.MMServe_ServiceDesc.ServiceName,
 	inferencepb.GRPCInferenceService_ServiceDesc.ServiceName,
 }
 
@@ -28,8 +29,8 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	inferencepb.RegisterGRPCInferenceServiceServer(r, openInference{server: s})
 }
 
-// requests are the full names of the methods whose messages may be large, and whose calls a shutdown waits for: those that
-// carry the bytes of files.
+// requests are the full names of the methods whose messages may be large, and whose calls a shutdown waits for: those
+// that carry the bytes of files.
 var requests = func() map[string]bool {
 	list := map[string]bool{}
 	services := pb.File_mmserve_v1_mmserve_proto.Services()
@@ -68,5 +69,6 @@ var placeless = map[string]bool{
 // refusedMethods are answered before their messages are received.
 var refusedMethods = map[string]error{
 	inferencepb.GRPCInferenceService_ModelInfer_FullMethodName: status.Error(codes.Unimplemented,
-		"mmserve answers prompts, not tensors: call Generate or GenerateStream of "+pb.InferenceService_ServiceDesc.ServiceName),
+		"mmserve answers prompts, not tensors: call Generate or GenerateStream of "+
+			pb.InferenceService_ServiceDesc.ServiceName),
 }

@@ -124,21 +124,21 @@ func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Write
 	if s.PrintConfig {
 		return printConfig(out, k.Flags())
 	}
-	guard, err := s.secure(log)
-	if err != nil {
-		return err
-	}
 	reload := &reloaders{log: log}
-	if len(guard.files) > 0 {
-		reload.add("keys and certificates", guard.Reload)
-	}
+	ctx, stop := serveSignals(ctx, log, reload.reload) // before anything that takes time: SIGHUP would end the process
+	defer stop()
 	if s.Config != "" {
 		if err := reload.watchConfig(k, level, again); err != nil {
 			return err
 		}
 	}
-	ctx, stop := serveSignals(ctx, log, reload.reload)
-	defer stop()
+	guard, err := s.secure(log)
+	if err != nil {
+		return err
+	}
+	if len(guard.files) > 0 {
+		reload.add("keys and certificates", guard.Reload)
+	}
 	return s.serve(ctx, c, guard, log, level, reload)
 }
 
