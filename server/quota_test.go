@@ -43,8 +43,8 @@ func newQuotas(t *testing.T, c serving.QuotaConfig) *serving.Quotas {
 	return q
 }
 
-// A large message of a call beyond its tenant's quota, or that finds every place taken, is refused while it comes; a
-// small one is read, for its id. Both have a line in the log.
+// A call beyond its tenant's quota is refused by its headers, and a large message that finds every place taken while it
+// comes; a small one is read, for its id. All have a line in the log.
 func TestRefusedBeforeTheMessage(t *testing.T) {
 	one, rate := serving.Count(1), 0.01
 	addr, f := listen(t, server.Options{
@@ -67,6 +67,9 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 		!strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
 		t.Errorf("%v, try again in %v", err, wait)
 	}
+	c := dialH2(t, addr)
+	c.open(methodGenerate, "credential", "acme")
+	eventually(t, "a call beyond the quota is refused by its headers", func() bool { return c.count("8") == 1 })
 	const size = 20 << 20
 	large := func(tenant string) string {
 		c := dialH2(t, addr)
@@ -103,8 +106,8 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 			lines[tenant]++
 		}
 	}
-	if lines["acme"] != 2 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
-		t.Errorf("the log has %v lines of refused calls, want 2 of acme and 1 of b:\n%s", lines, f.log)
+	if lines["acme"] != 3 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
+		t.Errorf("the log has %v lines of refused calls, want 3 of acme and 1 of b:\n%s", lines, f.log)
 	}
 }
 

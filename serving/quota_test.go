@@ -89,7 +89,11 @@ func TestQuotaOfHosts(t *testing.T) {
 	_, err := q.Enter("", "10.0.0.1:5000")
 	refused(t, err, "concurrency", "2 requests at the same time")
 	enter(t, q, "", "10.0.0.2:4000")
-	enter(t, q, "", "[::1]:4000")
+	enter(t, q, "", "[2001:db8::1]:4000")
+	enter(t, q, "", "[2001:db8::2%eth0]:4000")
+	_, err = q.Enter("", "[2001:db8::ffff:1]:4000")
+	refused(t, err, "concurrency", "2 requests")
+	enter(t, q, "", "[2001:db8:0:1::1]:4000")
 	enter(t, q, "10.0.0.1", "") // a tenant of this name is another
 	_, err = q.Enter("10.0.0.1", "")
 	refused(t, err, "concurrency", "1 requests")
