@@ -81,6 +81,10 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--max-inflight-bytes=1", "--max-inflight-bytes 1: want at least"},
 		{"", "--max-images=-1", "--max-images -1: want"},
 		{"", "--age-after=-1s", "--age-after -1s: want"},
+		{"", "--batch-places=0", "--batch-places 0: want"}, {"", "--tenant-places=1.5", "--tenant-places 1.5: want"},
+		{"", "--tenant-places=NaN", "--tenant-places NaN: want"},
+		{"", "--quotas=testdata/none.yaml", "--quotas: open testdata/none.yaml"},
+		{"", "--quotas=testdata/flags.txt", "--quotas: testdata/flags.txt: yaml"},
 		{"", "--pace=-1ms,1ms", "--pace"},
 		{"", "--log-level=loud", "must be one of"},
 	} {
