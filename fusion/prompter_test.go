@@ -45,7 +45,10 @@ func prompter(t *testing.T, template string) *Prompter {
 	}
 	p := &Prompter{
 		Tokenizer: tok, AddSpecial: true, BOS: "<s>", Guarded: []string{"<s>", "<image>"},
-		Layout: Layout{Placeholder: "<image>", ImageTokenID: 9, PatchTokens: 2, Expand: func(vision.Grid) string { return "<image><image>" }},
+		Layout: Layout{
+			Placeholder: "<image>", ImageTokenID: 9, PatchTokens: 2,
+			Expand: func(vision.Grid) string { return "<image><image>" },
+		},
 	}
 	if template != "" {
 		o := chat.Options{BOS: "<s>", Guarded: p.Guarded, Placeholder: "<image>"}
@@ -60,7 +63,8 @@ const loop = `{% for m in messages %}{% for p in m.content %}{% if p.type == 'im
 
 func TestPrompterBOS(t *testing.T) {
 	say := []chat.Part{{Image: true}, {Text: "ab"}}
-	user := []chat.Message{{Role: "user", Parts: say}}
+	asked := Prompt{Messages: []chat.Message{{Role: "user", Parts: say}}}
+	begins := "{{ bos_token }}" + loop
 	for name, c := range map[string]struct {
 		template, bos string
 		add           bool
@@ -68,10 +72,10 @@ func TestPrompterBOS(t *testing.T) {
 		want          []int32
 		text          string
 	}{
-		"the template writes it":    {"{{ bos_token }}" + loop, "<s>", true, Prompt{Messages: user}, []int32{0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
-		"the template leaves it":    {loop, "<s>", true, Prompt{Messages: user}, []int32{0, 9, 9, 1, 2, 4}, "<image>ab:"},
-		"the tokenizer has no name": {"{{ bos_token }}" + loop, "", true, Prompt{Messages: user}, []int32{0, 0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
-		"none is wanted":            {loop, "<s>", false, Prompt{Messages: user}, []int32{9, 9, 1, 2, 4}, "<image>ab:"},
+		"the template writes it":    {begins, "<s>", true, asked, []int32{0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
+		"the template leaves it":    {loop, "<s>", true, asked, []int32{0, 9, 9, 1, 2, 4}, "<image>ab:"},
+		"the tokenizer has no name": {begins, "", true, asked, []int32{0, 0, 9, 9, 1, 2, 4}, "<s><image>ab:"},
+		"none is wanted":            {loop, "<s>", false, asked, []int32{9, 9, 1, 2, 4}, "<image>ab:"},
 		"a raw prompt":              {"", "<s>", true, Prompt{Raw: say}, []int32{0, 9, 9, 1, 2}, "<image>ab"},
 		"a user writes it": {
 			"", "<s>", true, Prompt{Raw: []chat.Part{{Text: "<s>"}, {Image: true}}}, []int32{0, 6, 8, 7, 9, 9}, "<s><image>",

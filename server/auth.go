@@ -42,8 +42,10 @@ var (
 		inferencepb.GRPCInferenceService_ServerMetadata_FullMethodName: auth.ReadOnly,
 		inferencepb.GRPCInferenceService_ModelMetadata_FullMethodName:  auth.ReadOnly,
 	}
-	// pathRoles are those of HTTP paths, with all below each.
-	pathRoles = map[string]auth.Role{"/health": noRole, "/v1/models": auth.ReadOnly}
+	// pathRoles are those of HTTP paths, with all below those that need one.
+	pathRoles = map[string]auth.Role{
+		"/health": noRole, "/v1/models": auth.ReadOnly, "/api/tags": auth.ReadOnly, "/api/version": auth.ReadOnly,
+	}
 )
 
 // roleOf is the least role that a method, as /service/method, needs.
@@ -59,7 +61,7 @@ func (s *Server) roleOf(method string) auth.Role {
 // roleOfPath is the least role that a path of HTTP needs.
 func (s *Server) roleOfPath(path string) auth.Role {
 	for prefix, role := range pathRoles {
-		if path == prefix || strings.HasPrefix(path, prefix+"/") {
+		if path == prefix || role != noRole && strings.HasPrefix(path, prefix+"/") {
 			return s.needed(role, true)
 		}
 	}

@@ -23,7 +23,7 @@ const smallMessage = 64 << 10
 
 // unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
 // say more, and by then it may be taken.
-const unadmittedMessage = 1 << 20
+const unadmittedMessage = 2 << 20
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
 // messages within the time and the byte budget, counts what is in them before it decodes them, and turns a panic into

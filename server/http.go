@@ -179,7 +179,7 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type exchangeKey struct{}
 
 // admit refuses what no handler has to see.
-func (x *exchange) admit() error {
+func (x *exchange) admit() (err error) {
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
@@ -193,9 +193,8 @@ func (x *exchange) admit() error {
 	if p := x.options.HTTP.Propagator; p != nil {
 		x.r = x.r.WithContext(p.Extract(x.r.Context(), propagation.HeaderCarrier(x.r.Header)))
 	}
-	r, err := x.identifyHTTP(x.r)
-	if err == nil {
-		x.r = r
+	if x.r, err = x.identifyHTTP(x.r); err != nil && x.r.ContentLength != 0 {
+		x.w.Header().Set("Connection", "close") // net/http would wait for the body
 	}
 	return err
 }

@@ -69,11 +69,11 @@ func receiveFile(stream grpc.ClientStreamingServer[pb.UploadMediaRequest, pb.Upl
 }
 
 // HasMedia implements mmserve.v1.InferenceService.
-func (s *Server) HasMedia(_ context.Context, in *pb.HasMediaRequest) (*pb.HasMediaResponse, error) {
+func (s *Server) HasMedia(ctx context.Context, in *pb.HasMediaRequest) (*pb.HasMediaResponse, error) {
 	if n := len(in.GetDigests()); n > maxDigests {
 		return nil, toStatus(serving.InvalidField("digests", "%d values; at most %d are allowed", n, maxDigests))
 	}
-	list, err := s.service.HasMedia(in.GetTenant(), in.GetDigests())
+	list, err := s.service.HasMedia(ctx, in.GetTenant(), in.GetDigests())
 	if err != nil {
 		return nil, toStatus(err)
 	}

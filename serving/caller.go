@@ -9,18 +9,18 @@ import (
 // own has a request count for its caller's tenant. A tenant that the request names itself may be the same; another is a
 // violation. Where callers need no credential, the request's is taken.
 func own(ctx context.Context, in *Request) {
-	in.Tenant = TenantOf(ctx, in.Tenant, &in.Unread)
+	in.Tenant = TenantOf(ctx, in.Tenant, "tenant", &in.Unread)
 }
 
 // TenantOf is the tenant of ctx's caller, or where callers need no credential, the one that a message names. Where it
-// names another than the caller's, that is a violation of its field tenant.
-func TenantOf(ctx context.Context, named string, v *Violations) string {
+// names another than the caller's, that is a violation of that field.
+func TenantOf(ctx context.Context, named, field string, v *Violations) string {
 	caller := CallerOf(ctx)
 	if caller.Identity == nil && caller.Tenant == "" {
 		return named
 	}
 	if named != "" && named != caller.Tenant {
-		v.Add("tenant", "another than the credential's; want none, or the credential's own")
+		v.Add(field, "another than the credential's; want none, or the credential's own")
 	}
 	return caller.Tenant
 }

@@ -43,6 +43,9 @@ const (
 	compiling, encoding     = 4 * time.Millisecond, 7 * time.Millisecond
 )
 
+// pass lets time go by in a bubble.
+func pass(d time.Duration) { time.Sleep(d) }
+
 // sceneOptions say what a scene is played on.
 type sceneOptions struct {
 	slots    int
@@ -82,7 +85,7 @@ func play(t *testing.T, o sceneOptions, acts func(s *scene)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t, o)
 		acts(s)
-		time.Sleep(time.Second) // what was cut leaves the engine
+		pass(time.Second) // what was cut leaves the engine
 		if n := s.d.Engine.Stats().Accepted; n != 0 {
 			t.Errorf("%d tickets are still out", n)
 		}
@@ -170,7 +173,7 @@ func (s *scene) deploy(o sceneOptions, tel *Telemetry) {
 	encode := func(ctx context.Context, img *vision.Image) ([]float32, bool, error) {
 		_, cached := seen.LoadOrStore(fmt.Sprint(img.Tenant, img.Digest), true)
 		if !cached {
-			time.Sleep(encoding)
+			pass(encoding)
 		}
 		return make([]float32, layout.Patches(img.Grid)*d.model.Decoder.Hidden), cached, ctx.Err()
 	}
@@ -181,7 +184,7 @@ func (s *scene) deploy(o sceneOptions, tel *Telemetry) {
 	d.Model.Prompter.Preprocessor = slowly{d.Model.Prompter.Preprocessor}
 	compiler := d.Model.Compiler
 	d.Model.Compiler = func() (*constrain.Compiler, error) {
-		time.Sleep(compiling)
+		pass(compiling)
 		return compiler()
 	}
 	s.d = d
@@ -192,7 +195,7 @@ type slowly struct{ vision.Preprocessor }
 
 func (p slowly) Prepare(ctx context.Context, data []byte, _ vision.Limits, _ bool) (*vision.Image, error) {
 	began := time.Now()
-	time.Sleep(decodeImage)
+	pass(decodeImage)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -202,7 +205,7 @@ func (p slowly) Prepare(ctx context.Context, data []byte, _ vision.Limits, _ boo
 		return nil, errors.New("the preprocessor failed")
 	}
 	img := &vision.Image{Digest: sha256.Sum256(data), Width: 64, Height: 32, Size: 64, Started: began, Decoded: time.Now()}
-	time.Sleep(resize)
+	pass(resize)
 	return img, nil
 }
 
@@ -233,7 +236,7 @@ var errGone = &Error{Kind: Unavailable, Message: "the client is gone"}
 
 func (c *cue) note(event string, index int, format string, args ...any) error {
 	c.events = append(c.events, cueEvent{c.s.at(), index, fmt.Sprintf(event+" "+format, args...)})
-	time.Sleep(c.slow)
+	pass(c.slow)
 	if event == c.fail {
 		return errGone
 	}
@@ -288,7 +291,7 @@ func (s *scene) begin(ctx context.Context, c *cue, in *Request) *cue {
 // step that has begun when an answer is cut is over then.
 func (s *scene) end(c *cue) {
 	<-c.over
-	defer time.Sleep(2 * decodeStep)
+	defer pass(2 * decodeStep)
 	slices.SortStableFunc(c.events, func(a, b cueEvent) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.index, b.index))
 	})

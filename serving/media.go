@@ -50,6 +50,8 @@ type Upload struct {
 
 // UploadMedia begins an upload. An error is an *Error, which names fields as the contract does.
 func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, err error) {
+	var v Violations
+	in.Tenant = TenantOf(ctx, in.Tenant, "header.tenant", &v)
 	u = &Upload{service: s, header: in, began: time.Now()}
 	if !validID(in.ID) || in.ID == "" {
 		u.header.ID = rand.Text()
@@ -57,18 +59,18 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	if err := u.begin(in); err != nil {
+	if err := u.begin(in, v); err != nil {
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
 }
 
-func (u *Upload) begin(in UploadHeader) error {
+// begin adds what is wrong with the header to v.
+func (u *Upload) begin(in UploadHeader, v Violations) error {
 	store := u.service.options.Media
 	if store == nil {
 		return mediaOff()
 	}
-	var v Violations
 	if !validID(in.ID) {
 		v.Add("header.request_id", idText, len(in.ID), MaxIDBytes)
 	}
@@ -224,12 +226,12 @@ func (s *Service) imageLimits() (vision.Limits, func()) {
 
 // HasMedia tells which of a tenant's files are kept, in the order asked; nil stands for one that is not. It counts as
 // no use of them. An error is an *Error, which names the field digests.
-func (s *Service) HasMedia(tenant string, digests []string) ([]*Media, error) {
+func (s *Service) HasMedia(ctx context.Context, tenant string, digests []string) ([]*Media, error) {
 	if s.options.Media == nil {
 		return nil, mediaOff()
 	}
 	var v Violations
-	if !validID(tenant) {
+	if tenant = TenantOf(ctx, tenant, "tenant", &v); !validID(tenant) {
 		v.Add("tenant", idText, len(tenant), MaxIDBytes)
 	}
 	list := make([]*Media, len(digests))

@@ -95,7 +95,7 @@ func TestUpload(t *testing.T) {
 		if absent == nil || foreign == nil || foreign.Error() != absent.Error() {
 			t.Errorf("a digest of another's says %v, one of nobody's %v", foreign, absent)
 		}
-		if list, err := s.HasMedia(other, []string{m.Digest}); err != nil || list[0] != nil {
+		if list, err := s.HasMedia(t.Context(), other, []string{m.Digest}); err != nil || list[0] != nil {
 			t.Errorf("another tenant has it: %v, %v", list, err)
 		}
 		if ok, err := s.DeleteMedia(other, m.Digest); ok || err != nil {
@@ -111,7 +111,7 @@ func TestUpload(t *testing.T) {
 		t.Errorf("another tenant is told of it: %+v, %v", foreign, err)
 	}
 	foreign.Abort()
-	list, err := s.HasMedia("a", []string{digestOf(nil), m.Digest})
+	list, err := s.HasMedia(t.Context(), "a", []string{digestOf(nil), m.Digest})
 	if err != nil || list[0] != nil || list[1] == nil || list[1].Digest != m.Digest {
 		t.Errorf("has %v, %v", list, err)
 	}
@@ -194,13 +194,13 @@ func TestUploadErrors(t *testing.T) {
 			t.Errorf("%s: %+v is left", name, u)
 		}
 	}
-	_, err := s.HasMedia("a", []string{digestOf(nil), "x"})
+	_, err := s.HasMedia(t.Context(), "a", []string{digestOf(nil), "x"})
 	wantError(t, "a false digest", err, serving.Invalid, "digests[1]")
 
 	off, _ := tiny(t)
 	_, err = off.UploadMedia(t.Context(), serving.UploadHeader{})
 	wantError(t, "an upload where they are off", err, serving.FailedPrecondition, "")
-	_, err = off.HasMedia("", nil)
+	_, err = off.HasMedia(t.Context(), "", nil)
 	wantError(t, "a question where they are off", err, serving.FailedPrecondition, "")
 	for name, c := range map[string]struct {
 		s     *serving.Service

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
+	"google.golang.org/grpc"
 
 	"github.com/mmserve/mmserve/loadtest"
 )
@@ -274,7 +275,14 @@ func (b benchCmd) mix() (*loadtest.Mix, error) {
 
 func (b benchCmd) target() (loadtest.Target, error) {
 	if b.OpenAI == "" {
-		return loadtest.DialGRPC(b.Server, b.Raw)
+		creds, dial, err := b.dial(b.Server)
+		if creds != nil {
+			dial = append(dial, grpc.WithTransportCredentials(creds))
+		}
+		if err != nil {
+			return nil, err
+		}
+		return loadtest.DialGRPC(b.Server, b.Raw, dial...)
 	}
 	header := http.Header{}
 	for _, h := range b.Header {
@@ -283,6 +291,13 @@ func (b benchCmd) target() (loadtest.Target, error) {
 			return nil, errors.New("--header: want NAME:VALUE")
 		}
 		header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	if header.Get("Authorization") == "" && b.APIKeyFile != "" {
+		key, err := sentKey{path: b.APIKeyFile}.read()
+		if err != nil {
+			return nil, err
+		}
+		header.Set("Authorization", "Bearer "+key)
 	}
 	t, err := loadtest.NewOpenAI(b.OpenAI, b.Model, header)
 	if err != nil {

@@ -324,11 +324,15 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 	if err != nil {
 		return nil, err
 	}
-	slots, err := caption.Slots(ctx, list)
+	o, err := k.clientOptions(k.Server)
 	if err != nil {
 		return nil, err
 	}
-	cl, err := client.DialServers(k.Server)
+	slots, err := caption.Slots(ctx, list, o...)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := client.DialServers(k.Server, o...)
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,11 @@ import (
 // the way that every client goes.
 func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() error, error) {
 	if f.Server != "" {
-		cl, err := client.Dial(f.Server, client.WithRetries(10))
+		o, err := f.clientOptions(f.Server)
+		if err != nil {
+			return nil, nil, err
+		}
+		cl, err := client.Dial(f.Server, append(o, client.WithRetries(10))...)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/host"
@@ -22,6 +24,7 @@ type doctorCmd struct {
 	providerFlags `set:"provider="`
 	precisionFlags
 	memoryFlags
+	securityFlags
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
@@ -75,10 +78,40 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 			report("KV cache", err, kv.String())
 		}
 	}
+	d.secure(report)
 	if !healthy {
 		return exitError(1)
 	}
 	return nil
+}
+
+// secure tells of what decides who may ask, where that is given.
+func (d doctorCmd) secure(report func(label string, err error, ok string)) {
+	if err := d.securityFlags.check(); err != nil {
+		report("security", err, "")
+		return
+	}
+	s, err := d.securityFlags.open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		report("security", err, "")
+		return
+	}
+	if s.tls != nil {
+		c := s.tls.Leaf()
+		err = nil
+		if time.Now().After(c.NotAfter) {
+			err = fmt.Errorf("the certificate has expired on %v", c.NotAfter.Format(time.DateOnly))
+		}
+		report("TLS", err, fmt.Sprintf("certificate of %s until %s", c.Subject, c.NotAfter.Format(time.DateOnly)))
+	}
+	if s.auth != nil && s.auth.Keys != nil {
+		all, expired := s.auth.Keys.Value().Len(time.Now())
+		report("API keys", nil, fmt.Sprintf("%d, of which %d have expired", all, expired))
+	}
+	if s.auth != nil && s.auth.Tokens != nil {
+		text, err := s.auth.Tokens.Describe()
+		report("issuer", err, text)
+	}
 }
 
 // place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.

@@ -220,6 +220,7 @@ type connectFlags struct {
 
 // serverFlags name a server.
 type serverFlags struct {
+	credentialFlags
 	Server string `default:"${server}" placeholder:"ADDR" env:"MMSERVE_SERVER" help:"${ask}"`
 }
 

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -14,6 +20,8 @@ import (
 )
 
 type healthCmd struct {
+	credentialFlags
+	Pin     string        `name:"tls-pin" placeholder:"FILE" env:"MMSERVE_TLS_CERT" help:"Certificate that the server has to show, PEM: where it runs on this machine its own, whatever name is in it."`
 	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port or unix:///path; where it listens on all addresses, the one on this machine."`
 	Timeout time.Duration `default:"3s" help:"How long it may take to answer."`
 }
@@ -22,7 +30,20 @@ type healthCmd struct {
 func (h healthCmd) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	conn, err := grpc.NewClient(local(h.Server), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds, dial, err := h.dial(reached(h.Server))
+	if err != nil {
+		return err
+	}
+	if h.Pin != "" {
+		creds, err = h.pinned()
+	}
+	if err != nil {
+		return err
+	}
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient(local(h.Server), append(dial, grpc.WithTransportCredentials(creds))...)
 	if err != nil {
 		return err
 	}
@@ -35,6 +56,30 @@ func (h healthCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("%s is %s", h.Server, r.GetStatus())
 	}
 	return nil
+}
+
+// pinned have the server show one certificate, which need not name this machine.
+func (h healthCmd) pinned() (credentials.TransportCredentials, error) {
+	c, err := h.config()
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.ReadFile(h.Pin)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-pin: %w", err)
+	}
+	block, _ := pem.Decode(file)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("--tls-pin %s: want a certificate in PEM", h.Pin)
+	}
+	c.InsecureSkipVerify = true // VerifyConnection does, by the certificate itself
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if !bytes.Equal(s.PeerCertificates[0].Raw, block.Bytes) {
+			return errors.New("the server shows another certificate than --tls-pin")
+		}
+		return nil
+	}
+	return credentials.NewTLS(c), nil
 }
 
 // local is gRPC's target for what listens on addr of this machine.

@@ -102,7 +102,7 @@ func (f securityFlags) expose(log *slog.Logger, list []listenerFlag) error {
 		case why == "":
 		case !f.AllowInsecureListen:
 			return fmt.Errorf("%s %s is outside loopback: %s; want --tls-cert, --tls-key and %s, or --allow-insecure-listen",
-				l.flag, l.address, why, credentialFlags(l))
+				l.flag, l.address, why, wantedCredentials(l))
 		default:
 			log.Warn("insecure listener: "+why, "flag", l.flag, "address", l.address)
 		}
@@ -110,7 +110,7 @@ func (f securityFlags) expose(log *slog.Logger, list []listenerFlag) error {
 	return nil
 }
 
-func credentialFlags(l listenerFlag) string {
+func wantedCredentials(l listenerFlag) string {
 	const data = "--api-keys-file, --oidc-issuer or --tls-client-ca"
 	if l.flag == adminFlag {
 		return "--admin-key-file, or " + data

@@ -54,7 +54,8 @@ func (f *bmpFile) source() *source {
 	return &source{w: f.w, h: f.h, bytes: Bytes(3, f.w, f.h), decode: f.decode}
 }
 
-// readDIB reads the header at file[at:]. offset is where the file says that pixels begin; 0 stands for after the palette.
+// readDIB reads the header at file[at:]. offset is where the file says that pixels begin; 0 stands for after the
+// palette.
 func readDIB(file []byte, at int, offset int64) (*bmpFile, error) {
 	if len(file)-at < 12 || !isDIB(file[at:]) {
 		return nil, errors.New("its header is of no known kind")
@@ -241,8 +242,8 @@ func (f *bmpFile) unpack(out, row []byte) {
 	}
 }
 
-// decodeRuns reads run lengths. What they leave out has colour 0; runs end at their row, and rows are counted by pixels,
-// as in Pillow.
+// decodeRuns reads run lengths. What they leave out has colour 0; runs end at their row, and rows are counted by
+// pixels, as in Pillow.
 func (f *bmpFile) decodeRuns(ctx context.Context) (*RGB, error) {
 	r := &bmpRuns{bmpFile: f, p: scratchRGB(f.w, f.h)}
 	b, at, x := f.pixels, 0, 0

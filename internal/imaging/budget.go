@@ -10,14 +10,15 @@ import (
 	"sync"
 )
 
-// DefaultDecodeBytes is the budget that decodes share by default: room for one progressive JPEG of 64 megapixels at full
-// chroma, or for ten photos of 12 megapixels.
+// DefaultDecodeBytes is the budget that decodes share by default: room for one progressive JPEG of 64 megapixels at
+// full chroma, or for ten photos of 12 megapixels.
 const DefaultDecodeBytes = 1 << 30
 
 // Budget is the memory and the cores that all decodes of a process share. Its methods may be called concurrently.
 //
-// Large images may hold 7/8 of the bytes and half of the cores at most: the small ones of others pass beside them. Of those
-// that wait the higher priority goes first, then who came first. It is our own because x/sync's semaphore has no priorities.
+// Large images may hold 7/8 of the bytes and half of the cores at most: the small ones of others pass beside them. Of
+// those that wait the higher priority goes first, then who came first. It is our own because x/sync's semaphore has no
+// priorities.
 type Budget struct {
 	size                int64
 	cores, largeCores   int
@@ -54,8 +55,8 @@ func (b *Budget) Largest() int64 {
 
 type priorityKey struct{}
 
-// WithPriority says how soon the work on images that is done for ctx is wanted: of those who wait for a budget or a vision
-// encoder, the higher goes first. Without it the priority is 0.
+// WithPriority says how soon the work on images that is done for ctx is wanted: of those who wait for a budget or a
+// vision encoder, the higher goes first. Without it the priority is 0.
 func WithPriority(ctx context.Context, priority int) context.Context {
 	return context.WithValue(ctx, priorityKey{}, priority)
 }
@@ -122,8 +123,8 @@ func (b *Budget) giveBack(c *claim) {
 	b.grant()
 }
 
-// grant admits in order whom there is room for. Who lacks bytes that nobody of his size holds too many of blocks all behind
-// him; who lacks a core, or a large one the large ones' share, those of his size alone. b.mu is held.
+// grant admits in order whom there is room for. Who lacks bytes that nobody of his size holds too many of blocks all
+// behind him; who lacks a core, or a large one the large ones' share, those of his size alone. b.mu is held.
 func (b *Budget) grant() {
 	var blocked [2]bool // small and large ones
 	b.waiting = slices.DeleteFunc(b.waiting, func(c *claim) bool {

@@ -56,13 +56,14 @@ func TestBudget(t *testing.T) {
 func TestMetadataIsCheap(t *testing.T) {
 	photo := readFile(t, "photos/chelsea.png")
 	bomb := deflated(t, make([]byte, 8<<20))
+	zeros, orientations := bytes.Repeat([]byte("0 "), 10<<20), bytes.Repeat([]byte("tiff:Orientatio"), 1<<20)
 	for name, chunk := range map[string][]byte{
 		"zTXt":         pngBytes("zTXt", append([]byte("Comment\x00\x00"), bomb...)),
 		"zTXt profile": pngBytes("zTXt", append([]byte(keyRawProfile+"\x00\x00"), bomb...)),
 		"iTXt":         pngBytes("iTXt", append([]byte(keyXMP+"\x00\x01\x00\x00\x00"), bomb...)),
 		"iCCP":         pngBytes("iCCP", append([]byte("profile\x00\x00"), bomb...)),
-		"tEXt profile": pngBytes("tEXt", append([]byte(keyRawProfile+"\x00\nexif\n1\n"), bytes.Repeat([]byte("0 "), 10<<20)...)),
-		"iTXt, plain":  pngBytes("iTXt", append([]byte(keyXMP+"\x00\x00\x00\x00\x00"), bytes.Repeat([]byte("tiff:Orientatio"), 1<<20)...)),
+		"tEXt profile": pngBytes("tEXt", append([]byte(keyRawProfile+"\x00\nexif\n1\n"), zeros...)),
+		"iTXt, plain":  pngBytes("iTXt", append([]byte(keyXMP+"\x00\x00\x00\x00\x00"), orientations...)),
 		"eXIf":         pngBytes("eXIf", append([]byte("II*\x00\x08\x00\x00\x00\xff\xff"), make([]byte, 20<<20)...)),
 	} {
 		var data []byte
@@ -87,7 +88,10 @@ func TestLeavingEndsTheWork(t *testing.T) {
 	gone := errors.New("gone")
 	ctx, leave := context.WithCancelCause(t.Context())
 	leave(gone)
-	for _, name := range []string{"photos/chelsea.png", "photos/rocket.jpg", "decode/pillow/hopper.gif", "made/lzw.tif", "made/rgb.bmp", "decode/pillow/hopper.webp"} {
+	for _, name := range []string{
+		"photos/chelsea.png", "photos/rocket.jpg", "decode/pillow/hopper.gif", "made/lzw.tif", "made/rgb.bmp",
+		"decode/pillow/hopper.webp",
+	} {
 		h, err := ReadHeader(t.Context(), readFile(t, name), Limits{})
 		if err != nil {
 			t.Fatal(err)
@@ -151,8 +155,8 @@ func cpuTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// TestMetadataOfEveryFormatIsCheap: megabytes of what stands beside the pixels cost little time, and no more memory than a
-// few times what is read of a block at most.
+// TestMetadataOfEveryFormatIsCheap: megabytes of what stands beside the pixels cost little time, and no more memory
+// than a few times what is read of a block at most.
 func TestMetadataOfEveryFormatIsCheap(t *testing.T) {
 	const size = 16 << 20
 	segment := func(payload string) []byte {

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// The decoder is our own: x/image/ccitt reads neither rows without their ends (compression 2) nor two-dimensional Group 3,
-// and gives up where libtiff reads on.
+// The decoder is our own: x/image/ccitt reads neither rows without their ends (compression 2) nor two-dimensional Group
+// 3, and gives up where libtiff reads on.
 //
 // Reference: ITU-T T.4 and T.6; for damaged data, libtiff.
 
@@ -84,7 +84,7 @@ var faxCodes = sync.OnceValue(func() *faxTables {
 	put(t.black[:], "00000000000", faxEnd, 0)
 	put(t.mode[:], "0001", faxPass, 0)
 	put(t.mode[:], "001", faxHorizontal, 0)
-	for value, code := range map[int]string{0: "1", 1: "011", 2: "000011", 3: "0000011", -1: "010", -2: "000010", -3: "0000010"} {
+	for value, code := range verticalCodes {
 		put(t.mode[:], code, faxVertical, value)
 	}
 	put(t.mode[:], "0000001", faxExtension, 0)

@@ -86,7 +86,8 @@ func costly(t *testing.T) map[string][]byte {
 		return append(binary.BigEndian.AppendUint16([]byte{0xff, marker}, uint16(2+len(payload))), payload...)
 	}
 	sos := bytes.LastIndex(photo, []byte{0xff, markerSOS})
-	scan := photo[sos : len(photo)-2]
+	scans := slices.Concat(photo[:sos], bytes.Repeat(photo[sos:len(photo)-2], 5000), photo[sos:])
+	clears := append([]byte{255}, make([]byte, 255)...)
 	gif := readFile(t, "decode/pillow/hopper.gif")
 	return map[string][]byte{
 		"png, empty deflate blocks": pngFileOf(t, 64, 64, idleDeflate(idle)),
@@ -97,17 +98,20 @@ func costly(t *testing.T) map[string][]byte {
 		"tiff, dictionaries":     manyStrips(t, tiffLZMA, xzStrip(t)),
 		"tiff, strips of zlib":   manyStrips(t, tiffDeflate, deflated(t, make([]byte, 3*16))),
 		"jpeg, Huffman tables":   slices.Concat(photo[:2], bytes.Repeat(head(0xc4, make([]byte, 17)), 1<<20), photo[2:]),
-		"jpeg, scans":            slices.Concat(photo[:sos], bytes.Repeat(scan, 5000), photo[sos:]),
-		"gif, clear codes":       slices.Concat(gif[:len(gif)-1], bytes.Repeat(append([]byte{255}, make([]byte, 255)...), 1<<16)),
+		"jpeg, scans":            scans,
+		"gif, clear codes":       slices.Concat(gif[:len(gif)-1], bytes.Repeat(clears, 1<<16)),
 		"ico, directory":         icoDirectory(),
-		"tiff, fax of many rows": tiffWith(1000, 64_000, bytes.Repeat([]byte{0xff}, 8000), tiffTag{tagCompression, []uint32{tiffFax4}}),
+		"tiff, fax of many rows": tiffWith(1000, 64_000, bytes.Repeat([]byte{0xff}, 8000), compressed(tiffFax4)),
 		"tiff, shared strips": tiffWith(65_535, 976, deflated(t, make([]byte, 3*65_535)), append(slices.Clone(rgb),
 			tiffTag{tagStripOffsets, slices.Repeat([]uint32{8}, 976)}, tiffTag{tagStripBytes, slices.Repeat([]uint32{200}, 976)},
 			tiffTag{tagRowsPerStrip, []uint32{1}}, tiffTag{tagCompression, []uint32{tiffDeflate}})...),
-		"tiff, scans of a JPEG": tiffWith(150, 103, slices.Concat(photo[:sos], bytes.Repeat(scan, 5000), photo[sos:]), append(slices.Clone(rgb[:2]),
-			tiffTag{tagPhotometric, []uint32{photoYCbCr}}, tiffTag{tagCompression, []uint32{tiffJPEG}})...),
+		"tiff, scans of a JPEG": tiffWith(150, 103, scans, append(slices.Clone(rgb[:2]),
+			tiffTag{tagPhotometric, []uint32{photoYCbCr}}, compressed(tiffJPEG))...),
 	}
 }
+
+// compressed is a TIFF's entry that says how its strips are.
+func compressed(how uint32) tiffTag { return tiffTag{tagCompression, []uint32{how}} }
 
 // manyStrips is a TIFF of 16×65535 pixels with a strip for each row.
 func manyStrips(t *testing.T, compression uint32, strip []byte) []byte {
@@ -117,10 +121,10 @@ func manyStrips(t *testing.T, compression uint32, strip []byte) []byte {
 	for i := range rows {
 		offsets[i], counts[i] = uint32(8+i*len(strip)), uint32(len(strip))
 	}
-	data := tiffWith(16, rows, bytes.Repeat(strip, rows), tiffTag{tagBits, []uint32{8, 8, 8}}, tiffTag{tagSamples, []uint32{3}},
-		tiffTag{tagPhotometric, []uint32{photoRGB}}, tiffTag{tagRowsPerStrip, []uint32{1}}, tiffTag{tagCompression, []uint32{compression}},
+	return tiffWith(16, rows, bytes.Repeat(strip, rows),
+		tiffTag{tagBits, []uint32{8, 8, 8}}, tiffTag{tagSamples, []uint32{3}},
+		tiffTag{tagPhotometric, []uint32{photoRGB}}, tiffTag{tagRowsPerStrip, []uint32{1}}, compressed(compression),
 		tiffTag{tagStripOffsets, offsets}, tiffTag{tagStripBytes, counts})
-	return data
 }
 
 func zstdStrip(t *testing.T) []byte {
@@ -185,7 +189,8 @@ func icoDirectory() []byte {
 func pngFileOf(t *testing.T, w, h int, pixels []byte) []byte {
 	t.Helper()
 	header := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, uint32(w)), uint32(h))
-	return slices.Concat([]byte(pngSignature), pngBytes("IHDR", append(header, 8, 0, 0, 0, 0)), pngBytes("IDAT", pixels), pngBytes("IEND", nil))
+	header = append(header, 8, 0, 0, 0, 0)
+	return slices.Concat([]byte(pngSignature), pngBytes("IHDR", header), pngBytes("IDAT", pixels), pngBytes("IEND", nil))
 }
 
 // TestCostlyFiles: whatever a file is made of, reading it takes 2 s of a processor and 256 MB at most.

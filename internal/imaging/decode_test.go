@@ -214,6 +214,10 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 	bigBMP := bytes.Clone(readFile(t, "made/rgb.bmp"))
 	binary.LittleEndian.PutUint32(bigBMP[18:], 20000)
 	binary.LittleEndian.PutUint32(bigBMP[22:], 20000)
+	hugeTIFF := tiffBomb(20000, 20000, [4]uint32{273, 4, 1, 8}, [4]uint32{279, 4, 1, 8})
+	oneTile := tiffBomb(30_000_000, 1, [4]uint32{322, 4, 1, 30_000_000}, [4]uint32{323, 4, 1, 17})
+	sharedStrips := tiffBomb(64, 64,
+		[4]uint32{259, 3, 1, 5}, [4]uint32{273, 1, 64, 60}, [4]uint32{278, 3, 1, 1}, [4]uint32{279, 1, 64, 60})
 	for name, c := range map[string]struct {
 		data   []byte
 		limits Limits
@@ -230,10 +234,10 @@ func TestRefusedBeforeMemoryIsSpent(t *testing.T) {
 		"gif":          {bigGIF, Limits{}, "65535×65535 = 4294836225 pixels, at most"},
 		"bmp":          {bigBMP, Limits{}, "20000×20000 = 400000000 pixels, at most"},
 		"webp":         {hugeWebP(), Limits{}, "16384×16384 = 268435456 pixels, at most"},
-		"tiff":         {tiffBomb(20000, 20000, [4]uint32{273, 4, 1, 8}, [4]uint32{279, 4, 1, 8}), Limits{}, "20000×20000 = 400000000 pixels, at most"},
+		"tiff":         {hugeTIFF, Limits{}, "20000×20000 = 400000000 pixels, at most"},
 		"tiff, vast":   {tiffBomb(1<<32-1, 1<<32-1), Limits{}, "4294967295×4294967295 pixels"},
-		"tiff, tiles":  {tiffBomb(30_000_000, 1, [4]uint32{322, 4, 1, 30_000_000}, [4]uint32{323, 4, 1, 17}), Limits{}, "strips or tiles, want"},
-		"tiff, shared": {tiffBomb(64, 64, [4]uint32{259, 3, 1, 5}, [4]uint32{273, 1, 64, 60}, [4]uint32{278, 3, 1, 1}, [4]uint32{279, 1, 64, 60}), Limits{}, "strips or tiles of"},
+		"tiff, tiles":  {oneTile, Limits{}, "strips or tiles, want"},
+		"tiff, shared": {sharedStrips, Limits{}, "strips or tiles of"},
 		"scan bomb":    {scanBomb(t), Limits{}, "scans, at most 100 are allowed"},
 		"gif bomb":     {readFile(t, "decode/pillow/decompression_bomb.gif"), Limits{}, "gif of 44 bytes: codes of 143 bits"},
 	} {
@@ -392,8 +396,10 @@ func TestOrientationPlaces(t *testing.T) {
 }
 
 func addSeeds(f *testing.F) {
-	for _, glob := range []string{"made/*", "exif/orientation_[68].jpg", "decode/pngsuite/basn*", "decode/gojpeg/*q50.4*", "decode/pillow/*.gif",
-		"decode/pillow/hopper.webp", "decode/pillow/xmp*"} {
+	for _, glob := range []string{
+		"made/*", "exif/orientation_[68].jpg", "decode/pngsuite/basn*", "decode/gojpeg/*q50.4*", "decode/pillow/*.gif",
+		"decode/pillow/hopper.webp", "decode/pillow/xmp*",
+	} {
 		names, err := filepath.Glob(filepath.Join("../../vision/testdata", glob))
 		if err != nil || len(names) == 0 {
 			f.Fatal(glob, err)

@@ -85,8 +85,8 @@ type Header struct {
 	source *source
 }
 
-// ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are the
-// context's cause.
+// ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are
+// the context's cause.
 func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err error) {
 	l = l.orDefault()
 	switch {
@@ -146,7 +146,8 @@ func (h *Header) failed(ctx context.Context, err error) error {
 }
 
 // Decode decodes the image and turns it upright by its EXIF or XMP orientation. Alpha is dropped, not composited, as
-// Pillow's convert("RGB") does; of several frames only the first is read. Errors wrap ErrImage, or are the context's cause.
+// Pillow's convert("RGB") does; of several frames only the first is read. Errors wrap ErrImage, or are the context's
+// cause.
 func (h *Header) Decode(ctx context.Context) (p *RGB, err error) {
 	// A decoder that panics on hostile bytes must cost its request, not the process.
 	defer func() {

@@ -11,10 +11,15 @@ import (
 
 // isICO also looks at the first entry: four bytes can begin anything.
 func isICO(data []byte) bool {
-	return len(data) >= 22 && string(data[:4]) == "\x00\x00\x01\x00" && binary.LittleEndian.Uint16(data[4:]) > 0 && data[9] == 0
+	if len(data) < 22 || string(data[:4]) != "\x00\x00\x01\x00" {
+		return false
+	}
+	entries, reserved := binary.LittleEndian.Uint16(data[4:]), data[9]
+	return entries > 0 && reserved == 0
 }
 
-// openICO reads the largest image of an icon, of several that of fewest colours, as Pillow does. Its mask is dropped as alpha is.
+// openICO reads the largest image of an icon, of several that of fewest colours, as Pillow does. Its mask is dropped as
+// alpha is.
 func openICO(ctx context.Context, data []byte) (*source, error) {
 	n := int(binary.LittleEndian.Uint16(data[4:]))
 	if len(data) < 6+16*n {

@@ -63,8 +63,8 @@ func (l Limits) orDefault() Limits {
 	return l
 }
 
-// decodeBytes is the most that one decode into strips may hold: an image of any format fits that takes four bytes a pixel.
-// Lossless WebP takes eight, JPEG of many samples a pixel and progressive JPEG up to eight.
+// decodeBytes is the most that one decode into strips may hold: an image of any format fits that takes four bytes a
+// pixel. Lossless WebP takes eight, JPEG of many samples a pixel and progressive JPEG up to eight.
 func (l Limits) decodeBytes() int64 {
 	const least = 64 << 20 // what decoders take that does not grow with the image
 	return max(Bytes(4, int(min(l.MaxPixels, 1<<40))), least)
@@ -189,8 +189,8 @@ type meter struct {
 	slack      int64
 }
 
-// meterSlack is what compressed data may take before the first pixels. No compression that is read here makes data twice
-// as long as they were.
+// meterSlack is what compressed data may take before the first pixels. No compression that is read here makes data
+// twice as long as they were.
 const meterSlack = 1 << 20
 
 func newMeter(ctx context.Context, b []byte, rowBytes int) *meter {

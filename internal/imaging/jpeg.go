@@ -142,7 +142,8 @@ func jpegColors(ctx context.Context, m *jpeg.Image) (*RGB, error) {
 }
 
 // jpegRows upsamples and converts colours as libjpeg and libjpeg-turbo do by default, "fancy upsampling" included.
-// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. p becomes the rows from top on.
+// image/color takes the nearest chroma sample instead, which is up to 53 levels off in photographs. p becomes the rows
+// from top on.
 func jpegRows(ctx context.Context, m *jpeg.Image, p *RGB, top int) error {
 	return eachBand(ctx, p.H, 8*p.W, func(lo, hi int) {
 		var ups []*upsampler

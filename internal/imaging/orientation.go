@@ -8,7 +8,8 @@ import (
 var exifMark = []byte("Exif\x00\x00")
 
 // exifOrientation reads tag 0x112 of the first directory of an EXIF block, which is a small TIFF file. found tells that
-// the tag is there, whatever it says: 1 to 8, 0 for anything else. Pillow takes a number of any kind, not a byte or text.
+// the tag is there, whatever it says: 1 to 8, 0 for anything else. Pillow takes a number of any kind, not a byte or
+// text.
 func exifOrientation(b []byte) (v int, found bool) {
 	for bytes.HasPrefix(b, exifMark) {
 		b = b[len(exifMark):]
@@ -37,8 +38,8 @@ func xmpOrientation(b []byte) int {
 	return 0
 }
 
-// maxMetadata bounds what is read of an EXIF block and of XMP, in every format: a camera's EXIF has 64 KiB at most, and the
-// orientation stands in its first directory.
+// maxMetadata bounds what is read of an EXIF block and of XMP, in every format: a camera's EXIF has 64 KiB at most, and
+// the orientation stands in its first directory.
 const maxMetadata = 1 << 20
 
 // metadata are the blocks that may hold an orientation; EXIF counts before XMP. Both are parts of the file, not copies.

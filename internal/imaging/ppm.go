@@ -85,7 +85,9 @@ func openPPM(ctx context.Context, data []byte) (*source, error) {
 		if w, b, err = token(b); err != nil {
 			return nil, err
 		}
-		if f.scale, err = strconv.ParseFloat(w, 64); err != nil || f.scale == 0 || math.IsInf(f.scale, 0) || math.IsNaN(f.scale) {
+		f.scale, err = strconv.ParseFloat(w, 64)
+		finite := !math.IsInf(f.scale, 0) && !math.IsNaN(f.scale)
+		if err != nil || f.scale == 0 || !finite {
 			return nil, errors.New("its scale is no finite number, or 0")
 		}
 	default:

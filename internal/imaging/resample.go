@@ -7,10 +7,10 @@ import (
 	"runtime"
 )
 
-// Resampling is Pillow's, because the models were trained on its pixels: separable convolution whose support grows
-// with the reduction, weights rounded to 22 bits, horizontal pass, rounding to 8 bits, vertical pass (Pillow,
-// src/libImaging/Resample.c). Since its version 13 the vertical pass comes first where it takes off more rows than twice
-// the columns that the other does. github.com/disintegration/imaging differs in 0.005 % of the bytes.
+// Resampling is Pillow's, because the models were trained on its pixels: separable convolution whose support grows with
+// the reduction, weights rounded to 22 bits, horizontal pass, rounding to 8 bits, vertical pass (Pillow,
+// src/libImaging/Resample.c). Since its version 13 the vertical pass comes first where it takes off more rows than
+// twice the columns that the other does. github.com/disintegration/imaging differs in 0.005 % of the bytes.
 
 // Filter is a resampling kernel that is zero beyond ±support.
 type Filter struct {
@@ -84,8 +84,8 @@ func trim(ws []window, at, n int) {
 	}
 }
 
-// windows gives n, from the one at from on, of those of a row or column of in samples that becomes out samples. Products
-// are converted to float64 before they are added to, so that no compiler fuses the two roundings.
+// windows gives n, from the one at from on, of those of a row or column of in samples that becomes out samples.
+// Products are converted to float64 before they are added to, so that no compiler fuses the two roundings.
 func (f Filter) windows(in, out, from, n int) []window {
 	scale := float64(in) / float64(out)
 	stretch := max(scale, 1)
@@ -132,12 +132,13 @@ type Canvas struct {
 	Color      [3]uint8
 }
 
-// ResizeBytes bounds what Resize or Scale of a w×h image to a size of tw×th holds at once beside the decoder's memory, the
-// result among it.
+// ResizeBytes bounds what Resize or Scale of a w×h image to a size of tw×th holds at once beside the decoder's memory,
+// the result among it.
 func ResizeBytes(w, h, tw, th int) int64 {
-	windows := func(in, out int) int64 { return Sum(Bytes(8*6, in), Bytes(8*8, out)) } // weights and the windows themselves
-	tail := func(in, out int) int { return min(in, 6*(in/max(out, 1)+1)+3) }           // rows that the next windows take
-	first := max(Bytes(6, tw, h), Bytes(6, w, min(th, h)))                             // and its turned copy
+	// Weights and the windows themselves; rows that the next windows take; the first pass and its turned copy.
+	windows := func(in, out int) int64 { return Sum(Bytes(8*6, in), Bytes(8*8, out)) }
+	tail := func(in, out int) int { return min(in, 6*(in/max(out, 1)+1)+3) }
+	first := max(Bytes(6, tw, h), Bytes(6, w, min(th, h)))
 	return Sum(first, Bytes(3, tw, th), windows(w, tw), windows(h, th), Bytes(24, w, runtime.GOMAXPROCS(0)),
 		max(Bytes(3, w, tail(h, th)), Bytes(3, h, tail(w, tw))), stripBytes)
 }
@@ -206,7 +207,8 @@ func horizontal(ctx context.Context, dst, src *RGB, ws []window, color [3]uint8)
 	})
 }
 
-// vertical takes eight neighbouring bytes at a time, in the two lanes of four sums. outside is the row above and below src.
+// vertical takes eight neighbouring bytes at a time, in the two lanes of four sums. outside is the row above and below
+// src.
 func vertical(ctx context.Context, dst, src *RGB, ws []window, outside []uint8) error {
 	const even = 0x000000ff_000000ff
 	stride := 3 * src.W

@@ -41,7 +41,8 @@ func TestResizeOnCanvas(t *testing.T) {
 			p.Pix[i] = uint8(rng.IntN(256))
 		}
 		side := max(p.W, p.H)
-		c := Canvas{W: side, H: side, X: (side - p.W) / 2, Y: (side - p.H) / 2, Color: [3]uint8{122, 255, uint8(rng.IntN(256))}}
+		c := Canvas{W: side, H: side, X: (side - p.W) / 2, Y: (side - p.H) / 2}
+		c.Color = [3]uint8{122, 255, uint8(rng.IntN(256))}
 		made := NewRGB(side, side)
 		for y := range side {
 			copy(made.Row(y), frameRow(c.Color, side))

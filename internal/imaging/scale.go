@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Scaling is what becomes of an image: a canvas with the image upon it, scaled to Size, width and height, and of that the
-// Part at x, y of w×h pixels. What lies beyond the part is never made.
+// Scaling is what becomes of an image: a canvas with the image upon it, scaled to Size, width and height, and of that
+// the Part at x, y of w×h pixels. What lies beyond the part is never made.
 type Scaling struct {
 	Filter Filter
 	Canvas Canvas
@@ -105,8 +105,8 @@ func (p *passes) second(ctx context.Context, given, in *RGB) (*RGB, error) {
 	return out, nil
 }
 
-// Scale decodes the image as Decode does and gives what the scalings make of it. Where the file has its rows in order, it
-// never holds the whole: strips pass into the first pass of each scaling. Errors are those of Decode.
+// Scale decodes the image as Decode does and gives what the scalings make of it. Where the file has its rows in order,
+// it never holds the whole: strips pass into the first pass of each scaling. Errors are those of Decode.
 func (h *Header) Scale(ctx context.Context, list ...Scaling) (made []*RGB, err error) {
 	defer func() {
 		if recover() != nil {
@@ -214,8 +214,8 @@ func (s *source) each(ctx context.Context, firsts []*firstPass) error {
 	return yield(p)
 }
 
-// firstPass is the first pass of a scaling, run on strips of an image as it is stored. Sums of integers do not depend on
-// their order, so a mirrored window gives what the turned image would give.
+// firstPass is the first pass of a scaling, run on strips of an image as it is stored. Sums of integers do not depend
+// on their order, so a mirrored window gives what the turned image would give.
 type firstPass struct {
 	down  bool // as stored
 	ws    []window
@@ -229,7 +229,8 @@ type firstPass struct {
 
 func newFirstPass(p *passes, s *source) *firstPass {
 	axis, o := p.first, s.orientation
-	mirrored := axis == across && (o == 2 || o == 3 || o == 6 || o == 7) || axis == down && (o == 3 || o == 4 || o == 7 || o == 8)
+	rightToLeft, bottomUp := o == 2 || o == 3 || o == 6 || o == 7, o == 3 || o == 4 || o == 7 || o == 8
+	mirrored := axis == across && rightToLeft || axis == down && bottomUp
 	f := &firstPass{ws: p.windows[axis], color: p.color, down: (axis == down) != (o >= 5 && o <= 8)}
 	n := s.w
 	if f.down {

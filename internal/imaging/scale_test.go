@@ -57,10 +57,12 @@ func TestScaleAsWhole(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := Filters[1+rng.IntN(3)]
-		list := []Scaling{f.To(h.Width, h.Height, 1+rng.IntN(40), 1+rng.IntN(40)), f.To(h.Width, h.Height, h.Width, 1+rng.IntN(90))}
 		side := max(h.Width, h.Height)
-		list = append(list, Scaling{f, Canvas{W: side, H: side, X: (side - h.Width) / 2, Y: (side - h.Height) / 2, Color: [3]uint8{1, 200, 30}},
-			[2]int{30, 20}, [4]int{2, 1, 25, 19}})
+		square := Canvas{W: side, H: side, X: (side - h.Width) / 2, Y: (side - h.Height) / 2, Color: [3]uint8{1, 200, 30}}
+		list := []Scaling{
+			f.To(h.Width, h.Height, 1+rng.IntN(40), 1+rng.IntN(40)), f.To(h.Width, h.Height, h.Width, 1+rng.IntN(90)),
+			{f, square, [2]int{30, 20}, [4]int{2, 1, 25, 19}},
+		}
 		if rng.IntN(8) == 0 {
 			list = append(list, f.To(h.Width, h.Height, h.Width, h.Height))
 		}
@@ -90,7 +92,8 @@ func TestStripsAsDecode(t *testing.T) {
 		t.Fatal("the encoders fail")
 	}
 	short.Write(p.Bytes()[:33])
-	short.Write(pngBytes("IDAT", deflated(t, bytes.Repeat(append([]byte{1}, bytes.Repeat([]byte{9}, 4*1400)...), 3000)[:8_000_000]))) // ends within the pixels
+	row := append([]byte{1}, bytes.Repeat([]byte{9}, 4*1400)...)
+	short.Write(pngBytes("IDAT", deflated(t, bytes.Repeat(row, 3000)[:8_000_000]))) // ends within the pixels
 	short.Write(pngBytes("IEND", nil))
 	for name, data := range map[string][]byte{"png": p.Bytes(), "jpeg": j.Bytes(), "short": short.Bytes()} {
 		h, err := ReadHeader(t.Context(), data, Limits{})

@@ -25,7 +25,8 @@ func isTGA(data []byte) bool {
 	}
 	le := binary.LittleEndian
 	kind, depth := data[2]&^8, data[16]
-	if data[1] > 1 || kind < 1 || kind > 3 || data[2] > 11 || le.Uint16(data[12:]) == 0 || le.Uint16(data[14:]) == 0 || data[17]&0xc0 != 0 {
+	w, h, interleaved := le.Uint16(data[12:]), le.Uint16(data[14:]), data[17]&0xc0
+	if data[1] > 1 || kind < 1 || kind > 3 || data[2] > 11 || w == 0 || h == 0 || interleaved != 0 {
 		return false
 	}
 	switch {

@@ -9,7 +9,8 @@ import (
 	"github.com/mmserve/mmserve/internal/jpeg"
 )
 
-// The decoder is our own: x/image/tiff reads a fraction of the kinds that Pillow reads, and some otherwise than libtiff.
+// The decoder is our own: x/image/tiff reads a fraction of the kinds that Pillow reads, and some otherwise than
+// libtiff.
 
 // tiffFile is the first image of a TIFF file.
 type tiffFile struct {
@@ -93,7 +94,8 @@ func (f *tiffFile) weigh(s *source) {
 // innerBytes is what decoding a JPEG of w×h may take: so many bytes a pixel, and what package jpeg holds for each core.
 func innerBytes(each, w, h int) int64 {
 	const block = 64
-	return Sum(stripBytes, Bytes(each, w+block, h+block), Bytes(min(runtime.GOMAXPROCS(0), 16)+1, max(1<<20, 160*(w+block))))
+	bands, band := min(runtime.GOMAXPROCS(0), 16)+1, max(1<<20, 160*(w+block))
+	return Sum(stripBytes, Bytes(each, w+block, h+block), Bytes(bands, band))
 }
 
 // innerMost is the most that a strip or tile takes that is an image file: of a few large ones their headers tell.
@@ -227,7 +229,9 @@ func (f *tiffFile) checkKind() error {
 	little := f.dir.mark == "II"
 	unsupported := fmt.Errorf("photometric %d, %d samples of %d bits in format %d, %d extra samples, fill order reversed %v: not supported",
 		f.photometric, f.samples, f.bits, f.format, len(f.extra), f.reversed)
-	colors := map[int]int{photoWhiteIsZero: 1, photoBlackIsZero: 1, photoRGB: 3, photoPalette: 1, photoCMYK: 4, photoYCbCr: 3}
+	colors := map[int]int{
+		photoWhiteIsZero: 1, photoBlackIsZero: 1, photoRGB: 3, photoPalette: 1, photoCMYK: 4, photoYCbCr: 3,
+	}
 	n, known := colors[f.photometric]
 	ok := false
 	switch {

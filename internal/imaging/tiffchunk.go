@@ -31,8 +31,10 @@ const (
 )
 
 var tiffCompressions = map[int]bool{
-	tiffNone: true, tiffFaxRows: true, tiffFaxWords: true, tiffFax3: true, tiffFax4: true, tiffLZW: true, tiffOldJPEG: true, tiffJPEG: true, tiffDeflate: true, tiffPackBits: true,
-	tiffDeflate2: true, tiffLZMA: true, tiffZstd: true, tiffWebP: true,
+	tiffNone: true, tiffPackBits: true,
+	tiffFaxRows: true, tiffFaxWords: true, tiffFax3: true, tiffFax4: true,
+	tiffLZW: true, tiffDeflate: true, tiffDeflate2: true, tiffLZMA: true, tiffZstd: true,
+	tiffOldJPEG: true, tiffJPEG: true, tiffWebP: true,
 }
 
 // maxWindow bounds the memory that a decompressor takes for what it has written before.

@@ -120,8 +120,8 @@ func (f *tiffFile) jpegPart(ctx context.Context, b []byte, yield func(*RGB) erro
 	return f.jpegSamples(ctx, m, yield)
 }
 
-// maxJPEGTables bounds the tables that strips or tiles share, as all of them are read again for each: eight Huffman tables
-// and four of 16-bit quantisation take 3 KiB.
+// maxJPEGTables bounds the tables that strips or tiles share, as all of them are read again for each: eight Huffman
+// tables and four of 16-bit quantisation take 3 KiB.
 const maxJPEGTables = 8 << 10
 
 // withTables puts the directory's tables before the segments of a strip or tile.
@@ -179,9 +179,9 @@ func (f *tiffFile) jpegSamples(ctx context.Context, m *jpeg.Image, yield func(*R
 	})
 }
 
-// oldJPEGStrips reads compression 6, which TIFF 6.0 had before JPEG files could be strips: one JPEG over all strips, whose
-// tables lie in the file on their own or within a stream that may be the whole. Colours are libtiff's, without smoothing.
-// Reference: TIFF 6.0, section 22.
+// oldJPEGStrips reads compression 6, which TIFF 6.0 had before JPEG files could be strips: one JPEG over all strips,
+// whose tables lie in the file on their own or within a stream that may be the whole. Colours are libtiff's, without
+// smoothing. Reference: TIFF 6.0, section 22.
 func (f *tiffFile) oldJPEGStrips(ctx context.Context, yield func(*RGB) error) error {
 	b, err := f.oldJPEG()
 	if err != nil {

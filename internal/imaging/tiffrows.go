@@ -120,7 +120,8 @@ func (r *plainRows) row(out []uint8, n int) error {
 	return err
 }
 
-// planeRows are the samples of a pixel from as many planes. They are unpacked as if they lay together; a nil plane is 0.
+// planeRows are the samples of a pixel from as many planes. They are unpacked as if they lay together; a nil plane is
+// 0.
 type planeRows struct {
 	planes     []*tiffPlane
 	samples    int
@@ -161,7 +162,8 @@ func (f *tiffFile) planeOpener() (func(ctx context.Context, i int) (tiffRows, er
 	}
 	down := (f.h + f.ch - 1) / f.ch
 	return func(ctx context.Context, i int) (tiffRows, error) {
-		r := &planeRows{samples: alike.samples, size: size, high: high, unpack: unpack, whole: make([]byte, alike.samples*f.cw)}
+		whole := make([]byte, alike.samples*f.cw)
+		r := &planeRows{samples: alike.samples, size: size, high: high, unpack: unpack, whole: whole}
 		for plane := range alike.samples {
 			if (plane+1)*f.across*down > len(f.offsets) {
 				break

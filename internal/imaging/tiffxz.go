@@ -11,7 +11,8 @@ import (
 var errXZ = errors.New("a damaged xz stream")
 
 // openXZ reads the first block of an xz stream of LZMA2 and deltas before it, which libtiff writes and
-// github.com/ulikunitz/xz does not read. What comes out has at most size bytes. Reference: The .xz File Format 1.2.1, sections 2 and 3.
+// github.com/ulikunitz/xz does not read. What comes out has at most size bytes. Reference: The .xz File Format 1.2.1,
+// sections 2 and 3.
 func openXZ(b []byte, size int64) (io.Reader, error) {
 	const stream, lzma2, delta = 12, 0x21, 0x03
 	if len(b) < stream+8 || string(b[:6]) != "\xfd7zXZ\x00" {

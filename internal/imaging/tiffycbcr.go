@@ -77,8 +77,8 @@ func (c *ycbcr) put(out []uint8, y, cb, cr uint8) {
 	out[2] = clip8(l + c.blueCb[cb])
 }
 
-// clumpRows are rows of clumps: the lumas of a few pixels, then their one chroma. What is missing or damaged is 0, as in
-// libtiff.
+// clumpRows are rows of clumps: the lumas of a few pixels, then their one chroma. What is missing or damaged is 0, as
+// in libtiff.
 type clumpRows struct {
 	*ycbcr
 	f       *tiffFile

@@ -127,7 +127,8 @@ func openWebP(ctx context.Context, data []byte) (*source, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	held := Bytes(8, m.pw, m.ph) // x/image/vp8l makes up to two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row
+	// x/image/vp8l makes up to two copies of 4 bytes; vp8 holds 1.5 and the coefficients of a row.
+	held := Bytes(8, m.pw, m.ph)
 	if string(m.pixels.id) == "VP8 " {
 		held = Bytes(2, m.pw, m.ph)
 	}

@@ -35,6 +35,7 @@ var sleeps = map[string]string{
 	// Helpers that run in the bubbles of their callers, where time costs nothing.
 	"loadtest/fairness_test.go flood": bubble,
 	"loadtest/paced_test.go newPaced": bubble,
+	"serving/history_test.go pass":    bubble,
 }
 
 const (

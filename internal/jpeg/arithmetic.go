@@ -2,7 +2,8 @@ package jpeg
 
 import "errors"
 
-// Arithmetic coding is that of T.81, annexes D and F.1.4, F.2.4, G.1.3 and G.2.3; damage is passed over as libjpeg-turbo does.
+// Arithmetic coding is that of T.81, annexes D and F.1.4, F.2.4, G.1.3 and G.2.3; damage is passed over as
+// libjpeg-turbo does.
 
 // conditioning is what a DAC segment sets: bounds of DC differences, and where AC coefficients count as high.
 type conditioning struct {
@@ -137,7 +138,8 @@ func (d *arithmetic) magnitude(s *statistic, highest int32) int32 {
 	return v + 1
 }
 
-// category decodes the highest bit of a number from consecutive estimates, beginning with list[at], and the place of the last.
+// category decodes the highest bit of a number from consecutive estimates, beginning with list[at], and the place of
+// the last.
 func (d *arithmetic) category(list []statistic, at int, m int32) (int32, int) {
 	for d.bit(&list[at]) {
 		if m <<= 1; m == 0x8000 {

@@ -102,8 +102,10 @@ func inverseDCT(dst []uint8, stride int, b *[64]int16, q *[64]int32) {
 		r := (*[8]int32)(w[8*y:])
 		y0, y1, y2, y3, y4, y5, y6, y7 := inverse8(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7])
 		out := (*[8]uint8)(dst[y*stride:])
-		out[0], out[1], out[2], out[3] = clip((y0+middle)>>shift), clip((y1+middle)>>shift), clip((y2+middle)>>shift), clip((y3+middle)>>shift)
-		out[4], out[5], out[6], out[7] = clip((y4+middle)>>shift), clip((y5+middle)>>shift), clip((y6+middle)>>shift), clip((y7+middle)>>shift)
+		out[0], out[1] = clip((y0+middle)>>shift), clip((y1+middle)>>shift)
+		out[2], out[3] = clip((y2+middle)>>shift), clip((y3+middle)>>shift)
+		out[4], out[5] = clip((y4+middle)>>shift), clip((y5+middle)>>shift)
+		out[6], out[7] = clip((y6+middle)>>shift), clip((y7+middle)>>shift)
 	}
 }
 

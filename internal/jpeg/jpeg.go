@@ -1,7 +1,7 @@
-// Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were trained
-// on them; image/jpeg rounds otherwise. It reads images of 8 bits, Huffman and arithmetic coded, sequential and progressive,
-// of one to four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are zeros, decoding
-// goes on at restart markers. What the samples become (upsampling, colour) is the caller's.
+// Package jpeg decodes JPEG files to the samples that libjpeg-turbo gives, bit for bit, because vision models were
+// trained on them; image/jpeg rounds otherwise. It reads images of 8 bits, Huffman and arithmetic coded, sequential and
+// progressive, of one to four components. Damaged data are decoded as libjpeg-turbo does: codes that are none are
+// zeros, decoding goes on at restart markers. What the samples become (upsampling, colour) is the caller's.
 //
 // Reference: ITU-T T.81; for what that leaves open, libjpeg-turbo.
 package jpeg
@@ -44,7 +44,8 @@ type Image struct {
 	Planes []Plane
 }
 
-// Plane holds the samples of one component, eight rows after eight rows. What lies beyond Width and Height is of no meaning.
+// Plane holds the samples of one component, eight rows after eight rows. What lies beyond Width and Height is of no
+// meaning.
 type Plane struct {
 	pix           []uint8
 	stride, gap   int // of a row; after eight of them
@@ -295,7 +296,8 @@ func (d *decoder) frame(marker byte, b []byte) error {
 	}
 	d.progressive = marker == markerSOF2 || marker == markerSOF10
 	d.arithmetic = marker >= markerSOF9
-	c := Config{Height: int(binary.BigEndian.Uint16(b[1:])), Width: int(binary.BigEndian.Uint16(b[3:])), Components: int(b[5])}
+	c := Config{Components: int(b[5])}
+	c.Height, c.Width = int(binary.BigEndian.Uint16(b[1:])), int(binary.BigEndian.Uint16(b[3:]))
 	if c.Width == 0 || c.Height == 0 {
 		return fmt.Errorf("%d×%d pixels, want at least 1×1", c.Width, c.Height)
 	}

@@ -11,12 +11,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// What the samples are to the bit is checked where they become colours, by the goldens of package vision. Its images serve
-// here too.
+// What the samples are to the bit is checked where they become colours, by the goldens of package vision. Its images
+// serve here too.
 const images = "../../vision/testdata/decode/gojpeg/"
 
 func readImage(t testing.TB, name string) []byte {
@@ -90,7 +91,8 @@ func TestDecodeAsImageJPEG(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if c, err := DecodeConfig(data); err != nil || c != got.Config || image.Pt(c.Width, c.Height) != want.Bounds().Size() {
+			c, err := DecodeConfig(data)
+			if err != nil || c != got.Config || image.Pt(c.Width, c.Height) != want.Bounds().Size() {
 				t.Errorf("%+v of %v: %v", c, want.Bounds(), err)
 			}
 			switch want := want.(type) {
@@ -214,6 +216,7 @@ func TestTruncated(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	gray := readImage(t, "video-005.gray.jpeg")
 	segment := func(marker byte) int { return bytes.Index(gray, []byte{0xff, marker}) }
+	sos := segment(markerSOS)
 	// with changes bytes that begin some way after a marker.
 	with := func(marker byte, after int, b ...byte) []byte {
 		data := bytes.Clone(gray)
@@ -245,7 +248,7 @@ func TestRefuses(t *testing.T) {
 		"SOS, tables":        {with(markerSOS, 6, 0x22), "no Huffman table"},
 		"SOS, count":         {with(markerSOS, 4, 2), "bad SOS length"},
 		"large for so few":   {with(markerSOF0, 5, 0xff, 0xff, 0xff, 0xff), "truncated"},
-		"two frames":         {bytes.Join([][]byte{gray[:segment(markerSOS)], gray[segment(markerSOF0):segment(markerSOS)]}, nil), "two frames"},
+		"two frames":         {slices.Concat(gray[:sos], gray[segment(markerSOF0):sos]), "two frames"},
 	} {
 		if _, err := Decode(context.Background(), c.data); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want an error with %q", name, err, c.want)

@@ -24,8 +24,8 @@ type band struct {
 // bandSize is about how many bytes of coefficients make a band: few enough to stay in a core's cache.
 const bandSize = 512 << 10
 
-// MaxScans bounds the scans of a file. Encoders write about ten; a hostile file of a few hundred bytes a scan could make
-// the decoder pass over all its blocks thousands of times.
+// MaxScans bounds the scans of a file. Encoders write about ten; a hostile file of a few hundred bytes a scan could
+// make the decoder pass over all its blocks thousands of times.
 const MaxScans = 100
 
 // maxScanBlocks bounds the blocks that all scans together pass over, beyond what fewScans of any image need.
@@ -34,21 +34,25 @@ const (
 	fewScans      = 16
 )
 
+// spectrum is the part of a block's coefficients that a scan brings: the places first to last in zigzag order, and the
+// bits from high to low.
+type spectrum struct {
+	first, last int
+	high, low   byte
+}
+
+// blockReader reads what a scan brings of a block.
+type blockReader func(s *scanComponent, b *[64]int16)
+
+// blockPlace gives where the coefficients of the i-th component of a scan lie, and the row of blocks that they begin
+// with.
+type blockPlace func(i int) (coefficients []int16, begin int)
+
 // scan decodes the entropy-coded data after an SOS segment.
 func (d *decoder) scan(b []byte) error {
-	if d.list == nil {
-		return errors.New("a scan before the frame")
-	}
-	if len(b) < 1 || b[0] < 1 || int(b[0]) > len(d.list) || len(b) != 4+2*int(b[0]) {
-		return errors.New("bad SOS length")
-	}
-	n := int(b[0])
-	first, last, high, low := int(b[1+2*n]), int(b[2+2*n]), b[3+2*n]>>4, b[3+2*n]&15
-	if !d.progressive {
-		first, last, high, low = 0, 63, 0, 0
-	}
-	if first > last || last > 63 || first == 0 && last > 0 && d.progressive || first > 0 && n > 1 || low > 13 || high != 0 && high != low+1 {
-		return errors.New("bad spectral selection or approximation")
+	sp, err := d.scanSpectrum(b)
+	if err != nil {
+		return err
 	}
 	if d.scans == 0 {
 		d.model = d.guessModel()
@@ -56,86 +60,129 @@ func (d *decoder) scan(b []byte) error {
 	if d.scans++; d.scans > MaxScans || d.scans > fewScans && d.scans*d.config.Blocks > maxScanBlocks {
 		return fmt.Errorf("%d scans over %d blocks", d.scans, d.config.Blocks)
 	}
-	var list []scanComponent
-	blocks := 0
+	list, err := d.scanComponents(b, sp)
+	if err != nil {
+		return err
+	}
+	d.bits = bits{data: d.data, at: d.at}
+	d.restartNumber, d.starved = 0, false
+	d.resetPredictions()
+	read := d.block
+	if d.arithmetic {
+		d.coder = newArithmetic(&d.bits, &d.conditioning)
+		read = d.coder.block
+	}
+	if d.progressive {
+		whole := func(i int) ([]int16, int) { return list[i].coefficients, 0 }
+		err = d.eachBlock(list, 0, d.mcuRows(list), d.progressiveReader(sp), whole)
+	} else {
+		err = d.sequential(list, read)
+	}
+	d.at = d.bits.at
+	return err
+}
+
+// scanSpectrum checks the length of an SOS segment, and reads what its scan brings.
+func (d *decoder) scanSpectrum(b []byte) (spectrum, error) {
+	if d.list == nil {
+		return spectrum{}, errors.New("a scan before the frame")
+	}
+	if len(b) < 1 || b[0] < 1 || int(b[0]) > len(d.list) || len(b) != 4+2*int(b[0]) {
+		return spectrum{}, errors.New("bad SOS length")
+	}
+	n := int(b[0])
+	if !d.progressive {
+		return spectrum{last: 63}, nil
+	}
+	end := b[1+2*n:]
+	sp := spectrum{int(end[0]), int(end[1]), end[2] >> 4, end[2] & 15}
+	outside := sp.first > sp.last || sp.last > 63
+	mixed := sp.first == 0 && sp.last > 0 || sp.first > 0 && n > 1
+	badBits := sp.low > 13 || sp.high != 0 && sp.high != sp.low+1
+	if outside || mixed || badBits {
+		return spectrum{}, errors.New("bad spectral selection or approximation")
+	}
+	return sp, nil
+}
+
+// scanComponents reads which components a scan has, and has each begun.
+func (d *decoder) scanComponents(b []byte, sp spectrum) (list []scanComponent, err error) {
+	n, blocks := int(b[0]), 0
 	for i := range n {
 		id, dc, ac := b[1+2*i], b[2+2*i]>>4, b[2+2*i]&15
 		c := d.component(id)
 		if c == nil || dc > 3 || ac > 3 {
-			return errors.New("a scan of what is not in the frame")
+			return nil, errors.New("a scan of what is not in the frame")
 		}
 		for _, other := range list {
 			if other.component == c {
-				return errors.New("a component twice in a scan")
+				return nil, errors.New("a component twice in a scan")
 			}
 		}
 		s := scanComponent{c, d.huffman[0][dc], d.huffman[1][ac], int(dc), int(ac), 1, 1}
-		if !d.arithmetic && (first == 0 && high == 0 && s.dcTable == nil || last > 0 && s.acTable == nil) {
-			return errors.New("no Huffman table")
+		if !d.arithmetic && (sp.first == 0 && sp.high == 0 && s.dcTable == nil || sp.last > 0 && s.acTable == nil) {
+			return nil, errors.New("no Huffman table")
 		}
 		if n > 1 {
 			s.across, s.down = c.h, c.v
 		}
 		blocks += s.across * s.down
-		if c.quant == nil {
-			if c.quant = d.quant[c.tq]; c.quant == nil {
-				return errors.New("no quantisation table")
-			}
-			// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large image.
-			// Arithmetic coding can do with less than that; 64 blocks a byte are beyond what encoders reach.
-			least := 8
-			if d.arithmetic {
-				least = 64
-			}
-			if c.columns*c.rows > least*(len(d.data)-d.at)+64 {
-				return errTruncated
-			}
-			if d.progressive {
-				c.coefficients = make([]int16, 64*c.stride*c.height)
-			} else {
-				c.pix = newPix(64 * c.stride * c.height)
-			}
+		if err := d.begin(c); err != nil {
+			return nil, err
 		}
 		list = append(list, s)
 	}
 	if blocks > 10 {
-		return fmt.Errorf("%d blocks in an MCU, want at most 10", blocks)
+		return nil, fmt.Errorf("%d blocks in an MCU, want at most 10", blocks)
 	}
-	d.bits = bits{data: d.data, at: d.at}
-	d.restartNumber, d.starved = 0, false
-	d.resetPredictions()
-	var err error
-	if d.arithmetic {
-		d.coder = newArithmetic(&d.bits, &d.conditioning)
+	return list, nil
+}
+
+// begin gives a component its quantisation table and its memory, before its first scan.
+func (d *decoder) begin(c *component) error {
+	if c.quant != nil {
+		return nil
 	}
-	decode := d.block
+	if c.quant = d.quant[c.tq]; c.quant == nil {
+		return errors.New("no quantisation table")
+	}
+	// A block's first scan takes a bit at the least: a file of a few bytes gets no memory for a large image.
+	// Arithmetic coding can do with less than that; 64 blocks a byte are beyond what encoders reach.
+	least := 8
 	if d.arithmetic {
-		decode = d.coder.block
+		least = 64
+	}
+	if c.columns*c.rows > least*(len(d.data)-d.at)+64 {
+		return errTruncated
 	}
 	if d.progressive {
-		step := func(s *scanComponent, b *[64]int16) {
-			switch {
-			case first == 0 && high == 0:
-				d.dcFirst(s, b, low)
-			case first == 0:
-				if d.bits.bit() {
-					b[0] |= 1 << low
-				}
-			case high == 0:
-				d.acFirst(s, b, first, last, low)
-			default:
-				d.acRefine(s, b, first, last, low)
-			}
-		}
-		if d.arithmetic {
-			step = d.coder.progressive(first, last, high, low)
-		}
-		err = d.eachBlock(list, 0, d.mcuRows(list), step, func(i int) ([]int16, int) { return list[i].coefficients, 0 })
+		c.coefficients = make([]int16, 64*c.stride*c.height)
 	} else {
-		err = d.sequential(list, decode)
+		c.pix = newPix(64 * c.stride * c.height)
 	}
-	d.at = d.bits.at
-	return err
+	return nil
+}
+
+// progressiveReader reads blocks of a progressive scan.
+func (d *decoder) progressiveReader(sp spectrum) blockReader {
+	if d.arithmetic {
+		return d.coder.progressive(sp.first, sp.last, sp.high, sp.low)
+	}
+	first, last, high, low := sp.first, sp.last, sp.high, sp.low
+	return func(s *scanComponent, b *[64]int16) {
+		switch {
+		case first == 0 && high == 0:
+			d.dcFirst(s, b, low)
+		case first == 0:
+			if d.bits.bit() {
+				b[0] |= 1 << low
+			}
+		case high == 0:
+			d.acFirst(s, b, first, last, low)
+		default:
+			d.acRefine(s, b, first, last, low)
+		}
+	}
 }
 
 func (d *decoder) component(id uint8) *component {
@@ -169,9 +216,8 @@ func (d *decoder) resetPredictions() {
 	d.run = 0
 }
 
-// eachBlock calls decode for the blocks of some rows of MCUs in the order of the file. place gives where the coefficients
-// of a component lie, and the row of blocks that they begin with.
-func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*scanComponent, *[64]int16), place func(i int) ([]int16, int)) error {
+// eachBlock reads the blocks of some rows of MCUs in the order of the file.
+func (d *decoder) eachBlock(list []scanComponent, from, to int, read blockReader, place blockPlace) error {
 	columns := d.mcuColumns(list)
 	var coefficients [4][]int16
 	var begin [4]int
@@ -197,7 +243,7 @@ func (d *decoder) eachBlock(list []scanComponent, from, to int, decode func(*sca
 					row := my*s.down + y - begin[i]
 					for x := range s.across {
 						at := 64 * (row*s.stride + mx*s.across + x)
-						decode(s, (*[64]int16)(coefficients[i][at:]))
+						read(s, (*[64]int16)(coefficients[i][at:]))
 					}
 				}
 			}
@@ -243,7 +289,7 @@ func (d *decoder) resync() error {
 }
 
 // sequential decodes a scan band by band; other goroutines turn bands into samples while this one reads on.
-func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *[64]int16)) error {
+func (d *decoder) sequential(list []scanComponent, read blockReader) error {
 	rows, rowSize := d.mcuRows(list), 0
 	for _, s := range list {
 		rowSize += 128 * s.stride * s.down
@@ -263,8 +309,8 @@ func (d *decoder) sequential(list []scanComponent, decode func(*scanComponent, *
 	defer wg.Wait()
 	for from := 0; from < rows; from += height {
 		b, to := <-free, min(from+height, rows)
-		err := d.eachBlock(list, from, to, decode, func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down })
-		if err != nil {
+		place := func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down }
+		if err := d.eachBlock(list, from, to, read, place); err != nil {
 			return err
 		}
 		finish := func() {

@@ -1,6 +1,7 @@
-// Package kernels holds all of mmserve's C and assembly: the operators of ONNX domain "mmserve" that graphs on the cpu provider are
-// made of, and the passes over logits that sampling makes. It knows nothing of sessions; package ort registers the operators with one.
+// Package kernels holds all of mmserve's C and assembly: the operators of ONNX domain "mmserve" that graphs on the cpu
+// provider are made of, and the passes over logits that sampling makes. It knows nothing of sessions; package ort
+// registers the operators with one.
 //
-// Every kernel exists for AVX2 and, where that is faster, for AVX-512 with VNNI. Both give the same bits. On processors with neither
-// there are no operators, and the passes over logits are Go.
+// Every kernel exists for AVX2 and, where that is faster, for AVX-512 with VNNI. Both give the same bits. On processors
+// with neither there are no operators, and the passes over logits are Go.
 package kernels

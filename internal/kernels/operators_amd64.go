@@ -2,8 +2,8 @@
 
 package kernels
 
-// In C11's own mode compilers leave products and sums as they are written. Otherwise GCC joins some of them, not the same in
-// each kernel, and the bits would depend on the processor.
+// In C11's own mode compilers leave products and sums as they are written. Otherwise GCC joins some of them, not the
+// same in each kernel, and the bits would depend on the processor.
 
 // #cgo CFLAGS: -O3 -std=c11 -D_GNU_SOURCE
 // #cgo linux LDFLAGS: -ldl -lpthread
@@ -23,8 +23,8 @@ import (
 // RowLinear4 and CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
 func Available() bool { return C.kernels() != C.KERNELS_NONE }
 
-// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
-// AVX-512 with VNNI.
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve",
+// which needs AVX-512 with VNNI.
 func HasSelfAttention8() bool { return C.kernels() == C.KERNELS_AVX512 }
 
 // limit has the AVX2 kernels used where better ones are there too, for tests; it tells whether there are.
@@ -39,8 +39,8 @@ func limit(on bool) (better bool) {
 
 var registering sync.Mutex
 
-// Register lets the session that an OrtSessionOptions opens use the operators. library is the path that ONNX Runtime was loaded
-// from. The operators of all sessions share the threads of the one that asked for most.
+// Register lets the session that an OrtSessionOptions opens use the operators. library is the path that ONNX Runtime
+// was loaded from. The operators of all sessions share the threads of the one that asked for most.
 func Register(library string, options unsafe.Pointer, threads int) error {
 	registering.Lock()
 	defer registering.Unlock()

@@ -11,8 +11,8 @@ import (
 // RowLinear4 and CachedAttention. They need AVX2 with FMA.
 func Available() bool { return false }
 
-// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve", which needs
-// AVX-512 with VNNI on amd64.
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve",
+// which needs AVX-512 with VNNI on amd64.
 func HasSelfAttention8() bool { return false }
 
 // Register lets a session use the operators. There are none here.

@@ -44,12 +44,13 @@ func (c attentionCase) graph() *onnx.Graph {
 		g.Input("k", onnx.F32, "B", "S", c.kvHeads*c.dim)
 		g.Input("v", onnx.F32, "B", "S", c.kvHeads*c.dim)
 	}
-	in = append(in, g.Input("past_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim), g.Input("past_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim),
-		g.Input("last", onnx.I32, "B"))
+	key := g.Input("past_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
+	value := g.Input("past_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
+	in = append(in, key, value, g.Input("last", onnx.I32, "B"))
 	cos, sin := c.tables()
 	in = append(in, g.F32s("cos", []int{c.maxLen, c.dim / 2}, cos), g.F32s("sin", []int{c.maxLen, c.dim / 2}, sin))
-	g.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": c.heads, "kv_heads": c.kvHeads, "scale": float32(1 / math.Sqrt(float64(c.dim)))},
-		in, []string{"out", "present_key", "present_value"})
+	attrs := onnx.Attrs{"heads": c.heads, "kv_heads": c.kvHeads, "scale": float32(1 / math.Sqrt(float64(c.dim)))}
+	g.Node(onnx.Own, "CachedAttention", attrs, in, []string{"out", "present_key", "present_value"})
 	g.Output("out", onnx.F32, "B", "S", c.heads*c.dim)
 	g.Output("present_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
 	g.Output("present_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
@@ -137,7 +138,9 @@ func (l *attentionLayer) run(first, width int, last []int32, qkv []float32) ([]f
 				at += n * l.dim
 			}
 		}
-		in = append(in, view(l.t, parts[0], rows, width, l.heads*l.dim), view(l.t, parts[1], rows, width, l.kvHeads*l.dim), view(l.t, parts[2], rows, width, l.kvHeads*l.dim))
+		for i, heads := range []int{l.heads, l.kvHeads, l.kvHeads} {
+			in = append(in, view(l.t, parts[i], rows, width, heads*l.dim))
+		}
 	}
 	slot := l.kvHeads * l.maxLen * l.dim
 	key, _ := ort.View(l.key.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
@@ -274,7 +277,8 @@ func TestCachedAttentionRefuses(t *testing.T) {
 	c := attentionCase{heads: 2, kvHeads: 1, dim: 16, maxLen: 16, slots: 1, packed: true}
 	l := newAttentionLayer(t, c)
 	for _, last := range []int32{16, 0, -1} {
-		if _, err := l.run(0, 2, []int32{last}, randoms(1, 2*4*16)); err == nil || !strings.Contains(err.Error(), "last position") {
+		_, err := l.run(0, 2, []int32{last}, randoms(1, 2*4*16))
+		if err == nil || !strings.Contains(err.Error(), "last position") {
 			t.Errorf("two positions up to %d: %v", last, err)
 		}
 	}
@@ -307,7 +311,8 @@ func linearGraph(k, activation int) *onnx.Graph {
 	g.F32s("scale", []int{channels}, scale)
 	g.Inline("start", onnx.I32, []int{channels}, start)
 	g.F32s("bias", []int{n}, randoms(uint64(k), n))
-	g.Node(onnx.Own, "RowLinear8", onnx.Attrs{"k": k, "n": n, "activation": activation}, []string{"x", "w", "scale", "start", "bias"}, []string{"y"})
+	attrs := onnx.Attrs{"k": k, "n": n, "activation": activation}
+	g.Node(onnx.Own, "RowLinear8", attrs, []string{"x", "w", "scale", "start", "bias"}, []string{"y"})
 	g.Output("y", onnx.F32, "R", n)
 	return g
 }
@@ -328,7 +333,8 @@ func linearGraph4(k, n, activation int) *onnx.Graph {
 	g.Inline("w", onnx.U8, []int{panels, blocks, 256}, weights)
 	g.Inline("scale", onnx.BF16, []int{panels, blocks, 16}, scales)
 	g.F32s("bias", []int{n}, randoms(uint64(k), n))
-	g.Node(onnx.Own, "RowLinear4", onnx.Attrs{"k": k, "n": n, "activation": activation}, []string{"x", "w", "scale", "bias"}, []string{"y"})
+	attrs := onnx.Attrs{"k": k, "n": n, "activation": activation}
+	g.Node(onnx.Own, "RowLinear4", attrs, []string{"x", "w", "scale", "bias"}, []string{"y"})
 	if activation == 1 {
 		n /= 2
 	}
@@ -394,7 +400,8 @@ func TestKernelsAgree(t *testing.T) {
 	})
 }
 
-// selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim], or packed into one.
+// selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim], or packed into
+// one.
 func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed bool) []float32 {
 	t.Helper()
 	g, names, row := onnx.New("self"), []string{"q", "k", "v"}, heads*dim
@@ -404,7 +411,8 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 	for _, in := range names {
 		g.Input(in, onnx.F32, "B", "N", row)
 	}
-	g.Node(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}, names, []string{"y"})
+	attrs := onnx.Attrs{"heads": heads, "scale": float32(1 / math.Sqrt(float64(dim)))}
+	g.Node(onnx.Own, "SelfAttention8", attrs, names, []string{"y"})
 	g.Output("y", onnx.F32, "B", "N", heads*dim)
 	session, err := ort.NewSession(g, ort.Options{Threads: 2})
 	if err != nil {
@@ -414,7 +422,8 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 	size := blocks * n * heads * dim
 	in := []ort.Tensor{view(t, x, blocks, n, row)}
 	if !packed {
-		in = []ort.Tensor{view(t, x[:size], blocks, n, row), view(t, x[size:2*size], blocks, n, row), view(t, x[2*size:], blocks, n, row)}
+		q, k, v := x[:size], x[size:2*size], x[2*size:]
+		in = []ort.Tensor{view(t, q, blocks, n, row), view(t, k, blocks, n, row), view(t, v, blocks, n, row)}
 	}
 	y := alloc(t, size)
 	out, _ := ort.View(y.Slice(), blocks, n, heads*dim)
@@ -425,8 +434,8 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 	return y.Slice()
 }
 
-// TestSelfAttention8 compares with the textbook: scores that are nearly alike, and ones of which some stand out; keys that
-// share a large part; blocks alone and beside others; q, k and v in one.
+// TestSelfAttention8 compares with the textbook: scores that are nearly alike, and ones of which some stand out; keys
+// that share a large part; blocks alone and beside others; q, k and v in one.
 func TestSelfAttention8(t *testing.T) {
 	startLibrary(t)
 	if !kernels.HasSelfAttention8() {

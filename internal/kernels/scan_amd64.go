@@ -15,7 +15,8 @@ import "unsafe"
 // vectorized says that the processor has AVX2 and FMA.
 var vectorized = C.kernels() != C.KERNELS_NONE
 
-// Peaks writes the largest of each PeakLen of x to peaks, [⌈len(x)/PeakLen⌉]; -Inf where there is none. NaN counts as -Inf.
+// Peaks writes the largest of each PeakLen of x to peaks, [⌈len(x)/PeakLen⌉]; -Inf where there is none. NaN counts as
+// -Inf.
 func Peaks(peaks, x []float32) {
 	if !vectorized || len(x) == 0 {
 		peaksScalar(peaks, x)
@@ -25,8 +26,8 @@ func Peaks(peaks, x []float32) {
 	C.scan_peaks((*C.float)(unsafe.SliceData(peaks)), (*C.float)(unsafe.SliceData(x)), C.int64_t(len(x)))
 }
 
-// ExpSums returns Σ w and Σ w·d over d = (x - best)·scale that are above least, which is MinExp or more; w = exp(d). No x is above
-// best.
+// ExpSums returns Σ w and Σ w·d over d = (x - best)·scale that are above least, which is MinExp or more; w = exp(d). No
+// x is above best.
 func ExpSums(x []float32, best, scale, least float32) (weight, weighted float64) {
 	if !vectorized || len(x) == 0 {
 		return expSumsScalar(x, best, scale, least)

@@ -13,9 +13,9 @@ var fusedAttention struct {
 	right map[string]bool // by Provider.String
 }
 
-// FusedAttention tells whether a provider's fused attention gives what its plain operators give, for as many positions as
-// take it through all of its kernels. It was wrong by some per cent, without an error, from 32 positions on where the
-// driver's subgroups are 8 wide, as Mesa's software Vulkan's are on a processor with AVX2.
+// FusedAttention tells whether a provider's fused attention gives what its plain operators give, for as many positions
+// as take it through all of its kernels. It was wrong by some per cent, without an error, from 32 positions on where
+// the driver's subgroups are 8 wide, as Mesa's software Vulkan's are on a processor with AVX2.
 func FusedAttention(o Options) (bool, error) {
 	fusedAttention.Lock()
 	defer fusedAttention.Unlock()
@@ -32,8 +32,9 @@ func FusedAttention(o Options) (bool, error) {
 		return g.Op("Transpose", onnx.Attrs{"perm": perm}, g.Op("Reshape", nil, x, g.I64s(1, n, heads, dim)))
 	}
 	fused := g.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": float32(1)}, in[:]...)
-	shares := g.Op("Softmax", onnx.Attrs{"axis": -1}, g.Op("MatMul", nil, split(in[0], 0, 2, 1, 3), split(in[1], 0, 2, 3, 1)))
-	plain := g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, g.Op("MatMul", nil, shares, split(in[2], 0, 2, 1, 3)))
+	q, k, v := split(in[0], 0, 2, 1, 3), split(in[1], 0, 2, 3, 1), split(in[2], 0, 2, 1, 3)
+	shares := g.Op("Softmax", onnx.Attrs{"axis": -1}, g.Op("MatMul", nil, q, k))
+	plain := g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, g.Op("MatMul", nil, shares, v))
 	off := g.Op("Sub", nil, g.Op("Reshape", nil, fused, g.I64s(-1)), g.Op("Reshape", nil, plain, g.I64s(-1)))
 	g.Node("", "Abs", nil, []string{off}, []string{"off"})
 	g.Output("off", onnx.F32, n*heads*dim)

@@ -17,8 +17,8 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-// Device is an accelerator with the memory that all sessions on it share. Copies take turns with runs where the provider
-// cannot do two things at a time: on webgpu, a copy during a run corrupts or crashes.
+// Device is an accelerator with the memory that all sessions on it share. Copies take turns with runs where the
+// provider cannot do two things at a time: on webgpu, a copy during a run corrupts or crashes.
 type Device struct {
 	name, memory string
 	id           int
@@ -205,7 +205,8 @@ func (s *Session) Tensor(t onnx.DType, dims ...int) (Tensor, error) {
 		return Tensor{}, err
 	}
 	shape := v.GetShape()
-	if err := apiError(C.device_tensor(a, allocator, (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(t), &v.raw)); err != nil {
+	dimensions, axes := (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape))
+	if err := apiError(C.device_tensor(a, allocator, dimensions, axes, C.int(t), &v.raw)); err != nil {
 		return Tensor{}, fmt.Errorf("reserve %d bytes on %s: %w", v.bytes(), s.device.Name(), err)
 	}
 	if err := v.hold(a); err != nil {
@@ -236,8 +237,8 @@ func (s *Session) reach() error {
 	return nil
 }
 
-// release frees what the session reserved on its device, in the one order that does not abort the process: tensors, then
-// the allocator; the session is next.
+// release frees what the session reserved on its device, in the one order that does not abort the process: tensors,
+// then the allocator; the session is next.
 func (s *Session) release() error {
 	if s.allocator == nil {
 		return nil
@@ -267,7 +268,9 @@ func (t Tensor) Start(dims ...int) (Tensor, error) {
 		return Tensor{}, err
 	}
 	shape := v.GetShape()
-	if err := apiError(C.device_alias(a, of.raw, C.size_t(v.bytes()), (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape)), C.int(v.t), &v.raw)); err != nil {
+	dimensions, axes := (*C.int64_t)(unsafe.SliceData(shape)), C.size_t(len(shape))
+	bytes := C.size_t(v.bytes())
+	if err := apiError(C.device_alias(a, of.raw, bytes, dimensions, axes, C.int(v.t), &v.raw)); err != nil {
 		return Tensor{}, err
 	}
 	if err := v.hold(a); err != nil {
@@ -277,7 +280,8 @@ func (t Tensor) Start(dims ...int) (Tensor, error) {
 	return Tensor{v}, nil
 }
 
-// Copy copies src over dst, which has as many bytes. At least one of them is on a device; where both are, it is the same.
+// Copy copies src over dst, which has as many bytes. At least one of them is on a device; where both are, it is the
+// same.
 func Copy(dst, src Tensor) error {
 	d, err := src.device()
 	if err != nil {
@@ -362,7 +366,8 @@ func (s *Session) admit(in, out []Tensor) error {
 	return nil
 }
 
-// findCrossing asks which inputs and outputs lie on the device for the graph: shapes and the like are read by the processor.
+// findCrossing asks which inputs and outputs lie on the device for the graph: shapes and the like are read by the
+// processor.
 func (s *Session) findCrossing(in, out int) error {
 	a, err := api()
 	if err != nil {
@@ -373,7 +378,8 @@ func (s *Session) findCrossing(in, out int) error {
 		return err
 	}
 	s.crosses = bytes.Repeat([]byte{1}, in+out)
-	return apiError(C.device_crossing(a, (*C.OrtSession)(session), C.size_t(in), C.size_t(out), (*C.char)(unsafe.Pointer(&s.crosses[0]))))
+	crosses := (*C.char)(unsafe.Pointer(&s.crosses[0]))
+	return apiError(C.device_crossing(a, (*C.OrtSession)(session), C.size_t(in), C.size_t(out), crosses))
 }
 
 func (s *Session) where() string {

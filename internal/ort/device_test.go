@@ -77,7 +77,8 @@ func TestDeviceTensor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := errors.Join(
-		Copy(x, h), a.Run([]Tensor{x}, []Tensor{x}), b.Run([]Tensor{x}, []Tensor{y}), a.Run([]Tensor{part}, []Tensor{part}), Copy(x, y), Copy(h, x),
+		Copy(x, h), a.Run([]Tensor{x}, []Tensor{x}), b.Run([]Tensor{x}, []Tensor{y}),
+		a.Run([]Tensor{part}, []Tensor{part}), Copy(x, y), Copy(h, x),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,8 @@ func TestDeviceTensor(t *testing.T) {
 	}
 }
 
-// To a session elsewhere, the device's memory would be an address of its own: it would read and write there without a word.
+// To a session elsewhere, the device's memory would be an address of its own: it would read and write there without a
+// word.
 func TestDeviceTensorElsewhere(t *testing.T) {
 	p := requireWebGPU(t)
 	device, cpu := addOne(t, p, onnx.F32), addOne(t, Provider{}, onnx.F32)
@@ -124,8 +126,8 @@ func TestDeviceTensorElsewhere(t *testing.T) {
 	}
 }
 
-// Tensors, then the allocator, then the session: in any other order the process aborts. Who closes a session need not know,
-// and a tensor that has gone with it is refused.
+// Tensors, then the allocator, then the session: in any other order the process aborts. Who closes a session need not
+// know, and a tensor that has gone with it is refused.
 func TestDeviceOrder(t *testing.T) {
 	p := requireWebGPU(t)
 	a, b := addOne(t, p, onnx.F32), addOne(t, p, onnx.F32)
@@ -205,7 +207,8 @@ func TestDeviceTakesTurns(t *testing.T) {
 		work.Go(func() {
 			for range 50 {
 				clear(host)
-				if err := errors.Join(Copy(x, h), s.Run([]Tensor{x}, []Tensor{x}), s.Run([]Tensor{x}, []Tensor{x}), Copy(h, x)); err != nil {
+				in := []Tensor{x}
+				if err := errors.Join(Copy(x, h), s.Run(in, in), s.Run(in, in), Copy(h, x)); err != nil {
 					t.Error(err)
 					return
 				}
@@ -260,8 +263,8 @@ func TestDeviceHalf(t *testing.T) {
 	}
 }
 
-// A session that records its runs plays them over the tensors of the first, in silence, whatever it is given. That is why no
-// provider may be told to.
+// A session that records its runs plays them over the tensors of the first, in silence, whatever it is given. That is
+// why no provider may be told to.
 func TestDeviceRecordedRuns(t *testing.T) {
 	p := requireWebGPU(t)
 	p.options = map[string]string{"enableGraphCapture": "1"} // as ParseProvider would not
@@ -280,8 +283,8 @@ func TestDeviceRecordedRuns(t *testing.T) {
 	}
 }
 
-// The fused attention of a driver with subgroups of 8 is wrong from 32 positions on, without an error. Whether it is must be
-// found out, and is the same each time it is asked.
+// The fused attention of a driver with subgroups of 8 is wrong from 32 positions on, without an error. Whether it is
+// must be found out, and is the same each time it is asked.
 func TestFusedAttention(t *testing.T) {
 	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
 		t.Skip("`make test-webgpu` runs it: its shaders take seconds to compile")

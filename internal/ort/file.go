@@ -37,7 +37,8 @@ func ReadFile(path string) (File, error) {
 }
 
 // OpenFile loads a model file; its external data lies beside it. Run then takes all its inputs, in order, and gives the
-// outputs of the given names. A file that names mmserve's own operators, or data elsewhere, is refused before ONNX Runtime sees it.
+// outputs of the given names. A file that names mmserve's own operators, or data elsewhere, is refused before ONNX
+// Runtime sees it.
 func OpenFile(f File, outputs []string, o Options) (*Session, error) {
 	if f.Domains[onnx.Own] {
 		return nil, fmt.Errorf("%s: operators of domain %q are for graphs that mmserve builds, not for model files", f.Path, onnx.Own)
@@ -56,8 +57,8 @@ func OpenFile(f File, outputs []string, o Options) (*Session, error) {
 	})
 }
 
-// checkData judges one file of external data: a regular file below the model's folder that has all that is asked of it. A link may
-// lead to where the model file itself is a link to, as in the hub's cache.
+// checkData judges one file of external data: a regular file below the model's folder that has all that is asked of it.
+// A link may lead to where the model file itself is a link to, as in the hub's cache.
 func (f File) checkData(name string) error {
 	if !filepath.IsLocal(name) || strings.Contains(name, `\`) {
 		return errors.New("want a path below the model's folder")

@@ -26,7 +26,8 @@ func writeGraph(t *testing.T, path string, g *onnx.Graph) File {
 	return f
 }
 
-// TestModelFilesHaveNoOwnOperators holds both that a file with them is refused by name and that its session would not know them.
+// TestModelFilesHaveNoOwnOperators holds both that a file with them is refused by name and that its session would not
+// know them.
 func TestModelFilesHaveNoOwnOperators(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
@@ -34,9 +35,11 @@ func TestModelFilesHaveNoOwnOperators(t *testing.T) {
 	}
 	g := onnx.New("own")
 	g.Input("x", onnx.F32, "R", 16)
-	w, scale := g.Inline("w", onnx.I8, []int{1, 4, 16, 4}, make([]byte, 256)), g.F32s("scale", []int{16}, make([]float32, 16))
+	w := g.Inline("w", onnx.I8, []int{1, 4, 16, 4}, make([]byte, 256))
+	scale := g.F32s("scale", []int{16}, make([]float32, 16))
 	start := g.Inline("start", onnx.I32, []int{16}, make([]byte, 64))
-	g.Node(onnx.Own, "RowLinear8", onnx.Attrs{"k": 16, "n": 16, "activation": 0}, []string{"x", w, scale, start}, []string{"y"})
+	attrs := onnx.Attrs{"k": 16, "n": 16, "activation": 0}
+	g.Node(onnx.Own, "RowLinear8", attrs, []string{"x", w, scale, start}, []string{"y"})
 	g.Output("y", onnx.F32, "R", 16)
 	f := writeGraph(t, filepath.Join(t.TempDir(), "own.onnx"), g)
 	_, err := OpenFile(f, []string{"y"}, Options{})
@@ -64,7 +67,8 @@ func TestExternalDataStaysInTheFolder(t *testing.T) {
 	dir, blobs := filepath.Join(root, "model"), filepath.Join(root, "blobs")
 	must(os.MkdirAll(filepath.Join(dir, "sub"), 0o755))
 	must(os.Mkdir(blobs, 0o755))
-	for _, p := range []string{filepath.Join(root, "secret"), filepath.Join(dir, "data"), filepath.Join(dir, "sub", "data"), filepath.Join(blobs, "b")} {
+	secret, data := filepath.Join(root, "secret"), filepath.Join(dir, "data")
+	for _, p := range []string{secret, data, filepath.Join(dir, "sub", "data"), filepath.Join(blobs, "b")} {
 		must(os.WriteFile(p, make([]byte, 16), 0o644))
 	}
 	must(os.WriteFile(filepath.Join(dir, "short"), make([]byte, 15), 0o644))
@@ -98,8 +102,8 @@ func TestExternalDataStaysInTheFolder(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{
-		filepath.Join(root, "secret"), filepath.Join(dir, "data"), "../secret", "sub/../../secret", "link", "up/secret", "pipe", "short", "gone", "",
-		".", "sub", `..\secret`, "hub",
+		secret, data, "../secret", "sub/../../secret", "link", "up/secret", "pipe", "short", "gone", "", ".", "sub",
+		`..\secret`, "hub",
 	} {
 		if err := open(filepath.Join(dir, "m.onnx"), bad); err == nil || !strings.Contains(err.Error(), "external data") {
 			t.Errorf("%q: got %v, want a refusal", bad, err)

@@ -75,7 +75,13 @@ func FindLibrary(named string) (string, error) {
 	return "", ErrNoLibrary
 }
 
-var systemDirs = []string{"/usr/local/lib", "/usr/lib/" + map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH] + "-linux-gnu", "/usr/lib", "/opt/homebrew/lib", "/opt/onnxruntime/lib"}
+// machines are Go's architectures as Debian's library folders are named by them.
+var machines = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+
+var systemDirs = []string{
+	"/usr/local/lib", "/usr/lib/" + machines[runtime.GOARCH] + "-linux-gnu", "/usr/lib", "/opt/homebrew/lib",
+	"/opt/onnxruntime/lib",
+}
 
 func isFile(p string) bool {
 	st, err := os.Stat(p)

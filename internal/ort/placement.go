@@ -23,9 +23,9 @@ type Placement struct {
 	Fallbacks map[string]int
 }
 
-// plumbing lists the operators that may run on the processor whatever the provider, and why each. They compute shapes and
-// positions, a few integers that decide how a kernel is launched and that providers want in the processor's memory; where
-// they move more than that, ONNX Runtime puts them there only for want of a kernel for integers.
+// plumbing lists the operators that may run on the processor whatever the provider, and why each. They compute shapes
+// and positions, a few integers that decide how a kernel is launched and that providers want in the processor's memory;
+// where they move more than that, ONNX Runtime puts them there only for want of a kernel for integers.
 var plumbing = map[string]string{
 	"Shape":           "reads a shape, which the processor holds",
 	"Size":            "reads a shape, which the processor holds",
@@ -64,9 +64,9 @@ var plumbing = map[string]string{
 	"Identity":        "names a value",
 }
 
-// judge counts where nodes run, and refuses work that fell back to the processor unless that is allowed. reckons, unless nil,
-// tells of the graph's nodes by name whether they touch integers only; without it, an operator that can be plumbing is
-// taken for it.
+// judge counts where nodes run, and refuses work that fell back to the processor unless that is allowed. reckons,
+// unless nil, tells of the graph's nodes by name whether they touch integers only; without it, an operator that can be
+// plumbing is taken for it.
 func (p Provider) judge(nodes []node, reckons func(string) bool, allow bool) (Placement, error) {
 	at := Placement{Provider: p.Name(), Nodes: map[string]int{}, Fallbacks: map[string]int{}}
 	for _, n := range nodes {

@@ -45,8 +45,8 @@ type kind struct {
 	library string
 	// needs says what else must be there, for whoever has to install it.
 	needs string
-	// auto is its place among those that "auto" tries, the highest first; 0 is never. worth, unless nil, says why it is not
-	// worth a try on this machine.
+	// auto is its place among those that "auto" tries, the highest first; 0 is never. worth, unless nil, says why it is
+	// not worth a try on this machine.
 	auto  int
 	worth func() error
 	// options may be set; defaults are set unless the user says otherwise.
@@ -66,8 +66,8 @@ func register(k *kind) { kinds[k.name] = k }
 // works here: see Probe.
 func Providers() []string { return slices.Sorted(maps.Keys(kinds)) }
 
-// ParseProvider reads NAME or NAME:key=value,key=value. A name, a key or a value that is not allowed is an error that says
-// what is.
+// ParseProvider reads NAME or NAME:key=value,key=value. A name, a key or a value that is not allowed is an error that
+// says what is.
 func ParseProvider(text string) (Provider, error) {
 	name, settings, _ := strings.Cut(text, ":")
 	k, ok := kinds[name]
@@ -88,7 +88,8 @@ func ParseProvider(text string) (Provider, error) {
 		case !known && len(k.options) == 0:
 			return Provider{}, fmt.Errorf("execution provider %s: unknown option %q; it takes none", name, key)
 		case !known:
-			return Provider{}, fmt.Errorf("execution provider %s: unknown option %q; it takes %s", name, key, strings.Join(slices.Sorted(maps.Keys(k.options)), ", "))
+			all := strings.Join(slices.Sorted(maps.Keys(k.options)), ", ")
+			return Provider{}, fmt.Errorf("execution provider %s: unknown option %q; it takes %s", name, key, all)
 		case !ok:
 			return Provider{}, fmt.Errorf("execution provider %s: option %q has no value; want %s=%s", name, key, key, o.allowed)
 		case !o.ok(value):
@@ -149,8 +150,8 @@ func (p Provider) configure(so *ort.SessionOptions, threads int) error {
 	return nil
 }
 
-// present says whether the provider's library is where ONNX Runtime looks for it. Asked without it, ONNX Runtime says less
-// and writes it on the terminal.
+// present says whether the provider's library is where ONNX Runtime looks for it. Asked without it, ONNX Runtime says
+// less and writes it on the terminal.
 func (k *kind) present() error {
 	_, library := Loaded()
 	if k.library == "" || library == "" {
@@ -211,13 +212,14 @@ func (k *kind) plain() Provider { return Provider{kind: k, options: maps.Clone(k
 // Working probes a provider without settings, of those that Providers lists.
 func Working(name string) error { return kinds[name].plain().Probe() }
 
-// Probe runs a small graph on the provider, and checks that it ran there. Only this shows that the provider works: being
-// compiled into the library is not enough.
+// Probe runs a small graph on the provider, and checks that it ran there. Only this shows that the provider works:
+// being compiled into the library is not enough.
 func (p Provider) Probe() error {
 	g := onnx.New("probe")
 	g.Input("x", onnx.F32, "n", 4)
-	w := g.F32s("w", []int{4, 4}, []float32{2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2})
-	g.Node("", "Add", nil, []string{g.Op("MatMul", nil, "x", w), g.F32s("one", []int{4}, []float32{1, 1, 1, 1})}, []string{"y"})
+	twice := g.Op("MatMul", nil, "x", g.F32s("w", []int{4, 4}, []float32{2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2}))
+	one := g.F32s("one", []int{4}, []float32{1, 1, 1, 1})
+	g.Node("", "Add", nil, []string{twice, one}, []string{"y"})
 	g.Output("y", onnx.F32, "n", 4)
 	s, err := NewSession(g, Options{Provider: p, Threads: 1})
 	if err != nil {

@@ -30,9 +30,11 @@ func init() {
 			"use_ep_level_unified_stream":        flag,
 			"use_tf32":                           flag,
 		},
-		// The arena holds nothing that was not asked for, so that the KV cache can be sized by what is free; a search over all
-		// convolutions would be paid for at each new number of tiles; and float32 means float32.
-		defaults: map[string]string{"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"},
+		// The arena holds nothing that was not asked for, so that the KV cache can be sized by what is free; a search over
+		// all convolutions would be paid for at each new number of tiles; and float32 means float32.
+		defaults: map[string]string{
+			"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0",
+		},
 		configure: func(so *ort.SessionOptions, _ int, options map[string]string) error {
 			o, err := ort.NewCUDAProviderOptions()
 			if err != nil {

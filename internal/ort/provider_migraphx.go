@@ -2,9 +2,8 @@ package ort
 
 import ort "github.com/yalue/onnxruntime_go"
 
-// AMD GPUs, with programs that MIGraphX compiles for each shape. It has no stateful attention: graphs that mmserve builds
-// need --allow-cpu-fallback.
-// Reference: onnxruntime/core/providers/migraphx/migraphx_execution_provider_info.h.
+// AMD GPUs, with programs that MIGraphX compiles for each shape. It has no stateful attention: graphs that mmserve
+// builds need --allow-cpu-fallback. Reference: onnxruntime/core/providers/migraphx/migraphx_execution_provider_info.h.
 func init() {
 	register(&kind{
 		name: "migraphx", ep: "MIGraphXExecutionProvider", memory: "Hip",

@@ -6,8 +6,8 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 )
 
-// openvinoDevice is a device of OpenVINO's, in one of its modes or without. Lists of devices hold commas, which end an option
-// here: AUTO stands for all.
+// openvinoDevice is a device of OpenVINO's, in one of its modes or without. Lists of devices hold commas, which end an
+// option here: AUTO stands for all.
 var openvinoDevice = regexp.MustCompile(`^(AUTO|((AUTO|HETERO|MULTI):)?(CPU|GPU|NPU)(\.[0-9]+)?)$`)
 
 // Intel's processors, GPUs and NPUs, in builds of ONNX Runtime that have OpenVINO.

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// option is a setting of a provider: what it may be, in words and as a check. ONNX Runtime ignores keys it does not know,
-// and some values as well.
+// option is a setting of a provider: what it may be, in words and as a check. ONNX Runtime ignores keys it does not
+// know, and some values as well.
 type option struct {
 	allowed string
 	ok      func(string) bool
@@ -21,8 +21,8 @@ func oneOf(values ...string) option {
 // flag is a setting that is on or off.
 var flag = oneOf("0", "1")
 
-// unrecorded is a setting that has a provider record a session's first runs and play them again, over the memory that they were
-// recorded with, whatever tensors later runs are given. mmserve's runs are not of one shape over one memory.
+// unrecorded is a setting that has a provider record a session's first runs and play them again, over the memory that
+// they were recorded with, whatever tensors later runs are given. mmserve's runs are not of one shape over one memory.
 var unrecorded = option{"0: a recorded run would be played over another request's memory", func(s string) bool { return s == "0" }}
 
 // whole is a number without a fraction, in a range.

@@ -2,8 +2,8 @@ package ort
 
 import ort "github.com/yalue/onnxruntime_go"
 
-// NVIDIA GPUs, with engines that TensorRT compiles for each range of shapes. It knows none of ONNX Runtime's own operators:
-// graphs that mmserve builds need --allow-cpu-fallback, ready-made graphs of plain operators do not.
+// NVIDIA GPUs, with engines that TensorRT compiles for each range of shapes. It knows none of ONNX Runtime's own
+// operators: graphs that mmserve builds need --allow-cpu-fallback, ready-made graphs of plain operators do not.
 // Reference: include/onnxruntime/core/providers/tensorrt/tensorrt_provider_options.h.
 func init() {
 	register(&kind{

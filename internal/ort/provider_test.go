@@ -90,7 +90,8 @@ func TestListedIsNotThere(t *testing.T) {
 	if p.is().present() == nil {
 		t.Skip("this library brings the provider")
 	}
-	if err := p.Probe(); err == nil || !strings.Contains(err.Error(), "failed to load") || !strings.Contains(err.Error(), "cuDNN 9") {
+	err = p.Probe()
+	if err == nil || !strings.Contains(err.Error(), "failed to load") || !strings.Contains(err.Error(), "cuDNN 9") {
 		t.Errorf("got %v, want that it failed to load, and what it needs", err)
 	}
 }
@@ -106,7 +107,12 @@ func TestMissingProviders(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.Probe(); err != nil && (!strings.HasPrefix(err.Error(), "execution provider "+name+": ") || !strings.Contains(err.Error(), "needs ")) {
+		err = p.Probe()
+		if err == nil {
+			continue
+		}
+		says := err.Error()
+		if !strings.HasPrefix(says, "execution provider "+name+": ") || !strings.Contains(says, "needs ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -145,7 +151,8 @@ func requireWebGPU(t *testing.T) Provider {
 
 func TestProbeWebGPU(t *testing.T) { requireWebGPU(t) }
 
-// Without a Vulkan driver the provider must fail cleanly. The loader looks for drivers once in a process: this is another.
+// Without a Vulkan driver the provider must fail cleanly. The loader looks for drivers once in a process: this is
+// another.
 func TestWebGPUWithoutDriver(t *testing.T) {
 	if os.Getenv("VK_DRIVER_FILES") == "/nowhere.json" {
 		startLibrary(t)
@@ -165,13 +172,14 @@ func TestWebGPUWithoutDriver(t *testing.T) {
 	}
 }
 
-// Shape plumbing stays on the processor and is no reason to refuse; work is. It is told apart by what it computes with, not
-// by its name: an Add of lengths is plumbing, an Add of activations is not.
+// Shape plumbing stays on the processor and is no reason to refuse; work is. It is told apart by what it computes with,
+// not by its name: an Add of lengths is plumbing, an Add of activations is not.
 func TestJudge(t *testing.T) {
 	g := onnx.New("g")
 	x := g.Input("x", onnx.F32, "n", 4)
 	rows := g.Op("Shape", onnx.Attrs{"end": 1}, x)
-	g.Node("", "Expand", nil, []string{x, g.Op("Concat", onnx.Attrs{"axis": 0}, g.Op("Add", nil, rows, g.I64s(0)), g.I64s(4))}, []string{"wide"})
+	shape := g.Op("Concat", onnx.Attrs{"axis": 0}, g.Op("Add", nil, rows, g.I64s(0)), g.I64s(4))
+	g.Node("", "Expand", nil, []string{x, shape}, []string{"wide"})
 	g.Node("", "Add", nil, []string{"wide", x}, []string{"y"})
 	g.Output("y", onnx.F32, "n", 4)
 
@@ -180,7 +188,10 @@ func TestJudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	device, host := p.is().ep, cpuName
-	nodes := []node{{host, "", "Shape", "n.2"}, {host, "", "Add", "n.5"}, {host, "", "Concat", "n.8"}, {device, "", "Expand", "n.9"}, {device, "", "Add", "n.10"}}
+	nodes := []node{
+		{host, "", "Shape", "n.2"}, {host, "", "Add", "n.5"}, {host, "", "Concat", "n.8"},
+		{device, "", "Expand", "n.9"}, {device, "", "Add", "n.10"},
+	}
 	at, err := p.judge(nodes, g.Reckons, false)
 	if err != nil || at.Nodes[host] != 3 || at.Nodes[device] != 2 || len(at.Fallbacks) != 0 {
 		t.Errorf("plumbing: %v, %v", at, err)
@@ -196,7 +207,8 @@ func TestJudge(t *testing.T) {
 	if _, err := p.judge(nodes, nil, false); err == nil || !strings.Contains(err.Error(), "1 GroupQueryAttention of") {
 		t.Errorf("attention on the processor: %v", err)
 	}
-	if _, err := p.judge([]node{{host, "", "Shape", "n.2"}}, g.Reckons, true); err == nil || !strings.Contains(err.Error(), "took no node") {
+	_, err = p.judge([]node{{host, "", "Shape", "n.2"}}, g.Reckons, true)
+	if err == nil || !strings.Contains(err.Error(), "took no node") {
 		t.Errorf("a provider without a node: %v", err)
 	}
 	if at, err := (Provider{}).judge(nodes, nil, false); err != nil || len(at.Fallbacks) != 0 {
@@ -226,7 +238,8 @@ func plumbed() *onnx.Graph {
 	g := onnx.New("plumbed")
 	x := g.Input("x", onnx.F32, "n", 3, 8, 8)
 	lengths := g.Input("lengths", onnx.I64, "m")
-	c := g.Op("Conv", onnx.Attrs{"kernel_shape": []int{2, 2}, "strides": []int{2, 2}}, x, g.F32s("w", []int{4, 3, 2, 2}, make([]float32, 48)))
+	w := g.F32s("w", []int{4, 3, 2, 2}, make([]float32, 48))
+	c := g.Op("Conv", onnx.Attrs{"kernel_shape": []int{2, 2}, "strides": []int{2, 2}}, x, w)
 	g.Node("", "Gather", nil, []string{c, g.Op("Slice", nil, lengths, g.I64s(0), g.I64s(1))}, []string{"y"})
 	g.Output("y", onnx.F32, 1, 4, 4, 4)
 	return g
@@ -262,8 +275,8 @@ func TestWebGPUAllowsPlumbing(t *testing.T) {
 	}
 }
 
-// In ONNX Runtime's own choice of layout its report of where nodes run has transpositions that it put in, and not the graph's
-// nodes: what falls back to the processor would not be seen.
+// In ONNX Runtime's own choice of layout its report of where nodes run has transpositions that it put in, and not the
+// graph's nodes: what falls back to the processor would not be seen.
 func TestWebGPUReportsNodes(t *testing.T) {
 	p := requireWebGPU(t)
 	g := plumbed()
@@ -309,7 +322,8 @@ func TestWebGPURefusesFallback(t *testing.T) {
 	x := g.Input("x", onnx.F32, "n", 4)
 	g.Node("", "Det", nil, []string{g.Op("Reshape", nil, g.Op("Mul", nil, x, x), g.I64s(-1, 2, 2))}, []string{"y"})
 	g.Output("y", onnx.F32, "n")
-	if _, err := NewSession(g, Options{Provider: p, Threads: 1}); err == nil || !strings.Contains(err.Error(), "1 Det of") {
+	_, err := NewSession(g, Options{Provider: p, Threads: 1})
+	if err == nil || !strings.Contains(err.Error(), "1 Det of") {
 		t.Errorf("got %v, want a refusal that names the operator", err)
 	}
 	s, err := NewSession(g, Options{Provider: p, Threads: 1, AllowCPUFallback: true})

@@ -45,8 +45,8 @@ func init() {
 	})
 }
 
-// hasGPU tells whether the system knows a GPU. Without one, Vulkan may still run, on the processor and slower than the cpu
-// provider.
+// hasGPU tells whether the system knows a GPU. Without one, Vulkan may still run, on the processor and slower than the
+// cpu provider.
 func hasGPU() error {
 	if runtime.GOOS != "linux" {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/x448/float16"
 )
 
-// BenchmarkRoofline measures what bounds a model on a provider: how fast its memory is read and written, and how fast it
-// multiplies square matrices of a side. MMSERVE_BENCH_PROVIDER, MMSERVE_BENCH_PRECISION (fp32 or fp16) and
+// BenchmarkRoofline measures what bounds a model on a provider: how fast its memory is read and written, and how fast
+// it multiplies square matrices of a side. MMSERVE_BENCH_PROVIDER, MMSERVE_BENCH_PRECISION (fp32 or fp16) and
 // MMSERVE_BENCH_SIDE (1024) choose. A few bytes cross between process and device.
 func BenchmarkRoofline(b *testing.B) {
 	startLibrary(b)
@@ -40,8 +40,12 @@ func BenchmarkRoofline(b *testing.B) {
 		link       func(g *onnx.Graph, x, factor, w string) string
 		work       float64 // of one link
 	}{
-		{"copy", "GB/s", func(g *onnx.Graph, x, factor, _ string) string { return g.Op("Mul", nil, x, factor) }, 2 * elements * float64(t.Size())},
-		{"matmul", "GFLOP/s", func(g *onnx.Graph, x, _, w string) string { return g.Op("MatMul", nil, x, w) }, 2 * elements * float64(side)},
+		{"copy", "GB/s", func(g *onnx.Graph, x, factor, _ string) string {
+			return g.Op("Mul", nil, x, factor)
+		}, 2 * elements * float64(t.Size())},
+		{"matmul", "GFLOP/s", func(g *onnx.Graph, x, _, w string) string {
+			return g.Op("MatMul", nil, x, w)
+		}, 2 * elements * float64(side)},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			g := onnx.New(c.name)

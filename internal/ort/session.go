@@ -24,7 +24,8 @@ type Options struct {
 	Opened func(Placement)
 }
 
-// Session is a loaded graph. Run may be called by several goroutines at once; a provider that cannot do that makes them wait.
+// Session is a loaded graph. Run may be called by several goroutines at once; a provider that cannot do that makes them
+// wait.
 type Session struct {
 	s          *ort.DynamicAdvancedSession
 	background *background // nil but for Options.Background
@@ -52,15 +53,18 @@ func NewSession(g graph, o Options) (*Session, error) {
 	})
 }
 
-// source is where a graph comes from. reckons tells of its nodes by name whether they touch integers only; it is nil for a graph
-// that somebody else wrote, which gets none of mmserve's own operators.
+// source is where a graph comes from. reckons tells of its nodes by name whether they touch integers only; it is nil
+// for a graph that somebody else wrote, which gets none of mmserve's own operators.
 type source struct {
 	name    string
 	reckons func(string) bool
 }
 
+// create makes the binding's session with options.
+type create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)
+
 // load opens a session over a graph.
-func load(o Options, from source, create func(*ort.SessionOptions) (*ort.DynamicAdvancedSession, error)) (_ *Session, err error) {
+func load(o Options, from source, create create) (_ *Session, err error) {
 	so, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -139,8 +143,9 @@ func (s *Session) take() (done func()) {
 // Placement says where the graph's nodes run.
 func (s *Session) Placement() Placement { return s.placement }
 
-// Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its file,
-// named them. What the graph gives for an output that is the zero Tensor is dropped, which float16 cannot be: it needs room.
+// Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its
+// file, named them. What the graph gives for an output that is the zero Tensor is dropped, which float16 cannot be: it
+// needs room.
 func (s *Session) Run(in, out []Tensor) error {
 	values := make([]ort.Value, len(in)+len(out))
 	for i, t := range in {

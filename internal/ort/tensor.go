@@ -81,7 +81,8 @@ func View[T Element](data []T, dims ...int) (Tensor, error) {
 	return Tensor{v}, nil
 }
 
-// ViewAs shapes the start of data as values of type t. data must lie in a Memory; a tensor without values needs some, too.
+// ViewAs shapes the start of data as values of type t. data must lie in a Memory; a tensor without values needs some,
+// too.
 func ViewAs(data []byte, t onnx.DType, dims ...int) (Tensor, error) {
 	shape := make(ort.Shape, len(dims))
 	n := t.Size()

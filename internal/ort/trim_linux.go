@@ -22,6 +22,6 @@ import "C"
 // releaseHeap has the C library return free pages of its heaps to the system.
 func releaseHeap() { C.release_heap() }
 
-// returnFreed ends glibc's habit of raising the thresholds below which freed memory stays: malloc_trim does not reach what lies
-// at the top of a thread's heap.
+// returnFreed ends glibc's habit of raising the thresholds below which freed memory stays: malloc_trim does not reach
+// what lies at the top of a thread's heap.
 func returnFreed() { C.return_freed() }

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/mmserve/mmserve/client"
+)
+
+// credentialFlags say how a command speaks to a server, and with what credential. A key is in a file or in the variable
+// MMSERVE_API_KEY: what stands on a command line, everybody on the machine can read.
+type credentialFlags struct {
+	TLS           bool   `name:"tls" env:"MMSERVE_TLS" help:"Speak TLS to the server; --tls-ca and --tls-cert imply it."`
+	TLSCA         string `name:"tls-ca" placeholder:"FILE" env:"MMSERVE_TLS_CA" help:"Authorities of the server's certificate, PEM (default: the system's)."`
+	TLSClientCert string `name:"tls-cert" placeholder:"FILE" env:"MMSERVE_TLS_CLIENT_CERT" help:"Certificate to show the server, PEM."`
+	TLSClientKey  string `name:"tls-key" placeholder:"FILE" env:"MMSERVE_TLS_CLIENT_KEY" help:"Private key of --tls-cert, PEM."`
+	TLSServerName string `name:"tls-server-name" placeholder:"NAME" env:"MMSERVE_TLS_SERVER_NAME" help:"Name in the server's certificate (default: the host that is asked)."`
+	APIKeyFile    string `name:"api-key-file" placeholder:"FILE" env:"MMSERVE_API_KEY_FILE" help:"File with the API key or token to send, which is read for each call (default: the variable MMSERVE_API_KEY)."`
+}
+
+// apiKeyVariable has the key where there is no file.
+const apiKeyVariable = "MMSERVE_API_KEY"
+
+// secure says whether TLS is spoken.
+func (f credentialFlags) secure() bool {
+	return f.TLS || f.TLSCA != "" || f.TLSClientCert != "" || f.TLSServerName != ""
+}
+
+// config is how TLS is spoken.
+func (f credentialFlags) config() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.TLSServerName}
+	if f.TLSCA != "" {
+		pool, err := readPool(f.TLSCA)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-ca: %w", err)
+		}
+		c.RootCAs = pool
+	}
+	if (f.TLSClientCert == "") != (f.TLSClientKey == "") {
+		return nil, errors.New("--tls-cert and --tls-key: want both or neither")
+	}
+	if f.TLSClientCert != "" {
+		pair, err := tls.LoadX509KeyPair(f.TLSClientCert, f.TLSClientKey)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// dial are the options for reaching servers, a list as client.SplitServers takes it.
+func (f credentialFlags) dial(servers string) (creds credentials.TransportCredentials, o []grpc.DialOption, err error) {
+	if f.secure() {
+		c, err := f.config()
+		if err != nil {
+			return nil, nil, err
+		}
+		creds = credentials.NewTLS(c)
+	}
+	if f.APIKeyFile == "" && os.Getenv(apiKeyVariable) == "" {
+		return creds, nil, nil
+	}
+	k := sentKey{path: f.APIKeyFile, far: !allLoopback(servers)}
+	if k.far && creds == nil {
+		return nil, nil, fmt.Errorf("an API key would go to %s in plaintext: want --tls", servers)
+	}
+	if _, err := k.read(); err != nil {
+		return nil, nil, err
+	}
+	return creds, []grpc.DialOption{grpc.WithPerRPCCredentials(k)}, nil
+}
+
+// clientOptions are those of a client for servers.
+func (f credentialFlags) clientOptions(servers string) ([]client.Option, error) {
+	creds, dial, err := f.dial(servers)
+	if err != nil {
+		return nil, err
+	}
+	list := []client.Option{client.WithDialOptions(dial...)}
+	if creds != nil {
+		list = append(list, client.WithTransportCredentials(creds))
+	}
+	return list, nil
+}
+
+// allLoopback says whether all servers of a list are on this machine.
+func allLoopback(servers string) bool {
+	for _, s := range strings.Split(servers, ",") {
+		if !loopback(strings.TrimSpace(s)) {
+			return false
+		}
+	}
+	return true
+}
+
+// sentKey is a key or token that goes with each call.
+type sentKey struct {
+	path string // of its file; empty: the variable has it
+	far  bool   // it leaves this machine
+}
+
+// read gives the key. Its error does not quote it.
+func (k sentKey) read() (string, error) {
+	key, from := []byte(os.Getenv(apiKeyVariable)), apiKeyVariable
+	if k.path != "" {
+		var err error
+		if key, err = os.ReadFile(k.path); err != nil {
+			return "", fmt.Errorf("--api-key-file: %w", err)
+		}
+		from = k.path
+	}
+	key = bytes.TrimSpace(key)
+	for _, b := range key {
+		if b <= ' ' || b > '~' {
+			return "", fmt.Errorf("%s: want one key or token, without spaces", from)
+		}
+	}
+	if len(key) == 0 {
+		return "", fmt.Errorf("%s is empty: want a key or token", from)
+	}
+	return string(key), nil
+}
+
+// GetRequestMetadata implements grpc's credentials.PerRPCCredentials.
+func (k sentKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	key, err := k.read()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"authorization": "Bearer " + key}, nil
+}
+
+// RequireTransportSecurity implements grpc's credentials.PerRPCCredentials.
+func (k sentKey) RequireTransportSecurity() bool { return k.far }

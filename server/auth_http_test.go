@@ -1,0 +1,157 @@
+package server_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/auth"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/server"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// Every path of HTTP wants a role, but for health; errors are in OpenAI's shape.
+func TestHTTPAuth(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
+	chat := func(h ...string) *http.Response { return f.post(t, "/v1/chat/completions", chatBody(""), h...) }
+	get := func(path string) func(...string) *http.Response {
+		return func(h ...string) *http.Response { return f.do(t, http.MethodGet, path, nil, h...) }
+	}
+	for name, c := range map[string]struct {
+		ask    func(...string) *http.Response
+		header []string
+		status int
+	}{
+		"chat":                   {chat, []string{"Authorization", "Bearer " + k.key["acme"]}, 200},
+		"chat, api-key":          {chat, []string{"Api-Key", k.key["acme"]}, 200},
+		"chat, reader":           {chat, []string{"Authorization", "Bearer " + k.key["monitor"]}, 403},
+		"chat, none":             {chat, nil, 401},
+		"chat, another kind":     {chat, []string{"Authorization", "Basic " + k.key["acme"]}, 401},
+		"chat, two":              {chat, []string{"Authorization", "Bearer " + k.key["acme"], "Api-Key", k.key["blue"]}, 401},
+		"chat, of other models":  {chat, []string{"Authorization", "Bearer " + k.key["narrow"]}, 403},
+		"models":                 {get("/v1/models"), []string{"Authorization", "Bearer " + k.key["monitor"]}, 200},
+		"models, none":           {get("/v1/models"), nil, 401},
+		"one model, none":        {get("/v1/models/x"), nil, 401},
+		"beside models, reader":  {get("/v1/modelsx"), []string{"Authorization", "Bearer " + k.key["monitor"]}, 403},
+		"health":                 {get("/health"), nil, 200},
+		"beside health":          {get("/healthx"), nil, 401},
+		"a way around by dots":   {get("/health/../v1/models"), nil, 401},
+		"a way around by slash":  {get("//v1/models"), nil, 401},
+		"no path, none":          {get("/none"), nil, 401},
+		"no path, with a key":    {get("/none"), []string{"Authorization", "Bearer " + k.key["acme"]}, 404},
+		"upper case":             {get("/HEALTH"), nil, 401},
+		"encoded":                {get("/v1%2Fmodels"), nil, 401},
+		"a longer way to health": {get("/health/x"), nil, 401},
+	} {
+		resp := c.ask(c.header...)
+		if c.status == 200 {
+			if body := read(t, resp); resp.StatusCode != 200 {
+				t.Errorf("%s: %d %s", name, resp.StatusCode, body)
+			}
+			continue
+		}
+		message := wantError(t, resp, c.status, "")
+		if challenge := resp.Header.Get("WWW-Authenticate"); (c.status == 401) != strings.HasPrefix(challenge, "Bearer") {
+			t.Errorf("%s: WWW-Authenticate: %q", name, challenge)
+		}
+		if strings.Contains(message, "mms_") {
+			t.Errorf("%s: the error quotes a key", name)
+		}
+	}
+	if log := f.log.String(); strings.Contains(log, "mms_") || !strings.Contains(log, "tenant=acme credential=acme") {
+		t.Errorf("the log has a key, or not whose it was:\n%s", log)
+	}
+}
+
+// A browser asks before it sends a credential, and is told that it may.
+func TestHTTPAuthPreflight(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f, _ := tinyHTTP(t, server.Options{Auth: k.auth, HTTP: server.HTTPOptions{AllowOrigins: []string{"https://a.example"}}})
+	resp := f.do(t, http.MethodOptions, "/v1/chat/completions", nil,
+		"Origin", "https://a.example", "Access-Control-Request-Method", "POST")
+	read(t, resp)
+	if allowed := resp.Header.Get("Access-Control-Allow-Headers"); resp.StatusCode != 204 || !strings.Contains(allowed, "Authorization") {
+		t.Errorf("%d, %q", resp.StatusCode, allowed)
+	}
+}
+
+// Who has no credential is refused before the body has come.
+func TestHTTPUnauthenticatedBeforeTheBody(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
+	began := time.Now()
+	resp, err := f.raw(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+		"Content-Length: 60000000\r\n\r\n{")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != 401 || !resp.Close || time.Since(began) > 10*time.Second {
+		t.Errorf("%d after %v, closed: %t", resp.StatusCode, time.Since(began), resp.Close)
+	}
+}
+
+// What one tenant uploaded, another neither uses nor finds, whatever tenant it names.
+func TestMediaOfCredential(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f, c, _ := withMedia(t, server.Options{Auth: k.auth})
+	data := pngFile(64)
+	as := func(id string) metadata.MD { return metadata.Pairs("authorization", "Bearer "+k.key[id]) }
+	upload := func(id, tenant string) error {
+		stream, err := c.UploadMedia(metadata.NewOutgoingContext(t.Context(), as(id)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range pieces(&pb.UploadMediaHeader{Tenant: tenant}, data, 50) {
+			if stream.Send(m) != nil {
+				break
+			}
+		}
+		_, err = stream.CloseAndRecv()
+		return err
+	}
+	wantCode(t, "a reader uploads", upload("monitor", ""), codes.PermissionDenied)
+	wantCode(t, "nobody uploads", upload("", ""), codes.Unauthenticated)
+	checkViolation(t, upload("acme", "blue"), "header.tenant", "want none, or the credential's own")
+	if err := upload("acme", ""); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{"acme": true, "blue": false, "narrow": true} {
+		ctx := metadata.NewOutgoingContext(t.Context(), as(id))
+		list, err := c.HasMedia(ctx, &pb.HasMediaRequest{Digests: []string{digestOf(data)}})
+		if err != nil || list.GetMedia()[0].GetPresent() != want {
+			t.Errorf("%s finds %v, %v; want it: %t", id, list, err, want)
+		}
+	}
+	blue := metadata.NewOutgoingContext(t.Context(), as("blue"))
+	_, err := c.HasMedia(blue, &pb.HasMediaRequest{Tenant: "acme", Digests: []string{digestOf(data)}})
+	checkViolation(t, err, "tenant", "want none, or the credential's own")
+	in := showing(&pb.Image{Digest: digestOf(data)})
+	_, err = f.Generate(blue, in)
+	wantCode(t, "another tenant's digest", err, codes.NotFound)
+	_, err = f.Generate(metadata.NewOutgoingContext(t.Context(), as("acme")), in)
+	wantCode(t, "its own", err, codes.OK)
+}
+
+// The rate of a tenant is that of its credential, over all its keys.
+func TestQuotaOfCredential(t *testing.T) {
+	two := auth.Entry{ID: "acme-2", Tenant: "acme", Role: auth.User}
+	k := newKeyFile(t, append([]auth.Entry{two}, entries...)...)
+	one, rate := serving.Count(1), 0.01
+	quotas := newQuotas(t, serving.QuotaConfig{Default: serving.Quota{RequestsPerSecond: &rate, Burst: &one}})
+	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{Auth: k.auth, Quotas: quotas})
+	for i, id := range []string{"acme", "acme-2", "blue"} {
+		_, err := f.Generate(bearer(t.Context(), k.key[id]), client.Prompt(client.Text("red")))
+		want := codes.OK
+		if i == 1 {
+			want = codes.ResourceExhausted
+		}
+		wantCode(t, id, err, want)
+	}
+}
