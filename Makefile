@@ -88,13 +88,10 @@ released:
 proto:
 	$(GO) tool -modfile=tools/go.mod buf generate
 
-## clients: the contract for Python and Node, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
+## clients: the contract's stubs for Python, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
 clients:
 	protoc -I proto -I clients/proto --python_out=clients/python --grpc_python_out=clients/python \
 	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/retry.proto
-	rm -rf clients/node/proto && mkdir -p clients/node/proto/mmserve/v1
-	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
-	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
 ## fuzz: every fuzz target for FUZZTIME each
 FUZZTIME ?= 60s
