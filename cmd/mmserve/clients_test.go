@@ -83,7 +83,7 @@ func newForeign(t *testing.T, dir string) *foreign {
 		t.Fatal(err)
 	}
 	c.want = out.GetText()
-	secure, key := startSecured(t)
+	secure, key := startRotating(t)
 	c.env = []string{
 		"TARGET=" + c.target, "BUSY=" + busy, "IMAGE=" + image, "WANT=" + c.want,
 		"SECURE=" + secure.addr, "ROOTS=" + secure.root, "KEY=" + key,
