@@ -113,7 +113,8 @@ func (c *foreign) wantExample(t *testing.T, name, file string) {
 	}
 }
 
-// The stubs for Python are those of the contract, as far as the protoc that made them is here. Node reads the contract itself.
+// The clients have the server's contract: the one for Node a copy, that for Python stubs, which are compared where the protoc
+// is that made them.
 func TestClientStubs(t *testing.T) {
 	read := func(name ...string) string {
 		t.Helper()
@@ -123,7 +124,11 @@ func TestClientStubs(t *testing.T) {
 		}
 		return string(text)
 	}
-	const contract = "mmserve/v1/mmserve.proto"
+	const contract, own = "mmserve/v1/mmserve.proto", "mmserve/retry.proto"
+	node := filepath.Join(clients, "node", "proto")
+	if read(node, contract) != read("..", "..", "proto", contract) || read(node, own) != read(clients, "proto", own) {
+		t.Errorf("%s is not the contract: make proto copies it", node)
+	}
 	version, err := exec.Command("protoc", "--version").Output()
 	plugin, err2 := exec.LookPath("grpc_python_plugin")
 	if err != nil || err2 != nil || !strings.Contains(string(version), " 3.21.") {
@@ -132,7 +137,7 @@ func TestClientStubs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	cmd := exec.Command("protoc", "-I", filepath.Join("..", "..", "proto"), "-I", filepath.Join(clients, "proto"),
-		"--python_out="+dir, "--grpc_python_out="+dir, "--plugin=protoc-gen-grpc_python="+plugin, contract, "mmserve/retry.proto")
+		"--python_out="+dir, "--grpc_python_out="+dir, "--plugin=protoc-gen-grpc_python="+plugin, contract, own)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
