@@ -230,7 +230,12 @@ func TestAttackCounts(t *testing.T) {
 // Garbage is the client's mistake, on every method.
 func TestAttackGarbage(t *testing.T) {
 	_, f := listen(t, server.Options{})
-	for _, method := range []string{methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo", "/grpc.health.v1.Health/Check"} {
+	for _, method := range []string{
+		methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo",
+		"/mmserve.v1.InferenceService/Generate", "/mmserve.v1.InferenceService/CountTokens",
+		"/mmserve.v1.InferenceService/EmbedImage", "/mmserve.v1.ModelService/GetModel",
+		"/inference.GRPCInferenceService/ModelReady", "/grpc.health.v1.Health/Check",
+	} {
 		for _, message := range [][]byte{{0xff}, {0x0a, 0x05, 'x'}, bytes.Repeat([]byte{0x0b}, 50_000), {0x0a, 1, 0xff}} {
 			err := raw(t.Context(), f.conn, method, message)
 			if method == "/mmserve.v1.MMServe/GetServerInfo" && len(message) == 3 && err == nil {
@@ -450,7 +455,11 @@ func TestAttackTinyFrames(t *testing.T) {
 // A message that does not come whole ends its call.
 func TestReceiveTimeout(t *testing.T) {
 	addr, _ := listen(t, server.Options{ReceiveTimeout: 100 * time.Millisecond})
-	for _, method := range []string{methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo", "/grpc.health.v1.Health/Watch"} {
+	for _, method := range []string{
+		methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo",
+		"/mmserve.v1.InferenceService/CountTokens", "/mmserve.v1.InferenceService/EmbedImage",
+		"/inference.GRPCInferenceService/ModelMetadata", "/grpc.health.v1.Health/Watch",
+	} {
 		c := dialH2(t, addr)
 		_ = c.send(c.open(method), append(head(100), 1, 2, 3), 16<<10)
 		c.open(method) // not even a header

@@ -44,7 +44,7 @@ var (
 	}
 	// pathRoles are those of HTTP paths, with all below those that need one.
 	pathRoles = map[string]auth.Role{
-		"/health": noRole, "/v1/models": auth.ReadOnly, "/api/tags": auth.ReadOnly, "/api/version": auth.ReadOnly,
+		"/health": noRole, "/v1/models": auth.ReadOnly, ollamaPrefix + "tags": auth.ReadOnly, ollamaPrefix + "version": auth.ReadOnly,
 	}
 )
 

@@ -50,14 +50,15 @@ type connection struct {
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
 	greeted   bool  // it speaks HTTP/2
-	served    bool  // it made a call
+	born      time.Time
+	served    bool // it made a call
 	silent    time.Time
 }
 
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
 		Conn: socket.Named(conn), listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
-		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http,
+		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http, born: time.Now(),
 	}
 	c.closed, c.end = context.WithCancel(context.Background())
 	return c

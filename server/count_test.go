@@ -131,7 +131,8 @@ func TestEmbedImage(t *testing.T) {
 	f := start(t, m, newChain(2, 430, 4), server.Options{})
 	in := &pb.EmbedImageRequest{Image: &pb.Image{Data: pngFile(64)}, Tenant: "acme"}
 	start, patches, _, err := embed(t.Context(), f, in)
-	if err != nil || patches != nil || start.GetDimensions() != dimensions || start.GetImage().GetTokens() != imageTokens || start.GetCached() {
+	if err != nil || patches != nil || start.GetDimensions() != dimensions ||
+		start.GetImage().GetTokens() != imageTokens || start.GetCached() {
 		t.Fatalf("%v, %d values, %v", start.GetImage(), len(patches), err)
 	}
 	for i, got := range start.GetPooled() {
@@ -204,7 +205,8 @@ func TestPromptTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	ran := c.prompts[0]
-	if n := len(ran); !slices.Equal(ran[:3], []int32{1, 430, 2}) || ran[n-1] != 5 || got.GetUsage().GetImageTokens() != imageTokens {
+	if n := len(ran); !slices.Equal(ran[:3], []int32{1, 430, 2}) || ran[n-1] != 5 ||
+		got.GetUsage().GetImageTokens() != imageTokens {
 		t.Errorf("the model ran %v; %v", ran, got.GetUsage())
 	}
 	told := make([]int32, 0, len(ran))
@@ -260,7 +262,8 @@ func TestTokenIDs(t *testing.T) {
 	for _, d := range deltas {
 		ids = append(ids, d.GetTokenIds()...)
 	}
-	if ids = append(ids, finish.GetTokenIds()...); err != nil || !slices.Equal(ids, all) || finish.GetMatchedStopTokenId() != 4 {
+	if ids = append(ids, finish.GetTokenIds()...); err != nil || !slices.Equal(ids, all) ||
+		finish.GetMatchedStopTokenId() != 4 {
 		t.Errorf("%v, %v, %v", ids, finish, err)
 	}
 	if !slices.Equal(start.GetPromptTokenIds(), whole.GetPromptTokenIds()) || len(start.GetPromptTokenIds()) == 0 {
@@ -275,7 +278,8 @@ func TestTokenIDs(t *testing.T) {
 		t.Errorf("cut by its length: %v, %v", whole, err)
 	}
 	in.ReturnTokenIds = false
-	if whole, err = f.Generate(t.Context(), in); err != nil || whole.GetChoices()[0].TokenIds != nil || whole.PromptTokenIds != nil {
+	if whole, err = f.Generate(t.Context(), in); err != nil || whole.GetChoices()[0].TokenIds != nil ||
+		whole.PromptTokenIds != nil {
 		t.Errorf("ids that nobody asked for: %v, %v", whole, err)
 	}
 }
@@ -296,13 +300,36 @@ func TestIncludeStop(t *testing.T) {
 	}
 	in.MaxTokens, in.Stop = nil, []string{two.GetText()[len(two.GetText())-3:]}
 	without, err := f.Generate(t.Context(), in)
-	if err != nil || without.GetText()+in.GetStop()[0] != two.GetText() || slices.Contains(without.GetChoices()[0].GetTokenIds(), 529) {
+	if err != nil || without.GetText()+in.GetStop()[0] != two.GetText() ||
+		slices.Contains(without.GetChoices()[0].GetTokenIds(), 529) {
 		t.Errorf("without: %v, %v", without, err)
 	}
 	in.IncludeStop = true
 	with, err := f.Generate(t.Context(), in)
-	if err != nil || with.GetText() != two.GetText() || with.GetText() == whole.GetText() || with.GetMatchedStop() != in.GetStop()[0] ||
+	if err != nil || with.GetText() != two.GetText() || with.GetText() == whole.GetText() ||
+		with.GetMatchedStop() != in.GetStop()[0] ||
 		!slices.Equal(with.GetChoices()[0].GetTokenIds(), []uint32{430, 529}) || with.MatchedStopTokenId != nil {
 		t.Errorf("with: %v, %v", with, err)
+	}
+}
+
+// What was uploaded is counted and embedded by its digest, for the tenant that uploaded it alone.
+func TestCountAndEmbedUploads(t *testing.T) {
+	f, c, _ := withMedia(t, server.Options{})
+	data := pngFile(64)
+	if _, err := send(t, c, pieces(&pb.UploadMediaHeader{Tenant: "a"}, data, 1000)...); err != nil {
+		t.Fatal(err)
+	}
+	for tenant, want := range map[string]codes.Code{"a": codes.OK, "b": codes.NotFound} {
+		in := showing(&pb.Image{Digest: digestOf(data)})
+		in.Tenant = tenant
+		if got, err := c.CountTokens(t.Context(), in); status.Code(err) != want || err == nil &&
+			got.GetImageTokens() != imageTokens {
+			t.Errorf("tenant %s counts %v, %v", tenant, got, err)
+		}
+		_, _, _, err := embed(t.Context(), f, &pb.EmbedImageRequest{Tenant: tenant, Image: &pb.Image{Digest: digestOf(data)}})
+		if status.Code(err) != want {
+			t.Errorf("tenant %s embeds: %v", tenant, err)
+		}
 	}
 }

@@ -46,8 +46,8 @@ func embedStart(e *serving.Embedding) *pb.EmbedImageResponse {
 	}}}
 }
 
-// sendWithin sends a message to a client that has as long to take it as one has to send its own: the call holds a place and
-// the embeddings meanwhile. A message that is not taken is left to its goroutine, which ends with the call.
+// sendWithin sends a message to a client that has as long to take it as one has to send its own: the call holds a
+// place and the embeddings meanwhile. A message that is not taken is left to its goroutine, which ends with the call.
 func (s *Server) sendWithin(ctx context.Context, stream grpc.ServerStream, message any) error {
 	sent := make(chan error, 1)
 	go func() { sent <- stream.SendMsg(message) }()

@@ -2,10 +2,11 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -140,6 +141,7 @@ type exchange struct {
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
 	// is held to.
 	input, constraint string
+	named             []uint32 // the request's stop tokens
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 	whole          bool // the body was read to its end
@@ -187,6 +189,9 @@ func (x *exchange) admit() (err error) {
 		x.w.Header().Set("Connection", "close")
 		return serving.Stopping()
 	}
+	if x.aged() {
+		x.w.Header().Set("Connection", "close")
+	}
 	if x.asksFirst() { // browsers send no credentials then
 		return nil
 	}
@@ -197,6 +202,14 @@ func (x *exchange) admit() (err error) {
 		x.w.Header().Set("Connection", "close") // net/http would wait for the body
 	}
 	return err
+}
+
+// aged says that the connection is older than connections get, give or take a tenth: its client makes another, maybe to
+// another server.
+func (x *exchange) aged() bool {
+	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
+	most := x.options.MaxConnectionAge
+	return most > 0 && conn != nil && float64(time.Since(conn.born)) > float64(most)*(0.9+rand.Float64()/5)
 }
 
 // checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader
@@ -237,7 +250,7 @@ func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); id != "" && serving.ValidID(id) {
 		return id
 	}
-	return "req_" + rand.Text()
+	return "req_" + crand.Text()
 }
 
 // routes are the API, all of it.
@@ -245,6 +258,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)
 	h.handle(http.MethodPost, "/v1/completions", (*exchange).textCompletions)
 	h.handle(http.MethodPost, "/v1/responses", (*exchange).responses)
+	h.handle(http.MethodPost, "/tokenize", (*exchange).tokenize)
 	h.handle(http.MethodGet, "/v1/models", (*exchange).listModels)
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)

@@ -51,7 +51,8 @@ func TestHTTPEqualsGRPC(t *testing.T) {
 				LogitBias: map[uint32]float32{430: 100}}
 			in.MaxTokens = proto.Uint32(10)
 		},
-		`,"stop":["e","a"],"max_tokens":100`: func(in *pb.GenerateRequest) { in.Stop, in.MaxTokens = []string{"e", "a"}, proto.Uint32(100) },
+		`,"stop":["e","a"],"max_tokens":100`:              func(in *pb.GenerateRequest) { in.Stop, in.MaxTokens = []string{"e", "a"}, proto.Uint32(100) },
+		`,"stop":["e"],"include_stop_str_in_output":true`: func(in *pb.GenerateRequest) { in.Stop, in.IncludeStop = []string{"e"}, true },
 		`,"min_tokens":30,"max_tokens":30,"ignore_eos":true,"stop_token_ids":[5]`: func(in *pb.GenerateRequest) {
 			in.MinTokens, in.MaxTokens, in.IgnoreEos, in.StopTokenIds = 30, proto.Uint32(30), true, []uint32{5}
 		},
@@ -86,7 +87,7 @@ func TestHTTPEqualsGRPC(t *testing.T) {
 		for i, w := range want.GetChoices() {
 			g := got.Choices[i]
 			if g.Message.Content != w.GetText() || !strings.EqualFold("FINISH_REASON_"+g.FinishReason, w.GetFinishReason().String()) ||
-				!reflect.DeepEqual(g.StopReason, w.MatchedStop) {
+				!reflect.DeepEqual(g.StopReason, openai.NewStopReason(w.MatchedStop, nil, nil)) {
 				t.Errorf("%s: answer %d is %+v, want %v", more, i, g, w)
 			}
 			sameLogprobs(t, g.Logprobs, w.GetLogprobs())

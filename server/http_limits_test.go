@@ -434,3 +434,14 @@ func TestHTTPConnections(t *testing.T) {
 	}
 	f.stillServes(t)
 }
+
+// TestHTTPConnectionAge holds that an old connection ends after its request, and a young one does not.
+func TestHTTPConnectionAge(t *testing.T) {
+	for age, closes := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false, 0: false} {
+		f, _ := tinyHTTP(t, server.Options{MaxConnectionAge: age})
+		resp := f.post(t, "/v1/chat/completions", plainChat)
+		if read(t, resp); resp.StatusCode != 200 || resp.Close != closes {
+			t.Errorf("%v: status %d, the connection closes: %v", age, resp.StatusCode, resp.Close)
+		}
+	}
+}

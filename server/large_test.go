@@ -14,6 +14,30 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
+// A prompt's ids are told as far as they fit one message with all else.
+func TestLargePromptIDs(t *testing.T) {
+	const context, most = 300_000, 262_144
+	m := tinyVLM(t)
+	m.MaxLen = context
+	e := newEngine(t, decodertest.NewHash(1, context, vocab), batching.Options{NoPrefixCache: true, PrefillChunk: context})
+	f := serve(t, m, e, server.Options{})
+	list := make([]uint32, most)
+	for i := range list {
+		list[i] = vocab - 1
+	}
+	in := client.Prompt(tokens(list...))
+	in.ReturnTokenIds, in.MaxTokens = true, proto.Uint32(1)
+	got, err := f.Generate(t.Context(), in)
+	if err != nil || len(got.GetPromptTokenIds()) != most || proto.Size(got) > 4<<20 {
+		t.Errorf("%d ids in %d bytes, %v", len(got.GetPromptTokenIds()), proto.Size(got), err)
+	}
+	in.GetPrompt().Parts = append(in.GetPrompt().Parts, client.Text("a"))
+	_, err = f.Generate(t.Context(), in)
+	checkViolation(t, err, "return_token_ids", "want false")
+	_, err = pb.NewInferenceServiceClient(f.conn).CountTokens(t.Context(), in)
+	checkViolation(t, err, "return_token_ids", "want false")
+}
+
 // No message is larger than what clients accept: a stream tells log-probabilities in pieces, a unary call that would not fit is
 // refused before any work, and one that fits tells the same.
 func TestLargeAnswers(t *testing.T) {

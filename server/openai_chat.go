@@ -24,7 +24,7 @@ func (x *exchange) chatCompletions() error {
 			}
 			return &in.Request, x.chatRequest(in), nil
 		},
-		whole: func(c *serving.Collector) any { return chatCompletion(c) },
+		whole: func(c *serving.Collector) any { return x.chatCompletion(c) },
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
 			return openai.NewChunks(openai.ChatPrefix+e.ID, e.Model, fingerprint(e), time.Now().Unix(), usage)
 		},
@@ -81,10 +81,17 @@ func (x *exchange) ask(
 	}
 	defer release()
 	x.r = x.r.WithContext(ctx)
+	return x.receiveRequest(parse, do)
+}
+
+// receiveRequest is ask for what takes no place in the engine.
+func (x *exchange) receiveRequest(
+	parse func(body []byte) (*openai.Request, *serving.Request, error), do func(*openai.Request, *serving.Request) error,
+) error {
 	defer x.claim()()
 	var asked openai.Request // not the body: the images are the request's to let go
 	var req *serving.Request
-	err = x.readJSON(func(body []byte) error {
+	err := x.readJSON(func(body []byte) error {
 		in, r, err := parse(body)
 		if err == nil {
 			asked, req = *in, r
@@ -118,7 +125,8 @@ func (x *exchange) newRequest() *serving.Request {
 func (x *exchange) request(in *openai.Request) *serving.Request {
 	r := x.newRequest()
 	r.Model, r.MaxTokens, r.MinTokens = in.Model, in.MaxTokens, in.MinTokens
-	r.Stop, r.StopTokenIDs, r.IgnoreEOS = in.Stop, in.StopTokenIDs, in.IgnoreEOS
+	x.named = in.StopTokenIDs
+	r.Stop, r.StopTokenIDs, r.IncludeStop, r.IgnoreEOS = in.Stop, in.StopTokenIDs, in.IncludeStop, in.IgnoreEOS
 	r.N, r.Logprobs, r.TopLogprobs = in.N, in.Logprobs, in.TopLogprobs
 	r.Sampling = serving.Sampling{
 		Temperature: in.Temperature, TopP: in.TopP, MinP: in.MinP, TypicalP: in.TypicalP, TopK: in.TopK,
@@ -167,7 +175,7 @@ func (x *exchange) chatRequest(in *openai.ChatRequest) *serving.Request {
 }
 
 // chatCompletion is a whole answer.
-func chatCompletion(c *serving.Collector) *openai.ChatCompletion {
+func (x *exchange) chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 	out := &openai.ChatCompletion{
 		ID: openai.ChatPrefix + c.ID, Object: openai.ChatObject, Created: time.Now().Unix(), Model: c.Model,
 		SystemFingerprint: fingerprint(&c.Start), Usage: openaiUsage(c.Usage),
@@ -176,7 +184,7 @@ func chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 		a := &c.Choices[i]
 		out.Choices = append(out.Choices, openai.ChatChoice{
 			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.Text}, Logprobs: chatLogprobs(a.Logprobs),
-			FinishReason: a.Reason.String(), StopReason: a.Stop,
+			FinishReason: a.Reason.String(), StopReason: openai.NewStopReason(a.Stop, a.StopTokenID, x.named),
 		})
 	}
 	return out
@@ -238,7 +246,8 @@ func (s *completionStream) Finish(f *serving.Finish) error {
 		s.sum = f.Usage
 	}
 	s.sum.Completion = completion
-	s.add(s.writer.Finish(f.Index, f.Reason.String(), f.Stop, s.logprobs(f.Index, f.Logprobs)))
+	stop := openai.NewStopReason(f.Stop, f.StopTokenID, s.x.named)
+	s.add(s.writer.Finish(f.Index, f.Reason.String(), stop, s.logprobs(f.Index, f.Logprobs)))
 	return s.flush()
 }
 

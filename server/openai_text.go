@@ -16,10 +16,9 @@ func (x *exchange) textCompletions() error {
 			if in, err = openai.ParseText(body); err != nil {
 				return nil, nil, err
 			}
-			r, err := x.textRequest(in)
-			return &in.Request, r, err
+			return &in.Request, x.textRequest(in), nil
 		},
-		whole: func(c *serving.Collector) any { return textCompletion(c) },
+		whole: func(c *serving.Collector) any { return x.textCompletion(c) },
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
 			return openai.NewTextChunks(openai.TextPrefix+e.ID, e.Model, fingerprint(e), time.Now().Unix(), usage)
 		},
@@ -28,17 +27,14 @@ func (x *exchange) textCompletions() error {
 }
 
 // textRequest is what a completion asks for.
-func (x *exchange) textRequest(in *openai.TextRequest) (*serving.Request, error) {
+func (x *exchange) textRequest(in *openai.TextRequest) *serving.Request {
 	r := x.request(&in.Request)
-	if in.PromptIDs != nil {
-		return nil, openai.Unsupported("prompt", "token ids are not taken; want a string")
-	}
-	r.Prompt = &serving.Prompt{Parts: []serving.Part{{Text: in.Prompt}}}
-	return r, nil
+	r.Prompt = &serving.Prompt{Parts: []serving.Part{{Text: in.Prompt, IDs: in.PromptIDs}}}
+	return r
 }
 
 // textCompletion is a whole answer.
-func textCompletion(c *serving.Collector) *openai.TextCompletion {
+func (x *exchange) textCompletion(c *serving.Collector) *openai.TextCompletion {
 	out := &openai.TextCompletion{
 		ID: openai.TextPrefix + c.ID, Object: openai.TextObject, Created: time.Now().Unix(), Model: c.Model,
 		SystemFingerprint: fingerprint(&c.Start), Usage: openaiUsage(c.Usage),
@@ -46,7 +42,8 @@ func textCompletion(c *serving.Collector) *openai.TextCompletion {
 	var offsets textOffsets
 	for i := range c.Choices {
 		a := &c.Choices[i]
-		choice := openai.TextChoice{Index: i, Text: a.Text, FinishReason: a.Reason.String(), StopReason: a.Stop}
+		choice := openai.TextChoice{Index: i, Text: a.Text, FinishReason: a.Reason.String()}
+		choice.StopReason = openai.NewStopReason(a.Stop, a.StopTokenID, x.named)
 		if l, ok := offsets.logprobs(i, a.Logprobs).(*openai.TextLogprobs); ok {
 			choice.Logprobs = l
 		}

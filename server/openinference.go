@@ -3,6 +3,9 @@ package server
 import (
 	"context"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	inferencepb "github.com/mmserve/mmserve/proto/inference"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -15,30 +18,44 @@ type openInference struct {
 }
 
 // ServerLive says that the process answers.
-func (o openInference) ServerLive(context.Context, *inferencepb.ServerLiveRequest) (*inferencepb.ServerLiveResponse, error) {
+func (o openInference) ServerLive(
+	context.Context, *inferencepb.ServerLiveRequest,
+) (*inferencepb.ServerLiveResponse, error) {
 	return &inferencepb.ServerLiveResponse{Live: true}, nil
 }
 
 // ServerReady says whether requests are taken.
-func (o openInference) ServerReady(context.Context, *inferencepb.ServerReadyRequest) (*inferencepb.ServerReadyResponse, error) {
+func (o openInference) ServerReady(
+	context.Context, *inferencepb.ServerReadyRequest,
+) (*inferencepb.ServerReadyResponse, error) {
 	return &inferencepb.ServerReadyResponse{Ready: o.server.Ready() == nil}, nil
 }
 
 // ModelReady says whether requests to a model are taken.
-func (o openInference) ModelReady(_ context.Context, in *inferencepb.ModelReadyRequest) (*inferencepb.ModelReadyResponse, error) {
-	if _, err := o.model(in); err != nil {
+func (o openInference) ModelReady(
+	_ context.Context, in *inferencepb.ModelReadyRequest,
+) (*inferencepb.ModelReadyResponse, error) {
+	switch _, err := o.model(in); {
+	case serving.KindOf(err) == serving.NotFound: // who asks may have no credential, and is told no names
+		return nil, status.Error(codes.NotFound, "no model of this name and version is served here")
+	case err != nil:
 		return nil, toStatus(err)
 	}
 	return &inferencepb.ModelReadyResponse{Ready: o.server.Ready() == nil}, nil
 }
 
 // ServerMetadata says which server this is.
-func (o openInference) ServerMetadata(context.Context, *inferencepb.ServerMetadataRequest) (*inferencepb.ServerMetadataResponse, error) {
+func (o openInference) ServerMetadata(
+	context.Context, *inferencepb.ServerMetadataRequest,
+) (*inferencepb.ServerMetadataResponse, error) {
 	return &inferencepb.ServerMetadataResponse{Name: "mmserve", Version: o.server.options.Version}, nil
 }
 
-// ModelMetadata says what a model takes and gives, in the protocol's terms: any number of texts and image files in, a text out.
-func (o openInference) ModelMetadata(_ context.Context, in *inferencepb.ModelMetadataRequest) (*inferencepb.ModelMetadataResponse, error) {
+// ModelMetadata says what a model takes and gives, in the protocol's terms: any number of texts and image files in, a
+// text out.
+func (o openInference) ModelMetadata(
+	_ context.Context, in *inferencepb.ModelMetadataRequest,
+) (*inferencepb.ModelMetadataResponse, error) {
 	m, err := o.model(in)
 	if err != nil {
 		return nil, toStatus(err)

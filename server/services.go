@@ -15,7 +15,8 @@ var mmservePackage = string(pb.File_mmserve_v1_mmserve_proto.Package())
 
 // serviceNames are the services that health is told of.
 var serviceNames = []string{
-	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName, pb.MMServe_ServiceDesc.ServiceName,
+	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName,
+	pb.MMServe_ServiceDesc.ServiceName,
 	inferencepb.GRPCInferenceService_ServiceDesc.ServiceName,
 }
 
@@ -28,8 +29,8 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	inferencepb.RegisterGRPCInferenceServiceServer(r, openInference{server: s})
 }
 
-// requests are the full names of the methods whose messages may be large, and whose calls a shutdown waits for: those that
-// carry the bytes of files.
+// requests are the full names of the methods whose messages may be large, and whose calls a shutdown waits for: those
+// that carry the bytes of files.
 var requests = func() map[string]bool {
 	list := map[string]bool{}
 	services := pb.File_mmserve_v1_mmserve_proto.Services()
@@ -61,10 +62,13 @@ func carriesBytes(d protoreflect.MessageDescriptor, above []protoreflect.FullNam
 }
 
 // placeless are the methods among them that take no place in an engine.
-var placeless = map[string]bool{pb.InferenceService_CountTokens_FullMethodName: true}
+var placeless = map[string]bool{
+	pb.InferenceService_CountTokens_FullMethodName: true, pb.InferenceService_UploadMedia_FullMethodName: true,
+}
 
 // refusedMethods are answered before their messages are received.
 var refusedMethods = map[string]error{
 	inferencepb.GRPCInferenceService_ModelInfer_FullMethodName: status.Error(codes.Unimplemented,
-		"mmserve answers prompts, not tensors: call Generate or GenerateStream of "+pb.InferenceService_ServiceDesc.ServiceName),
+		"mmserve answers prompts, not tensors: call Generate or GenerateStream of "+
+			pb.InferenceService_ServiceDesc.ServiceName),
 }

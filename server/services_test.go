@@ -19,7 +19,8 @@ func TestOldServiceName(t *testing.T) {
 	f := start(t, tinyVLM(t), newChain(2, 430, 529, 4), server.Options{Version: "v9"})
 	ctx := t.Context()
 	//lint:ignore SA1019 it is what this is about
-	old, calls, models := pb.NewMMServeClient(f.conn), pb.NewInferenceServiceClient(f.conn), pb.NewModelServiceClient(f.conn)
+	old := pb.NewMMServeClient(f.conn)
+	calls, models := pb.NewInferenceServiceClient(f.conn), pb.NewModelServiceClient(f.conn)
 
 	a, errA := old.Generate(ctx, question())
 	b, errB := calls.Generate(ctx, question())
@@ -60,12 +61,14 @@ func TestGetModel(t *testing.T) {
 	c := pb.NewModelServiceClient(f.conn)
 	for _, name := range []string{"", "tiny-vlm"} {
 		got, err := c.GetModel(t.Context(), &pb.GetModelRequest{Name: name})
-		if m := got.GetModel(); err != nil || m.GetName() != "tiny-vlm" || m.GetVocabulary() != vocab || !m.GetImages() || !m.GetChat() {
+		if m := got.GetModel(); err != nil || m.GetName() != "tiny-vlm" || m.GetVocabulary() != vocab || !m.GetImages() ||
+			!m.GetChat() {
 			t.Errorf("%q: %v, %v", name, got, err)
 		}
 	}
 	_, err := c.GetModel(t.Context(), &pb.GetModelRequest{Name: "secret"})
-	if status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), `"tiny-vlm"`) || strings.Contains(err.Error(), "secret") {
+	if status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), `"tiny-vlm"`) ||
+		strings.Contains(err.Error(), "secret") {
 		t.Errorf("another name: %v", err)
 	}
 }
@@ -80,7 +83,8 @@ func TestImageSources(t *testing.T) {
 	} {
 		in := client.Prompt(&pb.Part{Content: &pb.Part_Image{Image: image}})
 		_, err := f.Generate(t.Context(), in)
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) || strings.Contains(err.Error(), "169.254") {
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) ||
+			strings.Contains(err.Error(), "169.254") {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -95,21 +99,25 @@ func TestOpenInference(t *testing.T) {
 	if r, err := c.ServerReady(ctx, &inferencepb.ServerReadyRequest{}); err != nil || !r.GetReady() {
 		t.Errorf("ServerReady: %v, %v", r, err)
 	}
-	if r, err := c.ServerMetadata(ctx, &inferencepb.ServerMetadataRequest{}); err != nil || r.GetName() != "mmserve" || r.GetVersion() != "v9" {
+	if r, err := c.ServerMetadata(ctx, &inferencepb.ServerMetadataRequest{}); err != nil || r.GetName() != "mmserve" ||
+		r.GetVersion() != "v9" {
 		t.Errorf("ServerMetadata: %v, %v", r, err)
 	}
-	for _, in := range []*inferencepb.ModelReadyRequest{{}, {Name: "tiny-vlm"}, {Name: "tiny-vlm", Version: "sha256:test"}} {
+	for _, in := range []*inferencepb.ModelReadyRequest{
+		{}, {Name: "tiny-vlm"}, {Name: "tiny-vlm", Version: "sha256:test"},
+	} {
 		if r, err := c.ModelReady(ctx, in); err != nil || !r.GetReady() {
 			t.Errorf("ModelReady %v: %v, %v", in, r, err)
 		}
 	}
 	for _, in := range []*inferencepb.ModelReadyRequest{{Name: "other"}, {Name: "tiny-vlm", Version: "1"}} {
-		if _, err := c.ModelReady(ctx, in); status.Code(err) != codes.NotFound {
+		if _, err := c.ModelReady(ctx, in); status.Code(err) != codes.NotFound || strings.Contains(err.Error(), "tiny-vlm") {
 			t.Errorf("ModelReady %v: %v", in, err)
 		}
 	}
 	m, err := c.ModelMetadata(ctx, &inferencepb.ModelMetadataRequest{Name: "tiny-vlm"})
-	if err != nil || m.GetName() != "tiny-vlm" || len(m.GetInputs()) != 2 || m.GetInputs()[1].GetName() != "image" || len(m.GetOutputs()) != 1 {
+	if err != nil || m.GetName() != "tiny-vlm" || len(m.GetInputs()) != 2 || m.GetInputs()[1].GetName() != "image" ||
+		len(m.GetOutputs()) != 1 {
 		t.Errorf("ModelMetadata: %v, %v", m, err)
 	}
 	// Whatever the message is, and however large.

@@ -32,9 +32,9 @@ type ImageLayout struct {
 	Tokens int
 }
 
-// Count says what Generate would report of a request's prompt, and what it would refuse of its fields. Of images it reads
-// the headers alone. It takes no place in the engine; as many counts run at once as the process has cores. Its error is
-// an *Error.
+// Count says what Generate would report of a request's prompt, and what it would refuse of its fields. Of images it
+// reads the headers alone. It takes no place in the engine; as many counts run at once as the process has cores. Its
+// error is an *Error.
 func (s *Service) Count(ctx context.Context, in *Request) (c *TokenCount, err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -57,7 +57,7 @@ func (l *life) count(ctx context.Context, in *Request) (*TokenCount, error) {
 	if err != nil {
 		return nil, err
 	}
-	closeMedia, err := l.open(req)
+	closeMedia, err := l.files(ctx, req)
 	if err != nil {
 		return nil, err
 	}

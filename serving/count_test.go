@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/model/families"
 	"github.com/mmserve/mmserve/model/modeltest"
 	"github.com/mmserve/mmserve/model/synth"
 	"github.com/mmserve/mmserve/serving"
@@ -31,7 +33,8 @@ func turnedJPEG(t testing.TB, w, h int) []byte {
 	if err := jpeg.Encode(&b, noise(w, h), &jpeg.Options{Quality: 90}); err != nil {
 		t.Fatal(err)
 	}
-	exif := []byte("Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00")
+	exif := []byte("Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" +
+		"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00")
 	segment := binary.BigEndian.AppendUint16([]byte{0xff, 0xe1}, uint16(len(exif)+2))
 	return slices.Concat(b.Bytes()[:2], segment, exif, b.Bytes()[2:])
 }
@@ -110,7 +113,9 @@ func TestCountEqualsGenerate(t *testing.T) {
 				for _, detail := range []vision.Detail{vision.DetailAuto, vision.DetailLow, vision.DetailHigh} {
 					one := serving.Part{Image: &serving.Image{Data: data, Detail: detail}}
 					two := serving.Part{Image: &serving.Image{Data: images["square"]}}
-					for i, parts := range [][]serving.Part{{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}}} {
+					for i, parts := range [][]serving.Part{
+						{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}},
+					} {
 						checked += sameCount(t, s, fmt.Sprint(name, detail, i), parts)
 					}
 				}
@@ -122,7 +127,45 @@ func TestCountEqualsGenerate(t *testing.T) {
 	}
 }
 
-// sameCount compares what Count and Generate say of parts, as a prompt and as a chat, and gives how many of these are taken.
+// The same holds of a model that takes images at their own resolution, of which only ready-made graphs are run: all
+// but its graphs is here.
+func TestCountEqualsGenerateAtOwnResolution(t *testing.T) {
+	_, spec, _, err := families.ReadGraphs([]byte(`{"model_type": "qwen2_vl", "vocab_size": 151936, "hidden_size": 4}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := vision.ParsePreprocessor([]byte(`{"image_processor_type": "Qwen2VLImageProcessor",
+		"min_pixels": 3136, "max_pixels": 200704}`), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const maxLen = 4096
+	m := tinyModel(t)
+	layout, expand := spec.Layout, spec.Layout.Expand
+	layout.Placeholder, layout.ImageTokenID = "<image>", 7
+	layout.Expand = func(g vision.Grid) string {
+		return strings.ReplaceAll(expand(g), spec.Layout.Placeholder, "<image>")
+	}
+	m.MaxLen, m.Prompter.Layout, m.Prompter.Preprocessor = maxLen, layout, p
+	m.Encode = func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
+		return make([]float32, layout.Patches(img.Grid)*hidden), false, nil
+	}
+	s, _ := run(t, m, decodertest.NewHash(1, maxLen, vocab), serving.ServiceOptions{})
+	taken := 0
+	for name, data := range map[string][]byte{
+		"turned": turnedJPEG(t, 600, 80), "small": pngOf(t, 10, 20), "large": pngOf(t, 900, 700),
+	} {
+		one := serving.Part{Image: &serving.Image{Data: data}}
+		taken += sameCount(t, s, name, []serving.Part{{Text: "a"}, one, {Text: "b"}})
+		taken += sameCount(t, s, name+" twice", []serving.Part{one, one})
+	}
+	if taken != 6 {
+		t.Errorf("%d requests were taken, want the prompts", taken)
+	}
+}
+
+// sameCount compares what Count and Generate say of parts, as a prompt and as a chat, and gives how many of these are
+// taken.
 func sameCount(t *testing.T, s *serving.Service, name string, parts []serving.Part) (taken int) {
 	t.Helper()
 	one := uint32(1)
@@ -213,3 +256,50 @@ func photograph(t testing.TB) func() *serving.Request {
 		return &serving.Request{Chat: &serving.Chat{Messages: []serving.Message{{Role: "user", Parts: parts}}}}
 	}
 }
+
+// Counting and embedding count against a tenant's quotas: both as requests, and what is encoded as an image and its
+// tokens.
+func TestCountAndEmbedQuotas(t *testing.T) {
+	number := func(n serving.Count) *serving.Count { return &n }
+	data := pngOf(t, 8, 8)
+	part := serving.Part{Image: &serving.Image{Data: data}}
+	count := func(s *serving.Service) error {
+		_, err := s.Count(t.Context(), &serving.Request{Tenant: "a", Prompt: &serving.Prompt{Parts: []serving.Part{part}}})
+		return err
+	}
+	embed := func(s *serving.Service) error {
+		in := &serving.EmbedRequest{Tenant: "a", Image: &serving.Image{Data: data}}
+		return s.Embed(t.Context(), in, func(e *serving.Embedding) error { return nil })
+	}
+	for name, c := range map[string]struct {
+		quota          serving.Quota
+		counts, embeds int // of 4 each, the counts first
+	}{
+		"requests": {serving.Quota{RequestsPerSecond: pointer(0.001), Burst: number(5)}, 4, 1},
+		"images":   {serving.Quota{ImagesPerMinute: number(2)}, 4, 2},
+		"tokens":   {serving.Quota{TokensPerMinute: number(3 * imageTokens)}, 4, 3},
+	} {
+		q, err := serving.NewQuotas(serving.QuotaConfig{Default: c.quota})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, _ := tinyWith(t, q)
+		counts, embeds := 0, 0
+		for i := range 8 {
+			do, taken := count, &counts
+			if i >= 4 {
+				do, taken = embed, &embeds
+			}
+			if err := do(s); err == nil {
+				*taken++
+			} else if serving.KindOf(err) != serving.Exhausted {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if counts != c.counts || embeds != c.embeds {
+			t.Errorf("%s: %d counts and %d embeddings were taken, want %d and %d", name, counts, embeds, c.counts, c.embeds)
+		}
+	}
+}
+
+func pointer[T any](v T) *T { return &v }

@@ -18,6 +18,10 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/ort"
 )
 
 // lines is a log.
@@ -360,4 +364,66 @@ func TestRegistryLogs(t *testing.T) {
 	if o.drainTime != DefaultDrainTime || o.budget.Host <= 0 || o.budget.Device != 6 {
 		t.Errorf("%+v", o)
 	}
+}
+
+// stubborn is a runner whose steps take a second, whoever leaves.
+type stubborn struct{ *decodertest.Hash }
+
+func (s stubborn) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error) {
+	if len(b.Rows) > 0 {
+		pass(time.Second)
+	}
+	return s.Hash.Run(context.Background(), b)
+}
+
+// Nothing is freed below a step that still runs.
+func TestFreeWaitsForTheEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := Run(Model{Name: "a"}, batching.New(stubborn{decodertest.NewHash(1, 8, 40)}, batching.Options{}))
+		ctx, cancel := context.WithCancel(t.Context())
+		d.stop, d.ended = cancel, make(chan struct{})
+		go func() {
+			defer close(d.ended)
+			d.err = d.Engine.Run(ctx)
+		}()
+		ticket, err := d.Engine.Acquire()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := batching.Request{ID: "r", MaxTokens: 4, Input: fusion.Input{IDs: []int32{1}}}
+		if _, err := d.Engine.Submit(t.Context(), ticket, r); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Millisecond)
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		if err := d.Close(gone); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-d.Ended():
+		default:
+			t.Error("closed while a step runs")
+		}
+	})
+}
+
+// On a device positions take what their precision does, and what it holds is counted.
+func TestModelOnDevice(t *testing.T) {
+	cpu, _ := opened(t, Config{Slots: 1, NoSelfTest: true})
+	d := newDeployment()
+	d.config, d.model, d.text, d.tower, d.runner, d.plan = cpu.config, cpu.model, cpu.text, cpu.tower, cpu.runner, cpu.plan
+	d.sessions = []ort.Placement{{Graph: "decoder", Provider: "webgpu", Nodes: map[string]int{"webgpu": 3}}}
+	d.plan.OnDevice, d.plan.ProviderReason, d.plan.Decoder.Precision = true, "why", graph.FP16
+	if err := d.startEncoder(); err != nil {
+		t.Fatal(err)
+	}
+	m := d.Model
+	if m.KVBytesPerToken != cpu.Model.KVBytesPerToken/2 || m.DeviceStats == nil || m.DeviceStats() != (DeviceStats{}) ||
+		m.ProviderReason != "why" || len(m.Sessions) != 1 || m.Sessions[0].Nodes["webgpu"] != 3 {
+		t.Errorf("%+v, on the processor a position takes %d bytes", m, cpu.Model.KVBytesPerToken)
+	}
+	d.stop()
+	<-d.ended
+	d.encoder.Close()
 }

@@ -25,8 +25,8 @@ type Embedding struct {
 	Image                               ImageLayout
 	// Dimensions is the number of values of an embedding.
 	Dimensions int
-	// Patches are the embeddings as they stand in a prompt, [Image.Tokens, Dimensions] row-major. They are shared and must
-	// not be written.
+	// Patches are the embeddings as they stand in a prompt, [Image.Tokens, Dimensions] row-major. They are shared and
+	// must not be written.
 	Patches []float32
 	// Pooled is the mean of Patches, not normalized.
 	Pooled []float32
@@ -34,9 +34,9 @@ type Embedding struct {
 	Cached bool
 }
 
-// Embed encodes an image as Generate does, with its cache and its budgets, and gives it to deliver. The request holds a place
-// among those that the engine accepts until deliver returns, so that no more embeddings than that are held. Its error is an
-// *Error, or what deliver returns.
+// Embed encodes an image as Generate does, with its cache and its budgets, and gives it to deliver. The request holds
+// a place among those that the engine accepts until deliver returns, so that no more embeddings than that are held.
+// Its error is an *Error, or what deliver returns.
 func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedding) error) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -62,7 +62,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if err != nil {
 		return err
 	}
-	closeMedia, err := l.open(req)
+	closeMedia, err := l.files(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -124,6 +124,7 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	validateName(&v, "request_id", in.ID)
 	validateName(&v, "tenant", in.Tenant)
 	r := &checked{tenant: in.Tenant, peer: in.Peer, priority: in.Priority}
+	l.used.allows(&v, in.Priority)
 	if in.Image == nil {
 		v.Add("image", "none; want an image")
 	} else {

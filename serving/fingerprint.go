@@ -9,8 +9,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// fingerprint tells apart what can change the answer to the same request: the model's files, the precision and provider of
-// both stages, the preprocessing and the version of ONNX Runtime.
+// fingerprint tells apart what can change the answer to the same request: the model's files, the precision and
+// provider of both stages, the preprocessing and the version of ONNX Runtime.
 func (d *Deployment) fingerprint() string {
 	library, _ := ort.Loaded()
 	if d.config.Pace != "" {

@@ -32,6 +32,10 @@ func (p prepares) Prepare(_ context.Context, data []byte, _ vision.Limits, _ boo
 	return p.prepare(data)
 }
 
+func (p prepares) Measure(int, int, bool) (vision.Measured, error) {
+	return vision.Measured{ScaledWidth: 64, ScaledHeight: 64}, nil
+}
+
 // tiny is a service of a model that completes raw prompts, over an engine with one slot.
 func tiny(t *testing.T) (*serving.Service, *batching.Engine) {
 	t.Helper()
@@ -47,6 +51,12 @@ func tinyWith(t *testing.T, q *serving.Quotas) (*serving.Service, *batching.Engi
 // tinyOptions is tiny with options.
 func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
 	t.Helper()
+	return run(t, tinyModel(t), decodertest.NewHash(1, contextLen, vocab), o)
+}
+
+// tinyModel completes raw prompts.
+func tinyModel(t *testing.T) serving.Model {
+	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "model", "tiny-vlm", "tokenizer.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +65,7 @@ func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *bat
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := serving.Model{
+	return serving.Model{
 		Name: "tiny", Digest: "sha256:test", MaxLen: contextLen, Vocab: vocab, EOS: []int32{4, 0}, Hidden: hidden,
 		Prompter: &fusion.Prompter{
 			Tokenizer: tok, Guarded: []string{"<image>"},
@@ -74,7 +84,12 @@ func tinyOptions(t *testing.T, o serving.ServiceOptions) (*serving.Service, *bat
 			return make([]float32, imageTokens*hidden), false, nil
 		},
 	}
-	e := batching.New(decodertest.NewHash(1, contextLen, vocab), batching.Options{MaxWaiting: 32})
+}
+
+// run serves a model over an engine of a runner's until the test ends.
+func run(t *testing.T, m serving.Model, r batching.Runner, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
+	t.Helper()
+	e := batching.New(r, batching.Options{MaxWaiting: 32})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()

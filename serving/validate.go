@@ -93,6 +93,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.validateStop(&v, r, in.Stop)
 	l.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
+	l.used.allows(&v, in.Priority)
 	l.validateAnswers(&v, r, in)
 	validateName(&v, "tenant", in.Tenant)
 	if err := v.Err(); err != nil {
@@ -254,6 +255,9 @@ func (l *life) validateInput(v *Violations, r *checked, in *Request) {
 		l.validateTokens(v, r, in.Prompt.Parts)
 	}
 	r.text = text
+	for _, ids := range r.prompt.Tokens {
+		r.text += bytesPerToken * len(ids)
+	}
 	if text > l.options.MaxTextBytes {
 		v.Add("input", "%d bytes of text; this server takes at most %d in a request", text, l.options.MaxTextBytes)
 	}

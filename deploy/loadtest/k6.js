@@ -39,7 +39,7 @@ export default function () {
   }
   const sent = Date.now();
   let first = 0;
-  const stream = new grpc.Stream(client, 'mmserve.v1.MMServe/GenerateStream');
+  const stream = new grpc.Stream(client, 'mmserve.v1.InferenceService/GenerateStream');
   stream.on('data', (event) => {
     if (event.delta && !first) {
       first = Date.now();

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -32,8 +33,8 @@ type ChatChoice struct {
 	Message      AnswerMessage `json:"message"`
 	Logprobs     *Logprobs     `json:"logprobs"`
 	FinishReason string        `json:"finish_reason"`
-	// StopReason is vLLM's: the stop string that ended the answer; nil if none did.
-	StopReason *string `json:"stop_reason"`
+	// StopReason is vLLM's; see NewStopReason.
+	StopReason any `json:"stop_reason"`
 }
 
 // AnswerMessage is what the model says.
@@ -41,6 +42,18 @@ type AnswerMessage struct {
 	Role    string  `json:"role"`
 	Content string  `json:"content"`
 	Refusal *string `json:"refusal"`
+}
+
+// NewStopReason is what ended an answer, of what its request names: a stop string or the id of a stop token; nil where
+// nothing of it did.
+func NewStopReason(stop *string, token *int32, named []uint32) any {
+	switch {
+	case stop != nil:
+		return *stop
+	case token != nil && slices.Contains(named, uint32(*token)):
+		return *token
+	}
+	return nil
 }
 
 // Finish reasons.
@@ -121,8 +134,8 @@ type TextChoice struct {
 	Text         string        `json:"text"`
 	Logprobs     *TextLogprobs `json:"logprobs"`
 	FinishReason string        `json:"finish_reason"`
-	// StopReason is vLLM's: the stop string that ended the answer; nil if none did.
-	StopReason *string `json:"stop_reason"`
+	// StopReason is vLLM's; see NewStopReason.
+	StopReason any `json:"stop_reason"`
 }
 
 // TextLogprobs are those of a completion's tokens, each list with one value a token. Offsets are in characters of the

@@ -46,11 +46,7 @@ func ParseChat(body []byte) (*ChatRequest, error) {
 		}
 	}
 	c.Messages = o.messages("messages", object.message)
-	c.Continue = o.boolean("continue_final_message")
-	if add := o.optionalBool("add_generation_prompt"); add != nil && *add == c.Continue {
-		r.fault("add_generation_prompt", CodeInvalidValue,
-			"%v with continue_final_message %v; want one of them: the answer begins a turn or goes on with one", *add, c.Continue)
-	}
+	c.Continue = o.continues()
 	o.modalities()
 	o.done()
 	if r.err != nil {
@@ -58,6 +54,16 @@ func ParseChat(body []byte) (*ChatRequest, error) {
 	}
 	c.Ignored = r.ignored
 	return c, nil
+}
+
+// continues says whether the answer goes on with the last message.
+func (o object) continues() bool {
+	goesOn := o.boolean("continue_final_message")
+	if add := o.optionalBool("add_generation_prompt"); add != nil && *add == goesOn {
+		o.fault("add_generation_prompt", CodeInvalidValue,
+			"%v with continue_final_message %v; want one of them: the answer begins a turn or goes on with one", *add, goesOn)
+	}
+	return goesOn
 }
 
 // modalities refuses answers that are not text.

@@ -43,12 +43,13 @@ func TestFields(t *testing.T) {
 		`"presence_penalty":1,"frequency_penalty":-0.5,"repetition_penalty":1.5`: func(c *ChatRequest) {
 			c.PresencePenalty, c.FrequencyPenalty, c.RepetitionPenalty = ptr[float32](1), ptr[float32](-0.5), ptr[float32](1.5)
 		},
-		`"logit_bias":{"5":-100,"7":1.5}`: func(c *ChatRequest) { c.LogitBias = map[uint32]float32{5: -100, 7: 1.5} },
-		`"seed":-1`:                       func(c *ChatRequest) { c.Seed = ptr(^uint64(0)) },
-		`"seed":9007199254740993`:         func(c *ChatRequest) { c.Seed = ptr[uint64](9007199254740993) },
-		`"stop":"x"`:                      func(c *ChatRequest) { c.Stop = []string{"x"} },
-		`"stop":["x","\n"]`:               func(c *ChatRequest) { c.Stop = []string{"x", "\n"} },
-		`"stop_token_ids":[1,2]`:          func(c *ChatRequest) { c.StopTokenIDs = []uint32{1, 2} },
+		`"logit_bias":{"5":-100,"7":1.5}`:   func(c *ChatRequest) { c.LogitBias = map[uint32]float32{5: -100, 7: 1.5} },
+		`"seed":-1`:                         func(c *ChatRequest) { c.Seed = ptr(^uint64(0)) },
+		`"seed":9007199254740993`:           func(c *ChatRequest) { c.Seed = ptr[uint64](9007199254740993) },
+		`"stop":"x"`:                        func(c *ChatRequest) { c.Stop = []string{"x"} },
+		`"stop":["x","\n"]`:                 func(c *ChatRequest) { c.Stop = []string{"x", "\n"} },
+		`"stop_token_ids":[1,2]`:            func(c *ChatRequest) { c.StopTokenIDs = []uint32{1, 2} },
+		`"include_stop_str_in_output":true`: func(c *ChatRequest) { c.IncludeStop = true },
 		`"ignore_eos":true,"min_tokens":3`: func(c *ChatRequest) {
 			c.IgnoreEOS, c.MinTokens = true, 3
 		},
@@ -265,7 +266,7 @@ func TestChunks(t *testing.T) {
 		{bytes.Clone(c.Text(1, "a\n\"", nil)), `{"index":1,"delta":{"content":"a\n\""},"logprobs":null,"finish_reason":null}],"usage":null}`},
 		{bytes.Clone(c.Text(0, "", logprobs)), `{"index":0,"delta":{"content":""},"logprobs":{"content":[{"token":"a\ufffd","logprob":-0.5,` +
 			`"bytes":[97,255],"top_logprobs":[]}],"refusal":null},"finish_reason":null}],"usage":null}`},
-		{bytes.Clone(c.Finish(0, "stop", ptr("x"), nil)),
+		{bytes.Clone(c.Finish(0, "stop", "x", nil)),
 			`{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"x"}],"usage":null}`},
 		{bytes.Clone(c.Usage(NewUsage(10, 4, 3, 2))), `],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,` +
 			`"prompt_tokens_details":{"cached_tokens":3,"image_tokens":4,"text_tokens":6}}}`},

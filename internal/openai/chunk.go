@@ -58,8 +58,8 @@ func (c *Chunks) Text(index int, text string, logprobs any) []byte {
 	return c.end(logprobs, "", nil)
 }
 
-// Finish ends an answer. stop is the stop string that did; nil if none.
-func (c *Chunks) Finish(index int, reason string, stop *string, logprobs any) []byte {
+// Finish ends an answer; stop is its NewStopReason.
+func (c *Chunks) Finish(index int, reason string, stop, logprobs any) []byte {
 	c.begin(index)
 	if c.chat {
 		c.buf = append(c.buf, `"delta":{}`...)
@@ -82,7 +82,7 @@ func (c *Chunks) begin(index int) {
 	c.buf = append(strconv.AppendInt(c.buf, int64(index), 10), ',')
 }
 
-func (c *Chunks) end(logprobs any, reason string, stop *string) []byte {
+func (c *Chunks) end(logprobs any, reason string, stop any) []byte {
 	c.buf = append(c.buf, `,"logprobs":`...)
 	if logprobs == nil {
 		c.buf = append(c.buf, "null"...)

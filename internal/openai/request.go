@@ -23,7 +23,9 @@ type Request struct {
 	// Stop are strings, and StopTokenIDs tokens, that end the answer.
 	Stop         []string
 	StopTokenIDs []uint32
-	IgnoreEOS    bool
+	// IncludeStop leaves the stop string in the answer, as vLLM's include_stop_str_in_output.
+	IncludeStop bool
+	IgnoreEOS   bool
 	// N is the number of answers; 0 where the request does not say.
 	N uint32
 	// Logprobs asks for each token's log-probability, and those of the TopLogprobs likeliest.
@@ -61,7 +63,7 @@ func (o object) request() (r Request) {
 	o.sampling(&r)
 	r.Stop = o.stop()
 	r.StopTokenIDs = o.counts("stop_token_ids")
-	r.IgnoreEOS = o.boolean("ignore_eos")
+	r.IncludeStop, r.IgnoreEOS = o.boolean("include_stop_str_in_output"), o.boolean("ignore_eos")
 	if n := o.count("n"); n != nil {
 		if r.N = *n; *n == 0 {
 			o.fault(o.path+"n", CodeInvalidValue, "0; want at least 1")

@@ -40,7 +40,7 @@ type GRPCInferenceServiceClient interface {
 	ServerLive(ctx context.Context, in *ServerLiveRequest, opts ...grpc.CallOption) (*ServerLiveResponse, error)
 	// ServerReady says whether the server takes requests: not while it is draining.
 	ServerReady(ctx context.Context, in *ServerReadyRequest, opts ...grpc.CallOption) (*ServerReadyResponse, error)
-	// ModelReady says whether a model takes requests. NOT_FOUND names those that are served.
+	// ModelReady says whether a model takes requests. NOT_FOUND: none of the name is served.
 	ModelReady(ctx context.Context, in *ModelReadyRequest, opts ...grpc.CallOption) (*ModelReadyResponse, error)
 	// ServerMetadata says which server this is.
 	ServerMetadata(ctx context.Context, in *ServerMetadataRequest, opts ...grpc.CallOption) (*ServerMetadataResponse, error)
@@ -128,7 +128,7 @@ type GRPCInferenceServiceServer interface {
 	ServerLive(context.Context, *ServerLiveRequest) (*ServerLiveResponse, error)
 	// ServerReady says whether the server takes requests: not while it is draining.
 	ServerReady(context.Context, *ServerReadyRequest) (*ServerReadyResponse, error)
-	// ModelReady says whether a model takes requests. NOT_FOUND names those that are served.
+	// ModelReady says whether a model takes requests. NOT_FOUND: none of the name is served.
 	ModelReady(context.Context, *ModelReadyRequest) (*ModelReadyResponse, error)
 	// ServerMetadata says which server this is.
 	ServerMetadata(context.Context, *ServerMetadataRequest) (*ServerMetadataResponse, error)

@@ -117,6 +117,22 @@ func TestResponse(t *testing.T) {
 	if r.Status != "completed" && r.Status != "incomplete" {
 		t.Errorf("status %s", r.Status)
 	}
+	stream := c.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{
+		Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: param.NewOpt("red")}, MaxOutputTokens: openai.Int(4),
+	})
+	text := ""
+	var last responses.ResponseStreamEventUnion
+	for n := int64(0); stream.Next(); n++ {
+		if last = stream.Current(); last.SequenceNumber != n {
+			t.Errorf("event %d has the number %d", n, last.SequenceNumber)
+		}
+		if last.Type == "response.output_text.delta" {
+			text += last.Delta
+		}
+	}
+	if err := stream.Err(); err != nil || last.Response.OutputText() != text || text == "" {
+		t.Errorf("%v: the deltas say %q, the response %q", err, text, last.Response.OutputText())
+	}
 }
 
 func TestErrors(t *testing.T) {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import { test } from 'node:test'
 import OpenAI, { BadRequestError, NotFoundError, RateLimitError } from 'openai'
-import { zodResponseFormat } from 'openai/helpers/zod'
+import { zodResponseFormat, zodTextFormat } from 'openai/helpers/zod'
 import { z } from 'zod'
 
 const apiKey = process.env.API_KEY ?? 'none'
@@ -102,6 +102,38 @@ test('a response, whole and as a stream', async () => {
   }
   assert.equal(last.type, 'response.completed')
   assert.equal(text, whole.output_text)
+})
+
+test('the helpers for responses: a stream that accumulates, parse(), log-probabilities', async () => {
+  const params = { model, input: 'describe', instructions: 'Be brief.', temperature: 0 }
+  const stream = client.responses.stream(params)
+  let deltas = ''
+  stream.on('response.output_text.delta', (event) => { deltas += event.delta })
+  const final = await stream.finalResponse()
+  assert.equal(final.output_text, deltas)
+  assert.deepEqual([final.store, final.instructions, final.status], [false, 'Be brief.', 'completed'])
+
+  const Sight = z.object({ color: z.enum(['red', 'green', 'blue']) })
+  const parsed = await client.responses.parse({ ...params, text: { format: zodTextFormat(Sight, 'sight') } })
+  assert.ok(Sight.safeParse(parsed.output_parsed).success)
+
+  const told = await client.responses.create({
+    ...params, max_output_tokens: 2, include: ['message.output_text.logprobs'], top_logprobs: 2,
+  })
+  assert.deepEqual([told.status, told.incomplete_details.reason], ['incomplete', 'max_output_tokens'])
+  assert.equal(told.output[0].content[0].logprobs.length, 2)
+  assert.equal(told.output[0].content[0].logprobs[0].top_logprobs.length, 2)
+
+  const again = await client.responses.create({ ...params, input: [{ role: 'user', content: 'describe' }, ...final.output, { role: 'user', content: 'and?' }] })
+  assert.ok(again.output_text.length > 0)
+
+  for (const more of [{ previous_response_id: 'resp_1' }, { store: true }, { background: true }, { tools: [{ type: 'web_search' }] }]) {
+    await assert.rejects(client.responses.create({ ...params, ...more }), (e) => {
+      assert.ok(e instanceof BadRequestError)
+      assert.deepEqual([e.code, e.param], ['unsupported_parameter', Object.keys(more)[0]])
+      return true
+    })
+  }
 })
 
 test('errors have the class, the parameter and the code', async () => {

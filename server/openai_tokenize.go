@@ -1,0 +1,31 @@
+package server
+
+import (
+	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/serving"
+)
+
+// tokenize answers POST /tokenize. It takes no place in the engine, and of images it reads the headers alone.
+func (x *exchange) tokenize() error {
+	if err := x.requireModel(); err != nil {
+		return err
+	}
+	return x.receiveRequest(func(body []byte) (*openai.Request, *serving.Request, error) {
+		in, err := openai.ParseTokenize(body)
+		if err != nil {
+			return nil, nil, err
+		}
+		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages, Continue: in.Continue})
+		if r.TokenIDs = true; in.Messages == nil {
+			x.input = "prompt"
+			r.Chat, r.Prompt = nil, &serving.Prompt{Parts: []serving.Part{{Text: in.Prompt}}}
+		}
+		return &in.Request, r, nil
+	}, func(_ *openai.Request, req *serving.Request) error {
+		c, err := x.service.Count(x.r.Context(), req)
+		if err != nil {
+			return err
+		}
+		return x.write(openai.Tokenized{Count: c.Prompt, MaxModelLen: c.Context, Tokens: c.IDs})
+	})
+}
