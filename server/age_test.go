@@ -82,13 +82,14 @@ func TestConnectionAge(t *testing.T) {
 // An answer that goes on after the grace of its connection's age ends with its connection.
 func TestConnectionAgeGrace(t *testing.T) {
 	runner := endless(1)
-	runner.step = make(chan struct{}) // no token ever comes
+	runner.step = make(chan struct{}) // no token comes
 	f := start(t, tinyVLM(t), runner, server.Options{
 		MaxConnectionAge: 50 * time.Millisecond, MaxConnectionAgeGrace: 50 * time.Millisecond,
 	})
 	if _, _, _, err := collect(t.Context(), f.Client, question()); status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v, want UNAVAILABLE", err)
 	}
+	close(runner.step)
 }
 
 // A caller on a unix socket has a name, by which it takes turns with others.
