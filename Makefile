@@ -84,17 +84,16 @@ RELEASED := proto/mmserve/v1/released.binpb
 released:
 	$(GO) tool -modfile=tools/go.mod buf build --exclude-source-info -o $(RELEASED)
 
-## proto: write the generated Go beside the .proto files
+## proto: write the generated Go beside the .proto files, and the contract to the client for Node
 proto:
 	$(GO) tool -modfile=tools/go.mod buf generate
+	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
+	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
-## clients: the contract for Python and Node, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
+## clients: the stubs for Python, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
 clients:
 	protoc -I proto -I clients/proto --python_out=clients/python --grpc_python_out=clients/python \
 	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/retry.proto
-	rm -rf clients/node/proto && mkdir -p clients/node/proto/mmserve/v1
-	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
-	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
 ## fuzz: every fuzz target for FUZZTIME each
 FUZZTIME ?= 60s

@@ -75,10 +75,7 @@ func WithDialOptions(dial ...grpc.DialOption) Option {
 // Dial makes a client for the server at addr, host:port or any gRPC target. The connection is made at the first
 // call. Close it after use.
 func Dial(addr string, opts ...Option) (*Client, error) {
-	o := options{creds: insecure.NewCredentials()}
-	for _, opt := range opts {
-		opt(&o)
-	}
+	o := newOptions(opts)
 	dial, err := o.secure(addr)
 	if err != nil {
 		return nil, err
@@ -97,13 +94,17 @@ func Dial(addr string, opts ...Option) (*Client, error) {
 }
 
 // New makes a client that uses a connection of the caller's, who set it up (of the options only WithRetries,
-// WithUnavailableRetries and WithUploads count) and closes it.
+// WithUnavailableRetries and WithUploads count; DialOptions has the others) and closes it.
 func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
-	var o options
+	return newOptions(opts).client(conn)
+}
+
+func newOptions(opts []Option) options {
+	o := options{creds: insecure.NewCredentials()}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	return o.client(conn)
+	return o
 }
 
 func (o options) client(conn grpc.ClientConnInterface) *Client {

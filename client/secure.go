@@ -39,6 +39,18 @@ func WithAPIKeyFunc(key func(ctx context.Context) (string, error)) Option {
 // them.
 func WithPlaintextKeys() Option { return func(o *options) { o.plaintextKeys = true } }
 
+// DialOptions are what TLS, credentials and API keys of opts are to gRPC, for who makes the connection to servers and
+// calls New with it. servers is as Dial or DialServers take it. The error is ErrPlaintextKey where a key would be
+// read on the way.
+func DialOptions(servers string, opts ...Option) ([]grpc.DialOption, error) {
+	o := newOptions(opts)
+	var err error
+	if o.addresses, err = SplitServers(servers); err != nil {
+		return nil, err
+	}
+	return o.secure(servers)
+}
+
 // secure gives the options of Dial that protect and carry the credentials, for a connection to target or o.addresses.
 func (o options) secure(target string) ([]grpc.DialOption, error) {
 	if o.key == nil {

@@ -208,3 +208,29 @@ func TestAPIKeyThatIsNone(t *testing.T) {
 		}
 	}
 }
+
+// DialOptions protect the connections of who makes them as Dial does.
+func TestDialOptions(t *testing.T) {
+	for _, servers := range []string{"10.0.0.1:80", "127.0.0.1:80,10.0.0.1:80", "dns:///mm.example:80"} {
+		if _, err := client.DialOptions(servers, client.WithAPIKey("k")); !errors.Is(err, client.ErrPlaintextKey) {
+			t.Errorf("%s: %v", servers, err)
+		}
+	}
+	k := new(keyed)
+	target := k.listen(t, "tcp", "127.0.0.1:0", insecure.NewCredentials())
+	dial, err := client.DialOptions(target, client.WithAPIKey("sk-one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(target, dial...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := client.New(conn).Generate(t.Context(), client.Prompt(client.Text("?"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(k.keys, ", "); got != "Bearer sk-one" {
+		t.Errorf("the server got %q", got)
+	}
+}

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/batching"
@@ -75,6 +77,19 @@ func TestConnectionAge(t *testing.T) {
 	if err := <-answered; err != nil {
 		t.Error(err)
 	}
+}
+
+// An answer that goes on after the grace of its connection's age ends with its connection.
+func TestConnectionAgeGrace(t *testing.T) {
+	runner := endless(1)
+	runner.step = make(chan struct{}) // no token comes
+	f := start(t, tinyVLM(t), runner, server.Options{
+		MaxConnectionAge: 50 * time.Millisecond, MaxConnectionAgeGrace: 50 * time.Millisecond,
+	})
+	if _, _, _, err := collect(t.Context(), f.Client, question()); status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v, want UNAVAILABLE", err)
+	}
+	close(runner.step)
 }
 
 // A caller on a unix socket has a name, by which it takes turns with others.

@@ -15,7 +15,6 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
-	"google.golang.org/grpc"
 
 	"github.com/mmserve/mmserve/loadtest"
 )
@@ -275,10 +274,7 @@ func (b benchCmd) mix() (*loadtest.Mix, error) {
 
 func (b benchCmd) target() (loadtest.Target, error) {
 	if b.OpenAI == "" {
-		creds, dial, err := b.dial(b.Server)
-		if creds != nil {
-			dial = append(dial, grpc.WithTransportCredentials(creds))
-		}
+		dial, err := b.dial(b.Server)
 		if err != nil {
 			return nil, err
 		}

@@ -83,7 +83,7 @@ func newForeign(t *testing.T, dir string) *foreign {
 		t.Fatal(err)
 	}
 	c.want = out.GetText()
-	secure, key := startSecured(t)
+	secure, key := startRotating(t)
 	c.env = []string{
 		"TARGET=" + c.target, "BUSY=" + busy, "IMAGE=" + image, "WANT=" + c.want,
 		"SECURE=" + secure.addr, "ROOTS=" + secure.root, "KEY=" + key,
@@ -113,7 +113,8 @@ func (c *foreign) wantExample(t *testing.T, name, file string) {
 	}
 }
 
-// The clients have the contract that the server has. Generated Python is compared where protoc is that which made it.
+// The clients have the server's contract: the one for Node a copy, that for Python stubs, which are compared where the protoc
+// is that made them.
 func TestClientStubs(t *testing.T) {
 	read := func(name ...string) string {
 		t.Helper()
@@ -123,13 +124,10 @@ func TestClientStubs(t *testing.T) {
 		}
 		return string(text)
 	}
-	const fresh = "make clients makes it anew"
-	contract := filepath.Join("mmserve", "v1", "mmserve.proto")
-	if read(clients, "node", "proto", contract) != read("..", "..", "proto", contract) {
-		t.Errorf("clients/node has another contract than proto: %s", fresh)
-	}
-	if own := filepath.Join("mmserve", "retry.proto"); read(clients, "node", "proto", own) != read(clients, "proto", own) {
-		t.Errorf("clients/node has another retry.proto than clients/proto: %s", fresh)
+	const contract, own = "mmserve/v1/mmserve.proto", "mmserve/retry.proto"
+	node := filepath.Join(clients, "node", "proto")
+	if read(node, contract) != read("..", "..", "proto", contract) || read(node, own) != read(clients, "proto", own) {
+		t.Errorf("%s is not the contract: make proto copies it", node)
 	}
 	version, err := exec.Command("protoc", "--version").Output()
 	plugin, err2 := exec.LookPath("grpc_python_plugin")
@@ -139,13 +137,13 @@ func TestClientStubs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	cmd := exec.Command("protoc", "-I", filepath.Join("..", "..", "proto"), "-I", filepath.Join(clients, "proto"),
-		"--python_out="+dir, "--grpc_python_out="+dir, "--plugin=protoc-gen-grpc_python="+plugin, contract, "mmserve/retry.proto")
+		"--python_out="+dir, "--grpc_python_out="+dir, "--plugin=protoc-gen-grpc_python="+plugin, contract, own)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for _, name := range []string{"v1/mmserve_pb2.py", "v1/mmserve_pb2_grpc.py", "retry_pb2.py"} {
 		if read(clients, "python", "mmserve", name) != read(dir, "mmserve", name) {
-			t.Errorf("clients/python/mmserve/%s is not made from the contract: %s", name, fresh)
+			t.Errorf("clients/python/mmserve/%s is not made from the contract: make clients makes it anew", name)
 		}
 	}
 }

@@ -172,6 +172,7 @@ func TestConfigReload(t *testing.T) {
 	p.logged("msg=serving")
 	for _, step := range []struct{ text, logged string }{
 		{"log-level: loud\n", `level=ERROR msg="SIGHUP: not read again; the former stays in effect" what="log level"`},
+		{"log-level: debug\nslots: 100000\n", `error="--slots 100000: want`},
 		{"log-level: debug\nslots: 3\npace: 1ms,1ms\n", `take effect at the next start" flags=[slots]`},
 		{"log-level: warn\npace: 1ms,1ms\n", "flags=[slots]"},
 	} {

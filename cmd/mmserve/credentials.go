@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/mmserve/mmserve/client"
 )
@@ -57,55 +55,44 @@ func (f credentialFlags) config() (*tls.Config, error) {
 	return c, nil
 }
 
-// dial are the options for reaching servers, a list as client.SplitServers takes it.
-func (f credentialFlags) dial(servers string) (creds credentials.TransportCredentials, o []grpc.DialOption, err error) {
+// clientOptions are those of a client for servers, a list as client.SplitServers takes it.
+func (f credentialFlags) clientOptions(servers string, more ...client.Option) ([]client.Option, error) {
+	var list []client.Option
 	if f.secure() {
 		c, err := f.config()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		creds = credentials.NewTLS(c)
+		list = append(list, client.WithTLS(c))
 	}
-	if f.APIKeyFile == "" && os.Getenv(apiKeyVariable) == "" {
-		return creds, nil, nil
+	if f.APIKeyFile != "" || os.Getenv(apiKeyVariable) != "" {
+		k := sentKey{path: f.APIKeyFile}
+		if _, err := k.read(); err != nil {
+			return nil, err
+		}
+		list = append(list, client.WithAPIKeyFunc(func(context.Context) (string, error) { return k.read() }))
 	}
-	k := sentKey{path: f.APIKeyFile, far: !allLoopback(servers)}
-	if k.far && creds == nil {
-		return nil, nil, fmt.Errorf("an API key would go to %s in plaintext: want --tls", servers)
-	}
-	if _, err := k.read(); err != nil {
-		return nil, nil, err
-	}
-	return creds, []grpc.DialOption{grpc.WithPerRPCCredentials(k)}, nil
-}
-
-// clientOptions are those of a client for servers.
-func (f credentialFlags) clientOptions(servers string) ([]client.Option, error) {
-	creds, dial, err := f.dial(servers)
-	if err != nil {
+	list = append(list, more...)
+	if _, err := client.DialOptions(servers, list...); errors.Is(err, client.ErrPlaintextKey) {
+		return nil, fmt.Errorf("an API key would go to %s in plaintext: want --tls", servers)
+	} else if err != nil {
 		return nil, err
-	}
-	list := []client.Option{client.WithDialOptions(dial...)}
-	if creds != nil {
-		list = append(list, client.WithTransportCredentials(creds))
 	}
 	return list, nil
 }
 
-// allLoopback says whether all servers of a list are on this machine.
-func allLoopback(servers string) bool {
-	for _, s := range strings.Split(servers, ",") {
-		if !loopback(strings.TrimSpace(s)) {
-			return false
-		}
+// dial are the options of gRPC for reaching servers.
+func (f credentialFlags) dial(servers string, more ...client.Option) ([]grpc.DialOption, error) {
+	list, err := f.clientOptions(servers, more...)
+	if err != nil {
+		return nil, err
 	}
-	return true
+	return client.DialOptions(servers, list...)
 }
 
 // sentKey is a key or token that goes with each call.
 type sentKey struct {
 	path string // of its file; empty: the variable has it
-	far  bool   // it leaves this machine
 }
 
 // read gives the key. Its error does not quote it.
@@ -129,15 +116,3 @@ func (k sentKey) read() (string, error) {
 	}
 	return string(key), nil
 }
-
-// GetRequestMetadata implements grpc's credentials.PerRPCCredentials.
-func (k sentKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	key, err := k.read()
-	if err != nil {
-		return nil, err
-	}
-	return map[string]string{"authorization": "Bearer " + key}, nil
-}
-
-// RequireTransportSecurity implements grpc's credentials.PerRPCCredentials.
-func (k sentKey) RequireTransportSecurity() bool { return k.far }

@@ -13,9 +13,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/socket"
 )
 
@@ -30,20 +30,19 @@ type healthCmd struct {
 func (h healthCmd) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	creds, dial, err := h.dial(reached(h.Server))
-	if err != nil {
-		return err
-	}
+	var pin []client.Option
 	if h.Pin != "" {
-		creds, err = h.pinned()
+		creds, err := h.pinned()
+		if err != nil {
+			return err
+		}
+		pin = append(pin, client.WithTransportCredentials(creds))
 	}
+	dial, err := h.dial(reached(h.Server), pin...)
 	if err != nil {
 		return err
 	}
-	if creds == nil {
-		creds = insecure.NewCredentials()
-	}
-	conn, err := grpc.NewClient(local(h.Server), append(dial, grpc.WithTransportCredentials(creds))...)
+	conn, err := grpc.NewClient(local(h.Server), dial...)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func (r *reloaders) watchConfig(k *kong.Context, level *slog.LevelVar, again rer
 	}
 	r.add("log level", func() error {
 		c, k, err := again()
+		if err == nil {
+			err = c.Serve.checkAll()
+		}
 		if err != nil {
 			return err
 		}

@@ -116,9 +116,14 @@ func checkAddress(flag, address string) error {
 	return nil
 }
 
+// checkAll refuses flags that are out of range or do not go together.
+func (s serveCmd) checkAll() error {
+	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check())
+}
+
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
-	if err := errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check()); err != nil {
+	if err := s.checkAll(); err != nil {
 		return err
 	}
 	if s.PrintConfig {

@@ -2,10 +2,13 @@
 
 package socket
 
-import "net"
+import (
+	"io/fs"
+	"net"
+)
 
 const maxPath = 100
 
 func lock(string) (unlock func(), err error) { return func() {}, nil }
 
-func listenPrivate(path string) (net.Listener, error) { return net.Listen("unix", path) }
+func listenPrivate(path string, _ fs.FileMode) (net.Listener, error) { return net.Listen("unix", path) }

@@ -4,7 +4,9 @@ package socket
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"syscall"
@@ -20,6 +22,9 @@ const lockTime = 5 * time.Second
 // lock makes the folder's other callers of Listen wait.
 func lock(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrPermission) { // it may still be written to
+		return func() {}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -37,9 +42,9 @@ func lock(dir string) (unlock func(), err error) {
 
 // listenPrivate listens at path. On Linux the file gets no more permissions than its descriptor has, so that there is
 // no moment at which others could connect.
-func listenPrivate(path string) (net.Listener, error) {
+func listenPrivate(path string, mode fs.FileMode) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) }) // Darwin does not know it
+		return raw.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), uint32(mode)) }) // Darwin does not know it
 	}}
 	return config.Listen(context.Background(), "unix", path)
 }

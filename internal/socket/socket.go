@@ -56,14 +56,14 @@ func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	lis, err := listenPrivate(path)
+	lis, err := listenPrivate(path, mode.Perm())
 	if err != nil {
 		return nil, err
 	}
 	lis.(*net.UnixListener).SetUnlinkOnClose(false) // it would remove whatever is there by then
 	l := &listener{Listener: lis, path: path}
-	if err = os.Chmod(path, mode.Perm()); err == nil {
-		l.file, err = os.Lstat(path)
+	if l.file, err = os.Lstat(path); err == nil && l.file.Mode().Perm() != mode.Perm() { // the umask took some
+		err = os.Chmod(path, mode.Perm())
 	}
 	if err != nil {
 		return nil, errors.Join(err, lis.Close(), os.Remove(path))

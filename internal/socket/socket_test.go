@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -199,5 +200,21 @@ func TestNamedLeavesOthersAlone(t *testing.T) {
 	defer b.Close()
 	if Named(a) != a {
 		t.Error("a connection of no unix socket was changed")
+	}
+}
+
+// On Linux a socket never has more permissions than it is to have in the end.
+func TestListenPrivate(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system gives a socket all that the umask leaves, and Listen takes some away afterwards")
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := listenPrivate(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if got := permissions(t, path); got&^0o600 != 0 {
+		t.Errorf("permissions %o before they are set", got)
 	}
 }

@@ -16,17 +16,17 @@ import (
 	"github.com/mmserve/mmserve/internal/auth/authtest"
 )
 
-// secured is a server with TLS and API keys in a process of its own.
-type secured struct {
+// rotating is a server with TLS and API keys in a process of its own, whose files are replaced.
+type rotating struct {
 	*served
 	ca               *authtest.CA
 	cert, keys, root string // files
 }
 
-func startSecured(t *testing.T, args ...string) (s *secured, key string) {
+func startRotating(t *testing.T, args ...string) (s *rotating, key string) {
 	t.Helper()
 	dir := t.TempDir()
-	s = &secured{
+	s = &rotating{
 		ca: authtest.NewCA(t), cert: filepath.Join(dir, "cert.pem"), keys: filepath.Join(dir, "keys"), root: filepath.Join(dir, "ca.pem"),
 	}
 	s.write(t, s.root, s.ca.PEM)
@@ -37,7 +37,7 @@ func startSecured(t *testing.T, args ...string) (s *secured, key string) {
 	return s, key
 }
 
-func (s *secured) write(t *testing.T, name string, text []byte) {
+func (s *rotating) write(t *testing.T, name string, text []byte) {
 	t.Helper()
 	next := name + ".new"
 	if err := os.WriteFile(next, text, 0o600); err != nil {
@@ -49,14 +49,14 @@ func (s *secured) write(t *testing.T, name string, text []byte) {
 }
 
 // newCertificate gives the server another certificate of its authority.
-func (s *secured) newCertificate(t *testing.T) {
+func (s *rotating) newCertificate(t *testing.T) {
 	t.Helper()
 	cert, key := s.ca.Issue(t, authtest.Leaf{CommonName: "server"})
 	s.write(t, s.cert, append(cert, key...))
 }
 
 // newKey makes a key that takes the place of all others.
-func (s *secured) newKey(t *testing.T, id string) string {
+func (s *rotating) newKey(t *testing.T, id string) string {
 	t.Helper()
 	code, out, errs := mmserve(t, "keys", "new", "--id", id, "--tenant", "alice")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
@@ -68,7 +68,7 @@ func (s *secured) newKey(t *testing.T, id string) string {
 }
 
 // dial gives a client, and what notes the serial number of the certificate that it last saw.
-func (s *secured) dial(t *testing.T, key string) (c *client.Client, serial *string) {
+func (s *rotating) dial(t *testing.T, key string) (c *client.Client, serial *string) {
 	t.Helper()
 	serial = new(string)
 	c, err := client.Dial(s.addr, client.WithAPIKey(key), client.WithTLS(&tls.Config{
@@ -86,7 +86,7 @@ func (s *secured) dial(t *testing.T, key string) (c *client.Client, serial *stri
 
 // SIGHUP has keys and certificates that were replaced take effect, under a stream that goes on.
 func TestReloadKeys(t *testing.T) {
-	s, old := startSecured(t, "--pace=1ms,10ms")
+	s, old := startRotating(t, "--pace=1ms,10ms")
 	c, before := s.dial(t, old)
 	rotated, finished := false, false
 	for e, err := range c.Stream(t.Context(), longAnswer(100)) {
