@@ -18,8 +18,8 @@ type asking struct {
 	weight float64
 }
 
-// besides is what a tenant of a paced server of 16 slots gets, alone or beside one that floods. Time is a synctest bubble's:
-// the same run always gives the same numbers.
+// besides is what a tenant of a paced server of 16 slots gets, alone or beside one that floods. Time is a synctest
+// bubble's: the same run always gives the same numbers.
 func besides(t *testing.T, me, flood asking) (mine, theirs loadtest.Summary) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newPaced(t, 16, 500*time.Microsecond, 20*time.Millisecond, batching.Options{
@@ -52,8 +52,8 @@ func besides(t *testing.T, me, flood asking) (mine, theirs loadtest.Summary) {
 	return mine, theirs
 }
 
-// TestFloodCostsOthersLittle holds that at equal weights a tenant that asks for less than its half of the server loses no
-// more than a tenth of its goodput to one that asks for far more, whoever's answers are the longer ones.
+// TestFloodCostsOthersLittle holds that at equal weights a tenant that asks for less than its half of the server loses
+// no more than a tenth of its goodput to one that asks for far more, whoever's answers are the longer ones.
 func TestFloodCostsOthersLittle(t *testing.T) {
 	for _, c := range []struct{ me, flood asking }{
 		{asking{3.5, "uniform:20,80", 1}, asking{40, "uniform:20,80", 1}},

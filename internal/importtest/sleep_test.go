@@ -18,6 +18,8 @@ var sleeps = map[string]string{
 	"deploy/observability/observability_test.go TestDashboard": polls,
 	"server/server_test.go eventually":                         polls,
 	"server/answer_test.go TestAnswers":                        polls,
+	"server/quota_test.go TestRefusedBeforeTheMessage":         polls,
+	"serving/service_test.go idle":                             polls,
 	// Load on real processes: the pause is the pace.
 	"cmd/mmserve/serve_test.go TestRollingRestart":          pace,
 	"deploy/observability/observability_test.go load":       pace,
@@ -33,9 +35,10 @@ var sleeps = map[string]string{
 	"server/attack_test.go TestAttackTinyFrames":                              "gRPC tells nobody when a window grows",
 	"server/lifecycle_test.go TestBatchGathers":                               "that nothing happens takes a while to see",
 	// Helpers that run in the bubbles of their callers, where time costs nothing.
-	"loadtest/fairness_test.go flood": bubble,
-	"loadtest/paced_test.go newPaced": bubble,
-	"serving/history_test.go pass":    bubble,
+	"loadtest/fairness_test.go flood":              bubble,
+	"loadtest/paced_test.go newPaced":              bubble,
+	"serving/history_test.go pass":                 bubble,
+	"server/http_time_test.go TestHTTPReaderStops": bubble,
 }
 
 const (
