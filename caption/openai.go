@@ -205,7 +205,8 @@ func (chatAsker) Answer(r *Row, out *pb.GenerateResponse) {
 	for i, a := range answers {
 		c.Choices = append(c.Choices, openai.ChatChoice{
 			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.GetText()},
-			FinishReason: finishNames[a.GetFinishReason()], StopReason: openai.NewStopReason(a.MatchedStop, nil, nil), Logprobs: logprobs(a.GetLogprobs()),
+			FinishReason: finishNames[a.GetFinishReason()], StopReason: openai.NewStopReason(a.MatchedStop, nil, nil),
+			Logprobs: logprobs(a.GetLogprobs()),
 		})
 	}
 	b, err := json.Marshal(c)

@@ -58,9 +58,9 @@ if command -v vulkaninfo >/dev/null; then vulkaninfo --summary 2>/dev/null | gre
 echo "== provider $provider"
 bin/mmserve doctor --provider "$provider" --precision "$precision" # fails where it does not work, or leaves work to the processor
 
-echo "== gold cases, $precision"
+echo "== reference cases, $precision"
 # In fp16 an answer may differ in a token; 99 % have to be the same.
-bin/mmserve --log-level error model verify model/tiny-vlm --gold testdata/tiny-vlm-gold/gold.jsonl --provider "$provider" \
+bin/mmserve --log-level error model verify model/tiny-vlm --references testdata/tiny-vlm-gold/gold.jsonl --provider "$provider" \
 	--precision "$precision" --tolerance "$([ "$precision" = fp16 ] && echo 0.2 || echo 1e-3)" >$out/gold.txt || [ "$precision" = fp16 ] || { tail -n 20 $out/gold.txt; exit 1; }
 tail -n 1 $out/gold.txt
 awk '{ for (i = 1; i < NF; i++) if ($i == "generated_ids") { n++; same += $(i+1) == "equal" ? 100 : $(i+1) } }

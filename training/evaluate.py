@@ -39,25 +39,25 @@ class Drawn:
     def __init__(self, seed: int, size: int):
         self.rng, self.size = random.Random(seed), size
         self.cases: list[Case] = []
-        self.pictures: dict[str, bytes] = {}
+        self.images: dict[str, bytes] = {}
         self.count: Counter[str] = Counter()
 
-    def picture(self, s: W.Scene) -> str:
+    def image(self, s: W.Scene) -> str:
         """One in ten has grain: it is what makes a PNG large."""
         data = io.BytesIO()
         Image.fromarray(W.render(s, self.size, self.rng, self.rng.random() < 0.1)).save(data, "PNG", optimize=True)
-        name = f"{len(self.pictures):03d}.png"
-        self.pictures[name] = data.getvalue()
+        name = f"{len(self.images):03d}.png"
+        self.images[name] = data.getvalue()
         return name
 
     def ask(self, kind: str, turns: list[talk.Turn], images: Iterable[str] = (), text_first: bool = False) -> None:
         """The last turn is the question, those before it are history."""
         images = list(images)
-        pictures = [{"type": "image"}] * len(images)
+        places = [{"type": "image"}] * len(images)
         messages = []
         for i, t in enumerate(turns):
             text = [{"type": "text", "text": t.question}]
-            parts = (text + pictures if text_first else pictures + text) if i == 0 else text
+            parts = (text + places if text_first else places + text) if i == 0 else text
             messages.append({"role": "user", "content": parts})
             if t is not turns[-1]:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": t.answer}]})
@@ -73,7 +73,7 @@ class Drawn:
         with zipfile.ZipFile(path, "w") as z:
             lines = "".join(json.dumps(c, ensure_ascii=False) + "\n" for c in self.cases)
             z.writestr(_member("cases.jsonl"), lines, zipfile.ZIP_DEFLATED, 9)
-            for name, data in self.pictures.items():
+            for name, data in self.images.items():
                 z.writestr(_member(name), data, zipfile.ZIP_STORED)
 
 
@@ -88,7 +88,7 @@ def draw(seed: int, size: int, scenes: int) -> Drawn:
     rng, small, wide = d.rng, W.World(0, 4), W.World(0, 6)
     for i in range(scenes):
         s = W.scene(rng, small, 1 + i % 4, 1 + i % 4)
-        name = d.picture(s)
+        name = d.image(s)
         d.ask(f"caption, {len(s.objects)} object{'s' if len(s.objects) > 1 else ''}", [talk.ask_caption(s, rng)], [name])
         if i % 6 == 0:
             d.ask("question before the picture", [talk.question(s, rng, small)], [name], True)
@@ -109,23 +109,23 @@ def draw(seed: int, size: int, scenes: int) -> Drawn:
             d.ask("as JSON", [t], [name])
     for i in range(scenes // 3):
         s = W.scene(rng, wide, 5, 6)
-        name = d.picture(s)
+        name = d.image(s)
         d.ask("caption, 5 or 6 objects", [talk.ask_caption(s, rng)], [name])
         d.ask("question, 5 or 6 objects", [talk.question(s, rng, W.World(0, 6))], [name])
         s = W.scene(rng, small)
         other, what, o = W.changed(rng, s, small)
-        d.ask("two pictures", [talk.ask_change(s, other, what, o, rng)], [d.picture(s), d.picture(other)])
+        d.ask("two pictures", [talk.ask_change(s, other, what, o, rng)], [d.image(s), d.image(other)])
         s = W.chart(rng, wide)
-        d.ask("chart", [talk.ask_chart(s, rng)], [d.picture(s)])
+        d.ask("chart", [talk.ask_chart(s, rng)], [d.image(s)])
         s = W.sign(rng, wide)
-        d.ask("sign", [talk.ask_sign(s, rng)], [d.picture(s)])
+        d.ask("sign", [talk.ask_sign(s, rng)], [d.image(s)])
     for _ in range(scenes // 2):
         t = talk.ask_text(rng, small)
         d.ask("no picture" if t.kind == "no_image" else "outside its world" if t.kind == "outside" else "small talk", [t])
     rich = W.World(2, 4)
     for _ in range(scenes // 3):
         s = W.scene(rng, rich)
-        name = d.picture(s)
+        name = d.image(s)
         d.ask("caption, ten colors and textures", [talk.ask_caption(s, rng)], [name])
         d.ask("question, ten colors and textures", [talk.question(s, rng, small)], [name])
     return d
@@ -145,7 +145,7 @@ def prompt(codec: Codec, c: Case) -> list[int]:
         head = m["role"].capitalize() + (":" if parts[0]["type"] == "image" else ": ")
         for p in parts:
             if p["type"] == "image":
-                ids += codec.encode(head)[0] + codec.picture
+                ids += codec.encode(head)[0] + codec.image
                 head = ""
             else:
                 head += p["text"]
@@ -158,7 +158,7 @@ def pixels(data: bytes, size: int) -> np.ndarray:
     return np.asarray(im if im.size == (size, size) else im.resize((size, size), Image.LANCZOS))
 
 
-def answer(model: VLM, codec: Codec, cases: list[Case], pictures: dict[str, bytes], most: int = 96) -> list[list[int]]:
+def answer(model: VLM, codec: Codec, cases: list[Case], files: dict[str, bytes], most: int = 96) -> list[list[int]]:
     """Greedy ids of each case, the end token included. Prompts of one length go together."""
     size = model.config.image
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -169,7 +169,7 @@ def answer(model: VLM, codec: Codec, cases: list[Case], pictures: dict[str, byte
     for (_, n), members in groups.items():
         for at in range(0, len(members), 48):
             some = members[at : at + 48]
-            images = torch.from_numpy(np.stack([pixels(pictures[p], size) for i in some for p in cases[i]["images"]])) if n else None
+            images = torch.from_numpy(np.stack([pixels(files[p], size) for i in some for p in cases[i]["images"]])) if n else None
             ids = model.generate(torch.tensor([prompts[i] for i in some]), images, IMAGE, {EOS, END, PAD}, most)
             for i, a in zip(some, ids):
                 out[i] = a
@@ -233,10 +233,10 @@ def digest(folder: Path) -> str:
     return h.hexdigest()
 
 
-def record(path: Path, cases: list[Case], pictures: dict[str, bytes], ids: list[list[int]], model: str) -> None:
+def record(path: Path, cases: list[Case], files: dict[str, bytes], ids: list[list[int]], model: str) -> None:
     d = Drawn(0, 0)
     d.cases = [{**c, "generated_ids": i} for c, i in zip(cases, ids)]
-    d.pictures = pictures
+    d.images = files
     d.write(path)
     with zipfile.ZipFile(path, "a") as z:
         z.comment = model.encode()
@@ -257,21 +257,21 @@ def main() -> None:
     if a.do == "draw":
         d = draw(a.seed, a.size, a.scenes)
         d.write(a.paths[0])
-        print(f"{len(d.cases)} questions, {len(d.pictures)} pictures, {a.paths[0].stat().st_size} bytes")
+        print(f"{len(d.cases)} questions, {len(d.images)} images, {a.paths[0].stat().st_size} bytes")
         return
     folder, path = a.paths
     model = VLM(folder_config(str(folder))).eval()
     model.load_state_dict(load_folder(str(folder)))
     codec = Codec(str(folder / "tokenizer.json"), model.config.image_tokens)
-    cases, pictures = read(path)
-    ids = answer(model, codec, cases, pictures)
+    cases, files = read(path)
+    ids = answer(model, codec, cases, files)
     texts = [codec.decode(i) for i in ids]
     print(table(cases, texts))
     for c, t in [(c, t) for c, t in zip(cases, texts) if t != c["truth"]][: a.wrong]:
         asked = next(p["text"] for p in c["messages"][-1]["content"] if p["type"] == "text")
         print(c["id"], "|", asked, "|", c["truth"], "|", t)
     if a.record:
-        record(path, cases, pictures, ids, digest(folder))
+        record(path, cases, files, ids, digest(folder))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ END, BOS, PAD, _, EOS, FAKE, GLOBAL, IMAGE = range(8)
 class Codec:
     def __init__(self, path: str, image_tokens: int):
         self.tokenizer = Tokenizer.from_file(path)
-        self.picture = [FAKE, GLOBAL] + [IMAGE] * image_tokens + [FAKE]
+        self.image = [FAKE, GLOBAL] + [IMAGE] * image_tokens + [FAKE]
         self._cache: dict[str, tuple[list[int], list[int]]] = {}
-        self.prefix = [BOS] + self.encode("User:")[0] + self.picture
+        self.prefix = [BOS] + self.encode("User:")[0] + self.image
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text without its MARKs, and the index of the token before each MARK."""
@@ -45,17 +45,17 @@ class Codec:
         """All ids of a conversation, the spans of its answers, and where its phrases end and what they stand for."""
         ids, spans, phrases = [BOS], [], []
         for i, t in enumerate(c.turns):
-            pictures = self.picture * c.images if i == 0 else []
-            if pictures and not c.text_first:
-                ids += self.encode("User:")[0] + pictures
+            images = self.image * c.images if i == 0 else []
+            if images and not c.text_first:
+                ids += self.encode("User:")[0] + images
                 head = t.ask
             else:
                 head = ("\n" if i else "") + "User: " + t.ask
             body, marks = self.encode(head)
             phrases += [(len(ids) + m, o) for m, o in zip(marks, t.phrases)]
             ids += body
-            if pictures and c.text_first:
-                ids += pictures
+            if images and c.text_first:
+                ids += images
             ids += [EOS] + self.encode("\nAssistant:")[0]
             start = len(ids)
             ids += self.encode(" " + t.answer)[0] + [EOS]
@@ -65,7 +65,7 @@ class Codec:
 
 @dataclass
 class Batch:
-    """b pictures, each with k slots of t tokens; n pictures in all, the first b of them in the prefixes."""
+    """b images, each with k slots of t tokens; n images in all, the first b of them in the prefixes."""
 
     images: np.ndarray  # n x h x w x 3
     labels: np.ndarray  # n x 3 x patches
@@ -74,11 +74,11 @@ class Batch:
     mask: np.ndarray  # b*k x t x p+t, additive
     targets: np.ndarray  # b x k x t, -100 where none
     weights: np.ndarray
-    where: list[tuple[int, int]] = field(default_factory=list)  # (flat position, picture) of each picture inside a slot
-    phrases: list[tuple[int, list[W.Object], int]] = field(default_factory=list)  # (flat position, objects, flat position of their picture or -1)
+    where: list[tuple[int, int]] = field(default_factory=list)  # (flat position, image) of each image inside a slot
+    phrases: list[tuple[int, list[W.Object], int]] = field(default_factory=list)  # (flat position, objects, flat position of their image or -1)
     answers: list[tuple[str, int, int, int]] = field(default_factory=list)  # (kind, objects, flat start, flat end) of targets
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)  # (start, end, first, last phrase) of answers to phrases
-    changed: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)  # (picture, answer's start, end, cells that differ from the first)
+    changed: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)  # (image, answer's start, end, cells that differ from the first)
     compared: list[tuple[int, int, int]] = field(default_factory=list)  # (start, column, row): 0 before, 1 same, 2 after
 
 
@@ -159,16 +159,16 @@ def batch(codec: Codec, rng: random.Random, world: W.World, rows: int, slots: in
                         (_, [x]), (_, [y]) = mine
                         order = lambda u, v: 1 + (u > v) - (u < v)
                         b.compared.append((flat + start - 1, order(x.column, y.column), order(x.row, y.row)))
-            picture = -1
+            image = -1
             if c.text_first or second is not None:
-                at = len(tokens) - 1 - tokens[::-1].index(IMAGE) - (codec.picture.count(IMAGE) - 1)
+                at = len(tokens) - 1 - tokens[::-1].index(IMAGE) - (codec.image.count(IMAGE) - 1)
                 if second is not None:
                     extra.append(second)
-                    picture, (start, end) = flat + at, spans[0]
-                    b.changed.append((picture, flat + start - 1, flat + end - 1, W.differ(s, second, int(codec.picture.count(IMAGE) ** 0.5))))
+                    image, (start, end) = flat + at, spans[0]
+                    b.changed.append((image, flat + start - 1, flat + end - 1, W.differ(s, second, int(codec.image.count(IMAGE) ** 0.5))))
                 b.where.append((flat + at, r if second is None else -len(extra)))
-            if not c.text_first:  # there the phrases come before the picture and cannot know it
-                b.phrases += [(flat + at, o, picture) for at, o in phrases]
+            if not c.text_first:  # there the phrases come before the image and cannot know it
+                b.phrases += [(flat + at, o, image) for at, o in phrases]
             n += 1
     b.where = [(at, i if i >= 0 else rows - i - 1) for at, i in b.where]
     scenes += extra

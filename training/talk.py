@@ -166,7 +166,7 @@ def ask_number(s: Scene, rng: random.Random) -> Optional[Turn]:
 
 
 def ask_exists(s: Scene, rng: random.Random) -> Optional[Turn]:
-    """Half of the answers are yes. Most that are no name words which the picture shows, but on different objects."""
+    """Half of the answers are yes. Most that are no name words which the image shows, but on different objects."""
     key, yes = rng.choice(["shape", "color", "both", "both"]), rng.random() < 0.5
     for _ in range(40):
         o = rng.choice(s.objects)
@@ -267,7 +267,7 @@ def ask_json(s: Scene, rng: random.Random) -> Optional[Turn]:
     return Turn(ask.format(n + MARK, listed(keys)), json.dumps(value), "json", [[o]], o)
 
 
-# Charts, signs, pairs of pictures.
+# Charts, signs, pairs of images.
 
 
 def ask_chart(s: Scene, rng: random.Random) -> Turn:
@@ -317,7 +317,7 @@ def ask_change(first: Scene, second: Scene, kind: str, o: Optional[Object], rng:
     return Turn(ask.format(mark), answer if isinstance(answer, str) else answer(), "compare", phrases)
 
 
-# Turns that need no picture.
+# Turns that need no image.
 
 REPEATED = (
     "apple river green stone light house water bread cloud music paper tiger happy seven table window garden bridge "

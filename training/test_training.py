@@ -94,7 +94,7 @@ class Answers(unittest.TestCase):
 
 
 class Lessons(unittest.TestCase):
-    """What training tells of charts, signs and pairs of pictures, against their pixels."""
+    """What training tells of charts, signs and pairs of images, against their pixels."""
 
     def drawn(self, make, n=60):
         rng = random.Random(14)
@@ -103,10 +103,10 @@ class Lessons(unittest.TestCase):
             yield s, W.labels(s, 8), W.render(s, 64).astype(int)
 
     def test_charts(self):
-        for s, lab, picture in self.drawn(W.chart):
+        for s, lab, image in self.drawn(W.chart):
             shape, color, size = lab[:3].reshape(3, 8, 8)
             for row, column in np.argwhere(color > 0):
-                patch = picture[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+                patch = image[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
                 want = W.COLORS[list(W.COLORS)[color[row, column] - 1]][0]
                 self.assertGreater((np.abs(patch - want).max(-1) < 12).mean(), 0.1)
                 self.assertEqual(W.KINDS[shape[row, column] - 1], s.objects[0].shape)
@@ -115,11 +115,11 @@ class Lessons(unittest.TestCase):
                 self.assertEqual({names[c - 1] for c in color[size == rank]}, {pick(s.objects, key=lambda o: o.radius).color})
             for o in s.objects:
                 cells = W.cover(o, 4).reshape(4, 4).repeat(16, 0).repeat(16, 1)
-                mine = np.abs(picture - W.COLORS[o.color][0]).max(-1) < 12
+                mine = np.abs(image - W.COLORS[o.color][0]).max(-1) < 12
                 self.assertGreater((mine & (cells > 0)).sum(), mine.sum() * 0.4, o)
 
     def test_signs(self):
-        for s, lab, picture in self.drawn(W.sign):
+        for s, lab, image in self.drawn(W.sign):
             o, board = s.objects[0], lab[1] > 0
             self.assertGreater(board.sum(), 13)
             text = [{W.CHARACTERS[i - 1] if i else "" for i in lab[4 + n][board]} for n in range(W.LONGEST)]
@@ -129,9 +129,9 @@ class Lessons(unittest.TestCase):
             once = [c for i, c in enumerate(read) if not i or c != read[i - 1]]
             rest = iter(o.text)
             self.assertTrue(all(c in rest for c in once) and len(once) >= len(set(o.text)) - 2, (o.text, once))
-            behind, most = picture[int(o.y) - 10, 6], 0
+            behind, most = image[int(o.y) - 10, 6], 0
             for _, (left, top, right, bottom) in W.letters(o):
-                box = picture[int(top) : int(bottom), int(left) : int(np.ceil(right))]
+                box = image[int(top) : int(bottom), int(left) : int(np.ceil(right))]
                 most = max(most, (np.abs(box - behind).max(-1) > 60).mean())
             self.assertGreater(most, 0.2)
 
@@ -152,7 +152,7 @@ class Lessons(unittest.TestCase):
                 self.assertLess(cells.sum(), 12)
         self.assertEqual(seen, {"none", "gone", "new", "color", "background"})
 
-    def test_second_pictures_are_where_lessons_look(self):
+    def test_second_images_are_where_lessons_look(self):
         codec = pack.Codec(str(FOLDER / "tokenizer.json"), 16)
         b = pack.batch(codec, random.Random(16), W.World(4, 6), 8, 2, 96, 64, 8, {"compare": 12})
         ids = b.ids.reshape(-1)
@@ -162,9 +162,9 @@ class Lessons(unittest.TestCase):
             self.assertEqual((ids[at - 1], ids[at + 16]), (pack.GLOBAL, pack.FAKE))
             self.assertEqual(b.targets.reshape(-1)[end - 1], pack.EOS)
             self.assertIn(("compare", start, end), [(k, a, z) for k, _, a, z in b.answers])
-        pictures = {at for at, *_ in b.changed}
+        images = {at for at, *_ in b.changed}
         asked = [p for _, _, p in b.phrases if p >= 0]
-        self.assertTrue(asked and set(asked) <= pictures)
+        self.assertTrue(asked and set(asked) <= images)
 
 
 class Ids(unittest.TestCase):
@@ -180,17 +180,17 @@ class Ids(unittest.TestCase):
             self.skipTest(str(e))
         processor = AutoProcessor.from_pretrained(FOLDER, use_fast=False)
         codec = pack.Codec(str(FOLDER / "tokenizer.json"), 16)
-        picture = np.zeros((64, 64, 3), np.uint8)
+        image = np.zeros((64, 64, 3), np.uint8)
         for c in self.conversations(60):
             ids, spans, _ = codec.tokens(c)
             messages = []
             for i, t in enumerate(c.turns):
                 parts = [{"type": "text", "text": t.question}]
-                pictures = [{"type": "image"}] * c.images if i == 0 else []
-                messages.append({"role": "user", "content": parts + pictures if c.text_first else pictures + parts})
+                images = [{"type": "image"}] * c.images if i == 0 else []
+                messages.append({"role": "user", "content": parts + images if c.text_first else images + parts})
                 start, end = spans[i]
                 text = processor.apply_chat_template(messages, add_generation_prompt=True)
-                want = processor(text=text, images=[[picture] * c.images] if c.images else None, return_tensors="np")["input_ids"][0].tolist()
+                want = processor(text=text, images=[[image] * c.images] if c.images else None, return_tensors="np")["input_ids"][0].tolist()
                 self.assertEqual(ids[:start], want)
                 self.assertEqual(evaluate.prompt(codec, {"messages": messages}), want)
                 self.assertEqual(codec.decode(ids[start:end]), t.answer)
@@ -226,8 +226,8 @@ class Pass(unittest.TestCase):
         prefix = text.embed_tokens(torch.tensor(self.codec.prefix)).repeat(rows, 1, 1)
         prefix[:, np.array(self.codec.prefix) == pack.IMAGE] = f[:rows]
         x = text.embed_tokens(torch.from_numpy(b.ids)).flatten(0, 2)
-        for at, picture in b.where:
-            x[at : at + c.image_tokens] = f[picture]
+        for at, image in b.where:
+            x[at : at + c.image_tokens] = f[image]
         hidden, _ = text.packed(prefix, x.view(rows, slots, length, -1), torch.from_numpy(b.positions), torch.from_numpy(b.mask))
         return prefix, x, hidden[-1]
 
@@ -286,10 +286,10 @@ class Folder(unittest.TestCase):
 
     def test_recorded_answers(self):
         """The set's ids are the embedded model's, and it is right on what it was trained for."""
-        cases, pictures = evaluate.read(SET)
+        cases, images = evaluate.read(SET)
         some = [c for c in cases if c["kind"] in ("caption, 1 object", "question before the picture", "follow-up")]
         model, codec = embedded(), pack.Codec(str(FOLDER / "tokenizer.json"), 16)
-        ids = evaluate.answer(model, codec, some, pictures)
+        ids = evaluate.answer(model, codec, some, images)
         self.assertEqual(ids, [c["generated_ids"] for c in some])
         right = sum(codec.decode(i) == c["truth"] for i, c in zip(ids, some))
         self.assertGreater(right / len(some), 0.9)

@@ -54,8 +54,8 @@ class PhraseHeads(nn.Module):
     """What a phrase of the question means, taught at its last token in the middle layers: where their first head has to look,
     which of the nine places are meant, and what is there. And that answers are in the phrases: in the last two layers, one
     head looks from the answer at the first phrase of its question, another one at the last, and before the last layer it
-    is known how the places of two compare. Of a second picture's tokens, that one head of the first layer looks at the same cell of
-    the first picture, that it is known after the second layer which cells differ, and that answers look at those."""
+    is known how the places of two compare. Of a second image's tokens, that one head of the first layer looks at the same cell of
+    the first image, that it is known after the second layer which cells differ, and that answers look at those."""
 
     def __init__(self, width: int, layers: tuple[int, ...] = (1, 2)):
         super().__init__()
@@ -90,7 +90,7 @@ class PhraseHeads(nn.Module):
         loss, right = hidden[0].new_zeros(()), {}
         for n, layer in enumerate(self.layers):
             given = seen[layer][pair_at].gather(1, keys)
-            aware = given.detach().sum(-1) > 0  # not where the picture is another one
+            aware = given.detach().sum(-1) > 0  # not where the image is another one
             given = (given * cover).sum(-1)
             loss = loss - (given[aware] * 0.999 + 0.001).log().mul(share[aware]).sum() / share[aware].sum() * 0.5
             right[f"p_look{layer}"] = given[aware].mean().item()
@@ -113,12 +113,12 @@ class PhraseHeads(nn.Module):
             loss = loss + sum(F.cross_entropy(o, t) for o, t in zip(out, orders)) * 0.5
             right["p_order"] = torch.stack([o.argmax(-1) == t for o, t in zip(out, orders)]).all(0).float().mean().item()
         if b.changed:
-            more, right2 = self.pictures(hidden, looked, image, b)
+            more, right2 = self.images(hidden, looked, image, b)
             loss, right = loss + more, {**right, **right2}
         return loss / len(self.layers), right
 
-    def pictures(self, hidden: list[Tensor], looked: list[Tensor], image: slice, b: pack.Batch) -> tuple[Tensor, dict[str, float]]:
-        """The lessons of two pictures."""
+    def images(self, hidden: list[Tensor], looked: list[Tensor], image: slice, b: pack.Batch) -> tuple[Tensor, dict[str, float]]:
+        """The lessons of two images."""
         length = looked[0].shape[3]
         prefix, cells = looked[0].shape[4] - length, image.stop - image.start
         start = torch.tensor([f for f, *_ in b.changed])
@@ -332,9 +332,9 @@ def main() -> None:
     p.add_argument("--resume", action="store_true", help="go on with OUT as it was")
     p.add_argument("--tokenizer", default=str(Path(__file__).parent.parent / "model/tiny-vlm/tokenizer.json"))
     p.add_argument("--minutes", type=float, default=60, help="the planned length; the rate falls over its last part")
-    p.add_argument("--rows", type=int, default=0, help="end after so many pictures, if that comes first")
-    p.add_argument("--batch", type=int, default=16, help="pictures a step")
-    p.add_argument("--slots", type=int, default=4, help="lines of conversations per picture")
+    p.add_argument("--rows", type=int, default=0, help="end after so many images, if that comes first")
+    p.add_argument("--batch", type=int, default=16, help="images a step")
+    p.add_argument("--slots", type=int, default=4, help="lines of conversations per image")
     p.add_argument("--length", type=int, default=64, help="tokens a line")
     p.add_argument("--size", type=int, default=64, help="pixels a side")
     p.add_argument("--shuffle", type=int, default=2)
@@ -343,7 +343,7 @@ def main() -> None:
     p.add_argument("--mlp", type=int, default=384)
     p.add_argument("--level", type=int, default=0, help="how wide the world is at first, 0 to 4")
     p.add_argument("--most", type=int, default=4, help="objects at first")
-    p.add_argument("--full", type=float, default=0, help="share of the pictures with at least three objects, beside those drawn so anyway")
+    p.add_argument("--full", type=float, default=0, help="share of the images with at least three objects, beside those drawn so anyway")
     p.add_argument("--most-level", type=int, default=4)
     p.add_argument("--most-objects", type=int, default=6)
     p.add_argument("--mastery", type=float, default=0.9, help="right answers that widen the world")

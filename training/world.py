@@ -1,6 +1,6 @@
 """Drawn scenes whose truth is known exactly: objects on a jittered 3x3 layout, on plain or textured backgrounds.
 
-Lengths are in units of a 64th of the picture's side, so one scene can be drawn at any size.
+Lengths are in units of a 64th of the image's side, so one scene can be drawn at any size.
 """
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Scene:
 class World:
     """How wide the world is. Each level holds the ones below it.
 
-    0 the plain world; 1 instructions about the form of the answer, and pairs of pictures; 2 two more colours, textured
+    0 the plain world; 1 instructions about the form of the answer, and pairs of images; 2 two more colours, textured
     backgrounds, more rotation; 3 charts; 4 signs."""
 
     level: int = 0
@@ -324,7 +324,7 @@ def letters(o: Object) -> list[tuple[int, tuple[float, float, float, float]]]:
 
 
 def labels(s: Scene, grid: int) -> np.ndarray:
-    """What each patch of a grid x grid picture shows, len(KNOWN) x grid*grid: 0 is background, -1 unknown.
+    """What each patch of a grid x grid image shows, len(KNOWN) x grid*grid: 0 is background, -1 unknown.
 
     An object counts in a patch that it covers by more than 15 %. The size of a bar or a slice says whether it is the least or
     the largest one. A letter counts in a patch that it covers most of all and by a quarter; of the characters of a sign all its patches know."""

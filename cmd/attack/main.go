@@ -164,8 +164,8 @@ func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) 
 	return r, err
 }
 
-// slower is how many times as long others wait while c.attackers attack: the medians of the rounds' 99th percentiles, as
-// one window has too few answers for its own to tell.
+// slower is how many times as long others wait while c.attackers attack: the medians of the rounds' 99th percentiles,
+// as one window has too few answers for its own to tell.
 func slower(ctx context.Context, h *honest, a attack, c config) (float64, error) {
 	var before, during []time.Duration
 	for range max(1, c.rounds) {

@@ -68,7 +68,7 @@ type modelFlags struct {
 	MaxPixels     int64         `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
 	MaxDecode     int64         `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	MaxDecodeTime time.Duration `default:"30s" env:"MMSERVE_MAX_DECODE_TIME" help:"How long decoding and scaling one image may take, once the memory for it is there."`
-	SelfTest      bool          `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
+	SelfTest      bool          `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-references records them)."`
 	Pace          string        `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
 

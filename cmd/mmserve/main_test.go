@@ -139,7 +139,7 @@ func replaceIn(file, from, to string) func(dir string) error {
 
 func TestVerifyCommand(t *testing.T) {
 	dir := filepath.Join("..", "..", "testdata", "tiny-hf", "smolvlm")
-	code, out, errs := mmserve(t, "model", "verify", dir, "--gold", filepath.Join(dir, "gold.safetensors"))
+	code, out, errs := mmserve(t, "model", "verify", dir, "--references", filepath.Join(dir, "gold.safetensors"))
 	if code != 0 || !strings.Contains(out, "1 cases, 0 missed") || !strings.Contains(out, "0 unused") {
 		t.Errorf("status %d: %s%s", code, out, errs)
 	}
@@ -164,7 +164,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	cache := t.TempDir()
 	for _, args := range [][]string{{}, {"--precision", "int8"}} {
-		code, out, errs := mmserve(t, append([]string{"model", "verify", dir, "--write-gold", "--cache-dir", cache}, args...)...)
+		code, out, errs := mmserve(t, append([]string{"model", "verify", dir, "--write-references", "--cache-dir", cache}, args...)...)
 		if code != 0 || !strings.Contains(out, "recorded 4 cases") || !strings.Contains(out, " 0 missed") {
 			t.Fatalf("write %v: status %d: %s%s", args, code, out, errs)
 		}

@@ -21,7 +21,7 @@ import (
 
 type modelCmd struct {
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
-	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with gold values."`
+	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with reference values."`
 	Eval    evalCmd    `cmd:"" help:"Ask questions whose answers are known, and count the right ones by kind."`
 	Init    initCmd    `cmd:"" help:"Write a checkpoint with random weights in the shape of a config.json, to size a machine."`
 }
@@ -116,23 +116,23 @@ func storedText(types map[string]int) string {
 type verifyCmd struct {
 	cacheFlags
 	providerFlags
-	Dir       string   `arg:"" help:"Model folder."`
-	Gold      string   `placeholder:"FILE" help:"gold.safetensors or gold.jsonl with what the reference implementation gave (default: the folder's own mmserve-gold.jsonl)."`
-	Precision string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
-	ONNXDType string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
-	Tolerance float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --gold that passes."`
-	WriteGold bool     `help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
-	Image     []string `placeholder:"FILE" help:"Images to record with --write-gold (default: two drawn samples)."`
-	Prompt    string   `default:"Describe the image." help:"What to ask about them."`
+	Dir             string   `arg:"" help:"Model folder."`
+	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
+	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
+	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
+	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes."`
+	WriteReferences bool     `name:"write-references" aliases:"write-gold" help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
+	Image           []string `placeholder:"FILE" help:"Images to record with --write-references (default: two drawn samples)."`
+	Prompt          string   `default:"Describe the image." help:"What to ask about them."`
 }
 
 // Run prints a line a case and fails when one missed.
 func (v verifyCmd) Run(c *cli, out io.Writer) error {
-	if v.WriteGold && v.Gold != "" {
-		return errors.New("--write-gold records the folder's own cases and --gold checks others: give one of them")
+	if v.WriteReferences && v.References != "" {
+		return errors.New("--write-references records the folder's own cases and --references checks others: give one of them")
 	}
-	if len(v.Image) > 0 && !v.WriteGold {
-		return errors.New("--image names images to record: give --write-gold, too")
+	if len(v.Image) > 0 && !v.WriteReferences {
+		return errors.New("--image names images to record: give --write-references, too")
 	}
 	if err := serving.StartRuntime(c.OrtLib); err != nil {
 		return err
@@ -148,7 +148,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	}
 	defer ver.Close()
 	writeFindings(out, m)
-	if v.WriteGold {
+	if v.WriteReferences {
 		samples, err := v.samples()
 		if err != nil {
 			return err
@@ -164,7 +164,7 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 
 // tolerance is the largest difference that passes.
 func (v verifyCmd) tolerance() float64 {
-	if v.Gold == "" {
+	if v.References == "" {
 		return verify.DriftTolerance(graph.Precision(v.Precision))
 	}
 	return v.Tolerance
@@ -216,8 +216,8 @@ func (v verifyCmd) compare(ver *verify.Verifier, out io.Writer) (err error) {
 		fmt.Fprintln(out, serving.CaseText(k))
 	}
 	found := true
-	if v.Gold != "" {
-		err = ver.File(v.Gold, report)
+	if v.References != "" {
+		err = ver.File(v.References, report)
 	} else {
 		found, err = ver.Own(report)
 	}
@@ -225,7 +225,7 @@ func (v verifyCmd) compare(ver *verify.Verifier, out io.Writer) (err error) {
 		return err
 	}
 	if !found {
-		fmt.Fprintln(out, "no gold values: name some with --gold, or record what the model answers now with --write-gold")
+		fmt.Fprintln(out, "no reference values: name some with --references, or record what the model answers now with --write-references")
 		return nil
 	}
 	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.tolerance())

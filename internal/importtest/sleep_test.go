@@ -36,9 +36,10 @@ var sleeps = map[string]string{
 	"server/quota_test.go TestRefusedBeforeTheMessage":                        "gRPC tells nobody when a window grows",
 	"server/lifecycle_test.go TestBatchGathers":                               "that nothing happens takes a while to see",
 	// Helpers that run in the bubbles of their callers, where time costs nothing.
-	"loadtest/fairness_test.go flood": bubble,
-	"loadtest/paced_test.go newPaced": bubble,
-	"serving/history_test.go pass":    bubble,
+	"loadtest/fairness_test.go flood":              bubble,
+	"loadtest/paced_test.go newPaced":              bubble,
+	"serving/history_test.go pass":                 bubble,
+	"server/http_time_test.go TestHTTPReaderStops": bubble,
 }
 
 const (
