@@ -31,7 +31,7 @@ var kindStatuses = map[serving.Kind]int{
 	serving.PermissionDenied:   http.StatusForbidden,
 }
 
-// statusClientGone is what nginx logs for a client that left; nobody reads it.
+// statusClientGone is what nginx logs for a client that left. One that only closed its side reads it.
 const statusClientGone = 499
 
 // httpError is an answer that is an error.
@@ -121,9 +121,6 @@ func refusalKind(status int) serving.Kind {
 // fail answers with an error. In the middle of a stream it is the last event.
 func (x *exchange) fail(err error) {
 	e := toHTTP(err, x.param)
-	if e.status == statusClientGone {
-		return
-	}
 	var body any = struct {
 		Error *openai.Error `json:"error"`
 	}{e.body}
@@ -148,7 +145,7 @@ func (x *exchange) fail(err error) {
 	if e.status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="mmserve"`)
 	}
-	linger := x.lingers(e.status)
+	linger := x.lingers()
 	if linger {
 		_ = x.rc.EnableFullDuplex()
 		h.Set("Connection", "close")
