@@ -222,14 +222,17 @@ func (o object) inputImage() *Image {
 		o.fault(o.path+"file_id", CodeUnsupported, "not supported; want the image itself as image_url")
 		return nil
 	}
-	n, path := o.get("image_url"), o.path+"image_url"
+	n, path, detail := o.get("image_url"), o.path+"image_url", o.str("detail")
+	if _, ok := details[detail]; !ok {
+		o.fault(o.path+"detail", CodeInvalidValue, "not known; want auto, low, high or original")
+	}
 	switch {
 	case n == nil:
 		o.fault(path, CodeMissing, "none; want a data: URL")
 	case n.kind != kindText:
 		o.wrongType(path, n, "a string")
 	default:
-		return o.reading.imageURL(path, n, o.str("detail"))
+		return o.reading.imageURL(path, n, detail)
 	}
 	return nil
 }

@@ -96,7 +96,7 @@ func TestResponseFaults(t *testing.T) {
 		{part(`{"type":"input_image","image_url":{"url":"x"}}`), "input[0].content[0].image_url", CodeInvalidType},
 		{part(`{"type":"input_image","file_id":"f"}`), "input[0].content[0].file_id", CodeUnsupported},
 		{part(`{"type":"input_image","image_url":"data:image/png;base64,####"}`), "input[0].content[0].image_url", CodeInvalidValue},
-		{part(`{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"tiny"}`), "input[0].content[0].image_url.detail", CodeInvalidValue},
+		{part(`{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"tiny"}`), "input[0].content[0].detail", CodeInvalidValue},
 		{ask(`"instructions":["a"]`), "instructions", CodeInvalidType},
 		{ask(`"store":true`), "store", CodeUnsupported}, {ask(`"background":true`), "background", CodeUnsupported},
 		{ask(`"previous_response_id":"resp_1"`), "previous_response_id", CodeUnsupported},

@@ -1,5 +1,5 @@
-// Package sdk calls mmserve with OpenAI's SDK for Go. BASE_URL names a server, BUSY_URL one with a single place; IMAGE is
-// a file.
+// Package sdk calls mmserve with OpenAI's SDK for Go. BASE_URL names a server, BUSY_URL one with a single place; IMAGE
+// is a file.
 package sdk
 
 import (
@@ -118,7 +118,8 @@ func TestResponse(t *testing.T) {
 		t.Errorf("status %s", r.Status)
 	}
 	stream := c.Responses.NewStreaming(t.Context(), responses.ResponseNewParams{
-		Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: param.NewOpt("red")}, MaxOutputTokens: openai.Int(4),
+		Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: param.NewOpt("red")},
+		MaxOutputTokens: openai.Int(4),
 	})
 	text := ""
 	var last responses.ResponseStreamEventUnion
