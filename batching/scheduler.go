@@ -187,7 +187,7 @@ func (s *scheduler) planChunk(q *sequence) {
 	case !s.exact:
 		end = (q.past/s.chunk + 1) * s.chunk
 	case len(s.slots.decoding) > 0 && !s.deferring:
-		end = q.past + s.latency.fitting(s.stall, s.chunk)
+		end = q.past + s.latency.fitting(s.stallFor(q), s.chunk)
 	}
 	if q.logprobs != nil && s.exact {
 		end = min(end, q.past+logprobsChunk)
@@ -201,6 +201,19 @@ func (s *scheduler) planChunk(q *sequence) {
 		row.Sampler = q.sampler
 	}
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+}
+
+// urgentStall is what a chunk of a prompt may take, in decode steps, where all that decode are of a lower class.
+const urgentStall = 4
+
+// stallFor is what a chunk of q's prompt may take, in decode steps.
+func (s *scheduler) stallFor(q *sequence) float64 {
+	for _, v := range s.slots.decoding {
+		if v.class >= q.class {
+			return s.stall
+		}
+	}
+	return max(s.stall, urgentStall)
 }
 
 // planDecode runs the newest token of each decoding sequence.

@@ -96,9 +96,10 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	s := &guarded{ServerStream: stream, guard: g, text: smallMessage, prompt: prompt}
 	most := int64(smallMessage)
 	if prompt {
+		ctx = withPeer(ctx)
 		if !placeless[method] {
 			var release func()
-			ctx, release, s.unadmitted = g.server.admit(ctx)
+			ctx, release, s.unadmitted = g.server.service.Admit(ctx)
 			defer release()
 		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
@@ -118,11 +119,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	return toStatus(run(s))
 }
 
-// admit has serving say whether a call could be taken, before any of its message is received.
-func (s *Server) admit(ctx context.Context) (context.Context, func(), error) {
+// withPeer adds the address to what is known of a call's caller.
+func withPeer(ctx context.Context) context.Context {
 	c := serving.CallerOf(ctx)
 	c.Peer = peerOf(ctx)
-	return s.service.Admit(serving.WithCaller(ctx, c))
+	return serving.WithCaller(ctx, c)
 }
 
 // guarded is a stream whose messages are received under guard. One goroutine receives.

@@ -62,7 +62,9 @@ func carriesBytes(d protoreflect.MessageDescriptor, above []protoreflect.FullNam
 }
 
 // placeless are the methods among them that take no place in an engine.
-var placeless = map[string]bool{pb.InferenceService_CountTokens_FullMethodName: true}
+var placeless = map[string]bool{
+	pb.InferenceService_CountTokens_FullMethodName: true, pb.InferenceService_UploadMedia_FullMethodName: true,
+}
 
 // refusedMethods are answered before their messages are received.
 var refusedMethods = map[string]error{

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -153,5 +154,44 @@ func TestAdmit(t *testing.T) {
 	var full *serving.Error
 	if _, _, err := s.Admit(call("")); !errors.As(err, &full) || full.Kind != serving.Exhausted || full.RetryAfter <= 0 {
 		t.Errorf("with every place taken: %v", err)
+	}
+}
+
+// A tenant's requests have no higher priority than its own.
+func TestQuotaPriority(t *testing.T) {
+	s, _ := tinyWith(t, quotas(t, "default: {priority: default}\ntenants: {vip: {priority: interactive}, night: {priority: batch}}"))
+	for tenant, most := range map[string]batching.Priority{
+		"": batching.PriorityDefault, "vip": batching.PriorityInteractive, "night": batching.PriorityBatch,
+	} {
+		for p := batching.PriorityBatch; p <= batching.PriorityInteractive; p++ {
+			in := prompt(serving.Part{Text: "a small"})
+			in.Tenant, in.Priority = tenant, p
+			err := s.Generate(t.Context(), in, &kept{})
+			if p <= most && err != nil {
+				t.Errorf("%q with priority %d: %v", tenant, p, err)
+			}
+			if p > most {
+				wantError(t, tenant, err, serving.Invalid, "priority")
+			}
+		}
+	}
+}
+
+// An upload counts against the rate of its tenant, before its bytes come.
+func TestUploadsCountAgainstTheRate(t *testing.T) {
+	store := media.New(media.Options{Bytes: 1 << 20, TTL: time.Hour})
+	defer store.Close()
+	s, _ := tinyOptions(t, serving.ServiceOptions{
+		Media: store, Quotas: quotas(t, "default: {requests_per_second: 0.001, burst: 2}"),
+	})
+	for range 2 {
+		if _, err := upload(s, serving.UploadHeader{Tenant: "a"}, pngFile(t, 8)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := upload(s, serving.UploadHeader{Tenant: "a"}, pngFile(t, 8))
+	refused(t, err, "requests_per_second", "2 at once")
+	if _, err := upload(s, serving.UploadHeader{Tenant: "b"}, pngFile(t, 8)); err != nil {
+		t.Error(err)
 	}
 }

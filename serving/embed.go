@@ -124,6 +124,7 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	validateName(&v, "request_id", in.ID)
 	validateName(&v, "tenant", in.Tenant)
 	r := &checked{tenant: in.Tenant, peer: in.Peer, priority: in.Priority}
+	l.used.allows(&v, in.Priority)
 	if in.Image == nil {
 		v.Add("image", "none; want an image")
 	} else {

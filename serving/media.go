@@ -56,16 +56,22 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if !validID(in.ID) || in.ID == "" {
 		u.header.ID = rand.Text()
 	}
-	if !validID(in.Tenant) {
+	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	if err := u.begin(in, v); err != nil {
+	use, err := s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)
+	if err == nil {
+		use.end(0, true) // it counts against the rate; the store bounds the rest
+		err = u.begin(in, v)
+	}
+	if err != nil {
+		s.options.Telemetry.countQuota(ctx, err)
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
 }
 
-// begin adds what is wrong with the header to v.
+// begin settles what is wrong with a header beside v, and where its bytes go.
 func (u *Upload) begin(in UploadHeader, v Violations) error {
 	store := u.service.options.Media
 	if store == nil {
@@ -249,13 +255,18 @@ func (s *Service) HasMedia(ctx context.Context, tenant string, digests []string)
 }
 
 // DeleteMedia lets go of a tenant's file, which requests that use it may finish with. It tells whether there was one.
-func (s *Service) DeleteMedia(tenant, digest string) (bool, error) {
+func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (bool, error) {
 	if s.options.Media == nil {
 		return false, mediaOff()
 	}
+	var v Violations
+	tenant = TenantOf(ctx, tenant, "tenant", &v)
 	d, err := media.ParseDigest(digest)
 	if err != nil {
-		return false, InvalidField("digest", "%v", err)
+		v.Add("digest", "%v", err)
+	}
+	if err := v.Err(); err != nil {
+		return false, err
 	}
 	return s.options.Media.Delete(tenant, d), nil
 }

@@ -98,7 +98,7 @@ func TestUpload(t *testing.T) {
 		if list, err := s.HasMedia(t.Context(), other, []string{m.Digest}); err != nil || list[0] != nil {
 			t.Errorf("another tenant has it: %v, %v", list, err)
 		}
-		if ok, err := s.DeleteMedia(other, m.Digest); ok || err != nil {
+		if ok, err := s.DeleteMedia(t.Context(), other, m.Digest); ok || err != nil {
 			t.Errorf("another tenant deletes it: %v, %v", ok, err)
 		}
 	}
@@ -111,11 +111,21 @@ func TestUpload(t *testing.T) {
 		t.Errorf("another tenant is told of it: %+v, %v", foreign, err)
 	}
 	foreign.Abort()
+	asB := serving.WithCaller(t.Context(), serving.Caller{Tenant: "b"})
+	_, err = s.HasMedia(asB, "a", nil)
+	wantError(t, "another tenant by its name", err, serving.Invalid, "tenant")
+	_, err = s.DeleteMedia(asB, "a", m.Digest)
+	wantError(t, "another tenant by its name", err, serving.Invalid, "tenant")
+	_, err = s.UploadMedia(asB, serving.UploadHeader{Tenant: "a", Digest: m.Digest})
+	wantError(t, "another tenant by its name", err, serving.Invalid, "header.tenant")
+	if list, err := s.HasMedia(asB, "", []string{m.Digest}); err != nil || list[0] != nil {
+		t.Errorf("a credential's tenant has it: %v, %v", list, err)
+	}
 	list, err := s.HasMedia(t.Context(), "a", []string{digestOf(nil), m.Digest})
 	if err != nil || list[0] != nil || list[1] == nil || list[1].Digest != m.Digest {
 		t.Errorf("has %v, %v", list, err)
 	}
-	if ok, err := s.DeleteMedia("a", m.Digest); !ok || err != nil {
+	if ok, err := s.DeleteMedia(t.Context(), "a", m.Digest); !ok || err != nil {
 		t.Errorf("deleting: %v, %v", ok, err)
 	}
 	_, err = ask("a", byDigest(m.Digest))
@@ -148,7 +158,7 @@ func TestUploadIsReleased(t *testing.T) {
 		defer ticket.Release()
 	}
 	wantError(t, "with every slot taken", s.Generate(t.Context(), prompt(good), &kept{}), serving.Exhausted, "")
-	if _, err := s.DeleteMedia("", m.Digest); err != nil || store.Usage().Bytes != 0 {
+	if _, err := s.DeleteMedia(t.Context(), "", m.Digest); err != nil || store.Usage().Bytes != 0 {
 		t.Errorf("%v; %+v is still in use", err, store.Usage())
 	}
 }

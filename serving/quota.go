@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/mmserve/mmserve/batching"
 )
 
 // The names of quotas, as files, errors and metrics write them.
@@ -191,10 +193,34 @@ func (u *usage) end(tokens int, taken bool) {
 
 // weight is the holder's share of the engine; 0 if the quotas do not say.
 func (u *usage) weight() float64 {
-	if u == nil || u.account.quota.Weight == nil {
+	if u == nil {
 		return 0
 	}
-	return *u.account.quota.Weight
+	u.quotas.mu.Lock()
+	defer u.quotas.mu.Unlock()
+	if w := u.account.quota.Weight; w != nil {
+		return *w
+	}
+	return 0
+}
+
+// allows adds a violation if the holder's requests may not have the priority.
+func (u *usage) allows(v *Violations, p batching.Priority) {
+	if u == nil {
+		return
+	}
+	u.quotas.mu.Lock()
+	most := u.account.quota.Priority
+	u.quotas.mu.Unlock()
+	if most != nil && p > batching.Priority(*most) {
+		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p], priorityFields[batching.Priority(*most)])
+	}
+}
+
+// priorityFields are the priorities as the contract names them.
+var priorityFields = map[batching.Priority]string{
+	batching.PriorityBatch: "PRIORITY_BATCH", batching.PriorityDefault: "PRIORITY_DEFAULT",
+	batching.PriorityInteractive: "PRIORITY_INTERACTIVE",
 }
 
 func (q *Quotas) refund(u *usage, now time.Time) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/mmserve/mmserve/batching"
 )
 
 // Quota is what one tenant may use. Of a field that is nil the default holds; below 0 it sets no bound, and 0 lets
@@ -26,6 +28,8 @@ type Quota struct {
 	// gets back what it did not use.
 	TokensPerMinute *Count `yaml:"tokens_per_minute"`
 	ImagesPerMinute *Count `yaml:"images_per_minute"`
+	// Priority is the highest that requests may have.
+	Priority *Priority `yaml:"priority"`
 	// Weight is the share of the engine while several tenants wait; see batching.Options.TenantWeights.
 	Weight *float64 `yaml:"weight"`
 }
@@ -39,6 +43,23 @@ func (c *Count) UnmarshalYAML(n *yaml.Node) error {
 		return fmt.Errorf("line %d: want a whole number", n.Line)
 	}
 	return n.Decode((*int)(c))
+}
+
+// Priority is a request's class in a file of quotas: batch, default or interactive.
+type Priority batching.Priority
+
+var priorityNames = map[string]batching.Priority{
+	"batch": batching.PriorityBatch, "default": batching.PriorityDefault, "interactive": batching.PriorityInteractive,
+}
+
+// UnmarshalYAML reads a name.
+func (p *Priority) UnmarshalYAML(n *yaml.Node) error {
+	v, ok := priorityNames[n.Value]
+	if !ok || n.Kind != yaml.ScalarNode {
+		return fmt.Errorf("line %d: want batch, default or interactive", n.Line)
+	}
+	*p = Priority(v)
+	return nil
 }
 
 // QuotaConfig says what tenants may use: those named in Tenants, each by its own fields and else by Default, and every
@@ -179,7 +200,7 @@ func (c QuotaConfig) of(tenant string) Quota {
 	q := Quota{
 		RequestsPerSecond: first(own.RequestsPerSecond, d.RequestsPerSecond), Burst: first(own.Burst, d.Burst),
 		Concurrency: first(own.Concurrency, d.Concurrency), TokensPerMinute: first(own.TokensPerMinute, d.TokensPerMinute),
-		ImagesPerMinute: first(own.ImagesPerMinute, d.ImagesPerMinute), Weight: first(own.Weight, d.Weight),
+		ImagesPerMinute: first(own.ImagesPerMinute, d.ImagesPerMinute), Weight: first(own.Weight, d.Weight), Priority: first(own.Priority, d.Priority),
 	}
 	if own.RequestsPerSecond != nil { // another rate's burst says nothing of this one
 		q.Burst = own.Burst

@@ -293,6 +293,9 @@ func TestQuotaFiles(t *testing.T) {
 		"{}": "",
 		`{"default":{"burst":2},"tenants":{"a":{"weight":2.5,"tokens_per_minute":-1}}}`: "",
 		"default: {requests_per_second: 0}":                                             "",
+		"default: {priority: batch}":                                                    "",
+		"default: {priority: urgent}":                                                   "want batch, default or interactive",
+		"default: {priority: [batch]}":                                                  "want batch, default or interactive",
 		"default: 3":                                                                    "cannot unmarshal",
 		"defaults: {}":                                                                  "field defaults not found",
 		"default: {rate: 1}":                                                            "field rate not found",
@@ -311,7 +314,7 @@ func TestQuotaFiles(t *testing.T) {
 		"tenants: {a: {}, a: {}}":                                                       "already defined",
 		"{}\n---\n{}":                                                                   "more than one document",
 		"\x00":                                                                          "control characters",
-		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]": "not found",
+		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]":                 "not found",
 	} {
 		_, err := serving.ParseQuotas([]byte(file))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

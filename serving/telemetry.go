@@ -409,11 +409,16 @@ func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
 		return
 	}
 	t.finished.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
-	if quota := (*QuotaError)(nil); errors.As(r.refused, &quota) {
-		t.quotaRefused(ctx, quota, 1)
-	}
+	t.countQuota(ctx, r.refused)
 	if failure != OK && r.sum.timing.Submitted.IsZero() {
 		t.rejected.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(r.reason(failure)))))
+	}
+}
+
+// countQuota counts a request that is refused with err, if a quota did.
+func (t *Telemetry) countQuota(ctx context.Context, err error) {
+	if e := (*QuotaError)(nil); errors.As(err, &e) {
+		t.quotaRefused(ctx, e, 1)
 	}
 }
 

@@ -93,6 +93,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.validateStop(&v, r, in.Stop)
 	l.validateEnd(&v, r, in)
 	validateConstraint(&v, r, in)
+	l.used.allows(&v, in.Priority)
 	l.validateAnswers(&v, r, in)
 	validateName(&v, "tenant", in.Tenant)
 	if err := v.Err(); err != nil {

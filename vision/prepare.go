@@ -91,7 +91,9 @@ func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split b
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer h.WhenOver(release)
+	ctx, cancel := l.Within(ctx)
+	defer cancel()
 	img := &Image{Width: h.Width, Height: h.Height, Grid: plan.Grid, Started: time.Now()}
 	r := make(h.Width, h.Height)
 	scaled, err := h.Scale(ctx, r.scalings...)

@@ -63,12 +63,13 @@ type modelFlags struct {
 	precisionFlags
 	memoryFlags
 	engineFlags
-	Threads      int    `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
-	EncoderCache int64  `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of images that come again, in MiB."`
-	MaxPixels    int64  `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
-	MaxDecode    int64  `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
-	SelfTest     bool   `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
-	Pace         string `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
+	Threads       int           `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
+	EncoderCache  int64         `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of images that come again, in MiB."`
+	MaxPixels     int64         `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
+	MaxDecode     int64         `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
+	MaxDecodeTime time.Duration `default:"30s" env:"MMSERVE_MAX_DECODE_TIME" help:"How long decoding and scaling one image may take, once the memory for it is there."`
+	SelfTest      bool          `default:"true" negatable:"" env:"MMSERVE_SELF_TEST" help:"Before serving, check the cases of the folder's mmserve-gold.jsonl (model verify --write-gold records them)."`
+	Pace          string        `placeholder:"TOKEN,STEP" env:"MMSERVE_PACE" help:"Run no model: take this long for each prompt token and each decode step, as 1ms,20ms, and answer with words drawn by lot. For load tests."`
 }
 
 // config is what serving opens, but for the model.
@@ -93,6 +94,7 @@ func (f modelFlags) imageLimits() vision.Limits {
 	if f.MaxPixels > 0 {
 		l.MaxPixels = f.MaxPixels
 	}
+	l.MaxTime = f.MaxDecodeTime
 	l.Budget = vision.NewBudget(cmp.Or(f.MaxDecode<<20, vision.DefaultDecodeBytes))
 	return l
 }
@@ -189,6 +191,9 @@ func (f modelFlags) check() error {
 	}
 	if !(f.PrefillShare > 0 && f.PrefillShare < 1) { // NaN fails it
 		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
+	}
+	if f.MaxDecodeTime < time.Millisecond || f.MaxDecodeTime > maxDuration {
+		return fmt.Errorf("--max-decode-time %v: want %v to %v", f.MaxDecodeTime, time.Millisecond, maxDuration)
 	}
 	for _, c := range []struct {
 		flag string

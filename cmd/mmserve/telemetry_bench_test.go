@@ -55,13 +55,19 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 		}
 		config.Observe = o.server.Steps
 	}
+	return serveEmbedded(b, config, server.Options{Logger: log, Telemetry: o.server, GRPC: o.grpc()})
+}
+
+// serveEmbedded serves the embedded model in memory.
+func serveEmbedded(b *testing.B, config serving.Config, o server.Options) *client.Client {
+	b.Helper()
 	a, err := serving.Open(b.Context(), config)
 	if err != nil {
 		b.Fatal(err)
 	}
 	lis := bufconn.Listen(1 << 20)
 	ctx, stop := context.WithCancel(context.Background())
-	srv := server.New(a.Model, a.Engine, server.Options{Logger: log, Telemetry: o.server, GRPC: o.grpc()})
+	srv := server.New(a.Model, a.Engine, o)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, lis) }()
 	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),

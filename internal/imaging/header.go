@@ -81,9 +81,14 @@ type Header struct {
 	// ScaleBytes is the same of Scale, but for what ResizeBytes counts.
 	ScaleBytes int64
 
-	size   int
-	source *source
+	size       int
+	source     *source
+	background background
 }
+
+// WhenOver calls f when no decoder works for h any more. That is at once, unless one that cannot be interrupted (of WebP)
+// went on after the context of Decode or Scale had ended.
+func (h *Header) WhenOver(f func()) { h.background.whenOver(f) }
 
 // ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are
 // the context's cause.
@@ -155,7 +160,7 @@ func (h *Header) Decode(ctx context.Context) (p *RGB, err error) {
 			p, err = nil, h.failed(ctx, errPanic)
 		}
 	}()
-	p, err = h.source.decode(ctx)
+	p, err = h.source.decode(h.background.with(ctx))
 	if err == nil {
 		err = context.Cause(ctx)
 	}
@@ -178,6 +183,8 @@ func Decode(ctx context.Context, data []byte, l Limits) (*RGB, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer h.WhenOver(release)
+	ctx, cancel := l.Within(ctx)
+	defer cancel()
 	return h.Decode(ctx)
 }

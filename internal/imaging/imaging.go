@@ -13,6 +13,7 @@ import (
 	"math/bits"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
@@ -40,13 +41,15 @@ type Limits struct {
 	MaxPixels int64
 	// MaxSide bounds width and height in pixels. Zero stands for 65,535, the most that a JPEG can have.
 	MaxSide int
+	// MaxTime bounds decoding and scaling, from when the budget has room. Zero stands for 30 s.
+	MaxTime time.Duration
 	// Budget is shared by all decodes of a process. Nil stands for DefaultDecodeBytes for each image alone.
 	Budget *Budget
 }
 
 // DefaultLimits gives what zero Limits stand for.
 func DefaultLimits() Limits {
-	return Limits{MaxBytes: 64 << 20, MaxPixels: 64_000_000, MaxSide: 65_535}
+	return Limits{MaxBytes: 64 << 20, MaxPixels: 64_000_000, MaxSide: 65_535, MaxTime: 30 * time.Second}
 }
 
 func (l Limits) orDefault() Limits {
@@ -60,7 +63,16 @@ func (l Limits) orDefault() Limits {
 	if l.MaxSide == 0 {
 		l.MaxSide = d.MaxSide
 	}
+	if l.MaxTime == 0 {
+		l.MaxTime = d.MaxTime
+	}
 	return l
+}
+
+// Within bounds the time of an image whose decoding begins now. The cause of the context's end wraps ErrImage then.
+func (l Limits) Within(ctx context.Context) (context.Context, context.CancelFunc) {
+	most := l.orDefault().MaxTime
+	return context.WithTimeoutCause(ctx, most, fmt.Errorf("%w: decoding it takes longer than %v", ErrImage, most))
 }
 
 // decodeBytes is the most that one decode into strips may hold: an image of any format fits that takes four bytes a
@@ -139,6 +151,7 @@ func eachBand(ctx context.Context, n, work int, f func(lo, hi int)) error {
 	}
 	var next int
 	var mu sync.Mutex
+	var panicked any // of a goroutine, where nothing else would recover it
 	take := func() (lo, hi int) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -161,9 +174,21 @@ func eachBand(ctx context.Context, n, work int, f func(lo, hi int)) error {
 	}
 	var wg sync.WaitGroup
 	for range cores {
-		wg.Go(run)
+		wg.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					mu.Lock()
+					panicked = p
+					mu.Unlock()
+				}
+			}()
+			run()
+		})
 	}
 	wg.Wait()
+	if panicked != nil {
+		panic(panicked)
+	}
 	return context.Cause(ctx)
 }
 

@@ -123,7 +123,7 @@ func (h *Header) Scale(ctx context.Context, list ...Scaling) (made []*RGB, err e
 	for i, p := range plans {
 		firsts[i] = newFirstPass(p, h.source)
 	}
-	if err := h.source.each(ctx, firsts); err != nil {
+	if err := h.source.each(h.background.with(ctx), firsts); err != nil {
 		return nil, h.failed(ctx, err)
 	}
 	for i, p := range plans {
@@ -155,7 +155,7 @@ func (h *Header) Rows(ctx context.Context, yield func(strip *RGB) error) (err er
 			err = h.failed(ctx, errPanic)
 		}
 	}()
-	if err := h.source.strips(ctx, yield); err != nil {
+	if err := h.source.strips(h.background.with(ctx), yield); err != nil {
 		return h.failed(ctx, err)
 	}
 	return nil

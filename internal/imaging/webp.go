@@ -169,7 +169,9 @@ func (m webpImage) strips(ctx context.Context, yield func(*RGB) error) error {
 // decodePixels gives what converts the rows from top on.
 func (m webpImage) decodePixels(ctx context.Context) (func(ctx context.Context, p *RGB, top int) error, error) {
 	if string(m.pixels.id) == "VP8L" {
-		decoded, err := vp8l.Decode(contextReader{ctx, bytes.NewReader(m.pixels.payload)})
+		decoded, err := uninterrupted(ctx, bytes.NewReader(m.pixels.payload), func(r io.Reader) (image.Image, error) {
+			return vp8l.Decode(contextReader{ctx, r})
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -179,12 +181,14 @@ func (m webpImage) decodePixels(ctx context.Context) (func(ctx context.Context, 
 		}
 		return func(ctx context.Context, p *RGB, top int) error { return fromNRGBA(ctx, n, p, top) }, nil
 	}
-	d := vp8.NewDecoder()
-	d.Init(bytes.NewReader(m.pixels.payload), len(m.pixels.payload))
-	if _, err := d.DecodeFrameHeader(); err != nil {
-		return nil, err
-	}
-	n, err := d.DecodeFrame()
+	n, err := uninterrupted(ctx, bytes.NewReader(m.pixels.payload), func(r io.Reader) (*image.YCbCr, error) {
+		d := vp8.NewDecoder()
+		d.Init(r, len(m.pixels.payload))
+		if _, err := d.DecodeFrameHeader(); err != nil {
+			return nil, err
+		}
+		return d.DecodeFrame()
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,6 @@
 package jpeg
 
-import (
-	"sync"
-	"unsafe"
-)
+import "unsafe"
 
 // transform writes the samples of rows of blocks to dst. coefficients and dst begin with those of the first.
 func (c *component) transform(dst []uint8, coefficients []int16, rows int) {
@@ -19,8 +16,8 @@ func (c *component) transform(dst []uint8, coefficients []int16, rows int) {
 // transformAll writes the samples of a progressive image over its coefficients, which take twice the memory: those of a
 // row of blocks lie where the row's coefficients began.
 func (d *decoder) transformAll() {
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	var parts crew
+	defer parts.join()
 	for i := range d.list {
 		c := &d.list[i]
 		if c.quant == nil {
@@ -32,7 +29,7 @@ func (d *decoder) transformAll() {
 		n := min(readers(), c.height)
 		for j := range n {
 			from, to := c.height*j/n, c.height*(j+1)/n
-			wg.Go(func() {
+			parts.run(func() {
 				samples := make([]uint8, size)
 				for row := from; row < to && d.ctx.Err() == nil; row++ {
 					c.transform(samples, c.coefficients[size*row:], 1)

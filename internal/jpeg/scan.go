@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // scanComponent is a component with the tables that a scan gives it.
@@ -305,8 +304,8 @@ func (d *decoder) sequential(list []scanComponent, read blockReader) error {
 		}
 		free <- b
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	var parts crew
+	defer parts.join()
 	for from := 0; from < rows; from += height {
 		b, to := <-free, min(from+height, rows)
 		place := func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down }
@@ -314,18 +313,18 @@ func (d *decoder) sequential(list []scanComponent, read blockReader) error {
 			return err
 		}
 		finish := func() {
+			defer func() { free <- b }()
 			for i, s := range list {
 				c := b.coefficients[i]
 				s.transform(s.pix[64*s.stride*from*s.down:], c, (to-from)*s.down)
 				clear(c)
 			}
-			free <- b
 		}
 		if count == 1 {
 			finish()
 			break
 		}
-		wg.Go(finish)
+		parts.run(finish)
 	}
 	return nil
 }
