@@ -61,10 +61,10 @@ func toHTTP(err error, param func(string) string) *httpError {
 		return errBroken()
 	}
 	out := &httpError{status: kindStatuses[e.Kind], retryAfter: e.RetryAfter}
-	if e.Kind == serving.Exhausted && e.RetryAfter == 0 {
-		out.status = http.StatusRequestEntityTooLarge
-	}
 	field, code, message := "", kindTexts[e.Kind], e.Message
+	if e.Kind == serving.Exhausted && e.RetryAfter == 0 { // another try does not help
+		out.status, code = http.StatusRequestEntityTooLarge, "request_too_large"
+	}
 	if len(e.Violations) > 0 {
 		field = param(e.Violations[0].Field)
 		lines := make([]string, len(e.Violations))
