@@ -21,6 +21,7 @@ func TestHTTPAuth(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
 	chat := func(h ...string) *http.Response { return f.post(t, "/v1/chat/completions", chatBody(""), h...) }
+	respond := func(h ...string) *http.Response { return f.post(t, "/v1/responses", responseBody(""), h...) }
 	get := func(path string) func(...string) *http.Response {
 		return func(h ...string) *http.Response { return f.do(t, http.MethodGet, path, nil, h...) }
 	}
@@ -36,6 +37,9 @@ func TestHTTPAuth(t *testing.T) {
 		"chat, another kind":     {chat, []string{"Authorization", "Basic " + k.key["acme"]}, 401},
 		"chat, two":              {chat, []string{"Authorization", "Bearer " + k.key["acme"], "Api-Key", k.key["blue"]}, 401},
 		"chat, of other models":  {chat, []string{"Authorization", "Bearer " + k.key["narrow"]}, 403},
+		"response":               {respond, []string{"Authorization", "Bearer " + k.key["acme"]}, 200},
+		"response, reader":       {respond, []string{"Authorization", "Bearer " + k.key["monitor"]}, 403},
+		"response, none":         {respond, nil, 401},
 		"models":                 {get("/v1/models"), []string{"Authorization", "Bearer " + k.key["monitor"]}, 200},
 		"models, none":           {get("/v1/models"), nil, 401},
 		"one model, none":        {get("/v1/models/x"), nil, 401},

@@ -163,3 +163,64 @@ func TestHTTPResponseErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestHTTPResponseConstraint holds that schemas are kept to, and that a wrong one has the name that the request has.
+func TestHTTPResponseConstraint(t *testing.T) {
+	f := startHash(t, server.Options{})
+	schema := `{"type":"object","properties":{"color":{"enum":["red","blue"]}},"required":["color"],"additionalProperties":false}`
+	r := parseResponse(t, read(t, f.post(t, "/v1/responses",
+		`{"input":"a","max_output_tokens":200,"text":{"format":{"type":"json_schema","name":"n","schema":`+schema+`}}}`)))
+	var got struct{ Color string }
+	if err := json.Unmarshal([]byte(r.Output[0].Content[0].Text), &got); err != nil || got.Color != "red" && got.Color != "blue" {
+		t.Errorf("%v: %+v", err, r.Output)
+	}
+	wantError(t, f.post(t, "/v1/responses", `{"input":"a","text":{"format":{"type":"json_schema","schema":{"type":"wrong"}}}}`),
+		400, "text.format.schema")
+	lines := ollamaLines(t, f.post(t, "/api/chat",
+		`{"messages":[{"role":"user","content":"a"}],"stream":false,"options":{"num_predict":200},"format":`+schema+`}`))
+	if err := json.Unmarshal([]byte(lines[0].Message.Content), &got); err != nil || got.Color == "" {
+		t.Errorf("%v: %+v", err, lines)
+	}
+	if b := read(t, f.post(t, "/api/chat", `{"messages":[{"role":"user","content":"a"}],"format":{"type":"wrong"}}`)); !strings.Contains(string(b), `{"error":"format: `) {
+		t.Errorf("%s", b)
+	}
+}
+
+// TestHTTPCanaryElsewhere holds that what callers write occurs in no error and no log line of these endpoints either.
+func TestHTTPCanaryElsewhere(t *testing.T) {
+	f := startHash(t, server.Options{})
+	for _, text := range canaries {
+		quoted, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, bodies := range map[string][]string{
+			"/v1/responses": {
+				`%s`, `{%s:1,%[1]s:1}`, `{"input":%s,"temperature":9}`, `{"input":[{"type":%s}]}`, `{"input":[{"role":%s,"content":"a"}]}`,
+				`{"input":[{"role":"user","content":[{"type":%s}]}]}`, `{"input":"a","instructions":%s,"top_p":9}`,
+				`{"input":[{"role":"user","content":[{"type":"input_image","image_url":%s}]}]}`,
+				`{"input":[{"role":"user","content":[{"type":"input_image","image_url":"aGk=","detail":%s}]}]}`,
+				`{"input":"a","metadata":{%s:1}}`, `{"input":"a","previous_response_id":%s}`, `{"input":"a","tools":[%s]}`,
+				`{"input":"a","text":{"format":{"type":%s}}}`, `{"input":"a","text":{"format":{"type":"json_schema","schema":%s}}}`,
+				`{"input":"a","text":{"format":{"type":"json_schema","schema":{"type":%s}}}}`, `{"input":"a","include":[%s],"temperature":9}`,
+			},
+			"/api/chat": {
+				`%s`, `{"model":%s,"messages":[{"role":"user","content":"a"}]}`, `{"messages":[{"role":%s,"content":"a"}]}`,
+				`{"messages":[{"role":"user","content":%s}],"options":{"top_p":9}}`, `{"messages":[{"role":"user","images":[%s]}]}`,
+				`{"messages":[{"role":"user","content":"a"}],"format":%s}`, `{"messages":[{"role":"user","content":"a"}],"format":{"type":%s}}`,
+				`{"messages":[{"role":"user","content":"a"}],"options":{"num_predict":%s}}`,
+			},
+		} {
+			for _, body := range bodies {
+				body = fmt.Sprintf(body, quoted)
+				resp := f.post(t, path, body)
+				if b := string(read(t, resp)); resp.StatusCode != 200 && strings.Contains(b, canary) {
+					t.Errorf("%s %.150s: the error quotes it: %.300s", path, body, b)
+				}
+			}
+		}
+	}
+	if log := f.log.String(); strings.Contains(log, canary) || !strings.Contains(log, "msg=request") {
+		t.Error("the log quotes it, or there is none")
+	}
+}

@@ -134,3 +134,23 @@ func TestOllamaModels(t *testing.T) {
 		t.Errorf("%s", b)
 	}
 }
+
+// TestOllamaAuth holds that a chat wants a user's key, and lists a reader's; errors are Ollama's.
+func TestOllamaAuth(t *testing.T) {
+	k := newKeyFile(t, entries...)
+	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
+	for key, want := range map[string][3]int{"": {401, 401, 401}, k.key["monitor"]: {403, 200, 200}, k.key["acme"]: {200, 200, 200}} {
+		header := []string{"Authorization", "Bearer " + key}
+		got := [3]*http.Response{
+			f.post(t, "/api/chat", ollamaBody(""), header...),
+			f.do(t, "GET", "/api/tags", nil, header...), f.do(t, "GET", "/api/version", nil, header...),
+		}
+		for i, resp := range got {
+			b := read(t, resp)
+			var e struct{ Error string }
+			if resp.StatusCode != want[i] || want[i] != 200 && (json.Unmarshal(b, &e) != nil || e.Error == "") {
+				t.Errorf("endpoint %d: %d %s; want %d", i, resp.StatusCode, b, want[i])
+			}
+		}
+	}
+}

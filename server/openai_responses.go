@@ -28,8 +28,9 @@ func (x *exchange) responses() error {
 
 // respond sends a response, whole or as it comes.
 func (x *exchange) respond(in *openai.ResponseRequest, req *serving.Request) error {
-	req.MaxAnswerBytes = maxHTTPAnswer // of a stream, too, which repeats the whole answer at its end
-	if in.Stream {
+	req.MaxAnswerBytes = maxHTTPAnswer
+	if in.Stream { // which repeats the whole answer four times at its end
+		req.MaxAnswerBytes /= 4
 		to := &responseStream{sse: sse{x: x}, request: in}
 		req.Streams, x.last = true, to.fail
 		return x.generate(x.r.Context(), req, to)
@@ -98,8 +99,11 @@ func (s *responseStream) send(list ...openai.Event) error {
 	for _, e := range list {
 		s.buf = append(append(append(s.buf, "event: "...), e.Name...), '\n')
 		s.add(e.Data)
+		if err := s.flush(); err != nil {
+			return err
+		}
 	}
-	return s.flush()
+	return nil
 }
 
 func responseLogprobs(list []serving.Logprobs) []openai.TokenLogprob {

@@ -30,13 +30,15 @@ const (
 	DetailHigh
 )
 
-var details = map[string]Detail{"": DetailAuto, "auto": DetailAuto, "low": DetailLow, "high": DetailHigh}
+var details = map[string]Detail{
+	"": DetailAuto, "auto": DetailAuto, "low": DetailLow, "high": DetailHigh, "original": DetailHigh,
+}
 
 // imageURL reads a data: URL, base64 alone, or an https: or http: URL.
 func (r *reading) imageURL(param string, n *node, detail string) *Image {
 	d, ok := details[detail]
 	if !ok {
-		r.fault(strings.TrimSuffix(param, ".url")+".detail", CodeInvalidValue, "not known; want auto, low or high")
+		r.fault(strings.TrimSuffix(param, ".url")+".detail", CodeInvalidValue, "not known; want auto, low, high or original")
 		return nil
 	}
 	img := &Image{Detail: d, Param: param}

@@ -128,7 +128,21 @@ func (o object) textFormat(r *Request) json.RawMessage {
 	default:
 		o.fault("text.format.type", CodeInvalidValue, "not known; want text, json_object or json_schema")
 	}
-	return bytes.Clone(f.node.raw)
+	return o.echo("text.format", f.node)
+}
+
+// mostEcho bounds JSON that an answer repeats, in bytes: schemas are refused when they are longer than half of it.
+const mostEcho = 512 << 10
+
+// echo is a value for an answer to repeat, without the spaces that it has.
+func (o object) echo(param string, n *node) json.RawMessage {
+	if len(n.raw) > mostEcho {
+		o.fault(param, CodeInvalidValue, "%d bytes of JSON; want at most %d", len(n.raw), mostEcho)
+		return nil
+	}
+	var b bytes.Buffer
+	_ = json.Compact(&b, n.raw) // parse has checked it
+	return b.Bytes()
 }
 
 // Bounds of metadata, which are OpenAI's.
@@ -147,7 +161,7 @@ func (o object) metadata(n *node) json.RawMessage {
 			maxMetadataValue, maxMetadataName)
 		return nil
 	}
-	return bytes.Clone(n.raw)
+	return o.echo(o.path+"metadata", n)
 }
 
 func (o object) instructions(c *ResponseRequest) {
@@ -222,14 +236,17 @@ func (o object) inputImage() *Image {
 		o.fault(o.path+"file_id", CodeUnsupported, "not supported; want the image itself as image_url")
 		return nil
 	}
-	n, path := o.get("image_url"), o.path+"image_url"
+	n, path, detail := o.get("image_url"), o.path+"image_url", o.str("detail")
+	if _, ok := details[detail]; !ok {
+		o.fault(o.path+"detail", CodeInvalidValue, "not known; want auto, low, high or original")
+	}
 	switch {
 	case n == nil:
 		o.fault(path, CodeMissing, "none; want a data: URL")
 	case n.kind != kindText:
 		o.wrongType(path, n, "a string")
 	default:
-		return o.reading.imageURL(path, n, o.str("detail"))
+		return o.reading.imageURL(path, n, detail)
 	}
 	return nil
 }

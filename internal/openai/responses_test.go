@@ -31,7 +31,7 @@ func TestResponseFields(t *testing.T) {
 		},
 		`"store":false,"background":false,"previous_response_id":null,"conversation":null,"tools":[],"tool_choice":"auto",` +
 			`"truncation":"auto","include":["reasoning.encrypted_content"],"user":"u","stream_options":{},"parallel_tool_calls":true`: func(*ResponseRequest) {},
-		`"metadata":{"a": "b"}`: func(c *ResponseRequest) { c.Echo.Metadata = json.RawMessage(`{"a": "b"}`) },
+		`"metadata":{"a": "b"}`: func(c *ResponseRequest) { c.Echo.Metadata = json.RawMessage(`{"a":"b"}`) },
 		`"include":["message.output_text.logprobs"],"top_logprobs":2`: func(c *ResponseRequest) {
 			c.Logprobs, c.TopLogprobs = true, 2
 		},
@@ -42,7 +42,7 @@ func TestResponseFields(t *testing.T) {
 		},
 		`"text":{"format":{"type":"json_schema","name":"n","strict":true,"schema":{"type": "object"}}}`: func(c *ResponseRequest) {
 			c.Constraint = &Constraint{Kind: JSONSchema, Text: `{"type": "object"}`, Param: "text.format.schema"}
-			c.Echo.Text.Format = json.RawMessage(`{"type":"json_schema","name":"n","strict":true,"schema":{"type": "object"}}`)
+			c.Echo.Text.Format = json.RawMessage(`{"type":"json_schema","name":"n","strict":true,"schema":{"type":"object"}}`)
 		},
 		`"reasoning":{"effort":"low"},"max_tokens":3`: func(c *ResponseRequest) { c.Ignored = []string{"reasoning", "max_tokens"} },
 	} {
@@ -96,7 +96,7 @@ func TestResponseFaults(t *testing.T) {
 		{part(`{"type":"input_image","image_url":{"url":"x"}}`), "input[0].content[0].image_url", CodeInvalidType},
 		{part(`{"type":"input_image","file_id":"f"}`), "input[0].content[0].file_id", CodeUnsupported},
 		{part(`{"type":"input_image","image_url":"data:image/png;base64,####"}`), "input[0].content[0].image_url", CodeInvalidValue},
-		{part(`{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"tiny"}`), "input[0].content[0].image_url.detail", CodeInvalidValue},
+		{part(`{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"tiny"}`), "input[0].content[0].detail", CodeInvalidValue},
 		{ask(`"instructions":["a"]`), "instructions", CodeInvalidType},
 		{ask(`"store":true`), "store", CodeUnsupported}, {ask(`"background":true`), "background", CodeUnsupported},
 		{ask(`"previous_response_id":"resp_1"`), "previous_response_id", CodeUnsupported},
@@ -106,6 +106,8 @@ func TestResponseFaults(t *testing.T) {
 		{ask(`"max_output_tokens":-1`), "max_output_tokens", CodeInvalidValue},
 		{ask(`"metadata":{"a":1}`), "metadata", CodeInvalidValue}, {ask(`"metadata":"a"`), "metadata", CodeInvalidValue},
 		{ask(`"metadata":{"a":"` + strings.Repeat("b", 513) + `"}`), "metadata", CodeInvalidValue},
+		{ask(`"metadata":{"a":` + strings.Repeat(" ", mostEcho) + `"b"}`), "metadata", CodeInvalidValue},
+		{ask(`"text":{"format":{"type":"json_object"` + strings.Repeat(" ", mostEcho) + `}}`), "text.format", CodeInvalidValue},
 		{ask(`"text":{"format":{"type":"xml"}}`), "text.format.type", CodeInvalidValue},
 		{ask(`"text":{"format":{"type":"json_schema","name":"n"}}`), "text.format.schema", CodeMissing},
 		{ask(`"text":{"format":{"type":"json_schema","schema":7}}`), "text.format.schema", CodeInvalidType},
