@@ -37,8 +37,8 @@ type Prompt struct {
 	// Continue has the answer go on with the last message instead of beginning one of its own.
 	Continue bool
 	Raw      []chat.Part
-	// Tokens are ids that stand in the places of parts of Raw, by their indexes, at least one for each. A prompt with any of them is taken as it
-	// is: the tokenizer adds none of its own, and the layout no Frame.
+	// Tokens are ids that stand in the places of parts of Raw, by their indexes, at least one for each. A prompt with any
+	// of them is taken as it is: the tokenizer adds none of its own, and the layout no Frame.
 	Tokens map[int][]int32
 }
 

@@ -96,10 +96,11 @@ func TestPrompterBOS(t *testing.T) {
 	}
 }
 
-// Tokens stand where they are given. Neither the tokenizer nor the layout adds any, text and tokens form nothing together,
-// and a user's text stands for no image beside them either.
+// Tokens stand where they are given. Neither the tokenizer nor the layout adds any, text and tokens form nothing
+// together, and a user's text stands for no image beside them either.
 func TestPrompterTokens(t *testing.T) {
 	text := func(s string) chat.Part { return chat.Part{Text: s} }
+	image := chat.Part{Image: true}
 	frame := &Frame{Before: "<s>", Start: "a", End: "b"}
 	for name, c := range map[string]struct {
 		parts []chat.Part
@@ -110,11 +111,11 @@ func TestPrompterTokens(t *testing.T) {
 	}{
 		"tokens alone":     {[]chat.Part{{}}, map[int][]int32{0: {0, 3, 3}}, nil, []int32{0, 3, 3}, 0},
 		"before a text":    {[]chat.Part{{}, text("ab")}, map[int][]int32{0: {0}}, nil, []int32{0, 1, 2}, 0},
-		"after an image":   {[]chat.Part{{Image: true}, {}, text("c")}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 3}, 1},
-		"between images":   {[]chat.Part{{Image: true}, {}, {Image: true}}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 9, 9}, 2},
+		"after an image":   {[]chat.Part{image, {}, text("c")}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 3}, 1},
+		"between images":   {[]chat.Part{image, {}, image}, map[int][]int32{1: {4}}, nil, []int32{9, 9, 4, 9, 9}, 2},
 		"within a special": {[]chat.Part{text("<"), {}, text("s>")}, map[int][]int32{1: {1}}, nil, []int32{6, 1, 8, 7}, 0},
 		"a special's text": {[]chat.Part{text("<s>"), {}}, map[int][]int32{1: {1}}, nil, []int32{6, 8, 7, 1}, 0},
-		"a frame":          {[]chat.Part{{Image: true}, {}, text("c")}, map[int][]int32{1: {4}}, frame, []int32{9, 9, 4, 3}, 1},
+		"a frame":          {[]chat.Part{image, {}, text("c")}, map[int][]int32{1: {4}}, frame, []int32{9, 9, 4, 3}, 1},
 	} {
 		p := prompter(t, "")
 		p.Layout.Frame = c.frame
