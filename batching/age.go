@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A class waits while a higher one has any request waiting, so requests rise. But only those of tenants that get nothing: a
-// tenant that has more waiting than is its share would otherwise rise above those who ask for less.
+// A class waits while a higher one has any request waiting, so requests rise. But only those of tenants that get
+// nothing: a tenant that has more waiting than is its share would otherwise rise above those who ask for less.
 
 // hunger is since when a tenant's waiting sequences have got no slot.
 type hunger struct {

@@ -36,8 +36,8 @@ type Options struct {
 	// for other tenants and for calls of one answer: see Engine.AcquireFor.
 	MaxWaiting int
 	// BatchPlaces is the part of the places beyond the slots that requests of PriorityBatch may have together, and
-	// TenantPlaces the part that one tenant may, or one caller without a tenant: above 0, up to 1; 0.75 if 0. A single call
-	// on an idle engine may have all.
+	// TenantPlaces the part that one tenant may, or one caller without a tenant: above 0, up to 1; 0.75 if 0. A single
+	// call on an idle engine may have all.
 	BatchPlaces, TenantPlaces float64
 	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
 	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.

@@ -270,6 +270,7 @@ func (h *history) command(line string) string {
 		return ""
 	case "submit":
 		r := Request{ID: arg, MaxTokens: num("max"), Tenant: text("tenant"), Priority: priorities[text("priority")]}
+		r.Weight = float64(num("weight"))
 		if d := span("deadline"); d > 0 {
 			r.Deadline = h.now.Add(d)
 		}

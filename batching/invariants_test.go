@@ -285,7 +285,8 @@ func (c *class) shareInvariants() error {
 		}
 	}
 	if len(c.hungry) != waiting || c.recent.shares.Len() != recent {
-		return fmt.Errorf("%d are hungry of %d that wait, %d are recent of %d", len(c.hungry), waiting, c.recent.shares.Len(), recent)
+		return fmt.Errorf("%d are hungry of %d that wait, %d are recent of %d", len(c.hungry), waiting,
+			c.recent.shares.Len(), recent)
 	}
 	if diff := c.recent.weight - weight; diff > 1e-6*(1+weight) || diff < -1e-6*(1+weight) {
 		return fmt.Errorf("the recent weigh %v, not %v", c.recent.weight, weight)

@@ -5,11 +5,11 @@ import "math"
 // places counts who has tickets, and says who may have more. Waiting places are kept free for those who would otherwise
 // find them taken by work that can wait, or all by one caller.
 //
-// Of W waiting places, requests of class default leave W/8 to interactive ones, and batch takes Options.BatchPlaces. No
-// caller may have more than Options.TenantPlaces beside the slots, nor more than crowding times the places that are left:
-// so one that floods always leaves some, and several that flood come to have as many each (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
-// switches", 1998). Answers beyond a call's first have half of all places. An idle engine takes every call that has
-// room.
+// Of W waiting places, requests of class default leave W/8 to interactive ones, and batch takes Options.BatchPlaces.
+// No caller may have more than Options.TenantPlaces beside the slots, nor more than crowding times the places that
+// are left: so one that floods always leaves some, and several that flood come to have as many each (Choudhury and
+// Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). Answers beyond a call's first
+// have half of all places. An idle engine takes every call that has room.
 type places struct {
 	slots   int
 	limit   int          // slots and waiting places
@@ -52,7 +52,8 @@ func (p *places) admits(h holder, class, n int) bool {
 		return n <= p.limit
 	}
 	left := p.limit - p.kept[class] - p.open
-	return n <= left && p.holders[h]+n <= min(p.most, p.slots+crowding*left) && (n == 1 || p.further == 0 || p.further+n-1 <= p.limit/2)
+	return n <= left && p.holders[h]+n <= min(p.most, p.slots+crowding*left) &&
+		(n == 1 || p.further == 0 || p.further+n-1 <= p.limit/2)
 }
 
 // take counts a ticket out.

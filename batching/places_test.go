@@ -35,7 +35,8 @@ func TestPlacesAreKept(t *testing.T) {
 		{0.1, 0.1, 8, 8, 28},   // 4 + 4 each
 		{0.01, 0.01, 5, 5, 34}, // one at least
 	} {
-		e := New(decodertest.NewHash(slots, 64, 40), Options{MaxWaiting: waiting, BatchPlaces: c.batch, TenantPlaces: c.tenant})
+		e := New(decodertest.NewHash(slots, 64, 40),
+			Options{MaxWaiting: waiting, BatchPlaces: c.batch, TenantPlaces: c.tenant})
 		batch := 0
 		for i := range 200 {
 			if _, err := e.AcquireFor(Claim{Priority: PriorityBatch, Tenant: fmt.Sprint("batch-", i%50)}); err == nil {
@@ -59,8 +60,8 @@ func TestPlacesAreKept(t *testing.T) {
 	}
 }
 
-// However many batch answers run, an interactive call of another tenant has its first token after the steps that it would
-// take alone and two more; beside answers of the default class its chunks take turns with their tokens.
+// However many batch answers run, an interactive call of another tenant has its first token after the steps that it
+// would take alone and two more; beside answers of the default class its chunks take turns with their tokens.
 func TestInteractiveStepsToFirstToken(t *testing.T) {
 	const slots, chunk = 16, 32
 	for _, running := range []Priority{PriorityBatch, PriorityDefault} {
@@ -94,7 +95,8 @@ func TestInteractiveStepsToFirstToken(t *testing.T) {
 					most = 2*chunks + 2
 				}
 				if steps > most {
-					t.Errorf("beside class %d: the first token of %d comes after %d steps, want at most %d", running, prompt, steps, most)
+					t.Errorf("beside class %d: the first token of %d comes after %d steps, want at most %d", running, prompt,
+						steps, most)
 				}
 			}
 		}

@@ -96,7 +96,9 @@ func (s *scheduler) yielding(q *sequence) []*sequence {
 }
 
 // turn says whether q, the next of those that wait, can start now, if need be in the place of others.
-func (s *scheduler) turn(q *sequence) bool { return s.slots.free() || len(s.yielding(q)) > 0 }
+func (s *scheduler) turn(q *sequence) bool {
+	return s.slots.free() && !s.leaves(q, s.began) || len(s.yielding(q)) > 0
+}
 
 // outranked preempts q for one that outranks it. Its KV stays as a cached sequence's, as long as nobody needs the slot.
 func (s *scheduler) outranked(q *sequence, now time.Time) {

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// A tenant that runs fewer sequences than its part of the slots finds one free: the others of its class leave some when
-// they have theirs. Slots that end by themselves may not come for seconds, and to preempt for them would cost more than it
-// brings, as long as they would soon be needed again.
+// A tenant that runs fewer sequences than its part of the slots finds one free: the others of its class leave some
+// when they have theirs. Slots that end by themselves may not come for seconds, and to preempt for them would cost
+// more than it brings, as long as they would soon be needed again.
 
 const (
 	// recently is how long a tenant counts after its last sequence: slots are left for those who come again and again.
@@ -100,7 +100,8 @@ func spare(slots int) int {
 }
 
 // leaves says whether q, which could have a slot, leaves it to other tenants, as its own has its part of them. Batch
-// sequences take turns only: nobody waits for their tokens. While any of a lower class run, others can have their slots.
+// sequences take turns only: nobody waits for their tokens. While any of a lower class run, others can have their
+// slots.
 func (s *scheduler) leaves(q *sequence, now time.Time) bool {
 	all := len(s.slots.at)
 	if q.class == PriorityBatch.class() || all-s.slots.running() > spare(all) {
@@ -123,8 +124,9 @@ func (s *scheduler) lower(class int) bool {
 	return s.slots.prefilling != nil && s.slots.prefilling.class < class
 }
 
-// interrupts says whether q, which waits, may go before p's prompt is read on, although they are of the same class: q's
-// tenant has fewer slots than its part, and p's more. It costs no more than the turn, while a slot keeps what was read.
+// interrupts says whether q, which waits, may go before p's prompt is read on, although they are of the same class:
+// q's tenant has fewer slots than its part, and p's more. It costs no more than the turn, while a slot keeps what was
+// read.
 func (s *scheduler) interrupts(q, p *sequence) bool {
 	if q.class != p.class || q.class == PriorityBatch.class() || q.share == p.share || q.worth(0) < p.worth(p.preempted) {
 		return false

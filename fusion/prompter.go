@@ -67,6 +67,11 @@ func (p *Prompter) MeasureImage(ctx context.Context, data []byte, detail vision.
 	return vision.Measure(ctx, p.Preprocessor, data, p.Limits, p.split(detail, of))
 }
 
+// MeasureSize is MeasureImage of an image of w×h pixels.
+func (p *Prompter) MeasureSize(w, h int, detail vision.Detail, of int) (vision.Measured, error) {
+	return p.Preprocessor.Measure(w, h, p.split(detail, of))
+}
+
 // split says whether one of so many images may be cut into tiles.
 func (p *Prompter) split(detail vision.Detail, of int) bool {
 	return detail.Split() && (of <= 1 || !p.Layout.SplitAlone)

@@ -18,8 +18,8 @@ type asking struct {
 	weight float64
 }
 
-// besides is what a tenant of a paced server of 16 slots gets, alone or beside one that floods. Time is a synctest bubble's:
-// the same run always gives the same numbers.
+// besides is what a tenant of a paced server of 16 slots gets, alone or beside one that floods. Time is a synctest
+// bubble's, so that the machine has no part in it.
 func besides(t *testing.T, me, flood asking) (mine, theirs loadtest.Summary) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newPaced(t, 16, 500*time.Microsecond, 20*time.Millisecond, batching.Options{
@@ -46,14 +46,14 @@ func besides(t *testing.T, me, flood asking) (mine, theirs loadtest.Summary) {
 			group.Go(func() { run("flood", flood, &theirs) })
 		}
 		group.Wait()
-		t.Logf("%v beside %v: good %.2f/s, attained %5.1f %%, TTFT p50 %4.0f p99 %4.0f ms, %v; the flood got %.2f/s", me, flood,
-			mine.Goodput, 100*mine.Attainment, mine.TTFT.P50, mine.TTFT.P99, mine.Errors, theirs.Throughput)
+		t.Logf("%v beside %v: good %.2f/s, attained %5.1f %%, TTFT p50 %4.0f p99 %4.0f ms, %v; the flood got %.2f/s",
+			me, flood, mine.Goodput, 100*mine.Attainment, mine.TTFT.P50, mine.TTFT.P99, mine.Errors, theirs.Throughput)
 	})
 	return mine, theirs
 }
 
-// TestFloodCostsOthersLittle holds that at equal weights a tenant that asks for less than its half of the server loses no
-// more than a tenth of its goodput to one that asks for far more, whoever's answers are the longer ones.
+// TestFloodCostsOthersLittle holds that at equal weights a tenant that asks for less than its half of the server loses
+// no more than a tenth of its goodput to one that asks for far more, whoever's answers are the longer ones.
 func TestFloodCostsOthersLittle(t *testing.T) {
 	for _, c := range []struct{ me, flood asking }{
 		{asking{3.5, "uniform:20,80", 1}, asking{40, "uniform:20,80", 1}},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime/debug"
 	"strings"
@@ -21,8 +22,8 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// unadmittedMessage is the largest message that is received of a request that would not be taken, in bytes: its answer may
-// say more, and by then it may be taken.
+// unadmittedMessage is the largest message that is received while every place is taken, in bytes: one may be free by then,
+// and the log has the request's id.
 const unadmittedMessage = 2 << 20
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
@@ -101,6 +102,9 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 			var release func()
 			ctx, release, s.unadmitted = g.server.service.Admit(ctx)
 			defer release()
+			if s.ctx = ctx; errors.As(s.unadmitted, new(*serving.QuotaError)) { // whatever the message says
+				return toStatus(s.refused(s.unadmitted))
+			}
 		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes

@@ -144,7 +144,7 @@ type exchange struct {
 	named             []uint32 // the request's stop tokens
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
-	whole          bool // the body was read to its end
+	spent          bool // nothing can be read of the body any more
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"io"
 	"mime"
-	"net/http"
-	"os"
+	"net"
 	"time"
 
 	"github.com/mmserve/mmserve/serving"
@@ -81,14 +80,15 @@ func (x *exchange) readBody() ([]byte, error) {
 	if refused := x.inflight.complete(in); refused != nil {
 		err = refused
 	}
+	var late net.Error
 	switch {
 	case err == nil:
-		x.whole = true
+		x.spent = true
 		return body, x.rc.SetReadDeadline(time.Time{}) // net/http watches for the client's end from now on
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = errSlowBody(x.options.ReceiveTimeout)
+	case errors.As(err, &late) && late.Timeout():
+		x.spent, err = true, errSlowBody(x.options.ReceiveTimeout)
 	case !errors.As(err, new(*httpError)) && !errors.As(err, new(*serving.Error)):
-		err = errBrokenBody() // its text is the network's
+		x.spent, err = true, errBrokenBody() // its text is the network's
 	}
 	x.w.Header().Set("Connection", "close") // what is left of the body is not read
 	return nil, err
@@ -142,11 +142,13 @@ const (
 	lingerBytes, lingerTime = 32 << 20, 5 * time.Second
 )
 
-// lingers says whether the rest of the body has to be read after an answer of a status: a client that is still sending
-// when its connection is closed loses the answer, and with it when to come again.
-func (x *exchange) lingers(status int) bool {
+// lingers says whether the rest of the body has to be read after an answer: a client that is still sending when its
+// connection is closed loses the answer, and with it when to come again.
+func (x *exchange) lingers() bool {
 	n := x.r.ContentLength
-	return !x.whole && (n < 0 || n > consumed && n <= lingerBytes) && status != http.StatusRequestTimeout
+	closes := n != 0 && x.w.Header().Get("Connection") == "close" // net/http reads nothing then
+	waits := x.r.Header.Get("Expect") != ""                       // for leave to send the body
+	return !x.spent && !waits && (closes || n < 0 || n > consumed) && n <= lingerBytes
 }
 
 // linger sends the answer and reads what is left of the body, which is thrown away.

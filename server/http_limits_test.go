@@ -11,10 +11,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mmserve/mmserve/server"
 )
@@ -444,4 +447,74 @@ func TestHTTPConnectionAge(t *testing.T) {
 			t.Errorf("%v: status %d, the connection closes: %v", age, resp.StatusCode, resp.Close)
 		}
 	}
+}
+
+// TestHTTPHalfClosed holds that a client that closes its side after a request gets an answer that is none of success.
+func TestHTTPHalfClosed(t *testing.T) {
+	m, runner := tinyVLM(t), endless(1)
+	runner.step = make(chan struct{}, 1)
+	f := startHTTP(t, &m, runner, server.Options{})
+	conn, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(plainChat)), plainChat))
+	runner.step <- struct{}{}
+	eventually(t, "the request runs", func() bool { return f.engine.Stats().Running == 1 })
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, resp, 499, "")
+	close(runner.step)
+}
+
+// TestHTTPFlood holds that hundreds of requests that are refused leave nothing behind, and that a good one between them is
+// answered.
+func TestHTTPFlood(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 4 << 20, MaxInflightBytes: 16 << 20})
+	text := strings.Repeat("x", 1<<20)
+	bad := []string{
+		"", "[", `{"messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 10000) + `{}]}`,
+		`{"messages":[{"role":"user","content":[` + strings.Repeat(`{"type":"text","text":"a"},`, 10000) + `"a"]}]}`,
+		`{"messages":[{"role":"user","content":"` + text + text + `"}]}`,
+		`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":"` + text + `"}]}]}`,
+		`{"messages":[{"role":"user","content":"a"}],"logit_bias":{` + strings.Repeat(`"1":1,`, 1000) + `"2":1}}`,
+		`{"messages":[{"role":"user","content":"a"}],"stop":[` + strings.Repeat(`"a",`, 50000) + `"a"]}`,
+		`{"messages":[{"role":"user","content":"a"}],"guided_choice":[` + strings.Repeat(`"a",`, 50000) + `"a"]}`,
+		`{"a":` + strings.Repeat(`[`, 1<<20), `{` + strings.Repeat(`"a":1,`, 1<<18) + `"b":1}`, "\xff\xfe" + text,
+	}
+	measure := func() (heap uint64, goroutines int) {
+		f.client.CloseIdleConnections()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc, runtime.NumGoroutine()
+	}
+	f.stillServes(t)
+	heap, goroutines := measure()
+	var g errgroup.Group
+	g.SetLimit(8)
+	for i := range 20 * len(bad) {
+		g.Go(func() error {
+			resp := f.post(t, "/v1/chat/completions", bad[i%len(bad)])
+			if b := read(t, resp); resp.StatusCode != 400 && resp.StatusCode != 429 {
+				t.Errorf("%.40q: %d %.300s", bad[i%len(bad)], resp.StatusCode, b)
+			}
+			if i%50 == 0 {
+				f.stillServes(t)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	f.stillServes(t)
+	eventually(t, "memory and goroutines are as before", func() bool {
+		h, n := measure()
+		return h < heap+4<<20 && n <= goroutines+4
+	})
 }

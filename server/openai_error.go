@@ -31,7 +31,7 @@ var kindStatuses = map[serving.Kind]int{
 	serving.PermissionDenied:   http.StatusForbidden,
 }
 
-// statusClientGone is what nginx logs for a client that left; nobody reads it.
+// statusClientGone is what nginx logs for a client that left. One that only closed its side reads it.
 const statusClientGone = 499
 
 // httpError is an answer that is an error.
@@ -61,10 +61,10 @@ func toHTTP(err error, param func(string) string) *httpError {
 		return errBroken()
 	}
 	out := &httpError{status: kindStatuses[e.Kind], retryAfter: e.RetryAfter}
-	if e.Kind == serving.Exhausted && e.RetryAfter == 0 {
-		out.status = http.StatusRequestEntityTooLarge
-	}
 	field, code, message := "", kindTexts[e.Kind], e.Message
+	if e.Kind == serving.Exhausted && e.RetryAfter == 0 { // another try does not help
+		out.status, code = http.StatusRequestEntityTooLarge, "request_too_large"
+	}
 	if len(e.Violations) > 0 {
 		field = param(e.Violations[0].Field)
 		lines := make([]string, len(e.Violations))
@@ -121,9 +121,6 @@ func refusalKind(status int) serving.Kind {
 // fail answers with an error. In the middle of a stream it is the last event.
 func (x *exchange) fail(err error) {
 	e := toHTTP(err, x.param)
-	if e.status == statusClientGone {
-		return
-	}
 	var body any = struct {
 		Error *openai.Error `json:"error"`
 	}{e.body}
@@ -148,7 +145,7 @@ func (x *exchange) fail(err error) {
 	if e.status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="mmserve"`)
 	}
-	linger := x.lingers(e.status)
+	linger := x.lingers()
 	if linger {
 		_ = x.rc.EnableFullDuplex()
 		h.Set("Connection", "close")

@@ -43,13 +43,15 @@ func newQuotas(t *testing.T, c serving.QuotaConfig) *serving.Quotas {
 	return q
 }
 
-// A large message of a call beyond its tenant's quota, or that finds every place taken, is refused while it comes; a small one
-// is read, for its id. Both have a line in the log.
+// A call beyond its tenant's quota is refused by its headers, and a large message that finds every place taken while it
+// comes; a small one is read, for its id. All have a line in the log.
 func TestRefusedBeforeTheMessage(t *testing.T) {
 	one, rate := serving.Count(1), 0.01
 	addr, f := listen(t, server.Options{
-		Quotas: newQuotas(t, serving.QuotaConfig{Tenants: map[string]serving.Quota{"acme": {RequestsPerSecond: &rate, Burst: &one}}}),
-		GRPC:   []grpc.ServerOption{grpc.StatsHandler(tenantOfMetadata{})},
+		Quotas: newQuotas(t, serving.QuotaConfig{
+			Tenants: map[string]serving.Quota{"acme": {RequestsPerSecond: &rate, Burst: &one}},
+		}),
+		GRPC: []grpc.ServerOption{grpc.StatsHandler(tenantOfMetadata{})},
 	})
 	as := func(tenant string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "credential", tenant)
@@ -61,9 +63,13 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 	}
 	_, err := f.Generate(as("acme"), in)
 	wait, ok := client.RetryDelay(err)
-	if !ok || wait < 90*time.Second || wait > 100*time.Second || !strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
+	if !ok || wait < 90*time.Second || wait > 100*time.Second ||
+		!strings.Contains(err.Error(), "0.01 requests a second, 1 at once") {
 		t.Errorf("%v, try again in %v", err, wait)
 	}
+	c := dialH2(t, addr)
+	c.open(methodGenerate, "credential", "acme")
+	eventually(t, "a call beyond the quota is refused by its headers", func() bool { return c.count("8") == 1 })
 	const size = 20 << 20
 	large := func(tenant string) string {
 		c := dialH2(t, addr)
@@ -100,8 +106,8 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 			lines[tenant]++
 		}
 	}
-	if lines["acme"] != 2 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
-		t.Errorf("the log has %v lines of refused calls, want 2 of acme and 1 of b:\n%s", lines, f.log)
+	if lines["acme"] != 3 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
+		t.Errorf("the log has %v lines of refused calls, want 3 of acme and 1 of b:\n%s", lines, f.log)
 	}
 }
 
@@ -115,7 +121,8 @@ func TestQuotaOfNamedTenant(t *testing.T) {
 	in.Tenant = "acme"
 	_, err := f.Generate(t.Context(), in)
 	if _, retry := client.RetryDelay(err); status.Code(err) != codes.ResourceExhausted || retry ||
-		!strings.Contains(err.Error(), "quota images_per_minute: at most 0 images a minute; this request has 1; waiting does not help") {
+		!strings.Contains(err.Error(), "quota images_per_minute: at most 0 images a minute; this request has 1; "+
+			"waiting does not help") {
 		t.Errorf("%v, retry %v", err, retry)
 	}
 	in.Tenant = "b"
@@ -124,8 +131,8 @@ func TestQuotaOfNamedTenant(t *testing.T) {
 	}
 }
 
-// A hundred messages of nearly 64 MiB at once take no more than the budget of messages: most are refused while they come,
-// with the advice to try again.
+// A hundred messages of nearly 64 MiB at once take no more than the budget of messages: most are refused while they
+// come, with the advice to try again.
 func TestHundredLargeMessages(t *testing.T) {
 	_, f := listen(t, server.Options{MaxInflightBytes: 64 << 20})
 	message := make([]byte, 63<<20) // garbage, once it is whole

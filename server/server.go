@@ -74,6 +74,8 @@ type Options struct {
 	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
+	// ImageBudget is that of serving.ServiceOptions.
+	ImageBudget serving.ImageBudget
 	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
 	Media *media.Store
 	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
@@ -166,7 +168,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
 		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
-		Media: o.Media, Fetcher: o.Fetcher,
+		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

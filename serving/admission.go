@@ -34,10 +34,10 @@ func CallerOf(ctx context.Context) Caller {
 	return c
 }
 
-// Admit says whether a request of ctx's caller could be taken now, before its message is received: not if every model's
-// places are taken, nor beyond the rate or the concurrency of a tenant that the caller's credential gives. Generate then
-// does not count the request again. An edge calls release when the call is over, and gives the error to Refuse unless it
-// receives the message all the same.
+// Admit says whether a request of ctx's caller could be taken now, before its message is received: not if every
+// model's places are taken, nor beyond the rate or the concurrency of a tenant that the caller's credential gives.
+// Generate then does not count the request again. An edge calls release when the call is over, and gives the error to
+// Refuse unless it receives the message all the same.
 func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(), err error) {
 	none := func() {}
 	if s.full() {
@@ -102,7 +102,8 @@ func (l *life) chargeEstimate(req *checked) error {
 	return l.charge(req, max(1, req.text/bytesPerToken)+images*l.model.Prompter.Layout.PatchTokens, images)
 }
 
-// charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged before.
+// charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged
+// before.
 func (l *life) charge(req *checked, prompt, images int) error {
 	answer := cmp.Or(req.maxTokens, defaultMaxTokens)
 	if err := l.used.require(prompt+req.n*answer, images); err != nil {

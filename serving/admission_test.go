@@ -18,7 +18,8 @@ func fill(t *testing.T, e *batching.Engine) (free func()) {
 	t.Helper()
 	var held []*batching.Ticket
 	for i := range e.Places() {
-		tickets, err := e.AcquireFor(batching.Claim{Priority: batching.PriorityInteractive, Tenant: fmt.Sprint("holder-", i%9)})
+		tenant := fmt.Sprint("holder-", i%9)
+		tickets, err := e.AcquireFor(batching.Claim{Priority: batching.PriorityInteractive, Tenant: tenant})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,8 @@ func TestRequestsPayForTheirUsage(t *testing.T) {
 		if err := ask(&kept{}, image("broken")); serving.KindOf(err) != serving.Invalid {
 			t.Fatal(err)
 		}
-		wait := refused(t, ask(&kept{}, image("red"), image("red")), "images_per_minute", "3 images a minute; this request has 2")
+		wait := refused(t, ask(&kept{}, image("red"), image("red")), "images_per_minute",
+			"3 images a minute; this request has 2")
 		if wait != 20*time.Second {
 			t.Errorf("the next image after %v", wait)
 		}
@@ -107,7 +109,8 @@ func TestPromptsAreChargedExactly(t *testing.T) {
 	})
 }
 
-// A call is counted once, before its message, for the tenant of its credential; a request that names another is refused.
+// A call is counted once, before its message, for the tenant of its credential; a request that names another is
+// refused.
 func TestAdmit(t *testing.T) {
 	q := quotas(t, "default: {requests_per_second: 0.001, burst: 2, concurrency: 1}")
 	s, e := tinyWith(t, q)
@@ -159,7 +162,8 @@ func TestAdmit(t *testing.T) {
 
 // A tenant's requests have no higher priority than its own.
 func TestQuotaPriority(t *testing.T) {
-	s, _ := tinyWith(t, quotas(t, "default: {priority: default}\ntenants: {vip: {priority: interactive}, night: {priority: batch}}"))
+	s, _ := tinyWith(t, quotas(t, "default: {priority: default}\n"+
+		"tenants: {vip: {priority: interactive}, night: {priority: batch}}"))
 	for tenant, most := range map[string]batching.Priority{
 		"": batching.PriorityDefault, "vip": batching.PriorityInteractive, "night": batching.PriorityBatch,
 	} {

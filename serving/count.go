@@ -68,6 +68,9 @@ func (l *life) count(ctx context.Context, in *Request) (*TokenCount, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if err := l.withinBudget(ctx, req.images); err != nil {
+		return nil, err
+	}
 	layouts, images, err := l.measure(ctx, req.images)
 	if err != nil {
 		return nil, err
@@ -99,8 +102,9 @@ func (l *life) count(ctx context.Context, in *Request) (*TokenCount, error) {
 // measure reads the headers of images. What it gives in place of prepared images has no pixels.
 func (l *life) measure(ctx context.Context, parts []imagePart) ([]ImageLayout, []*vision.Image, error) {
 	layouts, images := make([]ImageLayout, len(parts)), make([]*vision.Image, len(parts))
-	for i, p := range parts {
-		plan, err := l.model.Prompter.MeasureImage(ctx, p.data, p.detail, len(parts))
+	for i := range parts {
+		p := &parts[i]
+		plan, err := l.prompter(p).MeasureImage(ctx, p.data, p.detail, len(parts))
 		if err != nil {
 			return nil, nil, imageError(ctx, p.field, err)
 		}

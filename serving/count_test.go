@@ -72,6 +72,11 @@ func gifOf(t testing.TB, w, h int) []byte {
 // openStandIn runs a family's tiny checkpoint, with a vocabulary that has room for its special tokens.
 func openStandIn(t testing.TB, family string) *serving.Service {
 	t.Helper()
+	return service(openFamily(t, family), serving.ServiceOptions{})
+}
+
+func openFamily(t testing.TB, family string) *serving.Deployment {
+	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(modeltest.TinyDir(family), "config.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -81,10 +86,20 @@ func openStandIn(t testing.TB, family string) *serving.Service {
 	if err := synth.Init(config, dir, synth.InitOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return openService(t, serving.Config{Dir: dir, Threads: 1, Slots: 2, EncoderCacheBytes: 1 << 20})
+	return openDeployment(t, serving.Config{Dir: dir, Threads: 1, Slots: 2, EncoderCacheBytes: 1 << 20})
+}
+
+func service(d *serving.Deployment, o serving.ServiceOptions) *serving.Service {
+	o.Logger = slog.New(slog.DiscardHandler)
+	return serving.NewService(serving.Single(d), o)
 }
 
 func openService(t testing.TB, c serving.Config) *serving.Service {
+	t.Helper()
+	return service(openDeployment(t, c), serving.ServiceOptions{})
+}
+
+func openDeployment(t testing.TB, c serving.Config) *serving.Deployment {
 	t.Helper()
 	c.Logger = slog.New(slog.DiscardHandler)
 	d, err := serving.Open(t.Context(), c)
@@ -96,7 +111,7 @@ func openService(t testing.TB, c serving.Config) *serving.Service {
 		cancel()
 		_ = d.Close(ctx)
 	})
-	return serving.NewService(serving.Single(d), serving.ServiceOptions{Logger: c.Logger})
+	return d
 }
 
 // What Count says is what Generate reports, for every family and any image.
@@ -130,6 +145,23 @@ func TestCountEqualsGenerate(t *testing.T) {
 // The same holds of a model that takes images at their own resolution, of which only ready-made graphs are run: all
 // but its graphs is here.
 func TestCountEqualsGenerateAtOwnResolution(t *testing.T) {
+	s := ownResolution(t, serving.ServiceOptions{})
+	taken := 0
+	for name, data := range map[string][]byte{
+		"turned": turnedJPEG(t, 600, 80), "small": pngOf(t, 10, 20), "large": pngOf(t, 900, 700),
+	} {
+		one := serving.Part{Image: &serving.Image{Data: data}}
+		taken += sameCount(t, s, name, []serving.Part{{Text: "a"}, one, {Text: "b"}})
+		taken += sameCount(t, s, name+" twice", []serving.Part{one, one})
+	}
+	if taken != 6 {
+		t.Errorf("%d requests were taken, want the prompts", taken)
+	}
+}
+
+// ownResolution is a service of a model that takes images at their own resolution, all but its graphs.
+func ownResolution(t *testing.T, o serving.ServiceOptions) *serving.Service {
+	t.Helper()
 	_, spec, _, err := families.ReadGraphs([]byte(`{"model_type": "qwen2_vl", "vocab_size": 151936, "hidden_size": 4}`))
 	if err != nil {
 		t.Fatal(err)
@@ -150,18 +182,8 @@ func TestCountEqualsGenerateAtOwnResolution(t *testing.T) {
 	m.Encode = func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
 		return make([]float32, layout.Patches(img.Grid)*hidden), false, nil
 	}
-	s, _ := run(t, m, decodertest.NewHash(1, maxLen, vocab), serving.ServiceOptions{})
-	taken := 0
-	for name, data := range map[string][]byte{
-		"turned": turnedJPEG(t, 600, 80), "small": pngOf(t, 10, 20), "large": pngOf(t, 900, 700),
-	} {
-		one := serving.Part{Image: &serving.Image{Data: data}}
-		taken += sameCount(t, s, name, []serving.Part{{Text: "a"}, one, {Text: "b"}})
-		taken += sameCount(t, s, name+" twice", []serving.Part{one, one})
-	}
-	if taken != 6 {
-		t.Errorf("%d requests were taken, want the prompts", taken)
-	}
+	s, _ := run(t, m, decodertest.NewHash(1, maxLen, vocab), o)
+	return s
 }
 
 // sameCount compares what Count and Generate say of parts, as a prompt and as a chat, and gives how many of these are

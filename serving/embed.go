@@ -77,6 +77,9 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		defer t.Release()
 	}
 	ctx = vision.WithPriority(ctx, int(in.Priority))
+	if err := l.withinBudget(ctx, req.images); err != nil {
+		return err
+	}
 	layouts, _, err := l.measure(ctx, req.images)
 	if err != nil {
 		return err

@@ -14,10 +14,13 @@ import (
 
 // prepare decodes the images one after the other, each when the budget of all decodes has room.
 func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image, error) {
+	if err := l.withinBudget(ctx, parts); err != nil {
+		return nil, err
+	}
 	images := make([]*vision.Image, len(parts))
-	for i, p := range parts {
-		began := time.Now()
-		img, err := l.model.Prompter.PrepareImage(ctx, p.data, p.detail, len(parts))
+	for i := range parts {
+		p, began := &parts[i], time.Now()
+		img, err := l.prompter(p).PrepareImage(ctx, p.data, p.detail, len(parts))
 		if img != nil && !img.Started.IsZero() {
 			began = img.Started
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -213,7 +214,8 @@ func (u *usage) allows(v *Violations, p batching.Priority) {
 	most := u.account.quota.Priority
 	u.quotas.mu.Unlock()
 	if most != nil && p > batching.Priority(*most) {
-		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p], priorityFields[batching.Priority(*most)])
+		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p],
+			priorityFields[batching.Priority(*most)])
 	}
 }
 
@@ -349,10 +351,15 @@ func bound(n *Count) (int, bool) {
 	return int(*n), true
 }
 
-// hostOf is the peer's address without its port.
+// hostOf is the peer's address without its port, of IPv6 the network of one site: hosts there pick addresses as they like.
 func hostOf(peer string) string {
-	if host, _, err := net.SplitHostPort(peer); err == nil {
-		return host
+	host, _, err := net.SplitHostPort(peer)
+	if err != nil {
+		return peer
 	}
-	return peer
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Is6() && !ip.Is4In6() {
+		site, _ := ip.WithZone("").Prefix(64)
+		return site.String()
+	}
+	return host
 }

@@ -200,7 +200,8 @@ func (c QuotaConfig) of(tenant string) Quota {
 	q := Quota{
 		RequestsPerSecond: first(own.RequestsPerSecond, d.RequestsPerSecond), Burst: first(own.Burst, d.Burst),
 		Concurrency: first(own.Concurrency, d.Concurrency), TokensPerMinute: first(own.TokensPerMinute, d.TokensPerMinute),
-		ImagesPerMinute: first(own.ImagesPerMinute, d.ImagesPerMinute), Weight: first(own.Weight, d.Weight), Priority: first(own.Priority, d.Priority),
+		ImagesPerMinute: first(own.ImagesPerMinute, d.ImagesPerMinute), Weight: first(own.Weight, d.Weight),
+		Priority: first(own.Priority, d.Priority),
 	}
 	if own.RequestsPerSecond != nil { // another rate's burst says nothing of this one
 		q.Burst = own.Burst
@@ -245,7 +246,8 @@ func (c QuotaConfig) check() error {
 
 func (q Quota) check(path string) error {
 	if r := q.RequestsPerSecond; r != nil && !(*r == -1 || *r == 0 || *r >= minRate && *r <= maxRate) { // NaN fails it
-		return fmt.Errorf("%s.%s: %v; want %v to %v, 0 for none, or -1 for no bound", path, quotaRequests, *r, minRate, maxRate)
+		return fmt.Errorf("%s.%s: %v; want %v to %v, 0 for none, or -1 for no bound", path, quotaRequests, *r, minRate,
+			maxRate)
 	}
 	for _, f := range []struct {
 		name  string

@@ -89,7 +89,11 @@ func TestQuotaOfHosts(t *testing.T) {
 	_, err := q.Enter("", "10.0.0.1:5000")
 	refused(t, err, "concurrency", "2 requests at the same time")
 	enter(t, q, "", "10.0.0.2:4000")
-	enter(t, q, "", "[::1]:4000")
+	enter(t, q, "", "[2001:db8::1]:4000")
+	enter(t, q, "", "[2001:db8::2%eth0]:4000")
+	_, err = q.Enter("", "[2001:db8::ffff:1]:4000")
+	refused(t, err, "concurrency", "2 requests")
+	enter(t, q, "", "[2001:db8:0:1::1]:4000")
 	enter(t, q, "10.0.0.1", "") // a tenant of this name is another
 	_, err = q.Enter("10.0.0.1", "")
 	refused(t, err, "concurrency", "1 requests")
@@ -129,10 +133,11 @@ func TestQuotaTokensAndImages(t *testing.T) {
 		}
 		other := enter(t, q, "a", "")
 		// 51 more tokens come in 100 ms, 5 images more in 10 s.
-		if wait := refused(t, other.Require(51, 0), "tokens_per_minute", "600 tokens a minute"); wait != 100*time.Millisecond {
+		wait := refused(t, other.Require(51, 0), "tokens_per_minute", "600 tokens a minute")
+		if wait != 100*time.Millisecond {
 			t.Errorf("try again in %v", wait)
 		}
-		if wait := refused(t, other.Require(51, 5), "images_per_minute", "this request has 5"); wait != 10*time.Second {
+		if wait = refused(t, other.Require(51, 5), "images_per_minute", "this request has 5"); wait != 10*time.Second {
 			t.Errorf("try again in %v", wait)
 		}
 		if refused(t, other.Require(601, 0), "tokens_per_minute", "may take 601") != 0 {
@@ -197,7 +202,8 @@ func TestQuotaErrorsNameNobody(t *testing.T) {
 		if !errors.As(err, &why) || why.Tenant != label {
 			t.Errorf("%q has the label %q", tenant, why.Tenant)
 		}
-		if text := err.Error(); strings.Contains(text, "hunter2") || strings.Contains(text, "acme") || strings.Contains(text, "203") {
+		text := err.Error()
+		if strings.Contains(text, "hunter2") || strings.Contains(text, "acme") || strings.Contains(text, "203") {
 			t.Errorf("the refusal says who: %s", text)
 		}
 	}
@@ -270,7 +276,8 @@ func TestQuotaReload(t *testing.T) {
 		_, err = q.Enter("a", "")
 		refused(t, err, "concurrency", "4 requests") // those from before count
 		write("default: {concurency: 1}")
-		if err := q.Reload(); err == nil || !strings.Contains(err.Error(), "concurency") || !strings.Contains(err.Error(), file) {
+		err = q.Reload()
+		if err == nil || !strings.Contains(err.Error(), "concurency") || !strings.Contains(err.Error(), file) {
 			t.Errorf("a field that does not exist: %v", err)
 		}
 		time.Sleep(2 * time.Second)

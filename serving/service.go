@@ -36,6 +36,8 @@ type ServiceOptions struct {
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
 	Traffic func() Traffic
+	// ImageBudget bounds what the images of one request cost.
+	ImageBudget ImageBudget
 	// Media keeps the files that callers upload, and holds those that are fetched. nil: there are neither.
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.

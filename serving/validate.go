@@ -68,6 +68,8 @@ type imagePart struct {
 	digest *media.Digest
 	url    string
 	detail vision.Detail
+	// smaller makes the image cost less than the model's own preprocessor does; nil: that one.
+	smaller vision.Preprocessor
 }
 
 // validate checks everything that can be known without work: no slot is taken and no image looked into. All

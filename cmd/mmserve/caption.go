@@ -40,6 +40,7 @@ type captionFlags struct {
 
 // sourceFlags say which images.
 type sourceFlags struct {
+	insecureFlags
 	In      []string      `arg:"" optional:"" name:"in" help:"Image files, folders (with all below), 'globs', tar archives, shards-{000..099}.tar, URLs of stores (s3://bucket/prefix/, gs://, azblob://, file://), lists (.jsonl, .csv, .parquet with a column path, image or file_name, and prompt), or - for names on standard input (default: the embedded model's samples)."`
 	From    string        `placeholder:"FILE" help:"Read more names from a file, one a line."`
 	Null    bool          `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
@@ -253,6 +254,10 @@ func (k captionCmd) options() (o caption.Options, err error) {
 	}
 	if k.Queue != "" && (!caption.IsStore(k.Out) || !strings.HasPrefix(k.Shard, "/")) {
 		return o, errors.New("--queue is for an output in a store and --shard /N")
+	}
+	if addr, held := strings.CutPrefix(k.Queue, queueHeld); held && !loopback(addr) && !k.AllowInsecureListen {
+		return o, fmt.Errorf("--queue %s is outside loopback: anybody who reaches it may take shards and end them; "+
+			"want --allow-insecure-listen, or a NATS server of its own", k.Queue)
 	}
 	existing := caption.Existing(k.Existing)
 	if k.Sidecar == "" {

@@ -23,8 +23,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// BenchmarkInteractiveAmongOthers asks the embedded model something while 16 answers of 490 tokens of another tenant run,
-// and alone, in turn. Ratio is the median of the ratios of the times to the first token.
+// BenchmarkInteractiveAmongOthers asks the embedded model something while 16 answers of 490 tokens of another tenant
+// run, and alone, in turn. Ratio is the median of the ratios of the times to the first token.
 func BenchmarkInteractiveAmongOthers(b *testing.B) {
 	log := slog.New(slog.DiscardHandler)
 	const slots = 16

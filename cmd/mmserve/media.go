@@ -9,15 +9,31 @@ import (
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/vision"
 )
 
-// mediaFlags say what is kept of uploaded images.
+// mediaFlags say what images may cost, and what is kept of uploaded ones.
 type mediaFlags struct {
+	Oversized  string        `name:"oversized-images" enum:"reject,downscale" default:"reject" env:"MMSERVE_OVERSIZED_IMAGES" help:"What becomes of images beyond --max-pixels, --max-tiles or --max-image-tokens: reject, or downscale, which has the model see them smaller where that fits the memory of decoding."`
+	MaxTiles   int           `default:"0" env:"MMSERVE_MAX_TILES" help:"Most inputs of the vision tower that the images of one request may be cut into; 0 sets no bound."`
+	MaxTokens  int           `name:"max-image-tokens" default:"0" env:"MMSERVE_MAX_IMAGE_TOKENS" help:"Most tokens that the images of one request may cost; 0 sets no bound."`
 	MediaBytes byteSize      `default:"256MiB" env:"MMSERVE_MEDIA_BYTES" help:"Memory of uploaded image files, those on their way among them; 0 takes no uploads."`
 	MediaShare float64       `name:"media-tenant-share" default:"0.25" env:"MMSERVE_MEDIA_TENANT_SHARE" help:"Part of that memory that one tenant's files may take, more than 0 and up to 1."`
 	MediaTTL   time.Duration `name:"media-ttl" default:"1h" env:"MMSERVE_MEDIA_TTL" help:"How long an uploaded image file is kept after it was last uploaded or used."`
 	AllowURLs  []string      `name:"media-allow-urls" placeholder:"HOST,…" env:"MMSERVE_MEDIA_ALLOW_URLS" help:"Hosts that images may be fetched from when a request names their URL: example.com, *.example.com (the names below it), example.com:8443, http://example.com (without TLS). Addresses of private networks are refused whatever the host (default: no image is fetched)."`
 	FetchTime  time.Duration `name:"media-fetch-timeout" default:"10s" env:"MMSERVE_MEDIA_FETCH_TIMEOUT" help:"How long an image may take to be fetched, from the name's resolution to the last byte."`
+}
+
+// downscaleFactor is how many times --max-pixels an image may have that is scaled down.
+const downscaleFactor = 4
+
+func (f mediaFlags) downscale() bool { return f.Oversized == "downscale" }
+
+// limit lets larger files in where they are scaled down.
+func (f mediaFlags) limit(l *vision.Limits) {
+	if f.downscale() {
+		l.MaxFilePixels = downscaleFactor * l.MaxPixels
+	}
 }
 
 const minMediaBytes, maxMediaBytes = 1 << 20, 1 << 40
@@ -26,6 +42,10 @@ func (f mediaFlags) check() error {
 	switch b := int64(f.MediaBytes); {
 	case b != 0 && (b < minMediaBytes || b > maxMediaBytes):
 		return fmt.Errorf("--media-bytes %d: want 0, or %d to %d", b, minMediaBytes, int64(maxMediaBytes))
+	case f.MaxTiles < 0 || f.MaxTiles > maxRequestCount:
+		return fmt.Errorf("--max-tiles %d: want 0 to %d", f.MaxTiles, maxRequestCount)
+	case f.MaxTokens < 0 || f.MaxTokens > 1<<24:
+		return fmt.Errorf("--max-image-tokens %d: want 0 to %d", f.MaxTokens, 1<<24)
 	case !(f.MediaShare > 0 && f.MediaShare <= 1): // NaN fails it
 		return fmt.Errorf("--media-tenant-share %v: want more than 0 and up to 1", f.MediaShare)
 	case f.MediaTTL < time.Second || f.MediaTTL > maxDuration:
@@ -57,6 +77,7 @@ func (f mediaFlags) fetcher() (serving.Fetcher, error) {
 
 // apply sets what the server does with media. The flags have been checked.
 func (f mediaFlags) apply(o *server.Options) {
+	o.ImageBudget = serving.ImageBudget{Tiles: f.MaxTiles, Tokens: f.MaxTokens, Downscale: f.downscale()}
 	o.Media = f.store()
 	o.Fetcher, _ = f.fetcher()
 }

@@ -15,10 +15,13 @@ import (
 	"github.com/mmserve/mmserve/caption"
 )
 
+// queueHeld begins the address of a queue that this process holds.
+const queueHeld = "listen:"
+
 // fromQueue captions the shards that a queue hands out.
 func (k *captionJob) fromQueue(ctx context.Context, stats *caption.Stats) error {
 	url := k.Queue
-	if addr, ok := strings.CutPrefix(url, "listen:"); ok {
+	if addr, ok := strings.CutPrefix(url, queueHeld); ok {
 		s, err := holdQueue(addr, filepath.Join(k.dir(), "queue"))
 		if err != nil {
 			return fmt.Errorf("--queue %s: %w", k.Queue, err)

@@ -20,8 +20,14 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
+// insecureFlags say that the network keeps others out.
+type insecureFlags struct {
+	AllowInsecureListen bool `name:"allow-insecure-listen" env:"MMSERVE_ALLOW_INSECURE_LISTEN" help:"Listen outside loopback without TLS or without credentials: where the network itself keeps others out."`
+}
+
 // securityFlags say who may ask a server, and how it is spoken to.
 type securityFlags struct {
+	insecureFlags
 	TLSCert     string `name:"tls-cert" placeholder:"FILE" env:"MMSERVE_TLS_CERT" help:"Certificate chain of the server, PEM; listeners speak TLS then. It is read again when it changes, as the next two."`
 	TLSKey      string `name:"tls-key" placeholder:"FILE" env:"MMSERVE_TLS_KEY" help:"Private key of --tls-cert, PEM."`
 	TLSClientCA string `name:"tls-client-ca" placeholder:"FILE" env:"MMSERVE_TLS_CLIENT_CA" help:"Authorities of clients, PEM; clients need a certificate then."`
@@ -34,10 +40,9 @@ type securityFlags struct {
 	OIDCRoles       map[string]string `name:"oidc-role" placeholder:"VALUE=ROLE" env:"MMSERVE_OIDC_ROLE" help:"Role (admin, user, read-only) that a value of --oidc-role-claim stands for (default: the roles' own names)."`
 	OIDCCA          string            `name:"oidc-ca" placeholder:"FILE" env:"MMSERVE_OIDC_CA" help:"Authorities of the issuer's certificate, PEM (default: the system's)."`
 
-	AuthHealth          bool   `name:"auth-health" env:"MMSERVE_AUTH_HEALTH" help:"Have health checks over gRPC need a credential too."`
-	AllowInsecureListen bool   `name:"allow-insecure-listen" env:"MMSERVE_ALLOW_INSECURE_LISTEN" help:"Listen outside loopback without TLS or without credentials: where the network itself keeps others out."`
-	AdminKeyFile        string `name:"admin-key-file" placeholder:"FILE" env:"MMSERVE_ADMIN_KEY_FILE" help:"File with the key of the admin listener, which then wants it on loopback too."`
-	Pprof               bool   `name:"pprof" env:"MMSERVE_PPROF" help:"Have the admin listener show profiles outside loopback too."`
+	AuthHealth   bool   `name:"auth-health" env:"MMSERVE_AUTH_HEALTH" help:"Have health checks over gRPC need a credential too."`
+	AdminKeyFile string `name:"admin-key-file" placeholder:"FILE" env:"MMSERVE_ADMIN_KEY_FILE" help:"File with the key of the admin listener, which then wants it on loopback too."`
+	Pprof        bool   `name:"pprof" env:"MMSERVE_PPROF" help:"Have the admin listener show profiles outside loopback too."`
 }
 
 // authenticates says whether callers need a credential.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
 )
 
@@ -300,5 +302,61 @@ func TestAdminOutsideLoopback(t *testing.T) {
 		if resp.StatusCode != c.status {
 			t.Errorf("%s: %d, want %d", name, resp.StatusCode, c.status)
 		}
+	}
+}
+
+// SIGHUP reads everything again: what is broken stays as it was and is told of, and keeps nothing else from being read.
+func TestSecurityReload(t *testing.T) {
+	dir, ca := t.TempDir(), authtest.NewCA(t)
+	f := securityFlags{
+		TLSCert: filepath.Join(dir, "cert"), TLSKey: filepath.Join(dir, "key"), APIKeys: filepath.Join(dir, "keys"),
+		AdminKeyFile: filepath.Join(dir, "admin"),
+	}
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert, key := ca.Issue(t, authtest.Leaf{CommonName: "mmserve"})
+	e := auth.Entry{ID: "a", Tenant: "acme", Role: auth.User}
+	secret := auth.NewKey(&e)
+	line, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(f.TLSCert, string(cert))
+	write(f.TLSKey, string(key))
+	write(f.APIKeys, string(line))
+	write(f.AdminKeyFile, "admin-0123456789abcdef")
+	s, err := f.open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	knows := func() bool {
+		_, err := s.auth.Authenticate(t.Context(), auth.Credentials{Secrets: []string{secret}})
+		return err == nil
+	}
+	if err := s.Reload(); err != nil || !knows() {
+		t.Errorf("nothing has changed: %v, the key counts: %t", err, knows())
+	}
+	write(f.TLSCert, "broken")
+	write(f.AdminKeyFile, "short")
+	write(f.APIKeys, "# none\n")
+	err = s.Reload()
+	if err == nil || !strings.Contains(err.Error(), f.TLSCert) || !strings.Contains(err.Error(), f.AdminKeyFile) {
+		t.Errorf("two broken files: %v", err)
+	}
+	if knows() || s.tls.Leaf().Subject.CommonName != "mmserve" {
+		t.Error("the key counts still, or the certificate is gone")
+	}
+}
+
+// The queue that a caption run holds asks nobody for a credential, and is held to loopback unless told otherwise.
+func TestQueueOutsideLoopback(t *testing.T) {
+	args := []string{"caption", "--shard", "/4", "-o", "file://" + t.TempDir() + "/", "--queue", "listen:0.0.0.0:1",
+		filepath.Join("..", "..", "model", "tiny-vlm", "samples")}
+	if code, _, errs := mmserve(t, args...); code == 0 || !strings.Contains(errs, "--queue listen:0.0.0.0:1 is outside loopback") {
+		t.Errorf("status %d: %s", code, errs)
 	}
 }

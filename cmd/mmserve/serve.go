@@ -247,6 +247,7 @@ func (s serveCmd) newServer(
 // itself, and ends with the process.
 func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*serving.Registry, error) {
 	config := s.config(ortLib, log)
+	s.mediaFlags.limit(&config.Images)
 	if o.server != nil {
 		config.Observe = o.server.Steps
 	}

@@ -6,7 +6,8 @@ import (
 	"sync"
 )
 
-// background is the work of decoders that cannot be interrupted. It goes on when its caller leaves, holding what it holds.
+// background is the work of decoders that cannot be interrupted. It goes on when its caller leaves, holding what it
+// holds.
 type background struct {
 	mu      sync.Mutex
 	running int
@@ -43,8 +44,8 @@ func (b *background) end() {
 	}
 }
 
-// uninterrupted runs a decoder that looks at no context, over data that it reads from a reader, and waits for it no longer
-// than ctx allows. Once it has returned, data is not read any more. A panic of the decoder is an error.
+// uninterrupted runs a decoder that looks at no context, over data that it reads from a reader, and waits for it no
+// longer than ctx allows. Once it has returned, data is not read any more. A panic of the decoder is an error.
 func uninterrupted[T any](ctx context.Context, data io.Reader, decode func(io.Reader) (T, error)) (T, error) {
 	b, ok := ctx.Value(backgroundKey{}).(*background)
 	if !ok {

@@ -510,3 +510,28 @@ func BenchmarkCheckHeader(b *testing.B) {
 		}
 	}
 }
+
+// A larger file is read where it is scaled down as it is decoded, and where the memory of smaller ones holds that.
+func TestMaxFilePixels(t *testing.T) {
+	data := readFile(t, "photos/chelsea.png") // 451×300 pixels
+	for name, c := range map[string]struct {
+		limits Limits
+		ok     bool
+	}{
+		"no more than that": {Limits{MaxPixels: 451 * 300}, true},
+		"more":              {Limits{MaxPixels: 451*300 - 1}, false},
+		"more in files":     {Limits{MaxPixels: 100, MaxFilePixels: 451 * 300}, true},
+		"more than those":   {Limits{MaxPixels: 100, MaxFilePixels: 451*300 - 1}, false},
+	} {
+		if _, err := ReadHeader(t.Context(), data, c.limits); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	large := bytes.Clone(readFile(t, "decode/gojpeg/video-001.progressive.jpeg")) // 1.5 coefficients of two bytes a pixel
+	sof := bytes.Index(large, []byte{0xff, 0xc2})
+	copy(large[sof+5:], "\x40\x00\x40\x00") // 16384×16384
+	_, err := ReadHeader(t.Context(), large, Limits{MaxFilePixels: 1 << 30})
+	if !errors.Is(err, ErrImage) || !strings.Contains(err.Error(), "decoding takes") {
+		t.Errorf("a file whose decoding takes too much memory: %v", err)
+	}
+}

@@ -86,8 +86,8 @@ type Header struct {
 	background background
 }
 
-// WhenOver calls f when no decoder works for h any more. That is at once, unless one that cannot be interrupted (of WebP)
-// went on after the context of Decode or Scale had ended.
+// WhenOver calls f when no decoder works for h any more. That is at once, unless one that cannot be interrupted (of
+// WebP) went on after the context of Decode or Scale had ended.
 func (h *Header) WhenOver(f func()) { h.background.whenOver(f) }
 
 // ReadHeader reads an image's header and holds it against the limits, without decoding. Errors wrap ErrImage, or are
@@ -117,8 +117,8 @@ func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err erro
 	switch n := Bytes(max(w, 0), max(height, 0)); {
 	case w <= 0 || height <= 0:
 		return nil, h.failed(ctx, fmt.Errorf("%d×%d pixels, want at least 1×1", w, height))
-	case n > l.MaxPixels:
-		return nil, h.failed(ctx, fmt.Errorf("%d×%d = %d pixels, at most %d are allowed", w, height, n, l.MaxPixels))
+	case n > l.MaxFilePixels:
+		return nil, h.failed(ctx, fmt.Errorf("%d×%d = %d pixels, at most %d are allowed", w, height, n, l.MaxFilePixels))
 	case max(w, height) > l.MaxSide:
 		return nil, h.failed(ctx, fmt.Errorf("%d×%d pixels, a side may have at most %d", w, height, l.MaxSide))
 	}

@@ -39,6 +39,9 @@ type Limits struct {
 	// MaxPixels bounds width × height as the header gives them. Zero stands for 64,000,000, room for the 48 and
 	// 50 megapixels of today's phones; Pillow warns from 89,478,485 and refuses twice that.
 	MaxPixels int64
+	// MaxFilePixels bounds it instead, where larger images are scaled down as they are decoded; the memory that decoding
+	// may hold still follows from MaxPixels. Zero stands for MaxPixels.
+	MaxFilePixels int64
 	// MaxSide bounds width and height in pixels. Zero stands for 65,535, the most that a JPEG can have.
 	MaxSide int
 	// MaxTime bounds decoding and scaling, from when the budget has room. Zero stands for 30 s.
@@ -59,6 +62,9 @@ func (l Limits) orDefault() Limits {
 	}
 	if l.MaxPixels == 0 {
 		l.MaxPixels = d.MaxPixels
+	}
+	if l.MaxFilePixels == 0 {
+		l.MaxFilePixels = l.MaxPixels
 	}
 	if l.MaxSide == 0 {
 		l.MaxSide = d.MaxSide

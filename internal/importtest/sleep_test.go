@@ -18,12 +18,14 @@ var sleeps = map[string]string{
 	"deploy/observability/observability_test.go TestDashboard": polls,
 	"server/server_test.go eventually":                         polls,
 	"server/answer_test.go TestAnswers":                        polls,
+	"serving/service_test.go idle":                             polls,
 	// Load on real processes: the pause is the pace.
-	"cmd/mmserve/serve_test.go TestRollingRestart":          pace,
-	"deploy/observability/observability_test.go load":       pace,
-	"server/media_test.go TestUploadMediaAborted":           pace,
-	"model/engine_bench_test.go BenchmarkLongPromptArrives": pace,
-	"model/engine_test.go engineEqualsAlone":                "some requests arrive while others decode",
+	"cmd/mmserve/serve_test.go TestRollingRestart":                       pace,
+	"deploy/observability/observability_test.go load":                    pace,
+	"server/media_test.go TestUploadMediaAborted":                        pace,
+	"model/engine_bench_test.go BenchmarkLongPromptArrives":              pace,
+	"cmd/mmserve/fairness_bench_test.go BenchmarkInteractiveAmongOthers": pace,
+	"model/engine_test.go engineEqualsAlone":                             "some requests arrive while others decode",
 	// What happens to another process while nothing is heard of it.
 	"cmd/mmserve/caption_process_test.go TestCaptionServerKilledAndRestarted": "a killed server stays away for a while",
 	"cmd/mmserve/caption_process_test.go TestCaptionSignals":                  "two signals, one after the other",
@@ -31,6 +33,7 @@ var sleeps = map[string]string{
 	"cmd/mmserve/serve_test.go TestSignals":                                   "two signals, one after the other",
 	"server/attack_test.go TestAttackHeldMessages":                            "gRPC tells nobody when a window grows",
 	"server/attack_test.go TestAttackTinyFrames":                              "gRPC tells nobody when a window grows",
+	"server/quota_test.go TestRefusedBeforeTheMessage":                        "gRPC tells nobody when a window grows",
 	"server/lifecycle_test.go TestBatchGathers":                               "that nothing happens takes a while to see",
 	// Helpers that run in the bubbles of their callers, where time costs nothing.
 	"loadtest/fairness_test.go flood": bubble,

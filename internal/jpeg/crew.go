@@ -2,8 +2,8 @@ package jpeg
 
 import "sync"
 
-// crew runs parts of one decode on goroutines of their own. A panic of one is the panic of the goroutine that waits, where
-// the caller can recover it.
+// crew runs parts of one decode on goroutines of their own. A panic of one is the panic of the goroutine that waits,
+// where the caller can recover it.
 type crew struct {
 	wait     sync.WaitGroup
 	mu       sync.Mutex
