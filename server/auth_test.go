@@ -106,6 +106,7 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 func TestMethodsWantRoles(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{Auth: k.auth})
+	//lint:ignore SA1019 the old name wants a role, too
 	rpc, in := pb.NewMMServeClient(f.conn), client.Prompt(client.Text("red"))
 	calls := map[string]struct {
 		call func(ctx context.Context) error
