@@ -255,9 +255,8 @@ func (k captionCmd) options() (o caption.Options, err error) {
 	if k.Queue != "" && (!caption.IsStore(k.Out) || !strings.HasPrefix(k.Shard, "/")) {
 		return o, errors.New("--queue is for an output in a store and --shard /N")
 	}
-	if addr, held := strings.CutPrefix(k.Queue, queueHeld); held && !loopback(addr) && !k.AllowInsecureListen {
-		return o, fmt.Errorf("--queue %s is outside loopback: anybody who reaches it may take shards and end them; "+
-			"want --allow-insecure-listen, or a NATS server of its own", k.Queue)
+	if err := k.checkQueue(); err != nil {
+		return o, err
 	}
 	existing := caption.Existing(k.Existing)
 	if k.Sidecar == "" {

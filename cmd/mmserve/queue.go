@@ -50,6 +50,16 @@ func (k *captionJob) fromQueue(ctx context.Context, stats *caption.Stats) error 
 	})
 }
 
+// checkQueue refuses to hold a queue that others reach: it asks nobody for a credential.
+func (f sourceFlags) checkQueue() error {
+	addr, held := strings.CutPrefix(f.Queue, queueHeld)
+	if held && !loopback(addr) && !f.AllowInsecureListen {
+		return fmt.Errorf("--queue %s is outside loopback: anybody who reaches it may take shards and end them; "+
+			"want --allow-insecure-listen, or a NATS server of its own", f.Queue)
+	}
+	return nil
+}
+
 // holdQueue runs a NATS server with JetStream in this process, whose messages lie in dir.
 func holdQueue(addr, dir string) (*server.Server, error) {
 	host, text, err := net.SplitHostPort(addr)

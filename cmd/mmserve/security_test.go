@@ -354,9 +354,15 @@ func TestSecurityReload(t *testing.T) {
 
 // The queue that a caption run holds asks nobody for a credential, and is held to loopback unless told otherwise.
 func TestQueueOutsideLoopback(t *testing.T) {
-	args := []string{"caption", "--shard", "/4", "-o", "file://" + t.TempDir() + "/", "--queue", "listen:0.0.0.0:1",
-		filepath.Join("..", "..", "model", "tiny-vlm", "samples")}
-	if code, _, errs := mmserve(t, args...); code == 0 || !strings.Contains(errs, "--queue listen:0.0.0.0:1 is outside loopback") {
-		t.Errorf("status %d: %s", code, errs)
+	for address, want := range map[string]bool{
+		"0.0.0.0:1": true, ":1": true, "10.0.0.1:1": true, "127.0.0.1:1": false, "[::1]:1": false,
+	} {
+		for _, told := range []bool{false, true} {
+			f := sourceFlags{Queue: "listen:" + address, insecureFlags: insecureFlags{AllowInsecureListen: told}}
+			err := f.checkQueue()
+			if refused := err != nil && strings.Contains(err.Error(), "outside loopback"); refused != (want && !told) {
+				t.Errorf("%s, told %t: %v", address, told, err)
+			}
+		}
 	}
 }
