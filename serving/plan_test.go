@@ -201,6 +201,20 @@ func TestProvidersRefused(t *testing.T) {
 	}
 }
 
+// What Examine opens it closes, and says where it ran.
+func TestExamine(t *testing.T) {
+	if err := StartRuntime(""); err != nil {
+		t.Skip(err)
+	}
+	r, err := Examine(embedded(t), Config{Slots: 1})
+	if err != nil || len(r.Sessions) < 2 || r.Decoder.Provider.Name() != "cpu" || r.KV.Slots != 1 || r.CacheWarning != "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err = Examine(embedded(t), Config{Precision: "fp7"}); err == nil || len(r.Sessions) > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestParsePace(t *testing.T) {
 	for text, want := range map[string][2]time.Duration{
 		"1ms,20ms": {time.Millisecond, 20 * time.Millisecond}, "0s,0s": {}, "1m,1m": {time.Minute, time.Minute},

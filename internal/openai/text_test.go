@@ -28,7 +28,8 @@ func TestPrompts(t *testing.T) {
 	}
 }
 
-// TestTextLogprobs holds that offsets count characters, and that of tokens written alike the likelier one counts.
+// TestTextLogprobs holds that offsets count characters, and that of tokens that are written alike the likelier one
+// counts.
 func TestTextLogprobs(t *testing.T) {
 	var l TextLogprobs
 	token := NewTokenLogprob([]byte("é"), -1)
