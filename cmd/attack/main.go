@@ -30,7 +30,7 @@ const (
 
 func main() {
 	bin := flag.String("mmserve", "bin/mmserve", "mmserve's binary")
-	addr := flag.String("listen", "127.0.0.1:18092", "where the server listens")
+	addr := flag.String("listen", "127.0.0.1:18092", "where the server listens for gRPC; for HTTP it does at the next port")
 	only := flag.String("run", ".", "attacks to run, a regular expression")
 	attackers := flag.Int("attackers", 10, "how many attack at once while others' times are taken; 0: only one attacker is tried")
 	window := flag.Duration("window", 6*time.Second, "how long others' times are taken at a time")
@@ -68,7 +68,8 @@ func run(ctx context.Context, c config) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	s, err := process.Start(ctx, c.bin, c.addr, filepath.Join(dir, "log"), "--slots", "8", "--admin-address", "")
+	s, err := process.Start(ctx, c.bin, c.addr, filepath.Join(dir, "log"), "--slots", "8", "--admin-address", "",
+		"--http-listen", httpAddr(c.addr))
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -46,7 +47,7 @@ func attacks() []attack {
 			once: constraint(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "((((a{1,99}){1,99}){1,99}b?){1,99})"}})},
 		{name: "many answers", once: hog, work: true},
 	}
-	return append(append(list, imageAttacks()...), wireAttacks()...)
+	return slices.Concat(list, imageAttacks(), wireAttacks(), httpAttacks())
 }
 
 func number(n uint32) *uint32 { return &n }

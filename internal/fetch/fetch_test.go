@@ -296,8 +296,7 @@ func TestRedirects(t *testing.T) {
 		}
 		return []netip.Addr{public}, nil
 	}
-	var s *site
-	s = newSite(t, false, names, fetch.Options{}, func(w http.ResponseWriter, r *http.Request) {
+	s := newSite(t, false, names, fetch.Options{}, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/file" {
 			if r.Referer() != "" {
 				t.Errorf("the next host is told %s", r.Referer())

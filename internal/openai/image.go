@@ -43,7 +43,8 @@ func (r *reading) imageURL(param string, n *node, detail string) *Image {
 	}
 	img := &Image{Detail: d, Param: param}
 	text := n.bytes()
-	scheme, rest, found := bytes.Cut(text[:min(len(text), longestScheme)], []byte(":"))
+	scheme, _, found := bytes.Cut(text[:min(len(text), longestScheme)], []byte(":"))
+	var rest []byte
 	switch {
 	case !found:
 		rest = text // base64 alone: it has no colon
