@@ -49,6 +49,7 @@ type connection struct {
 
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
+	watches   int   // of claims, those that carry nothing and may last: watchers
 	greeted   bool  // it speaks HTTP/2
 	born      time.Time
 	served    bool // it made a call
@@ -67,9 +68,9 @@ func newConnection(conn net.Conn, l *listener) *connection {
 // maxUnclaimed bounds the streams of a connection that no handler has: those that gRPC refused.
 const maxUnclaimed = 1024
 
-// prune forgets the oldest streams that no handler came for.
+// prune forgets the oldest streams that no handler came for, many at a time: all are looked at.
 func (c *connection) prune() {
-	if len(c.streams)-c.claims <= maxUnclaimed {
+	if len(c.streams)-c.claims <= 2*maxUnclaimed {
 		return
 	}
 	for id, s := range c.streams {
@@ -214,7 +215,7 @@ func (l *listener) silent() (found *connection) {
 	l.inflight.mu.Lock()
 	defer l.inflight.mu.Unlock()
 	for c := range l.inflight.conns {
-		if c.claims > 0 {
+		if c.claims > c.watches {
 			continue
 		}
 		if found == nil || c.served == found.served && c.silent.Before(found.silent) || !c.served && found.served {

@@ -60,6 +60,7 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 				if upload {
 					s.until = time.Now().Add(g.server.options.ReceiveTimeout)
 				}
+				s.watcher = !s.prompt && !upload
 				return handle(srv, s)
 			})
 		}
@@ -139,6 +140,7 @@ type guarded struct {
 	text    int  // bytes of strings in a message
 	prompt  bool // the message is of one of requests
 	again   bool
+	watcher bool      // the call is a stream that asks for no work: health, reflection
 	until   time.Time // when all messages have to be there; zero where each has a time of its own
 	// unadmitted is why the request is not going to be taken, as far as its headers tell.
 	unadmitted error
@@ -158,10 +160,13 @@ func (s *guarded) RecvMsg(m any) error {
 		return err
 	}
 	defer raw.Free()
-	if err := f.complete(s.inbound); err != nil {
+	if err := f.complete(s.inbound, raw.Len()); err != nil {
 		return s.refused(err)
 	}
-	return s.decode(raw, m.(proto.Message))
+	if err := s.decode(raw, m.(proto.Message)); err != nil || !s.watcher {
+		return err
+	}
+	return f.watch(s.inbound)
 }
 
 // receive waits for a whole message. One that is refused, or late, is left to its goroutine, which ends with the call.

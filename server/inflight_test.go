@@ -71,10 +71,10 @@ func TestLargestIsRefused(t *testing.T) {
 	if !errors.As(two.err, &told) || told.Kind != serving.Exhausted || one.err != nil || f.used != each+1 || f.evicted.Load() != 1 {
 		t.Errorf("%v and %v; %d are held", one.err, two.err, f.used)
 	}
-	if err := f.complete(one); err != nil || one.conn.receiving != 0 {
+	if err := f.complete(one, 0); err != nil || one.conn.receiving != 0 {
 		t.Errorf("%v; %d are being received", err, one.conn.receiving)
 	}
-	if err := f.complete(two); err == nil {
+	if err := f.complete(two, 0); err == nil {
 		t.Error("a refused message is whole")
 	}
 	three := f.claimBody(newConnection(wireConn{}, l), 1<<40)
@@ -89,5 +89,26 @@ func TestLargestIsRefused(t *testing.T) {
 	}
 	if f.release(one); f.used != 0 {
 		t.Errorf("%d are held of what was put to use", f.used)
+	}
+}
+
+// What comes of a stream's next message before that is asked for counts too.
+func TestInflightEarly(t *testing.T) {
+	f := newInflight(1 << 30)
+	c := newConnection(wireConn{}, &listener{inflight: f})
+	s := &inbound{conn: c, id: 1, most: 1 << 20, claimed: true, receiving: true, refused: make(chan struct{})}
+	c.streams[1] = s
+	f.frame(c, frameData, 1, 1000) // the message, and the first bytes of the next one
+	if err := f.complete(s, 800-prefix); err != nil {
+		t.Fatal(err)
+	}
+	f.frame(c, frameData, 1, 5000)
+	f.again(s)
+	if want := int64(200 + 5000 + streamCost); s.held != want || f.used != want || s.bytes != 5200 {
+		t.Errorf("%d bytes are held, %d in all, of %d that came; want %d", s.held, f.used, s.bytes, want)
+	}
+	f.release(s)
+	if f.used != 0 || c.receiving != 0 {
+		t.Errorf("%d are held, %d are being received", f.used, c.receiving)
 	}
 }
