@@ -59,7 +59,8 @@ type connection struct {
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
 		Conn: socket.Named(conn), listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
-		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http, born: time.Now(),
+		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(),
+		greeted: l.http, born: time.Now(),
 	}
 	c.closed, c.end = context.WithCancel(context.Background())
 	return c
@@ -151,9 +152,10 @@ func (f framedCredentials) Clone() credentials.TransportCredentials {
 	return framedCredentials{f.TransportCredentials.Clone()}
 }
 
-// listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a call
-// the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that comes before
-// the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send theirs to other servers.
+// listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a
+// call the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that
+// comes before the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send
+// theirs to other servers.
 type listener struct {
 	net.Listener
 	inflight *inflight

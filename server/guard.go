@@ -22,8 +22,8 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// unadmittedMessage is the largest message that is received while every place is taken, in bytes: one may be free by then,
-// and the log has the request's id.
+// unadmittedMessage is the largest message that is received while every place is taken, in bytes: one may be free by
+// then, and the log has the request's id.
 const unadmittedMessage = 2 << 20
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
@@ -42,7 +42,7 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 	own.Methods, own.Streams = nil, nil
 	for _, m := range d.Methods {
 		name := "/" + d.ServiceName + "/" + m.MethodName
-		own.Streams = append(own.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: func(srv any, stream grpc.ServerStream) error {
+		handle := func(srv any, stream grpc.ServerStream) error {
 			return g.call(name, stream, func(s *guarded) error {
 				reply, err := m.Handler(srv, s.ctx, s.RecvMsg, nil)
 				if err != nil {
@@ -50,7 +50,8 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 				}
 				return stream.SendMsg(reply)
 			})
-		}})
+		}
+		own.Streams = append(own.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: handle})
 	}
 	for _, m := range d.Streams {
 		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
@@ -199,8 +200,8 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 	}
 }
 
-// refused is the error of a message that was refused while it came. Of a request that would not have been taken there is a
-// line in the log as of every other.
+// refused is the error of a message that was refused while it came. Of a request that would not have been taken there
+// is a line in the log as of every other.
 func (s *guarded) refused(err error) error {
 	if s.unadmitted == nil || err != s.unadmitted {
 		return err

@@ -26,9 +26,10 @@ const (
 	reclaimAbove = 48 << 20
 )
 
-// inflight is the byte budget over request messages: from the first byte on the wire until what they carry has been put to
-// use. It reads the frames that connections receive, because gRPC tells nobody of a message before it is whole. Above the
-// budget messages that are still on their way are refused, the largest of the connection that holds most first.
+// inflight is the byte budget over request messages: from the first byte on the wire until what they carry has
+// been put to use. It reads the frames that connections receive, because gRPC tells nobody of a message before
+// it is whole. Above the budget messages that are still on their way are refused, the largest of the connection
+// that holds most first.
 type inflight struct {
 	limit   int64
 	evicted atomic.Int64
@@ -197,8 +198,8 @@ func (f *inflight) giveBack() {
 	}
 }
 
-// claim has the message of ctx's stream count, up to most bytes, until end. A larger one is refused with beyond, or by its
-// size if that is nil.
+// claim has the message of ctx's stream count, up to most bytes, until end. A larger one is refused with beyond, or by
+// its size if that is nil.
 func (f *inflight) claim(ctx context.Context, most int64, beyond error) *inbound {
 	s := &inbound{refused: make(chan struct{})}
 	f.mu.Lock()
@@ -341,7 +342,8 @@ func connectionOf(ctx context.Context) *connection {
 	return a.connection
 }
 
-// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; TestStreamID holds that it is the wire's.
+// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; TestStreamID holds that
+// it is the wire's.
 func streamID(ctx context.Context) uint32 {
 	v := reflect.Indirect(reflect.ValueOf(grpc.ServerTransportStreamFromContext(ctx)))
 	if v.Kind() != reflect.Struct {

@@ -68,7 +68,8 @@ func TestLargestIsRefused(t *testing.T) {
 	}
 	f.grow(one, 1)
 	var told *serving.Error
-	if !errors.As(two.err, &told) || told.Kind != serving.Exhausted || one.err != nil || f.used != each+1 || f.evicted.Load() != 1 {
+	if !errors.As(two.err, &told) || told.Kind != serving.Exhausted || one.err != nil ||
+		f.used != each+1 || f.evicted.Load() != 1 {
 		t.Errorf("%v and %v; %d are held", one.err, two.err, f.used)
 	}
 	if err := f.complete(one, 0); err != nil || one.conn.receiving != 0 {
