@@ -119,7 +119,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 		// Watchers and reflection never leave by themselves.
 		defer context.AfterFunc(g.server.drained, cancel)()
 	}
-	s.inbound = g.server.inflight.claim(ctx, most, s.unadmitted)
+	beyond := s.unadmitted
+	if prompt && beyond == nil {
+		beyond = exhausted("the message is larger than this server takes: at most %d bytes", g.server.options.MaxMessageBytes)
+	}
+	s.inbound = g.server.inflight.claim(ctx, most, beyond)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))

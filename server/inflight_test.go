@@ -19,20 +19,25 @@ func TestMemoryIsGivenBack(t *testing.T) {
 			f.grow(s, n-streamCost)
 			return s
 		}
+		look := func() (reclaim bool, used, peak int64) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.reclaim, f.used, f.peak
+		}
 		for _, c := range []struct {
 			most  int64
 			gives bool
 		}{{reclaimAbove, false}, {reclaimAbove + 1, true}, {100, false}} {
 			f.end(held(c.most))
-			if f.reclaim != c.gives || f.used != 0 {
-				t.Errorf("after %d bytes memory is given back: %t; %d are held", c.most, f.reclaim, f.used)
+			if reclaim, used, _ := look(); reclaim != c.gives || used != 0 {
+				t.Errorf("after %d bytes memory is given back: %t; %d are held", c.most, reclaim, used)
 			}
 			if c.gives {
 				time.Sleep(201 * time.Millisecond)
 				synctest.Wait()
 			}
-			if f.reclaim || f.peak != 0 && c.gives {
-				t.Errorf("%d bytes later: it is given back again: %t, the most was %d", c.most, f.reclaim, f.peak)
+			if reclaim, _, peak := look(); reclaim || peak != 0 && c.gives {
+				t.Errorf("%d bytes later: it is given back again: %t, the most was %d", c.most, reclaim, peak)
 			}
 		}
 		large := held(reclaimAbove + 1)
@@ -40,8 +45,8 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		busy := held(f.limit / 16)
 		time.Sleep(201 * time.Millisecond)
 		synctest.Wait()
-		if f.peak != f.limit/16 || f.reclaim {
-			t.Errorf("while a sixteenth is held the most becomes %d", f.peak)
+		if reclaim, _, peak := look(); peak != f.limit/16 || reclaim {
+			t.Errorf("while a sixteenth is held the most becomes %d", peak)
 		}
 		f.end(busy)
 		time.Sleep(201 * time.Millisecond)
