@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -238,11 +239,35 @@ func (x *exchange) asksFirst() bool {
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
+	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
-		"X-Stainless-Arch, X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Retry-Count, "+
-		"X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, OpenAI-Organization, OpenAI-Project")
+		"OpenAI-Beta, OpenAI-Organization, OpenAI-Project"+sdkHeaders(x.r.Header.Get("Access-Control-Request-Headers")))
 	h.Set("Access-Control-Max-Age", "600")
 	x.w.WriteHeader(http.StatusNoContent)
+}
+
+// maxSDKHeaders bounds the headers of SDKs that a preflight allows, and maxSDKHeader each of their names.
+const maxSDKHeaders, maxSDKHeader = 32, 64
+
+// sdkHeaders are those of the headers asked for that OpenAI's SDKs describe themselves in, each after a comma: every
+// release may have others, and nothing here reads them.
+func sdkHeaders(asked string) (list string) {
+	left := maxSDKHeaders
+	for name := range strings.SplitSeq(asked, ",") {
+		name = strings.ToLower(strings.TrimSpace(name))
+		if left == 0 || len(name) > maxSDKHeader || !strings.HasPrefix(name, "x-stainless-") ||
+			strings.ContainsFunc(name, notInToken) {
+			continue
+		}
+		list += ", " + name
+		left--
+	}
+	return list
+}
+
+// notInToken says that a header's name, in small letters, may not have c.
+func notInToken(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
 }
 
 // requestID is the caller's name for the request, or a new one.

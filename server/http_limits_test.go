@@ -368,6 +368,16 @@ func TestHTTPOrigins(t *testing.T) {
 		!strings.Contains(resp.Header.Get("Access-Control-Allow-Headers"), "Authorization") || resp.Header.Get("Vary") != "Origin" {
 		t.Errorf("preflight: %d %v", resp.StatusCode, resp.Header)
 	}
+	resp = f.do(t, "OPTIONS", "/v1/chat/completions", nil, "Origin", "https://ok.example",
+		"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers",
+		"authorization,x-evil, X-Stainless-Poll-Helper,x-stainless-new thing,x-stainless-a:b,x-stainless-\u00e9,x-stainless-"+
+			strings.Repeat("a", 100)+strings.Repeat(",x-stainless-os", 100))
+	read(t, resp)
+	allowed := resp.Header.Get("Access-Control-Allow-Headers")
+	want := "OpenAI-Project, x-stainless-poll-helper" + strings.Repeat(", x-stainless-os", 31)
+	if !strings.Contains(allowed, "OpenAI-Beta") || !strings.HasSuffix(allowed, want) || strings.Contains(allowed, "evil") {
+		t.Errorf("preflight allows %q", allowed)
+	}
 	resp = f.post(t, "/v1/chat/completions", plainChat, "Origin", "https://ok.example")
 	if read(t, resp); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "https://ok.example" {
 		t.Errorf("allowed: %d %v", resp.StatusCode, resp.Header)
