@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -74,7 +75,7 @@ func (s *Server) newHTTPServer() *httpServer {
 			}
 			return context.WithValue(ctx, connectionKey{}, conn)
 		},
-		Protocols: new(http.Protocols),
+		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
@@ -176,7 +177,17 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.preflight()
 		return
 	}
+	if !cleanPath(x.r.URL.EscapedPath()) {
+		x.fail(errUnknownPath())
+		return
+	}
 	h.mux.ServeHTTP(w, x.r.WithContext(context.WithValue(x.r.Context(), exchangeKey{}, x)))
+}
+
+// cleanPath says that a path has no dots and no double slashes: net/http answers others itself, with HTML.
+func cleanPath(p string) bool {
+	short := strings.TrimSuffix(p, "/")
+	return p == "/" || short != "/" && short == path.Clean("/"+short)
 }
 
 type exchangeKey struct{}
