@@ -143,6 +143,7 @@ type exchange struct {
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
 	// is held to.
 	input, constraint string
+	limit             string   // that of the most tokens, "max_tokens" where it is empty
 	named             []uint32 // the request's stop tokens
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool

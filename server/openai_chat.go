@@ -125,7 +125,7 @@ func (x *exchange) newRequest() *serving.Request {
 func (x *exchange) request(in *openai.Request) *serving.Request {
 	r := x.newRequest()
 	r.Model, r.MaxTokens, r.MinTokens = in.Model, in.MaxTokens, in.MinTokens
-	x.named = in.StopTokenIDs
+	x.named, x.limit = in.StopTokenIDs, in.MaxTokensParam
 	r.Stop, r.StopTokenIDs, r.IncludeStop, r.IgnoreEOS = in.Stop, in.StopTokenIDs, in.IncludeStop, in.IgnoreEOS
 	r.N, r.Logprobs, r.TopLogprobs = in.N, in.Logprobs, in.TopLogprobs
 	r.Sampling = serving.Sampling{

@@ -229,6 +229,8 @@ func (x *exchange) param(field string) string {
 		return cmp.Or(x.input, "messages")
 	case field == "top_logprobs" && x.input == "prompt":
 		return "logprobs"
+	case field == "max_tokens":
+		return cmp.Or(x.limit, field)
 	case field == "request_id":
 		return "x-request-id"
 	case strings.HasPrefix(field, "prompt.parts"):

@@ -23,17 +23,18 @@ func with(more string) string {
 	return `{"messages":[{"role":"user","content":"hi"}]` + more + "}"
 }
 
+func limit(c *ChatRequest, n uint32, param string) { c.MaxTokens, c.MaxTokensParam = &n, param }
+
 // TestFields holds what each field becomes, by the documents of OpenAI and vLLM.
 func TestFields(t *testing.T) {
 	for more, set := range map[string]func(*ChatRequest){
 		``:            func(*ChatRequest) {},
 		`"model":"m"`: func(c *ChatRequest) { c.Model = "m" },
 		`"model":null,"temperature":null,"stop":null,"n":null,"tools":null,"response_format":null,"logit_bias":null`: func(*ChatRequest) {},
-		`"max_tokens":5`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](5) },
-		`"max_tokens":5,"max_completion_tokens":7`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](7) },
-		`"max_tokens":0`:   func(c *ChatRequest) { c.MaxTokens = ptr[uint32](0) },
-		`"max_tokens":5.0`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](5) },
-		`"max_tokens":1e2`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](100) },
+		`"max_tokens":5`: func(c *ChatRequest) { limit(c, 5, "max_tokens") },
+		`"max_tokens":5,"max_completion_tokens":7`: func(c *ChatRequest) { limit(c, 7, "max_completion_tokens") },
+		`"max_tokens":5.0`:                         func(c *ChatRequest) { limit(c, 5, "max_tokens") },
+		`"max_tokens":1e2`:                         func(c *ChatRequest) { limit(c, 100, "max_tokens") },
 		`"temperature":0.5,"top_p":1,"min_p":0.25,"typical_p":0.75`: func(c *ChatRequest) {
 			c.Temperature, c.TopP = ptr[float32](0.5), ptr[float32](1)
 			c.MinP, c.TypicalP = ptr[float32](0.25), ptr[float32](0.75)
@@ -143,6 +144,8 @@ func TestFaults(t *testing.T) {
 		{with(`"temperature":"hot"`), "temperature", CodeInvalidType},
 		{with(`"temperature":1e39`), "temperature", CodeInvalidValue},
 		{with(`"temperature":0.` + strings.Repeat("0", 100)), "temperature", CodeInvalidValue},
+		{with(`"max_tokens":0`), "max_tokens", CodeInvalidValue}, {with(`"n":-1`), "n", CodeInvalidValue},
+		{with(`"max_completion_tokens":0,"max_tokens":5`), "max_completion_tokens", CodeInvalidValue},
 		{with(`"max_tokens":-1`), "max_tokens", CodeInvalidValue}, {with(`"max_tokens":1.5`), "max_tokens", CodeInvalidValue},
 		{with(`"max_tokens":4294967296`), "max_tokens", CodeInvalidValue},
 		{with(`"max_tokens":1e300`), "max_tokens", CodeInvalidValue},

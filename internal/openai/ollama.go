@@ -48,7 +48,7 @@ func (o object) ollamaOptions(r *Request) {
 	o.sampling(r)
 	r.RepetitionPenalty = o.float("repeat_penalty")
 	r.Stop = o.stop()
-	if n := o.integer("num_predict", -2, math.MaxInt32); n != nil && *n >= 0 { // below 0: until the model ends
+	if n := o.integer("num_predict", -2, math.MaxInt32); n != nil && *n > 0 { // else: until the model ends
 		most := uint32(*n)
 		r.MaxTokens = &most
 	}

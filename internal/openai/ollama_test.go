@@ -25,7 +25,7 @@ func TestOllama(t *testing.T) {
 			c.TopK, c.Seed, c.MaxTokens, c.Stop = ptr[uint32](3), ptr[uint64](7), ptr[uint32](9), []string{"x"}
 			c.RepetitionPenalty, c.Ignored = ptr[float32](1.5), []string{"options.num_ctx", "think"}
 		},
-		`,"options":{"num_predict":-1}`: func(*ChatRequest) {}, `,"options":{"num_predict":-2}`: func(*ChatRequest) {},
+		`,"options":{"num_predict":0}`: func(*ChatRequest) {}, `,"options":{"num_predict":-1}`: func(*ChatRequest) {}, `,"options":{"num_predict":-2}`: func(*ChatRequest) {},
 	} {
 		want := &ChatRequest{Request: Request{Stream: true}, Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)

@@ -44,7 +44,7 @@ func ParseResponse(body []byte) (*ResponseRequest, error) {
 	o := r.object("", top)
 	c := &ResponseRequest{Echo: ResponseEcho{Metadata: json.RawMessage("{}")}}
 	c.Model, c.Stream = o.str("model"), o.boolean("stream")
-	c.MaxTokens = o.count("max_output_tokens")
+	c.MaxTokens = o.positive("max_output_tokens")
 	o.sampling(&c.Request)
 	o.stateless()
 	o.tools()
