@@ -120,7 +120,15 @@ func TestFaults(t *testing.T) {
 		{`{}`, "messages", CodeMissing},
 		{`{"messages":null}`, "messages", CodeMissing}, {`{"messages":[]}`, "messages", CodeMissing},
 		{`{"messages":"a"}`, "messages", CodeInvalidType}, {`{"messages":["a"]}`, "messages[0]", CodeInvalidType},
-		{`{"messages":[{"content":"a"}]}`, "messages[0].role", CodeInvalidValue},
+		{`{"messages":[{"content":"a"}]}`, "messages[0].role", CodeMissing},
+		{`{"messages":[{"role":null,"content":"a"}]}`, "messages[0].role", CodeMissing},
+		{`{"messages":[{"role":"","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
+		{message(`[{"text":"a"}]`), "messages[0].content[0].type", CodeMissing},
+		{message(`[{"type":"refusal","refusal":"a"}]`), "messages[0].content[0].type", CodeInvalidValue},
+		{message(`[{"type":"input_audio","input_audio":{}}]`), "messages[0].content[0].type", CodeUnsupported},
+		{message(`[{"type":"file","file":{}}]`), "messages[0].content[0].type", CodeUnsupported},
+		{`{"messages":[{"role":"assistant","content":[{"type":"refusal"}]}]}`, "messages[0].content[0].refusal", CodeMissing},
+		{`{"messages":[{"role":"assistant","content":[{"refusal":"a"}]}]}`, "messages[0].content[0].type", CodeMissing},
 		{`{"messages":[{"role":"tool","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
 		{`{"messages":[{"role":1,"content":"a"}]}`, "messages[0].role", CodeInvalidType},
 		{`{"messages":[{"role":"user"}]}`, "messages[0].content", CodeMissing},
@@ -213,10 +221,12 @@ func TestImages(t *testing.T) {
 // TestConversation holds the roles, and texts as a string or as parts.
 func TestConversation(t *testing.T) {
 	c, err := ParseChat([]byte(`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},` +
-		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]}]}`))
+		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]},` +
+		`{"role":"assistant","content":[{"type":"text","text":"f"},{"type":"refusal","refusal":"g"}]}]}`))
 	want := []Message{
 		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}},
 		{"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
+		{"assistant", []Part{{Text: "f"}, {Text: "g"}}},
 	}
 	if err != nil || !reflect.DeepEqual(c.Messages, want) || c.Ignored != nil {
 		t.Errorf("%+v, %v", c, err)

@@ -105,6 +105,14 @@ func (o object) str(name string) string {
 	return n.text()
 }
 
+// required is a string that has to be there; want says what is.
+func (o object) required(name, want string) string {
+	if o.get(name) == nil {
+		o.fault(o.path+name, CodeMissing, "none; want %s", want)
+	}
+	return o.str(name)
+}
+
 // strs are the strings of a list.
 func (o object) strs(name string) []string {
 	var out []string

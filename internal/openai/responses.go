@@ -211,7 +211,7 @@ func (o object) inputItem() (m Message) {
 func (o object) inputPart() (p Part) {
 	defer o.done()
 	o.known("annotations", "logprobs", "prompt_cache_breakpoint")
-	switch kind := o.str("type"); kind {
+	switch kind := o.required("type", "input_text, input_image or output_text"); kind {
 	case "input_text", "output_text", "refusal":
 		name := "text"
 		if kind == "refusal" {

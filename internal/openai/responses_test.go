@@ -90,6 +90,8 @@ func TestResponseFaults(t *testing.T) {
 		{`{"input":[{"role":"robot","content":"a"}]}`, "input[0].role", CodeInvalidValue},
 		{`{"input":[{"role":"user"}]}`, "input[0].content", CodeMissing},
 		{part(`{"type":"text","text":"a"}`), "input[0].content[0].type", CodeInvalidValue},
+		{part(`{"text":"a"}`), "input[0].content[0].type", CodeMissing},
+		{`{"input":[{"content":"a"}]}`, "input[0].role", CodeMissing},
 		{part(`{"type":"input_text"}`), "input[0].content[0].text", CodeMissing},
 		{part(`{"type":"input_file","file_data":"x"}`), "input[0].content[0].type", CodeUnsupported},
 		{part(`{"type":"input_image"}`), "input[0].content[0].image_url", CodeMissing},
