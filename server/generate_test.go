@@ -518,7 +518,7 @@ func bad() map[string]struct {
 		"frequency_penalty":    {sampling(&pb.Sampling{FrequencyPenalty: f32(-3)}), "sampling.frequency_penalty", "-3; want from -2 up to 2"},
 		"logit_bias value":     {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1: 101}}), "sampling.logit_bias[1]", "101; want"},
 		"logit_bias id":        {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}), "sampling.logit_bias[2147483648]", "want ids below"},
-		"min_tokens":           {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6}, "min_tokens", "6; want at most max_tokens"},
+		"min_tokens":           {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6}, "min_tokens", "6; want at most 5"},
 		"priority":             {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
 		"stop_token_ids":       {&pb.GenerateRequest{Input: question().Input, StopTokenIds: []uint32{1, 1 << 31}}, "stop_token_ids[1]", "2147483648; want ids below"},
 		"many stop_token_ids":  {&pb.GenerateRequest{Input: question().Input, StopTokenIds: make([]uint32, 17)}, "stop_token_ids", "17 ids; at most 16"},

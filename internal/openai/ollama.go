@@ -34,6 +34,9 @@ func ParseOllamaChat(body []byte) (*ChatRequest, error) {
 		options.done()
 	}
 	c.Messages = o.messages("messages", object.ollamaMessage)
+	if n := len(c.Messages); n > 0 {
+		c.Continue = c.Messages[n-1].Role == "assistant"
+	}
 	o.known("keep_alive")
 	o.done()
 	if r.err != nil {

@@ -44,6 +44,14 @@ func TestOllama(t *testing.T) {
 	}
 }
 
+// TestOllamaContinues holds that an assistant's message at the end is gone on with.
+func TestOllamaContinues(t *testing.T) {
+	got, err := ParseOllamaChat([]byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
+	if err != nil || !got.Continue {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // FuzzParseOllama holds that whatever comes is parsed or refused with a text.
 func FuzzParseOllama(f *testing.F) {
 	f.Add([]byte(`{"messages":[{"role":"user","content":"a","images":["aGk="]}],"options":{"num_predict":-1,"stop":"x"},"format":{}}`))

@@ -189,6 +189,10 @@ func (o object) input(c *ResponseRequest) {
 		c.Messages = append(c.Messages, Message{Role: "user", Parts: []Part{{Text: n.text()}}})
 	case n.kind == kindList:
 		c.Messages = append(c.Messages, o.messages("input", object.inputItem)...)
+		if last := len(c.Messages) - 1; o.err == nil && c.Messages[last].Role == "assistant" {
+			o.fault(fmt.Sprintf("%sinput[%d].role", o.path, len(n.list)-1), CodeInvalidValue,
+				"the assistant's in the last message; want another role: a response does not go on with it")
+		}
 	default:
 		o.wrongType(o.path+"input", n, "a string or a list of messages")
 	}
