@@ -187,7 +187,8 @@ func errOrigin() error {
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
 	return refused(http.StatusNotFound, "unknown_url",
-		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize and /health")
+		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize, "+
+			"/health, and of Ollama's /api/chat, /api/tags and /api/version")
 }
 
 func errMethod(want string) error {

@@ -5,7 +5,9 @@ import "fmt"
 // ChatRequest is the body of POST /v1/chat/completions.
 type ChatRequest struct {
 	Request
-	// Messages are at least one, oldest first.
+	// Named is the model as a request of Ollama's names it, which its answers repeat; Model may be shorter.
+	Named string
+	// Messages are at least one, oldest first; none where Ollama's clients only have a model loaded.
 	Messages []Message
 	// Continue has the answer go on with the last message, as vLLM's continue_final_message.
 	Continue bool
