@@ -92,7 +92,8 @@ func TestHTTPHostile(t *testing.T) {
 		{"two lengths", rawChat(json+"Content-Length: 1\r\nContent-Length: 2\r\n", "{}"), 400, ""},
 		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
 		{"two slashes", "GET //v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 404, "no such endpoint"},
+		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 404,
+			"no such endpoint"},
 		{"a dot", "GET /v1/./models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
 		{"a slash at the end", "GET /v1/chat/completions/ HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
 		{"no path", "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
@@ -384,7 +385,8 @@ func TestHTTPOrigins(t *testing.T) {
 	read(t, resp)
 	allowed := resp.Header.Get("Access-Control-Allow-Headers")
 	want := "OpenAI-Project, x-stainless-poll-helper" + strings.Repeat(", x-stainless-os", 31)
-	if !strings.Contains(allowed, "OpenAI-Beta") || !strings.HasSuffix(allowed, want) || strings.Contains(allowed, "evil") {
+	if !strings.Contains(allowed, "OpenAI-Beta") || !strings.HasSuffix(allowed, want) ||
+		strings.Contains(allowed, "evil") {
 		t.Errorf("preflight allows %q", allowed)
 	}
 	resp = f.post(t, "/v1/chat/completions", plainChat, "Origin", "https://ok.example")

@@ -206,7 +206,7 @@ func chatLogprobs(list []serving.Logprobs) *openai.Logprobs {
 		l := &list[i]
 		out.Content[i] = openai.NewTokenLogprob(l.Token.Text, l.Token.Logprob)
 		for j := range l.Top {
-			out.Content[i].Top = append(out.Content[i].Top, openai.NewTokenLogprob(l.Top[j].Text, l.Top[j].Logprob))
+			out.Content[i].Top = append(out.Content[i].Top, openai.NewTopLogprob(l.Top[j].Text, l.Top[j].Logprob))
 		}
 	}
 	return out

@@ -177,7 +177,7 @@ func TestQuotaPriority(t *testing.T) {
 			}
 			if p > most {
 				wantError(t, tenant, err, serving.Invalid, "priority")
-				if text := err.Error(); strings.Contains(text, "PRIORITY") || !strings.Contains(text, "which is this tenant's highest") {
+				if text := err.Error(); strings.Contains(text, "PRIORITY") || !strings.Contains(text, "this tenant's highest") {
 					t.Errorf("%q with priority %d: %s", tenant, p, text)
 				}
 			}

@@ -62,8 +62,11 @@ func ParseChat(body []byte) (*ChatRequest, error) {
 func (o object) continues() bool {
 	goesOn := o.boolean("continue_final_message")
 	if add := o.optionalBool("add_generation_prompt"); add != nil && *add == goesOn {
-		o.fault("add_generation_prompt", CodeInvalidValue,
-			"%v with continue_final_message %v; want one of them: the answer begins a turn or goes on with one", *add, goesOn)
+		text := "false; want true, or continue_final_message: the answer begins a turn or goes on with one"
+		if goesOn {
+			text = "true; want false beside continue_final_message: the answer begins no turn, but goes on with one"
+		}
+		o.fault("add_generation_prompt", CodeInvalidValue, "%s", text)
 	}
 	return goesOn
 }

@@ -92,7 +92,8 @@ func TestFields(t *testing.T) {
 		},
 		`"add_generation_prompt":true`:                                func(*ChatRequest) {},
 		`"add_generation_prompt":false,"continue_final_message":true`: func(c *ChatRequest) { c.Continue = true },
-		`"frobnicate":1,"stream_options":{"x":1}`: func(c *ChatRequest) {
+		`"frobnicate":1,"stream":true,"stream_options":{"x":1}`: func(c *ChatRequest) {
+			c.Stream = true
 			c.Ignored = []string{"stream_options.x", "frobnicate"}
 		},
 		`"Temperature":1`: func(c *ChatRequest) {
@@ -176,6 +177,9 @@ func TestFaults(t *testing.T) {
 		{with(`"response_format":{"type":"json_schema","json_schema":{"schema":5}}`), "response_format.json_schema.schema", CodeInvalidType},
 		{with(`"guided_grammar":"x"`), "guided_grammar", CodeUnsupported},
 		{with(`"structured_outputs":{"regex":1}`), "structured_outputs.regex", CodeInvalidType},
+		{with(`"stream_options":{"include_usage":true}`), "stream_options", CodeInvalidValue},
+		{with(`"stream":false,"stream_options":{}`), "stream_options", CodeInvalidValue},
+		{with(`"add_generation_prompt":false`), "add_generation_prompt", CodeInvalidValue},
 		{with(`"add_generation_prompt":true,"continue_final_message":true`), "add_generation_prompt", CodeInvalidValue},
 	} {
 		_, err := ParseChat([]byte(c.body))
@@ -183,6 +187,28 @@ func TestFaults(t *testing.T) {
 		if !errors.As(err, &e) || e.Field() != c.param || e.Code == nil || *e.Code != c.code || e.Type != InvalidRequest {
 			t.Errorf("%.200s: %v, %+v; want %s about %q", c.body, err, e, c.code, c.param)
 		}
+	}
+}
+
+// TestGenerationPrompt holds that a refusal fits what was asked.
+func TestGenerationPrompt(t *testing.T) {
+	for more, says := range map[string]string{
+		`"add_generation_prompt":false`:                              "false; want true, or continue_final_message",
+		`"add_generation_prompt":true,"continue_final_message":true`: "true; want false beside continue_final_message",
+	} {
+		if _, err := ParseChat([]byte(with(more))); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v; want %s", more, err, says)
+		}
+	}
+}
+
+// TestTopLogprobs holds that the likeliest in a token's place have no others in theirs.
+func TestTopLogprobs(t *testing.T) {
+	l := NewTokenLogprob([]byte("x"), -1)
+	l.Top = append(l.Top, NewTopLogprob([]byte("y"), -2))
+	want := `{"token":"x","logprob":-1,"bytes":[120],"top_logprobs":[{"token":"y","logprob":-2,"bytes":[121]}]}`
+	if got := string(Marshal(l)); got != want {
+		t.Errorf("%s; want %s", got, want)
 	}
 }
 

@@ -27,7 +27,9 @@ func TestOllama(t *testing.T) {
 			c.Named = "m:latest"
 			c.RepetitionPenalty, c.Ignored = ptr[float32](1.5), []string{"options.num_ctx", "think"}
 		},
-		`,"options":{"num_predict":0}`: func(*ChatRequest) {}, `,"options":{"num_predict":-1}`: func(*ChatRequest) {}, `,"options":{"num_predict":-2}`: func(*ChatRequest) {},
+		`,"options":{"num_predict":0}`:  func(*ChatRequest) {},
+		`,"options":{"num_predict":-1}`: func(*ChatRequest) {},
+		`,"options":{"num_predict":-2}`: func(*ChatRequest) {},
 	} {
 		want := &ChatRequest{Request: Request{Stream: true}, Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)
@@ -60,7 +62,8 @@ func FuzzParseOllama(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c, err := ParseOllamaChat(in)
 		var e *Error
-		if err == nil && c.Model != strings.TrimSuffix(c.Named, OllamaTag) || err != nil && (!errors.As(err, &e) || e.Message == "") {
+		if err == nil && c.Model != strings.TrimSuffix(c.Named, OllamaTag) ||
+			err != nil && (!errors.As(err, &e) || e.Message == "") {
 			t.Fatalf("%+v, %v", c, err)
 		}
 	})

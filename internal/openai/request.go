@@ -53,6 +53,9 @@ func (o object) request() (r Request) {
 	if s := o.sub("stream_options"); s != nil {
 		r.IncludeUsage = s.boolean("include_usage")
 		s.done()
+		if !r.Stream {
+			o.fault(o.path+"stream_options", CodeInvalidValue, "given without stream; want none, or stream to be true")
+		}
 	}
 	for _, name := range []string{"max_tokens", "max_completion_tokens"} {
 		if most := o.positive(name); most != nil {

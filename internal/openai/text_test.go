@@ -33,7 +33,7 @@ func TestPrompts(t *testing.T) {
 func TestTextLogprobs(t *testing.T) {
 	var l TextLogprobs
 	token := NewTokenLogprob([]byte("é"), -1)
-	token.Top = []TokenLogprob{NewTokenLogprob([]byte("\xff"), -2), NewTokenLogprob([]byte("\xfe"), -1)}
+	token.Top = []TopLogprob{NewTopLogprob([]byte("\xff"), -2), NewTopLogprob([]byte("\xfe"), -1)}
 	at := l.Add(NewTokenLogprob([]byte("ab"), -0.5), 0)
 	at = l.Add(token, at)
 	want := TextLogprobs{
