@@ -226,7 +226,7 @@ func logprobs(in []*pb.Logprobs) *openai.Logprobs {
 	for _, l := range in {
 		t := openai.NewTokenLogprob(l.GetToken().GetText(), l.GetToken().GetLogprob())
 		for _, top := range l.GetTop() {
-			t.Top = append(t.Top, openai.NewTokenLogprob(top.GetText(), top.GetLogprob()))
+			t.Top = append(t.Top, openai.NewTopLogprob(top.GetText(), top.GetLogprob()))
 		}
 		out.Content = append(out.Content, t)
 	}

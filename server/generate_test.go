@@ -533,7 +533,7 @@ func bad() map[string]struct {
 		"logit_bias id": {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}),
 			"sampling.logit_bias[2147483648]", "want ids below"},
 		"min_tokens": {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6},
-			"min_tokens", "6; want at most max_tokens"},
+			"min_tokens", "6; want at most 5"},
 		"priority": {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
 		"stop_token_ids": {&pb.GenerateRequest{Input: question().Input, StopTokenIds: []uint32{1, 1 << 31}},
 			"stop_token_ids[1]", "2147483648; want ids below"},

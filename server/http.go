@@ -9,8 +9,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -73,7 +75,7 @@ func (s *Server) newHTTPServer() *httpServer {
 			}
 			return context.WithValue(ctx, connectionKey{}, conn)
 		},
-		Protocols: new(http.Protocols),
+		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
@@ -141,6 +143,7 @@ type exchange struct {
 	// input is what the field of the prompt is called, "messages" where it is empty; constraint that of what the answer
 	// is held to.
 	input, constraint string
+	limit             string   // that of the most tokens, "max_tokens" where it is empty
 	named             []uint32 // the request's stop tokens
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
@@ -175,7 +178,17 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.preflight()
 		return
 	}
+	if !cleanPath(x.r.URL.EscapedPath()) {
+		x.fail(errUnknownPath())
+		return
+	}
 	h.mux.ServeHTTP(w, x.r.WithContext(context.WithValue(x.r.Context(), exchangeKey{}, x)))
+}
+
+// cleanPath says that a path has no dots and no double slashes: net/http answers others itself, with HTML.
+func cleanPath(p string) bool {
+	short := strings.TrimSuffix(p, "/")
+	return p == "/" || short != "/" && short == path.Clean("/"+short)
 }
 
 type exchangeKey struct{}
@@ -238,11 +251,35 @@ func (x *exchange) asksFirst() bool {
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
+	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
-		"X-Stainless-Arch, X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Retry-Count, "+
-		"X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout, OpenAI-Organization, OpenAI-Project")
+		"OpenAI-Beta, OpenAI-Organization, OpenAI-Project"+sdkHeaders(x.r.Header.Get("Access-Control-Request-Headers")))
 	h.Set("Access-Control-Max-Age", "600")
 	x.w.WriteHeader(http.StatusNoContent)
+}
+
+// maxSDKHeaders bounds the headers of SDKs that a preflight allows, and maxSDKHeader each of their names.
+const maxSDKHeaders, maxSDKHeader = 32, 64
+
+// sdkHeaders are those of the headers asked for that OpenAI's SDKs describe themselves in, each after a comma: every
+// release may have others, and nothing here reads them.
+func sdkHeaders(asked string) (list string) {
+	left := maxSDKHeaders
+	for name := range strings.SplitSeq(asked, ",") {
+		name = strings.ToLower(strings.TrimSpace(name))
+		if left == 0 || len(name) > maxSDKHeader || !strings.HasPrefix(name, "x-stainless-") ||
+			strings.ContainsFunc(name, notInToken) {
+			continue
+		}
+		list += ", " + name
+		left--
+	}
+	return list
+}
+
+// notInToken says that a header's name, in small letters, may not have c.
+func notInToken(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
 }
 
 // requestID is the caller's name for the request, or a new one.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/mmserve/mmserve/serving"
@@ -38,8 +39,9 @@ func (x *exchange) checkBody() error {
 	if e := x.r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
 		return errEncoded()
 	}
-	if t, _, err := mime.ParseMediaType(x.r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return errMediaType()
+	t, _, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
+	if ollama := strings.HasPrefix(x.r.URL.Path, ollamaPrefix); !ollama && (err != nil || t != "application/json") {
+		return errMediaType() // Ollama's clients send none, or curl's
 	}
 	if x.r.ContentLength > int64(x.options.MaxMessageBytes) {
 		return errBodyTooLarge(x.options.MaxMessageBytes)

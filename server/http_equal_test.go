@@ -188,7 +188,9 @@ func TestHTTPConstraintFaults(t *testing.T) {
 		`{"messages":[{"role":"user","content":"a"}],"continue_final_message":true}`:                                       "continue_final_message",
 		`{"messages":[{"role":"user","content":"` + strings.Repeat("a b ", 500) + `"}]}`:                                   "messages",
 	} {
-		wantError(t, f.post(t, "/v1/chat/completions", body), 400, param)
+		if text := wantError(t, f.post(t, "/v1/chat/completions", body), 400, param); strings.Contains(text, "ROLE_") {
+			t.Errorf("%s: %s", param, text)
+		}
 	}
 }
 
@@ -208,6 +210,16 @@ func TestHTTPContinueMessage(t *testing.T) {
 	if err := json.Unmarshal(b, &got); err != nil || len(got.Choices) != 1 ||
 		got.Choices[0].Message.Content != want.GetText() {
 		t.Errorf("%v: %s; want %q", err, b, want.GetText())
+	}
+	lines := ollamaLines(t, f.post(t, "/api/chat",
+		`{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Once upon"}],"stream":false}`))
+	if lines[0].Message.Content != want.GetText() {
+		t.Errorf("Ollama: %+v; want %q", lines, want.GetText())
+	}
+	text := wantError(t, f.post(t, "/v1/responses",
+		`{"input":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Once upon"}]}`), 400, "input[1].role")
+	if strings.Contains(text, "continue") {
+		t.Errorf("a response is refused with %q", text)
 	}
 }
 

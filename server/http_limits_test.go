@@ -91,9 +91,19 @@ func TestHTTPHostile(t *testing.T) {
 		{"header flood", rawChat(json+strings.Repeat("X-A: "+strings.Repeat("b", 100)+"\r\n", 2000), ""), 431, ""},
 		{"long line", "GET /" + strings.Repeat("a", 1<<20) + " HTTP/1.1\r\n\r\n", 431, ""},
 		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, ""},
-		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""},
+		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes alone", "GET // HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
 		{"two lengths", rawChat(json+"Content-Length: 1\r\nContent-Length: 2\r\n", "{}"), 400, ""},
-		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 307, ""},
+		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes", "GET //v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 404,
+			"no such endpoint"},
+		{"a dot", "GET /v1/./models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"a slash at the end", "GET /v1/chat/completions/ HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"no path", "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"a proxy's request", "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", 404, "no such endpoint"},
+		{"a proxy's request with a path", "CONNECT /v1//models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"all of the server", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			began := time.Now()
@@ -373,6 +383,17 @@ func TestHTTPOrigins(t *testing.T) {
 	if read(t, resp); resp.StatusCode != 204 || resp.Header.Get("Access-Control-Allow-Origin") != "https://ok.example" ||
 		!strings.Contains(resp.Header.Get("Access-Control-Allow-Headers"), "Authorization") || resp.Header.Get("Vary") != "Origin" {
 		t.Errorf("preflight: %d %v", resp.StatusCode, resp.Header)
+	}
+	resp = f.do(t, "OPTIONS", "/v1/chat/completions", nil, "Origin", "https://ok.example",
+		"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers",
+		"authorization,x-evil, X-Stainless-Poll-Helper,x-stainless-new thing,x-stainless-a:b,x-stainless-\u00e9,x-stainless-"+
+			strings.Repeat("a", 100)+strings.Repeat(",x-stainless-os", 100))
+	read(t, resp)
+	allowed := resp.Header.Get("Access-Control-Allow-Headers")
+	want := "OpenAI-Project, x-stainless-poll-helper" + strings.Repeat(", x-stainless-os", 31)
+	if !strings.Contains(allowed, "OpenAI-Beta") || !strings.HasSuffix(allowed, want) ||
+		strings.Contains(allowed, "evil") {
+		t.Errorf("preflight allows %q", allowed)
 	}
 	resp = f.post(t, "/v1/chat/completions", plainChat, "Origin", "https://ok.example")
 	if read(t, resp); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "https://ok.example" {

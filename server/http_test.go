@@ -303,6 +303,10 @@ func TestHTTPErrors(t *testing.T) {
 		{"POST", "/v1/chat/completions", chatBody(`,"temperature":3`), 400, "temperature"},
 		{"POST", "/v1/chat/completions", chatBody(`,"temperature":"hot"`), 400, "temperature"},
 		{"POST", "/v1/chat/completions", chatBody(`,"max_tokens":100000`), 400, "max_tokens"},
+		{"POST", "/v1/chat/completions", chatBody(`,"max_completion_tokens":100000`), 400, "max_completion_tokens"},
+		{"POST", "/v1/chat/completions", chatBody(`,"max_completion_tokens":500`), 400, "max_completion_tokens"},
+		{"POST", "/v1/chat/completions", chatBody(`,"max_completion_tokens":0`), 400, "max_completion_tokens"},
+		{"POST", "/v1/completions", `{"prompt":"a","max_tokens":0}`, 400, "max_tokens"},
 		{"POST", "/v1/chat/completions", chatBody(`,"tools":[{}]`), 400, "tools"},
 		{"POST", "/v1/chat/completions", chatBody(`,"n":17`), 400, "n"},
 	} {

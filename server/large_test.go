@@ -51,7 +51,7 @@ func TestLargeAnswers(t *testing.T) {
 	in.IgnoreEos = true
 	before := f.engine.Stats().Steps
 	_, err := f.Generate(t.Context(), in)
-	checkViolation(t, err, "input", "GenerateStream")
+	checkViolation(t, err, "input", "have it streamed")
 	if ran := f.engine.Stats().Steps - before; ran != 0 {
 		t.Errorf("%d steps were run for an answer that does not fit", ran)
 	}
@@ -91,7 +91,7 @@ func TestLargeAnswers(t *testing.T) {
 	in = client.Prompt(client.Text("red"))
 	in.N, in.MaxTokens, in.Logprobs, in.TopLogprobs = 16, proto.Uint32(5000), true, 20
 	_, err = f.Generate(t.Context(), in)
-	if err == nil || !strings.Contains(err.Error(), "GenerateStream") {
+	if err == nil || !strings.Contains(err.Error(), "have it streamed") {
 		t.Errorf("16 long answers with log-probabilities: %v", err)
 	}
 }
@@ -115,7 +115,7 @@ func TestContinueFinalMessage(t *testing.T) {
 	in = client.Chat(client.User(client.Text("Describe the picture.")))
 	in.GetChat().ContinueFinalMessage = true
 	_, err = f.Generate(t.Context(), in)
-	checkViolation(t, err, "chat.continue_final_message", "ROLE_ASSISTANT")
+	checkViolation(t, err, "chat.continue_final_message", "the assistant's")
 }
 
 // Whether an image had been sent before is told to the same tenant only, unless the server shares what it keeps; and no

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -36,27 +37,59 @@ type ollamaAnswer struct {
 }
 
 func (x *exchange) ollamaChat() error {
+	named := ""
 	return x.ask(func(body []byte) (*openai.Request, *serving.Request, error) {
 		in, err := openai.ParseOllamaChat(body)
 		if err != nil {
 			return nil, nil, err
 		}
-		return &in.Request, x.chatRequest(in), nil
+		named = in.Named
+		r := x.chatRequest(in)
+		if len(in.Messages) == 0 { // counted, so that the model is one that its caller may use
+			r.Chat, r.Prompt = nil, &serving.Prompt{Parts: []serving.Part{{Text: "a"}}}
+		}
+		return &in.Request, r, nil
 	}, func(asked *openai.Request, req *serving.Request) error {
-		to := &ollamaSink{sse: sse{x: x}, stream: asked.Stream}
+		if req.Chat == nil {
+			return x.ollamaLoad(named, req)
+		}
+		to := &ollamaSink{sse: sse{x: x}, stream: asked.Stream, model: named}
 		req.Streams, req.MaxAnswerBytes = asked.Stream, maxHTTPAnswer
 		x.last = func(e *httpError) { _ = to.line(ollamaError(e)) } // who left does not read it
 		if err := x.generate(x.r.Context(), req, to); err != nil {
-			return toHTTP(err, func(field string) string { return ollamaNames.Replace(x.param(field)) })
+			return toHTTP(err, x.ollamaParam)
 		}
 		return nil
 	})
 }
 
+// ollamaLoad answers a chat without messages, by which clients have a model loaded: it is.
+func (x *exchange) ollamaLoad(named string, req *serving.Request) error {
+	c, err := x.service.Count(x.r.Context(), req)
+	if err != nil {
+		return toHTTP(err, x.ollamaParam)
+	}
+	a := (&ollamaSink{model: cmp.Or(named, c.Model+openai.OllamaTag)}).answer("")
+	a.Done, a.DoneReason = true, "load"
+	return x.write(a)
+}
+
+// ollamaParam is the name in Ollama's API of a field of the contract.
+func (x *exchange) ollamaParam(field string) string {
+	name, option := strings.CutPrefix(field, "sampling.")
+	switch {
+	case option:
+		return "options." + strings.Replace(name, "repetition", "repeat", 1)
+	case field == "max_tokens":
+		return "options.num_predict"
+	case field == "stop", strings.HasPrefix(field, "stop["):
+		return "options." + field
+	}
+	return ollamaNames.Replace(x.param(field))
+}
+
 // ollamaNames turn names of fields of a chat into Ollama's.
-var ollamaNames = strings.NewReplacer(
-	".content[", ".images[", ".image_url.url", "", "max_tokens", "options.num_predict", "repetition", "repeat",
-)
+var ollamaNames = strings.NewReplacer(".content[", ".images[", ".image_url.url", "")
 
 // ollamaError is an error as Ollama writes it.
 func ollamaError(e *httpError) map[string]string { return map[string]string{"error": e.Error()} }
@@ -65,7 +98,7 @@ func ollamaError(e *httpError) map[string]string { return map[string]string{"err
 type ollamaSink struct {
 	sse
 	stream bool
-	model  string
+	model  string          // as the request names it, or the one that answers
 	text   strings.Builder // of a whole answer
 }
 
@@ -86,7 +119,7 @@ func (s *ollamaSink) line(v any) error {
 
 // Start implements serving.Sink.
 func (s *ollamaSink) Start(e *serving.Start) error {
-	s.model = e.Model + openai.OllamaTag
+	s.model = cmp.Or(s.model, e.Model+openai.OllamaTag)
 	if s.stream {
 		s.beginAs("application/x-ndjson")
 	}

@@ -84,20 +84,44 @@ func TestOllamaErrors(t *testing.T) {
 		says       string
 	}{
 		{"/api/chat", `{}`, 400, "messages: none"},
-		{"/api/chat", ollamaBody(`,"options":{"temperature":9}`), 400, "temperature: 9"},
+		{"/api/chat", ollamaBody(`,"options":{"temperature":9}`), 400, "options.temperature: 9"},
+		{"/api/chat", ollamaBody(`,"options":{"repeat_penalty":-1,"stop":[""]}`), 400, "options.repeat_penalty: -1"},
+		{"/api/chat", ollamaBody(`,"options":{"stop":["a",""]}`), 400, "options.stop[1]: "},
+		{"/api/chat", ollamaBody(`,"format":"xml"`), 400, "format: not known; want json or a schema"},
+		{"/api/chat", ollamaBody(`,"format":7`), 400, "format: a number; want json or a schema"},
+		{"/api/chat", `{"model":"other","messages":[]}`, 404, "not served"},
 		{"/api/chat", ollamaBody(`,"options":{"temperature":"hot"}`), 400, "options.temperature: a string"},
 		{"/api/chat", ollamaBody(`,"options":{"num_predict":100000}`), 400, "options.num_predict: 100000"},
 		{"/api/chat", ollamaBody(`,"tools":[{}]`), 400, "tools: not supported"},
 		{"/api/chat", `{"model":"other","messages":[{"role":"user","content":"a"}]}`, 404, "not served"},
 		{"/api/chat", `{"messages":[{"role":"user","content":"a","images":["####"]}]}`, 400, "messages[0].images[0]: "},
 		{"/api/chat", `{"messages":[{"role":"user","content":"a","images":["aGk="]}]}`, 400, "messages[0].images[0]: "},
-		{"/api/generate", `{}`, 404, "no such endpoint"},
+		{"/api/generate", `{}`, 404, "/api/chat"},
 	} {
 		resp := f.post(t, c.path, c.body)
 		var l struct{ Error string }
 		if b := read(t, resp); json.Unmarshal(b, &l) != nil || resp.StatusCode != c.status ||
 			!strings.Contains(l.Error, c.says) {
 			t.Errorf("%s %.60s: %d %s; want %d %s", c.path, c.body, resp.StatusCode, b, c.status, c.says)
+		}
+	}
+}
+
+// TestOllamaAsked holds that an answer names the model as its request does, whose body may be of any type.
+func TestOllamaAsked(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{})
+	for name, want := range map[string]string{
+		`"model":"tiny-vlm",`: "tiny-vlm", `"model":"tiny-vlm:latest",`: "tiny-vlm:latest", ``: "tiny-vlm:latest",
+	} {
+		body := `{` + name + `"stream":false,"messages":[{"role":"user","content":"a"}]}`
+		resp := f.post(t, "/api/chat", body, "Content-Type", "application/x-www-form-urlencoded")
+		if l := ollamaLines(t, resp)[0]; l.Model != want {
+			t.Errorf("%s: %+v; want %s", name, l, want)
+		}
+		list := ollamaLines(t, f.post(t, "/api/chat", `{`+name+`"messages":[]}`, "Content-Type", ""))
+		if l := list[0]; len(list) != 1 || l.Model != want || !l.Done || l.DoneReason != "load" || l.CreatedAt.IsZero() ||
+			l.Message.Role != "assistant" || l.Message.Content != "" {
+			t.Errorf("%s: %+v; want that the model is loaded", name, list)
 		}
 	}
 }
@@ -156,5 +180,9 @@ func TestOllamaAuth(t *testing.T) {
 				t.Errorf("endpoint %d: %d %s; want %d", i, resp.StatusCode, b, want[i])
 			}
 		}
+	}
+	resp := f.post(t, "/api/chat", `{"messages":[]}`, "Authorization", "Bearer "+k.key["narrow"])
+	if b := read(t, resp); resp.StatusCode != 403 {
+		t.Errorf("a model of others is loaded: %d %s", resp.StatusCode, b)
 	}
 }

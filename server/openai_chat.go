@@ -125,7 +125,7 @@ func (x *exchange) newRequest() *serving.Request {
 func (x *exchange) request(in *openai.Request) *serving.Request {
 	r := x.newRequest()
 	r.Model, r.MaxTokens, r.MinTokens = in.Model, in.MaxTokens, in.MinTokens
-	x.named = in.StopTokenIDs
+	x.named, x.limit = in.StopTokenIDs, in.MaxTokensParam
 	r.Stop, r.StopTokenIDs, r.IncludeStop, r.IgnoreEOS = in.Stop, in.StopTokenIDs, in.IncludeStop, in.IgnoreEOS
 	r.N, r.Logprobs, r.TopLogprobs = in.N, in.Logprobs, in.TopLogprobs
 	r.Sampling = serving.Sampling{
@@ -206,7 +206,7 @@ func chatLogprobs(list []serving.Logprobs) *openai.Logprobs {
 		l := &list[i]
 		out.Content[i] = openai.NewTokenLogprob(l.Token.Text, l.Token.Logprob)
 		for j := range l.Top {
-			out.Content[i].Top = append(out.Content[i].Top, openai.NewTokenLogprob(l.Top[j].Text, l.Top[j].Logprob))
+			out.Content[i].Top = append(out.Content[i].Top, openai.NewTopLogprob(l.Top[j].Text, l.Top[j].Logprob))
 		}
 	}
 	return out

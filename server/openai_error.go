@@ -187,7 +187,8 @@ func errOrigin() error {
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
 	return refused(http.StatusNotFound, "unknown_url",
-		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize and /health")
+		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize, "+
+			"/health, and of Ollama's /api/chat, /api/tags and /api/version")
 }
 
 func errMethod(want string) error {
@@ -229,6 +230,8 @@ func (x *exchange) param(field string) string {
 		return cmp.Or(x.input, "messages")
 	case field == "top_logprobs" && x.input == "prompt":
 		return "logprobs"
+	case field == "max_tokens":
+		return cmp.Or(x.limit, field)
 	case field == "request_id":
 		return "x-request-id"
 	case strings.HasPrefix(field, "prompt.parts"):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,6 +177,9 @@ func TestQuotaPriority(t *testing.T) {
 			}
 			if p > most {
 				wantError(t, tenant, err, serving.Invalid, "priority")
+				if text := err.Error(); strings.Contains(text, "PRIORITY") || !strings.Contains(text, "this tenant's highest") {
+					t.Errorf("%q with priority %d: %s", tenant, p, text)
+				}
 			}
 		}
 	}

@@ -142,7 +142,7 @@ func (l *life) answerBytes(req *checked, in fusion.Input) float64 {
 // TooLarge is the error of an answer of about size bytes where one message takes most.
 func TooLarge(size, most int) error {
 	return InvalidField("input", "the answer would take about %d bytes with the log-probabilities and answers that are asked for; want at most %d in one message: "+
-		"use GenerateStream, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, most)
+		"have it streamed, or ask for less (max_tokens, n, top_logprobs, prompt_logprobs)", size, most)
 }
 
 // keepFor has the patch embeddings of an image be found again for the same tenant only.

@@ -214,15 +214,8 @@ func (u *usage) allows(v *Violations, p batching.Priority) {
 	most := u.account.quota.Priority
 	u.quotas.mu.Unlock()
 	if most != nil && p > batching.Priority(*most) {
-		v.Add("priority", "%s; want at most %s, which is this tenant's highest", priorityFields[p],
-			priorityFields[batching.Priority(*most)])
+		v.Add("priority", "%v; want at most %v, which is this tenant's highest", Priority(p), *most)
 	}
-}
-
-// priorityFields are the priorities as the contract names them.
-var priorityFields = map[batching.Priority]string{
-	batching.PriorityBatch: "PRIORITY_BATCH", batching.PriorityDefault: "PRIORITY_DEFAULT",
-	batching.PriorityInteractive: "PRIORITY_INTERACTIVE",
 }
 
 func (q *Quotas) refund(u *usage, now time.Time) {

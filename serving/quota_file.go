@@ -52,6 +52,16 @@ var priorityNames = map[string]batching.Priority{
 	"batch": batching.PriorityBatch, "default": batching.PriorityDefault, "interactive": batching.PriorityInteractive,
 }
 
+// String is its name there.
+func (p Priority) String() string {
+	for name, v := range priorityNames {
+		if v == batching.Priority(p) {
+			return name
+		}
+	}
+	return "unknown"
+}
+
 // UnmarshalYAML reads a name.
 func (p *Priority) UnmarshalYAML(n *yaml.Node) error {
 	v, ok := priorityNames[n.Value]

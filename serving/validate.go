@@ -156,8 +156,12 @@ func (l *life) validateEnd(v *Violations, r *checked, in *Request) {
 		r.eos, r.ends = append(slices.Clip(r.eos), int32(id)), append(slices.Clip(r.ends), int32(id))
 	}
 	if n := in.MinTokens; n > 0 {
-		if int64(n) >= int64(l.model.MaxLen) || in.MaxTokens != nil && n > *in.MaxTokens {
-			v.Add("min_tokens", "%d; want at most max_tokens and %d", n, l.model.MaxLen-1)
+		most := int64(l.model.MaxLen - 1)
+		if in.MaxTokens != nil {
+			most = min(most, int64(*in.MaxTokens))
+		}
+		if int64(n) > most {
+			v.Add("min_tokens", "%d; want at most %d, which is the most that the answer may have", n, most)
 		}
 		r.sampling.MinTokens, r.sampling.Stop = int(n), r.ends
 	}
@@ -346,9 +350,10 @@ func validateLast(v *Violations, r *checked, in *Chat) {
 	role := in.Messages[last].Role
 	switch r.prompt.Continue = in.Continue; {
 	case in.Continue && role != assistant:
-		v.Add("chat.continue_final_message", "true; want false, or a last message of ROLE_ASSISTANT")
+		v.Add("chat.continue_final_message", "true; want false, or a last message of the assistant's")
 	case !in.Continue && role == assistant:
-		v.Add(fmt.Sprintf("chat.messages[%d].role", last), "ROLE_ASSISTANT in the last message; want another role, or continue_final_message to go on with it")
+		v.Add(fmt.Sprintf("chat.messages[%d].role", last),
+			"the assistant's in the last message; want another role, or continue_final_message to go on with it")
 	}
 }
 

@@ -91,25 +91,34 @@ type Logprobs struct {
 	Refusal []TokenLogprob `json:"refusal"`
 }
 
-// TokenLogprob is a token and the natural log of its probability; Top those of the likeliest in its place.
+// TokenLogprob is a token of an answer; Top are the likeliest in its place.
 type TokenLogprob struct {
-	Token   string         `json:"token"`
-	Logprob float32        `json:"logprob"`
-	Bytes   []int          `json:"bytes"`
-	Top     []TokenLogprob `json:"top_logprobs"`
+	TopLogprob
+	Top []TopLogprob `json:"top_logprobs"`
+}
+
+// TopLogprob is a token and the natural log of its probability.
+type TopLogprob struct {
+	Token   string  `json:"token"`
+	Logprob float32 `json:"logprob"`
+	Bytes   []int   `json:"bytes"`
 }
 
 // leastLogprob stands for all below it: JSON has no infinity.
 const leastLogprob = -9999
 
-// NewTokenLogprob is that of a token whose bytes need not be whole characters.
+// NewTokenLogprob is that of a token whose bytes need not be whole characters, with none in its place.
 func NewTokenLogprob(text []byte, logprob float32) TokenLogprob {
+	return TokenLogprob{TopLogprob: NewTopLogprob(text, logprob), Top: []TopLogprob{}}
+}
+
+// NewTopLogprob is that of a token whose bytes need not be whole characters.
+func NewTopLogprob(text []byte, logprob float32) TopLogprob {
 	if !(logprob > leastLogprob) { // NaN, too
 		logprob = leastLogprob
 	}
-	t := TokenLogprob{
-		Token: strings.ToValidUTF8(string(text), "\uFFFD"), Logprob: logprob,
-		Bytes: make([]int, len(text)), Top: []TokenLogprob{},
+	t := TopLogprob{
+		Token: strings.ToValidUTF8(string(text), "\uFFFD"), Logprob: logprob, Bytes: make([]int, len(text)),
 	}
 	for i, b := range text {
 		t.Bytes[i] = int(b)

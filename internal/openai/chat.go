@@ -5,7 +5,9 @@ import "fmt"
 // ChatRequest is the body of POST /v1/chat/completions.
 type ChatRequest struct {
 	Request
-	// Messages are at least one, oldest first.
+	// Named is the model as a request of Ollama's names it, which its answers repeat; Model may be shorter.
+	Named string
+	// Messages are at least one, oldest first; none where Ollama's clients only have a model loaded.
 	Messages []Message
 	// Continue has the answer go on with the last message, as vLLM's continue_final_message.
 	Continue bool
@@ -60,8 +62,11 @@ func ParseChat(body []byte) (*ChatRequest, error) {
 func (o object) continues() bool {
 	goesOn := o.boolean("continue_final_message")
 	if add := o.optionalBool("add_generation_prompt"); add != nil && *add == goesOn {
-		o.fault("add_generation_prompt", CodeInvalidValue,
-			"%v with continue_final_message %v; want one of them: the answer begins a turn or goes on with one", *add, goesOn)
+		text := "false; want true, or continue_final_message: the answer begins a turn or goes on with one"
+		if goesOn {
+			text = "true; want false beside continue_final_message: the answer begins no turn, but goes on with one"
+		}
+		o.fault("add_generation_prompt", CodeInvalidValue, "%s", text)
 	}
 	return goesOn
 }
@@ -108,15 +113,22 @@ func (o object) message() (m Message) {
 		m.Parts = []Part{{}} // an empty answer, as clients keep it
 		return m
 	}
-	m.Parts = o.content(object.part)
+	read := object.part
+	if m.Role == "assistant" {
+		read = object.answerPart
+	}
+	m.Parts = o.content(read)
 	return m
 }
 
+// roleText is what roles there are.
+const roleText = "system, developer, user or assistant"
+
 // role reads who speaks, and refuses calls of tools.
 func (o object) role() string {
-	role, ok := roles[o.str("role")]
+	role, ok := roles[o.required("role", roleText)]
 	if !ok {
-		o.fault(o.path+"role", CodeInvalidValue, "not known; want system, developer, user or assistant")
+		o.fault(o.path+"role", CodeInvalidValue, "not known; want %s", roleText)
 	}
 	if n := o.get("tool_calls"); n != nil && len(n.list) > 0 {
 		o.fault(o.path+"tool_calls", CodeUnsupported, "not supported")
@@ -163,10 +175,21 @@ func (r *reading) parts(path string, list []node, read func(object) Part) []Part
 	return out
 }
 
+// answerPart reads a part of an answer of before, which may be a refusal: a text under another name.
+func (o object) answerPart() (p Part) {
+	if n := o.node.member("type"); n == nil || n.kind != kindText || n.text() != "refusal" {
+		return o.part()
+	}
+	defer o.done()
+	o.known("type")
+	p.Text = o.required("refusal", "a string")
+	return p
+}
+
 // part reads a text or an image.
 func (o object) part() (p Part) {
 	defer o.done()
-	switch o.str("type") {
+	switch o.required("type", "text or image_url") {
 	case "text":
 		n := o.get("text")
 		if n == nil {
@@ -181,6 +204,8 @@ func (o object) part() (p Part) {
 			return p
 		}
 		p.Image = o.image(n)
+	case "input_audio", "file":
+		o.fault(o.path+"type", CodeUnsupported, "not supported; want text or image_url")
 	default:
 		o.fault(o.path+"type", CodeInvalidValue, "not known; want text or image_url")
 	}

@@ -23,17 +23,18 @@ func with(more string) string {
 	return `{"messages":[{"role":"user","content":"hi"}]` + more + "}"
 }
 
+func limit(c *ChatRequest, n uint32, param string) { c.MaxTokens, c.MaxTokensParam = &n, param }
+
 // TestFields holds what each field becomes, by the documents of OpenAI and vLLM.
 func TestFields(t *testing.T) {
 	for more, set := range map[string]func(*ChatRequest){
 		``:            func(*ChatRequest) {},
 		`"model":"m"`: func(c *ChatRequest) { c.Model = "m" },
 		`"model":null,"temperature":null,"stop":null,"n":null,"tools":null,"response_format":null,"logit_bias":null`: func(*ChatRequest) {},
-		`"max_tokens":5`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](5) },
-		`"max_tokens":5,"max_completion_tokens":7`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](7) },
-		`"max_tokens":0`:   func(c *ChatRequest) { c.MaxTokens = ptr[uint32](0) },
-		`"max_tokens":5.0`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](5) },
-		`"max_tokens":1e2`: func(c *ChatRequest) { c.MaxTokens = ptr[uint32](100) },
+		`"max_tokens":5`: func(c *ChatRequest) { limit(c, 5, "max_tokens") },
+		`"max_tokens":5,"max_completion_tokens":7`: func(c *ChatRequest) { limit(c, 7, "max_completion_tokens") },
+		`"max_tokens":5.0`:                         func(c *ChatRequest) { limit(c, 5, "max_tokens") },
+		`"max_tokens":1e2`:                         func(c *ChatRequest) { limit(c, 100, "max_tokens") },
 		`"temperature":0.5,"top_p":1,"min_p":0.25,"typical_p":0.75`: func(c *ChatRequest) {
 			c.Temperature, c.TopP = ptr[float32](0.5), ptr[float32](1)
 			c.MinP, c.TypicalP = ptr[float32](0.25), ptr[float32](0.75)
@@ -91,7 +92,8 @@ func TestFields(t *testing.T) {
 		},
 		`"add_generation_prompt":true`:                                func(*ChatRequest) {},
 		`"add_generation_prompt":false,"continue_final_message":true`: func(c *ChatRequest) { c.Continue = true },
-		`"frobnicate":1,"stream_options":{"x":1}`: func(c *ChatRequest) {
+		`"frobnicate":1,"stream":true,"stream_options":{"x":1}`: func(c *ChatRequest) {
+			c.Stream = true
 			c.Ignored = []string{"stream_options.x", "frobnicate"}
 		},
 		`"Temperature":1`: func(c *ChatRequest) {
@@ -119,7 +121,15 @@ func TestFaults(t *testing.T) {
 		{`{}`, "messages", CodeMissing},
 		{`{"messages":null}`, "messages", CodeMissing}, {`{"messages":[]}`, "messages", CodeMissing},
 		{`{"messages":"a"}`, "messages", CodeInvalidType}, {`{"messages":["a"]}`, "messages[0]", CodeInvalidType},
-		{`{"messages":[{"content":"a"}]}`, "messages[0].role", CodeInvalidValue},
+		{`{"messages":[{"content":"a"}]}`, "messages[0].role", CodeMissing},
+		{`{"messages":[{"role":null,"content":"a"}]}`, "messages[0].role", CodeMissing},
+		{`{"messages":[{"role":"","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
+		{message(`[{"text":"a"}]`), "messages[0].content[0].type", CodeMissing},
+		{message(`[{"type":"refusal","refusal":"a"}]`), "messages[0].content[0].type", CodeInvalidValue},
+		{message(`[{"type":"input_audio","input_audio":{}}]`), "messages[0].content[0].type", CodeUnsupported},
+		{message(`[{"type":"file","file":{}}]`), "messages[0].content[0].type", CodeUnsupported},
+		{`{"messages":[{"role":"assistant","content":[{"type":"refusal"}]}]}`, "messages[0].content[0].refusal", CodeMissing},
+		{`{"messages":[{"role":"assistant","content":[{"refusal":"a"}]}]}`, "messages[0].content[0].type", CodeMissing},
 		{`{"messages":[{"role":"tool","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
 		{`{"messages":[{"role":1,"content":"a"}]}`, "messages[0].role", CodeInvalidType},
 		{`{"messages":[{"role":"user"}]}`, "messages[0].content", CodeMissing},
@@ -143,6 +153,8 @@ func TestFaults(t *testing.T) {
 		{with(`"temperature":"hot"`), "temperature", CodeInvalidType},
 		{with(`"temperature":1e39`), "temperature", CodeInvalidValue},
 		{with(`"temperature":0.` + strings.Repeat("0", 100)), "temperature", CodeInvalidValue},
+		{with(`"max_tokens":0`), "max_tokens", CodeInvalidValue}, {with(`"n":-1`), "n", CodeInvalidValue},
+		{with(`"max_completion_tokens":0,"max_tokens":5`), "max_completion_tokens", CodeInvalidValue},
 		{with(`"max_tokens":-1`), "max_tokens", CodeInvalidValue}, {with(`"max_tokens":1.5`), "max_tokens", CodeInvalidValue},
 		{with(`"max_tokens":4294967296`), "max_tokens", CodeInvalidValue},
 		{with(`"max_tokens":1e300`), "max_tokens", CodeInvalidValue},
@@ -165,6 +177,9 @@ func TestFaults(t *testing.T) {
 		{with(`"response_format":{"type":"json_schema","json_schema":{"schema":5}}`), "response_format.json_schema.schema", CodeInvalidType},
 		{with(`"guided_grammar":"x"`), "guided_grammar", CodeUnsupported},
 		{with(`"structured_outputs":{"regex":1}`), "structured_outputs.regex", CodeInvalidType},
+		{with(`"stream_options":{"include_usage":true}`), "stream_options", CodeInvalidValue},
+		{with(`"stream":false,"stream_options":{}`), "stream_options", CodeInvalidValue},
+		{with(`"add_generation_prompt":false`), "add_generation_prompt", CodeInvalidValue},
 		{with(`"add_generation_prompt":true,"continue_final_message":true`), "add_generation_prompt", CodeInvalidValue},
 	} {
 		_, err := ParseChat([]byte(c.body))
@@ -172,6 +187,28 @@ func TestFaults(t *testing.T) {
 		if !errors.As(err, &e) || e.Field() != c.param || e.Code == nil || *e.Code != c.code || e.Type != InvalidRequest {
 			t.Errorf("%.200s: %v, %+v; want %s about %q", c.body, err, e, c.code, c.param)
 		}
+	}
+}
+
+// TestGenerationPrompt holds that a refusal fits what was asked.
+func TestGenerationPrompt(t *testing.T) {
+	for more, says := range map[string]string{
+		`"add_generation_prompt":false`:                              "false; want true, or continue_final_message",
+		`"add_generation_prompt":true,"continue_final_message":true`: "true; want false beside continue_final_message",
+	} {
+		if _, err := ParseChat([]byte(with(more))); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v; want %s", more, err, says)
+		}
+	}
+}
+
+// TestTopLogprobs holds that the likeliest in a token's place have no others in theirs.
+func TestTopLogprobs(t *testing.T) {
+	l := NewTokenLogprob([]byte("x"), -1)
+	l.Top = append(l.Top, NewTopLogprob([]byte("y"), -2))
+	want := `{"token":"x","logprob":-1,"bytes":[120],"top_logprobs":[{"token":"y","logprob":-2,"bytes":[121]}]}`
+	if got := string(Marshal(l)); got != want {
+		t.Errorf("%s; want %s", got, want)
 	}
 }
 
@@ -210,10 +247,12 @@ func TestImages(t *testing.T) {
 // TestConversation holds the roles, and texts as a string or as parts.
 func TestConversation(t *testing.T) {
 	c, err := ParseChat([]byte(`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},` +
-		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]}]}`))
+		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]},` +
+		`{"role":"assistant","content":[{"type":"text","text":"f"},{"type":"refusal","refusal":"g"}]}]}`))
 	want := []Message{
 		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}},
 		{"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
+		{"assistant", []Part{{Text: "f"}, {Text: "g"}}},
 	}
 	if err != nil || !reflect.DeepEqual(c.Messages, want) || c.Ignored != nil {
 		t.Errorf("%+v, %v", c, err)

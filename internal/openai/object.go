@@ -105,6 +105,14 @@ func (o object) str(name string) string {
 	return n.text()
 }
 
+// required is a string that has to be there; want says what is.
+func (o object) required(name, want string) string {
+	if o.get(name) == nil {
+		o.fault(o.path+name, CodeMissing, "none; want %s", want)
+	}
+	return o.str(name)
+}
+
 // strs are the strings of a list.
 func (o object) strs(name string) []string {
 	var out []string
@@ -192,8 +200,13 @@ func (r *reading) integer(param string, n *node, least, most int64) *int64 {
 }
 
 // count is a whole number from 0 to what 32 bits hold.
-func (o object) count(name string) *uint32 {
-	i := o.integer(name, 0, math.MaxUint32)
+func (o object) count(name string) *uint32 { return o.countFrom(name, 0) }
+
+// positive is a count of at least 1.
+func (o object) positive(name string) *uint32 { return o.countFrom(name, 1) }
+
+func (o object) countFrom(name string, least int64) *uint32 {
+	i := o.integer(name, least, math.MaxUint32)
 	if i == nil {
 		return nil
 	}

@@ -18,22 +18,30 @@ func ParseOllamaChat(body []byte) (*ChatRequest, error) {
 	r := &reading{}
 	o := r.object("", top)
 	stream := o.optionalBool("stream")
-	c := &ChatRequest{Request: Request{
-		Model: strings.TrimSuffix(o.str("model"), OllamaTag), Stream: stream == nil || *stream,
-	}}
+	c := &ChatRequest{Named: o.str("model"), Request: Request{Stream: stream == nil || *stream}}
+	c.Model = strings.TrimSuffix(c.Named, OllamaTag)
 	o.tools()
 	switch n := o.get("format"); {
 	case n == nil, n.kind == kindText && n.text() == "":
 	case n.kind == kindText && n.text() == "json":
 		c.Constraint = &Constraint{Kind: JSONObject, Param: "format"}
-	default:
+	case n.kind == kindText:
+		r.fault("format", CodeInvalidValue, "not known; want json or a schema")
+	case n.kind == kindObject:
 		c.Constraint = o.schema("format", n)
+	default:
+		o.wrongType("format", n, "json or a schema")
 	}
 	if options := o.sub("options"); options != nil {
 		options.ollamaOptions(&c.Request)
 		options.done()
 	}
-	c.Messages = o.messages("messages", object.ollamaMessage)
+	if n := o.get("messages"); n == nil || n.kind != kindList || len(n.list) > 0 {
+		c.Messages = o.messages("messages", object.ollamaMessage)
+	}
+	if n := len(c.Messages); n > 0 {
+		c.Continue = c.Messages[n-1].Role == "assistant"
+	}
 	o.known("keep_alive")
 	o.done()
 	if r.err != nil {
@@ -48,7 +56,7 @@ func (o object) ollamaOptions(r *Request) {
 	o.sampling(r)
 	r.RepetitionPenalty = o.float("repeat_penalty")
 	r.Stop = o.stop()
-	if n := o.integer("num_predict", -2, math.MaxInt32); n != nil && *n >= 0 { // below 0: until the model ends
+	if n := o.integer("num_predict", -2, math.MaxInt32); n != nil && *n > 0 { // else: until the model ends
 		most := uint32(*n)
 		r.MaxTokens = &most
 	}

@@ -3,6 +3,7 @@ package openai
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -12,8 +13,8 @@ func TestOllama(t *testing.T) {
 	for more, set := range map[string]func(*ChatRequest){
 		``:                 func(*ChatRequest) {},
 		`,"stream":false`:  func(c *ChatRequest) { c.Stream = false },
-		`,"model":"m:1b"`:  func(c *ChatRequest) { c.Model = "m:1b" },
-		`,"model":"m"`:     func(c *ChatRequest) { c.Model = "m" },
+		`,"model":"m:1b"`:  func(c *ChatRequest) { c.Model, c.Named = "m:1b", "m:1b" },
+		`,"model":"m"`:     func(c *ChatRequest) { c.Model, c.Named = "m", "m" },
 		`,"format":""`:     func(*ChatRequest) {},
 		`,"format":"json"`: func(c *ChatRequest) { c.Constraint = &Constraint{Kind: JSONObject, Param: "format"} },
 		`,"format":{"type":"object"}`: func(c *ChatRequest) {
@@ -23,9 +24,12 @@ func TestOllama(t *testing.T) {
 			`"repeat_penalty":1.5,"stop":["x"],"num_ctx":2048},"think":true`: func(c *ChatRequest) {
 			c.Model, c.Temperature, c.TopP, c.MinP = "m", ptr[float32](0.5), ptr[float32](0.25), ptr[float32](0.75)
 			c.TopK, c.Seed, c.MaxTokens, c.Stop = ptr[uint32](3), ptr[uint64](7), ptr[uint32](9), []string{"x"}
+			c.Named = "m:latest"
 			c.RepetitionPenalty, c.Ignored = ptr[float32](1.5), []string{"options.num_ctx", "think"}
 		},
-		`,"options":{"num_predict":-1}`: func(*ChatRequest) {}, `,"options":{"num_predict":-2}`: func(*ChatRequest) {},
+		`,"options":{"num_predict":0}`:  func(*ChatRequest) {},
+		`,"options":{"num_predict":-1}`: func(*ChatRequest) {},
+		`,"options":{"num_predict":-2}`: func(*ChatRequest) {},
 	} {
 		want := &ChatRequest{Request: Request{Stream: true}, Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)
@@ -44,13 +48,22 @@ func TestOllama(t *testing.T) {
 	}
 }
 
+// TestOllamaContinues holds that an assistant's message at the end is gone on with.
+func TestOllamaContinues(t *testing.T) {
+	got, err := ParseOllamaChat([]byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
+	if err != nil || !got.Continue {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // FuzzParseOllama holds that whatever comes is parsed or refused with a text.
 func FuzzParseOllama(f *testing.F) {
 	f.Add([]byte(`{"messages":[{"role":"user","content":"a","images":["aGk="]}],"options":{"num_predict":-1,"stop":"x"},"format":{}}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c, err := ParseOllamaChat(in)
 		var e *Error
-		if err == nil && len(c.Messages) == 0 || err != nil && (!errors.As(err, &e) || e.Message == "") {
+		if err == nil && c.Model != strings.TrimSuffix(c.Named, OllamaTag) ||
+			err != nil && (!errors.As(err, &e) || e.Message == "") {
 			t.Fatalf("%+v, %v", c, err)
 		}
 	})

@@ -10,9 +10,10 @@ type Request struct {
 	Model string
 	// Stream has the answer sent as it comes, and IncludeUsage its usage at the end.
 	Stream, IncludeUsage bool
-	// MaxTokens is max_completion_tokens, or else max_tokens.
-	MaxTokens *uint32
-	MinTokens uint32
+	// MaxTokens is max_completion_tokens, or else max_tokens; MaxTokensParam is which of them, "" for none.
+	MaxTokens      *uint32
+	MaxTokensParam string
+	MinTokens      uint32
 	// Sampling. TopK of 0 keeps all tokens. A negative Seed is as good as any.
 	Temperature, TopP, MinP, TypicalP *float32
 	TopK                              *uint32
@@ -52,10 +53,14 @@ func (o object) request() (r Request) {
 	if s := o.sub("stream_options"); s != nil {
 		r.IncludeUsage = s.boolean("include_usage")
 		s.done()
+		if !r.Stream {
+			o.fault(o.path+"stream_options", CodeInvalidValue, "given without stream; want none, or stream to be true")
+		}
 	}
-	r.MaxTokens = o.count("max_tokens")
-	if most := o.count("max_completion_tokens"); most != nil {
-		r.MaxTokens = most
+	for _, name := range []string{"max_tokens", "max_completion_tokens"} {
+		if most := o.positive(name); most != nil {
+			r.MaxTokens, r.MaxTokensParam = most, name
+		}
 	}
 	if least := o.count("min_tokens"); least != nil {
 		r.MinTokens = *least
@@ -64,10 +69,8 @@ func (o object) request() (r Request) {
 	r.Stop = o.stop()
 	r.StopTokenIDs = o.counts("stop_token_ids")
 	r.IncludeStop, r.IgnoreEOS = o.boolean("include_stop_str_in_output"), o.boolean("ignore_eos")
-	if n := o.count("n"); n != nil {
-		if r.N = *n; *n == 0 {
-			o.fault(o.path+"n", CodeInvalidValue, "0; want at least 1")
-		}
+	if n := o.positive("n"); n != nil {
+		r.N = *n
 	}
 	if p := o.integer("priority", math.MinInt32, math.MaxInt32); p != nil {
 		r.Priority = *p

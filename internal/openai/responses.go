@@ -44,7 +44,7 @@ func ParseResponse(body []byte) (*ResponseRequest, error) {
 	o := r.object("", top)
 	c := &ResponseRequest{Echo: ResponseEcho{Metadata: json.RawMessage("{}")}}
 	c.Model, c.Stream = o.str("model"), o.boolean("stream")
-	c.MaxTokens = o.count("max_output_tokens")
+	c.MaxTokens = o.positive("max_output_tokens")
 	o.sampling(&c.Request)
 	o.stateless()
 	o.tools()
@@ -189,6 +189,10 @@ func (o object) input(c *ResponseRequest) {
 		c.Messages = append(c.Messages, Message{Role: "user", Parts: []Part{{Text: n.text()}}})
 	case n.kind == kindList:
 		c.Messages = append(c.Messages, o.messages("input", object.inputItem)...)
+		if last := len(c.Messages) - 1; o.err == nil && c.Messages[last].Role == "assistant" {
+			o.fault(fmt.Sprintf("%sinput[%d].role", o.path, len(n.list)-1), CodeInvalidValue,
+				"the assistant's in the last message; want another role: a response does not go on with it")
+		}
 	default:
 		o.wrongType(o.path+"input", n, "a string or a list of messages")
 	}
@@ -211,7 +215,7 @@ func (o object) inputItem() (m Message) {
 func (o object) inputPart() (p Part) {
 	defer o.done()
 	o.known("annotations", "logprobs", "prompt_cache_breakpoint")
-	switch kind := o.str("type"); kind {
+	switch kind := o.required("type", "input_text, input_image or output_text"); kind {
 	case "input_text", "output_text", "refusal":
 		name := "text"
 		if kind == "refusal" {

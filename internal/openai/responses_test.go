@@ -65,13 +65,15 @@ func TestResponseInput(t *testing.T) {
 		{"type":"message","role":"user","content":[{"type":"input_text","text":"a"},
 			{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"low","file_id":null}]},
 		{"type":"message","id":"msg_1","status":"completed","role":"assistant","content":[
-			{"type":"output_text","text":"b","annotations":[],"logprobs":[]},{"type":"refusal","refusal":"c"}]}]}`))
+			{"type":"output_text","text":"b","annotations":[],"logprobs":[]},{"type":"refusal","refusal":"c"}]},
+		{"role":"user","content":"e"}]}`))
 	want := []Message{
 		{Role: "system", Parts: []Part{{Text: "d"}}},
 		{Role: "user", Parts: []Part{
 			{Text: "a"}, {Image: &Image{Data: []byte("hi"), Detail: DetailLow, Param: "input[1].content[1].image_url"}},
 		}},
 		{Role: "assistant", Parts: []Part{{Text: "b"}, {Text: "c"}}},
+		{Role: "user", Parts: []Part{{Text: "e"}}},
 	}
 	if err != nil || !reflect.DeepEqual(got.Messages, want) || got.Ignored != nil {
 		t.Errorf("%+v, %v", got, err)
@@ -90,6 +92,8 @@ func TestResponseFaults(t *testing.T) {
 		{`{"input":[{"role":"robot","content":"a"}]}`, "input[0].role", CodeInvalidValue},
 		{`{"input":[{"role":"user"}]}`, "input[0].content", CodeMissing},
 		{part(`{"type":"text","text":"a"}`), "input[0].content[0].type", CodeInvalidValue},
+		{part(`{"text":"a"}`), "input[0].content[0].type", CodeMissing},
+		{`{"input":[{"content":"a"}]}`, "input[0].role", CodeMissing},
 		{part(`{"type":"input_text"}`), "input[0].content[0].text", CodeMissing},
 		{part(`{"type":"input_file","file_data":"x"}`), "input[0].content[0].type", CodeUnsupported},
 		{part(`{"type":"input_image"}`), "input[0].content[0].image_url", CodeMissing},
@@ -97,6 +101,8 @@ func TestResponseFaults(t *testing.T) {
 		{part(`{"type":"input_image","file_id":"f"}`), "input[0].content[0].file_id", CodeUnsupported},
 		{part(`{"type":"input_image","image_url":"data:image/png;base64,####"}`), "input[0].content[0].image_url", CodeInvalidValue},
 		{part(`{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"tiny"}`), "input[0].content[0].detail", CodeInvalidValue},
+		{`{"instructions":"a","input":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`,
+			"input[1].role", CodeInvalidValue},
 		{ask(`"instructions":["a"]`), "instructions", CodeInvalidType},
 		{ask(`"store":true`), "store", CodeUnsupported}, {ask(`"background":true`), "background", CodeUnsupported},
 		{ask(`"previous_response_id":"resp_1"`), "previous_response_id", CodeUnsupported},

@@ -15,7 +15,7 @@ func TestPrompts(t *testing.T) {
 		`{"prompt":[[1,2]]}`:   {PromptIDs: []uint32{1, 2}, Request: Request{MaxTokens: ptr[uint32](16)}},
 		`{"prompt":"a","x":1}`: {Prompt: "a", Request: Request{MaxTokens: ptr[uint32](16), Ignored: []string{"x"}}},
 		`{"prompt":"a","suffix":"","echo":false,"best_of":1,"max_tokens":5,"logprobs":0}`: {
-			Prompt: "a", Request: Request{MaxTokens: ptr[uint32](5), Logprobs: true},
+			Prompt: "a", Request: Request{MaxTokens: ptr[uint32](5), MaxTokensParam: "max_tokens", Logprobs: true},
 		},
 		`{"prompt":"a","min_tokens":30,"logprobs":3}`: {
 			Prompt: "a", Request: Request{MaxTokens: ptr[uint32](30), MinTokens: 30, Logprobs: true, TopLogprobs: 3},
@@ -33,7 +33,7 @@ func TestPrompts(t *testing.T) {
 func TestTextLogprobs(t *testing.T) {
 	var l TextLogprobs
 	token := NewTokenLogprob([]byte("é"), -1)
-	token.Top = []TokenLogprob{NewTokenLogprob([]byte("\xff"), -2), NewTokenLogprob([]byte("\xfe"), -1)}
+	token.Top = []TopLogprob{NewTopLogprob([]byte("\xff"), -2), NewTopLogprob([]byte("\xfe"), -1)}
 	at := l.Add(NewTokenLogprob([]byte("ab"), -0.5), 0)
 	at = l.Add(token, at)
 	want := TextLogprobs{
