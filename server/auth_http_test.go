@@ -94,7 +94,7 @@ func TestHTTPUnauthenticatedBeforeTheBody(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
 	began := time.Now()
-	resp, err := f.raw(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+	resp, err := f.raw(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"+
 		"Content-Length: 60000000\r\n\r\n{")
 	if err != nil {
 		t.Fatal(err)
