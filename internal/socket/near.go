@@ -18,9 +18,9 @@ func Near(a net.Addr) bool {
 	return false
 }
 
-// OwnHost says whether the Host of a request is one that nobody can have made to resolve to this machine: an IP address,
-// localhost and what is below it, or none. A web page of any other name may have been let into a browser as one of that
-// name, and ask here as if this were where it came from.
+// OwnHost says whether the Host of a request is one that nobody can have made to resolve to this machine: an IP
+// address, localhost and what is below it, or none. A web page of any other name may ask here as if this were where it
+// came from.
 func OwnHost(host string) bool {
 	name := HostName(host)
 	if name == "" || name == "localhost" || strings.HasSuffix(name, ".localhost") {
