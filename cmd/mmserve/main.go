@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &exit):
 		return int(exit)
 	}
-	fmt.Fprintln(stderr, "mmserve:", c.Serve.located(err))
+	fmt.Fprintln(stderr, "mmserve:", hinted(c.Serve.located(err)))
 	return 1
 }
 
