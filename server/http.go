@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -50,6 +51,8 @@ type httpServer struct {
 	mux      *http.ServeMux
 	served   chan error // what it ended with
 	since    int64      // when it was made, in seconds since 1970
+	// local says that anybody on this machine may ask and nobody else can: other names than its own are refused.
+	local bool
 }
 
 // newHTTPServer is nil where there is no listener.
@@ -65,6 +68,7 @@ func (s *Server) newHTTPServer() *httpServer {
 			ready: func() bool { return true }, // it says 503 while there is no model
 		},
 	}
+	h.local = s.options.Auth == nil && o.TLS == nil && socket.Near(o.Listener.Addr())
 	h.routes()
 	h.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: handshakeTime, IdleTimeout: keepAliveTime, MaxHeaderBytes: maxHTTPHeader,
@@ -195,6 +199,9 @@ type exchangeKey struct{}
 
 // admit refuses what no handler has to see.
 func (x *exchange) admit() (err error) {
+	if err := x.checkHost(); err != nil {
+		return err
+	}
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
@@ -223,6 +230,23 @@ func (x *exchange) aged() bool {
 	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
 	most := x.options.MaxConnectionAge
 	return most > 0 && conn != nil && float64(time.Since(conn.born)) > float64(most)*(0.9+rand.Float64()/5)
+}
+
+// checkHost refuses foreign names where no credential and no certificate tells who asks whom: a page's own name may have
+// been made to resolve to this machine, and its reader's browser then takes the two for one site. Names of pages that
+// are allowed count, those of a proxy for instance.
+func (x *exchange) checkHost() error {
+	if !x.local || socket.OwnHost(x.r.Host) {
+		return nil
+	}
+	name := socket.HostName(x.r.Host)
+	if slices.ContainsFunc(x.options.HTTP.AllowOrigins, func(allowed string) bool {
+		_, host, _ := strings.Cut(allowed, "://")
+		return allowed == "*" || socket.HostName(host) == name
+	}) {
+		return nil
+	}
+	return errHost()
 }
 
 // checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader

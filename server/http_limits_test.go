@@ -38,7 +38,7 @@ func (f *webFixture) raw(t *testing.T, text string) (*http.Response, error) {
 
 // rawChat is a request for a chat, with headers of one's own.
 func rawChat(headers, body string) string {
-	return "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n" + headers + "\r\n" + body
+	return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + headers + "\r\n" + body
 }
 
 const plainChat = `{"messages":[{"role":"user","content":"hi"}]}`
@@ -92,18 +92,18 @@ func TestHTTPHostile(t *testing.T) {
 		{"long line", "GET /" + strings.Repeat("a", 1<<20) + " HTTP/1.1\r\n\r\n", 431, ""},
 		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, ""},
 		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes alone", "GET // HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes alone", "GET // HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
 		{"two lengths", rawChat(json+"Content-Length: 1\r\nContent-Length: 2\r\n", "{}"), 400, ""},
-		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes", "GET //v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 404,
+		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes", "GET //v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", 404,
 			"no such endpoint"},
-		{"a dot", "GET /v1/./models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"a slash at the end", "GET /v1/chat/completions/ HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"no path", "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"a proxy's request", "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", 404, "no such endpoint"},
-		{"a proxy's request with a path", "CONNECT /v1//models HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
-		{"all of the server", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404, "no such endpoint"},
+		{"a dot", "GET /v1/./models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"a slash at the end", "GET /v1/chat/completions/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"no path", "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"a proxy's request", "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n", 404, "no such endpoint"},
+		{"a proxy's request with a path", "CONNECT /v1//models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
+		{"all of the server", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			began := time.Now()
@@ -310,7 +310,7 @@ func TestHTTPDrainRefuses(t *testing.T) {
 	body := bufio.NewReader(conn)
 	running := f.post(t, "/v1/chat/completions", chatBody(`,"stream":true,"max_tokens":400`))
 	// The first request of the connection is on its way while the server begins to stop.
-	fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", len(plainChat))
+	fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", len(plainChat))
 	eventually(t, "the request has begun", func() bool { return f.server.Open() == 2 })
 	f.stop()
 	eventually(t, "the server stops", func() bool { return f.server.Ready() != nil })
@@ -398,6 +398,42 @@ func TestHTTPOrigins(t *testing.T) {
 	resp = f.post(t, "/v1/chat/completions", plainChat, "Origin", "https://ok.example")
 	if read(t, resp); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "https://ok.example" {
 		t.Errorf("allowed: %d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+// TestHTTPHosts holds that on loopback, without credentials, a name that a page may have is refused unless that page is
+// allowed.
+func TestHTTPHosts(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{AllowOrigins: []string{"https://ok.example:8443"}}})
+	ask := func(f *webFixture, path, host string) *http.Response {
+		t.Helper()
+		resp, err := f.raw(t, "GET "+path+" HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	for host, status := range map[string]int{
+		"": 200, "localhost": 200, "a.localhost:80": 200, "127.0.0.1:80": 200, "[::1]:80": 200, "ok.example": 200,
+		"evil.example": 403, "evil.example:80": 403, "127.0.0.1.evil.example": 403,
+	} {
+		if resp := ask(f, "/v1/models", host); resp.StatusCode != status {
+			t.Errorf("Host %q: %d, want %d", host, resp.StatusCode, status)
+		}
+	}
+	body := chatBody("")
+	resp, err := f.raw(t, strings.Replace(rawChat("Content-Type: application/json\r\nContent-Length: "+
+		strconv.Itoa(len(body))+"\r\n", body), "localhost", "evil.example", 1))
+	if err != nil || resp.StatusCode != 403 {
+		t.Errorf("a chat: %v, %v", resp, err)
+	}
+	any, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{AllowOrigins: []string{"*"}}})
+	if resp := ask(any, "/v1/models", "evil.example"); resp.StatusCode != 200 {
+		t.Errorf("every page is allowed: %d", resp.StatusCode)
+	}
+	keyed, _ := tinyHTTP(t, server.Options{Auth: newKeyFile(t, entries...).auth})
+	if resp := ask(keyed, "/health", "mm.example"); resp.StatusCode != 200 {
+		t.Errorf("with credentials: %d", resp.StatusCode)
 	}
 }
 

@@ -121,7 +121,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 // validateEmbed checks all that can be known without work.
 func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, NotServed("model", in.Model, l.models.Names())
+		return nil, NotServed("model", in.Model, l.models.namesOf(l.identity))
 	}
 	v := slices.Clip(in.Unread)
 	validateName(&v, "request_id", in.ID)

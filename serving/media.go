@@ -278,7 +278,7 @@ func mediaOff() error {
 
 func urlsOff() error {
 	return failed(FailedPrecondition, "this server fetches no images: it was started without --media-allow-urls, "+
-		"which lists the hosts that it may fetch from; send images as data, or upload them")
+		"which lists the hosts that it may fetch from; send images as data")
 }
 
 // mediaError is what a store's refusal is to a caller.

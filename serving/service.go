@@ -11,6 +11,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
@@ -84,7 +85,8 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
-	used       *usage // of its tenant's quotas
+	used       *usage         // of its tenant's quotas
+	identity   *auth.Identity // its caller's; nil where callers need no credential
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it
@@ -101,12 +103,13 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 // beginAs is begin for what is recorded as another operation.
 func (s *Service) beginAs(ctx context.Context, in *Request,
 	operation string) (_ context.Context, l *life, release func(), err error) {
-	d, _, release := s.models.Take(in.Model)
+	identity := CallerOf(ctx).Identity
+	d, release := s.models.takeOf(identity, in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
 	own(ctx, in)
-	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
+	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine, identity: identity}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil
 }

@@ -1,5 +1,5 @@
 // Package socket listens on unix sockets: with the permissions that were meant, beside no other server, and with
-// callers that have a name.
+// callers that have a name. It also says which listeners and names of hosts are this machine's own.
 package socket
 
 import (
