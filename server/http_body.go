@@ -41,8 +41,8 @@ func (x *exchange) checkBody() error {
 	if t, _, err := mime.ParseMediaType(x.r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return errMediaType()
 	}
-	if x.r.ContentLength > int64(x.options.MaxMessageBytes) {
-		return errBodyTooLarge(x.options.MaxMessageBytes)
+	if most := min(x.options.MaxMessageBytes, int(x.inflight.limit)-streamCost); x.r.ContentLength > int64(most) {
+		return errBodyTooLarge(most)
 	}
 	return nil
 }
@@ -94,21 +94,17 @@ func (x *exchange) readBody() ([]byte, error) {
 	return nil, err
 }
 
-// receive reads up to the end of the body.
+// receive reads up to the end of the body. What counts is the memory there is for it, which grows with what comes: a
+// promise of a large body takes none of the budget.
 func (x *exchange) receive(in *inbound) ([]byte, error) {
-	known := x.r.ContentLength >= 0
-	if known {
-		x.inflight.grow(in, x.r.ContentLength)
-	}
 	var body []byte
 	for {
 		if len(body) == cap(body) {
 			size := max(bodyPiece, 2*cap(body))
-			if known {
-				size = min(size, max(1, int(x.r.ContentLength)-len(body)+cap(body)))
-			} else {
-				x.inflight.grow(in, int64(size-cap(body)))
+			if x.r.ContentLength >= 0 {
+				size = min(size, max(1, cap(body), int(x.r.ContentLength)))
 			}
+			x.inflight.grow(in, int64(size-cap(body)))
 			body = append(make([]byte, 0, size), body...)
 		}
 		n, err := x.r.Body.Read(body[len(body):cap(body)])

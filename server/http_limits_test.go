@@ -189,13 +189,15 @@ func TestHTTPBudget(t *testing.T) {
 		err  error
 	}
 	answers := make(chan answer, 3)
-	for i := range 3 { // each promises more than the one before, and sends one byte
+	most := strings.Repeat("a", 5<<20)
+	for i := range 3 { // each promises more than the one before, and sends more than half of it
 		conn, err := net.Dial("tcp", f.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i), "{"))
+		head := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i)
+		go io.WriteString(conn, rawChat(head, most))
 		go func() {
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			answers <- answer{resp, err}
@@ -210,6 +212,37 @@ func TestHTTPBudget(t *testing.T) {
 	}
 	wantError(t, a.resp, 429, "")
 	f.stillServes(t)
+}
+
+// TestHTTPPromises holds that bodies that were only promised take nothing of the byte budget, unless one is larger than
+// all of it.
+func TestHTTPPromises(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 16 << 20})
+	for range 16 {
+		conn, err := net.Dial("tcp", f.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "POST /tokenize HTTP/1.1\r\nHost: x\r\n",
+			"Content-Type: application/json\r\nContent-Length: 1020000\r\n\r\n")
+	}
+	eventually(t, "all are being received", func() bool { return f.server.Open() == 16 })
+	image := strings.Repeat("AAAA", 1<<19)
+	resp := f.post(t, "/tokenize", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest body of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	resp = f.post(t, "/v1/chat/completions", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest chat of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	f, _ = tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 4 << 20})
+	resp, err := f.raw(t, rawChat("Content-Type: application/json\r\nContent-Length: 5000000\r\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, resp, 413, "")
 }
 
 // TestHTTPClientGone holds that a client that leaves has its request dropped at once, streaming or not.
