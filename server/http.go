@@ -145,6 +145,7 @@ type exchange struct {
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 	spent          bool // nothing can be read of the body any more
+	admitted       bool // a handler has the request
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }
@@ -168,9 +169,11 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := x.admit(); err != nil {
+		_ = x.rc.SetReadDeadline(time.Now().Add(strangerTime)) // of what net/http reads of the body
 		x.fail(err)
 		return
 	}
+	x.admitted = true
 	if x.asksFirst() {
 		x.preflight()
 		return
