@@ -68,18 +68,35 @@ func (s *Server) newHTTPServer() *httpServer {
 		Handler: h, ReadHeaderTimeout: handshakeTime, IdleTimeout: keepAliveTime, MaxHeaderBytes: maxHTTPHeader,
 		ErrorLog: slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			if t, ok := conn.(*tls.Conn); ok {
-				conn = t.NetConn()
-			}
-			return context.WithValue(ctx, connectionKey{}, conn)
+			return context.WithValue(ctx, connectionKey{}, underTLS(conn))
 		},
-		Protocols: new(http.Protocols),
+		ConnState: h.connState, Protocols: new(http.Protocols),
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
 }
 
 type connectionKey struct{}
+
+// underTLS is the connection that the listener accepted.
+func underTLS(conn net.Conn) net.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return conn
+}
+
+// connState takes note of a connection's first request.
+func (h *httpServer) connState(conn net.Conn, state http.ConnState) {
+	if c, ok := underTLS(conn).(*connection); ok && state == http.StateActive {
+		h.inflight.mu.Lock()
+		c.asked = true
+		h.inflight.mu.Unlock()
+	}
+}
+
+// unreadTime is how long a drain leaves connections that asked nothing: a request may be in their sockets.
+const unreadTime = 50 * time.Millisecond
 
 // start serves; what comes of the channel ended it.
 func (h *httpServer) start() <-chan error {
@@ -108,7 +125,7 @@ func (h *httpServer) drain() <-chan struct{} {
 		close(done)
 		return done
 	}
-	h.listener.closeMute()
+	time.AfterFunc(unreadTime, h.listener.closeMute)
 	go func() {
 		defer close(done)
 		_ = h.server.Shutdown(context.Background()) // of the listener, which may be closed already

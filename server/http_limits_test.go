@@ -11,12 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mmserve/mmserve/server"
@@ -369,6 +371,51 @@ func TestHTTPDrainCuts(t *testing.T) {
 		t.Errorf("Serve: %v, want one request cut", err)
 	}
 	close(runner.step)
+}
+
+// slowTrace is a propagator that takes its time over a request's headers.
+type slowTrace struct {
+	propagation.TextMapPropagator
+	began, end chan struct{}
+}
+
+func (s slowTrace) Extract(ctx context.Context, _ propagation.TextMapCarrier) context.Context {
+	close(s.began)
+	<-s.end
+	return ctx
+}
+
+// TestHTTPStopFirst holds that a stop has the first request of a connection answered, which no handler has yet, and
+// does not wait for connections that ask nothing.
+func TestHTTPStopFirst(t *testing.T) {
+	slow := slowTrace{began: make(chan struct{}), end: make(chan struct{})}
+	f, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{Propagator: slow}})
+	silent, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	answered := make(chan *http.Response, 1)
+	go func() {
+		defer close(answered)
+		if resp, err := f.raw(t, "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil {
+			answered <- resp
+		}
+	}()
+	<-slow.began
+	f.stop()
+	_ = silent.SetReadDeadline(time.Now().Add(4 * time.Second)) // net/http closes it after 5 s
+	if _, err := silent.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the silent connection: %v", err)
+	}
+	time.Sleep(50 * time.Millisecond) // what else it closes is closed by then
+	close(slow.end)
+	if resp := <-answered; resp == nil || resp.StatusCode != 200 {
+		t.Errorf("the first request is answered with %v", resp)
+	}
+	if err := <-f.served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
 }
 
 // TestHTTPSlowReader holds that a client that does not read its stream keeps nobody else waiting.
