@@ -43,7 +43,8 @@ func (c *callers) seen() []string {
 	return append([]string(nil), c.names...)
 }
 
-// An answer that outlives its connection's age comes whole, while calls that come later go to a connection of their own.
+// An answer that outlives its connection's age comes whole, while calls that come later go to a
+// connection of their own.
 func TestConnectionAge(t *testing.T) {
 	runner := endless(2)
 	runner.step = make(chan struct{})

@@ -64,7 +64,9 @@ func TestAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.GetText() != want.GetText() || c.GetSeed() != want.GetSeed() || c.GetCompletionTokens() != want.GetUsage().GetCompletionTokens() || c.GetFinishReason() != want.GetFinishReason() {
+		if c.GetText() != want.GetText() || c.GetSeed() != want.GetSeed() ||
+			c.GetCompletionTokens() != want.GetUsage().GetCompletionTokens() ||
+			c.GetFinishReason() != want.GetFinishReason() {
 			t.Errorf("answer %d is %v, alone it is %v", i, c, want)
 		}
 		texts[c.GetText()] = true
@@ -133,7 +135,8 @@ func TestLogprobs(t *testing.T) {
 	}
 	for i, l := range got {
 		w := want[i]
-		if int32(l.GetToken().GetId()) != w.ID || l.GetToken().GetLogprob() != w.Logprobs.Picked || string(l.GetToken().GetText()) != string(m.Prompter.Tokenizer.TokenBytes(w.ID)) || len(l.GetTop()) != 3 {
+		if int32(l.GetToken().GetId()) != w.ID || l.GetToken().GetLogprob() != w.Logprobs.Picked ||
+			string(l.GetToken().GetText()) != string(m.Prompter.Tokenizer.TokenBytes(w.ID)) || len(l.GetTop()) != 3 {
 			t.Errorf("token %d: %v, want %+v", i, l, w)
 		}
 		for j, top := range l.GetTop() {
@@ -152,7 +155,9 @@ func TestLogprobs(t *testing.T) {
 			t.Fatal(err)
 		}
 		top := l.GetTop()[0]
-		if int32(l.GetToken().GetId()) != ids[i+1] || int32(top.GetId()) != next[0].ID || top.GetLogprob() != next[0].Logprobs.Picked || l.GetToken().GetLogprob() > top.GetLogprob() || math.IsNaN(float64(l.GetToken().GetLogprob())) {
+		if int32(l.GetToken().GetId()) != ids[i+1] || int32(top.GetId()) != next[0].ID ||
+			top.GetLogprob() != next[0].Logprobs.Picked || l.GetToken().GetLogprob() > top.GetLogprob() ||
+			math.IsNaN(float64(l.GetToken().GetLogprob())) {
 			t.Errorf("prompt token %d: %v, the likeliest is %+v", i+1, l, next[0])
 		}
 	}
@@ -216,7 +221,8 @@ func TestStopTokenIDs(t *testing.T) {
 	for i := range ids {
 		ids[i] = want[i].ID
 	}
-	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil || out.GetUsage().GetCompletionTokens() != 9 || out.GetText() != m.Prompter.Tokenizer.Decode(ids, true) {
+	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil ||
+		out.GetUsage().GetCompletionTokens() != 9 || out.GetText() != m.Prompter.Tokenizer.Decode(ids, true) {
 		t.Errorf("%v", out)
 	}
 	in.MinTokens = 12

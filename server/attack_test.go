@@ -101,8 +101,8 @@ func processorTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// bounded runs an attack, holds it to the bounds, and holds that an honest call is answered during it. The attacker is in
-// the same process: spare is what it takes itself.
+// bounded runs an attack, holds it to the bounds, and holds that an honest call is answered during it. The attacker is
+// in the same process: spare is what it takes itself.
 func bounded(t *testing.T, f *fixture, spareMemory int64, spareCPU time.Duration, attack func()) {
 	t.Helper()
 	debug.FreeOSMemory()
@@ -250,7 +250,8 @@ func TestAttackGarbage(t *testing.T) {
 			t.Errorf("%s: 60 MB: %v", method, err)
 		}
 	}
-	if err := raw(t.Context(), f.conn, "/no.such.Service/secret", nil); status.Code(err) != codes.Unimplemented || strings.Contains(err.Error(), "secret") {
+	err := raw(t.Context(), f.conn, "/no.such.Service/secret", nil)
+	if status.Code(err) != codes.Unimplemented || strings.Contains(err.Error(), "secret") {
 		t.Errorf("an unknown method: %v", err)
 	}
 }
@@ -327,7 +328,10 @@ func (c *h2) open(path string, more ...string) uint32 {
 	defer c.mu.Unlock()
 	var block bytes.Buffer
 	e := hpack.NewEncoder(&block)
-	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", path}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+	for _, h := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":path", path}, {":authority", "x"},
+		{"content-type", "application/grpc"}, {"te", "trailers"},
+	} {
 		_ = e.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
 	}
 	for i := 0; i < len(more); i += 2 {
@@ -339,7 +343,8 @@ func (c *h2) open(path string, more ...string) uint32 {
 	return id
 }
 
-// send writes DATA without regard for windows in pieces of a size; it stops when the stream or the connection has ended.
+// send writes DATA without regard for windows in pieces of a size; it stops when the stream or
+// the connection has ended.
 func (c *h2) send(id uint32, data []byte, piece int) error {
 	for len(data) > 0 {
 		n := min(piece, len(data))
@@ -405,8 +410,8 @@ func TestStreamID(t *testing.T) {
 	}
 }
 
-// Messages that are sent but for their last byte are refused as soon as they take more than the budget together, while an
-// honest large one comes through.
+// Messages that are sent but for their last byte are refused as soon as they take more than the budget together, while
+// an honest large one comes through.
 func TestAttackHeldMessages(t *testing.T) {
 	addr, f := listen(t, server.Options{})
 	const size, streams = 60_000_000, 12
@@ -428,7 +433,8 @@ func TestAttackHeldMessages(t *testing.T) {
 			}
 		}
 		eventually(t, "some are refused", func() bool { return c.count("8") > 0 })
-		in := client.Chat(client.User(client.ImageBytes(append(pngFile(64), make([]byte, 2<<20)...)), client.Text("Describe the picture.")))
+		large := append(pngFile(64), make([]byte, 2<<20)...)
+		in := client.Chat(client.User(client.ImageBytes(large), client.Text("Describe the picture.")))
 		if _, err := f.Generate(t.Context(), in); err != nil {
 			t.Errorf("an honest message meanwhile: %v", err)
 		}

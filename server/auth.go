@@ -44,7 +44,8 @@ var (
 	}
 	// pathRoles are those of HTTP paths, with all below those that need one.
 	pathRoles = map[string]auth.Role{
-		"/health": noRole, "/v1/models": auth.ReadOnly, ollamaPrefix + "tags": auth.ReadOnly, ollamaPrefix + "version": auth.ReadOnly,
+		"/health": noRole, "/v1/models": auth.ReadOnly,
+		ollamaPrefix + "tags": auth.ReadOnly, ollamaPrefix + "version": auth.ReadOnly,
 	}
 )
 
@@ -118,7 +119,8 @@ func (s *Server) identifyHTTP(r *http.Request) (*http.Request, error) {
 }
 
 // identify gives ctx its caller, as serving.CallerOf finds it. Its error is a *serving.Error.
-func (s *Server) identify(ctx context.Context, c auth.Credentials, address string, need auth.Role) (context.Context, error) {
+func (s *Server) identify(ctx context.Context, c auth.Credentials, address string,
+	need auth.Role) (context.Context, error) {
 	id, err := s.options.Auth.Authenticate(ctx, c)
 	if err == nil && id.Role >= need {
 		return serving.WithCaller(ctx, serving.Caller{Identity: id, Tenant: id.Tenant, Peer: address}), nil

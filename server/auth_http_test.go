@@ -77,11 +77,14 @@ func TestHTTPAuth(t *testing.T) {
 // A browser asks before it sends a credential, and is told that it may.
 func TestHTTPAuthPreflight(t *testing.T) {
 	k := newKeyFile(t, entries...)
-	f, _ := tinyHTTP(t, server.Options{Auth: k.auth, HTTP: server.HTTPOptions{AllowOrigins: []string{"https://a.example"}}})
+	f, _ := tinyHTTP(t, server.Options{
+		Auth: k.auth, HTTP: server.HTTPOptions{AllowOrigins: []string{"https://a.example"}},
+	})
 	resp := f.do(t, http.MethodOptions, "/v1/chat/completions", nil,
 		"Origin", "https://a.example", "Access-Control-Request-Method", "POST")
 	read(t, resp)
-	if allowed := resp.Header.Get("Access-Control-Allow-Headers"); resp.StatusCode != 204 || !strings.Contains(allowed, "Authorization") {
+	allowed := resp.Header.Get("Access-Control-Allow-Headers")
+	if resp.StatusCode != 204 || !strings.Contains(allowed, "Authorization") {
 		t.Errorf("%d, %q", resp.StatusCode, allowed)
 	}
 }

@@ -141,11 +141,16 @@ func TestMethodsWantRoles(t *testing.T) {
 			_, err := rpc.GetServerInfo(ctx, &pb.GetServerInfoRequest{})
 			return err
 		}, auth.ReadOnly},
-		"Generate":       {func(ctx context.Context) error { _, err := f.Generate(ctx, in); return err }, auth.User},
-		"GenerateStream": {func(ctx context.Context) error { _, _, _, err := collect(ctx, f.Client, in); return err }, auth.User},
+		"Generate": {func(ctx context.Context) error { _, err := f.Generate(ctx, in); return err }, auth.User},
+		"GenerateStream": {func(ctx context.Context) error {
+			_, _, _, err := collect(ctx, f.Client, in)
+			return err
+		}, auth.User},
 	}
 	for name, c := range calls {
-		for id, role := range map[string]auth.Role{"": 0, "stranger": 0, "monitor": auth.ReadOnly, "acme": auth.User, "root": auth.Admin} {
+		for id, role := range map[string]auth.Role{
+			"": 0, "stranger": 0, "monitor": auth.ReadOnly, "acme": auth.User, "root": auth.Admin,
+		} {
 			want, secret := codes.OK, k.key[id]
 			if id == "stranger" {
 				secret = auth.NewKey(new(auth.Entry))
@@ -265,12 +270,14 @@ func TestHeadersOfKeys(t *testing.T) {
 		headers []string
 		want    codes.Code
 	}{
-		"bearer":          {[]string{"authorization", "bearer   " + acme}, codes.OK},
-		"x-api-key":       {[]string{"x-api-key", acme}, codes.OK},
-		"api-key":         {[]string{"api-key", acme}, codes.OK},
-		"the same twice":  {[]string{"api-key", acme, "authorization", "Bearer " + acme}, codes.OK},
-		"two":             {[]string{"api-key", blue, "authorization", "Bearer " + acme}, codes.Unauthenticated},
-		"two bearers":     {[]string{"authorization", "Bearer " + blue, "authorization", "Bearer " + acme}, codes.Unauthenticated},
+		"bearer":         {[]string{"authorization", "bearer   " + acme}, codes.OK},
+		"x-api-key":      {[]string{"x-api-key", acme}, codes.OK},
+		"api-key":        {[]string{"api-key", acme}, codes.OK},
+		"the same twice": {[]string{"api-key", acme, "authorization", "Bearer " + acme}, codes.OK},
+		"two":            {[]string{"api-key", blue, "authorization", "Bearer " + acme}, codes.Unauthenticated},
+		"two bearers": {
+			[]string{"authorization", "Bearer " + blue, "authorization", "Bearer " + acme}, codes.Unauthenticated,
+		},
 		"basic":           {[]string{"authorization", "Basic " + acme}, codes.Unauthenticated},
 		"no scheme":       {[]string{"authorization", acme}, codes.Unauthenticated},
 		"empty":           {[]string{"authorization", ""}, codes.Unauthenticated},
@@ -413,7 +420,9 @@ func TestSecretsStayOut(t *testing.T) {
 	token := authtest.Sign(t, signing, claims)
 	claims["aud"] = "another"
 	other := authtest.Sign(t, signing, claims)
-	secrets := []string{k.key["acme"], token, other, "mms_" + canary, canary, token[:len(token)-4], auth.NewKey(new(auth.Entry))}
+	secrets := []string{
+		k.key["acme"], token, other, "mms_" + canary, canary, token[:len(token)-4], auth.NewKey(new(auth.Entry)),
+	}
 	answered := 0
 	for _, secret := range secrets {
 		for _, header := range []string{"authorization", "x-api-key"} {
@@ -480,8 +489,8 @@ func (m *mutual) dial(t *testing.T, ca *authtest.CA, leaf authtest.Leaf) grpc.Di
 	return grpc.WithTransportCredentials(credentials.NewTLS(c))
 }
 
-// Whom a certificate stands for is said by the file of keys. A certificate of another authority, one that has expired and
-// none at all are no handshake.
+// Whom a certificate stands for is said by the file of keys. A certificate of another authority, one that has expired
+// and none at all are no handshake.
 func TestClientCertificates(t *testing.T) {
 	m := newMutual(t)
 	k := newKeyFile(t, append(entries,
@@ -500,9 +509,11 @@ func TestClientCertificates(t *testing.T) {
 		secret string
 		want   codes.Code
 	}{
-		"none":                     {m.dial(t, nil, authtest.Leaf{}), k.key["acme"], codes.Unavailable},
-		"of another authority":     {m.dial(t, other, authtest.Leaf{CommonName: "probe"}), k.key["acme"], codes.Unavailable},
-		"expired":                  {m.dial(t, m.ca, authtest.Leaf{CommonName: "probe", Expired: true}), "", codes.Unavailable},
+		"none":                 {m.dial(t, nil, authtest.Leaf{}), k.key["acme"], codes.Unavailable},
+		"of another authority": {m.dial(t, other, authtest.Leaf{CommonName: "probe"}), k.key["acme"], codes.Unavailable},
+		"expired": {
+			m.dial(t, m.ca, authtest.Leaf{CommonName: "probe", Expired: true}), "", codes.Unavailable,
+		},
 		"named to read":            {m.dial(t, m.ca, authtest.Leaf{CommonName: "probe"}), "", codes.PermissionDenied},
 		"not named":                {m.dial(t, m.ca, authtest.Leaf{CommonName: "acme"}), "", codes.Unauthenticated},
 		"with a key":               {m.dial(t, m.ca, authtest.Leaf{CommonName: "acme"}), k.key["acme"], codes.OK},
@@ -672,8 +683,8 @@ func (callCount) HandleRPC(context.Context, stats.RPCStats)                     
 func (callCount) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
 func (callCount) HandleConn(context.Context, stats.ConnStats)                       {}
 
-// What bounds connections in plaintext bounds them behind TLS: frames are seen, and calls that are opened and taken back
-// without end are read as slowly as they are there.
+// What bounds connections in plaintext bounds them behind TLS: frames are seen, and calls that are opened and taken
+// back without end are read as slowly as they are there.
 func TestAttackThroughTLS(t *testing.T) {
 	m := newMutual(t)
 	k := newKeyFile(t, entries...)

@@ -95,7 +95,8 @@ func TestCanary(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Compiler = func() (*constrain.Compiler, error) { return compiler, nil }
-	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, _ bool) (*vision.Image, error) {
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits,
+		_ bool) (*vision.Image, error) {
 		h, err := imaging.ReadHeader(ctx, data, imaging.Limits{})
 		if err != nil {
 			return nil, err

@@ -49,6 +49,7 @@ type connection struct {
 
 	receiving int64 // bytes of messages that are not whole yet
 	claims    int   // calls that run
+	watches   int   // of claims, those that carry nothing and may last: watchers
 	greeted   bool  // it speaks HTTP/2
 	born      time.Time
 	served    bool // it made a call
@@ -59,7 +60,8 @@ type connection struct {
 func newConnection(conn net.Conn, l *listener) *connection {
 	c := &connection{
 		Conn: socket.Named(conn), listener: l, skip: prefaceLen, streams: map[uint32]*inbound{}, silent: time.Now(),
-		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(), greeted: l.http, born: time.Now(),
+		frames: rate.NewLimiter(frameRate, frameBurst), clock: time.Now(), resumed: time.Now(),
+		greeted: l.http, born: time.Now(),
 	}
 	c.closed, c.end = context.WithCancel(context.Background())
 	return c
@@ -68,9 +70,9 @@ func newConnection(conn net.Conn, l *listener) *connection {
 // maxUnclaimed bounds the streams of a connection that no handler has: those that gRPC refused.
 const maxUnclaimed = 1024
 
-// prune forgets the oldest streams that no handler came for.
+// prune forgets the oldest streams that no handler came for, many at a time: all are looked at.
 func (c *connection) prune() {
-	if len(c.streams)-c.claims <= maxUnclaimed {
+	if len(c.streams)-c.claims <= 2*maxUnclaimed {
 		return
 	}
 	for id, s := range c.streams {
@@ -151,9 +153,10 @@ func (f framedCredentials) Clone() credentials.TransportCredentials {
 	return framedCredentials{f.TransportCredentials.Clone()}
 }
 
-// listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a call
-// the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that comes before
-// the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send theirs to other servers.
+// listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a
+// call the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that
+// comes before the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send
+// theirs to other servers.
 type listener struct {
 	net.Listener
 	inflight *inflight
@@ -215,7 +218,7 @@ func (l *listener) silent() (found *connection) {
 	l.inflight.mu.Lock()
 	defer l.inflight.mu.Unlock()
 	for c := range l.inflight.conns {
-		if c.claims > 0 {
+		if c.claims > c.watches {
 			continue
 		}
 		if found == nil || c.served == found.served && c.silent.Before(found.silent) || !c.served && found.served {

@@ -50,11 +50,15 @@ func TestPace(t *testing.T) {
 		holds   int64
 		want    time.Duration
 	}{
-		"a burst of pings":        {frame: frameOf(framePing, 8), n: frameBurst, size: 1000},
-		"pings without end":       {frameOf(framePing, 8), 5 * frameBurst, 1000, 0, 4 * frameBurst * time.Second / frameRate},
-		"pings, byte by byte":     {frameOf(framePing, 8), 2 * frameBurst, 1, 0, frameBurst * time.Second / frameRate},
-		"calls taken back":        {frameOf(frameReset, 4), 3 * frameBurst / resetCost, 32 << 10, 0, 2 * frameBurst * time.Second / frameRate},
-		"pings without a call":    {frameOf(framePing, 8), 3 * frameBurst / idlePingCost, 1000, 0, 2 * frameBurst * time.Second / frameRate},
+		"a burst of pings":    {frame: frameOf(framePing, 8), n: frameBurst, size: 1000},
+		"pings without end":   {frameOf(framePing, 8), 5 * frameBurst, 1000, 0, 4 * frameBurst * time.Second / frameRate},
+		"pings, byte by byte": {frameOf(framePing, 8), 2 * frameBurst, 1, 0, frameBurst * time.Second / frameRate},
+		"calls taken back": {
+			frameOf(frameReset, 4), 3 * frameBurst / resetCost, 32 << 10, 0, 2 * frameBurst * time.Second / frameRate,
+		},
+		"pings without a call": {
+			frameOf(framePing, 8), 3 * frameBurst / idlePingCost, 1000, 0, 2 * frameBurst * time.Second / frameRate,
+		},
 		"data of one byte":        {frameOf(frameData, 1), 2 * frameBurst, 500, 0, frameBurst * time.Second / frameRate},
 		"data":                    {frame: frameOf(frameData, huge), n: 2 * frameBurst, size: 32 << 10},
 		"a large message's data":  {frameOf(frameData, huge), 8 * bulkBurst / huge, 32 << 10, 2 * bulkAfter, 0},

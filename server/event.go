@@ -21,7 +21,8 @@ func (e events) send(r *pb.GenerateStreamResponse) error { return fromStatus(e.s
 // Start implements serving.Sink.
 func (e events) Start(s *serving.Start) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Start{Start: &pb.StreamStart{
-		Id: s.ID, Model: s.Model, ModelDigest: s.ModelDigest, SystemFingerprint: s.Fingerprint, Seed: s.Seed, Usage: usage(s.Usage),
+		Id: s.ID, Model: s.Model, ModelDigest: s.ModelDigest, SystemFingerprint: s.Fingerprint,
+		Seed: s.Seed, Usage: usage(s.Usage),
 		PromptTokenIds: ids(s.PromptIDs),
 	}}})
 }
@@ -29,7 +30,8 @@ func (e events) Start(s *serving.Start) error {
 // Delta implements serving.Sink.
 func (e events) Delta(d *serving.Delta) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: &pb.StreamDelta{
-		Text: d.Text, Tokens: uint32(d.Tokens), Index: uint32(d.Index), Logprobs: logprobs(d.Logprobs), PromptLogprobs: logprobs(d.PromptLogprobs),
+		Text: d.Text, Tokens: uint32(d.Tokens), Index: uint32(d.Index),
+		Logprobs: logprobs(d.Logprobs), PromptLogprobs: logprobs(d.PromptLogprobs),
 		TokenIds: ids(d.TokenIDs),
 	}}})
 }
@@ -37,7 +39,8 @@ func (e events) Delta(d *serving.Delta) error {
 // Finish implements serving.Sink.
 func (e events) Finish(f *serving.Finish) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Finish{Finish: &pb.StreamFinish{
-		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index), Usage: usage(f.Usage), Timings: timings(f.Timings),
+		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index),
+		Usage: usage(f.Usage), Timings: timings(f.Timings),
 		Logprobs: logprobs(f.Logprobs), PromptLogprobs: logprobs(f.PromptLogprobs), ChoiceScores: f.ChoiceScores,
 		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID),
 	}}})
@@ -49,7 +52,8 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 	out := &pb.GenerateResponse{
 		Id: c.ID, Model: c.Model, ModelDigest: c.ModelDigest, SystemFingerprint: c.Fingerprint, Seed: c.Seed,
 		Text: first.Text, FinishReason: finishReasons[first.Reason], MatchedStop: first.Stop,
-		Usage: usage(c.Usage), Timings: timings(c.Timings), PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
+		Usage: usage(c.Usage), Timings: timings(c.Timings),
+		PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
 	}
 	for _, a := range c.Choices {

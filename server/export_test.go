@@ -29,7 +29,9 @@ func UncountedFields() (names []protoreflect.FullName) {
 			}
 		}
 	}
-	for _, file := range []protoreflect.FileDescriptor{pb.File_mmserve_v1_mmserve_proto, inferencepb.File_inference_open_inference_proto} {
+	for _, file := range []protoreflect.FileDescriptor{
+		pb.File_mmserve_v1_mmserve_proto, inferencepb.File_inference_open_inference_proto,
+	} {
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()
 			for j := range methods.Len() {

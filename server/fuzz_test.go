@@ -21,8 +21,8 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
-// FuzzRequest takes bytes from the wire through counting, decoding, validation, template, tokenizer, constraint and engine,
-// everything but gRPC's transport, and bounds the memory that is allocated on the way.
+// FuzzRequest takes bytes from the wire through counting, decoding, validation, template, tokenizer, constraint and
+// engine, everything but gRPC's transport, and bounds the memory that is allocated on the way.
 func FuzzRequest(f *testing.F) {
 	m := tinyVLM(f)
 	compiler, err := constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS)
@@ -56,7 +56,8 @@ func FuzzRequest(f *testing.F) {
 		defer cancel()
 		count, errCount := s.CountTokens(ctx, in)
 		answer, err := s.Generate(grpc.NewContextWithServerTransportStream(ctx, unaryCall{}), in)
-		if err == nil && (errCount != nil || !count.GetFits() || count.GetPromptTokens() != answer.GetUsage().GetPromptTokens()) {
+		if err == nil && (errCount != nil || !count.GetFits() ||
+			count.GetPromptTokens() != answer.GetUsage().GetPromptTokens()) {
 			t.Errorf("counted %v, %v; answered %v", count, errCount, answer.GetUsage())
 		}
 		switch status.Code(err) {
@@ -77,25 +78,34 @@ func FuzzRequest(f *testing.F) {
 // requestSeeds have every field of a request.
 func requestSeeds() []*pb.GenerateRequest {
 	full := question()
-	full.MaxTokens, full.MinTokens, full.N, full.Stop, full.StopTokenIds = proto.Uint32(4), 2, 2, []string{"x", "yz"}, []uint32{1, 2}
+	full.MaxTokens, full.MinTokens, full.N = proto.Uint32(4), 2, 2
+	full.Stop, full.StopTokenIds = []string{"x", "yz"}, []uint32{1, 2}
 	full.Logprobs, full.TopLogprobs, full.PromptLogprobs, full.Speculative = true, 3, true, proto.Bool(true)
 	full.ReturnTokenIds, full.IncludeStop = true, true
 	full.RequestId, full.Tenant, full.Priority = "id", "tenant", pb.Priority_PRIORITY_BATCH
 	full.Sampling = &pb.Sampling{
-		Temperature: proto.Float32(1), TopK: proto.Uint32(5), TopP: proto.Float32(0.9), Seed: proto.Uint64(1), MinP: proto.Float32(0.1), TypicalP: proto.Float32(0.9),
-		RepetitionPenalty: proto.Float32(1.1), PresencePenalty: proto.Float32(0.1), FrequencyPenalty: proto.Float32(0.1), LogitBias: map[uint32]float32{5: 1},
+		Temperature: proto.Float32(1), TopK: proto.Uint32(5), TopP: proto.Float32(0.9), Seed: proto.Uint64(1),
+		MinP: proto.Float32(0.1), TypicalP: proto.Float32(0.9),
+		RepetitionPenalty: proto.Float32(1.1), PresencePenalty: proto.Float32(0.1),
+		FrequencyPenalty: proto.Float32(0.1), LogitBias: map[uint32]float32{5: 1},
 	}
 	list := []*pb.GenerateRequest{full, client.Prompt(client.Text("red"))}
 	list = append(list, client.Prompt(tokens(1, 2), client.ImageBytes(pngFile(8)), tokens(3)))
-	for _, image := range []*pb.Image{{Digest: "sha256:0"}, {Url: "http://localhost/"}, {Data: []byte("x"), Url: "file:///"}} {
+	for _, image := range []*pb.Image{
+		{Digest: "sha256:0"}, {Url: "http://localhost/"}, {Data: []byte("x"), Url: "file:///"},
+	} {
 		list = append(list, client.Prompt(&pb.Part{Content: &pb.Part_Image{Image: image}}))
 	}
-	goesOn := client.Chat(client.System(client.Text("s")), client.User(client.Text("u")), client.Assistant(client.Text("A large ")))
+	goesOn := client.Chat(
+		client.System(client.Text("s")), client.User(client.Text("u")), client.Assistant(client.Text("A large ")),
+	)
 	goesOn.GetChat().ContinueFinalMessage = true
 	list = append(list, goesOn)
 	for _, c := range []*pb.Constraint{
-		{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: []string{"red", "blue"}}}}, choices("1", "10", "light red"), {Kind: &pb.Constraint_Regex{Regex: "[a-z]{2}"}},
-		{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "boolean"}`}}, {Kind: &pb.Constraint_JsonObject{JsonObject: true}},
+		{Kind: &pb.Constraint_Choices{Choices: &pb.Choices{Texts: []string{"red", "blue"}}}},
+		choices("1", "10", "light red"), {Kind: &pb.Constraint_Regex{Regex: "[a-z]{2}"}},
+		{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "boolean"}`}},
+		{Kind: &pb.Constraint_JsonObject{JsonObject: true}},
 	} {
 		in := client.Prompt(client.Text("red"))
 		in.Constraint, in.MaxTokens = c, proto.Uint32(8)

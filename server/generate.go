@@ -15,7 +15,8 @@ import (
 const maxAnswerBytes = 4 << 20
 
 // GenerateStream implements mmserve.v1.MMServe.
-func (s *Server) GenerateStream(in *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
+func (s *Server) GenerateStream(in *pb.GenerateRequest,
+	stream grpc.ServerStreamingServer[pb.GenerateStreamResponse]) error {
 	ctx := stream.Context()
 	req := request(ctx, in)
 	req.Streams = true

@@ -45,7 +45,8 @@ func TestGenerate(t *testing.T) {
 	if out.GetText() != g.Text {
 		t.Errorf("text %q, want %q", out.GetText(), g.Text)
 	}
-	if out.GetId() != "r-1" || out.GetModel() != "tiny-vlm" || out.GetModelDigest() != "sha256:test" || out.GetSeed() != 7 {
+	if out.GetId() != "r-1" || out.GetModel() != "tiny-vlm" || out.GetModelDigest() != "sha256:test" ||
+		out.GetSeed() != 7 {
 		t.Errorf("head of the answer is wrong: %v", out)
 	}
 	if out.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP || out.MatchedStop != nil {
@@ -59,7 +60,8 @@ func TestGenerate(t *testing.T) {
 		t.Errorf("usage %v, want %v", out.GetUsage(), want)
 	}
 	tm := out.GetTimings()
-	if total := tm.GetTotal().AsDuration(); tm.GetTtft().AsDuration() <= 0 || total < tm.GetTtft().AsDuration() || tm.GetPreprocess() == nil || tm.GetPrefill() == nil {
+	if total := tm.GetTotal().AsDuration(); tm.GetTtft().AsDuration() <= 0 || total < tm.GetTtft().AsDuration() ||
+		tm.GetPreprocess() == nil || tm.GetPrefill() == nil {
 		t.Errorf("timings %v", tm)
 	}
 
@@ -138,7 +140,8 @@ func TestSampling(t *testing.T) {
 		{&pb.Sampling{Temperature: f32(0), RepetitionPenalty: f32(3)}, decoder.Sampling{RepetitionPenalty: 3}},
 		{&pb.Sampling{Temperature: f32(0), PresencePenalty: f32(2)}, decoder.Sampling{PresencePenalty: 2}},
 		{&pb.Sampling{Temperature: f32(0), FrequencyPenalty: f32(-2)}, decoder.Sampling{FrequencyPenalty: -2}},
-		{&pb.Sampling{Temperature: f32(0), LogitBias: map[uint32]float32{430: 100}}, decoder.Sampling{LogitBias: map[int32]float32{430: 100}}},
+		{&pb.Sampling{Temperature: f32(0), LogitBias: map[uint32]float32{430: 100}},
+			decoder.Sampling{LogitBias: map[int32]float32{430: 100}}},
 	} {
 		if tt.in.Temperature != nil && tt.in.GetTemperature() == 0 {
 			tt.want.TopK, tt.want.TopP = 50, 0.95
@@ -198,7 +201,8 @@ func TestEnd(t *testing.T) {
 	} {
 		out := generate(tt.change)
 		if out.GetUsage().GetCompletionTokens() != tt.tokens || out.GetFinishReason() != tt.finish {
-			t.Errorf("%s: %d tokens, %v; want %d, %v", tt.name, out.GetUsage().GetCompletionTokens(), out.GetFinishReason(), tt.tokens, tt.finish)
+			t.Errorf("%s: %d tokens, %v; want %d, %v", tt.name,
+				out.GetUsage().GetCompletionTokens(), out.GetFinishReason(), tt.tokens, tt.finish)
 		}
 	}
 }
@@ -220,9 +224,12 @@ func TestConstraint(t *testing.T) {
 		constraint *pb.Constraint
 		ok         func(text string) bool
 	}{
-		"choices":     {&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: choices}}, func(s string) bool { return slices.Contains(choices.GetTexts(), s) }},
-		"regex":       {&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: `\d{3}-[a-få]{2,5}`}}, regexp.MustCompile(`^\d{3}-[a-få]{2,5}$`).MatchString},
-		"json_schema": {&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}}, regexp.MustCompile(`^{"colour": ?"(red|green)", ?"n": ?[3-9]}$`).MatchString},
+		"choices": {&pb.Constraint{Kind: &pb.Constraint_Choices{Choices: choices}},
+			func(s string) bool { return slices.Contains(choices.GetTexts(), s) }},
+		"regex": {&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: `\d{3}-[a-få]{2,5}`}},
+			regexp.MustCompile(`^\d{3}-[a-få]{2,5}$`).MatchString},
+		"json_schema": {&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}},
+			regexp.MustCompile(`^{"colour": ?"(red|green)", ?"n": ?[3-9]}$`).MatchString},
 	} {
 		seen := map[string]bool{}
 		for seed := range uint64(10) {
@@ -246,7 +253,8 @@ func TestConstraint(t *testing.T) {
 		{&pb.Constraint{}, "constraint", "want choices"},
 		{&pb.Constraint{Kind: &pb.Constraint_Choices{}}, "constraint.choices.texts", "want at least one"},
 		{&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "(a"}}, "constraint.regex", "missing"},
-		{&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "array", "uniqueItems": 1}`}}, "constraint.json_schema", "uniqueItems"},
+		{&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: `{"type": "array", "uniqueItems": 1}`}},
+			"constraint.json_schema", "uniqueItems"},
 	} {
 		_, err := generate(tt.constraint, 1)
 		checkViolation(t, err, tt.field, tt.says)
@@ -260,8 +268,8 @@ func TestConstraint(t *testing.T) {
 	}
 }
 
-// TestLeadingSpace holds that a space which the template leaves to the answer is allowed by constraints and is not in the
-// text, and that a raw prompt is continued as it is.
+// TestLeadingSpace holds that a space which the template leaves to the answer is allowed by constraints and is not in
+// the text, and that a raw prompt is continued as it is.
 func TestLeadingSpace(t *testing.T) {
 	m := tinyVLM(t)
 	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
@@ -307,8 +315,8 @@ func TestLeadingSpace(t *testing.T) {
 	}
 }
 
-// TestDeadline holds that a request that cannot have its first token in time is refused before any work, unless nobody else
-// is trying one.
+// TestDeadline holds that a request that cannot have its first token in time is refused before any work, unless nobody
+// else is trying one.
 func TestDeadline(t *testing.T) {
 	slow := decodertest.NewPaced(decodertest.NewHash(2, contextLen, vocab), 100*time.Millisecond, time.Millisecond)
 	f := start(t, tinyVLM(t), slow, server.Options{})
@@ -330,7 +338,8 @@ func TestDeadline(t *testing.T) {
 	if err := <-tried; status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("an idle engine gave %v, want DEADLINE_EXCEEDED", err)
 	}
-	if _, ok := client.RetryDelay(err); !ok || status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "deadline") {
+	if _, ok := client.RetryDelay(err); !ok || status.Code(err) != codes.ResourceExhausted ||
+		!strings.Contains(err.Error(), "deadline") {
 		t.Errorf("got %v, want RESOURCE_EXHAUSTED with RetryInfo", err)
 	}
 }
@@ -420,7 +429,8 @@ func TestStopStrings(t *testing.T) {
 			for _, d := range deltas {
 				text += d.GetText()
 			}
-			if text != tt.text || finish.GetMatchedStop() != tt.matched || finish.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP {
+			if text != tt.text || finish.GetMatchedStop() != tt.matched ||
+				finish.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP {
 				t.Errorf("%q, stop %q, %v; want %q, %q, STOP", text, finish.GetMatchedStop(), finish.GetFinishReason(), tt.text, tt.matched)
 			}
 		})
@@ -500,7 +510,8 @@ func bad() map[string]struct {
 		"empty image":          {client.Chat(client.User(text, client.ImageBytes(nil))), "chat.messages[0].parts[1].image.data", "empty"},
 		"unknown detail": {client.Prompt(&pb.Part{Content: &pb.Part_Image{Image: &pb.Image{Data: []byte{1}, Detail: 7}}}),
 			"prompt.parts[0].image.detail", "7; want"},
-		"too many images":      {client.Chat(client.User(slices.Repeat([]*pb.Part{client.ImageBytes([]byte{1})}, 17)...)), "input", "17 images; at most 16"},
+		"too many images": {client.Chat(client.User(slices.Repeat([]*pb.Part{client.ImageBytes([]byte{1})}, 17)...)),
+			"input", "17 images; at most 16"},
 		"too much text":        {client.Prompt(client.Text(strings.Repeat("x", 1<<20)), text), "input", "1048577 bytes of text; this server takes at most 1048576"},
 		"no tokens wanted":     {maxTokens(0), "max_tokens", "0; want 1 to 511"},
 		"more than context":    {maxTokens(512), "max_tokens", "512; want 1 to 511"},
@@ -515,23 +526,33 @@ func bad() map[string]struct {
 		"typical_p":            {sampling(&pb.Sampling{TypicalP: f32(0)}), "sampling.typical_p", "0; want above 0 up to 1"},
 		"repetition_penalty":   {sampling(&pb.Sampling{RepetitionPenalty: &nan}), "sampling.repetition_penalty", "NaN; want above 0 up to 10"},
 		"presence_penalty":     {sampling(&pb.Sampling{PresencePenalty: f32(3)}), "sampling.presence_penalty", "3; want from -2 up to 2"},
-		"frequency_penalty":    {sampling(&pb.Sampling{FrequencyPenalty: f32(-3)}), "sampling.frequency_penalty", "-3; want from -2 up to 2"},
-		"logit_bias value":     {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1: 101}}), "sampling.logit_bias[1]", "101; want"},
-		"logit_bias id":        {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}), "sampling.logit_bias[2147483648]", "want ids below"},
-		"min_tokens":           {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6}, "min_tokens", "6; want at most max_tokens"},
-		"priority":             {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
-		"stop_token_ids":       {&pb.GenerateRequest{Input: question().Input, StopTokenIds: []uint32{1, 1 << 31}}, "stop_token_ids[1]", "2147483648; want ids below"},
-		"many stop_token_ids":  {&pb.GenerateRequest{Input: question().Input, StopTokenIds: make([]uint32, 17)}, "stop_token_ids", "17 ids; at most 16"},
-		"n":                    {&pb.GenerateRequest{Input: question().Input, N: 17}, "n", "17; want at most 16"},
-		"top_logprobs":         {&pb.GenerateRequest{Input: question().Input, Logprobs: true, TopLogprobs: 21}, "top_logprobs", "21; want at most 20"},
-		"top_logprobs alone":   {&pb.GenerateRequest{Input: question().Input, TopLogprobs: 2}, "top_logprobs", "want 0 without logprobs"},
-		"tenant":               {&pb.GenerateRequest{Input: question().Input, Tenant: "a b"}, "tenant", "3 bytes; want"},
-		"top_p NaN":            {sampling(&pb.Sampling{TopP: &nan}), "sampling.top_p", "NaN; want"},
-		"empty stop":           {stop("ok", ""), "stop[1]", "0 bytes; want 1 to 256"},
-		"long stop":            {stop(strings.Repeat("s", 257)), "stop[0]", "257 bytes; want 1 to 256"},
-		"many stops":           {stop(slices.Repeat([]string{"s"}, 17)...), "stop", "17 stop strings; at most 16"},
-		"long id":              {with(func(in *pb.GenerateRequest) { in.RequestId = strings.Repeat("i", 129) }), "request_id", "129 bytes; want at most 128"},
-		"id with a line end":   {with(func(in *pb.GenerateRequest) { in.RequestId = "a\nb" }), "request_id", "printable ASCII"},
+		"frequency_penalty": {sampling(&pb.Sampling{FrequencyPenalty: f32(-3)}),
+			"sampling.frequency_penalty", "-3; want from -2 up to 2"},
+		"logit_bias value": {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1: 101}}),
+			"sampling.logit_bias[1]", "101; want"},
+		"logit_bias id": {sampling(&pb.Sampling{LogitBias: map[uint32]float32{1 << 31: 1}}),
+			"sampling.logit_bias[2147483648]", "want ids below"},
+		"min_tokens": {&pb.GenerateRequest{Input: question().Input, MaxTokens: proto.Uint32(5), MinTokens: 6},
+			"min_tokens", "6; want at most max_tokens"},
+		"priority": {&pb.GenerateRequest{Input: question().Input, Priority: 9}, "priority", "9; want PRIORITY_INTERACTIVE"},
+		"stop_token_ids": {&pb.GenerateRequest{Input: question().Input, StopTokenIds: []uint32{1, 1 << 31}},
+			"stop_token_ids[1]", "2147483648; want ids below"},
+		"many stop_token_ids": {&pb.GenerateRequest{Input: question().Input, StopTokenIds: make([]uint32, 17)},
+			"stop_token_ids", "17 ids; at most 16"},
+		"n": {&pb.GenerateRequest{Input: question().Input, N: 17}, "n", "17; want at most 16"},
+		"top_logprobs": {&pb.GenerateRequest{Input: question().Input, Logprobs: true, TopLogprobs: 21},
+			"top_logprobs", "21; want at most 20"},
+		"top_logprobs alone": {&pb.GenerateRequest{Input: question().Input, TopLogprobs: 2},
+			"top_logprobs", "want 0 without logprobs"},
+		"tenant":     {&pb.GenerateRequest{Input: question().Input, Tenant: "a b"}, "tenant", "3 bytes; want"},
+		"top_p NaN":  {sampling(&pb.Sampling{TopP: &nan}), "sampling.top_p", "NaN; want"},
+		"empty stop": {stop("ok", ""), "stop[1]", "0 bytes; want 1 to 256"},
+		"long stop":  {stop(strings.Repeat("s", 257)), "stop[0]", "257 bytes; want 1 to 256"},
+		"many stops": {stop(slices.Repeat([]string{"s"}, 17)...), "stop", "17 stop strings; at most 16"},
+		"long id": {with(func(in *pb.GenerateRequest) { in.RequestId = strings.Repeat("i", 129) }),
+			"request_id", "129 bytes; want at most 128"},
+		"id with a line end": {with(func(in *pb.GenerateRequest) { in.RequestId = "a\nb" }),
+			"request_id", "printable ASCII"},
 	}
 }
 
@@ -549,7 +570,9 @@ func TestInvalid(t *testing.T) {
 		in := client.Chat(&pb.Message{})
 		in.MaxTokens, in.Stop, in.Sampling = proto.Uint32(0), []string{""}, &pb.Sampling{TopP: proto.Float32(9)}
 		_, err := f.Generate(t.Context(), in)
-		for _, field := range []string{"chat.messages[0].role", "chat.messages[0].parts", "max_tokens", "stop[0]", "sampling.top_p"} {
+		for _, field := range []string{
+			"chat.messages[0].role", "chat.messages[0].parts", "max_tokens", "stop[0]", "sampling.top_p",
+		} {
 			checkViolation(t, err, field, "want")
 		}
 	})
@@ -586,7 +609,11 @@ func TestUnfit(t *testing.T) {
 		in          *pb.GenerateRequest
 		field, says string
 	}{
-		"not an image":       {client.Chat(client.User(client.Text("a")), client.User(client.ImageBytes(pngFile(4)), client.ImageBytes([]byte("GIF89")))), "chat.messages[1].parts[1].image.data", "not a PNG"},
+		"not an image": {
+			client.Chat(client.User(client.Text("a")),
+				client.User(client.ImageBytes(pngFile(4)), client.ImageBytes([]byte("GIF89")))),
+			"chat.messages[1].parts[1].image.data", "not a PNG",
+		},
 		"prompt too long":    {client.Chat(client.User(client.ImageBytes(pngFile(4)), long)), "input", "16 of them of images; want at most 511"},
 		"max_tokens too big": {tight, "max_tokens", "500; want at most 482: the prompt has 30 tokens, 16 of them of images, in a context of 512"},
 		"empty prompt":       {client.Prompt(client.Text("")), "prompt.parts", "no tokens"},
@@ -624,7 +651,9 @@ func TestOneImageOnly(t *testing.T) {
 	m.Prompter.Layout.Frame = &fusion.Frame{OneImage: true}
 	f := start(t, m, newChain(1, 430, 4), server.Options{})
 	image := client.ImageBytes(pngFile(4))
-	for n, in := range []*pb.GenerateRequest{client.Prompt(client.Text("x")), client.Prompt(image), client.Prompt(image, image)} {
+	for n, in := range []*pb.GenerateRequest{
+		client.Prompt(client.Text("x")), client.Prompt(image), client.Prompt(image, image),
+	} {
 		want := codes.InvalidArgument
 		if n == 1 {
 			want = codes.OK
@@ -638,7 +667,8 @@ func TestOneImageOnly(t *testing.T) {
 func TestPanicIsContained(t *testing.T) {
 	m := tinyVLM(t)
 	prepare, first := m.Prompter.Preprocessor.Prepare, true
-	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, d bool) (*vision.Image, error) {
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits,
+		d bool) (*vision.Image, error) {
 		if first {
 			first = false
 			panic("secret pixels")
@@ -744,7 +774,8 @@ func TestConcurrent(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if out.GetText() != alone[i].GetText() || out.GetMatchedStop() != alone[i].GetMatchedStop() || out.GetFinishReason() != alone[i].GetFinishReason() {
+			if out.GetText() != alone[i].GetText() || out.GetMatchedStop() != alone[i].GetMatchedStop() ||
+				out.GetFinishReason() != alone[i].GetFinishReason() {
 				t.Errorf("request %d: %q in a crowd, %q alone", i, out.GetText(), alone[i].GetText())
 			}
 		})

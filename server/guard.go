@@ -22,8 +22,8 @@ import (
 // smallMessage is the largest message of methods that carry no prompt, in bytes.
 const smallMessage = 64 << 10
 
-// unadmittedMessage is the largest message that is received while every place is taken, in bytes: one may be free by then,
-// and the log has the request's id.
+// unadmittedMessage is the largest message that is received while every place is taken, in bytes: one may be free by
+// then, and the log has the request's id.
 const unadmittedMessage = 2 << 20
 
 // guard stands in front of every method of every service that is registered through it: it asks who calls, receives
@@ -42,7 +42,7 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 	own.Methods, own.Streams = nil, nil
 	for _, m := range d.Methods {
 		name := "/" + d.ServiceName + "/" + m.MethodName
-		own.Streams = append(own.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: func(srv any, stream grpc.ServerStream) error {
+		handle := func(srv any, stream grpc.ServerStream) error {
 			return g.call(name, stream, func(s *guarded) error {
 				reply, err := m.Handler(srv, s.ctx, s.RecvMsg, nil)
 				if err != nil {
@@ -50,7 +50,8 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 				}
 				return stream.SendMsg(reply)
 			})
-		}})
+		}
+		own.Streams = append(own.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: handle})
 	}
 	for _, m := range d.Streams {
 		name, handle := "/"+d.ServiceName+"/"+m.StreamName, m.Handler
@@ -60,6 +61,7 @@ func (g guard) RegisterService(d *grpc.ServiceDesc, impl any) {
 				if upload {
 					s.until = time.Now().Add(g.server.options.ReceiveTimeout)
 				}
+				s.watcher = !s.prompt && !upload
 				return handle(srv, s)
 			})
 		}
@@ -117,7 +119,11 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 		// Watchers and reflection never leave by themselves.
 		defer context.AfterFunc(g.server.drained, cancel)()
 	}
-	s.inbound = g.server.inflight.claim(ctx, most, s.unadmitted)
+	beyond := s.unadmitted
+	if prompt && beyond == nil {
+		beyond = exhausted("the message is larger than this server takes: at most %d bytes", g.server.options.MaxMessageBytes)
+	}
+	s.inbound = g.server.inflight.claim(ctx, most, beyond)
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
@@ -139,6 +145,7 @@ type guarded struct {
 	text    int  // bytes of strings in a message
 	prompt  bool // the message is of one of requests
 	again   bool
+	watcher bool      // the call is a stream that asks for no work: health, reflection
 	until   time.Time // when all messages have to be there; zero where each has a time of its own
 	// unadmitted is why the request is not going to be taken, as far as its headers tell.
 	unadmitted error
@@ -158,10 +165,13 @@ func (s *guarded) RecvMsg(m any) error {
 		return err
 	}
 	defer raw.Free()
-	if err := f.complete(s.inbound); err != nil {
+	if err := f.complete(s.inbound, raw.Len()); err != nil {
 		return s.refused(err)
 	}
-	return s.decode(raw, m.(proto.Message))
+	if err := s.decode(raw, m.(proto.Message)); err != nil || !s.watcher {
+		return err
+	}
+	return f.watch(s.inbound)
 }
 
 // receive waits for a whole message. One that is refused, or late, is left to its goroutine, which ends with the call.
@@ -194,8 +204,8 @@ func (s *guarded) receive() (mem.BufferSlice, error) {
 	}
 }
 
-// refused is the error of a message that was refused while it came. Of a request that would not have been taken there is a
-// line in the log as of every other.
+// refused is the error of a message that was refused while it came. Of a request that would not have been taken there
+// is a line in the log as of every other.
 func (s *guarded) refused(err error) error {
 	if s.unadmitted == nil || err != s.unadmitted {
 		return err

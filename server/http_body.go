@@ -77,7 +77,7 @@ func (x *exchange) readBody() ([]byte, error) {
 	body, err := x.receive(in)
 	close(over)
 	<-watched
-	if refused := x.inflight.complete(in); refused != nil {
+	if refused := x.inflight.complete(in, 0); refused != nil {
 		err = refused
 	}
 	var late net.Error

@@ -117,7 +117,8 @@ func TestClients(t *testing.T) {
 }
 
 func (c *clientCase) check(t *testing.T, f *webFixture) {
-	r, err := http.NewRequestWithContext(t.Context(), c.Request.Method, f.url+c.Request.Path, bytes.NewReader(c.Request.Body))
+	r, err := http.NewRequestWithContext(t.Context(), c.Request.Method, f.url+c.Request.Path,
+		bytes.NewReader(c.Request.Body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +221,8 @@ func TestCurlStream(t *testing.T) {
 	}
 	g, m := readGolden(t), tinyVLM(t)
 	for path, body := range map[string]string{
-		"/v1/chat/completions": chatBody(`,"stream":true`), "/v1/responses": responseBody(`,"stream":true`), "/api/chat": ollamaBody(""),
+		"/v1/chat/completions": chatBody(`,"stream":true`), "/v1/responses": responseBody(`,"stream":true`),
+		"/api/chat": ollamaBody(""),
 	} {
 		runner := newChain(1, g.GeneratedIDs...)
 		runner.step = make(chan struct{}, 100)

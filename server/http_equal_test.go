@@ -40,18 +40,26 @@ func TestHTTPEqualsGRPC(t *testing.T) {
 	for more, set := range map[string]func(*pb.GenerateRequest){
 		``: func(*pb.GenerateRequest) {},
 		`,"temperature":1,"top_p":0.9,"top_k":50,"min_p":0.01,"seed":7,"n":3,"max_tokens":40`: func(in *pb.GenerateRequest) {
-			in.Sampling = &pb.Sampling{Temperature: proto.Float32(1), TopP: proto.Float32(0.9), TopK: proto.Uint32(50), MinP: proto.Float32(0.01), Seed: proto.Uint64(7)}
+			in.Sampling = &pb.Sampling{
+				Temperature: proto.Float32(1), TopP: proto.Float32(0.9), TopK: proto.Uint32(50),
+				MinP: proto.Float32(0.01), Seed: proto.Uint64(7),
+			}
 			in.N, in.MaxTokens = 3, proto.Uint32(40)
 		},
 		`,"logprobs":true,"top_logprobs":3,"max_tokens":20,"seed":1`: func(in *pb.GenerateRequest) {
-			in.Logprobs, in.TopLogprobs, in.MaxTokens, in.Sampling = true, 3, proto.Uint32(20), &pb.Sampling{Seed: proto.Uint64(1)}
+			in.Logprobs, in.TopLogprobs = true, 3
+			in.MaxTokens, in.Sampling = proto.Uint32(20), &pb.Sampling{Seed: proto.Uint64(1)}
 		},
 		`,"presence_penalty":1,"frequency_penalty":0.5,"repetition_penalty":1.3,"logit_bias":{"430":100},"max_completion_tokens":10`: func(in *pb.GenerateRequest) {
-			in.Sampling = &pb.Sampling{PresencePenalty: proto.Float32(1), FrequencyPenalty: proto.Float32(0.5), RepetitionPenalty: proto.Float32(1.3),
-				LogitBias: map[uint32]float32{430: 100}}
+			in.Sampling = &pb.Sampling{
+				PresencePenalty: proto.Float32(1), FrequencyPenalty: proto.Float32(0.5),
+				RepetitionPenalty: proto.Float32(1.3), LogitBias: map[uint32]float32{430: 100},
+			}
 			in.MaxTokens = proto.Uint32(10)
 		},
-		`,"stop":["e","a"],"max_tokens":100`:              func(in *pb.GenerateRequest) { in.Stop, in.MaxTokens = []string{"e", "a"}, proto.Uint32(100) },
+		`,"stop":["e","a"],"max_tokens":100`: func(in *pb.GenerateRequest) {
+			in.Stop, in.MaxTokens = []string{"e", "a"}, proto.Uint32(100)
+		},
 		`,"stop":["e"],"include_stop_str_in_output":true`: func(in *pb.GenerateRequest) { in.Stop, in.IncludeStop = []string{"e"}, true },
 		`,"min_tokens":30,"max_tokens":30,"ignore_eos":true,"stop_token_ids":[5]`: func(in *pb.GenerateRequest) {
 			in.MinTokens, in.MaxTokens, in.IgnoreEos, in.StopTokenIds = 30, proto.Uint32(30), true, []uint32{5}
@@ -80,13 +88,17 @@ func TestHTTPEqualsGRPC(t *testing.T) {
 			continue
 		}
 		u := want.GetUsage()
-		if wantUsage := openai.NewUsage(int(u.GetPromptTokens()), int(u.GetImageTokens()), got.Usage.PromptDetails.Cached, int(u.GetCompletionTokens())); !reflect.DeepEqual(got.Usage, wantUsage) {
+		wantUsage := openai.NewUsage(int(u.GetPromptTokens()), int(u.GetImageTokens()),
+			got.Usage.PromptDetails.Cached, int(u.GetCompletionTokens()))
+		if !reflect.DeepEqual(got.Usage, wantUsage) {
 			t.Errorf("%s: usage %+v, want %+v", more, got.Usage, wantUsage)
 		}
-		streamed := joinChunks(t, events(t, f.post(t, "/v1/chat/completions", chatBody(more+`,"stream":true`))), len(got.Choices))
+		sent := events(t, f.post(t, "/v1/chat/completions", chatBody(more+`,"stream":true`)))
+		streamed := joinChunks(t, sent, len(got.Choices))
 		for i, w := range want.GetChoices() {
 			g := got.Choices[i]
-			if g.Message.Content != w.GetText() || !strings.EqualFold("FINISH_REASON_"+g.FinishReason, w.GetFinishReason().String()) ||
+			if g.Message.Content != w.GetText() ||
+				!strings.EqualFold("FINISH_REASON_"+g.FinishReason, w.GetFinishReason().String()) ||
 				!reflect.DeepEqual(g.StopReason, openai.NewStopReason(w.MatchedStop, nil, nil)) {
 				t.Errorf("%s: answer %d is %+v, want %v", more, i, g, w)
 			}
@@ -139,7 +151,8 @@ func sameLogprobs(t *testing.T, got *openai.Logprobs, want []*pb.Logprobs) {
 	}
 	for i, w := range want {
 		g := got.Content[i]
-		same := g.Logprob == w.GetToken().GetLogprob() && len(g.Bytes) == len(w.GetToken().GetText()) && len(g.Top) == len(w.GetTop())
+		same := g.Logprob == w.GetToken().GetLogprob() && len(g.Bytes) == len(w.GetToken().GetText()) &&
+			len(g.Top) == len(w.GetTop())
 		for j := range g.Bytes {
 			same = same && g.Bytes[j] == int(w.GetToken().GetText()[j])
 		}
@@ -182,7 +195,8 @@ func TestHTTPConstraintFaults(t *testing.T) {
 // TestHTTPContinue holds that an assistant's message can be gone on with.
 func TestHTTPContinueMessage(t *testing.T) {
 	f := startHash(t, server.Options{})
-	in := client.Chat(client.User(client.Text("Hi")), &pb.Message{Role: pb.Role_ROLE_ASSISTANT, Parts: []*pb.Part{client.Text("Once upon")}})
+	in := client.Chat(client.User(client.Text("Hi")),
+		&pb.Message{Role: pb.Role_ROLE_ASSISTANT, Parts: []*pb.Part{client.Text("Once upon")}})
 	in.GetChat().ContinueFinalMessage = true
 	want, err := f.grpc.Generate(t.Context(), in)
 	if err != nil {
@@ -191,7 +205,8 @@ func TestHTTPContinueMessage(t *testing.T) {
 	var got openai.ChatCompletion
 	b := read(t, f.post(t, "/v1/chat/completions", `{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Once upon"}],`+
 		`"continue_final_message":true,"add_generation_prompt":false}`))
-	if err := json.Unmarshal(b, &got); err != nil || len(got.Choices) != 1 || got.Choices[0].Message.Content != want.GetText() {
+	if err := json.Unmarshal(b, &got); err != nil || len(got.Choices) != 1 ||
+		got.Choices[0].Message.Content != want.GetText() {
 		t.Errorf("%v: %s; want %q", err, b, want.GetText())
 	}
 }
@@ -199,7 +214,8 @@ func TestHTTPContinueMessage(t *testing.T) {
 // TestHTTPCanary holds that what callers write occurs in no error, header, log line or span, whichever field it is in.
 func TestHTTPCanary(t *testing.T) {
 	rec := tracetest.NewSpanRecorder()
-	tel, err := serving.NewTelemetry(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec)), nometric.NewMeterProvider(), 1)
+	tp := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec))
+	tel, err := serving.NewTelemetry(tp, nometric.NewMeterProvider(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +266,8 @@ func TestHTTPCanary(t *testing.T) {
 // TestHTTPTrace holds that a request's span belongs to the trace that its caller names.
 func TestHTTPTrace(t *testing.T) {
 	rec := tracetest.NewSpanRecorder()
-	tel, err := serving.NewTelemetry(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec)), nometric.NewMeterProvider(), 0)
+	tp := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec))
+	tel, err := serving.NewTelemetry(tp, nometric.NewMeterProvider(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@ import (
 	"github.com/mmserve/mmserve/server"
 )
 
-// raw sends bytes on a connection of its own and reads one response; a nil one with an error that says why there is none.
+// raw sends bytes on a connection of its own and reads one response; a nil one with an error that says
+// why there is none.
 func (f *webFixture) raw(t *testing.T, text string) (*http.Response, error) {
 	t.Helper()
 	conn, err := net.Dial("tcp", f.addr)
@@ -69,12 +70,15 @@ func TestHTTPHostile(t *testing.T) {
 		status     int
 		says       string
 	}{
-		{"gzip bomb", rawChat(json+"Content-Encoding: gzip\r\nContent-Length: "+strconv.Itoa(zipped.Len())+"\r\n", zipped.String()), 415, "compressed"},
+		{"gzip bomb",
+			rawChat(json+"Content-Encoding: gzip\r\nContent-Length: "+strconv.Itoa(zipped.Len())+"\r\n", zipped.String()),
+			415, "compressed"},
 		{"no type", rawChat("Content-Length: "+strconv.Itoa(len(plainChat))+"\r\n", plainChat), 415, "application/json"},
 		{"form", rawChat("Content-Type: text/plain\r\nContent-Length: "+strconv.Itoa(len(plainChat))+"\r\n", plainChat), 415, "application/json"},
 		{"too long", rawChat(json+"Content-Length: 99999999\r\n", "{"), 413, "1048576"},
 		{"too long, asks first", rawChat(json+"Content-Length: 99999999\r\nExpect: 100-continue\r\n", ""), 413, "1048576"},
-		{"chunks too long", rawChat(json+"Transfer-Encoding: chunked\r\n", strings.Repeat("10000\r\n"+strings.Repeat("a", 1<<16)+"\r\n", 32)), 413, "1048576"},
+		{"chunks too long", rawChat(json+"Transfer-Encoding: chunked\r\n",
+			strings.Repeat("10000\r\n"+strings.Repeat("a", 1<<16)+"\r\n", 32)), 413, "1048576"},
 		{"a byte too long", sized(big), 413, "1048576"},
 		{"broken chunk", rawChat(json+"Transfer-Encoding: chunked\r\n", "zz\r\n"), 400, "broke off"},
 		{"slow body", rawChat(json+"Content-Length: 100\r\n", "{"), 408, "300ms"},
@@ -254,7 +258,8 @@ func TestHTTPClientGone(t *testing.T) {
 	f := startHTTP(t, &m, runner, server.Options{})
 	for _, stream := range []bool{true, false} {
 		ctx, cancel := context.WithCancel(t.Context())
-		r, err := http.NewRequestWithContext(ctx, "POST", f.url+"/v1/chat/completions", strings.NewReader(chatBody(fmt.Sprintf(`,"max_tokens":400,"stream":%v`, stream))))
+		r, err := http.NewRequestWithContext(ctx, "POST", f.url+"/v1/chat/completions",
+			strings.NewReader(chatBody(fmt.Sprintf(`,"max_tokens":400,"stream":%v`, stream))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +339,8 @@ func TestHTTPDrainRefuses(t *testing.T) {
 	eventually(t, "the request has begun", func() bool { return f.server.Open() == 2 })
 	f.stop()
 	eventually(t, "the server stops", func() bool { return f.server.Ready() != nil })
-	if _, err := io.WriteString(conn, plainChat[1:]+rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(plainChat)), plainChat)); err != nil {
+	head := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(plainChat))
+	if _, err := io.WriteString(conn, plainChat[1:]+rawChat(head, plainChat)); err != nil {
 		t.Fatal(err)
 	}
 	close(runner.step)
@@ -458,7 +464,8 @@ func TestHTTPOrigins(t *testing.T) {
 func TestHTTPIgnored(t *testing.T) {
 	f, _ := tinyHTTP(t, server.Options{})
 	resp := f.post(t, "/v1/chat/completions", chatBody(`,"frobnicate":1,"reasoning_effort":"low","bad name":1,"a\r\nSet-Cookie: x":1,"user":"u"`))
-	if got := resp.Header.Get("X-Mmserve-Ignored-Fields"); resp.StatusCode != 200 || got != "frobnicate, reasoning_effort" || resp.Header.Get("Set-Cookie") != "" {
+	if got := resp.Header.Get("X-Mmserve-Ignored-Fields"); resp.StatusCode != 200 ||
+		got != "frobnicate, reasoning_effort" || resp.Header.Get("Set-Cookie") != "" {
 		t.Errorf("%d %q, %v", resp.StatusCode, got, resp.Header)
 	}
 	read(t, resp)
@@ -553,8 +560,8 @@ func TestHTTPHalfClosed(t *testing.T) {
 	close(runner.step)
 }
 
-// TestHTTPFlood holds that hundreds of requests that are refused leave nothing behind, and that a good one between them is
-// answered.
+// TestHTTPFlood holds that hundreds of requests that are refused leave nothing behind, and that a good one
+// between them is answered.
 func TestHTTPFlood(t *testing.T) {
 	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 4 << 20, MaxInflightBytes: 16 << 20})
 	text := strings.Repeat("x", 1<<20)

@@ -36,7 +36,8 @@ func TestHTTPResponse(t *testing.T) {
 		t.Errorf("%d %s", resp.StatusCode, b)
 	}
 	if len(r.Output) != 1 || r.Output[0].Role != "assistant" || r.Output[0].Status != "completed" ||
-		len(r.Output[0].Content) != 1 || r.Output[0].Content[0].Text != g.Text || r.Output[0].Content[0].Type != "output_text" {
+		len(r.Output[0].Content) != 1 || r.Output[0].Content[0].Text != g.Text ||
+		r.Output[0].Content[0].Type != "output_text" {
 		t.Errorf("%s; want the text %q", b, g.Text)
 	}
 	if u := r.Usage; u == nil || u.InputTokens != len(g.PromptIDs) || u.OutputTokens != len(g.GeneratedIDs) ||
@@ -47,7 +48,9 @@ func TestHTTPResponse(t *testing.T) {
 		t.Errorf("ignored fields %q", got)
 	}
 	// SDKs in typed languages want these to be there.
-	for _, field := range []string{`"store":false`, `"previous_response_id":null`, `"error":null`, `"tools":[]`, `"annotations":[]`, `"logprobs":[]`} {
+	for _, field := range []string{
+		`"store":false`, `"previous_response_id":null`, `"error":null`, `"tools":[]`, `"annotations":[]`, `"logprobs":[]`,
+	} {
 		if !strings.Contains(string(b), field) {
 			t.Errorf("%s lacks %s", b, field)
 		}
@@ -79,7 +82,8 @@ func responseEvents(t *testing.T, resp *http.Response) (list []responseEvent) {
 	for event := range strings.SplitSeq(strings.TrimSuffix(string(b), "\n\n"), "\n\n") {
 		name, data, ok := strings.Cut(strings.TrimPrefix(event, "event: "), "\ndata: ")
 		var e responseEvent
-		if err := json.Unmarshal([]byte(data), &e); !ok || err != nil || e.Type != name || e.Sequence == nil || *e.Sequence != len(list) {
+		if err := json.Unmarshal([]byte(data), &e); !ok || err != nil || e.Type != name ||
+			e.Sequence == nil || *e.Sequence != len(list) {
 			t.Fatalf("event %d: %v: %q", len(list), err, event)
 		}
 		list = append(list, e)
@@ -106,7 +110,8 @@ func TestHTTPResponseStream(t *testing.T) {
 			t.Errorf("events %s; want %s", names, want)
 		}
 		r := last.Response
-		if r == nil || r.Status != status || r.Output[0].Content[0].Text != text || r.Usage == nil || !strings.HasPrefix(g.Text, text) || text == "" {
+		if r == nil || r.Status != status || r.Output[0].Content[0].Text != text || r.Usage == nil ||
+			!strings.HasPrefix(g.Text, text) || text == "" {
 			t.Errorf("the stream says %q, and ends with %+v", text, r)
 		}
 		if status == "completed" && text != g.Text {
@@ -171,7 +176,8 @@ func TestHTTPResponseConstraint(t *testing.T) {
 	r := parseResponse(t, read(t, f.post(t, "/v1/responses",
 		`{"input":"a","max_output_tokens":200,"text":{"format":{"type":"json_schema","name":"n","schema":`+schema+`}}}`)))
 	var got struct{ Color string }
-	if err := json.Unmarshal([]byte(r.Output[0].Content[0].Text), &got); err != nil || got.Color != "red" && got.Color != "blue" {
+	if err := json.Unmarshal([]byte(r.Output[0].Content[0].Text), &got); err != nil ||
+		got.Color != "red" && got.Color != "blue" {
 		t.Errorf("%v: %+v", err, r.Output)
 	}
 	wantError(t, f.post(t, "/v1/responses", `{"input":"a","text":{"format":{"type":"json_schema","schema":{"type":"wrong"}}}}`),

@@ -235,7 +235,8 @@ func TestHTTPStream(t *testing.T) {
 			if err := json.Unmarshal([]byte(data), &c); err != nil {
 				t.Fatalf("%v: %s", err, data)
 			}
-			if c.Object != "chat.completion.chunk" || !strings.HasPrefix(c.ID, "chatcmpl-") || c.Model != "tiny-vlm" || c.Created == 0 {
+			if c.Object != "chat.completion.chunk" || !strings.HasPrefix(c.ID, "chatcmpl-") ||
+				c.Model != "tiny-vlm" || c.Created == 0 {
 				t.Errorf("%s", data)
 			}
 			if strings.Contains(data, `"usage"`) != usage || usage && (c.Usage != nil) != (i == len(list)-2) {
@@ -268,7 +269,8 @@ func TestHTTPModels(t *testing.T) {
 	f, _ := tinyHTTP(t, server.Options{})
 	var list openai.ModelList
 	if err := json.Unmarshal(read(t, f.do(t, "GET", "/v1/models", nil)), &list); err != nil || len(list.Data) != 1 ||
-		list.Object != "list" || list.Data[0].ID != "tiny-vlm" || list.Data[0].MaxModelLen != contextLen || list.Data[0].Created == 0 {
+		list.Object != "list" || list.Data[0].ID != "tiny-vlm" || list.Data[0].MaxModelLen != contextLen ||
+		list.Data[0].Created == 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
 	var m openai.Model
@@ -308,7 +310,9 @@ func TestHTTPErrors(t *testing.T) {
 		if c.method == "POST" {
 			body = strings.NewReader(c.body)
 		}
-		t.Run(c.method+c.path+c.param, func(t *testing.T) { wantError(t, f.do(t, c.method, c.path, body), c.status, c.param) })
+		t.Run(c.method+c.path+c.param, func(t *testing.T) {
+			wantError(t, f.do(t, c.method, c.path, body), c.status, c.param)
+		})
 	}
 	loading := startHTTP(t, nil, nil, server.Options{})
 	wantError(t, loading.post(t, "/v1/chat/completions", chatBody("")), 503, "")

@@ -17,7 +17,8 @@ func TestHTTPCompletions(t *testing.T) {
 		b := read(t, f.post(t, "/v1/completions", `{"model":"tiny-vlm","prompt":`+prompt+`,"max_tokens":100}`))
 		var c openai.TextCompletion
 		if err := json.Unmarshal(b, &c); err != nil || c.Object != "text_completion" || !strings.HasPrefix(c.ID, "cmpl-") ||
-			len(c.Choices) != 1 || c.Choices[0].Text != want || c.Choices[0].FinishReason != "stop" || c.Usage.CompletionTokens != len(g.GeneratedIDs) {
+			len(c.Choices) != 1 || c.Choices[0].Text != want || c.Choices[0].FinishReason != "stop" ||
+			c.Usage.CompletionTokens != len(g.GeneratedIDs) {
 			t.Errorf("%v: %s; want %q", err, b, want)
 		}
 	}
@@ -60,7 +61,8 @@ func TestHTTPCompletionFaults(t *testing.T) {
 		status int
 		param  string
 	}{
-		{`{}`, 400, "prompt"}, {`{"prompt":null}`, 400, "prompt"}, {`{"prompt":[]}`, 400, "prompt"}, {`{"prompt":5}`, 400, "prompt"},
+		{`{}`, 400, "prompt"}, {`{"prompt":null}`, 400, "prompt"},
+		{`{"prompt":[]}`, 400, "prompt"}, {`{"prompt":5}`, 400, "prompt"},
 		{`{"prompt":["a","b"]}`, 400, "prompt"}, {`{"prompt":[{}]}`, 400, "prompt[0]"}, {`{"prompt":[1,"a"]}`, 400, "prompt"},
 		{`{"prompt":[[]]}`, 400, "prompt[0]"}, {`{"prompt":""}`, 400, "prompt"},
 		{`{"prompt":"a","suffix":"b"}`, 400, "suffix"}, {`{"prompt":"a","echo":true}`, 400, "echo"},
@@ -68,16 +70,20 @@ func TestHTTPCompletionFaults(t *testing.T) {
 		{`{"prompt":"a","logprobs":true}`, 400, "logprobs"},
 		{`{"prompt":"` + strings.Repeat("a ", 2000) + `"}`, 400, "prompt"},
 	} {
-		t.Run(fmt.Sprintf("%.40s", c.body), func(t *testing.T) { wantError(t, f.post(t, "/v1/completions", c.body), c.status, c.param) })
+		t.Run(fmt.Sprintf("%.40s", c.body), func(t *testing.T) {
+			wantError(t, f.post(t, "/v1/completions", c.body), c.status, c.param)
+		})
 	}
 }
 
-// TestHTTPTokenize holds that a prompt's tokens are those that its answer reports, and that they can be sent in its place.
+// TestHTTPTokenize holds that a prompt's tokens are those that its answer reports, and that they can be
+// sent in its place.
 func TestHTTPTokenize(t *testing.T) {
 	f := startHash(t, server.Options{})
 	tokenize := func(body string) (out openai.Tokenized) {
 		b := read(t, f.post(t, "/tokenize", body))
-		if err := json.Unmarshal(b, &out); err != nil || out.Count == 0 || len(out.Tokens) != out.Count || out.MaxModelLen != contextLen {
+		if err := json.Unmarshal(b, &out); err != nil || out.Count == 0 || len(out.Tokens) != out.Count ||
+			out.MaxModelLen != contextLen {
 			t.Fatalf("%s: %v, %s", body, err, b)
 		}
 		return out
@@ -100,7 +106,8 @@ func TestHTTPTokenize(t *testing.T) {
 			t.Fatalf("%v: %s", err, b)
 		}
 		l := c.Choices[0].Logprobs
-		if n := c.Usage.CompletionTokens; l == nil || len(l.Tokens) != n || len(l.Logprobs) != n || len(l.Offsets) != n || len(l.Top) != n || l.Offsets[0] != 0 {
+		if n := c.Usage.CompletionTokens; l == nil || len(l.Tokens) != n || len(l.Logprobs) != n ||
+			len(l.Offsets) != n || len(l.Top) != n || l.Offsets[0] != 0 {
 			t.Errorf("log-probabilities of %d tokens: %+v", n, l)
 		}
 		return c.Choices[0].Text
@@ -114,7 +121,8 @@ func TestHTTPTokenize(t *testing.T) {
 		t.Errorf("ids in a list get %q, their text %q", got, want)
 	}
 	for body, param := range map[string]string{
-		`{}`: "prompt", `{"prompt":"a","messages":[]}`: "prompt", `{"prompt":5}`: "prompt", `{"messages":[]}`: "messages", `{"prompt":""}`: "prompt",
+		`{}`: "prompt", `{"prompt":"a","messages":[]}`: "prompt", `{"prompt":5}`: "prompt",
+		`{"messages":[]}`: "messages", `{"prompt":""}`: "prompt",
 		`{"prompt":"a","add_special_tokens":false}`: "add_special_tokens", `{"prompt":"a","return_token_strs":true}`: "return_token_strs",
 		`{"messages":[{"role":"assistant","content":"a"}]}`: "messages[0].role",
 	} {
@@ -135,7 +143,8 @@ func TestHTTPStopReason(t *testing.T) {
 		`,"stop_token_ids":[7],"max_tokens":3`: nil,
 	} {
 		var c openai.ChatCompletion
-		if b := read(t, f.post(t, "/v1/chat/completions", chatBody(more))); json.Unmarshal(b, &c) != nil || c.Choices[0].StopReason != want {
+		b := read(t, f.post(t, "/v1/chat/completions", chatBody(more)))
+		if json.Unmarshal(b, &c) != nil || c.Choices[0].StopReason != want {
 			t.Errorf("%s: %s, want stop_reason %v", more, b, want)
 		}
 		list := events(t, f.post(t, "/v1/chat/completions", chatBody(more+`,"stream":true`)))

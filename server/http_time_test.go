@@ -54,7 +54,8 @@ func lives(conn net.Conn) time.Duration {
 
 // TestHTTPSilentClients holds how long a connection stays whose client says nothing, or never comes to an end.
 func TestHTTPSilentClients(t *testing.T) {
-	inBubble(t, newChain(1, 430, 4), server.Options{ReceiveTimeout: 20 * time.Second}, func(t *testing.T, dial func() net.Conn) {
+	o := server.Options{ReceiveTimeout: 20 * time.Second}
+	inBubble(t, newChain(1, 430, 4), o, func(t *testing.T, dial func() net.Conn) {
 		for _, c := range []struct {
 			name, sends string
 			most        time.Duration
@@ -98,7 +99,8 @@ func TestHTTPReaderStops(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := io.ReadAll(resp.Body); !strings.HasSuffix(string(b), "[DONE]\n\n") || errors.Is(err, io.ErrUnexpectedEOF) {
+		if b, err := io.ReadAll(resp.Body); !strings.HasSuffix(string(b), "[DONE]\n\n") ||
+			errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("afterwards: %d, %v", resp.StatusCode, err)
 		}
 	})

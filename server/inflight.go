@@ -26,9 +26,10 @@ const (
 	reclaimAbove = 48 << 20
 )
 
-// inflight is the byte budget over request messages: from the first byte on the wire until what they carry has been put to
-// use. It reads the frames that connections receive, because gRPC tells nobody of a message before it is whole. Above the
-// budget messages that are still on their way are refused, the largest of the connection that holds most first.
+// inflight is the byte budget over request messages: from the first byte on the wire until what they carry has
+// been put to use. It reads the frames that connections receive, because gRPC tells nobody of a message before
+// it is whole. Above the budget messages that are still on their way are refused, the largest of the connection
+// that holds most first.
 type inflight struct {
 	limit   int64
 	evicted atomic.Int64
@@ -64,6 +65,8 @@ type inbound struct {
 	most             int64 // bytes that the method takes
 	beyond           error // what one of more is refused with; nil: by its size
 	claimed          bool  // it has a handler, and counts
+	watching         bool  // it is one of its connection's watches
+	early            int64 // bytes, of those that came, that are the next message's
 	receiving, ended bool
 
 	refused chan struct{} // closed once err is set
@@ -97,6 +100,9 @@ func (f *inflight) frame(c *connection, kind byte, id uint32, length int64) int 
 func (f *inflight) data(s *inbound, length int64) {
 	s.frames++
 	s.bytes += length
+	if s.claimed && !s.receiving {
+		s.early += length
+	}
 	f.add(s, length+frameCost)
 	switch {
 	case !s.receiving:
@@ -194,8 +200,8 @@ func (f *inflight) giveBack() {
 	}
 }
 
-// claim has the message of ctx's stream count, up to most bytes, until end. A larger one is refused with beyond, or by its
-// size if that is nil.
+// claim has the message of ctx's stream count, up to most bytes, until end. A larger one is refused with beyond, or by
+// its size if that is nil.
 func (f *inflight) claim(ctx context.Context, most int64, beyond error) *inbound {
 	s := &inbound{refused: make(chan struct{})}
 	f.mu.Lock()
@@ -246,15 +252,20 @@ func (f *inflight) again(s *inbound) {
 		return
 	}
 	f.drop(s)
-	s.bytes, s.frames, s.ended, s.receiving = 0, 0, false, true
-	f.add(s, streamCost)
+	s.bytes, s.frames, s.ended, s.receiving = s.early, 0, false, true
+	f.add(s, s.early+streamCost)
+	s.early = 0
 	f.relieve()
 }
 
-// complete says that the message is whole: it cannot be refused any more, unless it has been.
-func (f *inflight) complete(s *inbound) error {
+// prefix is what stands before each message of a stream, in bytes.
+const prefix = 5
+
+// complete says that the message is whole, and its size: it cannot be refused any more, unless it has been.
+func (f *inflight) complete(s *inbound, size int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	s.early = max(0, s.bytes-int64(size)-prefix)
 	if s.receiving {
 		if s.conn != nil {
 			s.conn.receiving -= s.held
@@ -262,6 +273,26 @@ func (f *inflight) complete(s *inbound) error {
 		s.receiving = false
 	}
 	return s.err
+}
+
+// maxWatches is how many watchers a connection may have: calls that want no credential, and last.
+const maxWatches = 8
+
+// watch says that nothing is left of the message of a watcher: it holds no part of the budget while it lasts, and its
+// connection counts as silent.
+func (f *inflight) watch(s *inbound) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drop(s)
+	if s.conn == nil || s.watching {
+		return nil
+	}
+	if s.conn.watches >= maxWatches {
+		return exhausted("a connection may have %d watchers", maxWatches)
+	}
+	s.conn.watches++
+	s.watching = true
+	return nil
 }
 
 // release says that what the message carried has been put to use.
@@ -279,6 +310,10 @@ func (f *inflight) end(s *inbound) {
 	if c := s.conn; c != nil {
 		delete(c.streams, s.id)
 		c.claims--
+		if s.watching {
+			c.watches--
+			return
+		}
 		c.silent = time.Now()
 		c.served = true
 	}
@@ -309,7 +344,8 @@ func connectionOf(ctx context.Context) *connection {
 	return a.connection
 }
 
-// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; TestStreamID holds that it is the wire's.
+// streamID is the HTTP/2 stream of a call, 0 if there is none. gRPC does not export it; TestStreamID holds that
+// it is the wire's.
 func streamID(ctx context.Context) uint32 {
 	v := reflect.Indirect(reflect.ValueOf(grpc.ServerTransportStreamFromContext(ctx)))
 	if v.Kind() != reflect.Struct {

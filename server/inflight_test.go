@@ -19,20 +19,25 @@ func TestMemoryIsGivenBack(t *testing.T) {
 			f.grow(s, n-streamCost)
 			return s
 		}
+		look := func() (reclaim bool, used, peak int64) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.reclaim, f.used, f.peak
+		}
 		for _, c := range []struct {
 			most  int64
 			gives bool
 		}{{reclaimAbove, false}, {reclaimAbove + 1, true}, {100, false}} {
 			f.end(held(c.most))
-			if f.reclaim != c.gives || f.used != 0 {
-				t.Errorf("after %d bytes memory is given back: %t; %d are held", c.most, f.reclaim, f.used)
+			if reclaim, used, _ := look(); reclaim != c.gives || used != 0 {
+				t.Errorf("after %d bytes memory is given back: %t; %d are held", c.most, reclaim, used)
 			}
 			if c.gives {
 				time.Sleep(201 * time.Millisecond)
 				synctest.Wait()
 			}
-			if f.reclaim || f.peak != 0 && c.gives {
-				t.Errorf("%d bytes later: it is given back again: %t, the most was %d", c.most, f.reclaim, f.peak)
+			if reclaim, _, peak := look(); reclaim || peak != 0 && c.gives {
+				t.Errorf("%d bytes later: it is given back again: %t, the most was %d", c.most, reclaim, peak)
 			}
 		}
 		large := held(reclaimAbove + 1)
@@ -40,8 +45,8 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		busy := held(f.limit / 16)
 		time.Sleep(201 * time.Millisecond)
 		synctest.Wait()
-		if f.peak != f.limit/16 || f.reclaim {
-			t.Errorf("while a sixteenth is held the most becomes %d", f.peak)
+		if reclaim, _, peak := look(); peak != f.limit/16 || reclaim {
+			t.Errorf("while a sixteenth is held the most becomes %d", peak)
 		}
 		f.end(busy)
 		time.Sleep(201 * time.Millisecond)
@@ -68,13 +73,14 @@ func TestLargestIsRefused(t *testing.T) {
 	}
 	f.grow(one, 1)
 	var told *serving.Error
-	if !errors.As(two.err, &told) || told.Kind != serving.Exhausted || one.err != nil || f.used != each+1 || f.evicted.Load() != 1 {
+	if !errors.As(two.err, &told) || told.Kind != serving.Exhausted || one.err != nil ||
+		f.used != each+1 || f.evicted.Load() != 1 {
 		t.Errorf("%v and %v; %d are held", one.err, two.err, f.used)
 	}
-	if err := f.complete(one); err != nil || one.conn.receiving != 0 {
+	if err := f.complete(one, 0); err != nil || one.conn.receiving != 0 {
 		t.Errorf("%v; %d are being received", err, one.conn.receiving)
 	}
-	if err := f.complete(two); err == nil {
+	if err := f.complete(two, 0); err == nil {
 		t.Error("a refused message is whole")
 	}
 	three := f.claimBody(newConnection(wireConn{}, l), 1<<40)
@@ -89,5 +95,26 @@ func TestLargestIsRefused(t *testing.T) {
 	}
 	if f.release(one); f.used != 0 {
 		t.Errorf("%d are held of what was put to use", f.used)
+	}
+}
+
+// What comes of a stream's next message before that is asked for counts too.
+func TestInflightEarly(t *testing.T) {
+	f := newInflight(1 << 30)
+	c := newConnection(wireConn{}, &listener{inflight: f})
+	s := &inbound{conn: c, id: 1, most: 1 << 20, claimed: true, receiving: true, refused: make(chan struct{})}
+	c.streams[1] = s
+	f.frame(c, frameData, 1, 1000) // the message, and the first bytes of the next one
+	if err := f.complete(s, 800-prefix); err != nil {
+		t.Fatal(err)
+	}
+	f.frame(c, frameData, 1, 5000)
+	f.again(s)
+	if want := int64(200 + 5000 + streamCost); s.held != want || f.used != want || s.bytes != 5200 {
+		t.Errorf("%d bytes are held, %d in all, of %d that came; want %d", s.held, f.used, s.bytes, want)
+	}
+	f.release(s)
+	if f.used != 0 || c.receiving != 0 {
+		t.Errorf("%d are held, %d are being received", f.used, c.receiving)
 	}
 }

@@ -16,7 +16,8 @@ func (s *Server) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 	first := models[0]
 	return &pb.GetServerInfoResponse{
 		Model: first.Name, ModelDigest: first.Digest, Context: first.Context, Slots: first.Slots, Sessions: first.Sessions,
-		ProviderReason: first.ProviderReason, SystemFingerprint: first.SystemFingerprint, Version: s.options.Version, Models: models,
+		ProviderReason: first.ProviderReason, SystemFingerprint: first.SystemFingerprint,
+		Version: s.options.Version, Models: models,
 	}, nil
 }
 

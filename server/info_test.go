@@ -13,7 +13,9 @@ import (
 // sessions are those of a model on a device whose decoder has fallen back in part.
 var sessions = []serving.Session{
 	{Graph: "vision", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 81}},
-	{Graph: "decoder", Provider: "cuda", Nodes: map[string]int{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]int{"Det": 2, "Softmax": 1}},
+	{Graph: "decoder", Provider: "cuda",
+		Nodes:     map[string]int{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6},
+		Fallbacks: map[string]int{"Det": 2, "Softmax": 1}},
 }
 
 func TestGetServerInfo(t *testing.T) {
@@ -25,15 +27,19 @@ func TestGetServerInfo(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &pb.GetServerInfoResponse{
-		Model: "tiny-vlm", ModelDigest: "sha256:test", Context: contextLen, Slots: 2, Version: "v9", ProviderReason: "--provider auto chose cuda",
+		Model: "tiny-vlm", ModelDigest: "sha256:test", Context: contextLen, Slots: 2, Version: "v9",
+		ProviderReason:    "--provider auto chose cuda",
 		SystemFingerprint: "fp_1",
 		Sessions: []*pb.Session{
 			{Graph: "vision", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 81}},
-			{Graph: "decoder", Provider: "cuda", Nodes: map[string]uint32{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6}, Fallbacks: map[string]uint32{"Det": 2, "Softmax": 1}},
+			{Graph: "decoder", Provider: "cuda",
+				Nodes:     map[string]uint32{"CUDAExecutionProvider": 50, "CPUExecutionProvider": 6},
+				Fallbacks: map[string]uint32{"Det": 2, "Softmax": 1}},
 		},
 	}
 	want.Models = []*pb.ModelInfo{{
-		Name: want.Model, Digest: want.ModelDigest, Context: want.Context, Slots: want.Slots, Sessions: want.Sessions, ProviderReason: want.ProviderReason,
+		Name: want.Model, Digest: want.ModelDigest, Context: want.Context, Slots: want.Slots,
+		Sessions: want.Sessions, ProviderReason: want.ProviderReason,
 		SystemFingerprint: "fp_1", Vocabulary: vocab, Images: true, Chat: true,
 	}}
 	if !proto.Equal(got, want) {
@@ -59,7 +65,8 @@ func TestPlacementMetrics(t *testing.T) {
 		{"mmserve_session_fallback_nodes", "vision", "cuda", 0},
 		{"mmserve_session_fallback_nodes", "decoder", "cuda", 3},
 	} {
-		if got := value(t, families, want.name, "model=tiny-vlm", "graph="+want.graph, "provider="+want.provider); got != want.value {
+		got := value(t, families, want.name, "model=tiny-vlm", "graph="+want.graph, "provider="+want.provider)
+		if got != want.value {
 			t.Errorf("%s of %s on %s is %v, want %v", want.name, want.graph, want.provider, got, want.value)
 		}
 	}

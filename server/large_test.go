@@ -38,8 +38,8 @@ func TestLargePromptIDs(t *testing.T) {
 	checkViolation(t, err, "return_token_ids", "want false")
 }
 
-// No message is larger than what clients accept: a stream tells log-probabilities in pieces, a unary call that would not fit is
-// refused before any work, and one that fits tells the same.
+// No message is larger than what clients accept: a stream tells log-probabilities in pieces, a unary call that would
+// not fit is refused before any work, and one that fits tells the same.
 func TestLargeAnswers(t *testing.T) {
 	const context = 1 << 15
 	m := tinyVLM(t)
@@ -83,7 +83,8 @@ func TestLargeAnswers(t *testing.T) {
 		}
 		pieces = append(pieces, append(e.GetDelta().GetPromptLogprobs(), e.GetFinish().GetPromptLogprobs()...)...)
 	}
-	if !slices.EqualFunc(pieces, out.GetPromptLogprobs(), func(a, b *pb.Logprobs) bool { return proto.Equal(a, b) }) || len(pieces) < 4000 {
+	same := func(a, b *pb.Logprobs) bool { return proto.Equal(a, b) }
+	if !slices.EqualFunc(pieces, out.GetPromptLogprobs(), same) || len(pieces) < 4000 {
 		t.Errorf("%d places streamed, %d in one message", len(pieces), len(out.GetPromptLogprobs()))
 	}
 
@@ -117,8 +118,8 @@ func TestContinueFinalMessage(t *testing.T) {
 	checkViolation(t, err, "chat.continue_final_message", "ROLE_ASSISTANT")
 }
 
-// Whether an image had been sent before is told to the same tenant only, unless the server shares what it keeps; and no error
-// repeats what a caller wrote.
+// Whether an image had been sent before is told to the same tenant only, unless the server shares what it keeps; and no
+// error repeats what a caller wrote.
 func TestTenantsAreApart(t *testing.T) {
 	for _, share := range []bool{false, true} {
 		f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{SharePrefixes: share})

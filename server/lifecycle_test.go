@@ -106,9 +106,12 @@ func TestDrain(t *testing.T) {
 	g := readGolden(t)
 	runner := newChain(2, g.GeneratedIDs...)
 	runner.step = make(chan struct{}, 100)
-	f := start(t, tinyVLM(t), runner, server.Options{Grace: time.Hour, DrainDelay: 100 * time.Millisecond}) // nothing may need the hour
+	f := start(t, tinyVLM(t), runner, server.Options{
+		Grace: time.Hour, DrainDelay: 100 * time.Millisecond, // nothing may need the hour
+	})
 	wantHealth(t, f, healthpb.HealthCheckResponse_SERVING)
-	watch, err := healthpb.NewHealthClient(f.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{Service: "mmserve.v1.MMServe"})
+	watch, err := healthpb.NewHealthClient(f.conn).Watch(t.Context(),
+		&healthpb.HealthCheckRequest{Service: "mmserve.v1.MMServe"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +213,8 @@ func TestDrainCutsPreparation(t *testing.T) {
 		<-encoding
 		f.stop()
 	}()
-	if _, err := f.Generate(t.Context(), question()); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "shutting down") {
+	if _, err := f.Generate(t.Context(), question()); status.Code(err) != codes.Unavailable ||
+		!strings.Contains(err.Error(), "shutting down") {
 		t.Errorf("got %v, want UNAVAILABLE: shutting down", err)
 	}
 	var cut *server.CutError
@@ -289,7 +293,8 @@ func TestReflection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+	list := &reflectionpb.ServerReflectionRequest_ListServices{}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: list}); err != nil {
 		t.Fatal(err)
 	}
 	answer, err := stream.Recv()
@@ -300,7 +305,11 @@ func TestReflection(t *testing.T) {
 	for _, s := range answer.GetListServicesResponse().GetService() {
 		names = append(names, s.GetName())
 	}
-	for _, want := range []string{"mmserve.v1.InferenceService", "mmserve.v1.ModelService", "mmserve.v1.MMServe", "inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} {
+	for _, want := range []string{
+		"mmserve.v1.InferenceService", "mmserve.v1.ModelService", "mmserve.v1.MMServe",
+		"inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+		"grpc.reflection.v1alpha.ServerReflection",
+	} {
 		if !slices.Contains(names, want) {
 			t.Errorf("%s is not among %v", want, names)
 		}

@@ -32,7 +32,8 @@ func TestLoading(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		if _, err := c.Generate(t.Context(), question()); status.Code(err) != codes.Unavailable || time.Since(began) > 5*time.Second {
+		if _, err := c.Generate(t.Context(), question()); status.Code(err) != codes.Unavailable ||
+			time.Since(began) > 5*time.Second {
 			t.Errorf("while loading: %v after %v", err, time.Since(began))
 		}
 		if s.Ready() == nil {

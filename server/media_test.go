@@ -71,11 +71,13 @@ func TestUploadMedia(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := time.Until(got.GetExpireTime().AsTime())
-	if got.GetDigest() != digestOf(data) || got.GetSize() != size || got.GetMediaType() != "image/png" || left < 50*time.Minute {
+	if got.GetDigest() != digestOf(data) || got.GetSize() != size || got.GetMediaType() != "image/png" ||
+		left < 50*time.Minute {
 		t.Errorf("uploaded %v, kept for %v", got, left)
 	}
 	again, err := send(t, c, pieces(&pb.UploadMediaHeader{Tenant: tenant, Digest: got.GetDigest()}, data, 50)...)
-	if err != nil || again.GetDigest() != got.GetDigest() || again.GetMediaType() != "image/png" || store.Usage().Files != 1 {
+	if err != nil || again.GetDigest() != got.GetDigest() || again.GetMediaType() != "image/png" ||
+		store.Usage().Files != 1 {
 		t.Errorf("sent again: %v, %v", again, err)
 	}
 
@@ -89,8 +91,11 @@ func TestUploadMedia(t *testing.T) {
 	if err != nil || answer.GetText() != want.GetText() || answer.GetUsage().GetImageTokens() != imageTokens {
 		t.Errorf("by digest %v, %v; with the bytes %v", answer, err, want)
 	}
-	list, err := c.HasMedia(t.Context(), &pb.HasMediaRequest{Tenant: tenant, Digests: []string{digestOf(nil), got.GetDigest()}})
-	if m := list.GetMedia(); err != nil || len(m) != 2 || m[0].GetPresent() || !m[1].GetPresent() || m[1].GetSize() != size {
+	list, err := c.HasMedia(t.Context(), &pb.HasMediaRequest{
+		Tenant: tenant, Digests: []string{digestOf(nil), got.GetDigest()},
+	})
+	if m := list.GetMedia(); err != nil || len(m) != 2 || m[0].GetPresent() || !m[1].GetPresent() ||
+		m[1].GetSize() != size {
 		t.Errorf("has %v, %v", list, err)
 	}
 
@@ -146,7 +151,8 @@ func TestUploadMediaErrors(t *testing.T) {
 			"header.digest"},
 	} {
 		_, err := send(t, c, c2.list...)
-		if status.Code(err) != c2.code || !strings.Contains(err.Error(), c2.field) || strings.Contains(err.Error(), "secret") {
+		if status.Code(err) != c2.code || !strings.Contains(err.Error(), c2.field) ||
+			strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, want %v of %q", name, err, c2.code, c2.field)
 		}
 		if u := store.Usage(); u.Bytes != 0 {

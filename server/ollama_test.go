@@ -58,7 +58,8 @@ func TestOllamaChat(t *testing.T) {
 		list := ollamaLines(t, resp)
 		text := ""
 		for i, l := range list {
-			if l.Done != (i == len(list)-1) || l.Message.Role != "assistant" || l.Model != "tiny-vlm:latest" || l.CreatedAt.IsZero() {
+			if l.Done != (i == len(list)-1) || l.Message.Role != "assistant" || l.Model != "tiny-vlm:latest" ||
+				l.CreatedAt.IsZero() {
 				t.Errorf("line %d of %d: %+v", i, len(list), l)
 			}
 			text += l.Message.Content
@@ -94,7 +95,8 @@ func TestOllamaErrors(t *testing.T) {
 	} {
 		resp := f.post(t, c.path, c.body)
 		var l struct{ Error string }
-		if b := read(t, resp); json.Unmarshal(b, &l) != nil || resp.StatusCode != c.status || !strings.Contains(l.Error, c.says) {
+		if b := read(t, resp); json.Unmarshal(b, &l) != nil || resp.StatusCode != c.status ||
+			!strings.Contains(l.Error, c.says) {
 			t.Errorf("%s %.60s: %d %s; want %d %s", c.path, c.body, resp.StatusCode, b, c.status, c.says)
 		}
 	}
@@ -139,7 +141,9 @@ func TestOllamaModels(t *testing.T) {
 func TestOllamaAuth(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
-	for key, want := range map[string][3]int{"": {401, 401, 401}, k.key["monitor"]: {403, 200, 200}, k.key["acme"]: {200, 200, 200}} {
+	for key, want := range map[string][3]int{
+		"": {401, 401, 401}, k.key["monitor"]: {403, 200, 200}, k.key["acme"]: {200, 200, 200},
+	} {
 		header := []string{"Authorization", "Bearer " + key}
 		got := [3]*http.Response{
 			f.post(t, "/api/chat", ollamaBody(""), header...),

@@ -20,16 +20,18 @@ const (
 	// resetCost is what a call that is taken back counts: opening and resetting calls without end costs a server far more
 	// than its client (CVE-2023-44487).
 	resetCost = 4
-	// idlePingCost is what a ping counts on a connection without a call. Clients send one now and then, to hear that the server
-	// lives; the many that measure the bandwidth come while answers do.
+	// idlePingCost is what a ping counts on a connection without a call. Clients send one now and then, to hear that the
+	// server lives; the many that measure the bandwidth come while answers do.
 	idlePingCost = 20
 	// tinyData is the length in bytes up to which a DATA frame counts as any other.
 	tinyData = 64
 
-	// bulkAfter is how many bytes of messages that are not whole yet a connection has received when the rest counts as bulk.
+	// bulkAfter is how many bytes of messages that are not whole yet a connection has received when the
+	// rest counts as bulk.
 	bulkAfter = 1 << 20
-	// bulkRate is how many bytes of bulk are read in a second for each processor, from all connections together, and
-	// bulkBurst how many at once. A processor decodes less than this of what cameras make, and receives five times as much.
+	// bulkRate is how many bytes of bulk are read in a second for each processor, from all connections
+	// together, and bulkBurst how many at once. A processor decodes less than this of what cameras make, and
+	// receives five times as much.
 	bulkRate, bulkBurst = 32 << 20, 16 << 20
 	// wasteRate and wasteBurst are the same of what is read to be thrown away: bodies over HTTP that were refused.
 	wasteRate, wasteBurst = 8 << 20, 16 << 20

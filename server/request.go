@@ -14,7 +14,8 @@ import (
 func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
 	r := &serving.Request{
 		ID: in.GetRequestId(), Model: in.GetModel(), Tenant: in.GetTenant(),
-		MaxTokens: in.MaxTokens, MinTokens: in.GetMinTokens(), Stop: in.GetStop(), StopTokenIDs: in.GetStopTokenIds(), IgnoreEOS: in.GetIgnoreEos(),
+		MaxTokens: in.MaxTokens, MinTokens: in.GetMinTokens(), Stop: in.GetStop(),
+		StopTokenIDs: in.GetStopTokenIds(), IgnoreEOS: in.GetIgnoreEos(),
 		N: in.GetN(), Logprobs: in.GetLogprobs(), PromptLogprobs: in.GetPromptLogprobs(), TopLogprobs: in.GetTopLogprobs(),
 		TokenIDs: in.GetReturnTokenIds(), IncludeStop: in.GetIncludeStop(),
 		Speculative: in.Speculative, Sampling: sampling(in.GetSampling()), Constraint: constraint(in.GetConstraint()),

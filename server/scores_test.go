@@ -76,7 +76,9 @@ func TestChoiceScores(t *testing.T) {
 		for _, n := range []uint32{1, 3} {
 			in := client.Prompt(client.Text(tt.prompt))
 			in.Constraint, in.N, in.MaxTokens = choices(tt.texts...), n, proto.Uint32(40)
-			in.Sampling = &pb.Sampling{Temperature: proto.Float32(0), LogitBias: map[uint32]float32{7: 50}, RepetitionPenalty: proto.Float32(1.5)}
+			in.Sampling = &pb.Sampling{
+				Temperature: proto.Float32(0), LogitBias: map[uint32]float32{7: 50}, RepetitionPenalty: proto.Float32(1.5),
+			}
 			out, err := f.Generate(t.Context(), in)
 			if err != nil || len(out.GetChoiceScores()) != len(want) || !slices.Contains(tt.texts, out.GetText()) {
 				t.Errorf("%q: %q, %v, %v", tt.texts, out.GetText(), out.GetChoiceScores(), err)

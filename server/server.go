@@ -1,6 +1,6 @@
-// Package server is the gRPC edge: it receives messages within a budget of bytes, makes requests of them, has serving
-// answer them, and makes messages of what comes. It is the one place that knows the wire (request.go, event.go) and status
-// codes (status.go).
+// Package server is the gRPC edge: it receives messages within a budget of bytes, makes requests of them, has
+// serving answer them, and makes messages of what comes. It is the one place that knows the wire (request.go,
+// event.go) and status codes (status.go).
 package server
 
 import (
@@ -60,8 +60,8 @@ type Options struct {
 	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.
 	Telemetry *serving.Telemetry
 	// MaxInflightBytes bounds request messages from their first byte until their images have been decoded, all together.
-	// Beyond it those that are still being received are refused: RESOURCE_EXHAUSTED with RetryInfo. Default: 128 MiB, and at
-	// least twice MaxMessageBytes.
+	// Beyond it those that are still being received are refused: RESOURCE_EXHAUSTED with RetryInfo. Default: 128 MiB, and
+	// at least twice MaxMessageBytes.
 	MaxInflightBytes int64
 	// MaxConnections is the most clients' connections; one more takes the place of a silent one. Default: 1024.
 	MaxConnections int
@@ -69,8 +69,8 @@ type Options struct {
 	MaxStreams int
 	// ReceiveTimeout is how long a message may take to come whole. Default: 30 s.
 	ReceiveTimeout time.Duration
-	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another; calls
-	// that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
+	// MaxConnectionAge is how old a connection gets, give or take a tenth, before its client is told to make another;
+	// calls that run have MaxConnectionAgeGrace to finish. Default: any age, and all the time they take.
 	MaxConnectionAge, MaxConnectionAgeGrace time.Duration
 	// Credentials are TLS, say. nil: plaintext.
 	Credentials credentials.TransportCredentials
@@ -146,8 +146,8 @@ func New(m serving.Model, e *batching.Engine, o Options) *Server {
 	return s
 }
 
-// Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls are
-// UNAVAILABLE at once instead of waiting.
+// Loading returns a server that may Serve before it has a model: until Attach it takes no connections, so that calls
+// are UNAVAILABLE at once instead of waiting.
 func Loading(o Options) *Server {
 	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
@@ -166,8 +166,9 @@ func (s *Server) Attach(models *serving.Registry) {
 	o := s.options
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
-		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop, NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes,
-		Quotas: o.Quotas, Filters: o.Filters, Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
+		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop,
+		NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes, Quotas: o.Quotas, Filters: o.Filters,
+		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
 	})
 	s.attached.Store(true)
@@ -249,16 +250,20 @@ func (s *Server) grpcServer() *grpc.Server {
 	return g
 }
 
-// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request: it reports NOT_SERVING, goes on
-// for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY, 503), answers what is on the wire already for up to
-// Grace, and cuts the rest, which ends with UNAVAILABLE and is counted in a *CutError. It may be called once. The engine
-// takes requests until the last call is over, is drained then, and is still the caller's to end.
+// Serve answers on lis, and on Options.HTTP.Listener, until ctx is done, then stops in the order that loses no request:
+// it reports NOT_SERVING, goes on for DrainDelay, then closes the listeners and tells clients to go elsewhere (GOAWAY,
+// 503), answers what is on the wire already for up to Grace, and cuts the rest, which ends with UNAVAILABLE and is
+// counted in a *CutError. It may be called once. The engine takes requests until the last call is over, is drained
+// then, and is still the caller's to end.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if s.options.Media != nil {
 		defer s.options.Media.Close()
 	}
 	g := s.grpcServer()
-	l := &listener{Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load, log: s.options.Logger}
+	l := &listener{
+		Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load,
+		log: s.options.Logger,
+	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	web := s.newHTTPServer()
@@ -274,7 +279,8 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 
 	s.health.Shutdown()
-	s.options.Logger.Info("stopping", "open_requests", s.open.Load(), "drain_delay", s.options.DrainDelay, "grace", s.options.Grace)
+	s.options.Logger.Info("stopping", "open_requests", s.open.Load(),
+		"drain_delay", s.options.DrainDelay, "grace", s.options.Grace)
 	if s.attached.Load() {
 		time.Sleep(s.options.DrainDelay)
 	}

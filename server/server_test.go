@@ -192,7 +192,8 @@ func tinyVLM(t testing.TB) serving.Model {
 					return "<fake_token_around_image><global-img>" + strings.Repeat("<image>", imageTokens) + "<fake_token_around_image>"
 				},
 			},
-			Preprocessor: prepares{prepare: func(_ context.Context, data []byte, _ vision.Limits, _ bool) (*vision.Image, error) {
+			Preprocessor: prepares{prepare: func(_ context.Context, data []byte, _ vision.Limits,
+				_ bool) (*vision.Image, error) {
 				c, err := png.DecodeConfig(bytes.NewReader(data))
 				if err != nil {
 					return nil, fmt.Errorf("%w: not a PNG", vision.ErrImage)
@@ -266,7 +267,8 @@ func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) 
 }
 
 // collect reads a stream to its end.
-func collect(ctx context.Context, c *client.Client, in *pb.GenerateRequest) (start *pb.StreamStart, deltas []*pb.StreamDelta, finish *pb.StreamFinish, err error) {
+func collect(ctx context.Context, c *client.Client, in *pb.GenerateRequest) (start *pb.StreamStart,
+	deltas []*pb.StreamDelta, finish *pb.StreamFinish, err error) {
 	for e, err := range c.Stream(ctx, in) {
 		if err != nil {
 			return start, deltas, finish, err

@@ -28,7 +28,8 @@ import (
 const caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" // the example of W3C Trace Context
 
 // startTraced is a server whose spans are recorded, with the steps that the interval says.
-func startTraced(t *testing.T, m serving.Model, r *chain, steps int, options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
+func startTraced(t *testing.T, m serving.Model, r *chain, steps int,
+	options ...sdktrace.TracerProviderOption) (*fixture, *tracetest.SpanRecorder) {
 	t.Helper()
 	o, rec := tracedOptions(t, steps, options...)
 	return start(t, m, r, o), rec
@@ -46,7 +47,8 @@ func tracedOptions(
 		t.Fatal(err)
 	}
 	return server.Options{Telemetry: tel, GRPC: []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
-		otelgrpc.WithTracerProvider(tp), otelgrpc.WithMeterProvider(nometric.NewMeterProvider()), otelgrpc.WithPropagators(propagation.TraceContext{})))}}, rec
+		otelgrpc.WithTracerProvider(tp), otelgrpc.WithMeterProvider(nometric.NewMeterProvider()),
+		otelgrpc.WithPropagators(propagation.TraceContext{})))}}, rec
 }
 
 func traced(ctx context.Context) context.Context {
@@ -104,7 +106,8 @@ func TestSpans(t *testing.T) {
 	g := readGolden(t)
 	m := tinyVLM(t)
 	prepare := m.Prompter.Preprocessor.Prepare
-	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits, d bool) (*vision.Image, error) {
+	m.Prompter.Preprocessor = prepares{prepare: func(ctx context.Context, data []byte, l vision.Limits,
+		d bool) (*vision.Image, error) {
 		img, err := prepare(ctx, data, l, d)
 		if err == nil {
 			img.Decoded = time.Now()
@@ -113,7 +116,8 @@ func TestSpans(t *testing.T) {
 	}}
 	f, rec := startTraced(t, m, newChain(2, g.GeneratedIDs...), 1)
 	in := question()
-	in.RequestId, in.Tenant, in.Sampling = "r-1", "acme", &pb.Sampling{Temperature: proto.Float32(0), Seed: proto.Uint64(7)}
+	in.RequestId, in.Tenant = "r-1", "acme"
+	in.Sampling = &pb.Sampling{Temperature: proto.Float32(0), Seed: proto.Uint64(7)}
 	in.Stop = []string{"a secret of the caller's"}
 	_, _, finish, err := collect(traced(t.Context()), f.Client, in)
 	if err != nil {
@@ -177,7 +181,8 @@ func TestSpans(t *testing.T) {
 		}
 		steps++
 		links := s.Links()
-		if s.Parent().IsValid() || len(links) != 1 || links[0].SpanContext.SpanID() != request.SpanContext().SpanID() || attr(s, "mmserve.step.rows") != "1" {
+		if s.Parent().IsValid() || len(links) != 1 ||
+			links[0].SpanContext.SpanID() != request.SpanContext().SpanID() || attr(s, "mmserve.step.rows") != "1" {
 			t.Errorf("%s has parent %v and links %v", s.Name(), s.Parent(), links)
 		}
 	}
@@ -185,7 +190,8 @@ func TestSpans(t *testing.T) {
 		t.Errorf("%d steps have spans, want %d", steps, len(g.GeneratedIDs))
 	}
 	for _, s := range spans {
-		if text := fmt.Sprint(s.Attributes(), s.Events(), s.Status()); strings.Contains(text, "secret") || strings.Contains(text, "Describe") || strings.Contains(text, g.Text) {
+		text := fmt.Sprint(s.Attributes(), s.Events(), s.Status())
+		if strings.Contains(text, "secret") || strings.Contains(text, "Describe") || strings.Contains(text, g.Text) {
 			t.Errorf("%s holds content: %s", s.Name(), text)
 		}
 	}
@@ -196,7 +202,8 @@ func TestSpansOfUnfinishedRequests(t *testing.T) {
 	runner := endless(1)
 	runner.step = make(chan struct{})
 	f, rec := startTraced(t, tinyVLM(t), runner, 0)
-	if _, err := f.Generate(traced(t.Context()), client.Chat(client.User(client.ImageBytes([]byte("nothing")), client.Text("x")))); err == nil {
+	bad := client.Chat(client.User(client.ImageBytes([]byte("nothing")), client.Text("x")))
+	if _, err := f.Generate(traced(t.Context()), bad); err == nil {
 		t.Fatal("a bad image was taken")
 	}
 	spans := ended(t, rec, 1)
@@ -219,7 +226,8 @@ func TestSpansOfUnfinishedRequests(t *testing.T) {
 		t.Fatal("an endless answer ended")
 	}
 	spans = ended(t, rec, 2)
-	if attr(find(t, spans, "text_completion tiny-vlm"), "error.type") != "CANCELLED" || attr(find(t, spans, "mmserve.decode"), "mmserve.decode.steps") != "1" {
+	if attr(find(t, spans, "text_completion tiny-vlm"), "error.type") != "CANCELLED" ||
+		attr(find(t, spans, "mmserve.decode"), "mmserve.decode.steps") != "1" {
 		t.Errorf("a caller that left has %s", tree(spans, "b7ad6b7169203331", ""))
 	}
 }

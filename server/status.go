@@ -17,8 +17,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// All status codes are given here: those of serving's kinds of errors, and those of what happens to a message before it is
-// a request.
+// All status codes are given here: those of serving's kinds of errors, and those of what happens to a message before
+// it is a request.
 
 // kindCodes are the codes of serving's kinds.
 var kindCodes = map[serving.Kind]codes.Code{
@@ -88,7 +88,8 @@ func tooSlow(within time.Duration) error {
 	return status.Errorf(codes.DeadlineExceeded, "the message did not come whole within %v", within)
 }
 
-// readable makes what gRPC calls INTERNAL in receiving the client's mistake that it is: broken framing, a missing message.
+// readable makes what gRPC calls INTERNAL in receiving the client's mistake that it is: broken
+// framing, a missing message.
 func readable(err error) error {
 	if st, ok := status.FromError(err); ok && st.Code() == codes.Internal {
 		return status.Error(codes.InvalidArgument, st.Message())

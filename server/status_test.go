@@ -39,7 +39,8 @@ func TestStatus(t *testing.T) {
 
 func TestStatusDetails(t *testing.T) {
 	st := status.Convert(toStatus(serving.InvalidField("n", "17; want at most 16")))
-	if d, ok := st.Details()[0].(*errdetails.BadRequest); !ok || len(d.GetFieldViolations()) != 1 || d.GetFieldViolations()[0].GetField() != "n" {
+	if d, ok := st.Details()[0].(*errdetails.BadRequest); !ok || len(d.GetFieldViolations()) != 1 ||
+		d.GetFieldViolations()[0].GetField() != "n" {
 		t.Errorf("details %v", st.Details())
 	}
 	st = status.Convert(toStatus(&serving.Error{Kind: serving.Exhausted, Message: "later", RetryAfter: time.Second}))

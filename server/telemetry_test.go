@@ -103,7 +103,9 @@ func TestMetrics(t *testing.T) {
 	if _, _, _, err := collect(t.Context(), f.Client, short); err != nil {
 		t.Fatal(err)
 	}
-	for _, bad := range []*pb.GenerateRequest{{}, {Model: "other"}, client.Chat(client.User(client.ImageBytes([]byte("no"))))} {
+	for _, bad := range []*pb.GenerateRequest{
+		{}, {Model: "other"}, client.Chat(client.User(client.ImageBytes([]byte("no")))),
+	} {
 		if _, err := f.Generate(t.Context(), bad); err == nil {
 			t.Fatal("a bad request was taken")
 		}
@@ -253,7 +255,8 @@ func TestGatewayProtocol(t *testing.T) {
 	}
 	eventually(t, "both run", func() bool { return f.engine.Stats().Running == 2 })
 	tokens := float64(f.engine.Stats().KVTokens)
-	if q, r, kv := read("queuedRequests"), read("runningRequests"), read("kvUsage"); q != 0 || r != 2 || kv != tokens/(2*contextLen) || kv < 0.1 || kv > 1 {
+	q, r, kv := read("queuedRequests"), read("runningRequests"), read("kvUsage")
+	if q != 0 || r != 2 || kv != tokens/(2*contextLen) || kv < 0.1 || kv > 1 {
 		t.Errorf("queued %v, running %v, KV %v with %v positions held", q, r, kv, tokens)
 	}
 	// The budget in blocks.

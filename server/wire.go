@@ -11,9 +11,9 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// wireCounts are the most values of a repeated or map field in one request, counted before anything is decoded: a message
-// of 64 MiB has room for 32 million empty parts. To leave near misses to validate, which names all violations, a message is
-// refused here only when it has wireSlack times as many.
+// wireCounts are the most values of a repeated or map field in one request, counted before anything is decoded: a
+// message of 64 MiB has room for 32 million empty parts. To leave near misses to validate, which names all violations,
+// a message is refused here only when it has wireSlack times as many.
 func (o *Options) wireCounts() map[protoreflect.FullName]int {
 	return map[protoreflect.FullName]int{
 		"mmserve.v1.Chat.messages":                  serving.MaxMessages,
@@ -31,7 +31,8 @@ func (o *Options) wireCounts() map[protoreflect.FullName]int {
 const (
 	// defaultWireCount is for repeated fields of other services.
 	defaultWireCount = 64
-	// singularWireCount is how often a singular message field may come; encoders write one once, and decoders merge several.
+	// singularWireCount is how often a singular message field may come; encoders write one once,
+	// and decoders merge several.
 	singularWireCount = 16
 	// wireTextBytes is the room for strings beside the text of the input: schemas, choices, stop strings, ids.
 	wireTextBytes = 512 << 10
@@ -60,8 +61,8 @@ type wireScan struct {
 	path string
 }
 
-// decodeMessage fills m from what a client sent, which has to be within limits and hold at most text bytes of strings. Its
-// errors are *serving.Error, Invalid.
+// decodeMessage fills m from what a client sent, which has to be within limits and hold at most text bytes of strings.
+// Its errors are *serving.Error, Invalid.
 func decodeMessage(b []byte, m proto.Message, limits map[protoreflect.FullName]int, text int) error {
 	d := m.ProtoReflect().Descriptor()
 	s := wireScan{limits: limits, counts: map[protoreflect.FullName]int{}, text: text, fields: maxWireFields}

@@ -36,8 +36,8 @@ type answer struct {
 	delta      Delta // the next; it is used again
 }
 
-// token is what is told of one, with the bytes of text that it added: it is told once all of them are out, as a token that
-// only a stop string was made of is not to be known.
+// token is what is told of one, with the bytes of text that it added: it is told once all of them are out, as a token
+// that only a stop string was made of is not to be known.
 type token struct {
 	begin, end int
 	hidden     bool // a stage put other text in the place of some of it
@@ -187,8 +187,8 @@ func (a *answer) tellPrompt(e batching.Event) error {
 	return nil
 }
 
-// due is what is told of the tokens whose text is out once the stages have accounted for passed bytes, as far as it fits one
-// event; it sends the rest before. It is valid until the next call.
+// due is what is told of the tokens whose text is out once the stages have accounted for passed bytes, as far as it
+// fits one event; it sends the rest before. It is valid until the next call.
 func (a *answer) due(passed int) ([]Logprobs, []int32, error) {
 	n, size := 0, 0
 	a.ready, a.readyIDs = a.ready[:0], a.readyIDs[:0]

@@ -77,7 +77,8 @@ func TestLogprobsInPieces(t *testing.T) {
 			}
 			size += p.bytes()
 		}
-		if last := list[len(list)-1].bytes(); whole && (size < pieceBytes || size-last >= pieceBytes) || !whole && size >= pieceBytes {
+		last := list[len(list)-1].bytes()
+		if whole && (size < pieceBytes || size-last >= pieceBytes) || !whole && size >= pieceBytes {
 			t.Errorf("a piece has %d bytes, want the first size from %d on", size, pieceBytes)
 		}
 	}
@@ -247,8 +248,8 @@ func TestTimings(t *testing.T) {
 	r := &record{arrived: at(-1000)}
 	full := batching.Timing{Submitted: at(-900), FirstScheduled: at(-850), FirstToken: at(-800), Finished: at(-700)}
 	ms := time.Millisecond
-	if got := r.timings(full); got.Queue != 50*ms || got.Prefill != 50*ms || got.Decode != 100*ms || got.FirstToken != 200*ms ||
-		got.Total < 1000*ms {
+	if got := r.timings(full); got.Queue != 50*ms || got.Prefill != 50*ms || got.Decode != 100*ms ||
+		got.FirstToken != 200*ms || got.Total < 1000*ms {
 		t.Errorf("%+v", got)
 	}
 	full.Finished = time.Time{}
@@ -315,17 +316,21 @@ func TestClaims(t *testing.T) {
 // What a service is not told takes its default.
 func TestServiceDefaults(t *testing.T) {
 	o := ServiceOptions{}.withDefaults()
-	if o.MaxTextBytes != 1<<20 || o.MaxImages != 16 || o.MaxStop != 16 || o.Logger == nil || o.Telemetry == nil || o.Shutdown == nil {
+	if o.MaxTextBytes != 1<<20 || o.MaxImages != 16 || o.MaxStop != 16 ||
+		o.Logger == nil || o.Telemetry == nil || o.Shutdown == nil {
 		t.Errorf("%+v", o)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	own := ServiceOptions{MaxTextBytes: 1, MaxImages: 2, MaxStop: 3, Logger: quietly(), Telemetry: noTelemetry(), Shutdown: ctx}
+	own := ServiceOptions{
+		MaxTextBytes: 1, MaxImages: 2, MaxStop: 3, Logger: quietly(), Telemetry: noTelemetry(), Shutdown: ctx,
+	}
 	if got := own.withDefaults(); fmt.Sprint(got) != fmt.Sprint(own) {
 		t.Errorf("%+v, want %+v", got, own)
 	}
 	c := Config{}.withDefaults()
-	if c.Provider != "cpu" || c.Precision != "fp32" || c.Slots != 16 || c.Batching.PrefillChunk != 256 || c.Images.MaxPixels == 0 {
+	if c.Provider != "cpu" || c.Precision != "fp32" || c.Slots != 16 || c.Batching.PrefillChunk != 256 ||
+		c.Images.MaxPixels == 0 {
 		t.Errorf("%+v", c)
 	}
 }

@@ -80,7 +80,8 @@ func TestNumbersAtTheirBorders(t *testing.T) {
 		}
 	}
 	least, above := float32(math.SmallestNonzeroFloat32), float32(1.0000001)
-	float("temperature", func(s *Sampling, x *float32) { s.Temperature = x }, []float32{0, 2}, []float32{-least, 2.0000002, nan})
+	float("temperature", func(s *Sampling, x *float32) { s.Temperature = x },
+		[]float32{0, 2}, []float32{-least, 2.0000002, nan})
 	float("top_p", func(s *Sampling, x *float32) { s.TopP = x }, []float32{least, 1}, []float32{0, above, nan})
 	float("min_p", func(s *Sampling, x *float32) { s.MinP = x }, []float32{0, 1}, []float32{-least, above, nan})
 	float("typical_p", func(s *Sampling, x *float32) { s.TypicalP = x }, []float32{least, 1}, []float32{0, above, nan})
@@ -106,9 +107,12 @@ func TestNumbersAtTheirBorders(t *testing.T) {
 		{func(in *Request) { in.StopTokenIDs = times(17, uint32(1)) }, "stop_token_ids", "17 ids; at most 16"},
 		{func(in *Request) { in.StopTokenIDs = []uint32{1, vocab} }, "stop_token_ids[1]", "want ids below"},
 		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{vocab - 1: 100, 0: -100} }, "", ""},
-		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{vocab: 1} }, fmt.Sprintf("sampling.logit_bias[%d]", vocab), "want ids below"},
-		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{3: 100.00001} }, "sampling.logit_bias[3]", "-100 to 100"},
-		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{3: -100.00001} }, "sampling.logit_bias[3]", "-100 to 100"},
+		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{vocab: 1} },
+			fmt.Sprintf("sampling.logit_bias[%d]", vocab), "want ids below"},
+		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{3: 100.00001} },
+			"sampling.logit_bias[3]", "-100 to 100"},
+		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{3: -100.00001} },
+			"sampling.logit_bias[3]", "-100 to 100"},
 		{func(in *Request) { in.Sampling.LogitBias = map[uint32]float32{3: nan} }, "sampling.logit_bias[3]", "NaN"},
 		{func(in *Request) { in.Sampling.LogitBias = biases(300) }, "", ""},
 		{func(in *Request) { in.Sampling.LogitBias = biases(301) }, "sampling.logit_bias", "301 ids; at most 300"},
@@ -202,13 +206,17 @@ func TestInputsAtTheirBorders(t *testing.T) {
 		{"no constraint at all", constrained(Constraint{}), "constraint", "empty"},
 		{"no choices", constrained(Constraint{Kind: Choices}), "constraint.choices.texts", "none"},
 		{"the most choices", constrained(Constraint{Kind: Choices, Choices: times(8192, "a")}), "", ""},
-		{"a choice more", constrained(Constraint{Kind: Choices, Choices: times(8193, "a")}), "constraint.choices.texts", "8193 texts"},
+		{"a choice more", constrained(Constraint{Kind: Choices, Choices: times(8193, "a")}),
+			"constraint.choices.texts", "8193 texts"},
 		{"the most scores", constrained(Constraint{Kind: Choices, Choices: distinct(64), Scores: true}), "", ""},
-		{"a score more", constrained(Constraint{Kind: Choices, Choices: distinct(65), Scores: true}), "constraint.choices.texts", "65 texts; at most 64"},
+		{"a score more", constrained(Constraint{Kind: Choices, Choices: distinct(65), Scores: true}),
+			"constraint.choices.texts", "65 texts; at most 64"},
 		{"a choice twice, scored", constrained(Constraint{Kind: Choices, Choices: []string{"a", "b", "b"}, Scores: true}),
 			"constraint.choices.texts[2]", "the same text as texts[1]"},
 		{"an expression", constrained(Constraint{Kind: Regex, Text: "a"}), "", ""},
-		{"with ignore_eos", asks(func(in *Request) { in.Constraint, in.IgnoreEOS = &Constraint{Kind: Regex}, true }), "ignore_eos", "true; want false"},
+		{"with ignore_eos", asks(func(in *Request) {
+			in.Constraint, in.IgnoreEOS = &Constraint{Kind: Regex}, true
+		}), "ignore_eos", "true; want false"},
 		{"with a stop token", asks(func(in *Request) {
 			in.Constraint, in.StopTokenIDs = &Constraint{Kind: Regex}, []uint32{1}
 		}), "stop_token_ids", "1 ids; want none"},
@@ -246,7 +254,8 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := r.sampling; s.Temperature != 0.5 || s.TopP != 0.9 || s.Seed >= 1<<53 || s.Seed == 0 || r.n != 1 || !r.noDrafts ||
+	if s := r.sampling; s.Temperature != 0.5 || s.TopP != 0.9 || s.Seed >= 1<<53 || s.Seed == 0 ||
+		r.n != 1 || !r.noDrafts ||
 		r.maxTokens != 0 || !slices.Equal(r.eos, l.model.EOS) || !slices.Equal(r.ends, l.model.EOS) {
 		t.Errorf("%+v", r)
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/mmserve/mmserve/internal/constrain"
 )
 
-// constrain compiles a constraint, whose output may start with a space of the template's if leadingSpace; nil gives nil.
-// The compiler bounds the work, off the places that decode images.
+// constrain compiles a constraint, whose output may start with a space of the template's if leadingSpace; nil gives
+// nil. The compiler bounds the work, off the places that decode images.
 func (l *life) constrain(ctx context.Context, in *Constraint, leadingSpace bool) (*constrain.Grammar, error) {
 	if in == nil {
 		return nil, nil

@@ -189,7 +189,8 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 	d.warn()
 	p, kv := d.plan, d.plan.KV
 	log.Info("model ready", "model", d.model.Name, "family", d.model.Type, "path", d.model.Path(),
-		"precision", PrecisionText(d.model, p.Decoder.Precision), "vision_precision", PrecisionText(d.model, p.Vision.Precision),
+		"precision", PrecisionText(d.model, p.Decoder.Precision),
+		"vision_precision", PrecisionText(d.model, p.Vision.Precision),
 		"provider", p.Decoder.Provider.String(), "vision_provider", p.Vision.Provider.String(), "slots", kv.Slots,
 		"kv_tokens", kv.Tokens, "kv_bytes", kv.Bytes, "context", kv.MaxLen, "seconds", time.Since(started).Seconds())
 	return nil
@@ -298,7 +299,8 @@ func (d *Deployment) startEncoder() error {
 }
 
 // start runs the engine over r, and says what requests need.
-func (d *Deployment) start(r batching.Runner, encode func(context.Context, *vision.Image) ([]float32, bool, error)) error {
+func (d *Deployment) start(r batching.Runner,
+	encode func(context.Context, *vision.Image) ([]float32, bool, error)) error {
 	prompter := d.text.Prompter
 	prompter.Limits = d.config.Images
 	sum, err := d.model.Digest()
@@ -323,7 +325,9 @@ func (d *Deployment) start(r batching.Runner, encode func(context.Context, *visi
 		Prompter: &prompter, Hidden: d.model.Decoder.Hidden,
 		Encode: encode, KVBytesPerToken: d.model.KVBytesPerToken(),
 		Defaults: d.text.Defaults,
-		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) { return constrain.NewCompiler(d.text.Tokenizer, d.text.EOS) }),
+		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) {
+			return constrain.NewCompiler(d.text.Tokenizer, d.text.EOS)
+		}),
 	}
 	d.Model.Fingerprint = d.fingerprint()
 	return nil
@@ -340,7 +344,8 @@ func (d *Deployment) warn() {
 	}
 	for _, at := range d.sessions {
 		if len(at.Fallbacks) > 0 {
-			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph, "provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
+			log.Warn("the processor runs what the execution provider does not", "graph", at.Graph,
+				"provider", at.Provider, "nodes", at.Nodes, "fallbacks", at.Fallbacks)
 		}
 	}
 	if x, ok := d.runner.(*decoder.ExportRunner); ok && !x.Together() && d.plan.KV.Slots > 1 {

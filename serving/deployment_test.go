@@ -84,11 +84,15 @@ func TestOpen(t *testing.T) {
 		}
 		return func(batching.Step) { steps++ }
 	}
-	d, log := opened(t, Config{Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1})
+	d, log := opened(t, Config{
+		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1,
+	})
 	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=") || !strings.Contains(line, "computed=") {
 		t.Errorf("the log has no self-test: %q", log.text.String())
 	}
-	for _, want := range []string{"model=mine", "precision=fp32", "provider=cpu", "slots=2", "kv_tokens=800", "context=400"} {
+	for _, want := range []string{
+		"model=mine", "precision=fp32", "provider=cpu", "slots=2", "kv_tokens=800", "context=400",
+	} {
 		if line := log.logged("model ready"); !strings.Contains(line, want) {
 			t.Errorf("%q has no %s", line, want)
 		}
@@ -156,7 +160,8 @@ func tampered(t *testing.T, file, old, fresh string) string {
 	if err != nil || !bytes.Contains(data, []byte(old)) {
 		t.Fatalf("%s has no %q: %v", file, old, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, file), bytes.ReplaceAll(data, []byte(old), []byte(fresh)), 0o600); err != nil {
+	data = bytes.ReplaceAll(data, []byte(old), []byte(fresh))
+	if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -261,7 +266,8 @@ func TestOpenPaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		took, want := time.Since(began), time.Duration(got.Usage.Prompt)*time.Millisecond+4*20*time.Millisecond
-		if took != want || got.Model != "mine" || d.Model.MaxLen != 100 || strings.ContainsAny(got.Choices[0].Text, "<\uFFFD") {
+		if took != want || got.Model != "mine" || d.Model.MaxLen != 100 ||
+			strings.ContainsAny(got.Choices[0].Text, "<\uFFFD") {
 			t.Errorf("%q of %q took %v, want %v", got.Choices[0].Text, got.Model, took, want)
 		}
 		if err := d.Close(t.Context()); err != nil {

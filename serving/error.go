@@ -92,7 +92,8 @@ func KindOf(err error) Kind {
 	return Internal
 }
 
-// retryDelay is what is suggested to a caller that found every slot taken: about the time in which a short answer leaves one.
+// retryDelay is what is suggested to a caller that found every slot taken: about the time in which a
+// short answer leaves one.
 const retryDelay = 500 * time.Millisecond
 
 // maxViolations bounds the details of one error: they travel in an HTTP/2 header, which proxies limit to a few KiB.

@@ -2,8 +2,8 @@ package serving
 
 import "time"
 
-// Sink takes what becomes of a request: one Start, then Deltas, then a Finish for each answer. One goroutine calls it at a
-// time. What a call is given is valid until it returns; an error of one ends the request.
+// Sink takes what becomes of a request: one Start, then Deltas, then a Finish for each answer. One goroutine calls it
+// at a time. What a call is given is valid until it returns; an error of one ends the request.
 type Sink interface {
 	Start(*Start) error
 	Delta(*Delta) error

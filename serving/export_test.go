@@ -32,7 +32,8 @@ func (l *let) add(list []Logprobs, ids []int32) {
 	}
 }
 
-// Let is what an answer lets out of tokens' texts through stages: the text, and the tokens whose log-probabilities leave.
+// Let is what an answer lets out of tokens' texts through stages: the text, and the tokens
+// whose log-probabilities leave.
 func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End) {
 	got := &let{}
 	a := &answer{to: got, tokenIDs: true, rec: &record{answers: make([]answered, 1)}}
@@ -46,7 +47,9 @@ func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End
 		begin := a.made
 		a.made += len(piece)
 		id := int32(i)
-		a.tokens = append(a.tokens, token{begin: begin, end: a.made, id: id, logprobs: &Logprobs{Token: TokenLogprob{ID: id}}})
+		a.tokens = append(a.tokens, token{
+			begin: begin, end: a.made, id: id, logprobs: &Logprobs{Token: TokenLogprob{ID: id}},
+		})
 		if take(a.stages.push(piece)) {
 			return text, logprobs, end
 		}

@@ -71,8 +71,8 @@ func imagesOver(b ImageBudget, tiles, tokens int) error {
 	return nil
 }
 
-// shrink has the model see one of so many images at the next size at which it costs less, false where there is none: the
-// image stays as it is then.
+// shrink has the model see one of so many images at the next size at which it costs less, false where there is none:
+// the image stays as it is then.
 func (l *life) shrink(p *imagePart, at *ImageLayout, of int) bool {
 	before := *p
 	for {

@@ -26,9 +26,11 @@ func cost(t *testing.T, s *serving.Service, parts []serving.Part) (tiles, tokens
 	return tiles, tokens, nil
 }
 
-// holds tries budgets on parts that cost tiles and tokens with none: what they hold is left alone, what they do not is
-// refused by name, or seen smaller, for Generate as for Count. It gives the number of images that could be made smaller.
-func holds(t *testing.T, name string, parts []serving.Part, open func(serving.ServiceOptions) *serving.Service) (smaller int) {
+// holds tries budgets on parts that cost tiles and tokens with none: what they hold is left alone, what they
+// do not is refused by name, or seen smaller, for Generate as for Count. It gives the number of images that
+// could be made smaller.
+func holds(t *testing.T, name string, parts []serving.Part,
+	open func(serving.ServiceOptions) *serving.Service) (smaller int) {
 	t.Helper()
 	tiles, tokens, err := cost(t, open(serving.ServiceOptions{}), parts)
 	if err != nil {
@@ -69,7 +71,8 @@ func holds(t *testing.T, name string, parts []serving.Part, open func(serving.Se
 
 func TestImageBudget(t *testing.T) {
 	modeltest.StartLibrary(t)
-	large, small := serving.Part{Image: &serving.Image{Data: pngOf(t, 400, 300)}}, serving.Part{Image: &serving.Image{Data: pngOf(t, 40, 30)}}
+	large := serving.Part{Image: &serving.Image{Data: pngOf(t, 400, 300)}}
+	small := serving.Part{Image: &serving.Image{Data: pngOf(t, 40, 30)}}
 	smaller := map[string]int{}
 	for _, family := range []string{"idefics3", "llava_onevision", "llava"} {
 		if _, ok := modeltest.TinyCheckpoints[family]; !ok {

@@ -33,9 +33,10 @@ func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image,
 	return images, nil
 }
 
-// lay makes the input and the constraint of its answers, settles how long they may be, and has the tenant pay for them. An answer that is one message of
-// at most maxBytes has to fit it; 0 sets no bound.
-func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image, maxBytes int) (fusion.Input, *constrain.Grammar, error) {
+// lay makes the input and the constraint of its answers, settles how long they may be, and has the tenant pay for them.
+// An answer that is one message of at most maxBytes has to fit it; 0 sets no bound.
+func (l *life) lay(ctx context.Context, req *checked, images []*vision.Image,
+	maxBytes int) (fusion.Input, *constrain.Grammar, error) {
 	in, err := l.tokenize(ctx, req, images)
 	if err != nil {
 		return in, nil, err
@@ -78,8 +79,8 @@ func promptError(field string, err error) error {
 	return err
 }
 
-// ErrContextLength is the cause of errors of requests that do not fit the model's context: one with a longer context, or a
-// shorter request, would do.
+// ErrContextLength is the cause of errors of requests that do not fit the model's context: one with a longer context,
+// or a shorter request, would do.
 var ErrContextLength = errors.New("the request does not fit the context")
 
 // tooLong is an Invalid error of a single field, whose cause is ErrContextLength.
@@ -153,7 +154,8 @@ func (l *life) keepFor(img *vision.Image, tenant string) {
 
 // encode attaches the patch embeddings of all images, which the encoder is asked for together, and counts the
 // positions whose embeddings had been made before.
-func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Image, tenant string) (cachedTokens int, err error) {
+func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Image,
+	tenant string) (cachedTokens int, err error) {
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {

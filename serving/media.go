@@ -147,8 +147,9 @@ func (u *Upload) Write(chunk []byte) error {
 	return nil
 }
 
-// Finish keeps the file, once it is whole, is what its caller said, and has the header of an image that requests may show.
-// failed is why it did not come whole, nil if it did. An error is an *Error, which names fields as the contract does.
+// Finish keeps the file, once it is whole, is what its caller said, and has the header of an image that
+// requests may show. failed is why it did not come whole, nil if it did. An error is an *Error, which names
+// fields as the contract does.
 func (u *Upload) Finish(ctx context.Context, failed error) (m *Media, err error) {
 	m = u.Kept
 	if m == nil {

@@ -31,7 +31,9 @@ func TestPlanDevice(t *testing.T) {
 	}
 	for _, small := range []Config{{DeviceMemory: 1 << 20}, {DeviceMemory: 1 << 30, KVCacheBytes: 1 << 10}} {
 		small.Slots, small.Batching.PrefillChunk = 16, 256
-		if _, _, err := planDevice(m, small, graph.FP16); err == nil || !strings.Contains(err.Error(), "--device-memory") || !strings.Contains(err.Error(), "--kv-cache-bytes") {
+		if _, _, err := planDevice(m, small, graph.FP16); err == nil ||
+			!strings.Contains(err.Error(), "--device-memory") ||
+			!strings.Contains(err.Error(), "--kv-cache-bytes") {
 			t.Errorf("%+v: %v, want what is too small", small, err)
 		}
 	}

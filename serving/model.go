@@ -34,10 +34,11 @@ type Model struct {
 	DeviceStats func() DeviceStats
 	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.
 	MaxImages int
-	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there can
-	// be none. nil: there are none.
+	// Compiler makes constraints for the model's vocabulary; it may take a while the first time. Its error says why there
+	// can be none. nil: there are none.
 	Compiler func() (*constrain.Compiler, error)
-	// Sessions say where the model's graphs run; none where no model does. ProviderReason says why there, if somebody chose.
+	// Sessions say where the model's graphs run; none where no model does. ProviderReason says why
+	// there, if somebody chose.
 	Sessions       []Session
 	ProviderReason string
 	// Defaults is how the model samples when a request does not say; Seed is not used.

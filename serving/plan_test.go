@@ -124,7 +124,8 @@ func TestPlanDeviceHalves(t *testing.T) {
 func TestMemoryOfAPlan(t *testing.T) {
 	m := embedded(t)
 	p := Plan{
-		Vision: StagePlan{Precision: graph.FP32}, Decoder: StagePlan{Precision: graph.INT8}, KV: KVPlan{Slots: 2, Bytes: 1000},
+		Vision: StagePlan{Precision: graph.FP32}, Decoder: StagePlan{Precision: graph.INT8},
+		KV: KVPlan{Slots: 2, Bytes: 1000},
 	}
 	all := m.WeightBytes()
 	if w := p.weights(m); w != all {
@@ -223,7 +224,9 @@ func TestParsePace(t *testing.T) {
 			t.Errorf("%q: %v, %v, %v", text, token, step, err)
 		}
 	}
-	for _, text := range []string{"", "1ms", "1ms,", ",1ms", "1,2", "-1ns,1ms", "1ms,-1ns", "60.000000001s,1ms", "1ms,60.000000001s"} {
+	for _, text := range []string{
+		"", "1ms", "1ms,", ",1ms", "1,2", "-1ns,1ms", "1ms,-1ns", "60.000000001s,1ms", "1ms,60.000000001s",
+	} {
 		if _, _, err := parsePace(text); err == nil || !strings.Contains(err.Error(), "--pace \""+text) {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -232,8 +235,12 @@ func TestParsePace(t *testing.T) {
 
 // A line says how a case went: what was equal, how near the rest was.
 func TestCaseText(t *testing.T) {
-	good := verify.Case{ID: "a", Checks: []verify.Check{{Name: "ids", Exact: true, OK: true, Value: 1}, {Name: "logits", OK: true, Value: 0.0001}}}
-	bad := verify.Case{ID: "b", Checks: []verify.Check{{Name: "ids", Exact: true, Value: 0.5}, {Name: "logits", Value: 0.25}}}
+	good := verify.Case{ID: "a", Checks: []verify.Check{
+		{Name: "ids", Exact: true, OK: true, Value: 1}, {Name: "logits", OK: true, Value: 0.0001},
+	}}
+	bad := verify.Case{ID: "b", Checks: []verify.Check{
+		{Name: "ids", Exact: true, Value: 0.5}, {Name: "logits", Value: 0.25},
+	}}
 	for want, c := range map[string]verify.Case{
 		"ok    a  ids equal  logits ≤1.0e-04":             good,
 		"MISS  b  ids 50.0% AGREE  logits OFF BY 2.5e-01": bad,

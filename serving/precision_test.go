@@ -37,7 +37,8 @@ func TestChoosePrecision(t *testing.T) {
 		{asked: "int4", vision: "int4", decoder: graph.INT4, tower: graph.INT4},
 		{asked: "int8", vision: "fp32", decoder: graph.INT8, tower: graph.FP32},
 		{asked: "auto", decoder: auto, tower: auto, why: "--precision auto chose " + string(auto)},
-		{asked: "auto", at: mixed, decoder: auto, tower: graph.FP16, why: "--precision auto chose " + string(auto), whyAlso: "for the tower, --precision auto chose fp16"},
+		{asked: "auto", at: mixed, decoder: auto, tower: graph.FP16,
+			why: "--precision auto chose " + string(auto), whyAlso: "for the tower, --precision auto chose fp16"},
 		{asked: "fp32", vision: "auto", decoder: graph.FP32, tower: auto, why: "--vision-precision auto chose " + string(auto)},
 		{asked: "fp16", no: "--precision fp16: the cpu provider"},
 		{asked: "int8", at: mixed, no: "--precision int8 runs on the cpu provider only; webgpu takes fp32 and fp16"},
@@ -50,7 +51,9 @@ func TestChoosePrecision(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.no) {
 				t.Errorf("%+v: %v", c, err)
 			}
-		case err != nil || p.Decoder.Precision != c.decoder || p.Vision.Precision != c.tower || !strings.Contains(p.PrecisionReason, c.why) || !strings.Contains(p.PrecisionReason, c.whyAlso) || (c.why == "") != (p.PrecisionReason == ""):
+		case err != nil || p.Decoder.Precision != c.decoder || p.Vision.Precision != c.tower ||
+			!strings.Contains(p.PrecisionReason, c.why) || !strings.Contains(p.PrecisionReason, c.whyAlso) ||
+			(c.why == "") != (p.PrecisionReason == ""):
 			t.Errorf("%+v: %+v %v", c, p, err)
 		}
 	}

@@ -14,7 +14,8 @@ func TestAutoProvider(t *testing.T) {
 	if err := (Config{Provider: "auto"}).chooseProviders(&p); err != nil {
 		t.Fatal(err)
 	}
-	if p.Decoder.Provider.Name() != p.Vision.Provider.Name() || !strings.HasPrefix(p.ProviderReason, "--provider auto chose "+p.Decoder.Provider.Name()+": ") {
+	if p.Decoder.Provider.Name() != p.Vision.Provider.Name() ||
+		!strings.HasPrefix(p.ProviderReason, "--provider auto chose "+p.Decoder.Provider.Name()+": ") {
 		t.Errorf("chose %v and %v: %s", p.Decoder.Provider, p.Vision.Provider, p.ProviderReason)
 	}
 	if p.Decoder.Provider.Name() == "cpu" && !strings.Contains(p.ProviderReason, "cuda: failed to load") {

@@ -351,7 +351,8 @@ func bound(n *Count) (int, bool) {
 	return int(*n), true
 }
 
-// hostOf is the peer's address without its port, of IPv6 the network of one site: hosts there pick addresses as they like.
+// hostOf is the peer's address without its port, of IPv6 the network of one site: hosts there pick
+// addresses as they like.
 func hostOf(peer string) string {
 	host, _, err := net.SplitHostPort(peer)
 	if err != nil {

@@ -169,7 +169,8 @@ func (r *record) attributes(attrs []slog.Attr) []slog.Attr {
 	}
 	if r.tokens > 0 {
 		attrs = append(attrs,
-			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image), slog.Int("completion_tokens", r.sum.completion))
+			slog.Int("prompt_tokens", r.tokens), slog.Int("image_tokens", r.image),
+			slog.Int("completion_tokens", r.sum.completion))
 	}
 	if name, ok := finishNames[r.sum.finish]; ok {
 		attrs = append(attrs, slog.String("finish", name))

@@ -117,7 +117,8 @@ func TestRegistryMemory(t *testing.T) {
 	if a.Memory.Host < 4*1_800_000 {
 		t.Errorf("planned %d bytes, fewer than the weights have", a.Memory.Host)
 	}
-	if _, err := r.Load(t.Context(), "b", ""); !errors.Is(err, ErrMemory) || !strings.Contains(err.Error(), "--kv-cache-bytes") {
+	if _, err := r.Load(t.Context(), "b", ""); !errors.Is(err, ErrMemory) ||
+		!strings.Contains(err.Error(), "--kv-cache-bytes") {
 		t.Errorf("a second: %v", err)
 	}
 	if r.held.Host != a.Memory.Host || len(r.Names()) != 1 {
@@ -162,7 +163,8 @@ func TestRegistryClose(t *testing.T) {
 func TestValidModelName(t *testing.T) {
 	for name, want := range map[string]bool{
 		"a": true, "SmolVLM-256M.v2:q8@x": true, strings.Repeat("a", 128): true,
-		"": false, ".": false, "..": false, "a b": false, "a/b": false, `a\b`: false, "a=b": false, "ä": false, "a\x00": false, strings.Repeat("a", 129): false,
+		"": false, ".": false, "..": false, "a b": false, "a/b": false, `a\b`: false, "a=b": false, "ä": false,
+		"a\x00": false, strings.Repeat("a", 129): false,
 	} {
 		if ValidModelName(name) != want {
 			t.Errorf("%q: %t", name, !want)

@@ -20,9 +20,9 @@ type Fetcher interface {
 // fetchesAtOnce is how many images of one request are fetched at once.
 const fetchesAtOnce = 4
 
-// fetch gives images that are at other hosts their bytes, which stay until release is called and are overwritten then. It
-// comes after a tenant's quotas and before a slot is taken: a host that is slow must not keep those from running whose
-// images are here. What is held meanwhile counts for the tenant's share of the media, as uploads do.
+// fetch gives images that are at other hosts their bytes, which stay until release is called and are overwritten then.
+// It comes after a tenant's quotas and before a slot is taken: a host that is slow must not keep those from running
+// whose images are here. What is held meanwhile counts for the tenant's share of the media, as uploads do.
 func (l *life) fetch(ctx context.Context, req *checked) (release func(), err error) {
 	files := make([]*media.File, len(req.images))
 	release = func() {

@@ -5,8 +5,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// Request is what a caller asks for, before it is checked. Fields that are nil take the model's or the contract's default;
-// violations name them as the contract does (mmserve.proto).
+// Request is what a caller asks for, before it is checked. Fields that are nil take the model's or the contract's
+// default; violations name them as the contract does (mmserve.proto).
 type Request struct {
 	// ID names the request in logs and traces; one is made where it is empty. Model is the default where it is empty.
 	ID, Model string
@@ -37,7 +37,8 @@ type Request struct {
 	Speculative *bool
 	Priority    batching.Priority
 
-	// Streams says that the answer is sent as it comes. Where it is one message instead, MaxAnswerBytes bounds that; 0 does not.
+	// Streams says that the answer is sent as it comes. Where it is one message instead, MaxAnswerBytes bounds
+	// that; 0 does not.
 	Streams        bool
 	MaxAnswerBytes int
 	// Unread is what an edge could not read of the request, to be reported with what is found here.

@@ -25,7 +25,8 @@ type Sampling struct {
 	Seed                              *uint64
 }
 
-// validateSampling notes what is out of range, and settles how r samples: as the model does where the request is silent.
+// validateSampling notes what is out of range, and settles how r samples: as the model does where
+// the request is silent.
 func (l *life) validateSampling(v *Violations, r *checked, in *Sampling) {
 	// The comparisons are written so that NaN fails them.
 	if in.Temperature != nil {

@@ -14,9 +14,9 @@ import (
 	"github.com/mmserve/mmserve/internal/constrain"
 )
 
-// The score of a choice is the model's probability of its tokens after the prompt, over the sum of those of all choices.
-// Where the template leaves a space to the answer, it is the sum of those of the text with and without it. Where another
-// choice begins with the text, it is that the answer ends there, too.
+// The score of a choice is the model's probability of its tokens after the prompt, over the sum of those of all
+// choices. Where the template leaves a space to the answer, it is the sum of those of the text with and without it.
+// Where another choice begins with the text, it is that the answer ends there, too.
 //
 // The token paths of all choices are a tree. Engine requests that are forced down its paths read the probabilities of
 // the branches at each node: one request with one token, where the choices differ in their first tokens. The prefix
@@ -39,7 +39,8 @@ type path struct {
 
 // score tells how likely each choice is, if that is asked for. tickets are those for the first of the requests that it
 // takes.
-func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *constrain.Grammar, tickets []*batching.Ticket) (list []float32, err error) {
+func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *constrain.Grammar,
+	tickets []*batching.Ticket) (list []float32, err error) {
 	if req.scored == nil {
 		return nil, nil
 	}
@@ -55,7 +56,8 @@ func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *cons
 	for _, ids := range root.walks(nil, nil) {
 		if len(tickets) == 0 {
 			tickets, err = l.engine.AcquireFor(claim(&checked{
-				priority: req.priority, tenant: req.tenant, peer: req.peer, n: 1, maxTokens: len(ids) + 1, deadline: req.deadline, eos: req.eos,
+				priority: req.priority, tenant: req.tenant, peer: req.peer, n: 1, maxTokens: len(ids) + 1,
+				deadline: req.deadline, eos: req.eos,
 			}))
 			if err != nil {
 				return nil, l.rec.refuse(err)

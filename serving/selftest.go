@@ -17,7 +17,9 @@ func (d *Deployment) selfTest() error {
 	started := time.Now()
 	cases, computed, missed := 0, 0, 0
 	var first verify.Case
-	sessions := verify.Sessions{Model: d.model, Processor: d.text, Tower: d.tower, Runner: d.runner, Precision: d.plan.Decoder.Precision}
+	sessions := verify.Sessions{
+		Model: d.model, Processor: d.text, Tower: d.tower, Runner: d.runner, Precision: d.plan.Decoder.Precision,
+	}
 	found, err := sessions.SelfTest(func(c verify.Case) {
 		cases++
 		if slices.ContainsFunc(c.Checks, func(k verify.Check) bool { return k.Name == "generated_ids" }) {
@@ -36,7 +38,8 @@ func (d *Deployment) selfTest() error {
 		return fmt.Errorf("self-test: %d of %d cases of %s's mmserve-gold.jsonl differ (--no-self-test serves all the same); the first: %s",
 			missed, cases, d.model.Name, CaseText(first))
 	case found:
-		d.config.Logger.Info("self-test passed", "cases", cases, "computed", computed, "seconds", time.Since(started).Seconds())
+		d.config.Logger.Info("self-test passed", "cases", cases, "computed", computed,
+			"seconds", time.Since(started).Seconds())
 	}
 	return nil
 }

@@ -87,8 +87,9 @@ type life struct {
 	used       *usage // of its tenant's quotas
 }
 
-// begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
-// served it gets the default, and validate refuses the name. It fails where there are no models: the server is stopping.
+// begin gives a request its model, which stays open until release is called, and its record. Where the model it
+// names is not served it gets the default, and validate refuses the name. It fails where there are no models:
+// the server is stopping.
 func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l *life, release func(), err error) {
 	operation := operationChat
 	if in.Prompt != nil {
@@ -98,7 +99,8 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 }
 
 // beginAs is begin for what is recorded as another operation.
-func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_ context.Context, l *life, release func(), err error) {
+func (s *Service) beginAs(ctx context.Context, in *Request,
+	operation string) (_ context.Context, l *life, release func(), err error) {
 	d, _, release := s.models.Take(in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
@@ -120,8 +122,8 @@ func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
 	return l.rec.close(ctx, nil, err)
 }
 
-// Generate answers a request and gives what comes of it to a sink. It takes the request over: the images in it are let go
-// once they are decoded. Its error is an *Error.
+// Generate answers a request and gives what comes of it to a sink. It takes the request over: the images in it are let
+// go once they are decoded. Its error is an *Error.
 func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -210,7 +212,8 @@ func claim(req *checked) batching.Claim {
 }
 
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
-func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar, tickets []*batching.Ticket, to Sink) error {
+func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
+	tickets []*batching.Ticket, to Sink) error {
 	var group *batching.Group
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
@@ -236,7 +239,8 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
 	start := Start{
-		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint, Seed: req.sampling.Seed, Answers: req.n,
+		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint,
+		Seed: req.sampling.Seed, Answers: req.n,
 		Usage: l.rec.usage(answered{}),
 	}
 	if req.tokenIDs {

@@ -87,7 +87,8 @@ func tinyModel(t *testing.T) serving.Model {
 }
 
 // run serves a model over an engine of a runner's until the test ends.
-func run(t *testing.T, m serving.Model, r batching.Runner, o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
+func run(t *testing.T, m serving.Model, r batching.Runner,
+	o serving.ServiceOptions) (*serving.Service, *batching.Engine) {
 	t.Helper()
 	e := batching.New(r, batching.Options{MaxWaiting: 32})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -147,7 +148,10 @@ func (k *kept) Finish(f *serving.Finish) error {
 
 func prompt(parts ...serving.Part) *serving.Request {
 	n, greedy := uint32(6), float32(0)
-	return &serving.Request{Prompt: &serving.Prompt{Parts: parts}, MaxTokens: &n, IgnoreEOS: true, Sampling: serving.Sampling{Temperature: &greedy}}
+	return &serving.Request{
+		Prompt: &serving.Prompt{Parts: parts}, MaxTokens: &n, IgnoreEOS: true,
+		Sampling: serving.Sampling{Temperature: &greedy},
+	}
 }
 
 func image(data string) serving.Part { return serving.Part{Image: &serving.Image{Data: []byte(data)}} }
@@ -168,7 +172,8 @@ func TestService(t *testing.T) {
 	}
 	u := k.finish.Usage
 	if !slices.Equal(k.events, []string{"start", "delta", "finish"}) || prepared != 1 || k.text == "" ||
-		u.Image != imageTokens || u.Prompt != u.Text+u.Image || u.Completion != 6 || k.finish.Reason != serving.FinishLength || k.finish.Timings.Total <= 0 {
+		u.Image != imageTokens || u.Prompt != u.Text+u.Image || u.Completion != 6 ||
+		k.finish.Reason != serving.FinishLength || k.finish.Timings.Total <= 0 {
 		t.Errorf("events %v, %q, %+v, prepared %d times", k.events, k.text, k.finish, prepared)
 	}
 	var c serving.Collector
@@ -232,7 +237,8 @@ func TestServiceErrors(t *testing.T) {
 		}
 		defer ticket.Release()
 	}
-	if err := s.Generate(t.Context(), prompt(text), &kept{}); !errors.As(err, &full) || full.Kind != serving.Exhausted || full.RetryAfter <= 0 {
+	if err := s.Generate(t.Context(), prompt(text), &kept{}); !errors.As(err, &full) ||
+		full.Kind != serving.Exhausted || full.RetryAfter <= 0 {
 		t.Errorf("with every slot taken: %v", err)
 	}
 }

@@ -19,8 +19,8 @@ type progress struct {
 	slot, chunks, steps, rows, most atomic.Int64
 }
 
-// trace adds a step of a model's engine to its requests' progress and now and then gives it a span. steps counts those that
-// ran traced requests.
+// trace adds a step of a model's engine to its requests' progress and now and then gives it a span. steps counts those
+// that ran traced requests.
 func (t *Telemetry) trace(s batching.Step, steps *int, model string) {
 	traced, tokens := 0, 0
 	for _, r := range s.Rows {
@@ -46,7 +46,8 @@ func (t *Telemetry) trace(s batching.Step, steps *int, model string) {
 	if s.Prefill {
 		name = spanPrefillStep
 	}
-	_, span := t.tracer.Start(context.Background(), name, trace.WithNewRoot(), trace.WithTimestamp(s.Began), trace.WithLinks(links...),
+	_, span := t.tracer.Start(context.Background(), name, trace.WithNewRoot(), trace.WithTimestamp(s.Began),
+		trace.WithLinks(links...),
 		trace.WithAttributes(keyRequestModel.String(model), keyStepRows.Int(len(s.Rows)), keyStepTokens.Int(tokens)))
 	if s.Err != nil {
 		span.SetStatus(otelcodes.Error, "the step failed")
@@ -83,14 +84,19 @@ type interval struct {
 // preparing are the stages before the engine's, in order.
 var preparing = [...]string{stagePreprocess, stageTokenize, stageEncode}
 
-// stages are those that were completed, or that the engine has, in order. What they are told by is the same as in Timings.
+// stages are those that were completed, or that the engine has, in order. What they are told by is the
+// same as in Timings.
 func (r *record) stages() []interval {
 	var list []interval
 	at := r.arrived
 	for _, s := range []interval{
 		{name: stagePreprocess, took: r.preprocess, attributes: []attribute.KeyValue{keyImages.Int(len(r.images))}},
-		{name: stageTokenize, took: r.tokenize, attributes: []attribute.KeyValue{keyInputTokens.Int(r.tokens), keyImageInput.Int(r.image)}},
-		{name: stageEncode, took: r.encode, attributes: []attribute.KeyValue{keyEncoderTokens.Int(r.image), keyEncoderCached.Int(r.cached)}},
+		{name: stageTokenize, took: r.tokenize, attributes: []attribute.KeyValue{
+			keyInputTokens.Int(r.tokens), keyImageInput.Int(r.image),
+		}},
+		{name: stageEncode, took: r.encode, attributes: []attribute.KeyValue{
+			keyEncoderTokens.Int(r.image), keyEncoderCached.Int(r.cached),
+		}},
 	} {
 		if s.took > 0 {
 			s.began = at
@@ -117,7 +123,8 @@ func (r *record) stages() []interval {
 		p = new(progress)
 	}
 	add(stageQueue, t.Submitted, t.FirstScheduled)
-	add(stagePrefill, t.FirstScheduled, t.FirstToken, keyPrefillTokens.Int(r.tokens-t.CachedTokens), keyPrefillCached.Int(t.CachedTokens),
+	add(stagePrefill, t.FirstScheduled, t.FirstToken,
+		keyPrefillTokens.Int(r.tokens-t.CachedTokens), keyPrefillCached.Int(t.CachedTokens),
 		keyPrefillChunks.Int64(p.chunks.Load()), keySlot.Int64(p.slot.Load()))
 	steps := p.steps.Load()
 	add(stageDecode, t.FirstToken, t.Finished, keyOutputTokens.Int(r.sum.completion), keyDecodeSteps.Int64(steps),
@@ -129,7 +136,8 @@ func (r *record) stages() []interval {
 func (r *record) begin(ctx context.Context) context.Context {
 	model := r.model
 	ctx, r.span = r.telemetry.tracer.Start(ctx, r.operation+" "+model, trace.WithTimestamp(r.arrived),
-		trace.WithAttributes(keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model))) // what samplers go by
+		trace.WithAttributes( // what samplers go by
+			keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model)))
 	if r.span.IsRecording() {
 		r.progress = &progress{span: r.span.SpanContext()}
 	}
@@ -143,8 +151,9 @@ func (r *record) asked(req *checked, stream bool) {
 	}
 	s := req.sampling
 	attrs := []attribute.KeyValue{
-		keyStream.Bool(stream), keyTemperature.Float64(float64(s.Temperature)), keyTopP.Float64(float64(s.TopP)), keyTopK.Int(s.TopK),
-		keySeed.Int64(int64(s.Seed)), keyFrequency.Float64(float64(s.FrequencyPenalty)), keyPresence.Float64(float64(s.PresencePenalty)),
+		keyStream.Bool(stream), keyTemperature.Float64(float64(s.Temperature)), keyTopP.Float64(float64(s.TopP)),
+		keyTopK.Int(s.TopK), keySeed.Int64(int64(s.Seed)), keyFrequency.Float64(float64(s.FrequencyPenalty)),
+		keyPresence.Float64(float64(s.PresencePenalty)),
 	}
 	if req.maxTokens > 0 {
 		attrs = append(attrs, keyMaxTokens.Int(req.maxTokens))
@@ -160,11 +169,13 @@ func (r *record) spans(ctx context.Context, failure Kind, stages []interval) {
 	if !r.span.IsRecording() {
 		return
 	}
-	if n := len(stages); failure != OK && r.sum.timing.Submitted.IsZero() && (n > 0 || len(r.images) > 0) && n < len(preparing) {
+	if n := len(stages); failure != OK && r.sum.timing.Submitted.IsZero() &&
+		(n > 0 || len(r.images) > 0) && n < len(preparing) {
 		stages = append(stages, interval{name: preparing[n], began: r.mark, took: time.Since(r.mark)}) // it ended in this one
 	}
 	for _, s := range stages {
-		sctx, span := r.telemetry.tracer.Start(ctx, "mmserve."+s.name, trace.WithTimestamp(s.began), trace.WithAttributes(s.attributes...))
+		sctx, span := r.telemetry.tracer.Start(ctx, "mmserve."+s.name,
+			trace.WithTimestamp(s.began), trace.WithAttributes(s.attributes...))
 		if s.name == stagePreprocess {
 			r.imageSpans(sctx)
 		}
@@ -172,7 +183,8 @@ func (r *record) spans(ctx context.Context, failure Kind, stages []interval) {
 	}
 	r.span.SetAttributes(
 		keyResponseModel.String(r.model), keyResponseID.String(r.id), keyInputTokens.Int(r.tokens),
-		keyTextInput.Int(r.tokens-r.image), keyImageInput.Int(r.image), keyCacheRead.Int(r.sum.timing.CachedTokens), keyOutputTokens.Int(r.sum.completion),
+		keyTextInput.Int(r.tokens-r.image), keyImageInput.Int(r.image),
+		keyCacheRead.Int(r.sum.timing.CachedTokens), keyOutputTokens.Int(r.sum.completion),
 	)
 	if reason := r.sum.finish; reason != Unfinished {
 		r.span.SetAttributes(keyFinishReasons.StringSlice([]string{reason.String()}))
@@ -195,7 +207,8 @@ func (r *record) imageSpans(ctx context.Context) {
 		attrs := []attribute.KeyValue{keyImageBytes.Int(p.bytes)}
 		decoded := p.ended
 		if p.image != nil {
-			attrs = append(attrs, keyImageWidth.Int(p.image.Width), keyImageHeight.Int(p.image.Height), keyImageTiles.Int(p.image.Grid.Tiles()))
+			attrs = append(attrs, keyImageWidth.Int(p.image.Width), keyImageHeight.Int(p.image.Height),
+				keyImageTiles.Int(p.image.Grid.Tiles()))
 			if !p.image.Decoded.IsZero() {
 				decoded = p.image.Decoded
 			}

@@ -1,10 +1,10 @@
 package serving
 
-// Stage is a link of the chain that an answer's text goes through before it leaves: it lets text through, holds it back,
-// puts other text in its place, leaves it out, or ends the answer. One goroutine calls it, for one answer.
+// Stage is a link of the chain that an answer's text goes through before it leaves: it lets text through, holds it
+// back, puts other text in its place, leaves it out, or ends the answer. One goroutine calls it, for one answer.
 //
-// What a stage emits, in order, accounts for its input from the first byte on. How the input was cut must not matter: the
-// text that leaves, and the end, are the same for every cut (servingtest.TestStage holds that).
+// What a stage emits, in order, accounts for its input from the first byte on. How the input was cut must not matter:
+// the text that leaves, and the end, are the same for every cut (servingtest.TestStage holds that).
 type Stage interface {
 	// Push takes the next bytes of the answer, which need not be whole words, and emits what is certain. An End is the
 	// answer's: what was not emitted does not leave, and nothing is pushed any more.
@@ -13,8 +13,8 @@ type Stage interface {
 	Flush(emit func(Piece)) *End
 }
 
-// Filter makes a stage for one answer of a model to a tenant ("" where the request names none); nil lets the text pass. It is
-// called concurrently.
+// Filter makes a stage for one answer of a model to a tenant ("" where the request names none); nil lets the text pass.
+// It is called concurrently.
 type Filter func(model, tenant string) Stage
 
 // Piece is text on its way out.
@@ -33,8 +33,8 @@ type End struct {
 	Stop *string
 }
 
-// chain runs stages one after the other, and tells for what comes out of the last how much of the text that went into the
-// first it accounts for.
+// chain runs stages one after the other, and tells for what comes out of the last how much of the text that went into
+// the first it accounts for.
 type chain struct {
 	links []link
 	out   func(Piece)
@@ -147,8 +147,8 @@ func (l *link) bytes() (n int) {
 	return n
 }
 
-// take gives p with its Covers in bytes of the chain's input instead of the link's. A segment that a stage put in the place
-// of another text is accounted for with its last byte.
+// take gives p with its Covers in bytes of the chain's input instead of the link's. A segment that a stage put in the
+// place of another text is accounted for with its last byte.
 func (l *link) take(p Piece) Piece {
 	left, i := p.Covers, 0
 	p.Covers = 0

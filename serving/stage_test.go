@@ -60,7 +60,10 @@ func (j *judgeStage) Flush(emit func(serving.Piece)) *serving.End {
 }
 
 func TestStages(t *testing.T) {
-	texts := []string{"", " ", "a", "  two", " one END two", "aaab", "ENEND", "ENDEND", "no secret here, secrets", "secre", "cafés é", "x\n\ny"}
+	texts := []string{
+		"", " ", "a", "  two", " one END two", "aaab", "ENEND", "ENDEND", "no secret here, secrets", "secre", "cafés é",
+		"x\n\ny",
+	}
 	for name, create := range map[string]func() serving.Stage{
 		"trim":        serving.NewTrimStage,
 		"stop":        func() serving.Stage { return serving.NewStopStage("END", "aab", "\n\n") },
@@ -76,10 +79,13 @@ func TestStages(t *testing.T) {
 	}
 }
 
-// The text that leaves and the log-probabilities that leave belong together: a token is told once all its text is out, in
-// whatever stage it was held, and not if some of it was hidden or came after the end.
+// The text that leaves and the log-probabilities that leave belong together: a token is told once all its text is out,
+// in whatever stage it was held, and not if some of it was hidden or came after the end.
 func TestChain(t *testing.T) {
-	trim, mask := func() serving.Stage { return serving.NewTrimStage() }, func() serving.Stage { return &maskStage{word: "secret"} }
+	type stages = []func() serving.Stage
+	type tokens = []string
+	trim := func() serving.Stage { return serving.NewTrimStage() }
+	mask := func() serving.Stage { return &maskStage{word: "secret"} }
 	stop := func(stops ...string) func() serving.Stage {
 		return func() serving.Stage { return serving.NewStopStage(stops...) }
 	}
@@ -94,31 +100,37 @@ func TestChain(t *testing.T) {
 		logprobs []int
 		ends     bool
 	}{
-		"none":                          {nil, []string{"a", "", "b"}, "ab", []int{0, 1, 2}, false},
-		"a space is left out":           {[]func() serving.Stage{trim}, []string{" red", " one"}, "red one", []int{0, 1}, false},
-		"a token of the space alone":    {[]func() serving.Stage{trim, stop("x")}, []string{" ", "red"}, "red", []int{0, 1}, false},
-		"only a space":                  {[]func() serving.Stage{trim, stop("x")}, []string{" "}, "", []int{0}, false},
-		"stop":                          {[]func() serving.Stage{stop("END")}, []string{"a", " E", "N", "D", "b"}, "a ", []int{0}, true},
-		"stop left in":                  {[]func() serving.Stage{include}, []string{"a", " E", "N", "D", "b"}, "a END", []int{0, 1, 2, 3}, true},
-		"within a token":                {[]func() serving.Stage{include}, []string{"a", " ENDb", "c"}, "a END", []int{0}, true},
-		"left in, then masked":          {[]func() serving.Stage{include, mask}, []string{"a secret", "END", "b"}, "a ***END", []int{1}, true},
-		"masked, left in":               {[]func() serving.Stage{mask, include}, []string{"a secret", "END", "b"}, "a ***END", []int{1}, true},
-		"left in, judged":               {[]func() serving.Stage{include, judge("bad")}, []string{"bad", "END"}, "", nil, true},
-		"held, then let go":             {[]func() serving.Stage{stop("END")}, []string{"a", " E", "N", "x"}, "a ENx", []int{0, 1, 2, 3}, false},
-		"trim, then stop at the start":  {[]func() serving.Stage{trim, stop("no")}, []string{" no", "x"}, "", nil, true},
-		"masked":                        {[]func() serving.Stage{mask}, []string{"my ", "sec", "ret", " is"}, "my *** is", []int{0, 3}, false},
-		"a token that is partly masked": {[]func() serving.Stage{mask}, []string{"my", " sec", "rets", " are"}, "my ***s are", []int{0, 3}, false},
-		"no text, before what is masked": {
-			[]func() serving.Stage{mask}, []string{"my ", "", "secret", "", "!"}, "my ***!", []int{0, 3, 4}, false,
+		"none":                       {nil, tokens{"a", "", "b"}, "ab", []int{0, 1, 2}, false},
+		"a space is left out":        {stages{trim}, tokens{" red", " one"}, "red one", []int{0, 1}, false},
+		"a token of the space alone": {stages{trim, stop("x")}, tokens{" ", "red"}, "red", []int{0, 1}, false},
+		"only a space":               {stages{trim, stop("x")}, tokens{" "}, "", []int{0}, false},
+		"stop":                       {stages{stop("END")}, tokens{"a", " E", "N", "D", "b"}, "a ", []int{0}, true},
+		"stop left in": {
+			stages{include}, tokens{"a", " E", "N", "D", "b"}, "a END", []int{0, 1, 2, 3}, true,
 		},
-		"masked, then a stop":           {[]func() serving.Stage{mask, stop("**")}, []string{"my ", "secret", " is"}, "my ", []int{0}, true},
-		"masked, then held":             {[]func() serving.Stage{mask, stop("** x")}, []string{"my ", "secret", " is"}, "my *** is", []int{0, 2}, false},
-		"trim, mask, stop":              {[]func() serving.Stage{trim, mask, stop("END")}, []string{" secret", " E", "ND"}, "*** ", nil, true},
-		"a stop before the mask":        {[]func() serving.Stage{stop("END"), mask}, []string{"a sec", "END", "x"}, "a sec", []int{0}, true},
-		"judged":                        {[]func() serving.Stage{judge("bad")}, []string{"a ", "bad", " b"}, "", nil, true},
-		"judged well":                   {[]func() serving.Stage{judge("bad"), mask}, []string{"a ", "b"}, "a b", []int{0, 1}, false},
-		"a stop, judged":                {[]func() serving.Stage{stop("END"), judge("bad")}, []string{"bad", "END"}, "", nil, true},
-		"a judge before the last stage": {[]func() serving.Stage{judge("bad"), stop("END")}, []string{"a bEN", "D"}, "a b", []int{}, true},
+		"within a token":       {stages{include}, tokens{"a", " ENDb", "c"}, "a END", []int{0}, true},
+		"left in, then masked": {stages{include, mask}, tokens{"a secret", "END", "b"}, "a ***END", []int{1}, true},
+		"masked, left in":      {stages{mask, include}, tokens{"a secret", "END", "b"}, "a ***END", []int{1}, true},
+		"left in, judged":      {stages{include, judge("bad")}, tokens{"bad", "END"}, "", nil, true},
+		"held, then let go": {
+			stages{stop("END")}, tokens{"a", " E", "N", "x"}, "a ENx", []int{0, 1, 2, 3}, false,
+		},
+		"trim, then stop at the start":  {stages{trim, stop("no")}, tokens{" no", "x"}, "", nil, true},
+		"masked":                        {stages{mask}, tokens{"my ", "sec", "ret", " is"}, "my *** is", []int{0, 3}, false},
+		"a token that is partly masked": {stages{mask}, tokens{"my", " sec", "rets", " are"}, "my ***s are", []int{0, 3}, false},
+		"no text, before what is masked": {
+			stages{mask}, tokens{"my ", "", "secret", "", "!"}, "my ***!", []int{0, 3, 4}, false,
+		},
+		"masked, then a stop": {stages{mask, stop("**")}, tokens{"my ", "secret", " is"}, "my ", []int{0}, true},
+		"masked, then held": {
+			stages{mask, stop("** x")}, tokens{"my ", "secret", " is"}, "my *** is", []int{0, 2}, false,
+		},
+		"trim, mask, stop":              {stages{trim, mask, stop("END")}, tokens{" secret", " E", "ND"}, "*** ", nil, true},
+		"a stop before the mask":        {stages{stop("END"), mask}, tokens{"a sec", "END", "x"}, "a sec", []int{0}, true},
+		"judged":                        {stages{judge("bad")}, tokens{"a ", "bad", " b"}, "", nil, true},
+		"judged well":                   {stages{judge("bad"), mask}, tokens{"a ", "b"}, "a b", []int{0, 1}, false},
+		"a stop, judged":                {stages{stop("END"), judge("bad")}, tokens{"bad", "END"}, "", nil, true},
+		"a judge before the last stage": {stages{judge("bad"), stop("END")}, tokens{"a bEN", "D"}, "a b", []int{}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stages []serving.Stage
@@ -127,7 +139,8 @@ func TestChain(t *testing.T) {
 			}
 			text, logprobs, end := serving.Let(stages, c.tokens)
 			if text != c.text || !slices.Equal(logprobs, c.logprobs) || (end != nil) != c.ends {
-				t.Errorf("%q, log-probabilities of %v, end %+v; want %q, %v, an end: %t", text, logprobs, end, c.text, c.logprobs, c.ends)
+				t.Errorf("%q, log-probabilities of %v, end %+v; want %q, %v, an end: %t",
+					text, logprobs, end, c.text, c.logprobs, c.ends)
 			}
 		})
 	}

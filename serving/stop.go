@@ -2,8 +2,8 @@ package serving
 
 import "strings"
 
-// stopStage ends the answer at a stop string. It holds back what may become one, so that no part of a stop string is ever
-// given out, and gives out held text as soon as it no longer can.
+// stopStage ends the answer at a stop string. It holds back what may become one, so that no part of a stop string is
+// ever given out, and gives out held text as soon as it no longer can.
 //
 // The match that is complete first wins, and of those that are complete together the longest: a rule that does
 // not depend on where the pieces were cut.

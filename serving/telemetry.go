@@ -65,7 +65,8 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t := &Telemetry{tracer: tp.Tracer(scope), meter: mp.Meter(scope), every: stepSpans}
 	var errs []error
 	histogram := func(name, unit, description string, buckets []float64) metric.Float64Histogram {
-		h, err := t.meter.Float64Histogram(name, metric.WithUnit(unit), metric.WithDescription(description), metric.WithExplicitBucketBoundaries(buckets...))
+		h, err := t.meter.Float64Histogram(name, metric.WithUnit(unit), metric.WithDescription(description),
+			metric.WithExplicitBucketBoundaries(buckets...))
 		errs = append(errs, err)
 		return h
 	}
@@ -85,7 +86,8 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.stage = histogram(metricStageDuration, "s", "Time of a request in one of its stages.", stageBuckets)
 	t.stepDuration = histogram(metricStepDuration, "s", "Time of one step of the engine.", stepBuckets)
 	var err error
-	t.stepRows, err = t.meter.Int64Histogram(metricStepRows, metric.WithUnit("{row}"), metric.WithDescription("Sequences in one step of the engine."),
+	t.stepRows, err = t.meter.Int64Histogram(metricStepRows, metric.WithUnit("{row}"),
+		metric.WithDescription("Sequences in one step of the engine."),
 		metric.WithExplicitBucketBoundaries(rowBuckets...))
 	errs = append(errs, err)
 	t.finished = counter(metricFinished, "{request}", "Requests that ended, each once.")
@@ -100,7 +102,9 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 // zero starts a model's counters of what happens seldom: a rate sees no first event in a series that begins with it.
 func (t *Telemetry) zero(model string) {
 	ctx, name := context.Background(), keyModel.String(model)
-	for _, reason := range []string{"busy", "quota", "deadline", "draining", "invalid", "model", "unsupported", "left", "error"} {
+	for _, reason := range []string{
+		"busy", "quota", "deadline", "draining", "invalid", "model", "unsupported", "left", "error",
+	} {
 		t.rejected.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(reason))))
 	}
 	for _, outcome := range []string{
@@ -227,8 +231,8 @@ func (o *observations) ofEdges() {
 	o.addProcess(func(s processSnapshot) int64 { return s.Connections })
 }
 
-// block is the number of positions that the gateway protocol's cache metric counts as one. mmserve's KV has no blocks: a
-// prefix is shared to the position, memory comes in pages.
+// block is the number of positions that the gateway protocol's cache metric counts as one. mmserve's KV has no blocks:
+// a prefix is shared to the position, memory comes in pages.
 const block = 16
 
 // point is a value that does not change.
@@ -274,8 +278,8 @@ func (t *Telemetry) constants() error {
 
 // Traffic is what edges count of the messages that they receive.
 type Traffic struct {
-	// InflightBytes are held for messages that are on their way or not put to use yet, Evicted messages were refused because
-	// there was no room, Connections are clients'.
+	// InflightBytes are held for messages that are on their way or not put to use yet, Evicted messages were refused
+	// because there was no room, Connections are clients'.
 	InflightBytes, Evicted, Connections int64
 }
 
@@ -333,7 +337,8 @@ func (t *Telemetry) observeModel(to metric.Observer, d *Deployment) {
 		to.ObserveInt64(o.instrument, o.value(now), labels(slices.Clone(o.attrs)...))
 	}
 	to.ObserveInt64(t.info, 1, labels(keyDigest.String(d.Model.Digest)))
-	to.ObserveInt64(t.cacheConfig, 1, labels(keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(now.KVBudget/block))))
+	to.ObserveInt64(t.cacheConfig, 1,
+		labels(keyBlockSize.String(strconv.Itoa(block)), keyBlocks.String(strconv.Itoa(now.KVBudget/block))))
 	nodes, fallbacks := placement(&d.Model)
 	for _, p := range nodes {
 		to.ObserveInt64(t.nodes, p.value, labels(p.attrs...))
@@ -375,7 +380,10 @@ func (r *record) report(ctx context.Context, failure Kind) {
 // measure counts a request, once.
 func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
 	t, model := r.telemetry, r.model
-	attrs := []attribute.KeyValue{keyOperation.String(r.operation), keyProvider.String(provider), keyRequestModel.String(model), keyResponseModel.String(model)}
+	attrs := []attribute.KeyValue{
+		keyOperation.String(r.operation), keyProvider.String(provider),
+		keyRequestModel.String(model), keyResponseModel.String(model),
+	}
 	set, name := metric.WithAttributeSet(attribute.NewSet(attrs...)), keyModel.String(model)
 	if e := r.sum.timing; !e.FirstToken.IsZero() {
 		t.firstToken.Record(ctx, e.FirstToken.Sub(r.arrived).Seconds(), set)
@@ -424,7 +432,8 @@ func (t *Telemetry) countQuota(ctx context.Context, err error) {
 
 // quotaRefused counts requests that a quota refused.
 func (t *Telemetry) quotaRefused(ctx context.Context, e *QuotaError, n int64) {
-	t.quotas.Add(ctx, n, metric.WithAttributeSet(attribute.NewSet(keyQuota.String(e.Quota), keyNamedTenant.String(e.Tenant))))
+	set := attribute.NewSet(keyQuota.String(e.Quota), keyNamedTenant.String(e.Tenant))
+	t.quotas.Add(ctx, n, metric.WithAttributeSet(set))
 }
 
 // reason says in one word why a request was not taken.

@@ -15,8 +15,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// Limits that are part of the contract (mmserve.proto), the same on every server, and that edges count by before they make a
-// Request.
+// Limits that are part of the contract (mmserve.proto), the same on every server, and that edges count by before
+// they make a Request.
 const (
 	// MaxIDBytes bounds request_id and tenant.
 	MaxIDBytes = 128
@@ -287,8 +287,8 @@ func (l *life) validateTokens(v *Violations, r *checked, in []Part) {
 	}
 }
 
-// validateIDs refuses ids that the model has no embedding for, and those of an image's positions: they would stand for an
-// image that is not there.
+// validateIDs refuses ids that the model has no embedding for, and those of an image's positions: they would stand for
+// an image that is not there.
 func (l *life) validateIDs(v *Violations, field string, in []uint32) []int32 {
 	if len(in) == 0 {
 		v.Add(field, "none; want at least one")

@@ -159,7 +159,7 @@ func TestSelfTest(t *testing.T) {
 	if err := os.Remove(gold); err != nil {
 		t.Fatal(err)
 	}
-	if code, out, errs := mmserve(t, "model", "verify", dir); code != 0 || !strings.Contains(out, "no gold values") {
+	if code, out, errs := mmserve(t, "model", "verify", dir); code != 0 || !strings.Contains(out, "no reference values") {
 		t.Errorf("without gold: status %d: %s%s", code, out, errs)
 	}
 	cache := t.TempDir()

@@ -238,33 +238,24 @@ func (s *scanner) members(n *node, depth int) error {
 	}
 }
 
-// str goes past a string.
+// str goes past a string. It looks at each byte once, however many escapes there are.
 func (s *scanner) str() error {
-	for s.at++; ; {
-		rest := s.in[s.at:]
-		i := bytes.IndexByte(rest, '"')
-		if i < 0 {
-			return s.fault("a string has no end")
-		}
-		escape := bytes.IndexByte(rest[:i], '\\')
-		if escape >= 0 {
-			i = escape
-		}
-		for j, c := range rest[:i] {
-			if c < ' ' {
-				s.at += j
-				return s.fault("a control character in a string; want it escaped")
-			}
-		}
-		s.at += i
-		if escape < 0 {
+	for s.at++; s.at < len(s.in); {
+		switch c := s.in[s.at]; {
+		case c == '"':
 			s.at++
 			return nil
-		}
-		if err := s.escape(); err != nil {
-			return err
+		case c == '\\':
+			if err := s.escape(); err != nil {
+				return err
+			}
+		case c < ' ':
+			return s.fault("a control character in a string; want it escaped")
+		default:
+			s.at++
 		}
 	}
+	return s.fault("a string has no end")
 }
 
 // escape goes past what a backslash begins.

@@ -137,3 +137,14 @@ func FuzzJSON(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) { compare(t, in) })
 }
+
+// A string of escapes is read in one pass: quadratic time would take hours here.
+func TestManyEscapes(t *testing.T) {
+	for _, escape := range []string{`\n`, `\"`, `\u00e9`} {
+		body := `{"a":"` + strings.Repeat(escape, 4<<20) + `"}`
+		n, fault := parse([]byte(body))
+		if fault != nil || len(n.list) != 1 {
+			t.Errorf("%s: %v", escape, fault)
+		}
+	}
+}

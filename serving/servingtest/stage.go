@@ -15,8 +15,8 @@ type result struct {
 	end     string
 }
 
-// TestStage holds that a stage keeps the contract of serving.Stage on each of the texts, however a text is cut: at every
-// byte, in two at every place, and in three at every pair of places. make gives a new stage.
+// TestStage holds that a stage keeps the contract of serving.Stage on each of the texts, however a text is cut: at
+// every byte, in two at every place, and in three at every pair of places. make gives a new stage.
 func TestStage(t *testing.T, make func() serving.Stage, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
