@@ -74,18 +74,35 @@ func (s *Server) newHTTPServer() *httpServer {
 		Handler: h, ReadHeaderTimeout: handshakeTime, IdleTimeout: keepAliveTime, MaxHeaderBytes: maxHTTPHeader,
 		ErrorLog: slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			if t, ok := conn.(*tls.Conn); ok {
-				conn = t.NetConn()
-			}
-			return context.WithValue(ctx, connectionKey{}, conn)
+			return context.WithValue(ctx, connectionKey{}, underTLS(conn))
 		},
-		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
+		ConnState: h.connState, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
 }
 
 type connectionKey struct{}
+
+// underTLS is the connection that the listener accepted.
+func underTLS(conn net.Conn) net.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return conn
+}
+
+// connState takes note of a connection's first request.
+func (h *httpServer) connState(conn net.Conn, state http.ConnState) {
+	if c, ok := underTLS(conn).(*connection); ok && state == http.StateActive {
+		h.inflight.mu.Lock()
+		c.asked = true
+		h.inflight.mu.Unlock()
+	}
+}
+
+// unreadTime is how long a drain leaves connections that asked nothing: a request may be in their sockets.
+const unreadTime = 50 * time.Millisecond
 
 // start serves; what comes of the channel ended it.
 func (h *httpServer) start() <-chan error {
@@ -114,7 +131,7 @@ func (h *httpServer) drain() <-chan struct{} {
 		close(done)
 		return done
 	}
-	h.listener.closeMute()
+	time.AfterFunc(unreadTime, h.listener.closeMute)
 	go func() {
 		defer close(done)
 		_ = h.server.Shutdown(context.Background()) // of the listener, which may be closed already
@@ -152,6 +169,7 @@ type exchange struct {
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 	spent          bool // nothing can be read of the body any more
+	admitted       bool // a handler has the request
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }
@@ -175,9 +193,11 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := x.admit(); err != nil {
+		_ = x.rc.SetReadDeadline(time.Now().Add(strangerTime)) // of what net/http reads of the body
 		x.fail(err)
 		return
 	}
+	x.admitted = true
 	if x.asksFirst() {
 		x.preflight()
 		return

@@ -11,12 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mmserve/mmserve/server"
@@ -203,13 +205,15 @@ func TestHTTPBudget(t *testing.T) {
 		err  error
 	}
 	answers := make(chan answer, 3)
-	for i := range 3 { // each promises more than the one before, and sends one byte
+	most := strings.Repeat("a", 5<<20)
+	for i := range 3 { // each promises more than the one before, and sends more than half of it
 		conn, err := net.Dial("tcp", f.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i), "{"))
+		head := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i)
+		go io.WriteString(conn, rawChat(head, most))
 		go func() {
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			answers <- answer{resp, err}
@@ -224,6 +228,37 @@ func TestHTTPBudget(t *testing.T) {
 	}
 	wantError(t, a.resp, 429, "")
 	f.stillServes(t)
+}
+
+// TestHTTPPromises holds that bodies that were only promised take nothing of the byte budget, unless one is larger than
+// all of it.
+func TestHTTPPromises(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 16 << 20})
+	for range 16 {
+		conn, err := net.Dial("tcp", f.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "POST /tokenize HTTP/1.1\r\nHost: x\r\n",
+			"Content-Type: application/json\r\nContent-Length: 1020000\r\n\r\n")
+	}
+	eventually(t, "all are being received", func() bool { return f.server.Open() == 16 })
+	image := strings.Repeat("AAAA", 1<<19)
+	resp := f.post(t, "/tokenize", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest body of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	resp = f.post(t, "/v1/chat/completions", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest chat of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	f, _ = tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 4 << 20})
+	resp, err := f.raw(t, rawChat("Content-Type: application/json\r\nContent-Length: 5000000\r\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, resp, 413, "")
 }
 
 // TestHTTPClientGone holds that a client that leaves has its request dropped at once, streaming or not.
@@ -352,6 +387,51 @@ func TestHTTPDrainCuts(t *testing.T) {
 		t.Errorf("Serve: %v, want one request cut", err)
 	}
 	close(runner.step)
+}
+
+// slowTrace is a propagator that takes its time over a request's headers.
+type slowTrace struct {
+	propagation.TextMapPropagator
+	began, end chan struct{}
+}
+
+func (s slowTrace) Extract(ctx context.Context, _ propagation.TextMapCarrier) context.Context {
+	close(s.began)
+	<-s.end
+	return ctx
+}
+
+// TestHTTPStopFirst holds that a stop has the first request of a connection answered, which no handler has yet, and
+// does not wait for connections that ask nothing.
+func TestHTTPStopFirst(t *testing.T) {
+	slow := slowTrace{began: make(chan struct{}), end: make(chan struct{})}
+	f, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{Propagator: slow}})
+	silent, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	answered := make(chan *http.Response, 1)
+	go func() {
+		defer close(answered)
+		if resp, err := f.raw(t, "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil {
+			answered <- resp
+		}
+	}()
+	<-slow.began
+	f.stop()
+	_ = silent.SetReadDeadline(time.Now().Add(4 * time.Second)) // net/http closes it after 5 s
+	if _, err := silent.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the silent connection: %v", err)
+	}
+	time.Sleep(50 * time.Millisecond) // what else it closes is closed by then
+	close(slow.end)
+	if resp := <-answered; resp == nil || resp.StatusCode != 200 {
+		t.Errorf("the first request is answered with %v", resp)
+	}
+	if err := <-f.served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
 }
 
 // TestHTTPSlowReader holds that a client that does not read its stream keeps nobody else waiting.

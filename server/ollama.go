@@ -39,7 +39,7 @@ type ollamaAnswer struct {
 func (x *exchange) ollamaChat() error {
 	named := ""
 	return x.ask(func(body []byte) (*openai.Request, *serving.Request, error) {
-		in, err := openai.ParseOllamaChat(body)
+		in, err := openai.ParseOllamaChat(x.r.Context(), body)
 		if err != nil {
 			return nil, nil, err
 		}

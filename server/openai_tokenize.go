@@ -11,7 +11,7 @@ func (x *exchange) tokenize() error {
 		return err
 	}
 	return x.receiveRequest(func(body []byte) (*openai.Request, *serving.Request, error) {
-		in, err := openai.ParseTokenize(body)
+		in, err := openai.ParseTokenize(x.r.Context(), body)
 		if err != nil {
 			return nil, nil, err
 		}
