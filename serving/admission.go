@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Caller is who makes a call, as its edge knows before the message has come.
@@ -84,14 +85,8 @@ func (l *life) enter(ctx context.Context, peer string) error {
 }
 
 // leave gives back what the request did not use of its tenant's quotas. One that found no room, there or in the engine,
-// counts for nothing.
-func (l *life) leave() {
-	tokens := 0
-	if len(l.rec.answers) > 0 || l.rec.embedded {
-		tokens = l.rec.tokens + l.rec.total().completion
-	}
-	l.used.end(tokens, l.rec.refused == nil)
-}
+// before any work counts for nothing.
+func (l *life) leave() { l.used.end(l.ran+l.rec.total().completion, l.rec.refused == nil) }
 
 // bytesPerToken is how many bytes of text count as a token until the prompt is tokenized.
 const bytesPerToken = 4
@@ -100,6 +95,34 @@ const bytesPerToken = 4
 func (l *life) chargeEstimate(req *checked) error {
 	images := len(req.images)
 	return l.charge(req, max(1, req.text/bytesPerToken)+images*l.model.Prompter.Layout.PatchTokens, images)
+}
+
+// chargeImages has images cost what their headers say instead, before they are decoded, which tells what is wrong with
+// those that have none.
+func (l *life) chargeImages(ctx context.Context, req *checked) error {
+	if l.used == nil || len(req.images) == 0 {
+		return nil
+	}
+	if err := l.withinBudget(ctx, req.images); err != nil {
+		return err
+	}
+	layouts, _, err := l.measure(ctx, req.images)
+	if err != nil {
+		return nil
+	}
+	tokens := max(1, req.text/bytesPerToken)
+	for _, at := range layouts {
+		tokens += at.Tokens
+	}
+	return l.charge(req, tokens, len(layouts))
+}
+
+// chargeAndPrepare decodes the images, once they are charged for.
+func (l *life) chargeAndPrepare(ctx context.Context, req *checked) ([]*vision.Image, error) {
+	if err := l.chargeImages(ctx, req); err != nil {
+		return nil, err
+	}
+	return l.prepare(ctx, req.images)
 }
 
 // charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged

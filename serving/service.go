@@ -85,6 +85,7 @@ type life struct {
 	engine     *batching.Engine
 	rec        *record
 	used       *usage // of its tenant's quotas
+	ran        int    // tokens of the prompt that the tower or the engine was given
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it names is not
@@ -166,7 +167,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	}
 
 	ctx = vision.WithPriority(ctx, int(req.priority))
-	images, err := l.prepare(ctx, req.images)
+	images, err := l.chargeAndPrepare(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -232,6 +233,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		if err != nil {
 			return l.rec.refuse(err)
 		}
+		l.ran = l.rec.tokens
 		defer func() { l.rec.answers[i].timing = stream.Timing() }()
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}
