@@ -40,11 +40,19 @@ func CallerOf(ctx context.Context) Caller {
 // Generate then does not count the request again. An edge calls release when the call is over, and gives the error to
 // Refuse unless it receives the message all the same.
 func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(), err error) {
-	none := func() {}
 	if s.full() {
-		return ctx, none, busy()
+		return ctx, func() {}, busy()
 	}
+	return s.AdmitPlaceless(ctx)
+}
+
+// AdmitPlaceless is Admit for a request that takes no place in an engine: CountTokens, or an upload.
+func (s *Service) AdmitPlaceless(ctx context.Context) (_ context.Context, release func(), err error) {
+	none := func() {}
 	c := CallerOf(ctx)
+	if err := s.permitAny(c.Identity); err != nil {
+		return ctx, none, err
+	}
 	if c.Tenant == "" {
 		return ctx, none, nil
 	}
@@ -53,6 +61,22 @@ func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(),
 		return ctx, none, err
 	}
 	return context.WithValue(ctx, usageKey{}, u), func() { u.end(0, true) }, nil
+}
+
+// permitAny says whether the caller may have any of the models work, as which one it wants is not known yet.
+func (s *Service) permitAny(caller *auth.Identity) error {
+	if caller == nil || caller.Models == nil {
+		return nil
+	}
+	models, may := 0, false // of none it is not known what there will be
+	s.models.Each(func(d *Deployment) {
+		models++
+		may = may || caller.MayUse(d.Model.Name)
+	})
+	if models == 0 || may {
+		return nil
+	}
+	return failed(PermissionDenied, "the credential does not allow this model")
 }
 
 // full says whether no model has a place for any request.

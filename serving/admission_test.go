@@ -201,6 +201,22 @@ func TestUploadsCountAgainstTheRate(t *testing.T) {
 	if _, err := upload(s, serving.UploadHeader{Tenant: "b"}, pngFile(t, 8)); err != nil {
 		t.Error(err)
 	}
+	// One that its edge has counted already is not counted again.
+	ctx, release, err := s.AdmitPlaceless(serving.WithCaller(t.Context(), serving.Caller{Tenant: "c"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for i := range 3 {
+		u, err := s.UploadMedia(ctx, serving.UploadHeader{})
+		if i == 2 {
+			refused(t, err, "requests_per_second", "2 at once")
+		} else if err != nil {
+			t.Fatal(err)
+		} else {
+			u.Abort()
+		}
+	}
 }
 
 // Work that was done before a quota refuses is paid for: the request and its images count, and no more of it is done.

@@ -112,7 +112,20 @@ func (s *Service) beginAs(ctx context.Context, in *Request, operation string) (_
 
 // Refuse records a request that an edge refuses because of err: it ends with a line in the log as every other.
 func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
-	ctx, l, release, gone := s.begin(ctx, in)
+	operation := operationChat
+	if in.Prompt != nil {
+		operation = operationComplete
+	}
+	return s.refuseAs(ctx, in, operation, err)
+}
+
+// RefuseCount is Refuse for a request to count tokens.
+func (s *Service) RefuseCount(ctx context.Context, in *Request, err error) error {
+	return s.refuseAs(ctx, in, operationCount, err)
+}
+
+func (s *Service) refuseAs(ctx context.Context, in *Request, operation string, err error) error {
+	ctx, l, release, gone := s.beginAs(ctx, in, operation)
 	if gone != nil {
 		return gone
 	}
