@@ -52,7 +52,7 @@ func TestOllama(t *testing.T) {
 
 // TestOllamaContinues holds that an assistant's message at the end is gone on with.
 func TestOllamaContinues(t *testing.T) {
-	got, err := ParseOllamaChat([]byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
+	got, err := ParseOllamaChat(context.Background(), []byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
 	if err != nil || !got.Continue {
 		t.Errorf("%+v, %v", got, err)
 	}
