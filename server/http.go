@@ -251,7 +251,6 @@ func (x *exchange) asksFirst() bool {
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
-	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
 		"OpenAI-Beta, OpenAI-Organization, OpenAI-Project"+sdkHeaders(x.r.Header.Get("Access-Control-Request-Headers")))
 	h.Set("Access-Control-Max-Age", "600")
