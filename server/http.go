@@ -76,7 +76,8 @@ func (s *Server) newHTTPServer() *httpServer {
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, connectionKey{}, underTLS(conn))
 		},
-		ConnState: h.connState, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
+		ConnState: h.connState, Protocols: new(http.Protocols),
+		DisableGeneralOptionsHandler: true, // which answers with nothing
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
@@ -295,7 +296,6 @@ func (x *exchange) asksFirst() bool {
 func (x *exchange) preflight() {
 	h := x.w.Header()
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
-	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Api-Key, X-Api-Key, Content-Type, X-Request-Id, "+
 		"OpenAI-Beta, OpenAI-Organization, OpenAI-Project"+sdkHeaders(x.r.Header.Get("Access-Control-Request-Headers")))
 	h.Set("Access-Control-Max-Age", "600")

@@ -94,18 +94,7 @@ func TestHTTPHostile(t *testing.T) {
 		{"long line", "GET /" + strings.Repeat("a", 1<<20) + " HTTP/1.1\r\n\r\n", 431, ""},
 		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, ""},
 		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes alone", "GET // HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
 		{"two lengths", rawChat(json+"Content-Length: 1\r\nContent-Length: 2\r\n", "{}"), 400, ""},
-		{"path up", "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes", "GET //v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"two slashes inside", "POST /v1//responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", 404,
-			"no such endpoint"},
-		{"a dot", "GET /v1/./models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"a slash at the end", "GET /v1/chat/completions/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"no path", "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"a proxy's request", "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n", 404, "no such endpoint"},
-		{"a proxy's request with a path", "CONNECT /v1//models HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
-		{"all of the server", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "no such endpoint"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			began := time.Now()
@@ -131,6 +120,33 @@ func TestHTTPHostile(t *testing.T) {
 		})
 	}
 	f.stillServes(t)
+}
+
+// TestHTTPPaths holds that paths that net/http would answer itself are answered as all that are not known.
+func TestHTTPPaths(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{})
+	for name, text := range map[string]string{
+		"path up":                       "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes":                   "GET //v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes inside":            "POST /v1//responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}",
+		"a dot":                         "GET /v1/./models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"a slash at the end":            "GET /v1/chat/completions/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"no path":                       "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"a proxy's request":             "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n",
+		"a proxy's request with a path": "CONNECT /v1//models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"all of the server":             "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes alone":             "GET // HTTP/1.1\r\nHost: localhost\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp, err := f.raw(t, text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if says := wantError(t, resp, 404, ""); !strings.Contains(says, "no such endpoint") {
+				t.Errorf("it says %q", says)
+			}
+		})
+	}
 }
 
 // TestHTTPContinue holds that a client that asks before it sends its body is told to.
@@ -240,7 +256,7 @@ func TestHTTPPromises(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, "POST /tokenize HTTP/1.1\r\nHost: x\r\n",
+		fmt.Fprint(conn, "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n",
 			"Content-Type: application/json\r\nContent-Length: 1020000\r\n\r\n")
 	}
 	eventually(t, "all are being received", func() bool { return f.server.Open() == 16 })
@@ -414,7 +430,7 @@ func TestHTTPStopFirst(t *testing.T) {
 	answered := make(chan *http.Response, 1)
 	go func() {
 		defer close(answered)
-		if resp, err := f.raw(t, "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil {
+		if resp, err := f.raw(t, "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"); err == nil {
 			answered <- resp
 		}
 	}()
