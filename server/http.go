@@ -253,9 +253,9 @@ func (x *exchange) aged() bool {
 	return most > 0 && conn != nil && float64(time.Since(conn.born)) > float64(most)*(0.9+rand.Float64()/5)
 }
 
-// checkHost refuses foreign names where no credential and no certificate tells who asks whom: a page's own name may have
-// been made to resolve to this machine, and its reader's browser then takes the two for one site. Names of pages that
-// are allowed count, those of a proxy for instance.
+// checkHost refuses foreign names where no credential and no certificate tells who asks whom: a page's own name may
+// have been made to resolve to this machine, and its reader's browser then takes the two for one site. Names of pages
+// that are allowed count, those of a proxy for instance.
 func (x *exchange) checkHost() error {
 	if !x.local || socket.OwnHost(x.r.Host) {
 		return nil

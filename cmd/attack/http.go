@@ -45,7 +45,7 @@ func httpAttacks() []attack {
 		})},
 		{name: "http headers", once: again(func(ctx context.Context, addr string) string {
 			flood := strings.Repeat("X-A: "+strings.Repeat("a", 8000)+"\r\n", 1000)
-			return exchange(ctx, addr, "GET /v1/models HTTP/1.1\r\nHost: a\r\n"+flood)
+			return exchange(ctx, addr, "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"+flood)
 		})},
 		{name: "http slow bodies", once: connections(200, slowBody)},
 		{name: "http silent connections", once: connections(400, func(ctx context.Context, conn net.Conn) { <-ctx.Done() })},
@@ -64,7 +64,7 @@ func httpAddr(addr string) string {
 
 // requestText is a request for a chat with header and body.
 func requestText(header, body string) string {
-	return "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" + header +
+	return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + header +
 		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body
 }
 
@@ -137,7 +137,7 @@ func connections(n int, one func(context.Context, net.Conn)) func(context.Contex
 
 // slowBody sends a body of 60 MB by the byte.
 func slowBody(ctx context.Context, conn net.Conn) {
-	_, err := io.WriteString(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"+
+	_, err := io.WriteString(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"+
 		"Content-Length: 60000000\r\n\r\n{")
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()

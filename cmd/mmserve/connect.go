@@ -92,7 +92,8 @@ var hints = []struct{ text, hint string }{
 	{"no application protocol", "is this the HTTP listener? want the address of --listen, which speaks gRPC"},
 	{"missing selected ALPN", "is this the HTTP listener? want the address of --listen, which speaks gRPC"},
 	{"error reading server preface", "does the server speak TLS? then --tls-ca or --tls says so"},
-	{"first record does not look like a TLS handshake", "the server speaks no TLS: leave out --tls, --tls-ca and --tls-cert"},
+	{"first record does not look like a TLS handshake",
+		"the server speaks no TLS: leave out --tls, --tls-ca and --tls-cert"},
 	{"certificate signed by unknown authority", "--tls-ca names the authority of the server's certificate"},
 	{"certificate required", "the server wants a certificate: --tls-cert and --tls-key"},
 }

@@ -21,7 +21,8 @@ func TestCheckServers(t *testing.T) {
 		}
 	}
 	for _, command := range []string{"health", "chat", "bench"} {
-		if code, _, errs := mmserve(t, command, "--server=localhost"); code == 0 || !strings.Contains(errs, "want host:port") {
+		code, _, errs := mmserve(t, command, "--server=localhost")
+		if code == 0 || !strings.Contains(errs, "want host:port") {
 			t.Errorf("%s: status %d, %s", command, code, errs)
 		}
 	}
@@ -40,11 +41,13 @@ func TestHints(t *testing.T) {
 		"another port": {[]string{"--server", s.web, "--tls-ca", s.ca}, "is this the HTTP listener?"},
 		"an authority": {[]string{"--server", s.addr, "--tls"}, "--tls-ca names the authority"},
 	} {
-		if code, _, errs := mmserve(t, append([]string{"health"}, c.args...)...); code != 1 || !strings.Contains(errs, c.want) {
+		code, _, errs := mmserve(t, append([]string{"health"}, c.args...)...)
+		if code != 1 || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: status %d, %s; want %q", name, code, errs, c.want)
 		}
 	}
-	if err := hinted(errors.New("note that the frame header looked like an HTTP/1.1 header")); !strings.Contains(err.Error(), "HTTP listener") {
+	err := hinted(errors.New("note that the frame header looked like an HTTP/1.1 header"))
+	if !strings.Contains(err.Error(), "HTTP listener") {
 		t.Error(err)
 	}
 	if err := errors.New("connection refused"); hinted(err) != err || hinted(nil) != nil {
