@@ -128,7 +128,8 @@ func TestPlacelessRefusedBeforeTheMessage(t *testing.T) {
 		return resp.StatusCode
 	}
 	for range 3 {
-		if resp := f.post(t, "/tokenize", `{"prompt":"a"}`, "Authorization", "Bearer "+k.key["acme"]); resp.StatusCode != 200 {
+		resp := f.post(t, "/tokenize", `{"prompt":"a"}`, "Authorization", "Bearer "+k.key["acme"])
+		if resp.StatusCode != 200 {
 			t.Fatalf("%d: %s", resp.StatusCode, read(t, resp))
 		}
 	}

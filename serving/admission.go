@@ -76,7 +76,7 @@ func (s *Service) permitAny(caller *auth.Identity) error {
 	if models == 0 || may {
 		return nil
 	}
-	return failed(PermissionDenied, "the credential does not allow this model")
+	return notAllowed("model")
 }
 
 // full says whether no model has a place for any request.

@@ -179,8 +179,8 @@ func (u *usage) require(tokens, images int) error {
 		again = max(delay(a.requests, 1, now), delay(a.images, images, now))
 	}
 	if ofTokens >= ofImages {
-		return q.refuse(a, quotaTokens, max(ofTokens, again), fmt.Sprintf("%d tokens a minute; this request may take %d, prompt and "+
-			"answers together", *a.quota.TokensPerMinute, tokens))
+		return q.refuse(a, quotaTokens, max(ofTokens, again), fmt.Sprintf("%d tokens a minute; this "+
+			"request may take %d, prompt and answers together", *a.quota.TokensPerMinute, tokens))
 	}
 	return q.refuse(a, quotaImages, max(ofImages, again),
 		fmt.Sprintf("%d images a minute; this request has %d", *a.quota.ImagesPerMinute, images))

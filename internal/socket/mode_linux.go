@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setMode gives the socket at path its permissions, and tells which file it is. What somebody has put in its place, a
-// symbolic link too, stays as it is and is an error: the file is opened without being followed or used, and changed by
-// that descriptor.
+// setMode gives the socket at path its permissions, and tells which file it is. What somebody has put in its place,
+// a symbolic link too, stays as it is and is an error: the file is opened without being followed or used, and changed
+// by that descriptor.
 func setMode(path string, mode fs.FileMode) (fs.FileInfo, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
