@@ -45,7 +45,7 @@ type batchAsker struct {
 
 // Request implements Asker.
 func (a batchAsker) Request(ctx context.Context, data []byte, _ string) (*pb.GenerateRequest, error) {
-	body, err := parseLine(data)
+	body, err := parseLine(ctx, data)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func invalidField(field, format string, args ...any) error {
 
 // Request implements Asker.
 func (a chatAsker) Request(ctx context.Context, data []byte, _ string) (*pb.GenerateRequest, error) {
-	body, err := parseLine(data)
+	body, err := parseLine(ctx, data)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (a chatAsker) Request(ctx context.Context, data []byte, _ string) (*pb.Gene
 }
 
 // parseLine reads a line of a batch file.
-func parseLine(data []byte) (*openai.ChatRequest, error) {
+func parseLine(ctx context.Context, data []byte) (*openai.ChatRequest, error) {
 	var line batchLine
 	if err := json.Unmarshal(data, &line); err != nil {
 		return nil, itemErrorf(codeInvalid, "the line is not an object with custom_id, method, url and body")
@@ -58,13 +58,15 @@ func parseLine(data []byte) (*openai.ChatRequest, error) {
 	case line.URL != "/v1/chat/completions":
 		return nil, itemErrorf(codeInvalid, "url: want /v1/chat/completions, which is all that is served")
 	}
-	body, err := openai.ParseChat(line.Body)
+	body, err := openai.ParseChat(ctx, line.Body)
 	var fault *openai.Error
 	switch {
 	case errors.As(err, &fault) && fault.Param != nil:
 		return nil, itemErrorf(codeInvalid, "body.%w", err)
-	case err != nil:
+	case fault != nil:
 		return nil, itemErrorf(codeInvalid, "body: %w", err)
+	case err != nil: // the run ends
+		return nil, err
 	case body.Stream:
 		return nil, invalidField("stream", "a batch cannot stream")
 	}

@@ -1,6 +1,10 @@
 package server_test
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -61,7 +65,11 @@ func TestHTTPAuth(t *testing.T) {
 			}
 			continue
 		}
-		message := wantError(t, resp, c.status, "")
+		param := ""
+		if name == "chat, of other models" {
+			param = "model"
+		}
+		message := wantError(t, resp, c.status, param)
 		if challenge := resp.Header.Get("WWW-Authenticate"); (c.status == 401) != strings.HasPrefix(challenge, "Bearer") {
 			t.Errorf("%s: WWW-Authenticate: %q", name, challenge)
 		}
@@ -94,7 +102,7 @@ func TestHTTPUnauthenticatedBeforeTheBody(t *testing.T) {
 	k := newKeyFile(t, entries...)
 	f, _ := tinyHTTP(t, server.Options{Auth: k.auth})
 	began := time.Now()
-	resp, err := f.raw(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+	resp, err := f.raw(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"+
 		"Content-Length: 60000000\r\n\r\n{")
 	if err != nil {
 		t.Fatal(err)
@@ -161,4 +169,67 @@ func TestQuotaOfCredential(t *testing.T) {
 		}
 		wantCode(t, id, err, want)
 	}
+}
+
+// A key with models sees these alone, and the first of them is its default.
+func TestModelsOfCredential(t *testing.T) {
+	r := serving.NewRegistry(serving.RegistryOptions{
+		Config: serving.Config{Pace: "0s,0s", Logger: slog.New(slog.DiscardHandler)},
+	})
+	t.Cleanup(func() { _ = r.Close(context.Background()) })
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := r.Load(t.Context(), name, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const body = `{"messages":[{"role":"user","content":"Hello"}],"max_tokens":2%s}`
+	key := func(id string, models ...string) auth.Entry {
+		return auth.Entry{ID: id, Tenant: "t", Role: auth.User, Models: models}
+	}
+	k := newKeyFile(t, key("all"), key("two", "c", "b"), key("none", "d"))
+	f := startHTTP(t, nil, nil, server.Options{Auth: k.auth})
+	f.server.Attach(r)
+	for id, want := range map[string]string{"all": "a b c", "two": "b c", "none": ""} {
+		header, ctx := []string{"Authorization", "Bearer " + k.key[id]}, bearer(t.Context(), k.key[id])
+		first, _, _ := strings.Cut(want, " ")
+		var list struct{ Data []struct{ ID string } }
+		var tags struct{ Models []struct{ Name string } }
+		var got [3][]string
+		if err := json.Unmarshal(read(t, f.do(t, "GET", "/v1/models", nil, header...)), &list); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(read(t, f.do(t, "GET", "/api/tags", nil, header...)), &tags); err != nil {
+			t.Fatal(err)
+		}
+		models, err := f.grpc.Models(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list.Data {
+			got[0] = append(got[0], m.ID)
+		}
+		for _, m := range tags.Models {
+			got[1] = append(got[1], strings.TrimSuffix(m.Name, ":latest"))
+		}
+		for _, m := range models {
+			got[2] = append(got[2], m.GetName())
+		}
+		for _, names := range got {
+			if strings.Join(names, " ") != want {
+				t.Errorf("%s sees %v, want %s", id, got, want)
+			}
+		}
+		resp := f.post(t, "/v1/chat/completions", fmt.Sprintf(body, ""), header...)
+		var answer struct{ Model string }
+		if first == "" {
+			wantError(t, resp, 403, "model")
+		} else if err := json.Unmarshal(read(t, resp), &answer); err != nil || answer.Model != first {
+			t.Errorf("%s: a request without model: %d from %q, %v; want %s", id, resp.StatusCode, answer.Model, err, first)
+		}
+	}
+	header := []string{"Authorization", "Bearer " + k.key["two"]}
+	wantError(t, f.do(t, "GET", "/v1/models/a", nil, header...), 404, "")
+	wantError(t, f.post(t, "/v1/chat/completions", fmt.Sprintf(body, `,"model":"a"`), header...), 403, "model")
+	_, err := f.grpc.ServerInfo(bearer(t.Context(), k.key["none"]))
+	wantCode(t, "a server without a model for the key", err, codes.PermissionDenied)
 }

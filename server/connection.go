@@ -53,6 +53,7 @@ type connection struct {
 	greeted   bool  // it speaks HTTP/2
 	born      time.Time
 	served    bool // it made a call
+	asked     bool // over HTTP/1.1: the headers of a request came
 	silent    time.Time
 }
 
@@ -227,13 +228,13 @@ func (l *listener) silent() (found *connection) {
 	return found
 }
 
-// closeMute closes the connections that have not said a word of HTTP/2, or asked nothing over HTTP/1.1: a graceful stop
-// waits for them.
+// closeMute closes the connections that have not said a word of HTTP/2, or no whole request line and headers over
+// HTTP/1.1: a graceful stop waits for them.
 func (l *listener) closeMute() {
 	var mute []*connection
 	l.inflight.mu.Lock()
 	for c := range l.inflight.conns {
-		if c.listener == l && (!c.greeted || l.http && !c.served && c.claims == 0) {
+		if c.listener == l && (!c.greeted || l.http && !c.asked) {
 			mute = append(mute, c)
 		}
 	}

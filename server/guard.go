@@ -100,13 +100,13 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	most := int64(smallMessage)
 	if prompt {
 		ctx = withPeer(ctx)
-		if !placeless[method] {
-			var release func()
-			ctx, release, s.unadmitted = g.server.service.Admit(ctx)
-			defer release()
-			if s.ctx = ctx; errors.As(s.unadmitted, new(*serving.QuotaError)) { // whatever the message says
-				return toStatus(s.refused(s.unadmitted))
-			}
+		var release func()
+		ctx, release, s.unadmitted = g.admit(ctx, method)
+		defer release()
+		s.ctx = ctx
+		denied := serving.KindOf(s.unadmitted) == serving.PermissionDenied
+		if denied || errors.As(s.unadmitted, new(*serving.QuotaError)) { // whatever the message says
+			return toStatus(s.turnAway(method))
 		}
 		// gRPC itself refuses a longer message by its header; frames may carry padding.
 		most, s.text = int64(g.server.options.MaxMessageBytes)*2, g.server.options.MaxTextBytes+wireTextBytes
@@ -127,6 +127,26 @@ func (g guard) call(method string, stream grpc.ServerStream, run func(*guarded) 
 	defer g.server.inflight.end(s.inbound)
 	s.ctx = context.WithValue(ctx, inboundKey{}, s.inbound)
 	return toStatus(run(s))
+}
+
+// admit asks whether a request could be taken, before its message is received.
+func (g guard) admit(ctx context.Context, method string) (context.Context, func(), error) {
+	if placeless[method] {
+		return g.server.service.AdmitPlaceless(ctx)
+	}
+	return g.server.service.Admit(ctx)
+}
+
+// turnAway is the error of a call that is not going to be taken, of which there is a line in the log as of every other.
+func (s *guarded) turnAway(method string) error {
+	service, peer := s.guard.server.service, serving.CallerOf(s.ctx).Peer
+	switch method {
+	case pb.InferenceService_UploadMedia_FullMethodName:
+		return service.RefuseUpload(s.ctx, s.unadmitted)
+	case pb.InferenceService_CountTokens_FullMethodName:
+		return service.RefuseCount(s.ctx, &serving.Request{Peer: peer}, s.unadmitted)
+	}
+	return s.refused(s.unadmitted)
 }
 
 // withPeer adds the address to what is known of a call's caller.

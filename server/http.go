@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -50,6 +51,8 @@ type httpServer struct {
 	mux      *http.ServeMux
 	served   chan error // what it ended with
 	since    int64      // when it was made, in seconds since 1970
+	// local says that anybody on this machine may ask and nobody else can: other names than its own are refused.
+	local bool
 }
 
 // newHTTPServer is nil where there is no listener.
@@ -65,23 +68,41 @@ func (s *Server) newHTTPServer() *httpServer {
 			ready: func() bool { return true }, // it says 503 while there is no model
 		},
 	}
+	h.local = s.options.Auth == nil && o.TLS == nil && socket.Near(o.Listener.Addr())
 	h.routes()
 	h.server = &http.Server{
 		Handler: h, ReadHeaderTimeout: handshakeTime, IdleTimeout: keepAliveTime, MaxHeaderBytes: maxHTTPHeader,
 		ErrorLog: slog.NewLogLogger(s.options.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			if t, ok := conn.(*tls.Conn); ok {
-				conn = t.NetConn()
-			}
-			return context.WithValue(ctx, connectionKey{}, conn)
+			return context.WithValue(ctx, connectionKey{}, underTLS(conn))
 		},
-		Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
+		ConnState: h.connState, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true, // which answers with nothing
 	}
 	h.server.Protocols.SetHTTP1(true)
 	return h
 }
 
 type connectionKey struct{}
+
+// underTLS is the connection that the listener accepted.
+func underTLS(conn net.Conn) net.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return conn
+}
+
+// connState takes note of a connection's first request.
+func (h *httpServer) connState(conn net.Conn, state http.ConnState) {
+	if c, ok := underTLS(conn).(*connection); ok && state == http.StateActive {
+		h.inflight.mu.Lock()
+		c.asked = true
+		h.inflight.mu.Unlock()
+	}
+}
+
+// unreadTime is how long a drain leaves connections that asked nothing: a request may be in their sockets.
+const unreadTime = 50 * time.Millisecond
 
 // start serves; what comes of the channel ended it.
 func (h *httpServer) start() <-chan error {
@@ -110,7 +131,7 @@ func (h *httpServer) drain() <-chan struct{} {
 		close(done)
 		return done
 	}
-	h.listener.closeMute()
+	time.AfterFunc(unreadTime, h.listener.closeMute)
 	go func() {
 		defer close(done)
 		_ = h.server.Shutdown(context.Background()) // of the listener, which may be closed already
@@ -148,6 +169,7 @@ type exchange struct {
 	// began says that the answer has: there is no other status any more; streams that it is a stream of events.
 	began, streams bool
 	spent          bool // nothing can be read of the body any more
+	admitted       bool // a handler has the request
 	// last, unless nil, ends a stream that breaks; nil: as chat completions do.
 	last func(*httpError)
 }
@@ -171,9 +193,11 @@ func (h *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if err := x.admit(); err != nil {
+		_ = x.rc.SetReadDeadline(time.Now().Add(strangerTime)) // of what net/http reads of the body
 		x.fail(err)
 		return
 	}
+	x.admitted = true
 	if x.asksFirst() {
 		x.preflight()
 		return
@@ -195,6 +219,9 @@ type exchangeKey struct{}
 
 // admit refuses what no handler has to see.
 func (x *exchange) admit() (err error) {
+	if err := x.checkHost(); err != nil {
+		return err
+	}
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
@@ -223,6 +250,23 @@ func (x *exchange) aged() bool {
 	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
 	most := x.options.MaxConnectionAge
 	return most > 0 && conn != nil && float64(time.Since(conn.born)) > float64(most)*(0.9+rand.Float64()/5)
+}
+
+// checkHost refuses foreign names where no credential and no certificate tells who asks whom: a page's own name may have
+// been made to resolve to this machine, and its reader's browser then takes the two for one site. Names of pages that
+// are allowed count, those of a proxy for instance.
+func (x *exchange) checkHost() error {
+	if !x.local || socket.OwnHost(x.r.Host) {
+		return nil
+	}
+	name := socket.HostName(x.r.Host)
+	if slices.ContainsFunc(x.options.HTTP.AllowOrigins, func(allowed string) bool {
+		_, host, _ := strings.Cut(allowed, "://")
+		return allowed == "*" || socket.HostName(host) == name
+	}) {
+		return nil
+	}
+	return errHost()
 }
 
 // checkOrigin refuses scripts of web pages that are not allowed: a page could ask a server that only its reader

@@ -43,8 +43,8 @@ func (x *exchange) checkBody() error {
 	if ollama := strings.HasPrefix(x.r.URL.Path, ollamaPrefix); !ollama && (err != nil || t != "application/json") {
 		return errMediaType() // Ollama's clients send none, or curl's
 	}
-	if x.r.ContentLength > int64(x.options.MaxMessageBytes) {
-		return errBodyTooLarge(x.options.MaxMessageBytes)
+	if most := min(x.options.MaxMessageBytes, int(x.inflight.limit)-streamCost); x.r.ContentLength > int64(most) {
+		return errBodyTooLarge(most)
 	}
 	return nil
 }
@@ -96,21 +96,17 @@ func (x *exchange) readBody() ([]byte, error) {
 	return nil, err
 }
 
-// receive reads up to the end of the body.
+// receive reads up to the end of the body. What counts is the memory there is for it, which grows with what comes: a
+// promise of a large body takes none of the budget.
 func (x *exchange) receive(in *inbound) ([]byte, error) {
-	known := x.r.ContentLength >= 0
-	if known {
-		x.inflight.grow(in, x.r.ContentLength)
-	}
 	var body []byte
 	for {
 		if len(body) == cap(body) {
 			size := max(bodyPiece, 2*cap(body))
-			if known {
-				size = min(size, max(1, int(x.r.ContentLength)-len(body)+cap(body)))
-			} else {
-				x.inflight.grow(in, int64(size-cap(body)))
+			if x.r.ContentLength >= 0 {
+				size = min(size, max(1, cap(body), int(x.r.ContentLength)))
 			}
+			x.inflight.grow(in, int64(size-cap(body)))
 			body = append(make([]byte, 0, size), body...)
 		}
 		n, err := x.r.Body.Read(body[len(body):cap(body)])
@@ -140,8 +136,10 @@ func (x *exchange) pace(in *inbound, n int) error {
 const (
 	// consumed is how much of a body net/http reads itself after a handler that did not, in bytes.
 	consumed = 256 << 10
-	// lingerBytes and lingerTime bound what is read of a body after its answer.
-	lingerBytes, lingerTime = 32 << 20, 5 * time.Second
+	// lingerBytes and lingerTime bound what is read of a body after its answer, strangerBytes and strangerTime where that
+	// refused the request before a handler saw it: for who asks, say.
+	lingerBytes, lingerTime     = 32 << 20, 5 * time.Second
+	strangerBytes, strangerTime = 256 << 10, time.Second
 )
 
 // lingers says whether the rest of the body has to be read after an answer: a client that is still sending when its
@@ -153,18 +151,29 @@ func (x *exchange) lingers() bool {
 	return !x.spent && !waits && (closes || n < 0 || n > consumed) && n <= lingerBytes
 }
 
-// linger sends the answer and reads what is left of the body, which is thrown away.
+// linger sends the answer and reads what is left of the body, which is thrown away. What it reads takes nothing of the
+// rate of bodies that are put to use.
 func (x *exchange) linger() {
+	left, within := lingerBytes, lingerTime
+	if !x.admitted {
+		left, within = strangerBytes, strangerTime
+	}
+	until := time.Now().Add(within)
 	_ = x.rc.Flush()
-	_ = x.rc.SetReadDeadline(time.Now().Add(lingerTime))
+	_ = x.rc.SetReadDeadline(until)
 	conn, _ := x.r.Context().Value(connectionKey{}).(*connection)
-	piece := make([]byte, bodyPiece)
-	for left := lingerBytes; left > 0; {
+	if conn == nil {
+		return
+	}
+	ctx, cancel := context.WithDeadline(conn.closed, until)
+	defer cancel()
+	for piece := make([]byte, bodyPiece); left > 0; {
 		n, err := x.r.Body.Read(piece)
-		if left -= n; err != nil || conn == nil || conn.pace(n, 0, true) != nil {
-			return
+		if left -= n; err != nil || x.inflight.waste.WaitN(ctx, n) != nil {
+			break
 		}
 	}
+	_ = x.rc.SetReadDeadline(time.Unix(1, 0)) // net/http would read on
 }
 
 // requireModel refuses while there is no model.

@@ -11,12 +11,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mmserve/mmserve/server"
@@ -38,7 +40,7 @@ func (f *webFixture) raw(t *testing.T, text string) (*http.Response, error) {
 
 // rawChat is a request for a chat, with headers of one's own.
 func rawChat(headers, body string) string {
-	return "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n" + headers + "\r\n" + body
+	return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + headers + "\r\n" + body
 }
 
 const plainChat = `{"messages":[{"role":"user","content":"hi"}]}`
@@ -124,16 +126,16 @@ func TestHTTPHostile(t *testing.T) {
 func TestHTTPPaths(t *testing.T) {
 	f, _ := tinyHTTP(t, server.Options{})
 	for name, text := range map[string]string{
-		"path up":                       "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
-		"two slashes":                   "GET //v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
-		"two slashes inside":            "POST /v1//responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
-		"a dot":                         "GET /v1/./models HTTP/1.1\r\nHost: x\r\n\r\n",
-		"a slash at the end":            "GET /v1/chat/completions/ HTTP/1.1\r\nHost: x\r\n\r\n",
-		"no path":                       "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
-		"a proxy's request":             "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
-		"a proxy's request with a path": "CONNECT /v1//models HTTP/1.1\r\nHost: x\r\n\r\n",
-		"all of the server":             "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-		"two slashes alone":             "GET // HTTP/1.1\r\nHost: x\r\n\r\n",
+		"path up":                       "GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes":                   "GET //v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes inside":            "POST /v1//responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}",
+		"a dot":                         "GET /v1/./models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"a slash at the end":            "GET /v1/chat/completions/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"no path":                       "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"a proxy's request":             "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n",
+		"a proxy's request with a path": "CONNECT /v1//models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"all of the server":             "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"two slashes alone":             "GET // HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, err := f.raw(t, text)
@@ -219,13 +221,15 @@ func TestHTTPBudget(t *testing.T) {
 		err  error
 	}
 	answers := make(chan answer, 3)
-	for i := range 3 { // each promises more than the one before, and sends one byte
+	most := strings.Repeat("a", 5<<20)
+	for i := range 3 { // each promises more than the one before, and sends more than half of it
 		conn, err := net.Dial("tcp", f.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, rawChat(fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i), "{"))
+		head := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", 8<<20-3+i)
+		go io.WriteString(conn, rawChat(head, most))
 		go func() {
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			answers <- answer{resp, err}
@@ -240,6 +244,37 @@ func TestHTTPBudget(t *testing.T) {
 	}
 	wantError(t, a.resp, 429, "")
 	f.stillServes(t)
+}
+
+// TestHTTPPromises holds that bodies that were only promised take nothing of the byte budget, unless one is larger than
+// all of it.
+func TestHTTPPromises(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 16 << 20})
+	for range 16 {
+		conn, err := net.Dial("tcp", f.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "POST /tokenize HTTP/1.1\r\nHost: x\r\n",
+			"Content-Type: application/json\r\nContent-Length: 1020000\r\n\r\n")
+	}
+	eventually(t, "all are being received", func() bool { return f.server.Open() == 16 })
+	image := strings.Repeat("AAAA", 1<<19)
+	resp := f.post(t, "/tokenize", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest body of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	resp = f.post(t, "/v1/chat/completions", `{"messages":[{"role":"user","content":"hi"}],"x":"`+image+`"}`)
+	if b := read(t, resp); resp.StatusCode != 200 {
+		t.Errorf("an honest chat of 2 MiB: %d %s", resp.StatusCode, b)
+	}
+	f, _ = tinyHTTP(t, server.Options{MaxMessageBytes: 8 << 20, MaxInflightBytes: 4 << 20})
+	resp, err := f.raw(t, rawChat("Content-Type: application/json\r\nContent-Length: 5000000\r\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, resp, 413, "")
 }
 
 // TestHTTPClientGone holds that a client that leaves has its request dropped at once, streaming or not.
@@ -326,7 +361,7 @@ func TestHTTPDrainRefuses(t *testing.T) {
 	body := bufio.NewReader(conn)
 	running := f.post(t, "/v1/chat/completions", chatBody(`,"stream":true,"max_tokens":400`))
 	// The first request of the connection is on its way while the server begins to stop.
-	fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", len(plainChat))
+	fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", len(plainChat))
 	eventually(t, "the request has begun", func() bool { return f.server.Open() == 2 })
 	f.stop()
 	eventually(t, "the server stops", func() bool { return f.server.Ready() != nil })
@@ -368,6 +403,51 @@ func TestHTTPDrainCuts(t *testing.T) {
 		t.Errorf("Serve: %v, want one request cut", err)
 	}
 	close(runner.step)
+}
+
+// slowTrace is a propagator that takes its time over a request's headers.
+type slowTrace struct {
+	propagation.TextMapPropagator
+	began, end chan struct{}
+}
+
+func (s slowTrace) Extract(ctx context.Context, _ propagation.TextMapCarrier) context.Context {
+	close(s.began)
+	<-s.end
+	return ctx
+}
+
+// TestHTTPStopFirst holds that a stop has the first request of a connection answered, which no handler has yet, and
+// does not wait for connections that ask nothing.
+func TestHTTPStopFirst(t *testing.T) {
+	slow := slowTrace{began: make(chan struct{}), end: make(chan struct{})}
+	f, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{Propagator: slow}})
+	silent, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	answered := make(chan *http.Response, 1)
+	go func() {
+		defer close(answered)
+		if resp, err := f.raw(t, "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil {
+			answered <- resp
+		}
+	}()
+	<-slow.began
+	f.stop()
+	_ = silent.SetReadDeadline(time.Now().Add(4 * time.Second)) // net/http closes it after 5 s
+	if _, err := silent.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the silent connection: %v", err)
+	}
+	time.Sleep(50 * time.Millisecond) // what else it closes is closed by then
+	close(slow.end)
+	if resp := <-answered; resp == nil || resp.StatusCode != 200 {
+		t.Errorf("the first request is answered with %v", resp)
+	}
+	if err := <-f.served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
 }
 
 // TestHTTPSlowReader holds that a client that does not read its stream keeps nobody else waiting.
@@ -414,6 +494,42 @@ func TestHTTPOrigins(t *testing.T) {
 	resp = f.post(t, "/v1/chat/completions", plainChat, "Origin", "https://ok.example")
 	if read(t, resp); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "https://ok.example" {
 		t.Errorf("allowed: %d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+// TestHTTPHosts holds that on loopback, without credentials, a name that a page may have is refused unless that page is
+// allowed.
+func TestHTTPHosts(t *testing.T) {
+	f, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{AllowOrigins: []string{"https://ok.example:8443"}}})
+	ask := func(f *webFixture, path, host string) *http.Response {
+		t.Helper()
+		resp, err := f.raw(t, "GET "+path+" HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	for host, status := range map[string]int{
+		"": 200, "localhost": 200, "a.localhost:80": 200, "127.0.0.1:80": 200, "[::1]:80": 200, "ok.example": 200,
+		"evil.example": 403, "evil.example:80": 403, "127.0.0.1.evil.example": 403,
+	} {
+		if resp := ask(f, "/v1/models", host); resp.StatusCode != status {
+			t.Errorf("Host %q: %d, want %d", host, resp.StatusCode, status)
+		}
+	}
+	body := chatBody("")
+	resp, err := f.raw(t, strings.Replace(rawChat("Content-Type: application/json\r\nContent-Length: "+
+		strconv.Itoa(len(body))+"\r\n", body), "localhost", "evil.example", 1))
+	if err != nil || resp.StatusCode != 403 {
+		t.Errorf("a chat: %v, %v", resp, err)
+	}
+	any, _ := tinyHTTP(t, server.Options{HTTP: server.HTTPOptions{AllowOrigins: []string{"*"}}})
+	if resp := ask(any, "/v1/models", "evil.example"); resp.StatusCode != 200 {
+		t.Errorf("every page is allowed: %d", resp.StatusCode)
+	}
+	keyed, _ := tinyHTTP(t, server.Options{Auth: newKeyFile(t, entries...).auth})
+	if resp := ask(keyed, "/health", "mm.example"); resp.StatusCode != 200 {
+		t.Errorf("with credentials: %d", resp.StatusCode)
 	}
 }
 

@@ -63,9 +63,9 @@ func TestHTTPSilentClients(t *testing.T) {
 			{"nothing", "", 11 * time.Second},
 			{"half a header", "POST /v1/chat/completions HTTP/1.1\r\nHost:", 11 * time.Second},
 			{"half a body", rawChat("Content-Type: application/json\r\nContent-Length: 100\r\n", "{"), 21 * time.Second},
-			{"half a body nobody reads", "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", 21 * time.Second},
+			{"half a body nobody reads", "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{", 21 * time.Second},
 			{"half a body of a wrong type", rawChat("Content-Length: 100\r\n", "{"), 21 * time.Second},
-			{"a request", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n", 3 * time.Minute},
+			{"a request", "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 3 * time.Minute},
 		} {
 			conn := dial()
 			if _, err := io.WriteString(conn, c.sends); err != nil {

@@ -40,11 +40,13 @@ type inflight struct {
 	reclaim bool  // somebody is about to give memory back
 	conns   map[*connection]struct{}
 
-	bulk, flood *rate.Limiter // see bulkRate and floodRate
+	bulk, flood, waste *rate.Limiter // see bulkRate, floodRate and wasteRate
 }
 
 func newInflight(limit int64) *inflight {
-	return &inflight{limit: limit, conns: map[*connection]struct{}{}, bulk: newBulk(), flood: newFlood()}
+	return &inflight{
+		limit: limit, conns: map[*connection]struct{}{}, bulk: newBulk(), flood: newFlood(), waste: newWaste(),
+	}
 }
 
 // bulky says whether what c receives now counts as bulk.

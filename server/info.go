@@ -8,10 +8,10 @@ import (
 )
 
 // GetServerInfo says what is served and where it runs.
-func (s *Server) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
-	models := s.modelInfos()
+func (s *Server) GetServerInfo(ctx context.Context, _ *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
+	models := s.modelInfos(ctx)
 	if len(models) == 0 {
-		return nil, toStatus(serving.Stopping())
+		return nil, toStatus(s.models.NoModel("model"))
 	}
 	first := models[0]
 	return &pb.GetServerInfoResponse{
@@ -22,8 +22,8 @@ func (s *Server) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 }
 
 // GetModel says the same of one model as ListModels does of all.
-func (s *Server) GetModel(_ context.Context, in *pb.GetModelRequest) (*pb.GetModelResponse, error) {
-	m, err := s.modelInfo(in.GetName())
+func (s *Server) GetModel(ctx context.Context, in *pb.GetModelRequest) (*pb.GetModelResponse, error) {
+	m, err := s.modelInfo(ctx, in.GetName())
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -31,10 +31,10 @@ func (s *Server) GetModel(_ context.Context, in *pb.GetModelRequest) (*pb.GetMod
 }
 
 // modelInfo is what there is to say of the model of a name, or of the default where it is empty.
-func (s *Server) modelInfo(name string) (*pb.ModelInfo, error) {
-	models := s.modelInfos()
+func (s *Server) modelInfo(ctx context.Context, name string) (*pb.ModelInfo, error) {
+	models := s.modelInfos(ctx)
 	if len(models) == 0 {
-		return nil, serving.Stopping()
+		return nil, s.models.NoModel("name")
 	}
 	names := make([]string, len(models))
 	for i, m := range models {
@@ -45,13 +45,13 @@ func (s *Server) modelInfo(name string) (*pb.ModelInfo, error) {
 	return nil, serving.NotServed("name", name, names)
 }
 
-// ListModels says which models are served, the default first.
-func (s *Server) ListModels(context.Context, *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
-	return &pb.ListModelsResponse{Models: s.modelInfos()}, nil
+// ListModels says which models are served of those that the caller may use, the caller's default first.
+func (s *Server) ListModels(ctx context.Context, _ *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+	return &pb.ListModelsResponse{Models: s.modelInfos(ctx)}, nil
 }
 
-func (s *Server) modelInfos() (list []*pb.ModelInfo) {
-	s.models.Each(func(d *serving.Deployment) {
+func (s *Server) modelInfos(ctx context.Context) (list []*pb.ModelInfo) {
+	s.models.EachOf(ctx, func(d *serving.Deployment) {
 		info := &pb.ModelInfo{
 			Name: d.Model.Name, Digest: d.Model.Digest, Context: uint32(d.Model.MaxLen), Slots: uint32(d.Engine.Stats().Slots),
 			ProviderReason: d.Model.ProviderReason, SystemFingerprint: d.Model.Fingerprint, Vocabulary: uint32(d.Model.Vocab),

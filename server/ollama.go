@@ -39,7 +39,7 @@ type ollamaAnswer struct {
 func (x *exchange) ollamaChat() error {
 	named := ""
 	return x.ask(func(body []byte) (*openai.Request, *serving.Request, error) {
-		in, err := openai.ParseOllamaChat(body)
+		in, err := openai.ParseOllamaChat(x.r.Context(), body)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -152,7 +152,7 @@ func (x *exchange) ollamaTags() error {
 		return err
 	}
 	list := []map[string]any{}
-	x.models.Each(func(d *serving.Deployment) {
+	x.models.EachOf(x.r.Context(), func(d *serving.Deployment) {
 		name, details := d.Model.Name+openai.OllamaTag, map[string]string{} // and a size that is not known
 		list = append(list, map[string]any{"name": name, "model": name, "digest": d.Model.Digest, "size": 0,
 			"modified_at": time.Unix(x.since, 0), "details": details})

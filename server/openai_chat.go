@@ -18,7 +18,7 @@ const maxHTTPAnswer = 4 << 20
 func (x *exchange) chatCompletions() error {
 	return x.answer(completions{
 		parse: func(body []byte) (*openai.Request, *serving.Request, error) {
-			in, err := openai.ParseChat(body)
+			in, err := openai.ParseChat(x.r.Context(), body)
 			if err != nil {
 				return nil, nil, err
 			}

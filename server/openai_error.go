@@ -184,6 +184,12 @@ func errOrigin() error {
 	return refused(http.StatusForbidden, "origin_not_allowed", "this web page may not ask here (--http-allow-origin)")
 }
 
+// errHost does not repeat the name.
+func errHost() error {
+	return refused(http.StatusForbidden, "host_not_allowed",
+		"this Host is not answered here: ask by IP address or as localhost (--http-allow-origin allows a name)")
+}
+
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
 	return refused(http.StatusNotFound, "unknown_url",

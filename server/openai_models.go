@@ -7,9 +7,9 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// modelList are the models that are served, the default first.
+// modelList are the models that the caller may use, the default first.
 func (x *exchange) modelList() (list []openai.Model) {
-	x.models.Each(func(d *serving.Deployment) {
+	x.models.EachOf(x.r.Context(), func(d *serving.Deployment) {
 		list = append(list, openai.NewModel(d.Model.Name, x.since, d.Model.MaxLen))
 	})
 	return list

@@ -12,7 +12,7 @@ import (
 func (x *exchange) responses() error {
 	var in *openai.ResponseRequest
 	return x.ask(func(body []byte) (_ *openai.Request, _ *serving.Request, err error) {
-		if in, err = openai.ParseResponse(body); err != nil {
+		if in, err = openai.ParseResponse(x.r.Context(), body); err != nil {
 			return nil, nil, err
 		}
 		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})

@@ -13,7 +13,7 @@ func (x *exchange) textCompletions() error {
 	var in *openai.TextRequest
 	return x.answer(completions{
 		parse: func(body []byte) (_ *openai.Request, _ *serving.Request, err error) {
-			if in, err = openai.ParseText(body); err != nil {
+			if in, err = openai.ParseText(x.r.Context(), body); err != nil {
 				return nil, nil, err
 			}
 			return &in.Request, x.textRequest(in), nil

@@ -10,8 +10,14 @@ func (x *exchange) tokenize() error {
 	if err := x.requireModel(); err != nil {
 		return err
 	}
+	ctx, release, err := x.service.AdmitPlaceless(x.r.Context())
+	if err != nil {
+		return x.service.RefuseCount(x.r.Context(), x.newRequest(), err)
+	}
+	defer release()
+	x.r = x.r.WithContext(ctx)
 	return x.receiveRequest(func(body []byte) (*openai.Request, *serving.Request, error) {
-		in, err := openai.ParseTokenize(body)
+		in, err := openai.ParseTokenize(x.r.Context(), body)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -33,9 +33,9 @@ func (o openInference) ServerReady(
 
 // ModelReady says whether requests to a model are taken.
 func (o openInference) ModelReady(
-	_ context.Context, in *inferencepb.ModelReadyRequest,
+	ctx context.Context, in *inferencepb.ModelReadyRequest,
 ) (*inferencepb.ModelReadyResponse, error) {
-	switch _, err := o.model(in); {
+	switch _, err := o.model(ctx, in); {
 	case serving.KindOf(err) == serving.NotFound: // who asks may have no credential, and is told no names
 		return nil, status.Error(codes.NotFound, "no model of this name and version is served here")
 	case err != nil:
@@ -54,9 +54,9 @@ func (o openInference) ServerMetadata(
 // ModelMetadata says what a model takes and gives, in the protocol's terms: any number of texts and image files in, a
 // text out.
 func (o openInference) ModelMetadata(
-	_ context.Context, in *inferencepb.ModelMetadataRequest,
+	ctx context.Context, in *inferencepb.ModelMetadataRequest,
 ) (*inferencepb.ModelMetadataResponse, error) {
-	m, err := o.model(in)
+	m, err := o.model(ctx, in)
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -75,14 +75,14 @@ func (o openInference) ModelMetadata(
 }
 
 // model is the one that a request names, with the version that it names.
-func (o openInference) model(in interface {
+func (o openInference) model(ctx context.Context, in interface {
 	GetName() string
 	GetVersion() string
 }) (*pb.ModelInfo, error) {
 	if !o.server.attached.Load() {
 		return nil, errLoading()
 	}
-	m, err := o.server.modelInfo(in.GetName())
+	m, err := o.server.modelInfo(ctx, in.GetName())
 	if err == nil && in.GetVersion() != "" && in.GetVersion() != m.GetDigest() {
 		err = serving.NotServed("version", in.GetVersion(), []string{m.GetDigest()})
 	}

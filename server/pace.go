@@ -33,11 +33,18 @@ const (
 	// together, and bulkBurst how many at once. A processor decodes less than this of what cameras make, and
 	// receives five times as much.
 	bulkRate, bulkBurst = 32 << 20, 16 << 20
+	// wasteRate and wasteBurst are the same of what is read to be thrown away: bodies over HTTP that were refused.
+	wasteRate, wasteBurst = 8 << 20, 16 << 20
 )
 
-// newBulk is the limiter of bulk that all connections share, newFlood the one of frames beyond their own.
+// newBulk is the limiter of bulk that all connections share, newWaste the one of what is thrown away, newFlood the one
+// of frames beyond their own.
 func newBulk() *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(bulkRate*runtime.GOMAXPROCS(0)), bulkBurst)
+}
+
+func newWaste() *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(wasteRate*runtime.GOMAXPROCS(0)), wasteBurst)
 }
 
 func newFlood() *rate.Limiter {

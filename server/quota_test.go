@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/client"
+	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -108,6 +109,50 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 	}
 	if lines["acme"] != 3 || lines["b"] != 1 || !strings.Contains(f.log.String(), "id=small") {
 		t.Errorf("the log has %v lines of refused calls, want 3 of acme and 1 of b:\n%s", lines, f.log)
+	}
+}
+
+// So are calls that take no place in the engine, over gRPC and HTTP; each counts once.
+func TestPlacelessRefusedBeforeTheMessage(t *testing.T) {
+	three, rate := serving.Count(3), 0.01
+	k := newKeyFile(t, entries...)
+	f, _ := tinyHTTP(t, server.Options{Auth: k.auth, Quotas: newQuotas(t, serving.QuotaConfig{
+		Default: serving.Quota{RequestsPerSecond: &rate, Burst: &three},
+	})})
+	ask := func(key string) int {
+		resp, err := f.raw(t, "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+			"Authorization: Bearer "+k.key[key]+"\r\nContent-Length: 20000000\r\n\r\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode
+	}
+	for range 3 {
+		if resp := f.post(t, "/tokenize", `{"prompt":"a"}`, "Authorization", "Bearer "+k.key["acme"]); resp.StatusCode != 200 {
+			t.Fatalf("%d: %s", resp.StatusCode, read(t, resp))
+		}
+	}
+	if got := ask("acme"); got != 429 {
+		t.Errorf("/tokenize beyond the rate: %d, want 429 before the body", got)
+	}
+	if got := ask("narrow"); got != 403 {
+		t.Errorf("/tokenize of a credential for other models: %d, want 403 before the body", got)
+	}
+	one := serving.Count(1)
+	addr, g := listen(t, server.Options{
+		Quotas: newQuotas(t, serving.QuotaConfig{Default: serving.Quota{RequestsPerSecond: &rate, Burst: &one}}),
+		GRPC:   []grpc.ServerOption{grpc.StatsHandler(tenantOfMetadata{})},
+	})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "credential", "acme")
+	if _, err := pb.NewInferenceServiceClient(g.conn).CountTokens(ctx, question()); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{
+		pb.InferenceService_CountTokens_FullMethodName, pb.InferenceService_UploadMedia_FullMethodName,
+	} {
+		c := dialH2(t, addr)
+		c.open(method, "credential", "acme")
+		eventually(t, method+" beyond the quota is refused by its headers", func() bool { return c.count("8") == 1 })
 	}
 }
 

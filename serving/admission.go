@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Caller is who makes a call, as its edge knows before the message has come.
@@ -39,11 +40,19 @@ func CallerOf(ctx context.Context) Caller {
 // Generate then does not count the request again. An edge calls release when the call is over, and gives the error to
 // Refuse unless it receives the message all the same.
 func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(), err error) {
-	none := func() {}
 	if s.full() {
-		return ctx, none, busy()
+		return ctx, func() {}, busy()
 	}
+	return s.AdmitPlaceless(ctx)
+}
+
+// AdmitPlaceless is Admit for a request that takes no place in an engine: CountTokens, or an upload.
+func (s *Service) AdmitPlaceless(ctx context.Context) (_ context.Context, release func(), err error) {
+	none := func() {}
 	c := CallerOf(ctx)
+	if err := s.permitAny(c.Identity); err != nil {
+		return ctx, none, err
+	}
 	if c.Tenant == "" {
 		return ctx, none, nil
 	}
@@ -52,6 +61,22 @@ func (s *Service) Admit(ctx context.Context) (_ context.Context, release func(),
 		return ctx, none, err
 	}
 	return context.WithValue(ctx, usageKey{}, u), func() { u.end(0, true) }, nil
+}
+
+// permitAny says whether the caller may have any of the models work, as which one it wants is not known yet.
+func (s *Service) permitAny(caller *auth.Identity) error {
+	if caller == nil || caller.Models == nil {
+		return nil
+	}
+	models, may := 0, false // of none it is not known what there will be
+	s.models.Each(func(d *Deployment) {
+		models++
+		may = may || caller.MayUse(d.Model.Name)
+	})
+	if models == 0 || may {
+		return nil
+	}
+	return failed(PermissionDenied, "the credential does not allow this model")
 }
 
 // full says whether no model has a place for any request.
@@ -84,14 +109,8 @@ func (l *life) enter(ctx context.Context, peer string) error {
 }
 
 // leave gives back what the request did not use of its tenant's quotas. One that found no room, there or in the engine,
-// counts for nothing.
-func (l *life) leave() {
-	tokens := 0
-	if len(l.rec.answers) > 0 || l.rec.embedded {
-		tokens = l.rec.tokens + l.rec.total().completion
-	}
-	l.used.end(tokens, l.rec.refused == nil)
-}
+// before any work counts for nothing.
+func (l *life) leave() { l.used.end(l.ran+l.rec.total().completion, l.rec.refused == nil) }
 
 // bytesPerToken is how many bytes of text count as a token until the prompt is tokenized.
 const bytesPerToken = 4
@@ -100,6 +119,34 @@ const bytesPerToken = 4
 func (l *life) chargeEstimate(req *checked) error {
 	images := len(req.images)
 	return l.charge(req, max(1, req.text/bytesPerToken)+images*l.model.Prompter.Layout.PatchTokens, images)
+}
+
+// chargeImages has images cost what their headers say instead, before they are decoded, which tells what is wrong with
+// those that have none.
+func (l *life) chargeImages(ctx context.Context, req *checked) error {
+	if l.used == nil || len(req.images) == 0 {
+		return nil
+	}
+	if err := l.withinBudget(ctx, req.images); err != nil {
+		return err
+	}
+	layouts, _, err := l.measure(ctx, req.images)
+	if err != nil {
+		return nil
+	}
+	tokens := max(1, req.text/bytesPerToken)
+	for _, at := range layouts {
+		tokens += at.Tokens
+	}
+	return l.charge(req, tokens, len(layouts))
+}
+
+// chargeAndPrepare decodes the images, once they are charged for.
+func (l *life) chargeAndPrepare(ctx context.Context, req *checked) ([]*vision.Image, error) {
+	if err := l.chargeImages(ctx, req); err != nil {
+		return nil, err
+	}
+	return l.prepare(ctx, req.images)
 }
 
 // charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // fill takes every place that there is, until the returned function gives them back.
@@ -201,5 +203,131 @@ func TestUploadsCountAgainstTheRate(t *testing.T) {
 	refused(t, err, "requests_per_second", "2 at once")
 	if _, err := upload(s, serving.UploadHeader{Tenant: "b"}, pngFile(t, 8)); err != nil {
 		t.Error(err)
+	}
+	// One that its edge has counted already is not counted again.
+	ctx, release, err := s.AdmitPlaceless(serving.WithCaller(t.Context(), serving.Caller{Tenant: "c"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for i := range 3 {
+		u, err := s.UploadMedia(ctx, serving.UploadHeader{})
+		if i == 2 {
+			refused(t, err, "requests_per_second", "2 at once")
+		} else if err != nil {
+			t.Fatal(err)
+		} else {
+			u.Abort()
+		}
+	}
+}
+
+// Work that was done before a quota refuses is paid for: the request and its images count, and no more of it is done.
+func TestRefusedAfterWorkIsPaidFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := quotas(t, "default: {requests_per_second: 0.001, burst: 2, tokens_per_minute: 60, images_per_minute: 2}")
+		m, decoded := tinyModel(t), 0
+		prepare := m.Prompter.Preprocessor
+		m.Prompter.Preprocessor = prepares{prepare: func(data []byte) (*vision.Image, error) {
+			decoded++
+			return prepare.(prepares).prepare(data)
+		}}
+		s, _ := run(t, m, decodertest.NewHash(1, contextLen, vocab), serving.ServiceOptions{Quotas: q})
+		one, by := uint32(1), map[string]int{}
+		for range 50 {
+			in := prompt(image("red"), serving.Part{Text: strings.Repeat("#$%&", 11)}) // a token a byte
+			in.MaxTokens = &one
+			var why *serving.QuotaError
+			if err := s.Generate(t.Context(), in, &kept{}); !errors.As(err, &why) {
+				t.Fatalf("%v, want a quota's refusal", err)
+			}
+			by[why.Quota]++
+		}
+		if decoded > 2 || by["requests_per_second"] != 48 {
+			t.Errorf("%d images were decoded, refused by %v", decoded, by)
+		}
+		if left := q.TokensLeft(""); left != 60 {
+			t.Errorf("%v tokens are left, though none was run", left)
+		}
+	})
+}
+
+// What is refused after work is told to come back when it can pay for all of it again.
+func TestRefusedAfterWorkWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := quotas(t, "default: {requests_per_second: 0.1, burst: 1, tokens_per_minute: 600, images_per_minute: 2}")
+		u := enter(t, q, "a", "")
+		if err := u.Require(10, 2); err != nil {
+			t.Fatal(err)
+		}
+		u.Work()
+		if wait := refused(t, u.Require(601, 2), "tokens_per_minute", ""); wait != 0 {
+			t.Errorf("try again in %v", wait)
+		}
+		u.End(3, false)
+		if left := q.TokensLeft("a"); left != 597 {
+			t.Errorf("%v tokens are left, want all but the 3 that were run", left)
+		}
+		time.Sleep(10 * time.Second)
+		u = enter(t, q, "a", "")
+		if wait := refused(t, u.Require(1, 2), "images_per_minute", ""); wait != 50*time.Second {
+			t.Errorf("try again in %v, want in 50s: nothing was done", wait)
+		}
+		u.Work()
+		if wait := refused(t, u.Require(1, 1), "images_per_minute", "").Round(time.Second); wait != 20*time.Second {
+			t.Errorf("try again in %v, want in 20s", wait)
+		}
+		u.End(0, false)
+	})
+}
+
+// A fetch is work: who is refused for lack of room after it has used a request and an image.
+func TestFetchesArePaidFor(t *testing.T) {
+	store := media.New(media.Options{Bytes: 1 << 20, TTL: time.Hour})
+	defer store.Close()
+	s, e := tinyOptions(t, serving.ServiceOptions{
+		Media: store, Fetcher: &hosts{files: map[string]string{"red": "red file"}},
+		Quotas: quotas(t, "default: {requests_per_second: 0.001, burst: 2}"),
+	})
+	defer fill(t, e)()
+	for range 2 {
+		if err := s.Generate(t.Context(), prompt(byURL("red")), &kept{}); !errors.Is(err, batching.ErrBusy) {
+			t.Fatal(err)
+		}
+	}
+	refused(t, s.Generate(t.Context(), prompt(byURL("red")), &kept{}), "requests_per_second", "2 at once")
+}
+
+// Images that the tower was given are paid for, whatever becomes of the request; with them is charged what their
+// headers say, before they are decoded.
+func TestImagesOfTheTowerArePaidFor(t *testing.T) {
+	q := quotas(t, "default: {requests_per_second: 0.001, burst: 2, tokens_per_minute: 600}\n"+
+		"tenants: {small: {tokens_per_minute: 40}}")
+	m, decoded := tinyModel(t), 0
+	m.Prompter.Preprocessor = prepares{prepare: func([]byte) (*vision.Image, error) {
+		decoded++
+		return &vision.Image{}, nil
+	}}
+	m.Encode = func(context.Context, *vision.Image) ([]float32, bool, error) { return nil, false, errSink }
+	s, _ := run(t, m, decodertest.NewHash(1, contextLen, vocab), serving.ServiceOptions{Quotas: q})
+	one := uint32(1)
+	in := prompt(image(string(pngFile(t, 8))))
+	in.MaxTokens = &one
+	in.Tenant = "a"
+	if err := s.Generate(t.Context(), in, &kept{}); !errors.Is(err, errSink) {
+		t.Fatal(err)
+	}
+	if used := 600 - q.TokensLeft("a"); used < imageTokens-1 || used > imageTokens {
+		t.Errorf("%v tokens were used, want the %d of the image", used, imageTokens)
+	}
+	m.Prompter.Layout.ImageTokens = func(vision.Grid) int { return 50 }
+	decoded = 0
+	for range 5 { // more than a burst: a refusal by the headers counts for nothing
+		in := prompt(image(string(pngFile(t, 8))))
+		in.MaxTokens, in.Tenant = &one, "small"
+		refused(t, s.Generate(t.Context(), in, &kept{}), "tokens_per_minute", "may take 52")
+	}
+	if decoded != 0 {
+		t.Errorf("%d images were decoded", decoded)
 	}
 }

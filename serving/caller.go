@@ -34,7 +34,53 @@ func permit(ctx context.Context, model string) error {
 	case caller.Role < auth.User:
 		return failed(PermissionDenied, "the credential does not allow this")
 	case !caller.MayUse(model):
-		return failed(PermissionDenied, "the credential does not allow this model")
+		return notAllowed("model")
 	}
 	return nil
+}
+
+// notAllowed is the error of a field that names a model, or none, where the credential is for others.
+func notAllowed(field string) error {
+	const text = "the credential does not allow this model; the list of models has those that it does"
+	return &Error{Kind: PermissionDenied, Message: field + ": " + text, Violations: Violations{{field, text}}}
+}
+
+// EachOf is Each for the models that ctx's caller may ask.
+func (r *Registry) EachOf(ctx context.Context, do func(*Deployment)) {
+	r.eachOf(CallerOf(ctx).Identity, do)
+}
+
+// eachOf is EachOf for an identity; nil may ask all.
+func (r *Registry) eachOf(id *auth.Identity, do func(*Deployment)) {
+	r.Each(func(d *Deployment) {
+		if id == nil || id.MayUse(d.Model.Name) {
+			do(d)
+		}
+	})
+}
+
+// namesOf are the names of those, the identity's default first.
+func (r *Registry) namesOf(id *auth.Identity) (names []string) {
+	r.eachOf(id, func(d *Deployment) { names = append(names, d.Model.Name) })
+	return names
+}
+
+// takeOf is Take for an identity, whose default is the first model that it may ask. Where there is none it is the
+// registry's, which permit refuses.
+func (r *Registry) takeOf(id *auth.Identity, name string) (*Deployment, func()) {
+	if name == "" && id != nil && id.Models != nil {
+		if names := r.namesOf(id); len(names) > 0 {
+			name = names[0]
+		}
+	}
+	d, _, release := r.Take(name)
+	return d, release
+}
+
+// NoModel is the error of a caller who asks about the field's model and has none to see.
+func (r *Registry) NoModel(field string) error {
+	if len(r.Names()) == 0 {
+		return Stopping()
+	}
+	return notAllowed(field)
 }

@@ -62,6 +62,9 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if err != nil {
 		return err
 	}
+	if err := l.used.require(l.model.Prompter.Layout.PatchTokens, 1); err != nil {
+		return l.rec.refuse(err)
+	}
 	closeMedia, err := l.files(ctx, req)
 	if err != nil {
 		return err
@@ -77,15 +80,9 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		defer t.Release()
 	}
 	ctx = vision.WithPriority(ctx, int(in.Priority))
-	if err := l.withinBudget(ctx, req.images); err != nil {
-		return err
-	}
-	layouts, _, err := l.measure(ctx, req.images)
+	layouts, err := l.chargeEmbedding(ctx, req)
 	if err != nil {
 		return err
-	}
-	if err := l.used.require(layouts[0].Tokens, 1); err != nil {
-		return l.rec.refuse(err)
 	}
 	images, err := l.prepare(ctx, req.images)
 	if err != nil {
@@ -101,6 +98,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		ID: l.rec.id, Model: l.model.Name, ModelDigest: l.model.Digest, Fingerprint: l.model.Fingerprint,
 		Image: layouts[0], Dimensions: l.model.Hidden,
 	}
+	l.ran = e.Image.Tokens
 	l.keepFor(images[0], in.Tenant)
 	if e.Patches, e.Cached, err = l.model.Encode(ctx, images[0]); err != nil {
 		return err
@@ -109,7 +107,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if len(e.Patches) != e.Image.Tokens*e.Dimensions {
 		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, e.Dimensions)
 	}
-	l.rec.tokens, l.rec.image, l.rec.embedded = e.Image.Tokens, e.Image.Tokens, true
+	l.rec.tokens, l.rec.image = e.Image.Tokens, e.Image.Tokens
 	if e.Cached {
 		l.rec.cached = e.Image.Tokens
 	}
@@ -118,10 +116,25 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	return deliver(e)
 }
 
+// chargeEmbedding has the image cost what its header says.
+func (l *life) chargeEmbedding(ctx context.Context, req *checked) ([]ImageLayout, error) {
+	if err := l.withinBudget(ctx, req.images); err != nil {
+		return nil, err
+	}
+	layouts, _, err := l.measure(ctx, req.images)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.used.require(layouts[0].Tokens, 1); err != nil {
+		return nil, l.rec.refuse(err)
+	}
+	return layouts, nil
+}
+
 // validateEmbed checks all that can be known without work.
 func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, NotServed("model", in.Model, l.models.Names())
+		return nil, NotServed("model", in.Model, l.models.namesOf(l.identity))
 	}
 	v := slices.Clip(in.Unread)
 	validateName(&v, "request_id", in.ID)

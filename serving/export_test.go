@@ -66,6 +66,7 @@ type Use = usage
 
 func (q *Quotas) Enter(tenant, peer string) (*Use, error) { return q.enter(tenant, peer) }
 func (u *Use) Require(tokens, images int) error           { return u.require(tokens, images) }
+func (u *Use) Work()                                      { u.work() }
 func (u *Use) End(tokens int, taken bool)                 { u.end(tokens, taken) }
 
 // ParseQuotas is what a file of quotas says.

@@ -12,11 +12,13 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// prepare decodes the images one after the other, each when the budget of all decodes has room.
+// prepare decodes the images one after the other, each when the budget of all decodes has room. From here on the
+// request's tenant pays for it.
 func (l *life) prepare(ctx context.Context, parts []imagePart) ([]*vision.Image, error) {
 	if err := l.withinBudget(ctx, parts); err != nil {
 		return nil, err
 	}
+	l.used.work()
 	images := make([]*vision.Image, len(parts))
 	for i := range parts {
 		p, began := &parts[i], time.Now()
@@ -156,6 +158,7 @@ func (l *life) keepFor(img *vision.Image, tenant string) {
 // positions whose embeddings had been made before.
 func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Image,
 	tenant string) (cachedTokens int, err error) {
+	l.ran = in.ImageTokens()
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {

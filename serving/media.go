@@ -59,7 +59,10 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
-	use, err := s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)
+	use, _ := ctx.Value(usageKey{}).(*usage)
+	if !use.adopt() { // AdmitPlaceless has not counted it
+		use, err = s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)
+	}
 	if err == nil {
 		use.end(0, true) // it counts against the rate; the store bounds the rest
 		err = u.begin(in, v)
@@ -69,6 +72,13 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 		return nil, u.log(ctx, err)
 	}
 	return u, nil
+}
+
+// RefuseUpload records an upload that an edge refuses before its header has come, as AdmitPlaceless says.
+func (s *Service) RefuseUpload(ctx context.Context, err error) error {
+	u := &Upload{service: s, header: UploadHeader{ID: rand.Text(), Tenant: CallerOf(ctx).Tenant}, began: time.Now()}
+	s.options.Telemetry.countQuota(ctx, err)
+	return u.log(ctx, err)
 }
 
 // begin settles what is wrong with a header beside v, and where its bytes go.
@@ -278,7 +288,7 @@ func mediaOff() error {
 
 func urlsOff() error {
 	return failed(FailedPrecondition, "this server fetches no images: it was started without --media-allow-urls, "+
-		"which lists the hosts that it may fetch from; send images as data, or upload them")
+		"which lists the hosts that it may fetch from; send images as data")
 }
 
 // mediaError is what a store's refusal is to a caller.

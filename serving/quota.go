@@ -28,8 +28,8 @@ var quotaNames = []string{quotaRequests, quotaConcurrency, quotaTokens, quotaIma
 const idleTenants = 8192
 
 // Quotas holds each tenant to what it may use, over all edges and models. Requests without a tenant count for the host
-// that they come from. A request that is refused counts for nothing. Its methods may be called concurrently; those of
-// nil set no bounds.
+// that they come from. A request that is refused before any work counts for nothing. Its methods may be called
+// concurrently; those of nil set no bounds.
 type Quotas struct {
 	path string // of the file; "" if there is none
 
@@ -87,6 +87,7 @@ type usage struct {
 	account        *account
 	tokens, images int // charged so far
 	adopted, ended bool
+	worked         bool // a refusal from now on gives neither the request nor its images back
 }
 
 // enter counts a request against the rate and the concurrency of its holder.
@@ -142,8 +143,18 @@ func (q *Quotas) admits(a *account, now time.Time) error {
 	return nil
 }
 
-// require charges a request for so many tokens and images in all, or gives back what it was charged before and says
-// which quota it goes beyond: the one that takes longest.
+// work says that work for the request begins, which its tenant pays for even if a later look refuses it.
+func (u *usage) work() {
+	if u == nil {
+		return
+	}
+	u.quotas.mu.Lock()
+	defer u.quotas.mu.Unlock()
+	u.worked = true
+}
+
+// require charges a request for so many tokens and images in all, or leaves it as it was charged before and says which
+// quota it goes beyond: the one that takes longest.
 func (u *usage) require(tokens, images int) error {
 	if u == nil {
 		return nil
@@ -151,25 +162,32 @@ func (u *usage) require(tokens, images int) error {
 	q, a := u.quotas, u.account
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
+	now, before := time.Now(), [2]int{u.tokens, u.images}
 	q.refund(u, now)
 	ofTokens, ofImages := delay(a.tokens, tokens, now), delay(a.images, images, now)
-	switch {
-	case ofTokens == 0 && ofImages == 0:
+	if ofTokens == 0 && ofImages == 0 {
 		take(a.tokens, tokens, now)
 		take(a.images, images, now)
 		u.tokens, u.images = tokens, images
 		return nil
-	case ofTokens >= ofImages:
-		return q.refuse(a, quotaTokens, ofTokens, fmt.Sprintf("%d tokens a minute; this request may take %d, prompt and "+
+	}
+	u.tokens, u.images = before[0], before[1]
+	take(a.tokens, u.tokens, now)
+	take(a.images, u.images, now)
+	again := time.Duration(0)
+	if u.worked { // it pays for the work, and for itself and its images again when it comes again
+		again = max(delay(a.requests, 1, now), delay(a.images, images, now))
+	}
+	if ofTokens >= ofImages {
+		return q.refuse(a, quotaTokens, max(ofTokens, again), fmt.Sprintf("%d tokens a minute; this request may take %d, prompt and "+
 			"answers together", *a.quota.TokensPerMinute, tokens))
 	}
-	return q.refuse(a, quotaImages, ofImages,
+	return q.refuse(a, quotaImages, max(ofImages, again),
 		fmt.Sprintf("%d images a minute; this request has %d", *a.quota.ImagesPerMinute, images))
 }
 
-// end gives back what the request was charged but did not use. One that was not taken counts for nothing at all. The
-// first call counts.
+// end gives back what the request was charged but did not use. One that was not taken, and for which nothing was done,
+// counts for nothing at all. The first call counts.
 func (u *usage) end(tokens int, taken bool) {
 	if u == nil {
 		return
@@ -182,7 +200,7 @@ func (u *usage) end(tokens int, taken bool) {
 	}
 	u.ended = true
 	now := time.Now()
-	if taken {
+	if taken || u.worked {
 		give(a.tokens, u.tokens-tokens, now)
 	} else {
 		q.refund(u, now)

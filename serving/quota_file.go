@@ -9,6 +9,9 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"reflect"
+	"regexp"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -193,12 +196,49 @@ func parseQuotas(raw []byte) (c QuotaConfig, err error) {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return c, err
+		return c, inWords(err)
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return c, errors.New("more than one document")
 	}
 	return c, c.check()
+}
+
+var (
+	unknownField = regexp.MustCompile(`^(line \d+): field (.+) not found in type serving\.(\w+)$`)
+	wrongType    = regexp.MustCompile("(?s)^(line \\d+): cannot unmarshal .* into (\\S+)$")
+)
+
+// inWords is YAML's error without the names of Go's types.
+func inWords(err error) error {
+	var e *yaml.TypeError
+	if !errors.As(err, &e) {
+		return err
+	}
+	lines := make([]string, len(e.Errors))
+	for i, line := range e.Errors {
+		if m := unknownField.FindStringSubmatch(line); m != nil {
+			line = fmt.Sprintf("%s: %.80q is no quota; there are %s", m[1], m[2], strings.Join(quotaFields(), ", "))
+			if m[3] != "Quota" {
+				line = fmt.Sprintf("%s: %.80q is not known here; there are default and tenants", m[1], m[2])
+			}
+		} else if m := wrongType.FindStringSubmatch(line); m != nil {
+			line = m[1] + ": want a number"
+			if strings.Contains(m[2], "serving.") {
+				line = m[1] + ": want names with values, as requests_per_second: 5"
+			}
+		}
+		lines[i] = line
+	}
+	return errors.New(strings.Join(lines, "; "))
+}
+
+// quotaFields are the names of what a quota may say.
+func quotaFields() (names []string) {
+	for f := range reflect.TypeFor[Quota]().Fields() {
+		names = append(names, f.Tag.Get("yaml"))
+	}
+	return names
 }
 
 // of is the tenant's quota.

@@ -303,9 +303,11 @@ func TestQuotaFiles(t *testing.T) {
 		"default: {priority: batch}":                                                    "",
 		"default: {priority: urgent}":                                                   "want batch, default or interactive",
 		"default: {priority: [batch]}":                                                  "want batch, default or interactive",
-		"default: 3":                                                                    "cannot unmarshal",
-		"defaults: {}":                                                                  "field defaults not found",
-		"default: {rate: 1}":                                                            "field rate not found",
+		"default: 3":                                                                    "line 1: want names with values",
+		"defaults: {}":                                                                  `line 1: "defaults" is not known here; there are default and tenants`,
+		"default: {rate: 1}":                                                            `line 1: "rate" is no quota; there are requests_per_second, burst, concurrency`,
+		"default: {weight: {a: b}}":                                                     "line 1: want a number",
+		"tenants: [a]":                                                                  "line 1: want names with values",
 		"default: {burst: 1.5}":                                                         "want a whole number",
 		"default: {burst: 0}":                                                           "default.burst: 0; want 1 to",
 		"default: {concurrency: -2}":                                                    "default.concurrency: -2; want -1 to",
@@ -321,11 +323,14 @@ func TestQuotaFiles(t *testing.T) {
 		"tenants: {a: {}, a: {}}":                                                       "already defined",
 		"{}\n---\n{}":                                                                   "more than one document",
 		"\x00":                                                                          "control characters",
-		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]":                 "not found",
+		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]": `line 2: "b" is not known here`,
 	} {
 		_, err := serving.ParseQuotas([]byte(file))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%q: %v, want %q", file, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "serving.") {
+			t.Errorf("%q: %v names a type of Go's", file, err)
 		}
 	}
 	if _, err := serving.OpenQuotas(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {

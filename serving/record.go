@@ -33,7 +33,6 @@ type record struct {
 
 	ids                   []int32 // the prompt's, for its log-probabilities
 	tokens, image, cached int
-	embedded              bool      // an image was encoded for its own sake
 	scores                []float32 // of the choices, if asked for
 	answers               []answered
 	sum                   answered // of all answers, once they have ended

@@ -39,6 +39,7 @@ func (l *life) fetch(ctx context.Context, req *checked) (release func(), err err
 		if p.url == "" {
 			continue
 		}
+		l.used.work()
 		g.Go(func() (err error) {
 			files[i], err = l.fetchOne(ctx, req, p)
 			return err

@@ -71,6 +71,7 @@ func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *cons
 		if err != nil {
 			return nil, l.rec.refuse(err)
 		}
+		l.ran = l.rec.tokens
 		if err := finished(ctx, stream); err != nil {
 			return nil, err
 		}

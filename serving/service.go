@@ -11,6 +11,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
@@ -84,7 +85,9 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
-	used       *usage // of its tenant's quotas
+	used       *usage         // of its tenant's quotas
+	identity   *auth.Identity // its caller's; nil where callers need no credential
+	ran        int            // tokens of the prompt that the tower or the engine was given
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it
@@ -101,19 +104,33 @@ func (s *Service) begin(ctx context.Context, in *Request) (_ context.Context, l 
 // beginAs is begin for what is recorded as another operation.
 func (s *Service) beginAs(ctx context.Context, in *Request,
 	operation string) (_ context.Context, l *life, release func(), err error) {
-	d, _, release := s.models.Take(in.Model)
+	identity := CallerOf(ctx).Identity
+	d, release := s.models.takeOf(identity, in.Model)
 	if d == nil {
 		return ctx, nil, nil, Stopping()
 	}
 	own(ctx, in)
-	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine}
+	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine, identity: identity}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
 	return ctx, l, release, nil
 }
 
 // Refuse records a request that an edge refuses because of err: it ends with a line in the log as every other.
 func (s *Service) Refuse(ctx context.Context, in *Request, err error) error {
-	ctx, l, release, gone := s.begin(ctx, in)
+	operation := operationChat
+	if in.Prompt != nil {
+		operation = operationComplete
+	}
+	return s.refuseAs(ctx, in, operation, err)
+}
+
+// RefuseCount is Refuse for a request to count tokens.
+func (s *Service) RefuseCount(ctx context.Context, in *Request, err error) error {
+	return s.refuseAs(ctx, in, operationCount, err)
+}
+
+func (s *Service) refuseAs(ctx context.Context, in *Request, operation string, err error) error {
+	ctx, l, release, gone := s.beginAs(ctx, in, operation)
 	if gone != nil {
 		return gone
 	}
@@ -168,7 +185,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	}
 
 	ctx = vision.WithPriority(ctx, int(req.priority))
-	images, err := l.prepare(ctx, req.images)
+	images, err := l.chargeAndPrepare(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -235,6 +252,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 		if err != nil {
 			return l.rec.refuse(err)
 		}
+		l.ran = l.rec.tokens
 		defer func() { l.rec.answers[i].timing = stream.Timing() }()
 		answers[i] = l.newAnswer(req, i, stream, to, l.trims(req, input, grammar))
 	}

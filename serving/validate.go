@@ -76,7 +76,7 @@ type imagePart struct {
 // violations are reported together, up to maxViolations.
 func (l *life) validate(in *Request) (*checked, error) {
 	if in.Model != "" && in.Model != l.model.Name {
-		return nil, NotServed("model", in.Model, l.models.Names())
+		return nil, NotServed("model", in.Model, l.models.namesOf(l.identity))
 	}
 	v := slices.Clip(in.Unread)
 	r := &checked{

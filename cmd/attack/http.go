@@ -49,13 +49,6 @@ func httpAttacks() []attack {
 		})},
 		{name: "http slow bodies", once: connections(200, slowBody)},
 		{name: "http silent connections", once: connections(400, func(ctx context.Context, conn net.Conn) { <-ctx.Done() })},
-		{name: "http left streams", once: again(func(ctx context.Context, addr string) string {
-			return leave(ctx, addr, chat(`"red"`)+`,"stream":true,"max_tokens":400,"ignore_eos":true}`)
-		})},
-		{name: "http unread streams", work: true, once: connections(8, func(ctx context.Context, conn net.Conn) {
-			_, _ = io.WriteString(conn, requestText("", chat(`"red"`)+`,"stream":true,"max_tokens":400,"ignore_eos":true}`))
-			<-ctx.Done()
-		})},
 	}
 }
 
@@ -156,22 +149,4 @@ func slowBody(ctx context.Context, conn net.Conn) {
 			return
 		}
 	}
-}
-
-// leave asks for a stream, and is gone when its first bytes come.
-func leave(ctx context.Context, addr, body string) string {
-	conn, err := connectHTTP(ctx, addr)
-	if err != nil {
-		return err.Error()
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if _, err := io.WriteString(conn, requestText("", body)); err != nil {
-		return err.Error()
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return err.Error()
-	}
-	return strings.TrimSpace(line)
 }

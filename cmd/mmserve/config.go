@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -18,8 +19,10 @@ import (
 // configFlags have serve read its flags from a file. Kong's own YAML resolver takes unknown keys, aliases and keys
 // given twice, which is why configFile is not that.
 type configFlags struct {
-	Config      string `placeholder:"FILE" env:"MMSERVE_CONFIG" help:"Read flags from a YAML file, each by its name without dashes in front; the command line and variables go before it. SIGHUP reads it again."`
-	PrintConfig bool   `help:"Print the configuration that is in effect as such a file, without secrets, and end."`
+	Config string `placeholder:"FILE" env:"MMSERVE_CONFIG" help:"Read flags from a YAML file, each by its name without dashes in front; the command line and variables go before it. SIGHUP reads it again."`
+	// FromFile are the lines of the file that set flags which nothing before it did.
+	FromFile    map[string]int `kong:"-"`
+	PrintConfig bool           `help:"Print the configuration that is in effect as such a file, without secrets, and end."`
 }
 
 // notConfigured are the flags that a file cannot set.
@@ -50,8 +53,60 @@ func (s *serveCmd) BeforeResolve(k *kong.Context) error {
 	if err != nil {
 		return fmt.Errorf("--config %s: %w", file, err)
 	}
-	k.AddResolver(c)
+	s.Config, s.FromFile = file, map[string]int{}
+	k.AddResolver(configResolver{configFile: c, lines: keyLines(text), used: s.FromFile})
 	return nil
+}
+
+// flagNames are the flags that an error speaks of.
+var flagNames = regexp.MustCompile(`--([a-z0-9][a-z0-9-]*)`)
+
+// located has an error that speaks of a flag say where the file sets it.
+func (f configFlags) located(err error) error {
+	if err == nil || len(f.FromFile) == 0 {
+		return err
+	}
+	places := ""
+	for _, m := range flagNames.FindAllStringSubmatch(err.Error(), -1) {
+		place := fmt.Sprintf("--%s is from %s line %d", m[1], f.Config, f.FromFile[m[1]])
+		if f.FromFile[m[1]] > 0 && !strings.Contains(places, place) {
+			places += "; " + place
+		}
+	}
+	if places == "" {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, places)
+}
+
+// configResolver is a file that notes which of its lines count.
+type configResolver struct {
+	configFile
+	lines, used map[string]int
+}
+
+// Resolve gives the file's value of a flag, unless a variable is set.
+func (r configResolver) Resolve(k *kong.Context, p *kong.Path, f *kong.Flag) (any, error) {
+	v, err := r.configFile.Resolve(k, p, f)
+	if v != nil {
+		r.used[f.Name] = r.lines[f.Name]
+	}
+	return v, err
+}
+
+// keyLines are the lines of the keys of a text that parseConfig takes.
+func keyLines(text []byte) map[string]int {
+	lines := map[string]int{}
+	var doc yaml.Node
+	if yaml.Unmarshal(text, &doc) != nil || len(doc.Content) == 0 {
+		return lines
+	}
+	for i, key := range doc.Content[0].Content {
+		if i%2 == 0 {
+			lines[key.Value] = key.Line
+		}
+	}
+	return lines
 }
 
 // readConfig reads a regular file of bounded size: a pipe could not be read again.

@@ -97,10 +97,12 @@ func TestConfigRefuses(t *testing.T) {
 		{"a word", "slots\n", "line 1: want the names of flags"},
 		{"two documents", "slots: 1\n---\nslots: 2\n", "more than one document"},
 		{"large", "# " + strings.Repeat("x", maxConfigBytes), "is larger than 1048576 bytes"},
-		{"no number", "slots: many\n", "--slots"},
+		{"no number", "grace: 1s\nslots: many\n", "; --slots is from "},
 		{"out of range", "slots: 100000\n", "--slots 100000: want 1"},
-		{"no duration", "grace: 30\n", "--grace"},
-		{"no choice", "log-level: loud\n", "must be one of"},
+		{"out of range, where", "\nslots: 100000\n", "mmserve.yaml line 2\n"},
+		{"no duration", "grace: 30\n", "mmserve.yaml line 1\n"},
+		{"no choice", "slots: 2\nlog-level: loud\n", "mmserve.yaml line 2\n"},
+		{"no file", "quotas: /nowhere/q\nlog-format: text\nslots: 0\n", "mmserve.yaml line 3\n"},
 		{"no weight", "tenant-weight: {a: heavy}\n", "tenant-weight"},
 		{"control characters", "slots: \"\\x00\"\n", "--slots"},
 		{"no text", "\xff\xfe\x00", "mmserve: --config"},
@@ -118,6 +120,10 @@ func TestConfigRefuses(t *testing.T) {
 		if code, _, errs := mmserve(t, "serve", "--config", name, "--print-config"); code == 0 || !strings.Contains(errs, want) {
 			t.Errorf("%s: status %d, %s; want %q", name, code, errs, want)
 		}
+	}
+	// What the command line says is not the file's.
+	if _, _, errs := mmserve(t, "serve", "--config", writeConfig(t, "slots: 2\n"), "--slots=100000"); strings.Contains(errs, "line 1") {
+		t.Error(errs)
 	}
 	if code, _, errs := mmserve(t, "serve", "--config", writeConfig(t, ""), "--print-config"); code != 0 {
 		t.Errorf("an empty file: status %d, %s", code, errs)
@@ -171,7 +177,7 @@ func TestConfigReload(t *testing.T) {
 	p := startServe(t, freeAddress(t), nil, "--config", file)
 	p.logged("msg=serving")
 	for _, step := range []struct{ text, logged string }{
-		{"log-level: loud\n", `level=ERROR msg="SIGHUP: not read again; the former stays in effect" what="log level"`},
+		{"log-level: loud\n", `level=ERROR msg="SIGHUP: not read again; the former stays in effect" what=config`},
 		{"log-level: debug\nslots: 100000\n", `error="--slots 100000: want`},
 		{"log-level: debug\nslots: 3\npace: 1ms,1ms\n", `take effect at the next start" flags=[slots]`},
 		{"log-level: warn\npace: 1ms,1ms\n", "flags=[slots]"},

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/mmserve/mmserve/client"
@@ -59,6 +62,52 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 		return nil, nil, errors.Join(err, end())
 	}
 	return cl, func() error { return errors.Join(cl.Close(), end()) }, nil
+}
+
+// schemes begin gRPC's targets that are no host:port.
+var schemes = []string{"unix:", "unix-abstract:", "dns:", "passthrough:", "xds:", "vsock:"}
+
+// checkServers refuses a server of a list without a port: gRPC would ask at 443, or say so only once it is asked.
+func checkServers(servers string) error {
+	list, err := client.SplitServers(servers)
+	if err != nil {
+		return fmt.Errorf("--server: %w", err)
+	}
+	for _, s := range list {
+		known := func(scheme string) bool { return strings.HasPrefix(s, scheme) }
+		if strings.Contains(s, "://") && !strings.HasPrefix(s, "http") || slices.ContainsFunc(schemes, known) {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(s); err != nil || port == "" {
+			return fmt.Errorf("--server %q: want host:port, as localhost:8080 or [::1]:8080, or unix:///path", s)
+		}
+	}
+	return nil
+}
+
+// hints say what is likely to be wrong where a connection fails with a text that only gRPC's authors read. The first
+// that is found counts.
+var hints = []struct{ text, hint string }{
+	{"looked like an HTTP/1.1 header", "is this the HTTP listener? want the address of --listen, which speaks gRPC"},
+	{"no application protocol", "is this the HTTP listener? want the address of --listen, which speaks gRPC"},
+	{"missing selected ALPN", "is this the HTTP listener? want the address of --listen, which speaks gRPC"},
+	{"error reading server preface", "does the server speak TLS? then --tls-ca or --tls says so"},
+	{"first record does not look like a TLS handshake", "the server speaks no TLS: leave out --tls, --tls-ca and --tls-cert"},
+	{"certificate signed by unknown authority", "--tls-ca names the authority of the server's certificate"},
+	{"certificate required", "the server wants a certificate: --tls-cert and --tls-key"},
+}
+
+// hinted adds the hint to an error, if there is one.
+func hinted(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, h := range hints {
+		if strings.Contains(err.Error(), h.text) {
+			return fmt.Errorf("%w (%s)", err, h.hint)
+		}
+	}
+	return err
 }
 
 // untilSignal gives a context that an interrupt or SIGTERM ends.

@@ -57,6 +57,9 @@ func (f credentialFlags) config() (*tls.Config, error) {
 
 // clientOptions are those of a client for servers, a list as client.SplitServers takes it.
 func (f credentialFlags) clientOptions(servers string, more ...client.Option) ([]client.Option, error) {
+	if err := checkServers(servers); err != nil {
+		return nil, err
+	}
 	var list []client.Option
 	if f.secure() {
 		c, err := f.config()

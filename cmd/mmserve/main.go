@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = emptyVariable(k)
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "mmserve:", err)
+		fmt.Fprintln(stderr, "mmserve:", c.Serve.located(err))
 		return 2
 	}
 	level := new(slog.LevelVar)
@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &exit):
 		return int(exit)
 	}
-	fmt.Fprintln(stderr, "mmserve:", err)
+	fmt.Fprintln(stderr, "mmserve:", hinted(c.Serve.located(err)))
 	return 1
 }
 

@@ -38,6 +38,9 @@ func (f mediaFlags) limit(l *vision.Limits) {
 
 const minMediaBytes, maxMediaBytes = 1 << 20, 1 << 40
 
+// minMediaShare is the least that one tenant's files may take: a small image.
+const minMediaShare = 64 << 10
+
 func (f mediaFlags) check() error {
 	switch b := int64(f.MediaBytes); {
 	case b != 0 && (b < minMediaBytes || b > maxMediaBytes):
@@ -48,6 +51,9 @@ func (f mediaFlags) check() error {
 		return fmt.Errorf("--max-image-tokens %d: want 0 to %d", f.MaxTokens, 1<<24)
 	case !(f.MediaShare > 0 && f.MediaShare <= 1): // NaN fails it
 		return fmt.Errorf("--media-tenant-share %v: want more than 0 and up to 1", f.MediaShare)
+	case f.MediaBytes != 0 && f.tenantBytes() < minMediaShare:
+		return fmt.Errorf("--media-tenant-share %v: %d bytes of --media-bytes %d; want at least %d",
+			f.MediaShare, f.tenantBytes(), int64(f.MediaBytes), minMediaShare)
 	case f.MediaTTL < time.Second || f.MediaTTL > maxDuration:
 		return fmt.Errorf("--media-ttl %v: want %v to %v", f.MediaTTL, time.Second, maxDuration)
 	case f.FetchTime < 100*time.Millisecond || f.FetchTime > 10*time.Minute:
@@ -82,12 +88,15 @@ func (f mediaFlags) apply(o *server.Options) {
 	o.Fetcher, _ = f.fetcher()
 }
 
+// tenantBytes is what the files of one tenant may take.
+func (f mediaFlags) tenantBytes() int64 { return int64(f.MediaShare * float64(f.MediaBytes)) }
+
 // store is nil where no uploads are taken.
 func (f mediaFlags) store() *media.Store {
 	if f.MediaBytes == 0 {
 		return nil
 	}
 	return media.New(media.Options{
-		Bytes: int64(f.MediaBytes), TenantBytes: int64(f.MediaShare * float64(f.MediaBytes)), TTL: f.MediaTTL,
+		Bytes: int64(f.MediaBytes), TenantBytes: f.tenantBytes(), TTL: f.MediaTTL,
 	})
 }

@@ -65,13 +65,13 @@ func (r *reloaders) watchConfig(k *kong.Context, level *slog.LevelVar, again rer
 	if err != nil {
 		return err
 	}
-	r.add("log level", func() error {
+	r.add("config", func() error {
 		c, k, err := again()
 		if err == nil {
 			err = c.Serve.checkAll()
 		}
 		if err != nil {
-			return err
+			return c.Serve.located(err)
 		}
 		now, err := settings(k.Flags())
 		if err != nil {

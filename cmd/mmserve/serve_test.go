@@ -60,6 +60,8 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--media-bytes=100", "--media-bytes 100: want 0, or"},
 		{"", "--media-tenant-share=1.5", "--media-tenant-share"},
 		{"", "--media-tenant-share=NaN", "--media-tenant-share"},
+		{"", "--media-tenant-share=1e-9", "--media-tenant-share 1e-09: 0 bytes"},
+		{"", "--media-tenant-share=1e-6", "want at least 65536"},
 		{"", "--media-ttl=0s", "--media-ttl"},
 		{"", "--media-fetch-timeout=1h", "--media-fetch-timeout"},
 		{"", "--media-allow-urls=*", "--media-allow-urls"},

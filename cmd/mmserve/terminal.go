@@ -30,10 +30,10 @@ type warnings struct{ slog.Handler }
 
 func (w warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
 
-// plain takes the wrapping off a gRPC error: a person at a terminal wants its message.
+// plain takes the wrapping off a gRPC error: a person at a terminal wants its message, and a hint.
 func plain(err error) error {
 	if s := grpcStatus(err); s != nil {
-		return errors.New(s.Message())
+		return hinted(errors.New(s.Message()))
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/reload"
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // Access says who may use the listener. One of its fields is set at least.
@@ -37,6 +38,28 @@ func OpenKey(path string, log *slog.Logger) (*reload.Files[[sha256.Size]byte], e
 
 // probes are what anybody may ask: whether the process lives and is ready.
 var probes = map[string]bool{"/healthz": true, "/readyz": true}
+
+// nearKey is where a request's context says whether only this machine reaches the listener.
+type nearKey struct{}
+
+// keepPagesOut refuses what a browser asks for another site's page. Where only this machine reaches the listener and
+// nothing else says who asks, it refuses foreign names too: a page's own name may have been made to resolve to here. A
+// certificate would not have that name.
+func (o Options) keepPagesOut(next http.Handler) http.Handler {
+	open := o.Access == nil && o.TLS == nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		near, _ := r.Context().Value(nearKey{}).(bool)
+		site := r.Header.Get("Sec-Fetch-Site")
+		switch {
+		case r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin":
+			http.Error(w, "browsers ask nothing here for pages of other sites", http.StatusForbidden)
+		case open && near && !socket.OwnHost(r.Host):
+			http.Error(w, "this Host is not answered here: ask by IP address or as localhost", http.StatusForbidden)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
 
 // guard has requests answered whose callers may ask. Everybody may where a is nil.
 func (a *Access) guard(next http.Handler) http.Handler {

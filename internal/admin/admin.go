@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	grpcadmin "google.golang.org/grpc/admin"
 	"google.golang.org/grpc/reflection"
+
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // Options are what the listener shows.
@@ -28,7 +31,8 @@ type Options struct {
 	Level *slog.LevelVar
 	// Models answers /models; nil: nothing does.
 	Models Models
-	// Access says who may use the listener; nil: everybody. Probes are always answered.
+	// Access says who may use the listener; nil: everybody who reaches it, by a name of this machine's own where that is
+	// this machine alone. Probes need no credential.
 	Access *Access
 	// TLS has the listener speak TLS.
 	TLS *tls.Config
@@ -72,13 +76,16 @@ func New(o Options) (_ *http.Server, free func(), _ error) {
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetHTTP2(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
-	s.Handler = o.Access.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.BaseContext = func(lis net.Listener) context.Context {
+		return context.WithValue(context.Background(), nearKey{}, socket.Near(lis.Addr()))
+	}
+	s.Handler = o.keepPagesOut(o.Access.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			g.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
-	}))
+	})))
 	return s, func() { cleanup(); g.Stop() }, nil
 }
 

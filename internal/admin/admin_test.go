@@ -112,3 +112,40 @@ func TestChannelz(t *testing.T) {
 		t.Errorf("servers %v, %v", out, err)
 	}
 }
+
+// Pages of other sites learn nothing: neither by asking from their own name, nor by one that resolves to this machine.
+func TestForeignPages(t *testing.T) {
+	o := Options{Metrics: http.NotFoundHandler(), Level: new(slog.LevelVar)}
+	a, _, _ := access(t)
+	open := start(t, o)
+	o.Access = a
+	keyed := start(t, o)
+	for _, c := range []struct {
+		addr, host, header, value string
+		status                    int
+	}{
+		{open, "evil.example", "", "", 403}, {open, "evil.example:9464", "Sec-Fetch-Site", "same-origin", 403},
+		{open, "localhost:9464", "", "", 200}, {open, "[::1]:9464", "", "", 200}, {open, "", "", "", 200},
+		{open, "", "Sec-Fetch-Site", "cross-site", 403}, {open, "", "Sec-Fetch-Site", "same-site", 403},
+		{open, "", "Sec-Fetch-Site", "none", 200}, {open, "", "Sec-Fetch-Site", "same-origin", 200},
+		{open, "", "Origin", "https://evil.example", 403},
+		{keyed, "mm.example", "Authorization", "Bearer " + adminKey, 200},
+		{keyed, "mm.example", "Sec-Fetch-Site", "cross-site", 403},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+c.addr+"/debug/pprof/cmdline", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close, r.Host = true, c.host
+		if c.header != "" {
+			r.Header.Set(c.header, c.value)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != c.status {
+			t.Errorf("Host %q, %s: %s: %d, want %d", c.host, c.header, c.value, resp.StatusCode, c.status)
+		}
+	}
+}

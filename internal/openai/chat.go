@@ -1,5 +1,7 @@
 package openai
 
+import "context"
+
 import "fmt"
 
 // ChatRequest is the body of POST /v1/chat/completions.
@@ -31,9 +33,10 @@ var roles = map[string]string{
 	"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
 }
 
-// ParseChat reads the body of a request for a chat completion. Its error is an *Error.
-func ParseChat(body []byte) (*ChatRequest, error) {
-	top, err := parse(body)
+// ParseChat reads the body of a request for a chat completion. Its error is an *Error,
+// or says why ctx is done.
+func ParseChat(ctx context.Context, body []byte) (*ChatRequest, error) {
+	top, err := parse(ctx, body)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -102,7 +103,7 @@ func TestFields(t *testing.T) {
 	} {
 		want := &ChatRequest{Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)
-		got, err := ParseChat([]byte(with(more)))
+		got, err := ParseChat(context.Background(), []byte(with(more)))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", more, got, err, want)
 		}
@@ -182,7 +183,7 @@ func TestFaults(t *testing.T) {
 		{with(`"add_generation_prompt":false`), "add_generation_prompt", CodeInvalidValue},
 		{with(`"add_generation_prompt":true,"continue_final_message":true`), "add_generation_prompt", CodeInvalidValue},
 	} {
-		_, err := ParseChat([]byte(c.body))
+		_, err := ParseChat(context.Background(), []byte(c.body))
 		var e *Error
 		if !errors.As(err, &e) || e.Field() != c.param || e.Code == nil || *e.Code != c.code || e.Type != InvalidRequest {
 			t.Errorf("%.200s: %v, %+v; want %s about %q", c.body, err, e, c.code, c.param)
@@ -196,7 +197,7 @@ func TestGenerationPrompt(t *testing.T) {
 		`"add_generation_prompt":false`:                              "false; want true, or continue_final_message",
 		`"add_generation_prompt":true,"continue_final_message":true`: "true; want false beside continue_final_message",
 	} {
-		if _, err := ParseChat([]byte(with(more))); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := ParseChat(context.Background(), []byte(with(more))); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v; want %s", more, err, says)
 		}
 	}
@@ -233,7 +234,8 @@ func TestImages(t *testing.T) {
 		if url[0] == '{' {
 			want.Param += ".url"
 		}
-		c, err := ParseChat([]byte(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":` + url + `}]}]}`))
+		c, err := ParseChat(context.Background(),
+			[]byte(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":`+url+`}]}]}`))
 		if err != nil {
 			t.Errorf("%s: %v", url, err)
 			continue
@@ -246,9 +248,10 @@ func TestImages(t *testing.T) {
 
 // TestConversation holds the roles, and texts as a string or as parts.
 func TestConversation(t *testing.T) {
-	c, err := ParseChat([]byte(`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},` +
-		`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]},` +
-		`{"role":"assistant","content":[{"type":"text","text":"f"},{"type":"refusal","refusal":"g"}]}]}`))
+	c, err := ParseChat(context.Background(), []byte(
+		`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},`+
+			`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]},`+
+			`{"role":"assistant","content":[{"type":"text","text":"f"},{"type":"refusal","refusal":"g"}]}]}`))
 	want := []Message{
 		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}},
 		{"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
@@ -266,7 +269,7 @@ func TestImageIsCopiedOnce(t *testing.T) {
 		base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1, 2, 3}, size/3)) + `"}}]}]}`)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if _, err := ParseChat(body); err != nil {
+	if _, err := ParseChat(context.Background(), body); err != nil {
 		t.Fatal(err)
 	}
 	runtime.ReadMemStats(&after)
@@ -281,7 +284,7 @@ func TestIgnoredIsBounded(t *testing.T) {
 	for i := range 10000 {
 		fmt.Fprintf(&b, `,"%s%d":1`, strings.Repeat("é", 100), i)
 	}
-	c, err := ParseChat([]byte(with("\"x\":1" + b.String())))
+	c, err := ParseChat(context.Background(), []byte(with("\"x\":1"+b.String())))
 	if err != nil || len(c.Ignored) != mostIgnored {
 		t.Fatalf("%d, %v", len(c.Ignored), err)
 	}
@@ -338,7 +341,7 @@ func FuzzParseChat(f *testing.F) {
 	f.Add([]byte(with(`"stop":["x"],"logit_bias":{"1":2},"response_format":{"type":"json_schema","json_schema":{"schema":{}}}`)))
 	f.Add([]byte(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBO"}},"a"]}]}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		c, err := ParseChat(in)
+		c, err := ParseChat(context.Background(), in)
 		var e *Error
 		switch {
 		case err != nil && (!errors.As(err, &e) || e.Message == "" || c != nil):

@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -93,16 +94,36 @@ type scanner struct {
 	in     []byte
 	at     int
 	values int
+	due    int          // where it asks next whether to go on
+	over   func() error // why not; nil for go on
+	ended  error        // what over said
 }
 
-// parse reads a body, which is one JSON object. Its error names no parameter.
-func parse(in []byte) (*node, *Error) {
+// pollBytes is how much is read between two looks at whether anybody still waits for it.
+const pollBytes = 64 << 10
+
+// poll fails once nobody waits any more.
+func (s *scanner) poll() error {
+	if s.at < s.due {
+		return nil
+	}
+	s.due = s.at + pollBytes
+	s.ended = s.over()
+	return s.ended
+}
+
+// parse reads a body, which is one JSON object. Its error is an *Error that names no parameter, or says why ctx is
+// done.
+func parse(ctx context.Context, in []byte) (*node, error) {
 	if !utf8.Valid(in) {
 		return nil, NewError(InvalidRequest, "", CodeInvalidJSON, "the body is not UTF-8")
 	}
-	s := scanner{in: in}
+	s := scanner{in: in, over: func() error { return context.Cause(ctx) }}
 	var n node
 	err := s.value(&n, 0)
+	if s.ended != nil {
+		return nil, s.ended
+	}
 	if s.space(); err == nil && s.at < len(in) {
 		err = s.fault("more after the end of the value")
 	}
@@ -139,6 +160,9 @@ func (s *scanner) next(c byte) bool {
 }
 
 func (s *scanner) value(n *node, depth int) (err error) {
+	if err := s.poll(); err != nil {
+		return err
+	}
 	s.space()
 	if s.values++; s.values > maxValues {
 		return s.fault(fmt.Sprintf("more than %d values", maxValues))
@@ -241,6 +265,9 @@ func (s *scanner) members(n *node, depth int) error {
 // str goes past a string. It looks at each byte once, however many escapes there are.
 func (s *scanner) str() error {
 	for s.at++; s.at < len(s.in); {
+		if err := s.poll(); err != nil {
+			return err
+		}
 		switch c := s.in[s.at]; {
 		case c == '"':
 			s.at++

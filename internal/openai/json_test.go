@@ -2,12 +2,15 @@ package openai
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"reflect"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -83,7 +86,7 @@ func within(in []byte) bool {
 // compare holds that parse takes what encoding/json does, within its bounds, and reads the same of it.
 func compare(t *testing.T, in []byte) {
 	t.Helper()
-	n, err := parse(in)
+	n, err := parse(context.Background(), in)
 	object := bytes.HasPrefix(bytes.TrimLeft(in, " \t\r\n"), []byte("{"))
 	if want := object && utf8.Valid(in) && json.Valid(in) && within(in); (err == nil) != want {
 		t.Fatalf("%.200q: error %v, want one: %v", in, err, !want)
@@ -142,9 +145,56 @@ func FuzzJSON(f *testing.F) {
 func TestManyEscapes(t *testing.T) {
 	for _, escape := range []string{`\n`, `\"`, `\u00e9`} {
 		body := `{"a":"` + strings.Repeat(escape, 4<<20) + `"}`
-		n, fault := parse([]byte(body))
+		n, fault := parse(context.Background(), []byte(body))
 		if fault != nil || len(n.list) != 1 {
 			t.Errorf("%s: %v", escape, fault)
 		}
+	}
+}
+
+// ending is a context that is done when it has been asked a number of times.
+type ending struct {
+	context.Context
+	left int
+}
+
+func (e *ending) Err() error {
+	if e.left--; e.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// Reading a body ends with its context, whatever the body has that takes long.
+func TestParseEnds(t *testing.T) {
+	parsers := map[string]func(context.Context, []byte) error{
+		"chat":     func(ctx context.Context, b []byte) error { _, err := ParseChat(ctx, b); return err },
+		"text":     func(ctx context.Context, b []byte) error { _, err := ParseText(ctx, b); return err },
+		"response": func(ctx context.Context, b []byte) error { _, err := ParseResponse(ctx, b); return err },
+		"tokenize": func(ctx context.Context, b []byte) error { _, err := ParseTokenize(ctx, b); return err },
+		"ollama":   func(ctx context.Context, b []byte) error { _, err := ParseOllamaChat(ctx, b); return err },
+	}
+	for name, body := range map[string]string{
+		"a long string": `{"a":"` + strings.Repeat("a", 4<<20), "escapes": `{"a":"` + strings.Repeat(`\n`, 2<<20),
+		"a long name": `{"` + strings.Repeat("a", 4<<20), "values": `{"a":[` + strings.Repeat("1,", maxValues-3),
+		"members": `{"a":[` + strings.Repeat(`{"a":{}},`, maxValues/2-2),
+	} {
+		for api, parse := range parsers {
+			if err := parse(&ending{t.Context(), 3}, []byte(body)); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s, %s: %v, want that the context is done", api, name, err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	body := []byte(`{"a":["` + strings.Repeat(`\u00e9`, 8<<20) + `"]}`)
+	began := time.Now()
+	if _, err := parse(ctx, body); err != nil {
+		t.Fatal(err)
+	}
+	whole := time.Since(began)
+	time.AfterFunc(whole/10, cancel)
+	began = time.Now()
+	if _, err := parse(ctx, body); !errors.Is(err, context.Canceled) || time.Since(began) > whole*8/10 {
+		t.Errorf("%v after %v, want the end soon after %v", err, time.Since(began), whole/10)
 	}
 }

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"strings"
@@ -9,9 +10,10 @@ import (
 // OllamaTag is what Ollama's clients end a name with that has no tag.
 const OllamaTag = ":latest"
 
-// ParseOllamaChat reads the body of Ollama's POST /api/chat. Its error is an *Error.
-func ParseOllamaChat(body []byte) (*ChatRequest, error) {
-	top, err := parse(body)
+// ParseOllamaChat reads the body of Ollama's POST /api/chat. Its error is an *Error,
+// or says why ctx is done.
+func ParseOllamaChat(ctx context.Context, body []byte) (*ChatRequest, error) {
+	top, err := parse(ctx, body)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"strings"
@@ -33,12 +34,13 @@ func TestOllama(t *testing.T) {
 	} {
 		want := &ChatRequest{Request: Request{Stream: true}, Messages: []Message{{Role: "user", Parts: []Part{{Text: "hi"}}}}}
 		set(want)
-		got, err := ParseOllamaChat([]byte("{" + message + more + "}"))
+		got, err := ParseOllamaChat(context.Background(), []byte("{"+message+more+"}"))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", more, got, err, want)
 		}
 	}
-	got, err := ParseOllamaChat([]byte(`{"messages":[{"role":"system","content":"s"},{"role":"user","content":"a","images":["aGk="]}]}`))
+	got, err := ParseOllamaChat(context.Background(),
+		[]byte(`{"messages":[{"role":"system","content":"s"},{"role":"user","content":"a","images":["aGk="]}]}`))
 	want := []Message{
 		{Role: "system", Parts: []Part{{Text: "s"}}},
 		{Role: "user", Parts: []Part{{Image: &Image{Data: []byte("hi"), Param: "messages[1].images[0]"}}, {Text: "a"}}},
@@ -50,7 +52,7 @@ func TestOllama(t *testing.T) {
 
 // TestOllamaContinues holds that an assistant's message at the end is gone on with.
 func TestOllamaContinues(t *testing.T) {
-	got, err := ParseOllamaChat([]byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
+	got, err := ParseOllamaChat(context.Background(), []byte(`{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`))
 	if err != nil || !got.Continue {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -60,7 +62,7 @@ func TestOllamaContinues(t *testing.T) {
 func FuzzParseOllama(f *testing.F) {
 	f.Add([]byte(`{"messages":[{"role":"user","content":"a","images":["aGk="]}],"options":{"num_predict":-1,"stop":"x"},"format":{}}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		c, err := ParseOllamaChat(in)
+		c, err := ParseOllamaChat(context.Background(), in)
 		var e *Error
 		if err == nil && c.Model != strings.TrimSuffix(c.Named, OllamaTag) ||
 			err != nil && (!errors.As(err, &e) || e.Message == "") {

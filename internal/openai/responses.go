@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -34,9 +35,10 @@ type ResponseText struct {
 	Format json.RawMessage `json:"format"`
 }
 
-// ParseResponse reads the body of a request for a response. Its error is an *Error.
-func ParseResponse(body []byte) (*ResponseRequest, error) {
-	top, err := parse(body)
+// ParseResponse reads the body of a request for a response. Its error is an *Error,
+// or says why ctx is done.
+func ParseResponse(ctx context.Context, body []byte) (*ResponseRequest, error) {
+	top, err := parse(ctx, body)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"reflect"
@@ -51,7 +52,7 @@ func TestResponseFields(t *testing.T) {
 			Echo: ResponseEcho{Metadata: json.RawMessage("{}"), Text: ResponseText{Format: json.RawMessage(`{"type":"text"}`)}},
 		}
 		set(want)
-		got, err := ParseResponse([]byte(ask(more)))
+		got, err := ParseResponse(context.Background(), []byte(ask(more)))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", more, got, err, want)
 		}
@@ -60,7 +61,7 @@ func TestResponseFields(t *testing.T) {
 
 // TestResponseInput holds what items become: those that callers write, and answers that they send back.
 func TestResponseInput(t *testing.T) {
-	got, err := ParseResponse([]byte(`{"input":[
+	got, err := ParseResponse(context.Background(), []byte(`{"input":[
 		{"role":"developer","content":"d"},
 		{"type":"message","role":"user","content":[{"type":"input_text","text":"a"},
 			{"type":"input_image","image_url":"data:image/png;base64,aGk=","detail":"low","file_id":null}]},
@@ -118,7 +119,7 @@ func TestResponseFaults(t *testing.T) {
 		{ask(`"text":{"format":{"type":"json_schema","name":"n"}}`), "text.format.schema", CodeMissing},
 		{ask(`"text":{"format":{"type":"json_schema","schema":7}}`), "text.format.schema", CodeInvalidType},
 	} {
-		_, err := ParseResponse([]byte(c.body))
+		_, err := ParseResponse(context.Background(), []byte(c.body))
 		var e *Error
 		if !errors.As(err, &e) || e.Field() != c.param || e.Code == nil || *e.Code != c.code || e.Type != InvalidRequest {
 			t.Errorf("%.200s: %+v; want %s about %q", c.body, err, c.code, c.param)
@@ -141,7 +142,7 @@ func TestResponseParam(t *testing.T) {
 			"chat.messages[1].parts": "input[0].content", "chat.messages[12].parts[0]": "input[11].content[0]",
 		},
 	} {
-		c, err := ParseResponse([]byte(body))
+		c, err := ParseResponse(context.Background(), []byte(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +156,7 @@ func TestResponseParam(t *testing.T) {
 
 // TestResponseLogprobs holds that log-probabilities are in the deltas and again at the end.
 func TestResponseLogprobs(t *testing.T) {
-	c, err := ParseResponse([]byte(ask(`"include":["message.output_text.logprobs"]`)))
+	c, err := ParseResponse(context.Background(), []byte(ask(`"include":["message.output_text.logprobs"]`)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +178,7 @@ func FuzzParseResponse(f *testing.F) {
 	f.Add([]byte(ask(`"text":{"format":{"type":"json_schema","schema":{}}},"metadata":{"a":"b"}`)))
 	f.Add([]byte(`{"input":[{"role":"user","content":[{"type":"input_image","image_url":"data:image/png;base64,aGk="}]}],"instructions":"x"}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		c, err := ParseResponse(in)
+		c, err := ParseResponse(context.Background(), in)
 		var e *Error
 		if err != nil {
 			if !errors.As(err, &e) || e.Message == "" {

@@ -1,6 +1,9 @@
 package openai
 
-import "math"
+import (
+	"context"
+	"math"
+)
 
 // TextRequest is the body of POST /v1/completions.
 type TextRequest struct {
@@ -14,9 +17,10 @@ type TextRequest struct {
 // defaultTextTokens is OpenAI's default of max_tokens, for completions alone.
 const defaultTextTokens uint32 = 16
 
-// ParseText reads the body of a request for a completion. Its error is an *Error.
-func ParseText(body []byte) (*TextRequest, error) {
-	top, err := parse(body)
+// ParseText reads the body of a request for a completion. Its error is an *Error,
+// or says why ctx is done.
+func ParseText(ctx context.Context, body []byte) (*TextRequest, error) {
+	top, err := parse(ctx, body)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"testing"
@@ -21,7 +22,7 @@ func TestPrompts(t *testing.T) {
 			Prompt: "a", Request: Request{MaxTokens: ptr[uint32](30), MinTokens: 30, Logprobs: true, TopLogprobs: 3},
 		},
 	} {
-		got, err := ParseText([]byte(body))
+		got, err := ParseText(context.Background(), []byte(body))
 		if err != nil || !reflect.DeepEqual(*got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", body, got, err, want)
 		}
@@ -66,11 +67,11 @@ func FuzzParseText(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var e *Error
-		text, err := ParseText(in)
+		text, err := ParseText(context.Background(), in)
 		if (text == nil) != (err != nil) || err != nil && !errors.As(err, &e) {
 			t.Errorf("completion: %v, %v", text, err)
 		}
-		tokens, err := ParseTokenize(in)
+		tokens, err := ParseTokenize(context.Background(), in)
 		if (tokens == nil) != (err != nil) || err != nil && !errors.As(err, &e) {
 			t.Errorf("tokenize: %v, %v", tokens, err)
 		}

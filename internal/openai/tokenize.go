@@ -1,5 +1,7 @@
 package openai
 
+import "context"
+
 // TokenizeRequest is the body of vLLM's POST /tokenize: a prompt or a conversation.
 type TokenizeRequest struct {
 	// Request has a model, and the fields that nothing reads.
@@ -20,9 +22,10 @@ type Tokenized struct {
 	TokenStrings []string `json:"token_strs"`
 }
 
-// ParseTokenize reads the body of a request for tokens. Its error is an *Error.
-func ParseTokenize(body []byte) (*TokenizeRequest, error) {
-	top, err := parse(body)
+// ParseTokenize reads the body of a request for tokens. Its error is an *Error,
+// or says why ctx is done.
+func ParseTokenize(ctx context.Context, body []byte) (*TokenizeRequest, error) {
+	top, err := parse(ctx, body)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,5 @@
 // Package socket listens on unix sockets: with the permissions that were meant, beside no other server, and with
-// callers that have a name.
+// callers that have a name. It also says which listeners and names of hosts are this machine's own.
 package socket
 
 import (
@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,7 +47,7 @@ const askTime = time.Second
 // behind is replaced: a socket at which nothing listens. Anything else in its place is an error. The listener's
 // connections have named callers (see Named); it removes the socket when it is closed.
 func Listen(path string, mode fs.FileMode) (net.Listener, error) {
-	unlock, err := lock(filepath.Dir(path)) // two that start at once do not both find the same leftover
+	unlock, err := lock(path) // two that start at once do not both find the same leftover
 	if err != nil {
 		return nil, err
 	}
@@ -62,13 +61,21 @@ func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	}
 	lis.(*net.UnixListener).SetUnlinkOnClose(false) // it would remove whatever is there by then
 	l := &listener{Listener: lis, path: path}
-	if l.file, err = os.Lstat(path); err == nil && l.file.Mode().Perm() != mode.Perm() { // the umask took some
-		err = os.Chmod(path, mode.Perm())
-	}
-	if err != nil {
-		return nil, errors.Join(err, lis.Close(), os.Remove(path))
+	if l.file, err = setMode(path, mode.Perm()); err != nil { // the umask took some
+		return nil, errors.Join(err, lis.Close(), removeSocket(path))
 	}
 	return l, nil
+}
+
+// errNoSocket marks what somebody has put in a socket's place.
+var errNoSocket = errors.New("is there and is no socket")
+
+// removeSocket removes a socket, and nothing that has come in its place.
+func removeSocket(path string) error {
+	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
+		return err
+	}
+	return os.Remove(path)
 }
 
 // removeStale removes a socket at which nothing listens.
@@ -81,7 +88,7 @@ func removeStale(path string) error {
 		return err
 	}
 	if st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s is there and is no socket", path)
+		return fmt.Errorf("%s %w", path, errNoSocket)
 	}
 	conn, err := net.DialTimeout("unix", path, askTime)
 	switch {
