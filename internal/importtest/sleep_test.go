@@ -34,6 +34,7 @@ var sleeps = map[string]string{
 	"server/attack_test.go TestAttackHeldMessages":                            "gRPC tells nobody when a window grows",
 	"server/attack_test.go TestAttackTinyFrames":                              "gRPC tells nobody when a window grows",
 	"server/quota_test.go TestRefusedBeforeTheMessage":                        "gRPC tells nobody when a window grows",
+	"server/http_limits_test.go TestHTTPStopFirst":                            "that nothing happens takes a while to see",
 	"server/lifecycle_test.go TestBatchGathers":                               "that nothing happens takes a while to see",
 	// Helpers that run in the bubbles of their callers, where time costs nothing.
 	"loadtest/fairness_test.go flood":              bubble,
