@@ -206,7 +206,7 @@ func parseQuotas(raw []byte) (c QuotaConfig, err error) {
 
 var (
 	unknownField = regexp.MustCompile(`^(line \d+): field (.+) not found in type serving\.(\w+)$`)
-	wrongType    = regexp.MustCompile("(?s)^(line \\d+): cannot unmarshal .* into (\\S+)$")
+	wrongType    = regexp.MustCompile(`(?s)^(line \d+): cannot unmarshal .* into (\S+)$`)
 )
 
 // inWords is YAML's error without the names of Go's types.
