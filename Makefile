@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -31,6 +31,10 @@ clients/node/node_modules/@grpc/grpc-js/package.json: clients/node/package-lock.
 $(SDKS):
 	cd $(dir $<) && npm ci --ignore-scripts --loglevel=error
 	@touch $@
+
+## test-sdks: OpenAI's SDKs for Node and Go against a server; the one for Go takes minutes to build
+test-sdks: ort sdks
+	MMSERVE_TEST_SDKS=1 $(GO) test -count=1 -v -timeout 20m -run '^TestOpenAISDK$$' ./cmd/mmserve
 
 ## test: everything CI checks
 test: ort sdks lint

@@ -23,7 +23,7 @@ func dial(t *testing.T, env string) (openai.Client, string) {
 	t.Helper()
 	url := os.Getenv(env)
 	if url == "" {
-		t.Skip(env + " is not set: go test -run OpenAISDK ./cmd/mmserve sets it")
+		t.Skip(env + " is not set: make test-sdks sets it")
 	}
 	c := openai.NewClient(option.WithBaseURL(url), option.WithAPIKey(cmp.Or(os.Getenv("API_KEY"), "none")))
 	list, err := c.Models.List(t.Context())
