@@ -86,7 +86,7 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--batch-places=0", "--batch-places 0: want"}, {"", "--tenant-places=1.5", "--tenant-places 1.5: want"},
 		{"", "--tenant-places=NaN", "--tenant-places NaN: want"},
 		{"", "--quotas=testdata/none.yaml", "--quotas: open testdata/none.yaml"},
-		{"", "--quotas=testdata/flags.txt", "--quotas: testdata/flags.txt: yaml"},
+		{"", "--quotas=testdata/flags.txt", "--quotas: testdata/flags.txt: line 1: want names with values"},
 		{"", "--pace=-1ms,1ms", "--pace"},
 		{"", "--log-level=loud", "must be one of"},
 	} {

@@ -6,16 +6,14 @@ import (
 	"strings"
 )
 
-// Near says whether only this machine reaches what listens on an address: it is on loopback, or a unix socket.
+// Near says whether web pages reach what listens on an address from this machine alone: on loopback. None reaches a unix
+// socket.
 func Near(a net.Addr) bool {
-	switch a.Network() {
-	case "unix":
-		return true
-	case "tcp":
-		at, err := netip.ParseAddrPort(a.String())
-		return err == nil && at.Addr().Unmap().IsLoopback()
+	if a.Network() != "tcp" {
+		return false
 	}
-	return false
+	at, err := netip.ParseAddrPort(a.String())
+	return err == nil && at.Addr().Unmap().IsLoopback()
 }
 
 // OwnHost says whether the Host of a request is one that nobody can have made to resolve to this machine: an IP

@@ -12,7 +12,7 @@ func TestNear(t *testing.T) {
 	}{
 		{&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80}, true},
 		{&net.TCPAddr{IP: net.IPv4(127, 9, 9, 9), Port: 80}, true},
-		{&net.TCPAddr{IP: net.IPv6loopback, Port: 80}, true}, {name("unix:/run/a.sock"), true},
+		{&net.TCPAddr{IP: net.IPv6loopback, Port: 80}, true}, {name("unix:/run/a.sock"), false},
 		{&net.TCPAddr{Port: 80}, false}, {&net.TCPAddr{IP: net.IPv4zero, Port: 80}, false},
 		{&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 80}, false},
 		{&net.UDPAddr{IP: net.IPv6loopback, Port: 80}, false},
