@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Near says whether web pages reach what listens on an address from this machine alone: on loopback. None reaches a unix
-// socket.
+// Near says whether web pages reach what listens on an address from this machine alone: on loopback. None reaches a
+// unix socket.
 func Near(a net.Addr) bool {
 	if a.Network() != "tcp" {
 		return false
