@@ -26,7 +26,7 @@ func (x *exchange) chatCompletions() error {
 		},
 		whole: func(c *serving.Collector) any { return x.chatCompletion(c) },
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
-			return openai.NewChunks(openai.ChatPrefix+e.ID, e.Model, fingerprint(e), time.Now().Unix(), usage)
+			return openai.NewChunks(openai.ChatPrefix+e.ID, e.Model, e.Fingerprint, time.Now().Unix(), usage)
 		},
 		roles: true,
 		logprobs: func(_ int, list []serving.Logprobs) any {
@@ -178,7 +178,7 @@ func (x *exchange) chatRequest(in *openai.ChatRequest) *serving.Request {
 func (x *exchange) chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 	out := &openai.ChatCompletion{
 		ID: openai.ChatPrefix + c.ID, Object: openai.ChatObject, Created: time.Now().Unix(), Model: c.Model,
-		SystemFingerprint: fingerprint(&c.Start), Usage: openaiUsage(c.Usage),
+		SystemFingerprint: c.Fingerprint, Usage: openaiUsage(c.Usage),
 	}
 	for i := range c.Choices {
 		a := &c.Choices[i]
@@ -189,9 +189,6 @@ func (x *exchange) chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 	}
 	return out
 }
-
-// fingerprint names what answers, for callers who want the same answer twice.
-func fingerprint(e *serving.Start) string { return e.Fingerprint }
 
 func openaiUsage(u serving.Usage) openai.Usage {
 	return openai.NewUsage(u.Prompt, u.Image, u.Cached, u.Completion)

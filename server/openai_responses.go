@@ -45,7 +45,7 @@ func (x *exchange) respond(in *openai.ResponseRequest, req *serving.Request) err
 // wholeResponse is a whole answer.
 func wholeResponse(in *openai.ResponseRequest, c *serving.Collector) *openai.Response {
 	now, a := time.Now().Unix(), &c.Choices[0]
-	out := openai.NewResponse(in, c.ID, c.Model, fingerprint(&c.Start), now)
+	out := openai.NewResponse(in, c.ID, c.Model, c.Fingerprint, now)
 	out.Finish(a.Text, responseLogprobs(a.Logprobs), a.Reason.String(), openaiUsage(c.Usage), now)
 	return out
 }
@@ -69,7 +69,7 @@ type responseStream struct {
 
 // Start implements serving.Sink.
 func (s *responseStream) Start(e *serving.Start) error {
-	s.events.Response = openai.NewResponse(s.request, e.ID, e.Model, fingerprint(e), time.Now().Unix())
+	s.events.Response = openai.NewResponse(s.request, e.ID, e.Model, e.Fingerprint, time.Now().Unix())
 	s.begin()
 	return s.send(s.events.Begin()...)
 }

@@ -20,7 +20,7 @@ func (x *exchange) textCompletions() error {
 		},
 		whole: func(c *serving.Collector) any { return x.textCompletion(c) },
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
-			return openai.NewTextChunks(openai.TextPrefix+e.ID, e.Model, fingerprint(e), time.Now().Unix(), usage)
+			return openai.NewTextChunks(openai.TextPrefix+e.ID, e.Model, e.Fingerprint, time.Now().Unix(), usage)
 		},
 		logprobs: new(textOffsets).logprobs,
 	})
@@ -37,7 +37,7 @@ func (x *exchange) textRequest(in *openai.TextRequest) *serving.Request {
 func (x *exchange) textCompletion(c *serving.Collector) *openai.TextCompletion {
 	out := &openai.TextCompletion{
 		ID: openai.TextPrefix + c.ID, Object: openai.TextObject, Created: time.Now().Unix(), Model: c.Model,
-		SystemFingerprint: fingerprint(&c.Start), Usage: openaiUsage(c.Usage),
+		SystemFingerprint: c.Fingerprint, Usage: openaiUsage(c.Usage),
 	}
 	var offsets textOffsets
 	for i := range c.Choices {

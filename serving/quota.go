@@ -31,8 +31,6 @@ const idleTenants = 8192
 // that they come from. A request that is refused before any work counts for nothing. Its methods may be called
 // concurrently; those of nil set no bounds.
 type Quotas struct {
-	path string // of the file; "" if there is none
-
 	mu       sync.Mutex
 	config   QuotaConfig
 	accounts map[holder]*account

@@ -2,13 +2,11 @@ package serving
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
-	"os"
 	"reflect"
 	"regexp"
 	"strings"
@@ -17,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/reload"
 )
 
 // Quota is what one tenant may use. Of a field that is nil the default holds; below 0 it sets no bound, and 0 lets
@@ -91,38 +90,29 @@ const (
 	minQuotaWeight = 1e-6 // and its inverse: between them shares can still be told apart
 )
 
-// OpenQuotas reads quotas from a YAML or JSON file.
-func OpenQuotas(path string) (*Quotas, error) {
-	c, err := readQuotas(path)
+// OpenQuotas reads quotas from a YAML or JSON file, which they follow while the reloader runs: what tenants have used
+// still counts, and requests that are open stay. A file that makes no sense changes nothing.
+func OpenQuotas(path string, log *slog.Logger) (*Quotas, reload.Reloader, error) {
+	q, err := NewQuotas(QuotaConfig{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	q, err := NewQuotas(c)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	q.path = path
-	return q, nil
+	file, err := reload.Open("quotas", log, func(contents [][]byte) (c QuotaConfig, err error) {
+		if len(contents[0]) > maxQuotaFile {
+			err = fmt.Errorf("want at most %d bytes", maxQuotaFile)
+		} else if c, err = parseQuotas(contents[0]); err == nil {
+			err = q.set(c)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", path, err)
+		}
+		return c, err
+	}, path)
+	return q, file, err
 }
 
-// Reload reads the file again and holds tenants to it from now on: what they have used still counts, and requests that
-// are open stay. If it cannot be read, or says what makes no sense, all stays as it was.
-func (q *Quotas) Reload() error {
-	if q == nil || q.path == "" {
-		return nil
-	}
-	c, err := readQuotas(q.path)
-	if err != nil {
-		return err
-	}
-	if err := q.Set(c); err != nil {
-		return fmt.Errorf("%s: %w", q.path, err)
-	}
-	return nil
-}
-
-// Set is Reload from a configuration.
-func (q *Quotas) Set(c QuotaConfig) error {
+// set holds tenants to c from now on.
+func (q *Quotas) set(c QuotaConfig) error {
 	if err := c.check(); err != nil {
 		return err
 	}
@@ -139,55 +129,6 @@ func (q *Quotas) Set(c QuotaConfig) error {
 		q.rest(a)
 	}
 	return nil
-}
-
-// Watch reloads the file whenever its content changes, looking every so often, until ctx ends.
-func (q *Quotas) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
-	before, _ := readSmall(q.path)
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		now, err := readSmall(q.path)
-		if err != nil || bytes.Equal(now, before) {
-			continue // a file that is gone for a moment is about to be replaced
-		}
-		before = now
-		if err := q.Reload(); err != nil {
-			log.Error("the quotas stay as they were", "error", err)
-		} else {
-			log.Info("quotas reloaded", "file", q.path)
-		}
-	}
-}
-
-func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxQuotaFile+1))
-	if err == nil && len(raw) > maxQuotaFile {
-		err = fmt.Errorf("%s: want at most %d bytes", path, maxQuotaFile)
-	}
-	return raw, err
-}
-
-func readQuotas(path string) (QuotaConfig, error) {
-	raw, err := readSmall(path)
-	if err != nil {
-		return QuotaConfig{}, err
-	}
-	c, err := parseQuotas(raw)
-	if err != nil {
-		return c, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
 }
 
 // parseQuotas reads YAML, of which JSON is a part. A field that is not known is an error: it was meant to bound

@@ -257,18 +257,21 @@ func TestQuotaReload(t *testing.T) {
 			}
 		}
 		write("default: {requests_per_second: 1, burst: 3}")
-		q, err := serving.OpenQuotas(file)
+		q, again, err := serving.OpenQuotas(file, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		go q.Watch(ctx, time.Second, slog.New(slog.DiscardHandler))
+		go again.Run(ctx)
 		synctest.Wait()
 		for range 3 {
 			enter(t, q, "a", "")
 		}
 		write("tenants: {a: {requests_per_second: 2, concurrency: 4, burst: 3}}")
 		time.Sleep(1001 * time.Millisecond) // a second at the rate of before, which counts
+		if err := again.Reload(); err != nil {
+			t.Fatal(err)
+		}
 		enter(t, q, "a", "")
 		_, err = q.Enter("a", "")
 		refused(t, err, "requests_per_second", "2 requests a second, 3 at once")
@@ -276,7 +279,7 @@ func TestQuotaReload(t *testing.T) {
 		_, err = q.Enter("a", "")
 		refused(t, err, "concurrency", "4 requests") // those from before count
 		write("default: {concurency: 1}")
-		err = q.Reload()
+		err = again.Reload()
 		if err == nil || !strings.Contains(err.Error(), "concurency") || !strings.Contains(err.Error(), file) {
 			t.Errorf("a field that does not exist: %v", err)
 		}
@@ -333,14 +336,15 @@ func TestQuotaFiles(t *testing.T) {
 			t.Errorf("%q: %v names a type of Go's", file, err)
 		}
 	}
-	if _, err := serving.OpenQuotas(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	log := slog.New(slog.DiscardHandler)
+	if _, _, err := serving.OpenQuotas(filepath.Join(t.TempDir(), "none"), log); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 	big := filepath.Join(t.TempDir(), "big")
 	if err := os.WriteFile(big, []byte(strings.Repeat("#", 2<<20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := serving.OpenQuotas(big); err == nil || !strings.Contains(err.Error(), "at most 1048576 bytes") {
+	if _, _, err := serving.OpenQuotas(big, log); err == nil || !strings.Contains(err.Error(), "at most 1048576 bytes") {
 		t.Errorf("a file of 2 MiB: %v", err)
 	}
 }

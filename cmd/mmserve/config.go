@@ -14,6 +14,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/mmserve/mmserve/internal/folder"
 )
 
 // configFlags have serve read its flags from a file. Kong's own YAML resolver takes unknown keys, aliases and keys
@@ -45,7 +47,7 @@ func (s *serveCmd) BeforeResolve(k *kong.Context) error {
 	if file == "" {
 		return nil
 	}
-	text, err := readConfig(file)
+	text, err := folder.ReadFile(file, maxConfigBytes)
 	if err != nil {
 		return fmt.Errorf("--config: %w", err)
 	}
@@ -107,27 +109,6 @@ func keyLines(text []byte) map[string]int {
 		}
 	}
 	return lines
-}
-
-// readConfig reads a regular file of bounded size: a pipe could not be read again.
-func readConfig(name string) ([]byte, error) {
-	st, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", name)
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err == nil && len(text) > maxConfigBytes {
-		err = fmt.Errorf("%s is larger than %d bytes", name, maxConfigBytes)
-	}
-	return text, err
 }
 
 // configFile is what a file sets: values by the names of flags, as kong decodes them.

@@ -96,7 +96,7 @@ func TestConfigRefuses(t *testing.T) {
 		{"no map", "- slots\n", "line 1: want the names of flags"},
 		{"a word", "slots\n", "line 1: want the names of flags"},
 		{"two documents", "slots: 1\n---\nslots: 2\n", "more than one document"},
-		{"large", "# " + strings.Repeat("x", maxConfigBytes), "is larger than 1048576 bytes"},
+		{"large", "# " + strings.Repeat("x", maxConfigBytes), "want at most 1048576 bytes"},
 		{"no number", "grace: 1s\nslots: many\n", "; --slots is from "},
 		{"out of range", "slots: 100000\n", "--slots 100000: want 1"},
 		{"out of range, where", "\nslots: 100000\n", "mmserve.yaml line 2\n"},
@@ -115,7 +115,7 @@ func TestConfigRefuses(t *testing.T) {
 		})
 	}
 	for name, want := range map[string]string{
-		filepath.Join(t.TempDir(), "none"): "no such file", t.TempDir(): "is no regular file", os.DevNull: "is no regular file",
+		filepath.Join(t.TempDir(), "none"): "no such file", t.TempDir(): "not a regular file", os.DevNull: "not a regular file",
 	} {
 		if code, _, errs := mmserve(t, "serve", "--config", name, "--print-config"); code == 0 || !strings.Contains(errs, want) {
 			t.Errorf("%s: status %d, %s; want %q", name, code, errs, want)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/folder"
 )
 
 // credentialFlags say how a command speaks to a server, and with what credential. A key is in a file or in the variable
@@ -93,6 +94,9 @@ func (f credentialFlags) dial(servers string, more ...client.Option) ([]grpc.Dia
 	return client.DialOptions(servers, list...)
 }
 
+// maxSecretBytes bounds files of keys and certificates that are read whole.
+const maxSecretBytes = 1 << 20
+
 // sentKey is a key or token that goes with each call.
 type sentKey struct {
 	path string // of its file; empty: the variable has it
@@ -103,7 +107,7 @@ func (k sentKey) read() (string, error) {
 	key, from := []byte(os.Getenv(apiKeyVariable)), apiKeyVariable
 	if k.path != "" {
 		var err error
-		if key, err = os.ReadFile(k.path); err != nil {
+		if key, err = folder.ReadFile(k.path, maxSecretBytes); err != nil {
 			return "", fmt.Errorf("--api-key-file: %w", err)
 		}
 		from = k.path

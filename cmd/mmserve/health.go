@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,6 +15,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/socket"
 )
 
@@ -63,7 +63,7 @@ func (h healthCmd) pinned() (credentials.TransportCredentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := os.ReadFile(h.Pin)
+	file, err := folder.ReadFile(h.Pin, maxSecretBytes)
 	if err != nil {
 		return nil, fmt.Errorf("--tls-pin: %w", err)
 	}

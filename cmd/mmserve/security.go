@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 
 	"google.golang.org/grpc/credentials"
 
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/reload"
 	"github.com/mmserve/mmserve/server"
 )
@@ -214,7 +214,7 @@ func (f securityFlags) issuer(log *slog.Logger) (*auth.Issuer, error) {
 }
 
 func readPool(path string) (*x509.CertPool, error) {
-	file, err := os.ReadFile(path)
+	file, err := folder.ReadFile(path, maxSecretBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -227,9 +227,6 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
 }
 
-// quotaInterval is how often the file of quotas is looked at.
-const quotaInterval = 10 * time.Second
-
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
 func (s serveCmd) newServer(
 	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
@@ -237,12 +234,12 @@ func (s serveCmd) newServer(
 	options := s.options(o, guard, web, log)
 	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
-		q, err := serving.OpenQuotas(s.Quotas)
+		q, file, err := serving.OpenQuotas(s.Quotas, log)
 		if err != nil {
 			return nil, fmt.Errorf("--quotas: %w", err)
 		}
-		go q.Watch(ctx, quotaInterval, log)
-		reload.add("quotas", q.Reload)
+		go file.Run(ctx)
+		reload.add("quotas", file.Reload)
 		options.Quotas = q
 	}
 	return server.Loading(options), nil

@@ -1,5 +1,5 @@
-// Package folder reads the files of a model folder that a stranger wrote: regular files only, each up to the size that
-// its kind may have, so that a device, a pipe or a file without end cannot stall a start.
+// Package folder reads files that a stranger wrote, those of a model folder above all: regular files only, each up to
+// the size that its kind may have, so that a device, a pipe or a file without end cannot stall a start.
 package folder
 
 import (
@@ -52,6 +52,20 @@ func Open(name string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// ReadFile reads a regular file of at most so many bytes, or a link to one.
+func ReadFile(name string, most int64) ([]byte, error) {
+	f, err := Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		return nil, fmt.Errorf("%s: want at most %d bytes", name, most)
+	}
+	return b, err
 }
 
 // ErrNotRegular says that a name stands for something else than a regular file.

@@ -4,14 +4,13 @@ package reload
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/folder"
 )
 
 // Interval is how often Run reads the files again. They are compared by content: what replaced them, a rename or the
@@ -93,7 +92,7 @@ func (f *Files[T]) load() (changed bool, err error) {
 	defer f.mu.Unlock()
 	contents := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
-		if contents[i], err = read(path); err != nil {
+		if contents[i], err = folder.ReadFile(path, maxBytes); err != nil {
 			f.last, f.err = nil, err
 			return false, err
 		}
@@ -108,20 +107,4 @@ func (f *Files[T]) load() (changed bool, err error) {
 	}
 	f.value.Store(&value)
 	return true, nil
-}
-
-func read(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: want a regular file", path)
-	}
-	b, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
-	if err == nil && len(b) > maxBytes {
-		err = fmt.Errorf("%s: want at most %d bytes", path, maxBytes)
-	}
-	return b, err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,6 +100,7 @@ func TestOpen(t *testing.T) {
 		"missing":  func() {},
 		"broken":   func() { write(t, path, "broken") },
 		"huge":     func() { write(t, path, strings.Repeat("x", 16<<20+1)) },
+		"a pipe":   func() { _ = os.Remove(path); _ = syscall.Mkfifo(path, 0o600) },
 		"a folder": func() { _ = os.Remove(path); _ = os.Mkdir(path, 0o700) },
 	} {
 		_ = os.Remove(path)
