@@ -178,6 +178,15 @@ func TestTokenKeyRotates(t *testing.T) {
 	if _, err := who(t, a, token); !errors.Is(err, auth.ErrRefused) {
 		t.Errorf("the key that was withdrawn: %v", err)
 	}
+	before, stranger := i.Fetches.Load(), authtest.NewKey(t, "stranger", jose.ES256)
+	for range 20 {
+		if _, err := who(t, a, authtest.Sign(t, stranger, claims(i, nil))); !errors.Is(err, auth.ErrRefused) {
+			t.Errorf("a key that is not the issuer's: %v", err)
+		}
+	}
+	if n := i.Fetches.Load() - before; n != 0 {
+		t.Errorf("20 tokens of an unknown key, one after the other, made %d requests within the pause", n)
+	}
 }
 
 // While the issuer is down tokens of known keys count, others do not, whatever their number one fetch is tried, and the

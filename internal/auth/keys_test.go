@@ -2,10 +2,13 @@ package auth_test
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -179,4 +182,31 @@ func FuzzParseKeys(f *testing.F) {
 			t.Errorf("%d keys, and %d with one more line end", n, m)
 		}
 	})
+}
+
+// Where certificates stand for tenants, their names have to be names of tenants, and they have to be valid now.
+func TestCertificateNames(t *testing.T) {
+	uri, err := url.Parse("spiffe://prod/billing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	future := time.Now().Add(time.Hour)
+	a := &auth.Authenticator{Certificates: true}
+	for name, c := range map[string]struct {
+		cert   x509.Certificate
+		tenant string
+		err    error
+	}{
+		"a common name":    {x509.Certificate{Subject: pkix.Name{CommonName: "acme"}, NotAfter: future}, "acme", nil},
+		"a URI":            {x509.Certificate{URIs: []*url.URL{uri}, NotAfter: future}, uri.String(), nil},
+		"no name":          {x509.Certificate{NotAfter: future}, "", auth.ErrRole},
+		"a name of spaces": {x509.Certificate{Subject: pkix.Name{CommonName: "a b"}, NotAfter: future}, "", auth.ErrRole},
+		"a line end":       {x509.Certificate{Subject: pkix.Name{CommonName: "a\nb"}, NotAfter: future}, "", auth.ErrRole},
+		"expired":          {x509.Certificate{Subject: pkix.Name{CommonName: "acme"}}, "", auth.ErrRefused},
+	} {
+		id, err := a.Authenticate(t.Context(), auth.Credentials{Certificate: &c.cert})
+		if !errors.Is(err, c.err) || err == nil && (id.Tenant != c.tenant || id.Role != auth.User) {
+			t.Errorf("%s: %+v, %v; want tenant %q, %v", name, id, err, c.tenant, c.err)
+		}
+	}
 }

@@ -77,3 +77,23 @@ func FuzzParseText(f *testing.F) {
 		}
 	})
 }
+
+// A request for tokens is of a prompt or of messages.
+func TestTokenizeFaults(t *testing.T) {
+	const messages = `"messages":[{"role":"user","content":"a"}]`
+	for body, want := range map[string]string{
+		`{"prompt":"a"}`: "", "{" + messages + "}": "",
+		`{"prompt":"a",` + messages + "}": "prompt", "{}": "prompt", `{"prompt":1}`: "prompt",
+		`{"prompt":"a","return_token_strs":true}`:                   "return_token_strs",
+		`{"prompt":"a","add_special_tokens":false}`:                 "add_special_tokens",
+		`{"add_special_tokens":true,` + messages + "}":              "add_special_tokens",
+		`{"prompt":"a","add_special_tokens":true,"other":[1,2]}`:    "",
+		`{"add_special_tokens":false,"model":"m",` + messages + "}": "",
+	} {
+		_, err := ParseTokenize(t.Context(), []byte(body))
+		var e *Error
+		if (err == nil) != (want == "") || err != nil && (!errors.As(err, &e) || e.Field() != want) {
+			t.Errorf("%s: %v, want a fault of %q", body, err, want)
+		}
+	}
+}

@@ -85,6 +85,11 @@ func TestFilesFollowSymlinks(t *testing.T) {
 		if got := f.Value(); got != "THREE+C" {
 			t.Errorf("the value is %s, want THREE+C", got)
 		}
+		told := log.String()
+		pass()
+		if more := log.String(); more != told {
+			t.Errorf("files that stay as they are: %s", more[len(told):])
+		}
 		stop()
 		synctest.Wait()
 		if n := strings.Count(log.String(), "it is broken"); n != 2 {
