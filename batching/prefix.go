@@ -30,7 +30,7 @@ func (s *scheduler) source(q *sequence) (src *sequence, n int) {
 			if !twin {
 				m = shared(q, c, most)
 			}
-			if m = s.whole(m); m > n {
+			if m = s.common(q, c, m); m > n {
 				src, n = c, m
 			}
 		}
@@ -44,15 +44,7 @@ func (s *scheduler) reusable(q *sequence) int {
 	if s.exact {
 		return q.past
 	}
-	return s.whole(min(q.past, q.prompt))
-}
-
-// whole rounds a number of positions down to where a chunk ends.
-func (s *scheduler) whole(n int) int {
-	if s.exact {
-		return n
-	}
-	return n / s.chunk * s.chunk
+	return s.whole(q, min(q.past, q.prompt))
 }
 
 // shared is the number of positions, at most n, at which a and b have the same embeddings, counted from the first: the

@@ -158,6 +158,7 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 // layers adds all layers over x, which is float32, and returns the hidden states after the last norm.
 func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
+	deep := c.deepstackInputs(b)
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.layers.%d.", i)
 		outs := []graph.Out{
@@ -183,6 +184,9 @@ func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 		down := b.Linear(act, p+"mlp.down_proj", c.Intermediate, c.Hidden, c.MLPBias)
 		if c.SandwichNorms {
 			down = b.RMSNorm(down, p+"post_feedforward_layernorm", c.Hidden, c.Eps)
+		}
+		if i < c.Deepstack {
+			down = b.Op("Add", nil, b.Wide(down), deep[i])
 		}
 		next := "text.norm"
 		if i+1 < c.Layers {
