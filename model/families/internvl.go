@@ -33,7 +33,8 @@ type internVLConfig struct {
 // scale, blocks of patches put together, two linear layers, a decoder of any class here.
 // Reference: transformers InternVLForConditionalGeneration.
 func internVL(config []byte) (Spec, error) {
-	c := internVLConfig{ImageToken: 151667, Ratio: 0.5, Activation: "gelu", Layer: json.RawMessage("-1"), Select: "default"}
+	c := internVLConfig{ImageToken: 151667, Ratio: 0.5, Activation: "gelu", Layer: json.RawMessage("-1"),
+		Select: "default"}
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
 	}
@@ -92,8 +93,8 @@ func (c internVLConfig) features(t vision.ViT) (vision.ViT, error) {
 		return t, fmt.Errorf("vision_feature_layer is %s, supported is one number", bytes.TrimSpace(c.Layer))
 	}
 	if c.Select != "default" {
-		return t, fmt.Errorf("vision_feature_select_strategy is %q, supported is \"default\": patches are put together in blocks "+
-			"without the class token", c.Select)
+		return t, fmt.Errorf("vision_feature_select_strategy is %q, supported is \"default\": "+
+			"patches are put together in blocks without the class token", c.Select)
 	}
 	t.DropFirst = true
 	if layer == -1 {
