@@ -189,6 +189,7 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 	x = scaled(b, x, c.InputScale)
 	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
+	deep := c.deepstackInputs(b)
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.layers.%d.", i)
 		o := c.selfAttention(b, attend, i, n)
@@ -201,6 +202,9 @@ func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 		down := c.mlp(b, p+"mlp.", n)
 		if c.SandwichNorms {
 			down = b.RMSNorm(down, p+"post_feedforward_layernorm", c.Hidden, c.Eps)
+		}
+		if i < c.Deepstack {
+			down = b.Op("Add", nil, b.Wide(down), deep[i])
 		}
 		next := "text.norm"
 		if i+1 < c.Layers {

@@ -64,7 +64,7 @@ func (v *Verifier) tensors(want references) ([]Check, error) {
 	if err != nil {
 		return checks, err
 	}
-	if err := in.Attach(0, patches, v.Model.Decoder.Hidden); err != nil {
+	if err := in.Attach(0, patches, v.Model.Decoder.PatchWidth()); err != nil {
 		return checks, err
 	}
 	logits, err := v.Runner.Logits(in)
