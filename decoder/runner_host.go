@@ -90,14 +90,7 @@ func (r *HostRunner) Capacity() Capacity {
 }
 
 // exact tells that all layers run mmserve's own attention, which gives a position the same in whatever run.
-func (r *HostRunner) exact() bool {
-	for i := range r.config.Layers {
-		if !r.config.ownAttention(i) {
-			return false
-		}
-	}
-	return true
-}
+func (r *HostRunner) exact() bool { return r.config.ownAttention() }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run.
