@@ -127,7 +127,7 @@ func (m *Model) checkLayers() error {
 		field, prefix string
 		claimed       int
 	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.",
-		m.Tower.Layers}} {
+		m.towerLayers()}} {
 		there := 0
 		for _, name := range m.Weights.Names() {
 			if n, ok := layerOf(name, stack.prefix); ok {
@@ -139,6 +139,14 @@ func (m *Model) checkLayers() error {
 		}
 	}
 	return nil
+}
+
+// towerLayers is the number of the tower's layers that run.
+func (m *Model) towerLayers() int {
+	if m.AnySize != nil {
+		return m.AnySize.Layers
+	}
+	return m.Tower.Layers
 }
 
 // layerOf is the number of the layer that a canonical name belongs to.

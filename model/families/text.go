@@ -143,6 +143,8 @@ type rope struct {
 	MScale       float64  `json:"mscale"`
 	MScaleAllDim float64  `json:"mscale_all_dim"`
 	Partial      *float64 `json:"partial_rotary_factor"`
+	Sections     []int    `json:"mrope_section"`
+	Interleaved  bool     `json:"mrope_interleaved"`
 }
 
 // apply sets what r says over what out has. Reference: transformers ROPE_INIT_FUNCTIONS.
@@ -162,7 +164,7 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 		out.OriginalMaxLen = *r.Original
 	}
 	switch kind {
-	case "", "default":
+	case "", "default", "mrope":
 		out.Scaling = decoder.RopeUnscaled
 	case "linear":
 		out.Scaling = decoder.RopeLinear
