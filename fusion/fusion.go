@@ -47,7 +47,8 @@ type Span struct {
 	Rows, Cols int
 	// Digest is that image's vision.Image.Digest.
 	Digest [32]byte
-	// Patches is [Len, hidden] float32, row-major; nil until Attach.
+	// Patches is [Len, width] float32, row-major; nil until Attach. A row is a patch embedding, and in some models
+	// features for layers of the decoder behind it (see PlacePart).
 	Patches []float32
 }
 

@@ -150,10 +150,11 @@ func rowLinear4Node() hostileNode {
 
 func cachedAttentionNode() hostileNode {
 	return hostileNode{
-		op: "CachedAttention", attrs: onnx.Attrs{"heads": 4, "kv_heads": 2, "scale": float32(1)}, present: true,
+		op: "CachedAttention", attrs: attentionAttributes(4, 2, 16), present: true,
 		in: []operand{
 			fed(2, 3, 8*16), {none: true}, {none: true}, fed(2, 2, 32, 16), fed(2, 2, 32, 16), positions(2, 31),
-			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8),
+			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8), {none: true}, {none: true}, {none: true},
+			{none: true},
 		},
 		out: [][]int{{2, 3, 64}, {2, 2, 32, 16}, {2, 2, 32, 16}},
 	}
