@@ -8,9 +8,6 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// positionTable is the learned table's name.
-const positionTable = "vision.embeddings.position_embedding.weight"
-
 // AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], cos and
 // sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same of
 // windows) and positions [n, hidden]. Its output is image_features [tokens, width].
@@ -54,7 +51,11 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	}
 	b.Name(x, "image_features")
 	b.Output("image_features", onnx.F32, "tokens", t.Width)
-	return b, b.Err()
+	if err := b.Err(); err != nil {
+		return b, err
+	}
+	_, err := t.positionTable(w) // a checkpoint without it is refused with the graph's
+	return b, err
 }
 
 // embed makes hidden states of patches.

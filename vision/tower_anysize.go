@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
 // AnySizeTower is a tower for images of any size over a checkpoint. Each image is a run.
@@ -48,11 +49,19 @@ func (c AnySize) readTable(w *graph.Weights) ([]float32, error) {
 	if c.Positions.Side == 0 {
 		return nil, nil
 	}
-	t, err := w.Get(positionTable, c.Positions.Side*c.Positions.Side, c.Hidden)
+	t, err := c.positionTable(w)
 	if err != nil {
 		return nil, err
 	}
 	return t.Floats()
+}
+
+// positionTable is the table's tensor, empty where there is none.
+func (c AnySize) positionTable(w *graph.Weights) (safetensors.Tensor, error) {
+	if c.Positions.Side == 0 {
+		return safetensors.Tensor{}, nil
+	}
+	return w.Get("vision.embeddings.position_embedding.weight", c.Positions.Side*c.Positions.Side, c.Hidden)
 }
 
 // WarmUp does nothing: each size of image has kernels of its own.

@@ -2,7 +2,6 @@ package families
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -137,14 +136,14 @@ func (c *qwenConfig) spec(config []byte, class string, t vision.AnySize) (Spec, 
 		return Spec{}, err
 	}
 	if text.MRope == nil {
-		return Spec{}, errors.New("rope_parameters (rope_scaling in older files) has no mrope_section of three numbers")
+		return Spec{}, fmt.Errorf("text_config.model_type is of a class whose positions have one axis, want one like %q", class)
 	}
 	if t.Width != text.Hidden {
 		return Spec{}, fmt.Errorf("vision_config: the tower gives embeddings of %d values (out_hidden_size), text_config.hidden_size is %d", t.Width, text.Hidden)
 	}
 	text.Tied, text.Deepstack = tied(c.Tied, textTied), len(t.Deepstack)
 	t.Width = text.PatchWidth()
-	s := Spec{ImageProcessor: "Qwen2VLImageProcessor", Decoder: text, AnySize: &t, Prefixes: qwenPrefixes(qwen2MergerParts),
+	s := Spec{ImageProcessor: "Qwen2VLImageProcessor", Decoder: text, AnySize: &t, Prefixes: qwenPrefixes(qwen2MergerParts, nil),
 		Untied: !text.Tied && said(c.Tied, textTied)}
 	s.anySize(t.NativeResolution, "<|image_pad|>", c.ImageToken)
 	return s, s.validate()
@@ -164,7 +163,7 @@ var qwen2MergerParts = []graph.Part{
 
 // qwenPrefixes are the names of files of transformers 4.52 and later, then of older ones and of those that 5.x writes.
 // merger are the parts of a merger's names, tower those of a tower's beside qwenParts.
-func qwenPrefixes(merger []graph.Part, tower ...graph.Part) []graph.Prefix {
+func qwenPrefixes(merger, tower []graph.Part) []graph.Prefix {
 	var list []graph.Prefix
 	for _, at := range []string{"model.visual.", "visual."} {
 		list = append(list,

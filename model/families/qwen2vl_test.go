@@ -32,7 +32,7 @@ func TestReadQwen2VL(t *testing.T) {
 			s.Layout.Expand(g) != strings.Repeat("<|image_pad|>", 12) {
 			t.Errorf("%s: %d rows, %d columns, %q", name, rows, cols, s.Layout.Expand(g))
 		}
-		if _, _, err := Read([]byte(config)); err == nil || !strings.Contains(err.Error(), "has no mrope_section") {
+		if _, _, err := Read([]byte(config)); err == nil || !strings.Contains(err.Error(), "mrope_section is missing") {
 			t.Errorf("%s as a checkpoint: %v", name, err)
 		}
 	}
@@ -106,6 +106,40 @@ func TestReadQwenRefuses(t *testing.T) {
 	} {
 		if _, _, err := Read([]byte(config)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error about %s", config, err, want)
+		}
+	}
+}
+
+// Qwen3-VL-8B as its files say it, and what its class leaves out.
+func TestReadQwen3VL(t *testing.T) {
+	text := `"text_config": {"model_type": "qwen3_vl_text", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+		"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5000000,
+		"rope_scaling": {"mrope_interleaved": true, "mrope_section": [24, 20, 20], "rope_type": "default"}}`
+	_, s, err := Read([]byte(`{"model_type": "qwen3_vl", ` + text + `, "vision_config": {"out_hidden_size": 4096}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := vision.AnySize{
+		NativeResolution: vision.NativeResolution{PatchSize: 16, MergeSize: 2, Width: 4 * 4096}, Frames: 2,
+		Hidden: 1152, Intermediate: 4304, Layers: 27, Heads: 16, Norm: vision.Norm{Eps: 1e-6}, Activation: "gelu_pytorch_tanh",
+		JointQKV: true, PatchBias: true, QKVBias: true, OutBias: true, MLPBias: true, Rope: vision.AxisRope{Theta: 10000},
+		Positions: vision.PositionTable{Side: 48, Sampling: vision.Corners}, Deepstack: []int{8, 16, 24},
+		Merger: vision.BlockMerger{Norm: vision.Norm{Eps: 1e-6}},
+	}
+	if got := fmt.Sprintf("%+v", *s.AnySize); got != fmt.Sprintf("%+v", want) {
+		t.Errorf("%s, want %+v", got, want)
+	}
+	if s.Decoder.Deepstack != 3 || !s.Decoder.QKNorm || s.NativeResolution.Width != 4*4096 {
+		t.Errorf("decoder %+v, %+v", s.Decoder, s.NativeResolution)
+	}
+	for change, want := range map[string]string{
+		`"num_position_embeddings": 2300`: "num_position_embeddings", `"deepstack_visual_indexes": [16, 8]`: "layers [16 8]",
+		`"deepstack_visual_indexes": [8, 8]`: "layers [8 8]", `"deepstack_visual_indexes": [27]`: "layers [27]",
+		`"num_position_embeddings": -4`: "num_position_embeddings", `"out_hidden_size": 4095`: "out_hidden_size",
+	} {
+		config := `{"model_type": "qwen3_vl", ` + text + `, "vision_config": {"out_hidden_size": 4096, ` + change + `}}`
+		if _, _, err := Read([]byte(config)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want an error about %s", change, err, want)
 		}
 	}
 }

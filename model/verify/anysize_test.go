@@ -14,6 +14,7 @@ import (
 var anySizeCheckpoints = map[string][]string{
 	"qwen2_vl":   {"config.json", "config.4x.json"},
 	"qwen2_5_vl": {"config.json", "config.4x.json"},
+	"qwen3_vl":   {"config.json", "config.4x.json"},
 }
 
 // Image features, those for later layers and logits are within a ten-thousandth of the reference's largest, ids the
