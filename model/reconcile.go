@@ -171,7 +171,7 @@ func (m *Model) spare(canonical string) bool {
 		return true
 	}
 	n, ok := layerOf(canonical, "vision.encoder.layers.")
-	return ok && n >= m.Tower.Layers && n < m.TowerLayers // the layers after vision_feature_layer
+	return ok && n >= m.towerLayers() && n < m.TowerLayers // the layers after vision_feature_layer
 }
 
 // numbered takes the numbers of layers out of names and lists each pattern once.

@@ -12,9 +12,11 @@ import (
 
 // anySizeCheckpoints are the folders of models whose towers take images of any size, with their configurations.
 var anySizeCheckpoints = map[string][]string{
-	"qwen2_vl":   {"config.json", "config.4x.json"},
-	"qwen2_5_vl": {"config.json", "config.4x.json"},
-	"qwen3_vl":   {"config.json", "config.4x.json"},
+	"qwen2_vl":      {"config.json", "config.4x.json"},
+	"qwen2_5_vl":    {"config.json", "config.4x.json"},
+	"qwen3_vl":      {"config.json", "config.4x.json"},
+	"mistral3":      {"config.json", "config.4x.json"},
+	"llava-pixtral": {"config.json", "config.4x.json"},
 }
 
 // Image features, those for later layers and logits are within a ten-thousandth of the reference's largest, ids the
