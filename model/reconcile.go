@@ -163,12 +163,15 @@ func layerOf(name, prefix string) (int, bool) {
 // spareNames are tensors that checkpoints have and no answer depends on: buffers that old files keep, and heads of the
 // vision towers that no family reads.
 var spareNames = regexp.MustCompile(`rotary_emb\.inv_freq$|position_ids$|\.attn\.(masked_)?bias$|\.crossattention\.(masked_)?bias$|num_batches_tracked$` +
-	`|^vision\.(post_layernorm|head|pooler|encoder\.pooler)\.|^vision\.embeddings\.mask_token$`)
+	`|^vision\.(post_layernorm|head|pooler|encoder\.pooler)\.|^vision\.embeddings\.(mask_token$|packing_position_embedding\.)`)
 
 // spare tells whether a tensor that no graph asks for is none that answers depend on.
 func (m *Model) spare(canonical string) bool {
 	if spareNames.MatchString(canonical) {
 		return true
+	}
+	if n, ok := layerOf(canonical, "text.layers."); ok {
+		return n >= m.Decoder.Layers && n < m.Decoder.Layers+m.PredictorLayers
 	}
 	n, ok := layerOf(canonical, "vision.encoder.layers.")
 	return ok && n >= m.towerLayers() && n < m.TowerLayers // the layers after vision_feature_layer

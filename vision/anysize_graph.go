@@ -60,17 +60,11 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 
 // embed makes hidden states of patches.
 func (c AnySize) embed(b *graph.Builder, patches string) string {
-	const name = "vision.embeddings.patch_embedding"
 	dims := []int{c.Hidden, 3, c.PatchSize, c.PatchSize}
 	if c.Frames > 0 {
 		dims = slices.Insert(dims, 2, c.Frames)
 	}
-	weight := b.Op("Reshape", nil, b.Weight(name+".weight", dims...), b.I64s(int64(c.Hidden), int64(c.values())))
-	operands := []string{patches, weight}
-	if c.PatchBias {
-		operands = append(operands, b.Weight(name+".bias", c.Hidden))
-	}
-	x := b.Op("Gemm", onnx.Attrs{"transB": 1}, operands...)
+	x := flatLinear(b, patches, "vision.embeddings.patch_embedding", c.PatchBias, dims...)
 	if c.PatchNorm {
 		x = b.Wide(c.Norm.build(b, x, "vision.pre_layernorm", c.Hidden))
 	}
@@ -78,6 +72,16 @@ func (c AnySize) embed(b *graph.Builder, patches string) string {
 		x = b.Op("Add", nil, x, b.Input("positions", onnx.F32, "n", c.Hidden))
 	}
 	return x
+}
+
+// flatLinear multiplies x [rows, in] by the weight of a convolution, [out, …], whose patches do not overlap, in float32.
+func flatLinear(b *graph.Builder, x, prefix string, bias bool, dims ...int) string {
+	weight := b.Op("Reshape", nil, b.Weight(prefix+".weight", dims...), b.I64s(int64(dims[0]), -1))
+	operands := []string{x, weight}
+	if bias {
+		operands = append(operands, b.Weight(prefix+".bias", dims[0]))
+	}
+	return b.Op("Gemm", onnx.Attrs{"transB": 1}, operands...)
 }
 
 // layer is layer i over hidden states x [n, hidden], which are float32.

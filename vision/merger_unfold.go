@@ -7,7 +7,10 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-var errBlocks = errors.New("vision tower: blocks of several patches, which this merger does not take")
+var (
+	errBlocks = errors.New("vision tower: blocks of several patches, which this merger does not take")
+	errInner  = errors.New("vision_config: the merger's inner layer has a width out of range, want 1 to 1048576")
+)
 
 // UnfoldMerger is the merger of Mistral 3: patches are normalised, those of a block are mixed channel by channel into
 // one of their width, and then as in MLPMerger.

@@ -34,6 +34,9 @@ type Spec struct {
 	WholeImages bool
 	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
 	TowerLayers int
+	// PredictorLayers is the number of layers behind the decoder's that checkpoints have and no answer depends on: they
+	// predict further tokens.
+	PredictorLayers int
 	// Untied is set where the files say that the head is not the embedding table.
 	Untied bool
 }

@@ -70,8 +70,8 @@ func (c pixtralConfig) theta() (float64, error) {
 var pixtralParts = []graph.Part{
 	{From: "patch_conv.", To: "embeddings.patch_embedding."}, {From: "ln_pre.", To: "pre_layernorm."},
 	{From: "transformer.layers.", To: "encoder.layers."}, {From: "attention_norm.", To: "layer_norm1."},
-	{From: "ffn_norm.", To: "layer_norm2."}, {From: "attention.o_proj.", To: "self_attn.out_proj."},
-	{From: "attention.", To: "self_attn."}, {From: "feed_forward.", To: "mlp."},
+	{From: "ffn_norm.", To: "layer_norm2."}, {From: "attention.", To: "self_attn."},
+	{From: "self_attn.o_proj.", To: "self_attn.out_proj."}, {From: "feed_forward.", To: "mlp."},
 }
 
 // pixtralPrefixes are the names of files of transformers up to 4.51 and of 5.x, then those of 4.52 and later.

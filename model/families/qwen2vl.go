@@ -1,6 +1,7 @@
 package families
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -54,6 +55,8 @@ type qwenConfig struct {
 	Text       json.RawMessage `json:"text_config"`
 	VisionRaw  json.RawMessage `json:"vision_config"`
 	Vision     qwenVision      `json:"-"`
+	// placeholder is the text of an image's token.
+	placeholder string
 }
 
 // qwenVision is vision_config of the Qwen-VL and GLM models.
@@ -125,27 +128,35 @@ func (c *qwenConfig) tower() (vision.AnySize, error) {
 	}, nil
 }
 
-// spec is a model of a tower and a text class. Where text_config is missing, its settings stand beside it.
-func (c *qwenConfig) spec(config []byte, class string, t vision.AnySize) (Spec, error) {
-	raw := c.Text
-	if len(raw) == 0 || string(raw) == "null" {
-		raw = config
+// text is text_config or, where it is missing and older files had its settings beside the others, the whole file.
+func (c *qwenConfig) text(config []byte) json.RawMessage {
+	if len(c.Text) > 0 && string(c.Text) != "null" {
+		return c.Text
 	}
-	text, textTied, err := parseText(raw, class)
+	modelType, err := ModelType(config)
+	if _, flat := textClasses[modelType]; err == nil && flat {
+		return config
+	}
+	return nil
+}
+
+// spec is a model of a tower and a text class.
+func (c *qwenConfig) spec(config []byte, class string, t vision.AnySize) (Spec, error) {
+	text, textTied, err := parseText(c.text(config), class)
 	if err != nil {
 		return Spec{}, err
 	}
 	if text.MRope == nil {
 		return Spec{}, fmt.Errorf("text_config.model_type is of a class whose positions have one axis, want one like %q", class)
 	}
-	if t.Width != text.Hidden {
+	if t.Width = cmp.Or(t.Width, text.Hidden); t.Width != text.Hidden {
 		return Spec{}, fmt.Errorf("vision_config: the tower gives embeddings of %d values (out_hidden_size), text_config.hidden_size is %d", t.Width, text.Hidden)
 	}
 	text.Tied, text.Deepstack = tied(c.Tied, textTied), len(t.Deepstack)
 	t.Width = text.PatchWidth()
 	s := Spec{ImageProcessor: "Qwen2VLImageProcessor", Decoder: text, AnySize: &t, Prefixes: qwenPrefixes(qwen2MergerParts, nil),
 		Untied: !text.Tied && said(c.Tied, textTied)}
-	s.anySize(t.NativeResolution, "<|image_pad|>", c.ImageToken)
+	s.anySize(t.NativeResolution, cmp.Or(c.placeholder, "<|image_pad|>"), c.ImageToken)
 	return s, s.validate()
 }
 

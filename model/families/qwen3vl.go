@@ -32,7 +32,9 @@ func qwen3VL(config []byte) (Spec, error) {
 	}
 	t.Positions = vision.PositionTable{Side: side, Sampling: vision.Corners}
 	s, err := c.spec(config, "qwen3_vl_text", t)
-	s.Prefixes = qwenPrefixes([]graph.Part{{From: "linear_fc", To: "linear_"}},
-		[]graph.Part{{From: "pos_embed.", To: "embeddings.position_embedding."}, {From: "mlp.linear_fc", To: "mlp.fc"}})
+	s.Prefixes = qwen3Prefixes
 	return s, err
 }
+
+var qwen3Prefixes = qwenPrefixes([]graph.Part{{From: "linear_fc", To: "linear_"}},
+	[]graph.Part{{From: "pos_embed.", To: "embeddings.position_embedding."}, {From: "mlp.linear_fc", To: "mlp.fc"}})

@@ -15,6 +15,9 @@ var anySizeCheckpoints = map[string][]string{
 	"qwen2_vl":      {"config.json", "config.4x.json"},
 	"qwen2_5_vl":    {"config.json", "config.4x.json"},
 	"qwen3_vl":      {"config.json", "config.4x.json"},
+	"paddleocr_vl":  {"config.json", "config.4x.json"},
+	"glm_ocr":       {"config.json"},
+	"glm4v":         {"config.json", "config.4x.json"},
 	"mistral3":      {"config.json", "config.4x.json"},
 	"llava-pixtral": {"config.json", "config.4x.json"},
 }
