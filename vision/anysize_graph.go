@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], cos and
-// sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same of
-// windows) and positions [n, hidden]. Its output is image_features [tokens, width].
+// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], cos
+// and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same
+// of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
 func AnySizeGraph(w *graph.Weights, t AnySize, p graph.Precision) (*graph.Builder, error) {
 	return anySizeGraph(w, t, p, graph.Target{})
 }
@@ -74,7 +74,8 @@ func (c AnySize) embed(b *graph.Builder, patches string) string {
 	return x
 }
 
-// flatLinear multiplies x [rows, in] by the weight of a convolution, [out, …], whose patches do not overlap, in float32.
+// flatLinear multiplies x [rows, in] by the weight of a convolution, [out, …], whose patches do not overlap, in
+// float32.
 func flatLinear(b *graph.Builder, x, prefix string, bias bool, dims ...int) string {
 	weight := b.Op("Reshape", nil, b.Weight(prefix+".weight", dims...), b.I64s(int64(dims[0]), -1))
 	operands := []string{x, weight}

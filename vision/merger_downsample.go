@@ -4,8 +4,8 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 )
 
-// DownsampleMerger is the merger of GLM's towers: a convolution makes one of the patches of a block, and a projection, a
-// norm and a gated layer of Inner values follow.
+// DownsampleMerger is the merger of GLM's towers: a convolution makes one of the patches of a block, and a projection,
+// a norm and a gated layer of Inner values follow.
 type DownsampleMerger struct {
 	Inner int
 	// Activation is the gate's.

@@ -32,8 +32,8 @@ func (m UnfoldMerger) build(b *graph.Builder, x, prefix string, t AnySize) strin
 	return m.MLPMerger.build(b, x, prefix, t)
 }
 
-// unfold gives a block's values channel by channel, [tokens, hidden·patches of a block], where those of a patch lay side
-// by side. Reference: torch.nn.functional.unfold.
+// unfold gives a block's values channel by channel, [tokens, hidden·patches of a block], where those of a patch lay
+// side by side. Reference: torch.nn.functional.unfold.
 func unfold(b *graph.Builder, x string, t AnySize) string {
 	patches := t.MergeSize * t.MergeSize
 	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(patches), int64(t.Hidden)))

@@ -69,7 +69,9 @@ func (c *glmConfig) glmSpec(config []byte, class string, t vision.AnySize) (Spec
 // Reference: transformers GlmOcrForConditionalGeneration.
 func glmOCR(config []byte) (Spec, error) {
 	c := glmConfig{Eps: 1e-5, Bias: true, ImageSize: 336}
-	c.ImageToken, c.Vision = 59280, qwenVision{Depth: 24, Hidden: 1024, Out: 1536, Intermediate: 4096, Heads: 16, Activation: "silu"}
+	c.ImageToken, c.Vision = 59280, qwenVision{
+		Depth: 24, Hidden: 1024, Out: 1536, Intermediate: 4096, Heads: 16, Activation: "silu",
+	}
 	if err := c.read(config); err != nil {
 		return Spec{}, err
 	}
@@ -88,7 +90,9 @@ func glmOCR(config []byte) (Spec, error) {
 // Reference: transformers Glm4vForConditionalGeneration, Glm46VForConditionalGeneration.
 func glm4V(config []byte) (Spec, error) {
 	c := glmConfig{Eps: 1e-5, ImageSize: 336}
-	c.ImageToken, c.Vision = 151343, qwenVision{Depth: 24, Hidden: 1536, Out: 4096, Intermediate: 13696, Heads: 12, Activation: "silu"}
+	c.ImageToken, c.Vision = 151343, qwenVision{
+		Depth: 24, Hidden: 1536, Out: 4096, Intermediate: 13696, Heads: 12, Activation: "silu",
+	}
 	if err := c.read(config); err != nil {
 		return Spec{}, err
 	}

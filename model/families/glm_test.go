@@ -72,8 +72,9 @@ func TestReadReaders(t *testing.T) {
 
 // What a checkpoint calls a parameter is read as that parameter, in every family with a tower for images of any size.
 func TestNamesThereAndBack(t *testing.T) {
-	for _, prefixes := range [][]graph.Prefix{qwenPrefixes(qwen2MergerParts, nil), qwen3Prefixes, pixtralPrefixes, glmPrefixes,
-		paddlePrefixes} {
+	for _, prefixes := range [][]graph.Prefix{
+		qwen2Prefixes, qwen3Prefixes, pixtralPrefixes, glmPrefixes, paddlePrefixes,
+	} {
 		s := Spec{Prefixes: prefixes}
 		for _, name := range []string{
 			"vision.embeddings.patch_embedding.weight", "vision.embeddings.position_embedding.weight", "vision.pre_layernorm.weight",

@@ -26,5 +26,5 @@ func mistral3(config []byte) (Spec, error) {
 		return Spec{}, err
 	}
 	t.Merger = vision.UnfoldMerger{MLPMerger: vision.MLPMerger{Activation: c.Activation, Bias: c.Bias}}
-	return c.pixtralSpec(t, 10, true)
+	return c.pixtralSpec(t, "mistral", 10, true)
 }

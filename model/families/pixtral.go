@@ -38,7 +38,8 @@ func pixtralTower(raw json.RawMessage, block int) (vision.AnySize, error) {
 		return vision.AnySize{}, fmt.Errorf("vision_config.num_channels is %d, supported is 3", c.Channels)
 	}
 	if c.HeadDim != nil && *c.HeadDim*c.Heads != c.Hidden {
-		return vision.AnySize{}, fmt.Errorf("vision_config.head_dim is %d, want hidden_size %d / num_attention_heads %d", *c.HeadDim, c.Hidden, c.Heads)
+		return vision.AnySize{}, fmt.Errorf("vision_config.head_dim is %d, want hidden_size %d / num_attention_heads %d",
+			*c.HeadDim, c.Hidden, c.Heads)
 	}
 	theta, err := c.theta()
 	return vision.AnySize{
@@ -112,13 +113,15 @@ func featureLayer(raw json.RawMessage, layers int) (int, error) {
 }
 
 // pixtralSpec is a model of a Pixtral tower and a decoder whose positions have one axis.
-func (c llavaConfig) pixtralSpec(t vision.AnySize, imageToken int32, tiedMissing bool) (Spec, error) {
+// class is its text class where the file names none, tiedMissing whether its head is the embedding table where no file
+// says.
+func (c llavaConfig) pixtralSpec(t vision.AnySize, class string, imageToken int32, tiedMissing bool) (Spec, error) {
 	for _, id := range []*int32{c.ImageTokenID, c.ImageToken} {
 		if id != nil {
 			imageToken = *id
 		}
 	}
-	text, textTied, err := parseText(c.Text, "mistral")
+	text, textTied, err := parseText(c.Text, class)
 	if err != nil {
 		return Spec{}, err
 	}
@@ -146,14 +149,15 @@ func (c llavaConfig) pixtralSpec(t vision.AnySize, imageToken int32, tiedMissing
 // Reference: transformers LlavaForConditionalGeneration, PixtralProcessor.
 func (c llavaConfig) llavaPixtral() (Spec, error) {
 	if c.Select != "full" {
-		return Spec{}, fmt.Errorf("vision_feature_select_strategy is %q, supported with a Pixtral tower is \"full\"", c.Select)
+		return Spec{}, fmt.Errorf("vision_feature_select_strategy is %q, supported with a Pixtral tower is \"full\"",
+			c.Select)
 	}
 	t, err := pixtralTower(c.Vision, 1)
 	if err != nil {
 		return Spec{}, err
 	}
 	t.Merger = vision.MLPMerger{Activation: c.Activation, Bias: c.Bias}
-	return c.pixtralSpec(t, 32000, false)
+	return c.pixtralSpec(t, "llama", 32000, false)
 }
 
 // isPixtral tells whether a vision_config is that of a Pixtral tower.

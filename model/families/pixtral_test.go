@@ -55,7 +55,8 @@ func TestReadPixtralRefuses(t *testing.T) {
 		`"text_config": {"model_type": "mamba"}`:                                   "model_type",
 		`"image_token_index": -5`:                                                  "image token",
 	} {
-		if _, _, err := Read([]byte(`{"model_type": "mistral3", ` + config + `}`)); err == nil || !strings.Contains(err.Error(), want) {
+		_, _, err := Read([]byte(`{"model_type": "mistral3", ` + config + `}`))
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error about %s", config, err, want)
 		}
 	}

@@ -154,7 +154,7 @@ func (c *qwenConfig) spec(config []byte, class string, t vision.AnySize) (Spec, 
 	}
 	text.Tied, text.Deepstack = tied(c.Tied, textTied), len(t.Deepstack)
 	t.Width = text.PatchWidth()
-	s := Spec{ImageProcessor: "Qwen2VLImageProcessor", Decoder: text, AnySize: &t, Prefixes: qwenPrefixes(qwen2MergerParts, nil),
+	s := Spec{ImageProcessor: "Qwen2VLImageProcessor", Decoder: text, AnySize: &t, Prefixes: qwen2Prefixes,
 		Untied: !text.Tied && said(c.Tied, textTied)}
 	s.anySize(t.NativeResolution, cmp.Or(c.placeholder, "<|image_pad|>"), c.ImageToken)
 	return s, s.validate()
@@ -167,10 +167,10 @@ var qwenParts = []graph.Part{
 	{From: "attn.proj.", To: "self_attn.out_proj."}, {From: "attn.qkv.", To: "self_attn.qkv."},
 }
 
-// qwen2MergerParts rename what lies within a merger of Qwen2-VL and Qwen2.5-VL.
-var qwen2MergerParts = []graph.Part{
+// qwen2Prefixes are those of Qwen2-VL and Qwen2.5-VL.
+var qwen2Prefixes = qwenPrefixes([]graph.Part{
 	{From: "ln_q.", To: "norm."}, {From: "mlp.0.", To: "linear_1."}, {From: "mlp.2.", To: "linear_2."},
-}
+}, nil)
 
 // qwenPrefixes are the names of files of transformers 4.52 and later, then of older ones and of those that 5.x writes.
 // merger are the parts of a merger's names, tower those of a tower's beside qwenParts.
