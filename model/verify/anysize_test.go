@@ -16,6 +16,7 @@ var anySizeCheckpoints = map[string][]string{
 	"qwen2_5_vl":    {"config.json", "config.4x.json"},
 	"qwen3_vl":      {"config.json", "config.4x.json"},
 	"paddleocr_vl":  {"config.json", "config.4x.json"},
+	"lighton_ocr":   {"config.json", "config.4x.json"},
 	"glm_ocr":       {"config.json"},
 	"glm4v":         {"config.json", "config.4x.json"},
 	"mistral3":      {"config.json", "config.4x.json"},
