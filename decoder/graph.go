@@ -157,7 +157,7 @@ func (c Config) KVBytesPerToken() int64 {
 
 // Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step
 // − 1), total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), those of
-// stepInputs, then per layer past key and value [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], then per
+// stepInputs and deepstackInputs, then per layer past key and value [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], then per
 // layer present key and value, which are bound to the same memory as the past so that the step writes in place.
 // Reference: transformers LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM,
 // Gemma3ForCausalLM, GraniteForCausalLM, Ministral3ForCausalLM, Glm4vTextModel.
@@ -203,6 +203,7 @@ func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 		if c.SandwichNorms {
 			down = b.RMSNorm(down, p+"post_feedforward_layernorm", c.Hidden, c.Eps)
 		}
+		down = scaled(b, down, c.ResidualScale)
 		if i < c.Deepstack {
 			down = b.Op("Add", nil, b.Wide(down), deep[i])
 		}
@@ -210,7 +211,7 @@ func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 		if i+1 < c.Layers {
 			next = fmt.Sprintf("text.layers.%d.input_layernorm", i+1)
 		}
-		n, residual = b.AddRMSNorm(scaled(b, down, c.ResidualScale), residual, next, c.Hidden, c.Eps)
+		n, residual = b.AddRMSNorm(down, residual, next, c.Hidden, c.Eps)
 	}
 	return n
 }

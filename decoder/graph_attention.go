@@ -98,7 +98,9 @@ func (c Config) explicit() bool {
 }
 
 // scale multiplies the products of queries and keys.
-func (c Config) scale() float32 { return cmp.Or(c.AttentionScale, float32(1/math.Sqrt(float64(c.HeadDim)))) }
+func (c Config) scale() float32 {
+	return cmp.Or(c.AttentionScale, float32(1/math.Sqrt(float64(c.HeadDim))))
+}
 
 // layer adds grouped-query attention of layer i, which rotates q and k, writes k and v into the cache in place and
 // attends to everything up to each row's own length. qkv is three values, or one that holds all three.
