@@ -10,7 +10,7 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// GotOcr2 is the preprocessing of InternVL: the image is stretched over the grid of tiles whose aspect is nearest to its
+// GotOcr2 is the preprocessing of InternVL: an image is stretched over the grid of tiles whose aspect is nearest to its
 // own, and one tile of the whole comes after them.
 // Reference: transformers 5.12 GotOcr2ImageProcessorPil as InternVLProcessor calls it, with crop_to_patches whatever
 // the file says, which it gives bit for bit from equal RGB.

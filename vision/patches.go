@@ -17,8 +17,8 @@ type Patches struct {
 	Frames int
 }
 
-// Patcher is a Preprocessor that brings images to sizes of their own and cuts them into patches. An Image has those that
-// become one token side by side, and blocks row by row: references may have them in another order.
+// Patcher is a Preprocessor that brings images to sizes of their own and cuts them into patches. An Image has those
+// that become one token side by side, and blocks row by row: references may have them in another order.
 type Patcher interface {
 	Preprocessor
 	Patches() Patches

@@ -161,7 +161,7 @@ func patchValues(p Preprocessor, img *Image) []float32 {
 }
 
 // Every processor of the newer families over every photo, bit for bit; LFM2-VL's, which only torchvision resizes for,
-// to a grey level. Of the photos that are not in this repository, the shapes; under the race detector, the pixels of one.
+// to a grey level. Of photos that are not in this repository, the shapes; under the race detector, the pixels of one.
 func TestNewerPixelsAsTransformers(t *testing.T) {
 	for _, c := range readGolden[[]preprocessed2](t, "preprocess2.json") {
 		t.Run(c.Processor+"/"+c.Photo, func(t *testing.T) {
