@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/mmserve/mmserve/internal/graph"
@@ -35,6 +36,13 @@ type Config struct {
 	// EncoderStates makes it GPT-2 with cross-attention: the first EncoderStates positions of a sequence, where the
 	// patch embeddings are, hold the states of the encoder, which text attends to. 0 for the other decoders.
 	EncoderStates int
+	// MRope, unless nil, has heads turn by places in three axes, those of an image's rows and columns.
+	MRope *MRope
+	// Deepstack is the number of first layers behind each of which features of an image are added at its positions. They
+	// lie behind its patch embeddings: see PatchWidth.
+	Deepstack int
+	// ImageBlocks makes the positions of an image see each other in both directions. A chunk must hold all or none.
+	ImageBlocks bool
 
 	plain bool // built for a provider without mmserve's own operators
 }
@@ -59,6 +67,9 @@ func (c Config) Validate() error {
 	if c.EncoderStates < 0 || c.EncoderStates >= c.MaxLen {
 		return fmt.Errorf("the encoder gives %d states, want fewer than the %d positions", c.EncoderStates, c.MaxLen)
 	}
+	if err := c.validateImages(); err != nil {
+		return err
+	}
 	if c.EncoderStates > 0 {
 		if c.Heads*c.HeadDim != c.Hidden || c.HeadDim%8 != 0 {
 			return fmt.Errorf("decoder.n_embd %d is no multiple of 8 × n_head %d", c.Hidden, c.Heads)
@@ -80,6 +91,25 @@ func (c Config) Validate() error {
 	}
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
+
+// validateImages checks what concerns the positions of images.
+func (c Config) validateImages() error {
+	switch {
+	case c.Deepstack < 0 || c.Deepstack > c.Layers:
+		return fmt.Errorf("the tower gives features for %d layers (vision_config.deepstack_visual_indexes), the decoder has %d", c.Deepstack, c.Layers)
+	case c.EncoderStates > 0 && (c.MRope != nil || c.Deepstack > 0 || c.ImageBlocks):
+		return errors.New("a decoder with cross-attention has no images among its positions")
+	case c.WholePrompt && c.ImageBlocks:
+		return errors.New("attention both ways is that of the whole prompt or that of each image, not of both")
+	case c.MRope != nil:
+		return c.MRope.validate(c.rotaryDim() / 2)
+	}
+	return nil
+}
+
+// PatchWidth is the number of values that stand for a patch: its embedding and the features that Deepstack layers add,
+// each of Hidden values, in this order.
+func (c Config) PatchWidth() int { return c.Hidden * (1 + c.Deepstack) }
 
 // caches is the number of pairs of a key and a value cache.
 func (c Config) caches() int {

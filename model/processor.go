@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,8 +68,9 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
-		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
+	image := cmp.Or(m.Layout.ImageToken, m.Layout.Placeholder)
+	if id, ok := t.Tokenizer.TokenID(image); !ok || id != m.Layout.ImageTokenID {
+		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", image, id, ok, m.Layout.ImageTokenID)
 	}
 	if f := m.Layout.Frame; f != nil {
 		for _, s := range []string{f.Before, f.Start} {
@@ -83,8 +85,10 @@ func (m *Model) openText() (*Processor, error) {
 			t.Guarded = append(t.Guarded, a.Content)
 		}
 	}
-	if !slices.Contains(t.Guarded, m.Layout.Placeholder) {
-		t.Guarded = append(t.Guarded, m.Layout.Placeholder)
+	for _, text := range []string{m.Layout.Placeholder, image} {
+		if !slices.Contains(t.Guarded, text) {
+			t.Guarded = append(t.Guarded, text)
+		}
 	}
 	t.BOS = string(special.BOS)
 	if t.Template, err = m.template(special, t.Guarded); err != nil {

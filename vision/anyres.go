@@ -65,6 +65,9 @@ const maxPinpoints = 256
 // the default of the Hugging Face class: up to six tiles a side.
 func ParsePinpoints(pixels [][2]int, side int) (Pinpoints, error) {
 	var list Pinpoints
+	if pixels != nil && len(pixels) == 0 {
+		return nil, errors.New("image_grid_pinpoints is empty, want at least one resolution")
+	}
 	if pixels == nil {
 		for i := range 36 {
 			list = append(list, [2]int{i/6 + 1, i%6 + 1})
