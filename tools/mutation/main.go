@@ -12,6 +12,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,6 +33,7 @@ func main() {
 	files := flag.String("files", "", "change only files whose names match this pattern of path.Match")
 	run := flag.String("run", "", "use only tests that match this regular expression")
 	leave := flag.String("leave", "", "leave out tests that match this regular expression: the slow ones")
+	with := flag.String("with", "", "use the tests of this package, too: an edge's see what the package below it does")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		fmt.Fprintln(os.Stderr, "usage: mutation [flags] PACKAGE")
@@ -39,7 +41,9 @@ func main() {
 	}
 	err := os.Chdir(*root)
 	if err == nil {
-		r := &runner{dir: filepath.Clean(flag.Arg(0)), files: *files, run: *run, leave: *leave, budget: *budget}
+		r := &runner{
+			dir: filepath.Clean(flag.Arg(0)), with: *with, files: *files, run: *run, leave: *leave, budget: *budget,
+		}
 		err = r.try(*sample, *skip, *seed)
 	}
 	if err != nil {
@@ -49,11 +53,10 @@ func main() {
 }
 
 type runner struct {
-	dir, files, run, leave string
-	budget                 time.Duration
+	dir, with, files, run, leave string
+	budget                       time.Duration
 
 	mutants []*mutant
-	binary  string
 }
 
 // try makes the changes of a draw one after the other and prints what survives.
@@ -73,11 +76,14 @@ func (r *runner) try(sample, skip int, seed uint64) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := r.build(p, dir); err != nil {
-		return err
-	}
-	if err := r.reach(dir); err != nil {
-		return err
+	for i, of := range slices.Compact([]string{r.dir, cmp.Or(r.with, r.dir)}) {
+		b := binary{filepath.Join(dir, filepath.Base(of)+".test"), filepath.Clean(of), i}
+		if err := r.build(p, dir, b); err != nil {
+			return err
+		}
+		if err := r.reach(dir, b); err != nil {
+			return err
+		}
 	}
 	fmt.Printf("%s: built and reached after %s\n", r.dir, time.Since(began).Round(time.Second))
 	rng := rand.New(rand.NewPCG(seed, 0))

@@ -17,8 +17,15 @@ import (
 	"time"
 )
 
+// binary is the tests of a package, which run in its folder; those of order 0 are tried first.
+type binary struct {
+	path, dir string
+	order     int
+}
+
 // run is a test and how long it takes by itself.
 type run struct {
+	binary
 	name string
 	took time.Duration
 }
@@ -32,8 +39,7 @@ var switches string
 var at = regexp.MustCompile(`(?m)^[^\n]*?([\w.-]+\.go):(\d+):`)
 
 // build makes the test binary. Changes on lines that do not compile are left out of it.
-func (r *runner) build(p *pkg, dir string) error {
-	r.binary = filepath.Join(dir, "test")
+func (r *runner) build(p *pkg, dir string, b binary) error {
 	for {
 		replace := map[string]string{}
 		put := func(file, text string) error {
@@ -50,8 +56,8 @@ func (r *runner) build(p *pkg, dir string) error {
 		if err := errors.Join(err, err2, os.WriteFile(overlay, content, 0o600)); err != nil {
 			return err
 		}
-		out, err := exec.Command("go", "test", "-c", "-vet=off", "-gcflags=-e", "-overlay", overlay, "-o", r.binary,
-			"./"+filepath.ToSlash(r.dir)).CombinedOutput()
+		out, err := exec.Command("go", "test", "-c", "-vet=off", "-gcflags=-e", "-overlay", overlay, "-o", b.path,
+			"./"+filepath.ToSlash(b.dir)).CombinedOutput()
 		if err == nil {
 			return nil
 		}
@@ -76,8 +82,8 @@ func (p *pkg) leaveOut(complaints string) (left int) {
 }
 
 // reach runs each test by itself to see which places it gets to.
-func (r *runner) reach(dir string) error {
-	out, err := r.command(context.Background(), "-test.list", cmp.Or(r.run, ".")).Output()
+func (r *runner) reach(dir string, b binary) error {
+	out, err := b.command(context.Background(), "-test.list", cmp.Or(r.run, ".")).Output()
 	if err != nil {
 		return fmt.Errorf("listing the tests: %w", err)
 	}
@@ -92,12 +98,12 @@ func (r *runner) reach(dir string) error {
 			return err
 		}
 		began := time.Now()
-		cmd := r.command(context.Background(), "-test.short", "-test.run", "^"+name+"$")
+		cmd := b.command(context.Background(), "-test.short", "-test.run", "^"+name+"$")
 		cmd.Env = append(os.Environ(), "MUTANT_REACHED="+reached)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s fails as it is: %w\n%s", name, err, out)
 		}
-		t := run{name, time.Since(began)}
+		t := run{b, name, time.Since(began)}
 		data, err := os.ReadFile(reached)
 		if err != nil {
 			return err
@@ -119,17 +125,19 @@ const cheap = time.Second
 
 // killed says whether one of the tests that get to a place notices its change.
 func (r *runner) killed(m *mutant) bool {
-	slices.SortFunc(m.tests, func(a, b run) int { return cmp.Compare(a.took, b.took) })
+	slices.SortFunc(m.tests, func(a, b run) int {
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.took, b.took))
+	})
 	var names []string
 	var sum time.Duration
 	for i, t := range m.tests {
 		names, sum = append(names, t.name), sum+t.took
-		if last := i == len(m.tests)-1; !last && sum+m.tests[i+1].took < cheap {
+		if i < len(m.tests)-1 && m.tests[i+1].binary == t.binary && sum+m.tests[i+1].took < cheap {
 			continue
 		}
 		limit := 10*time.Second + 8*sum
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		cmd := r.command(ctx, "-test.short", "-test.failfast", "-test.run", "^("+strings.Join(names, "|")+")$")
+		cmd := t.command(ctx, "-test.short", "-test.failfast", "-test.run", "^("+strings.Join(names, "|")+")$")
 		cmd.Env = append(os.Environ(), "MUTANT="+strconv.Itoa(m.id))
 		err := cmd.Run()
 		cancel()
@@ -141,8 +149,8 @@ func (r *runner) killed(m *mutant) bool {
 	return false
 }
 
-func (r *runner) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, r.binary, args...)
-	cmd.Dir = r.dir
+func (b binary) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, b.path, args...)
+	cmd.Dir = b.dir
 	return cmd
 }
