@@ -96,8 +96,8 @@ type Engine struct {
 	stepped time.Time
 }
 
-// message tells the loop of a new sequence, that nobody wants one any more, if gone not even what it gave, or of what is
-// to be forgotten.
+// message tells the loop of a new sequence, that nobody wants one any more, if gone not even what it gave, or of what
+// is to be forgotten.
 type message struct {
 	seq          *sequence
 	cancel, gone bool

@@ -14,9 +14,9 @@ type forgetting struct {
 	done   chan struct{} // closed once there is nothing of it
 }
 
-// Forget has the engine let go of what it keeps of an image file (fusion.Span.File) of a tenant's: cached prefixes with
-// it go at once, their memory is overwritten, and sequences that are open go on and leave nothing behind. The channel is
-// closed when nothing is left of those that were there.
+// Forget has the engine let go of what it keeps of an image file (fusion.Span.File) of a tenant's: cached prefixes
+// with it go at once, their memory is overwritten, and sequences that are open go on and leave nothing behind. The
+// channel is closed when nothing is left of those that were there.
 func (e *Engine) Forget(tenant string, file [32]byte) <-chan struct{} {
 	f := &forgetting{tenant: tenant, file: file, done: make(chan struct{})}
 	e.mu.Lock()

@@ -79,8 +79,8 @@ func (h *history) forget(tenant string, file [32]byte) {
 	h.check(h.sched.invariants())
 }
 
-// vanished says which forgotten images are gone now, and holds that nothing of them is left in the runner's memory where
-// nobody else has sent them.
+// vanished says which forgotten images are gone now, and holds that nothing of them is left in the runner's memory
+// where nobody else has sent them.
 func (h *history) vanished() string {
 	h.t.Helper()
 	var b strings.Builder

@@ -156,8 +156,8 @@ func (s *slots) idleMemory() bool {
 }
 
 // releases appends what gives memory back, after the batch's moves and before its rows: that of slots that nobody has,
-// and where the budget would not hold otherwise, or it is to be wiped, all that holds no positions in use. Memory that is about to be written
-// again is dear to give back and get anew.
+// and where the budget would not hold otherwise, or it is to be wiped, all that holds no positions in use. Memory that
+// is about to be written again is dear to give back and get anew.
 func (s *slots) releases(b *decoder.Batch, budget int) {
 	for _, m := range b.Moves {
 		s.touched[m.To] = max(s.touched[m.To], m.Len)

@@ -30,8 +30,8 @@ type Move struct {
 	From, To, Len, Back int
 }
 
-// Release says that positions [From, To) of a KV slot hold nothing that is needed: their memory is wiped, and may be given
-// back.
+// Release says that positions [From, To) of a KV slot hold nothing that is needed: their memory is wiped, and may be
+// given back.
 type Release struct {
 	Slot, From, To int
 }

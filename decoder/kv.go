@@ -89,8 +89,8 @@ func (kv *kvCache) move(m Move) {
 	}
 }
 
-// release puts zeros over positions [r.From, r.To), but those that share a panel with an earlier one, and gives back the
-// pages in which nothing else lies.
+// release puts zeros over positions [r.From, r.To), but those that share a panel with an earlier one, and gives back
+// the pages in which nothing else lies.
 func (kv *kvCache) release(r Release) error {
 	from, to := panels(r.From)*kv.headDim, panels(r.To)*kv.headDim
 	for _, mem := range kv.layers {

@@ -340,7 +340,8 @@ func (x *ExportRunner) release(b *Batch) error {
 		err = errors.Join(err, x.embed.embeds.Wipe())
 	}
 	if x.states != nil {
-		err = errors.Join(err, x.states.cross.wipeSteps(), x.states.embeds.Wipe(), x.states.out.Wipe(), x.states.states.Wipe())
+		e := x.states
+		err = errors.Join(err, e.cross.wipeSteps(), e.embeds.Wipe(), e.out.Wipe(), e.states.Wipe())
 	}
 	return err
 }

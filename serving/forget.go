@@ -16,9 +16,10 @@ type Deleted struct {
 	Existed, InUse bool
 }
 
-// DeleteMedia lets go of a tenant's file, and of all that models keep of it: patch embeddings, and the keys and values of
-// prefixes that have it, whether it was uploaded or came with requests. What nobody uses is overwritten when it returns.
-// It counts against the tenant's rate of requests. An error is an *Error, which names fields as the contract does.
+// DeleteMedia lets go of a tenant's file, and of all that models keep of it: patch embeddings, and the keys and values
+// of prefixes that have it, whether it was uploaded or came with requests. What nobody uses is overwritten when it
+// returns. It counts against the tenant's rate of requests. An error is an *Error, which names fields as the contract
+// does.
 func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (Deleted, error) {
 	var v Violations
 	if tenant = TenantOf(ctx, tenant, "tenant", &v); !validID(tenant) {
@@ -123,8 +124,8 @@ func (s *Service) unuse(key image, u *imageUse) {
 	}
 }
 
-// forget has all models let go of an image. The channel is closed when nothing of it is left; nil: requests that are open
-// have it, and the last of them sees to the rest.
+// forget has all models let go of an image. The channel is closed when nothing of it is left; nil: requests that are
+// open have it, and the last of them sees to the rest.
 func (s *Service) forget(key image) <-chan struct{} {
 	s.images.mu.Lock() // no request may find the patches and not be counted
 	defer s.images.mu.Unlock()
