@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 func writeConfig(t testing.TB, text string) string {
@@ -174,7 +176,7 @@ func TestSecretFlags(t *testing.T) {
 // SIGHUP reads the file again: the log level changes, what else differs is named, and a file that is wrong changes nothing.
 func TestConfigReload(t *testing.T) {
 	file := writeConfig(t, "log-level: info\nslots: 2\npace: 1ms,1ms\n")
-	p := startServe(t, freeAddress(t), nil, "--config", file)
+	p := startServe(t, sockettest.FreeAddress(t), nil, "--config", file)
 	p.logged("msg=serving")
 	for _, step := range []struct{ text, logged string }{
 		{"log-level: loud\n", `level=ERROR msg="SIGHUP: not read again; the former stays in effect" what=config`},
