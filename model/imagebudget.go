@@ -27,11 +27,14 @@ func (m *Model) fitMemory(p vision.Preprocessor) (_ vision.Preprocessor, warning
 	}
 	p, got := shrinkTo(q, most)
 	if got > most {
-		return nil, "", fmt.Errorf("images of %d patches are the smallest that the image processor makes, a run of the vision tower has memory for %d of the %s that this process may use",
+		return nil, "", fmt.Errorf("images of %d patches are the smallest that the image processor makes, "+
+			"a run of the vision tower has memory for %d of the %s that this process may use",
 			got, most, host.FormatBytes(limit))
 	}
-	return p, fmt.Sprintf("the image processor allows images of %d patches, for which a run of the vision tower takes %s: they are brought to at most %d, for %s of the %s that this process may use",
-		allowed, host.FormatBytes(m.AnySize.RunBytes(allowed)), got, host.FormatBytes(m.AnySize.RunBytes(got)), host.FormatBytes(limit)), nil
+	takes := func(n int) string { return host.FormatBytes(m.AnySize.RunBytes(n)) }
+	return p, fmt.Sprintf("the image processor allows images of %d patches, for which a run of the vision tower takes %s; "+
+		"they are brought to at most %d, for %s of the %s that this process may use",
+		allowed, takes(allowed), got, takes(got), host.FormatBytes(limit)), nil
 }
 
 // largeImages are sizes larger than any processor brings an image to: how whole blocks fill an area depends on its shape.
