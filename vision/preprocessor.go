@@ -91,6 +91,16 @@ func ParsePreprocessorFor(preprocessorConfigJSON []byte, class string, tower Pat
 	return parse(preprocessorConfigJSON, tower)
 }
 
+// SameKind tells whether a preprocessor is of the kind that a class would make of the same file.
+func SameKind(p Preprocessor, preprocessorConfigJSON []byte, class string) bool {
+	parse, ok := processors[class]
+	if !ok {
+		return false
+	}
+	want, err := parse(preprocessorConfigJSON, Patches{})
+	return err == nil && fmt.Sprintf("%T", p) == fmt.Sprintf("%T", want)
+}
+
 // Normalization maps bytes to pixel values: (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize
 // leave.
 type Normalization struct {

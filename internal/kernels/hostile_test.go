@@ -199,6 +199,13 @@ func selfAttentionNode() hostileNode {
 	}
 }
 
+func segmentAttentionNode() hostileNode {
+	return hostileNode{
+		op: "SegmentAttention", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{5, 32}},
+		in: []operand{fed(5, 32), fed(5, 32), fed(5, 32), positions(2, 3), fed(5, 8), fed(5, 8)},
+	}
+}
+
 // otherRows are the labels of shapes that differ in the number of rows alone.
 var otherRows = []string{"of zero first", "halved", "doubled", "with one more axis", "of nine axes"}
 
@@ -246,21 +253,82 @@ func spoiled(good hostileNode, counts ...string) map[string]hostileNode {
 	return cases
 }
 
+// suite is a good node with cases that spoil it.
+type suite struct {
+	good  hostileNode
+	cases map[string]hostileNode
+}
+
+func partsSuite() suite {
+	parts := partsNode()
+	s := suite{parts, spoiled(parts, "heads", "kv_heads", "rotary")}
+	// Any table of as many factors as there are positions will do; where axes come as inputs, none is too long.
+	for _, what := range []string{"input 11 doubled", "input 11 flat and long"} {
+		delete(s.cases, what)
+	}
+	number := func(name string, values ...float64) {
+		s.cases["no "+name] = parts.drop(name)
+		for _, v := range values {
+			s.cases[fmt.Sprintf("%s=%g", name, v)] = parts.set(name, float32(v))
+		}
+	}
+	number("softcap", -1, math.NaN(), math.Inf(1), math.Inf(-1))
+	number("epsilon", -1e-9, math.NaN(), math.Inf(1))
+	maps.Copy(s.cases, map[string]hostileNode{
+		"no window": parts.drop("window"), "window=-1": parts.set("window", -1), "window=2^31": parts.set("window", 1<<31),
+		"no pairs": parts.drop("pairs"), "pairs=2": parts.set("pairs", 2), "pairs=-1": parts.set("pairs", -1),
+		"rotary=7": parts.set("rotary", 7), "rotary=18": parts.set("rotary", 18), "rotary=10": parts.set("rotary", 10),
+		"rotary past the head":             parts.set("rotary", 18).operand(6, fed(2, 3, 9)).operand(7, fed(2, 3, 9)),
+		"a block before its position":      parts.operand(8, untils(0, 0, 2, 29, 30, 31)),
+		"a block after the newest":         parts.operand(8, untils(0, 2, 2, 29, 30, 32)),
+		"a block cut":                      parts.operand(8, untils(0, 2, 2, 30, 31, 31)),
+		"a block in a block":               parts.operand(8, untils(2, 1, 2, 29, 30, 31)),
+		"a block at the smallest position": parts.operand(8, untils(math.MinInt32, 2, 2, 29, 30, 31)),
+		"a block up to the largest":        parts.operand(8, untils(0, 2, 2, 29, 30, math.MaxInt32)),
+		"blocks for two rows of one":       parts.operand(8, operand{dt: onnx.I32, dims: []int{1, 6}, fed: true, last: make([]int32, 6)}),
+		"angles of other positions":        parts.operand(6, fed(2, 2, 4)).operand(7, fed(2, 2, 4)),
+		"angles of other rows":             parts.operand(6, fed(1, 3, 4)).operand(7, fed(1, 3, 4)),
+		"a table beside angles":            parts.operand(7, fed(32, 4)), "angles beside a table": parts.operand(6, fed(32, 4)),
+		"a norm for queries alone": parts.operand(10, operand{none: true}),
+		"a norm for keys alone":    parts.operand(9, operand{none: true}),
+		"a norm of 15":             parts.operand(9, zeros(onnx.F32, 15)).operand(10, zeros(onnx.F32, 15)),
+		"a norm of 32":             parts.operand(9, zeros(onnx.F32, 32)).operand(10, zeros(onnx.F32, 32)),
+		"factors of 31 positions":  parts.operand(11, zeros(onnx.F32, 31)), "no factors": parts.operand(11, zeros(onnx.F32, 0)),
+		"a position after the cache": parts.operand(5, positions(2, 32)).operand(8, untils(0, 2, 2, 30, 31, 32)),
+	})
+	return s
+}
+
+func segmentAttentionSuite() suite {
+	g := segmentAttentionNode()
+	s := suite{g, spoiled(g, "heads")}
+	lengths := func(list ...int32) hostileNode { return g.operand(3, positions(list...)) }
+	maps.Copy(s.cases, map[string]hostileNode{
+		"a segment too long": lengths(2, 4), "a segment too short": lengths(2, 2), "a segment of none": lengths(2, 0, 3),
+		"a negative segment": lengths(6, -1), "sums that wrap": lengths(math.MaxInt32, math.MaxInt32, 7),
+		"the smallest segment": lengths(math.MinInt32, 5), "one segment": lengths(4), "more segments than positions": lengths(1, 1, 1, 1, 1, 1),
+		"segments of float": g.operand(3, fed(2)),
+		"heads of 4":        g.three(fed(5, 8), fed(5, 8), fed(5, 8)), "heads of 0": g.three(fed(5, 0), fed(5, 0), fed(5, 0)),
+		"heads of 12":  g.three(fed(5, 24), fed(5, 24), fed(5, 24)).operand(4, fed(5, 6)).operand(5, fed(5, 6)),
+		"heads of 264": g.three(fed(5, 528), fed(5, 528), fed(5, 528)).operand(4, fed(5, 132)).operand(5, fed(5, 132)),
+		"3 heads":      g.set("heads", 3), "k without v": g.operand(2, operand{none: true}), "v without k": g.operand(1, operand{none: true}),
+		"cosine without sine": g.inputs(5), "sine without cosine": g.operand(4, operand{none: true}),
+		"packed in no three": g.three(fed(5, 80), operand{none: true}, operand{none: true}),
+		"a short cosine":     g.operand(4, fed(4, 8)), "a wide sine": g.operand(5, fed(5, 16)),
+		"no segments":       g.operand(3, operand{none: true}),
+		"scale is infinite": g.set("scale", float32(math.Inf(1))), "no scale": g.drop("scale"),
+	})
+	return s
+}
+
 func TestHostileNodes(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	type suite struct {
-		good  hostileNode
-		cases map[string]hostileNode
-	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
-	parts := partsNode()
-	suites := []suite{
-		{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")}, {ca, spoiled(ca, "heads", "kv_heads", "rotary")},
-		{parts, spoiled(parts, "heads", "kv_heads", "rotary")},
-	}
+	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")},
+		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite()}
 	if kernels.HasSelfAttention8() {
 		suites = append(suites, suite{sa, spoiled(sa, "heads")})
 	}
@@ -313,42 +381,8 @@ func TestHostileNodes(t *testing.T) {
 		"scale is infinite":     ca.set("scale", float32(math.Inf(1))),
 		"scale is not a number": ca.set("scale", float32(math.NaN())), "no scale": ca.drop("scale"),
 	})
-	// Any table of as many factors as there are positions will do; where axes come as inputs, none is too long.
-	for _, what := range []string{"input 11 doubled", "input 11 flat and long"} {
-		delete(suites[3].cases, what)
-	}
-	number := func(name string, values ...float64) {
-		suites[3].cases["no "+name] = parts.drop(name)
-		for _, v := range values {
-			suites[3].cases[fmt.Sprintf("%s=%g", name, v)] = parts.set(name, float32(v))
-		}
-	}
-	number("softcap", -1, math.NaN(), math.Inf(1), math.Inf(-1))
-	number("epsilon", -1e-9, math.NaN(), math.Inf(1))
-	maps.Copy(suites[3].cases, map[string]hostileNode{
-		"no window": parts.drop("window"), "window=-1": parts.set("window", -1), "window=2^31": parts.set("window", 1<<31),
-		"no pairs": parts.drop("pairs"), "pairs=2": parts.set("pairs", 2), "pairs=-1": parts.set("pairs", -1),
-		"rotary=7": parts.set("rotary", 7), "rotary=18": parts.set("rotary", 18), "rotary=10": parts.set("rotary", 10),
-		"rotary past the head":             parts.set("rotary", 18).operand(6, fed(2, 3, 9)).operand(7, fed(2, 3, 9)),
-		"a block before its position":      parts.operand(8, untils(0, 0, 2, 29, 30, 31)),
-		"a block after the newest":         parts.operand(8, untils(0, 2, 2, 29, 30, 32)),
-		"a block cut":                      parts.operand(8, untils(0, 2, 2, 30, 31, 31)),
-		"a block in a block":               parts.operand(8, untils(2, 1, 2, 29, 30, 31)),
-		"a block at the smallest position": parts.operand(8, untils(math.MinInt32, 2, 2, 29, 30, 31)),
-		"a block up to the largest":        parts.operand(8, untils(0, 2, 2, 29, 30, math.MaxInt32)),
-		"blocks for two rows of one":       parts.operand(8, operand{dt: onnx.I32, dims: []int{1, 6}, fed: true, last: make([]int32, 6)}),
-		"angles of other positions":        parts.operand(6, fed(2, 2, 4)).operand(7, fed(2, 2, 4)),
-		"angles of other rows":             parts.operand(6, fed(1, 3, 4)).operand(7, fed(1, 3, 4)),
-		"a table beside angles":            parts.operand(7, fed(32, 4)), "angles beside a table": parts.operand(6, fed(32, 4)),
-		"a norm for queries alone": parts.operand(10, operand{none: true}),
-		"a norm for keys alone":    parts.operand(9, operand{none: true}),
-		"a norm of 15":             parts.operand(9, zeros(onnx.F32, 15)).operand(10, zeros(onnx.F32, 15)),
-		"a norm of 32":             parts.operand(9, zeros(onnx.F32, 32)).operand(10, zeros(onnx.F32, 32)),
-		"factors of 31 positions":  parts.operand(11, zeros(onnx.F32, 31)), "no factors": parts.operand(11, zeros(onnx.F32, 0)),
-		"a position after the cache": parts.operand(5, positions(2, 32)).operand(8, untils(0, 2, 2, 30, 31, 32)),
-	})
 	if kernels.HasSelfAttention8() {
-		maps.Copy(suites[4].cases, map[string]hostileNode{
+		maps.Copy(suites[5].cases, map[string]hostileNode{
 			"heads of 8":  sa.three(fed(2, 5, 16), fed(2, 5, 16), fed(2, 5, 16)),
 			"heads of 0":  sa.three(fed(2, 5, 0), fed(2, 5, 0), fed(2, 5, 0)),
 			"3 heads":     sa.set("heads", 3),

@@ -26,7 +26,7 @@ func startLibrary(t testing.TB) {
 	}
 }
 
-func alloc(t *testing.T, n int) *ort.Memory[float32] {
+func alloc(t testing.TB, n int) *ort.Memory[float32] {
 	t.Helper()
 	m, err := ort.Alloc[float32](n)
 	if err != nil {
@@ -36,7 +36,7 @@ func alloc(t *testing.T, n int) *ort.Memory[float32] {
 	return m
 }
 
-func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
+func view[T ort.Element](t testing.TB, values []T, dims ...int) ort.Tensor {
 	t.Helper()
 	m, err := ort.Alloc[T](len(values))
 	if err != nil {
