@@ -25,7 +25,7 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	}{
 		{c.EncoderStates > 0, "cross-attention"}, {c.WholePrompt, "attention both ways in the prompt"},
 		{c.Softcap > 0, "attn_logit_softcapping"}, {c.Windows != nil, "sliding windows"},
-		{c.MRope != nil, "positions in three axes"}, {c.ImageBlocks, "attention both ways among an image's positions"},
+		{c.ShortConv != nil, "short convolutions"}, {c.MRope != nil, "positions in three axes"}, {c.ImageBlocks, "attention both ways among an image's positions"},
 		{c.Deepstack > 0, "features of an image for several layers"},
 	} {
 		if f.has {
