@@ -188,7 +188,7 @@ func (d *tinyDecoder) open(t *testing.T, c decoder.Config, slots int, p graph.Pr
 }
 
 // farthest is the largest difference of logits, in parts of the largest value.
-func (d *tinyDecoder) farthest(t *testing.T, r *decoder.HostRunner, in fusion.Input) float64 {
+func (d *tinyDecoder) farthest(t *testing.T, r decoder.Runner, in fusion.Input) float64 {
 	t.Helper()
 	got, err := r.Logits(in)
 	if err != nil || len(got) != len(d.logits) {
