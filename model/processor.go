@@ -163,7 +163,7 @@ func (t *tokenText) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*string)(t))
 }
 
-// template finds the chat template where Hugging Face keeps it, newest place first; nil when there is none.
+// template reads the chat template; nil when there is none.
 func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, error) {
 	source, file, err := m.templateSource()
 	if err != nil || source == "" {
@@ -179,47 +179,59 @@ func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, err
 	return t, nil
 }
 
+// templateSource looks where a processor of the reference does, in its order, and then, which no processor does, in
+// tokenizer_config.json. Reference: transformers 5.12.1 ProcessorMixin.get_processor_dict.
 func (m *Model) templateSource() (source, file string, err error) {
-	named := map[string]string{} // in files of their own
 	names, err := fs.Glob(m.files, "additional_chat_templates/*.jinja")
 	if err != nil {
 		return "", "", err
 	}
-	for _, file := range append(names, "chat_template.jinja") {
-		raw, err := folder.Read(m.files, file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	const legacy = "chat_template.json"
+	if len(names) > 0 && folder.Exists(m.files, legacy) {
+		return "", legacy, fmt.Errorf("both %s and %s are here, and transformers takes neither: remove the one that is out of date",
+			legacy, strings.Join(names, ", "))
+	}
+	for _, file := range []string{"processor_config.json", legacy} {
+		if source, err := m.templateKey(file); source != "" || err != nil {
+			return source, file, err
 		}
-		if err != nil {
-			return "", file, err
-		}
-		named[file] = string(raw)
 	}
 	for _, file := range []string{"chat_template.jinja", "additional_chat_templates/default.jinja"} {
-		if source, ok := named[file]; ok {
-			return source, file, nil
+		raw, err := folder.Read(m.files, file)
+		if err == nil {
+			return string(raw), file, nil
 		}
-	}
-	for _, file := range []string{"chat_template.json", "processor_config.json", "tokenizer_config.json"} {
-		var c struct {
-			Template json.RawMessage `json:"chat_template"`
-		}
-		if _, err := m.readJSON(file, &c); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
 			return "", file, err
 		}
-		if len(c.Template) == 0 || string(c.Template) == "null" {
-			continue
-		}
-		source, err := defaultTemplate(c.Template)
-		if err != nil {
-			return "", file, fmt.Errorf("%s: chat_template: %w", file, err)
-		}
-		return source, file, nil
+	}
+	const last = "tokenizer_config.json"
+	if source, err := m.templateKey(last); source != "" || err != nil {
+		return source, last, err
 	}
 	if len(names) > 0 {
-		return "", names[0], fmt.Errorf("there is no chat_template.jinja, and none of %s is the default", strings.Join(names, ", "))
+		return "", names[0], fmt.Errorf("there is no chat_template.jinja, and none of %s is the default",
+			strings.Join(names, ", "))
 	}
 	return "", "", nil
+}
+
+// templateKey is the chat_template of a JSON file, "" where there is none.
+func (m *Model) templateKey(file string) (string, error) {
+	var c struct {
+		Template json.RawMessage `json:"chat_template"`
+	}
+	if _, err := m.readJSON(file, &c); err != nil {
+		return "", err
+	}
+	if len(c.Template) == 0 || string(c.Template) == "null" {
+		return "", nil
+	}
+	source, err := defaultTemplate(c.Template)
+	if err != nil {
+		return "", fmt.Errorf("%s: chat_template: %w", file, err)
+	}
+	return source, nil
 }
 
 // defaultTemplate reads a template that is written as a string, as a list of templates with names or as an object of

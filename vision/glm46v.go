@@ -1,12 +1,11 @@
 package vision
 
-import (
-	"context"
-)
+import "context"
 
 // Glm46V is the preprocessing of GLM-OCR, GLM-4.1V and GLM-4.6V: Qwen2VL's, with limits of the area that hold for all
 // frames of a still together, and small images raised to one block.
-// Reference: transformers 5.12 Glm46VImageProcessorPil and Glm4vImageProcessor, which it gives bit for bit from equal RGB.
+// Reference: transformers 5.12 Glm46VImageProcessorPil, Glm4vImageProcessorPil, which it gives bit for bit from equal
+// RGB.
 type Glm46V struct{ Qwen2VL }
 
 func parseGlm46V(raw []byte, tower Patches) (Preprocessor, error) {

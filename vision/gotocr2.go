@@ -10,8 +10,8 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// GotOcr2 is the preprocessing of InternVL: an image becomes the grid of tiles whose aspect is nearest to its own, which
-// is then stretched over it, and one tile of the whole after them.
+// GotOcr2 is the preprocessing of InternVL: an image is stretched over the grid of tiles whose aspect is nearest to its
+// own, and one tile of the whole comes after them.
 // Reference: transformers 5.12 GotOcr2ImageProcessorPil as InternVLProcessor calls it, with crop_to_patches whatever
 // the file says, which it gives bit for bit from equal RGB.
 type GotOcr2 struct {
@@ -61,8 +61,8 @@ func parseGotOcr2(raw []byte, _ Patches) (Preprocessor, error) {
 	return p, err
 }
 
-// nearestGrid is the grid of least to most tiles whose aspect is nearest to that of a w×h image. Of several, a later one,
-// of more tiles, counts where the image has more than half its pixels.
+// nearestGrid is the grid of least to most tiles whose aspect is nearest to that of a w×h image. Of several, a later
+// one, of more tiles, counts where the image has more than half its pixels.
 // Reference: transformers get_optimal_tiled_canvas.
 func nearestGrid(w, h, side, least, most int) (rows, cols int) {
 	aspect, area := float64(w)/float64(h), float64(w)*float64(h)

@@ -6,8 +6,8 @@ import (
 )
 
 // PaddleOCRVL is the preprocessing of PaddleOCR-VL: Qwen2VL's with one frame, and small images raised to one block.
-// Reference: transformers 5.12 PaddleOCRVLImageProcessorPil, whose patches of an image, row by row, it gives bit for bit
-// from equal RGB.
+// Reference: transformers 5.12 PaddleOCRVLImageProcessorPil, whose patches it gives bit for bit from equal RGB; there
+// they come row by row.
 type PaddleOCRVL struct{ Qwen2VL }
 
 func parsePaddleOCRVL(raw []byte, tower Patches) (Preprocessor, error) {

@@ -17,8 +17,8 @@ type Patches struct {
 	Frames int
 }
 
-// Patcher is a Preprocessor that brings images to sizes of their own and cuts them into patches. The patches of an Image
-// are those that become one token side by side, blocks row by row: references may have them in another order.
+// Patcher is a Preprocessor that brings images to sizes of their own and cuts them into patches. An Image has those
+// that become one token side by side, and blocks row by row: references may have them in another order.
 type Patcher interface {
 	Preprocessor
 	Patches() Patches
@@ -39,7 +39,8 @@ type patchSetting struct {
 	to    *int // the class's default, then what counts
 }
 
-// settle takes the file's value, or else the tower's, or else the class's. A file that contradicts the tower is refused.
+// settle takes the file's value, or else the tower's, or else the class's. It refuses a file that contradicts the
+// tower.
 func (s patchSetting) settle() error {
 	*s.to = or(s.file, cmp.Or(s.tower, *s.to))
 	if *s.to < 1 || *s.to > s.most {

@@ -42,13 +42,16 @@ func TestSizesAsTransformers(t *testing.T) {
 		{10, 2000, [6]Grid{size(28, 5600), size(28, 5600), size(28, 1540), size(32, 3648), tiles(1, 12), tiles(1, 6)}},
 		{2000, 10, [6]Grid{size(5600, 28), size(5600, 28), size(1540, 28), size(3648, 32), tiles(12, 1), tiles(6, 1)}},
 		{640, 480, [6]Grid{size(644, 476), size(644, 476), size(644, 504), size(576, 416), tiles(4, 3), tiles(3, 2)}},
-		{4000, 3000, [6]Grid{size(1764, 1316), size(2800, 2100), size(1540, 1176), {2, 3, 576, 416}, tiles(4, 3), tiles(3, 2)}},
-		{9000, 6000, [6]Grid{size(1876, 1232), size(2968, 1960), size(1540, 1036), {2, 3, 608, 416}, tiles(3, 2), tiles(3, 2)}},
+		{4000, 3000, [6]Grid{size(1764, 1316), size(2800, 2100), size(1540, 1176), {2, 3, 576, 416},
+			tiles(4, 3), tiles(3, 2)}},
+		{9000, 6000, [6]Grid{size(1876, 1232), size(2968, 1960), size(1540, 1036), {2, 3, 608, 416},
+			tiles(3, 2), tiles(3, 2)}},
 		{199, 1, [6]Grid{size(5572, 28), size(5572, 28), size(224, 28), size(3616, 32), tiles(12, 1), tiles(6, 1)}},
 		{1, 150, [6]Grid{size(56, 4704), size(28, 4200), size(28, 168), size(32, 3136), tiles(1, 12), tiles(1, 6)}},
 		{3, 601, [6]Grid{{}, {}, size(28, 616), {}, tiles(1, 12), tiles(1, 6)}},
 		{42, 70, [6]Grid{size(308, 504), size(84, 112), size(56, 84), size(224, 352), tiles(2, 3), tiles(2, 3)}},
-		{2416, 3543, [6]Grid{size(1260, 1848), size(1988, 2912), size(1064, 1540), {3, 2, 416, 608}, tiles(2, 3), tiles(2, 3)}},
+		{2416, 3543, [6]Grid{size(1260, 1848), size(1988, 2912), size(1064, 1540), {3, 2, 416, 608},
+			tiles(2, 3), tiles(2, 3)}},
 	} {
 		for i, p := range processors {
 			m, err := p.Measure(c.w, c.h, true)

@@ -22,8 +22,8 @@ type Pixtral struct {
 	Normalization
 }
 
-// parsePixtral reads a file whose patch_size is that of a patch or that of a block: the processor of the reference hands
-// its image processor the side of a block. Where the tower is not known, a patch is a block.
+// parsePixtral reads a file whose patch_size is that of a patch or that of a block: the processor of the reference
+// hands its image processor the side of a block. Where the tower is not known, a patch is a block.
 func parsePixtral(raw []byte, tower Patches) (Preprocessor, error) {
 	type edges struct {
 		Longest int `json:"longest_edge"`
@@ -42,7 +42,7 @@ func parsePixtral(raw []byte, tower Patches) (Preprocessor, error) {
 		return nil, err
 	}
 	if !or(c.DoResize, true) || or(c.DoCrop, false) {
-		return nil, errors.New("do_resize is false or do_center_crop true, supported are true and false: images come in any size")
+		return nil, errors.New("do_resize is false or do_center_crop true, supported are true and false")
 	}
 	p := Pixtral{PatchSize: 16, MergeSize: 1, Resample: or(c.Resample, 3)}
 	switch s := or(c.Size, edges{Longest: 1024}); {

@@ -179,7 +179,7 @@ func TestPadToSquare(t *testing.T) {
 	}
 }
 
-// Whatever a configuration says, an image of any size becomes something whose cost is foretold and bounded, or is refused.
+// Whatever a configuration says, an image of any size becomes something whose cost is foretold, or is refused.
 func FuzzParsePreprocessor(f *testing.F) {
 	classes := slices.Sorted(maps.Keys(processors))
 	for _, c := range processorConfigs {

@@ -7,8 +7,8 @@ import (
 	"fmt"
 )
 
-// Qwen2VL is the preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with the values of preprocessor_config.json: the image is
-// brought to whole blocks of patches, its aspect kept as far as they allow, and cut into patches.
+// Qwen2VL is the preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with the values of preprocessor_config.json: the
+// image is brought to whole blocks of patches, its aspect kept as far as they allow, and cut into patches.
 // Reference: transformers 5.12 Qwen2VLImageProcessorPil, which it gives bit for bit from equal RGB.
 type Qwen2VL struct {
 	// MinPixels and MaxPixels (size.shortest_edge and size.longest_edge, or min_pixels and max_pixels) bound the area
