@@ -42,6 +42,12 @@ func TinyDir(name string) string { return Path("testdata", "tiny-hf", name) }
 // References is the file with what transformers computed of a tiny checkpoint.
 func References(name string) string { return filepath.Join(TinyDir(name), "gold.safetensors") }
 
+// Exists tells whether there is a file.
+func Exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // Sample is a file of the embedded model's sample images.
 func Sample(t testing.TB, name string) []byte {
 	t.Helper()
