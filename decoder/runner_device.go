@@ -128,6 +128,11 @@ func (r *DeviceRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 			return nil, err
 		}
 	}
+	if b.Wipe {
+		if err := errors.Join(wipe(r.patches), wipe(r.host), wipe(r.tops), r.images.wipe()); err != nil {
+			return nil, err
+		}
+	}
 	r.tokens = r.tokens[:0]
 	if len(b.Rows) == 0 {
 		return r.tokens, nil

@@ -13,8 +13,9 @@ const mostLikely = 64
 // deviceGraph builds the decoder's graph for a device. It looks embeddings up itself and picks the most likely token,
 // so that ids come and ids go. N is B·S; values between layers are [N, width]. Inputs, in order: input_ids [N], of
 // which -1-i is row i of patches; patches [P, hidden]; shape, which is B, S, -1; seqlens_k [B]; total_sequence_length
-// [1]; sample_rows [K]; those of stepInputs and deepstackInputs; then per layer past key and value. Outputs: logits [K, vocab], the most likely token's logit
-// [K] and id [K], then per layer present key and value, in the memory of the past.
+// [1]; sample_rows [K]; those of stepInputs and deepstackInputs; then per layer past key and value. Outputs: logits
+// [K, vocab], the most likely token's logit [K] and id [K], then per layer present key and value, in the memory of the
+// past.
 func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target) (*graph.Builder, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err

@@ -143,6 +143,9 @@ func (row Row) overImages() bool {
 		func(s fusion.Span) bool { return s.Start < row.Past+len(row.IDs) && row.Past < s.Start+s.Len })
 }
 
+// wipe puts zeros over what is left of images.
+func (m *imageInputs) wipe() error { return wipe(m.deep) }
+
 func (m *imageInputs) free() {
 	m.cos.Free()
 	m.sin.Free()
