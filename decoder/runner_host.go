@@ -109,7 +109,7 @@ func (r *HostRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 		}
 	}
 	if b.Wipe {
-		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll()); err != nil {
+		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll(), r.images.wipe()); err != nil {
 			return nil, err
 		}
 	}
