@@ -25,15 +25,17 @@ func StartLibrary(t testing.TB) {
 
 // TinyCheckpoints are the folders of testdata/tiny-hf, with parts of the names of tensors that their models do not use.
 var TinyCheckpoints = map[string][]string{
-	"idefics3":        nil,
-	"smolvlm":         nil,
-	"paligemma":       nil,
-	"paligemma2":      nil,
-	"llava_onevision": {"vision_tower.post_layernorm."},
-	"vitgpt2":         {"encoder.pooler."},
-	"llava":           {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
-	"internvl":        nil,
-	"llava_next":      {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
+	"idefics3":           nil,
+	"smolvlm":            nil,
+	"paligemma":          nil,
+	"paligemma2":         nil,
+	"llava_onevision":    {"vision_tower.post_layernorm."},
+	"vitgpt2":            {"encoder.pooler."},
+	"llava":              {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+	"internvl":           nil,
+	"llava_next":         {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
+	"llava_next-granite": {"vision_tower.post_layernorm."},
+	"gemma3":             nil,
 }
 
 // TinyDir is the folder of a tiny checkpoint.

@@ -30,7 +30,7 @@ func largest(t *testing.T, want references, name string) (most float64) {
 // transformers 5 and 4 write it.
 func TestRelativeReferences(t *testing.T) {
 	modeltest.StartLibrary(t)
-	for _, name := range []string{"internvl", "llava_next"} {
+	for _, name := range []string{"internvl", "llava_next", "llava_next-granite", "gemma3"} {
 		for _, config := range []string{"config.json", "config.4x.json"} {
 			t.Run(name+"/"+config, func(t *testing.T) {
 				dir := withConfig(t, modeltest.TinyDir(name), config)
