@@ -33,6 +33,7 @@ var TinyCheckpoints = map[string][]string{
 	"vitgpt2":            {"encoder.pooler."},
 	"llava":              {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
 	"internvl":           nil,
+	"internvl-rms":       nil,
 	"llava_next":         {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
 	"llava_next-granite": {"vision_tower.post_layernorm."},
 	"gemma3":             nil,
