@@ -107,7 +107,7 @@ func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	return l
 }
 
-func alloc(t *testing.T, n int) *ort.Memory[float32] {
+func alloc(t testing.TB, n int) *ort.Memory[float32] {
 	t.Helper()
 	m, err := ort.Alloc[float32](n)
 	if err != nil {
@@ -117,7 +117,7 @@ func alloc(t *testing.T, n int) *ort.Memory[float32] {
 	return m
 }
 
-func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
+func view[T ort.Element](t testing.TB, values []T, dims ...int) ort.Tensor {
 	t.Helper()
 	m, err := ort.Alloc[T](len(values))
 	if err != nil {
