@@ -90,7 +90,8 @@ func TestLlavaNextDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, v := s.Decoder, s.Tower
-	if d.KVHeads != 8 || d.Rope.Theta != 1e6 || d.Windows != nil || d.Tied || !s.Untied || v.Layers != 23 || !v.DropFirst ||
+	if d.KVHeads != 8 || d.Rope.Theta != 1e6 || d.Windows != nil || d.Tied || !s.Untied || v.Layers != 23 ||
+		!v.DropFirst ||
 		v.FeatureLayers != nil || s.ImageProcessor != "LlavaNextImageProcessor" || s.Layout.SplitAlone {
 		t.Errorf("%+v", s)
 	}
