@@ -150,7 +150,7 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 	if err != nil {
 		return nil, err
 	}
-	image := cmp.Or(s.Layout.ImageToken, s.Layout.Placeholder)
+	image := s.Layout.PatchToken()
 	if !onlyImage(s) { // whose placeholder has an id outside of the vocabulary
 		if id := s.Layout.ImageTokenID; id < 0 || int(id) >= len(v.tokens) {
 			return nil, fmt.Errorf("config.json: the image token is %d, the vocabulary has %d", id, len(v.tokens))
