@@ -1,7 +1,6 @@
 package model
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,7 +67,7 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	image := cmp.Or(m.Layout.ImageToken, m.Layout.Placeholder)
+	image := m.Layout.PatchToken()
 	if id, ok := t.Tokenizer.TokenID(image); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", image, id, ok, m.Layout.ImageTokenID)
 	}
