@@ -40,6 +40,7 @@ type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
 	wholePrompt   bool    // prompts are run in one chunk
+	wholeImages   bool    // and so are images
 	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
@@ -61,12 +62,14 @@ type scheduler struct {
 	seqs    []*sequence
 	out     []delivery
 	victims []*sequence
+	forgets []*forgetting
 }
 
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s := &scheduler{
 		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots), queue: newQueue(o),
-		wholePrompt: c.WholePrompt, caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
+		wholePrompt: c.WholePrompt, wholeImages: c.WholeImages,
+		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
 	s.budget = c.Slots * c.MaxLen
@@ -125,8 +128,11 @@ func (s *scheduler) missesDeadline(q *sequence, now time.Time) bool {
 	return now.Add(s.latency.faded(need, now)).After(q.deadline)
 }
 
-// busy says whether there is anything to run, or memory to give back.
+// busy says whether there is anything to run, or memory to give back or to wipe.
 func (s *scheduler) busy() bool {
+	if s.slots.wipe {
+		return true
+	}
 	if s.allPending() {
 		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
 	}
@@ -156,6 +162,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 		s.planDecode()
 	}
 	s.slots.releases(&s.batch, s.budget)
+	s.batch.Wipe, s.slots.wipe = s.slots.wipe, false
 	return plan{batch: &s.batch, seqs: s.seqs}
 }
 
@@ -175,8 +182,8 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 	s.resumed(q, n)
 }
 
-// logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted: logits of all of its positions
-// take memory, vocabulary × 4 bytes each.
+// logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted, but for a whole image: logits
+// of all of its positions take memory, vocabulary × 4 bytes each.
 const logprobsChunk = 32
 
 // planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
@@ -185,14 +192,14 @@ func (s *scheduler) planChunk(q *sequence) {
 	end := q.past + s.chunk
 	switch {
 	case !s.exact:
-		end = (q.past/s.chunk + 1) * s.chunk
+		end = s.chunkEnd(q, q.past)
 	case len(s.slots.decoding) > 0 && !s.deferring:
 		end = q.past + s.latency.fitting(s.stallFor(q), s.chunk)
 	}
 	if q.logprobs != nil && s.exact {
 		end = min(end, q.past+logprobsChunk)
 	}
-	end = min(end, q.target)
+	end = min(s.border(q, q.past, end), q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
 	if q.logprobs != nil && !q.logprobs.Complete() {
 		row.Prompt = q.logprobs
@@ -236,6 +243,9 @@ func (s *scheduler) planDecode() {
 // first that is not the draft in its place.
 func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []delivery {
 	s.out = s.out[:0]
+	if p.batch.Wipe {
+		s.wiped()
+	}
 	if len(p.seqs) == 0 {
 		return s.out
 	}
@@ -334,6 +344,7 @@ func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
 // fail ends the sequences of a plan that could not be run.
 func (s *scheduler) fail(p plan, err error, now time.Time) []delivery {
 	s.out = s.out[:0]
+	s.slots.wipe = s.slots.wipe || p.batch.Wipe // it may not have come to that
 	s.count(p)
 	s.totals.FailedSteps++
 	for _, q := range p.seqs {
@@ -369,6 +380,10 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 	for _, q := range open {
 		s.finish(q, event, now)
 	}
+	for _, f := range s.forgets { // the runner's memory goes with it
+		close(f.done)
+	}
+	s.forgets = nil
 	return s.out
 }
 
@@ -379,12 +394,13 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	} else {
 		var heir *sequence
 		// A failed step may have left anything in the slots of its rows.
-		if s.caching && event.Finish != Error && s.reusable(q) > 0 {
+		if s.caching && event.Finish != Error && s.reusable(q) > 0 && !q.forgotten {
 			heir = q
 		}
 		s.slots.leave(q, heir)
 		q.strip()
 	}
+	s.slots.wipe = s.slots.wipe || q.forgotten
 	s.queue.close(q)
 	s.deadlines.release(q)
 	s.resume(now)

@@ -80,6 +80,3 @@ func (t *turns) at(place [3]int64, cos, sin []float32) {
 		cos[i], sin[i] = float32(t.magnitude*c), float32(t.magnitude*s)
 	}
 }
-
-// rotaryDim is the number of a head's values that rotate.
-func (c Config) rotaryDim() int { return c.HeadDim }

@@ -298,7 +298,7 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if err := m.fits(p); err != nil {
+	if err := m.fits(p, raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if m.NativeResolution != nil {

@@ -26,7 +26,7 @@ type Embedding struct {
 	// Dimensions is the number of values of an embedding.
 	Dimensions int
 	// Patches are the embeddings as they stand in a prompt, [Image.Tokens, Dimensions] row-major. They are shared and
-	// must not be written.
+	// must not be written. What a model adds in later layers (Model.Deepstack) is not among them.
 	Patches []float32
 	// Pooled is the mean of Patches, not normalized.
 	Pooled []float32
@@ -47,6 +47,7 @@ func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Emb
 	}
 	in.Tenant, in.Unread = caller.Tenant, caller.Unread // the credential's, where there is one
 	defer release()
+	defer l.unuseAll()
 	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
 	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
 	defer func() { err = l.rec.close(ctx, recover(), err) }()
@@ -100,13 +101,15 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	}
 	l.ran = e.Image.Tokens
 	l.keepFor(images[0], in.Tenant)
+	l.use(images[0])
 	if e.Patches, e.Cached, err = l.model.Encode(ctx, images[0]); err != nil {
 		return err
 	}
 	images = nil
-	if len(e.Patches) != e.Image.Tokens*e.Dimensions {
-		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, e.Dimensions)
+	if width := l.model.PatchWidth(); len(e.Patches) != e.Image.Tokens*width {
+		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, width)
 	}
+	e.Patches = firstValues(e.Patches, l.model.PatchWidth(), e.Dimensions)
 	l.rec.tokens, l.rec.image = e.Image.Tokens, e.Image.Tokens
 	if e.Cached {
 		l.rec.cached = e.Image.Tokens
@@ -150,6 +153,18 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 		return nil, err
 	}
 	return r, l.able(r)
+}
+
+// firstValues are the first n of each row of width values: rows itself where these are all.
+func firstValues(rows []float32, width, n int) []float32 {
+	if width == n {
+		return rows
+	}
+	out := make([]float32, 0, len(rows)/width*n)
+	for ; len(rows) > 0; rows = rows[width:] {
+		out = append(out, rows[:n]...)
+	}
+	return out
 }
 
 // mean is the mean of rows of n values, summed up in float64.

@@ -164,6 +164,7 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
 		l.keepFor(img, tenant)
+		l.use(img)
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = l.model.Encode(gctx, img)
 			return err
@@ -173,11 +174,11 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 		return 0, err
 	}
 	for i := range images {
-		if err := in.Attach(i, patches[i], l.model.Hidden); err != nil {
+		if err := in.Attach(i, patches[i], l.model.PatchWidth()); err != nil {
 			return 0, err
 		}
 		if cached[i] {
-			cachedTokens += len(patches[i]) / l.model.Hidden
+			cachedTokens += len(patches[i]) / l.model.PatchWidth()
 		}
 	}
 	return cachedTokens, nil

@@ -91,6 +91,16 @@ func ParsePreprocessorFor(preprocessorConfigJSON []byte, class string, tower Pat
 	return parse(preprocessorConfigJSON, tower)
 }
 
+// SameKind tells whether a preprocessor is of the kind that a class would make of the same file.
+func SameKind(p Preprocessor, preprocessorConfigJSON []byte, class string) bool {
+	parse, ok := processors[class]
+	if !ok {
+		return false
+	}
+	want, err := parse(preprocessorConfigJSON, Patches{})
+	return err == nil && fmt.Sprintf("%T", p) == fmt.Sprintf("%T", want)
+}
+
 // Normalization maps bytes to pixel values: (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize
 // leave.
 type Normalization struct {
@@ -221,11 +231,11 @@ func Describe(p Preprocessor) string {
 	return fmt.Sprintf("%T v%d %+v", p, pixelsVersion, p)
 }
 
-// digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
-func digest(p Preprocessor, data []byte) (d [32]byte) {
+// digest names what the tower will see: the preprocessing that was applied, then the file.
+func digest(p Preprocessor, file [32]byte) (d [32]byte) {
 	h := sha256.New()
 	fmt.Fprintln(h, Describe(p))
-	h.Write(data)
+	h.Write(file[:])
 	h.Sum(d[:0])
 	return d
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,7 +29,7 @@ type doctorCmd struct {
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
-func (d doctorCmd) Run(c *cli, out io.Writer) error {
+func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	usable, online := host.Processors()
 	mem := host.ReadMemory()
 	fmt.Fprintf(out, "system      %s/%s, %s\n", runtime.GOOS, runtime.GOARCH, runtime.Version())
@@ -54,16 +55,17 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		for _, name := range ort.Providers() {
 			err := ort.Working(name)
 			if err != nil && name != "cpu" {
-				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name, strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
+				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name,
+					strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
 				continue
 			}
 			report("provider", err, name+" works (ran a graph)")
 		}
 	}
 	var m *model.Model
-	named, err := d.one()
+	named, err := d.one(ctx, model.WantedOptions{}, log)
 	if err == nil {
-		m, err = model.Open(named.Dir)
+		m, err = openModel(named, "")
 	}
 	if err != nil {
 		report("model", err, "")
@@ -114,7 +116,8 @@ func (d doctorCmd) secure(report func(label string, err error, ok string)) {
 	}
 }
 
-// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
+// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes
+// them.
 func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 	r, err := serving.Examine(m, serving.Config{
 		Provider: d.Provider, VisionProvider: d.VisionProvider, AllowCPUFallback: d.AllowCPUFallback,
@@ -127,7 +130,8 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 		line("chosen", why)
 	}
 	if r.Decoder.Precision != "" && r.Vision.Precision != "" {
-		line("precision", fmt.Sprintf("vision %s, decoder %s", serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
+		line("precision", fmt.Sprintf("vision %s, decoder %s",
+			serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
 	}
 	if r.KV.Tokens > 0 {
 		if r.OnDevice {

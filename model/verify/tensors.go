@@ -65,7 +65,7 @@ func (v *Verifier) tensors(want references) ([]Check, error) {
 		return checks, err
 	}
 	for i := range images {
-		if err := in.Attach(i, patches[i], v.Model.Decoder.Hidden); err != nil {
+		if err := in.Attach(i, patches[i], v.Model.Decoder.PatchWidth()); err != nil {
 			return checks, err
 		}
 	}
