@@ -222,6 +222,7 @@ func TestChangedMeanwhile(t *testing.T) {
 // What the hub refuses is said in words that name the token, the licence's page, or what is not there.
 func TestRefusals(t *testing.T) {
 	none := func(o *Options) { o.Token = Token{} }
+	gated := func(x *tested) { x.repo.Token, x.repo.Gated = "other", true }
 	for name, c := range map[string]struct {
 		change   func(x *tested)
 		options  []func(*Options)
@@ -229,9 +230,9 @@ func TestRefusals(t *testing.T) {
 		is       error
 		want     []string
 	}{
-		"gated, no token": {func(x *tested) { x.repo.Token, x.repo.Gated = "other", true }, []func(*Options){none}, "main", ErrDenied,
+		"gated, no token": {gated, []func(*Options){none}, "main", ErrDenied,
 			[]string{"accept its licence at URL/org/model", "HF_TOKEN"}},
-		"gated, no access": {func(x *tested) { x.repo.Token, x.repo.Gated = "other", true }, nil, "main", ErrDenied,
+		"gated, no access": {gated, nil, "main", ErrDenied,
 			[]string{"accept its licence at URL/org/model", "the account of the token of HF_TOKEN"}},
 		"private, no token": {func(x *tested) { x.repo.Token = "other" }, []func(*Options){none}, "main", ErrNotFound,
 			[]string{"has no model org/model", "HF_TOKEN has to have a token"}},
@@ -239,13 +240,16 @@ func TestRefusals(t *testing.T) {
 			[]string{"the token of HF_TOKEN may not read it"}},
 		"no revision": {func(*tested) {}, nil, "v9", ErrNotFound, []string{`the hub has the model, and no revision "v9"`}},
 		"no commit":   {func(*tested) {}, nil, strings.Repeat("a", 40), ErrNotFound, []string{"no revision"}},
-		"no model":    {func(x *tested) { delete(x.hub.Repos, testID) }, nil, "main", ErrNotFound, []string{"has no model org/model"}},
-		"taken down":  {status(http.StatusForbidden, "X-Error-Code", "DisabledRepo"), nil, "main", ErrDenied, []string{"taken the model down"}},
-		"401":         {status(http.StatusUnauthorized), nil, "main", ErrDenied, []string{"is not accepted"}},
-		"403":         {status(http.StatusForbidden), []func(*Options){none}, "main", ErrDenied, []string{"set HF_TOKEN"}},
-		"400":         {status(http.StatusBadRequest), nil, "main", nil, []string{"answers 400 Bad Request"}},
-		"503":         {status(http.StatusServiceUnavailable), nil, "main", nil, []string{"answers 503", "tried 6 times"}},
-		"429":         {status(http.StatusTooManyRequests, "Retry-After", "3600"), nil, "main", nil, []string{"answers 429", "come back in 1h"}},
+		"no model": {func(x *tested) { delete(x.hub.Repos, testID) }, nil, "main", ErrNotFound,
+			[]string{"has no model org/model"}},
+		"taken down": {status(http.StatusForbidden, "X-Error-Code", "DisabledRepo"), nil, "main", ErrDenied,
+			[]string{"taken the model down"}},
+		"401": {status(http.StatusUnauthorized), nil, "main", ErrDenied, []string{"is not accepted"}},
+		"403": {status(http.StatusForbidden), []func(*Options){none}, "main", ErrDenied, []string{"set HF_TOKEN"}},
+		"400": {status(http.StatusBadRequest), nil, "main", nil, []string{"answers 400 Bad Request"}},
+		"503": {status(http.StatusServiceUnavailable), nil, "main", nil, []string{"answers 503", "tried 6 times"}},
+		"429": {status(http.StatusTooManyRequests, "Retry-After", "3600"), nil, "main", nil,
+			[]string{"answers 429", "come back in 1h"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := start(t, c.options...)
@@ -504,7 +508,8 @@ func TestRoom(t *testing.T) {
 // Names that lead out of the folder, or that are none, have the repository refused: in the tree and among the siblings.
 func TestHostileNames(t *testing.T) {
 	for _, name := range []string{
-		"../evil", "/etc/evil", "a/../../evil", "..", ".", "", "a//b", "a/", "/", `a\..\evil`, `C:\evil`, "C:evil", "a\x00b", "a\nb",
+		"../evil", "/etc/evil", "a/../../evil", "..", ".", "", "a//b", "a/", "/", `a\..\evil`, `C:\evil`, "C:evil", "a\x00b",
+		"a\nb",
 		"a\x1b[2Jb", "a\u202eb", "\xff\xfe", strings.Repeat("a", 241), strings.Repeat("a/", 600) + "a", "./a", "a/./b",
 	} {
 		if err := checkFileName(name); err == nil {
@@ -535,7 +540,9 @@ func TestHostileNames(t *testing.T) {
 			t.Errorf("%q: something was made (%v)", name, err)
 		}
 	}
-	for _, name := range []string{"config.json", ".gitattributes", "a/b/c.json", "ünïcode.json", "a b.json", "...x", "a..b"} {
+	for _, name := range []string{
+		"config.json", ".gitattributes", "a/b/c.json", "ünïcode.json", "a b.json", "...x", "a..b",
+	} {
 		if err := checkFileName(name); err != nil {
 			t.Error(err)
 		}
@@ -544,16 +551,16 @@ func TestHostileNames(t *testing.T) {
 
 // Listings that are wrong otherwise.
 func TestHostileTrees(t *testing.T) {
-	id := strings.Repeat("a", 40)
+	id, sum := strings.Repeat("a", 40), strings.Repeat("b", 64)
 	many := "[" + strings.Repeat(`{"type":"file","path":"a","size":1,"oid":"`+id+`"},`, 2) + "{}]"
 	for tree, want := range map[string]string{
 		many: "is listed twice",
-		`[{"type":"file","path":"a","size":-5,"oid":"` + id + `"}]`:                                                          "too large",
-		`[{"type":"file","path":"a","size":9223372036854775807,"oid":"` + id + `"}]`:                                         "too large",
-		`[{"type":"file","path":"a","size":1,"oid":"../../../evil"}]`:                                                        "want the id of a blob",
-		`[{"type":"file","path":"a","size":1}]`:                                                                              "want the id of a blob",
-		`[{"type":"file","path":"a","size":1,"oid":"` + id + `","lfs":{"oid":"../evil","size":1}}]`:                          "want a SHA-256",
-		`[{"type":"file","path":"a","size":1,"oid":"` + id + `","lfs":{"oid":"` + strings.Repeat("b", 64) + `","size":-1}}]`: "too large",
+		`[{"type":"file","path":"a","size":-5,"oid":"` + id + `"}]`:                                      "too large",
+		`[{"type":"file","path":"a","size":9223372036854775807,"oid":"` + id + `"}]`:                     "too large",
+		`[{"type":"file","path":"a","size":1,"oid":"../../../evil"}]`:                                    "want the id of a blob",
+		`[{"type":"file","path":"a","size":1}]`:                                                          "want the id of a blob",
+		`[{"type":"file","path":"a","size":1,"oid":"` + id + `","lfs":{"oid":"../evil","size":1}}]`:      "want a SHA-256",
+		`[{"type":"file","path":"a","size":1,"oid":"` + id + `","lfs":{"oid":"` + sum + `","size":-1}}]`: "too large",
 		`{"error":"x"}`: "does not answer as a hub does",
 	} {
 		x := start(t)
@@ -569,7 +576,8 @@ func TestHostileTrees(t *testing.T) {
 		}
 	}
 	// ETags of a hub without trees become names of files.
-	for _, etag := range []string{"", `"../../evil"`, `"a/b"`, `"."`, `".."`, `"` + strings.Repeat("a", 200) + `"`, `"a b"`} {
+	long := `"` + strings.Repeat("a", 200) + `"`
+	for _, etag := range []string{"", `"../../evil"`, `"a/b"`, `"."`, `".."`, long, `"a b"`} {
 		x := start(t)
 		x.hub.NoTree = true
 		x.fault(func(w http.ResponseWriter, r *http.Request) bool {

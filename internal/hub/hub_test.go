@@ -322,7 +322,8 @@ func TestResumeOfWrongContent(t *testing.T) {
 	x := start(t)
 	s := x.store(Repo{testID, "main"})
 	name := "model-00001.safetensors"
-	if err := errors.Join(s.make(), os.WriteFile(s.incomplete(x.repo.ETag(name)), make([]byte, 200_000), 0o600)); err != nil {
+	part := s.incomplete(x.repo.ETag(name))
+	if err := errors.Join(s.make(), os.WriteFile(part, make([]byte, 200_000), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if x.mustPull(t); !strings.Contains(x.said.text(), "fetched anew") {
@@ -455,10 +456,10 @@ func TestWantReads(t *testing.T) {
 	if !errors.Is(err, ErrTooLarge) || x.hub.Count("huge") > 0 {
 		t.Errorf("error %v", err)
 	}
-	if err := fstest.TestFS(files{&listing{files: map[string]file{"a": {name: "a", size: 3}, "b/c": {name: "b/c", size: 3}}},
-		func(name string) (fs.File, error) {
-			return fstest.MapFS{"a": {Data: []byte("123"), Mode: 0o444}, "b/c": {Data: []byte("123"), Mode: 0o444}}.Open(name)
-		}}, "a", "b/c"); err != nil {
+	l := &listing{files: map[string]file{"a": {name: "a", size: 3}, "b/c": {name: "b/c", size: 3}}}
+	content := &fstest.MapFile{Data: []byte("123"), Mode: 0o444}
+	shown := files{l, func(name string) (fs.File, error) { return fstest.MapFS{"a": content, "b/c": content}.Open(name) }}
+	if err := fstest.TestFS(shown, "a", "b/c"); err != nil {
 		t.Error(err)
 	}
 }

@@ -28,9 +28,11 @@ func TestParse(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "a", "/", "a/", "/a", "a/b/c", "../b", "a/..", "./b", "a/./b", "a/b@", "a/b@..", "a/b@../x", "a/b@/x", "a/b@x/",
-		"a/b@x//y", "a/b@-x", "a/b@x.lock", "a/b@x y", "a/b@x\x00", "a--b/c", "a/b--c", "-a/b", "a/b-", ".a/b", "a/b.", "a b/c",
+		"a/b@x//y", "a/b@-x", "a/b@x.lock", "a/b@x y", "a/b@x\x00", "a--b/c", "a/b--c", "-a/b", "a/b-", ".a/b", "a/b.",
+		"a b/c",
 		"a/b\n", `a\b`, "hf://", "hf://a/b/c", "https://huggingface.co/a/b", "a/" + strings.Repeat("b", 96),
-		"a/b@" + strings.Repeat("x", 256), "ä/b", "a/b@.x", "a/b@x/.y", "/home/me/model", "~/model", "C:/model", "a/b?x=1", "a/b#c",
+		"a/b@" + strings.Repeat("x", 256), "ä/b", "a/b@.x", "a/b@x/.y", "/home/me/model", "~/model", "C:/model",
+		"a/b?x=1", "a/b#c",
 	} {
 		if r, err := Parse(text); err == nil {
 			t.Errorf("%q reads as %+v", text, r)
@@ -80,7 +82,8 @@ func FuzzTree(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		s := &store{Repo{"a/b", "main"}, t.TempDir(), t.TempDir()}
 		commit := strings.Repeat("a", 40)
-		if err := errors.Join(os.MkdirAll(filepath.Join(s.dir, "trees"), 0o700), os.WriteFile(s.tree(commit), raw, 0o600)); err != nil {
+		err := errors.Join(os.MkdirAll(filepath.Join(s.dir, "trees"), 0o700), os.WriteFile(s.tree(commit), raw, 0o600))
+		if err != nil {
 			t.Fatal(err)
 		}
 		l := s.readTree(commit)
@@ -106,6 +109,7 @@ func TestReadEnvironment(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("two words"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	usual := home + "/.cache/huggingface/hub"
 	for _, c := range []struct {
 		name    string
 		vars    map[string]string
@@ -115,20 +119,20 @@ func TestReadEnvironment(t *testing.T) {
 		from    string
 		err     string
 	}{
-		{"none", nil, home + "/.cache/huggingface/hub", false, "", "", ""},
+		{"none", nil, usual, false, "", "", ""},
 		{"XDG", map[string]string{"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub", false, "", "", ""},
 		{"home", map[string]string{"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub", false, "", "", ""},
 		{"tilde", map[string]string{"HF_HOME": "~/h"}, home + "/h/hub", false, "", "", ""},
 		{"variable", map[string]string{"HF_HOME": "$BASE/h", "BASE": "/b"}, "/b/h/hub", false, "", "", ""},
 		{"cache", map[string]string{"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c", false, "", "", ""},
 		{"old cache", map[string]string{"HUGGINGFACE_HUB_CACHE": "/c"}, "/c", false, "", "", ""},
-		{"offline", map[string]string{"HF_HUB_OFFLINE": "1"}, home + "/.cache/huggingface/hub", true, "", "", ""},
-		{"offline, too", map[string]string{"TRANSFORMERS_OFFLINE": "yes"}, home + "/.cache/huggingface/hub", true, "", "", ""},
-		{"not offline", map[string]string{"HF_HUB_OFFLINE": "0"}, home + "/.cache/huggingface/hub", false, "", "", ""},
-		{"token", map[string]string{"HF_TOKEN": "hf_a", "HF_TOKEN_PATH": file}, home + "/.cache/huggingface/hub", false, "hf_a", "HF_TOKEN", ""},
-		{"old token", map[string]string{"HUGGING_FACE_HUB_TOKEN": "hf_b"}, home + "/.cache/huggingface/hub", false, "hf_b", "HUGGING_FACE_HUB_TOKEN", ""},
-		{"file", map[string]string{"HF_TOKEN_PATH": file}, home + "/.cache/huggingface/hub", false, "hf_fromFile", file, ""},
-		{"no token", map[string]string{"HF_TOKEN": "hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, home + "/.cache/huggingface/hub", false, "", "", ""},
+		{"offline", map[string]string{"HF_HUB_OFFLINE": "1"}, usual, true, "", "", ""},
+		{"offline, too", map[string]string{"TRANSFORMERS_OFFLINE": "yes"}, usual, true, "", "", ""},
+		{"not offline", map[string]string{"HF_HUB_OFFLINE": "0"}, usual, false, "", "", ""},
+		{"token", map[string]string{"HF_TOKEN": "hf_a", "HF_TOKEN_PATH": file}, usual, false, "hf_a", "HF_TOKEN", ""},
+		{"old token", map[string]string{"HUGGING_FACE_HUB_TOKEN": "hf_b"}, usual, false, "hf_b", "HUGGING_FACE_HUB_TOKEN", ""},
+		{"file", map[string]string{"HF_TOKEN_PATH": file}, usual, false, "hf_fromFile", file, ""},
+		{"no token", map[string]string{"HF_TOKEN": "hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, usual, false, "", "", ""},
 		{"broken file", map[string]string{"HF_TOKEN_PATH": broken}, "", false, "", "", broken + ": want one token"},
 		{"broken", map[string]string{"HF_TOKEN": "hf\nsecret"}, "", false, "", "", "HF_TOKEN: want one token"},
 		{"a folder", map[string]string{"HF_TOKEN_PATH": home}, "", false, "", "", "a folder"},
@@ -148,7 +152,9 @@ func TestReadEnvironment(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	for _, text := range []string{"hub.example.com", "ftp://hub", "https://", "https://user:hf_pass@hub", "https://hub?x=1", "https://hub#x", "%"} {
+	for _, text := range []string{
+		"hub.example.com", "ftp://hub", "https://", "https://user:hf_pass@hub", "https://hub?x=1", "https://hub#x", "%",
+	} {
 		_, err := New(Options{Endpoint: text, Cache: "/c"})
 		if err == nil || !strings.Contains(err.Error(), "--hub-endpoint") || strings.Contains(err.Error(), "hf_pass") {
 			t.Errorf("%s: %v", text, err)
@@ -160,10 +166,10 @@ func TestEndpoints(t *testing.T) {
 	}
 	r := Repo{"a/b", "refs/pr/1"}
 	for got, want := range map[string]string{
-		c.at("api", "models", r.ID, "revision", r.Revision).String(): "https://hub.example.com/sub/api/models/a/b/revision/refs%2Fpr%2F1",
-		c.fileURL(r, "abc", "x/a b#?%.json").String():                "https://hub.example.com/sub/a/b/resolve/abc/x/a%20b%23%3F%25.json",
+		c.at("api", "models", r.ID, "revision", r.Revision).String(): "/api/models/a/b/revision/refs%2Fpr%2F1",
+		c.fileURL(r, "abc", "x/a b#?%.json").String():                "/a/b/resolve/abc/x/a%20b%23%3F%25.json",
 	} {
-		if got != want {
+		if want = "https://hub.example.com/sub" + want; got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
