@@ -22,6 +22,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // lines is a log.
@@ -84,8 +85,10 @@ func TestOpen(t *testing.T) {
 		}
 		return func(batching.Step) { steps++ }
 	}
+	limits := vision.DefaultLimits()
+	limits.MaxPixels = 1 << 20
 	d, log := opened(t, Config{
-		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1,
+		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1, Images: limits,
 	})
 	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=") || !strings.Contains(line, "computed=") {
 		t.Errorf("the log has no self-test: %q", log.text.String())
@@ -99,7 +102,7 @@ func TestOpen(t *testing.T) {
 	}
 	m := d.Model
 	if m.Name != "mine" || len(m.Digest) != 64 || m.MaxLen != 400 || m.Vocab == 0 || m.Hidden == 0 || len(m.EOS) == 0 ||
-		m.KVBytesPerToken == 0 || m.DeviceStats != nil || len(m.Sessions) < 2 || m.Prompter.Limits.MaxPixels == 0 {
+		m.KVBytesPerToken == 0 || m.DeviceStats != nil || len(m.Sessions) < 2 || m.Prompter.Limits != limits {
 		t.Errorf("%+v", m)
 	}
 	data, err := os.ReadFile(filepath.Join("..", "model", "tiny-vlm", "samples", "sample0.png"))

@@ -1,6 +1,7 @@
 package serving_test
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -9,8 +10,8 @@ import (
 	"github.com/mmserve/mmserve/serving/servingtest"
 )
 
-// maskStage puts *** in the place of each occurrence of a word: what a filter that redacts does.
-type maskStage struct{ word, held string }
+// maskStage puts *** in the place of each occurrence of a word, or what it is to put: what a filter that redacts does.
+type maskStage struct{ word, put, held string }
 
 func (m *maskStage) Push(text string, emit func(serving.Piece)) *serving.End {
 	m.held += text
@@ -21,7 +22,7 @@ func (m *maskStage) Push(text string, emit func(serving.Piece)) *serving.End {
 		}
 		m.pass(at, emit)
 		m.held = m.held[len(m.word):]
-		emit(serving.Piece{Text: "***", Covers: len(m.word), Hides: true})
+		emit(serving.Piece{Text: cmp.Or(m.put, "***"), Covers: len(m.word), Hides: true})
 	}
 	keep := min(len(m.held), len(m.word)-1)
 	for ; keep > 0 && !strings.HasPrefix(m.word, m.held[len(m.held)-keep:]); keep-- {
@@ -86,6 +87,7 @@ func TestChain(t *testing.T) {
 	type tokens = []string
 	trim := func() serving.Stage { return serving.NewTrimStage() }
 	mask := func() serving.Stage { return &maskStage{word: "secret"} }
+	dot := func() serving.Stage { return &maskStage{word: "secret", put: "."} }
 	stop := func(stops ...string) func() serving.Stage {
 		return func() serving.Stage { return serving.NewStopStage(stops...) }
 	}
@@ -124,6 +126,9 @@ func TestChain(t *testing.T) {
 		"masked, then a stop": {stages{mask, stop("**")}, tokens{"my ", "secret", " is"}, "my ", []int{0}, true},
 		"masked, then held": {
 			stages{mask, stop("** x")}, tokens{"my ", "secret", " is"}, "my *** is", []int{0, 2}, false,
+		},
+		"masked by a byte, then held": {
+			stages{dot, stop("ab.x")}, tokens{"ab", "secret", "!"}, "ab.!", []int{0, 2}, false,
 		},
 		"trim, mask, stop":              {stages{trim, mask, stop("END")}, tokens{" secret", " E", "ND"}, "*** ", nil, true},
 		"a stop before the mask":        {stages{stop("END"), mask}, tokens{"a sec", "END", "x"}, "a sec", []int{0}, true},

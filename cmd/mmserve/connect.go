@@ -54,7 +54,9 @@ func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*c
 		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(running, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
-		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })))
+		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return lis.DialContext(ctx)
+		})))
 	end := func() error {
 		stop()
 		return errors.Join(<-served, a.Close(context.Background()))

@@ -56,7 +56,8 @@ func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wri
 		for _, name := range ort.Providers() {
 			err := ort.Working(name)
 			if err != nil && name != "cpu" {
-				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name, strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
+				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name,
+					strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
 				continue
 			}
 			report("provider", err, name+" works (ran a graph)")
@@ -128,7 +129,8 @@ func (d doctorCmd) secure(report func(label string, err error, ok string)) {
 	}
 }
 
-// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
+// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes
+// them.
 func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 	r, err := serving.Examine(m, serving.Config{
 		Provider: d.Provider, VisionProvider: d.VisionProvider, AllowCPUFallback: d.AllowCPUFallback,
@@ -141,7 +143,8 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 		line("chosen", why)
 	}
 	if r.Decoder.Precision != "" && r.Vision.Precision != "" {
-		line("precision", fmt.Sprintf("vision %s, decoder %s", serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
+		line("precision", fmt.Sprintf("vision %s, decoder %s",
+			serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
 	}
 	if r.KV.Tokens > 0 {
 		if r.OnDevice {

@@ -172,8 +172,8 @@ func readRegular(name string, most int64) ([]byte, error) {
 	return data, err
 }
 
-// writeTiles writes each square of planar RGB as PNG. Patches, where there are no tiles, come in one file, a block after
-// the other.
+// writeTiles writes each square of planar RGB as PNG. Patches, where there are no tiles, come in one file, a block
+// after the other.
 func writeTiles(stem string, img *vision.Image) error {
 	s := img.Size
 	n := len(img.Pixels) / (3 * s * s)

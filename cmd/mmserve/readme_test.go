@@ -30,7 +30,8 @@ func readmeBlock(t *testing.T, language, has string) string {
 	return found[0]
 }
 
-// TestReadme does what the README says to call a server, as far as this machine has what it takes: each block gives the answer.
+// TestReadme does what the README says to call a server, as far as this machine has what it takes: each block gives the
+// answer.
 func TestReadme(t *testing.T) {
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
@@ -48,7 +49,8 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What npm install makes of a folder.
-	if err := os.Symlink(filepath.Join(root, "clients", "node"), filepath.Join(dir, "node_modules", "mmserve-client")); err != nil {
+	if err := os.Symlink(filepath.Join(root, "clients", "node"),
+		filepath.Join(dir, "node_modules", "mmserve-client")); err != nil {
 		t.Fatal(err)
 	}
 	addr := serveAt(t)
