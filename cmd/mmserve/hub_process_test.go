@@ -72,7 +72,8 @@ func TestHubPullKilled(t *testing.T) {
 			t.Fatal("the pull was over before it was killed")
 		}
 		said.WriteString(p.stderr.String())
-		if _, err := os.Stat(filepath.Join(home, "hub", "models--mmserve--tiny-vlm", "refs", "main")); !errors.Is(err, fs.ErrNotExist) {
+		ref := filepath.Join(home, "hub", "models--mmserve--tiny-vlm", "refs", "main")
+		if _, err := os.Stat(ref); !errors.Is(err, fs.ErrNotExist) {
 			t.Fatalf("the revision names what is not whole: %v", err)
 		}
 	}
@@ -117,7 +118,8 @@ func TestHubPullInterrupted(t *testing.T) {
 	h.Lock()
 	h.Requests = nil
 	h.Unlock()
-	first, second := startProcess(t, "model", "pull", "mmserve/tiny-vlm"), startProcess(t, "model", "pull", "mmserve/tiny-vlm")
+	pull := []string{"model", "pull", "mmserve/tiny-vlm"}
+	first, second := startProcess(t, pull...), startProcess(t, pull...)
 	for _, p := range []*process{first, second} {
 		if code := p.exit(t); code != 0 {
 			t.Errorf("status %d: %s", code, p.stderr.String())

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/hub"
 	"github.com/mmserve/mmserve/internal/hub/hubtest"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // tinyHub is a hub with the embedded model, and a cache that is empty.
@@ -80,25 +81,29 @@ func TestHubModelInOneLine(t *testing.T) {
 	if code != 0 || !strings.Contains(out, "removed, 6.8 MiB") || cachedBytes(home) != 0 {
 		t.Errorf("remove: status %d, %s%s", code, out, errs)
 	}
-	if code, _, errs := mmserve(t, "model", "remove", "mmserve/tiny-vlm"); code != 1 || !strings.Contains(errs, "is not in the cache") {
+	code, _, errs = mmserve(t, "model", "remove", "mmserve/tiny-vlm")
+	if code != 1 || !strings.Contains(errs, "is not in the cache") {
 		t.Errorf("remove again: status %d, %s", code, errs)
 	}
 }
 
-// A folder goes before a hub's model of that name, and the command says so; a path that cannot be a model's name is never
-// asked for.
+// A folder goes before a hub's model of that name, and the command says so; a path that cannot be a model's name is
+// never asked for.
 func TestHubOrFolder(t *testing.T) {
 	h, _, _ := tinyHub(t)
 	t.Chdir(t.TempDir())
-	if err := os.CopyFS(filepath.Join("mmserve", "tiny-vlm"), os.DirFS(filepath.Join(packageFolder, tinyVLM))); err != nil {
+	tiny := os.DirFS(filepath.Join(packageFolder, tinyVLM))
+	if err := os.CopyFS(filepath.Join("mmserve", "tiny-vlm"), tiny); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs := mmserve(t, "model", "inspect", "mmserve/tiny-vlm")
-	if code != 0 || !strings.Contains(out, "tiny-vlm") || !strings.Contains(errs, "hf:// in front would name a hub's") || h.Count("") != 0 {
+	if code != 0 || !strings.Contains(out, "tiny-vlm") || !strings.Contains(errs, "hf:// in front would name a hub's") ||
+		h.Count("") != 0 {
 		t.Errorf("status %d, %s%s, %d requests", code, out, errs, h.Count(""))
 	}
 	for _, dir := range []string{"./mmserve/none", "a/b/c", "/no/such", "none"} {
-		if code, _, errs := mmserve(t, "model", "inspect", dir); code != 1 || !strings.Contains(errs, "no such file") || h.Count("") != 0 {
+		code, _, errs := mmserve(t, "model", "inspect", dir)
+		if code != 1 || !strings.Contains(errs, "no such file") || h.Count("") != 0 {
 			t.Errorf("%s: status %d, %s", dir, code, errs)
 		}
 	}
@@ -123,7 +128,8 @@ var packageFolder, _ = os.Getwd()
 func TestHubOffline(t *testing.T) {
 	h, _, _ := tinyHub(t)
 	args := []string{"model", "inspect", "mmserve/tiny-vlm"}
-	if code, _, errs := mmserve(t, append(args, "--hub-offline")...); code != 1 || !strings.Contains(errs, "is not in the cache") {
+	code, _, errs := mmserve(t, append(args, "--hub-offline")...)
+	if code != 1 || !strings.Contains(errs, "is not in the cache") {
 		t.Errorf("status %d, %s", code, errs)
 	}
 	t.Setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -143,14 +149,24 @@ func TestHubRefusesModels(t *testing.T) {
 	tiny := &fstest.MapFile{Data: r.Files["config.json"]}
 	weights := &fstest.MapFile{Data: make([]byte, 100_000)}
 	config := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
+	index := func(file string) *fstest.MapFile { return config(`{"weight_map":{"a":"` + file + `"}}`) }
+	const indexName = "model.safetensors.index.json"
+	quantised := config(`{"model_type":"idefics3","quantization_config":{"quant_method":"awq"}}`)
+	adapter := config(`{"peft_type":"LORA"}`)
 	for want, files := range map[string]fstest.MapFS{
-		`model_type "gpt5v" is not supported`:     {"config.json": config(`{"model_type":"gpt5v"}`), "model.safetensors": weights},
-		"GGUF, the format of llama.cpp":           {"x.gguf": weights, "README.md": config("x")},
-		"PyTorch's pickled weights":               {"config.json": tiny, "pytorch_model.bin": weights},
-		"an adapter":                              {"config.json": tiny, "adapter_config.json": config(`{"peft_type":"LORA"}`), "model.safetensors": weights},
-		"reads no quantised checkpoints":          {"config.json": config(`{"model_type":"idefics3","quantization_config":{"quant_method":"awq"}}`), "model.safetensors": weights},
-		"names \"../x.safetensors\": want a file": {"config.json": tiny, "model.safetensors.index.json": config(`{"weight_map":{"a":"../x.safetensors"}}`), "x.safetensors": weights},
-		"names \"model.bin\": want a file":        {"config.json": tiny, "model.safetensors.index.json": config(`{"weight_map":{"a":"model.bin"}}`), "model.bin": weights},
+		`model_type "gpt5v" is not supported`: {
+			"config.json": config(`{"model_type":"gpt5v"}`), "model.safetensors": weights,
+		},
+		"GGUF, the format of llama.cpp": {"x.gguf": weights, "README.md": config("x")},
+		"PyTorch's pickled weights":     {"config.json": tiny, "pytorch_model.bin": weights},
+		"an adapter": {
+			"config.json": tiny, "adapter_config.json": adapter, "model.safetensors": weights,
+		},
+		"reads no quantised checkpoints": {"config.json": quantised, "model.safetensors": weights},
+		`names "../x.safetensors": want a file`: {
+			"config.json": tiny, indexName: index("../x.safetensors"), "x.safetensors": weights,
+		},
+		`names "model.bin": want a file`: {"config.json": tiny, indexName: index("model.bin"), "model.bin": weights},
 	} {
 		h.Add(t, "org/model", files)
 		code, _, errs := mmserve(t, "model", "pull", "org/model")
@@ -163,7 +179,7 @@ func TestHubRefusesModels(t *testing.T) {
 	}
 }
 
-// Of ready-made graphs those are fetched that --onnx-dtype names, or that would be run; of shards those that the index has.
+// Of ready-made graphs those are fetched that --onnx-dtype names, or that would be run.
 func TestHubFetchesWhatIsNeeded(t *testing.T) {
 	h, _, home := tinyHub(t)
 	graphs := os.DirFS(exportFolder(t))
@@ -186,10 +202,12 @@ func TestHubFetchesWhatIsNeeded(t *testing.T) {
 	if err != nil || len(got) != len(names) || strings.Contains(strings.Join(got, " "), "_q4") {
 		t.Errorf("%v is there of %v, %v", got, names, err)
 	}
-	if code, _, errs := mmserve(t, "model", "pull", "org/graphs", "--onnx-dtype", "q8"); code != 1 || !strings.Contains(errs, "it has fp32, q4") {
+	code, _, errs = mmserve(t, "model", "pull", "org/graphs", "--onnx-dtype", "q8")
+	if code != 1 || !strings.Contains(errs, "it has fp32, q4") {
 		t.Errorf("status %d, %s", code, errs)
 	}
-	if code, out, errs := mmserve(t, "model", "inspect", "org/graphs"); code != 0 || !strings.Contains(out, "the folder has no safetensors") {
+	code, out, errs = mmserve(t, "model", "inspect", "org/graphs")
+	if code != 0 || !strings.Contains(out, "the folder has no safetensors") {
 		t.Errorf("status %d, %s%s", code, out, errs)
 	}
 }
@@ -198,7 +216,7 @@ func TestHubFetchesWhatIsNeeded(t *testing.T) {
 func TestHubAdmin(t *testing.T) {
 	h, _, _ := tinyHub(t)
 	for _, allowed := range []bool{false, true} {
-		admin := freeAddress(t)
+		admin := sockettest.FreeAddress(t)
 		args := []string{"--slots", "2", "--admin-address", admin, "--models-dir", t.TempDir()}
 		if allowed {
 			args = append(args[:4], "--models-hub")
@@ -206,7 +224,8 @@ func TestHubAdmin(t *testing.T) {
 		c := startServer(t, args...)
 		url := "http://" + admin + "/models"
 		want := map[bool]int{true: http.StatusOK, false: http.StatusForbidden}[allowed]
-		if code, body := change(t, "POST", url, load("hub", "hf://mmserve/tiny-vlm")); code != want || !allowed && !strings.Contains(body, "--models-hub") {
+		code, body := change(t, "POST", url, load("hub", "hf://mmserve/tiny-vlm"))
+		if code != want || !allowed && !strings.Contains(body, "--models-hub") {
 			t.Errorf("allowed %t: %d %s", allowed, code, body)
 		}
 		if code, body := change(t, "POST", url, load("x", "mmserve/tiny-vlm")); code != http.StatusForbidden {
@@ -218,7 +237,8 @@ func TestHubAdmin(t *testing.T) {
 			}
 			continue
 		}
-		if code, body := change(t, "POST", url, load("x", "hf://mmserve/none")); code != http.StatusUnprocessableEntity || !strings.Contains(body, "has no model") {
+		code, body = change(t, "POST", url, load("x", "hf://mmserve/none"))
+		if code != http.StatusUnprocessableEntity || !strings.Contains(body, "has no model") {
 			t.Errorf("no model: %d %s", code, body)
 		}
 		if out, err := c.Generate(t.Context(), asked(t, "hub", 0)); err != nil || out.GetModel() != "hub" {

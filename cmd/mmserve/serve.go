@@ -160,7 +160,9 @@ func (s serveCmd) serve(
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
 	if s.ModelsHub {
-		models.fetch = func(ctx context.Context, m modelFolder) (modelFolder, error) { return s.find(ctx, m, s.wanted(), log) }
+		models.fetch = func(ctx context.Context, m modelFolder) (modelFolder, error) {
+			return s.find(ctx, m, s.wanted(), log)
+		}
 	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
