@@ -47,7 +47,7 @@ func checkAttention(t *testing.T, c Config) {
 	v := b.Input("v", onnx.F32, "B", "S", c.KVHeads*c.HeadDim)
 	a := attention{Config: c, seqlens: b.Input("seqlens_k", onnx.I32, "B"),
 		total: b.Input("total_sequence_length", onnx.I32, 1)}
-	a.cos, a.sin = c.rotary(b)
+	a.rotary(b, func() string { return b.Op("Squeeze", nil, b.Op("Shape", onnx.Attrs{"start": 1, "end": 2}, q)) })
 	if c.WholePrompt {
 		a.first = isFirst(b, q, a.seqlens)
 	}

@@ -39,6 +39,17 @@ type OpenOptions struct {
 	Session   ort.Options
 }
 
+// cutImage gives a span of which the row has some positions and not all.
+func (row *Row) cutImage() (fusion.Span, bool) {
+	end := row.Past + len(row.IDs)
+	for _, s := range row.Spans {
+		if s.Start < end && row.Past < s.Start+s.Len && (s.Start < row.Past || end < s.Start+s.Len) {
+			return s, true
+		}
+	}
+	return fusion.Span{}, false
+}
+
 // logits is the number of positions, the last of the row, whose logits are wanted.
 func (row *Row) logits() int {
 	switch {
@@ -97,6 +108,9 @@ func checkRows(rows []Row, c Capacity, shortest int) error {
 			return fmt.Errorf("decoder: row %d goes on with %d ids, but the model's first chunk holds the whole prompt", i, len(row.IDs))
 		case row.Past == 0 && len(row.IDs) < shortest:
 			return fmt.Errorf("decoder: row %d starts with %d ids, the model wants at least %d", i, len(row.IDs), shortest)
+		}
+		if s, cut := row.cutImage(); cut && c.WholeImages {
+			return fmt.Errorf("decoder: row %d has positions [%d,%d), which cut the image at [%d,%d)", i, row.Past, row.Past+len(row.IDs), s.Start, s.Start+s.Len)
 		}
 	}
 	return nil

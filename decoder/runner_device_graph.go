@@ -25,6 +25,8 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	}{
 		{c.EncoderStates > 0, "cross-attention"}, {c.WholePrompt, "attention both ways in the prompt"},
 		{c.Softcap > 0, "attn_logit_softcapping"}, {c.Windows != nil, "sliding windows"},
+		{c.MRope != nil, "positions in three axes"}, {c.ImageBlocks, "attention both ways among an image's positions"},
+		{c.Deepstack > 0, "features of an image for several layers"},
 	} {
 		if f.has {
 			return nil, fmt.Errorf("decoders with %s run on the cpu provider only", f.what)
@@ -38,8 +40,9 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	attend.seqlens = b.Input("seqlens_k", onnx.I32, "B")
 	attend.total = b.Input("total_sequence_length", onnx.I32, 1)
 	sample := b.Input("sample_rows", onnx.I64, "K")
-	attend.cos, attend.sin = c.rotary(b)
-	attend.cos, attend.sin = b.Narrow(attend.cos), b.Narrow(attend.sin)
+	attend.rotary(b, func() string {
+		return b.Op("Squeeze", nil, b.Op("Slice", nil, attend.shape, b.I64s(1), b.I64s(2)))
+	})
 
 	zero, last := b.I32(0), b.I32(-1)
 	isPatch := b.Op("Less", nil, ids, zero)

@@ -20,6 +20,7 @@ type HostRunner struct {
 	embed   *fusion.Embedder
 	session *ort.Session
 	kv      *kvCache
+	images  *imageInputs
 
 	embeds  *ort.Memory[float32] // [rows × ids, hidden]
 	logits  *ort.Memory[float32] // [sampling rows, vocab]
@@ -48,7 +49,7 @@ func OpenHost(c Config, w *graph.Weights, o OpenOptions) (*HostRunner, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &HostRunner{config: c}
+	r := &HostRunner{config: c, images: newImageInputs(c)}
 	if !o.Precision.EmptyRuns() {
 		r.fewest = 1 // the integer kernel gives no rows a wrong shape
 	}
@@ -77,23 +78,19 @@ func (r *HostRunner) reserve(n, k int) (err error) {
 			}
 		}
 	}
-	return err
+	return errors.Join(err, r.images.reserve(n))
 }
 
 // Capacity is what the KV cache was sized for, and what the graph's operators promise.
 func (r *HostRunner) Capacity() Capacity {
-	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt}
+	return Capacity{
+		Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt,
+		WholeImages: r.config.ImageBlocks,
+	}
 }
 
 // exact tells that all layers run mmserve's own attention, which gives a position the same in whatever run.
-func (r *HostRunner) exact() bool {
-	for i := range r.config.Layers {
-		if !r.config.ownAttention(i) {
-			return false
-		}
-	}
-	return true
-}
+func (r *HostRunner) exact() bool { return r.config.ownAttention() }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run.
@@ -193,10 +190,11 @@ func (r *HostRunner) forward(rows []Row, width, wanted int) ([]float32, error) {
 	sample := view(&views, r.sample.Slice(), wanted)
 	logits := view(&views, r.logits.Slice(), wanted, r.config.Vocab)
 	defer views.destroy()
-	if views.err != nil {
-		return nil, views.err
+	r.in, err = r.images.tensors(append(r.in[:0], embeds, seqlens, total, sample), &views, rows, width)
+	if err = errors.Join(err, views.err); err != nil {
+		return nil, err
 	}
-	r.in = append(append(r.in[:0], embeds, seqlens, total, sample), kv...)
+	r.in = append(r.in, kv...)
 	r.out = append(append(r.out[:0], logits), kv...)
 	began := time.Now()
 	err = r.session.Run(r.in, r.out)
@@ -220,5 +218,6 @@ func (r *HostRunner) Close() error {
 	r.logits.Free()
 	r.lengths.Free()
 	r.sample.Free()
+	r.images.free()
 	return err
 }

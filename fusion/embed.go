@@ -55,8 +55,14 @@ func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) err
 	return Place(dst[:len(ids)*e.hidden], e.hidden, past, spans)
 }
 
-// Place writes the patches of spans over dst, [n, hidden], which holds positions [past, past+n) of a sequence.
+// Place writes the patch embeddings of spans over dst, [n, hidden], which holds positions [past, past+n) of a sequence.
 func Place(dst []float32, hidden, past int, spans []Span) error {
+	return PlacePart(dst, hidden, 0, past, spans)
+}
+
+// PlacePart is Place for part number part of what stands for each patch: 0 is its embedding, and behind it may lie
+// features for layers of the decoder, of hidden values each.
+func PlacePart(dst []float32, hidden, part, past int, spans []Span) error {
 	n := len(dst) / hidden
 	for _, s := range spans {
 		lo, hi := max(s.Start, past), min(s.Start+s.Len, past+n)
@@ -66,7 +72,13 @@ func Place(dst []float32, hidden, past int, spans []Span) error {
 		if s.Patches == nil {
 			return fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
 		}
-		copy(dst[(lo-past)*hidden:(hi-past)*hidden], s.Patches[(lo-s.Start)*hidden:])
+		width := len(s.Patches) / s.Len
+		if width*s.Len != len(s.Patches) || width%hidden != 0 || width <= part*hidden {
+			return fmt.Errorf("the image at position %d has %d values for %d patches, want a multiple of %d each, of which there are %d", s.Start, len(s.Patches), s.Len, hidden, part+1)
+		}
+		for at := lo; at < hi; at++ {
+			copy(dst[(at-past)*hidden:(at-past+1)*hidden], s.Patches[(at-s.Start)*width+part*hidden:])
+		}
 	}
 	return nil
 }

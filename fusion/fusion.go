@@ -10,8 +10,9 @@ type Layout struct {
 	Placeholder string
 	// Expand returns the text that replaces one placeholder for an image cut as g.
 	Expand func(g vision.Grid) string
-	// ImageTokenID is the id of the position that a patch embedding takes.
+	// ImageTokenID is the id of the position that a patch embedding takes. ImageToken is its text; "" is Placeholder.
 	ImageTokenID int32
+	ImageToken   string
 	// PatchTokens is the number of patch embeddings the connector gives for one tile.
 	PatchTokens int
 	// ImageTokens is the number of patch embeddings of an image cut as g; nil where every tile has PatchTokens.
@@ -46,7 +47,8 @@ type Span struct {
 	Rows, Cols int
 	// Digest is that image's vision.Image.Digest.
 	Digest [32]byte
-	// Patches is [Len, hidden] float32, row-major; nil until Attach.
+	// Patches is [Len, width] float32, row-major; nil until Attach. A row is a patch embedding, and in some models
+	// features for layers of the decoder behind it (see PlacePart).
 	Patches []float32
 }
 

@@ -221,16 +221,13 @@ func (m *Model) processorWarnings(warn func(string, ...any)) {
 }
 
 // fits refuses an image processor of another kind than the family's, whose tiles its prompts do not describe.
-func (m *Model) fits(p vision.Preprocessor) error {
+func (m *Model) fits(p vision.Preprocessor, file []byte) error {
 	if m.AnyProcessor {
 		return nil
 	}
-	want, err := vision.ParsePreprocessor([]byte("{}"), m.ImageProcessor)
-	if err != nil {
-		return err
-	}
-	if got, want := fmt.Sprintf("%T", p), fmt.Sprintf("%T", want); got != want {
-		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", strings.TrimPrefix(got, "vision."), m.Type, m.ImageProcessor)
+	if !vision.SameKind(p, file, m.ImageProcessor) {
+		kind := strings.TrimPrefix(fmt.Sprintf("%T", p), "vision.")
+		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", kind, m.Type, m.ImageProcessor)
 	}
 	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}} {
 		if n := p.Grid(size[0], size[1]).Tiles(); n > families.MaxTiles {

@@ -172,11 +172,11 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 		return 0, err
 	}
 	for i := range images {
-		if err := in.Attach(i, patches[i], l.model.Hidden); err != nil {
+		if err := in.Attach(i, patches[i], l.model.PatchWidth()); err != nil {
 			return 0, err
 		}
 		if cached[i] {
-			cachedTokens += len(patches[i]) / l.model.Hidden
+			cachedTokens += len(patches[i]) / l.model.PatchWidth()
 		}
 	}
 	return cachedTokens, nil

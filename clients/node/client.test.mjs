@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 import grpc from "@grpc/grpc-js";
 import { Client, request } from "./index.js";
-import { retryDelay } from "./retry.js";
+import { outcome, retryDelay } from "./retry.js";
 
 const { TARGET, BUSY, IMAGE, WANT, SECURE, ROOTS, KEY } = process.env;
 const skip = TARGET ? false : "TARGET names no server";
@@ -56,6 +56,12 @@ test("leaving the loop cancels", { skip }, async () => {
 test("timeout", { skip }, async () => {
   const client = new Client(BUSY, { timeout: 300, retries: 50 });
   await assert.rejects(client.chat("red", { maxTokens: 450, ignoreEos: true }), code(grpc.status.DEADLINE_EXCEEDED));
+});
+
+test("a reset at the deadline", () => {
+  const cancelled = () => Object.assign(new Error("1 CANCELLED: Call cancelled"), { code: grpc.status.CANCELLED });
+  assert.equal(outcome(cancelled(), Date.now()).code, grpc.status.DEADLINE_EXCEEDED);
+  assert.equal(outcome(cancelled(), Date.now() + 60_000).code, grpc.status.CANCELLED);
 });
 
 test("a key stays here", () => {

@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import grpc from "@grpc/grpc-js";
-import { proto, retryDelay } from "./retry.js";
+import { outcome, proto, retryDelay } from "./retry.js";
 const { InferenceService } = grpc.loadPackageDefinition(proto).mmserve.v1;
 // Each part is a text, { path } of an image file or { data } of an image; fields are GenerateRequest's, in camel case.
 export async function request(parts, fields) {
@@ -24,16 +24,17 @@ export class Client { // tls: grpc.credentials.createSsl(…); without it a key 
   caption(path, fields) { return this.chat([{ path }, "Describe the image."], fields); }
   async *stream(parts, fields) { // texts as they come; leaving the loop cancels the call
     const message = await request(parts, fields);
-    const [call, events] = await this.call(async (options) => {
+    const [call, events, deadline] = await this.call(async (options) => {
       const call = this.rpc.generateStream(message, this.metadata, options).on("error", () => {}), events = call[Symbol.asyncIterator]();
-      return await events.next() && [call, events]; // a stream that began is not tried again
+      return await events.next() && [call, events, options.deadline]; // a stream that began is not tried again
     });
-    try { for await (const { delta } of events) if (delta?.text) yield delta.text; } finally { call.cancel(); }
+    try { for await (const { delta } of events) if (delta?.text) yield delta.text; }
+    catch (error) { throw outcome(error, deadline); } finally { call.cancel(); }
   }
   async call(start, deadline = Date.now() + this.timeout) { // calls, within the timeout, until there is room
     for (let left = this.retries; ; left--) try { return await start({ deadline }); } catch (error) {
       const delay = retryDelay(error);
-      if (delay === undefined || !left || Date.now() + 2 * delay > deadline) throw error;
+      if (delay === undefined || !left || Date.now() + 2 * delay > deadline) throw outcome(error, deadline);
       await sleep(delay * (1 + Math.random()));
     }
   }

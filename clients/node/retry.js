@@ -1,5 +1,6 @@
-// When to try again a call that the server had no room for.
+// When to try again a call that the server had no room for, and what a failed call is called.
 import { fileURLToPath } from "node:url";
+import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 
 // The contract, and what is read of an error's details.
@@ -16,4 +17,13 @@ export function retryDelay(error) {
       return Number(seconds) * 1e3 + nanos / 1e6;
     }
   }
+}
+
+// The error that the caller is to see. At the deadline a server resets the stream; where its frame comes before grpc-js's
+// own timer, the call counts as cancelled there. The two clocks may differ by some milliseconds.
+export function outcome(error, deadline) {
+  const { CANCELLED, DEADLINE_EXCEEDED } = grpc.status;
+  if (error.code !== CANCELLED || Date.now() + 10 < deadline) return error;
+  const text = "Deadline exceeded";
+  return Object.assign(error, { code: DEADLINE_EXCEEDED, details: text, message: `${DEADLINE_EXCEEDED} DEADLINE_EXCEEDED: ${text}` });
 }

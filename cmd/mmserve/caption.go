@@ -320,7 +320,7 @@ type servers struct {
 // open connects to the servers, or runs the model in this process.
 func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*servers, error) {
 	if k.Server == "" {
-		cl, end, err := k.connect(c, quiet(log))
+		cl, end, err := k.connect(ctx, c, log)
 		if err != nil {
 			return nil, err
 		}

@@ -28,6 +28,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -271,7 +272,7 @@ func greyHash(c *counting) (probe [32]byte) {
 // A server that is killed and started again in the middle costs nothing but time.
 func TestCaptionServerKilledAndRestarted(t *testing.T) {
 	images, kills := captioning(80, 2000), captioning(1, 5)
-	dir, tmp, addr := t.TempDir(), t.TempDir(), freeAddress(t)
+	dir, tmp, addr := t.TempDir(), t.TempDir(), sockettest.FreeAddress(t)
 	shapes(t, dir, images)
 	serve := func() *process {
 		return startProcess(t, "--log-level", "error", "serve", "--listen", addr, "--admin-address", "")
@@ -356,7 +357,7 @@ func TestCaptionSignals(t *testing.T) {
 // serveProcess runs serve in a process of its own until the test ends.
 func serveProcess(t *testing.T, args ...string) (addr string, p *process, restart func() *process) {
 	t.Helper()
-	addr = freeAddress(t)
+	addr = sockettest.FreeAddress(t)
 	restart = func() *process {
 		return startProcess(
 			t,
@@ -421,7 +422,7 @@ func TestCaptionTrouble(t *testing.T) {
 		t,
 		dir,
 		"--server",
-		freeAddress(t),
+		sockettest.FreeAddress(t),
 		"--wait",
 		"1s",
 		"-o",

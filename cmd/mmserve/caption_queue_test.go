@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // Five workers share the shards of a queue; two are killed, and one is stopped for longer than its shard may be silent
@@ -19,7 +21,7 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 	images, shards := captioning(60, 1000), "/12"
 	dir, store := t.TempDir(), t.TempDir()
 	shapes(t, dir, images)
-	s, err := holdQueue(freeAddress(t), t.TempDir())
+	s, err := holdQueue(sockettest.FreeAddress(t), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +95,7 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 
 // For one machine, a worker holds the queue itself.
 func TestCaptionQueueInTheProcess(t *testing.T) {
-	dir, store, addr := t.TempDir(), t.TempDir(), freeAddress(t)
+	dir, store, addr := t.TempDir(), t.TempDir(), sockettest.FreeAddress(t)
 	shapes(t, dir, 20)
 	serve, _, _ := serveProcess(t)
 	args := []string{

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // startStores runs stand-ins for S3 and Google Cloud Storage in a process of their own, and gives URLs of their bucket.
@@ -27,7 +29,7 @@ func startStores(t *testing.T, args ...string) (urls []string) {
 	if _, err := os.Stat(bin); err != nil {
 		t.Skip("no bin/stores: make test-captioning builds it")
 	}
-	s3, gcs := freeAddress(t), freeAddress(t)
+	s3, gcs := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
 	cmd := exec.Command(bin, append(args, "-s3", s3, "-gcs", gcs)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -29,7 +29,7 @@ const chatHelp = `/image PATH  add an image to your next message
 
 // Run reads messages from standard input until its end.
 func (k chatCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
-	cl, end, err := k.connect(c, quiet(log))
+	cl, end, err := k.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 func writeConfig(t testing.TB, text string) string {
@@ -180,7 +182,7 @@ func TestSecretFlags(t *testing.T) {
 // nothing.
 func TestConfigReload(t *testing.T) {
 	file := writeConfig(t, "log-level: info\nslots: 2\npace: 1ms,1ms\n")
-	p := startServe(t, freeAddress(t), nil, "--config", file)
+	p := startServe(t, sockettest.FreeAddress(t), nil, "--config", file)
 	p.logged("msg=serving")
 	for _, step := range []struct{ text, logged string }{
 		{"log-level: loud\n", `level=ERROR msg="SIGHUP: not read again; the former stays in effect" what=config`},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,7 +29,7 @@ type doctorCmd struct {
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
-func (d doctorCmd) Run(c *cli, out io.Writer) error {
+func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	usable, online := host.Processors()
 	mem := host.ReadMemory()
 	fmt.Fprintf(out, "system      %s/%s, %s\n", runtime.GOOS, runtime.GOARCH, runtime.Version())
@@ -62,9 +63,9 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		}
 	}
 	var m *model.Model
-	named, err := d.one()
+	named, err := d.one(ctx, model.WantedOptions{}, log)
 	if err == nil {
-		m, err = model.Open(named.Dir)
+		m, err = openModel(named, "")
 	}
 	if err != nil {
 		report("model", err, "")

@@ -51,7 +51,7 @@ func (e evalCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Write
 	if err != nil {
 		return err
 	}
-	cl, end, err := e.connect(c, quiet(log))
+	cl, end, err := e.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}

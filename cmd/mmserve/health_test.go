@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 func TestHealth(t *testing.T) {
@@ -10,7 +12,7 @@ func TestHealth(t *testing.T) {
 	if code, out, errs := mmserve(t, "health", "--server", addr); code != 0 || out+errs != "" {
 		t.Errorf("a server that runs: status %d, %s%s", code, out, errs)
 	}
-	addr = freeAddress(t)
+	addr = sockettest.FreeAddress(t)
 	if code, _, errs := mmserve(t, "health", "--server", addr, "--timeout", "1s"); code != 1 ||
 		!strings.Contains(errs, "mmserve: "+addr) {
 		t.Errorf("no server: status %d, %s", code, errs)

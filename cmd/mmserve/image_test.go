@@ -10,6 +10,7 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -37,7 +38,7 @@ func TestImageCommand(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var code exitError
-	if err := c.Run(ctx, &out); !errors.As(err, &code) || code != 1 {
+	if err := c.Run(ctx, slog.New(slog.DiscardHandler), &out); !errors.As(err, &code) || code != 1 {
 		t.Errorf("error %v, want exit status 1", err)
 	}
 	want := map[int]string{0: "unusable image: png of 19 bytes", 2: "not a regular file", 3: "not a regular file", 4: "no such file"}
@@ -89,7 +90,8 @@ func TestImageCommandIsCheap(t *testing.T) {
 	}
 	look := func(name string) string {
 		var out bytes.Buffer
-		if err := (imageCmd{Detail: "auto", Files: []string{name}}).Run(t.Context(), &out); err != nil {
+		if err := (imageCmd{Detail: "auto", Files: []string{name}}).Run(t.Context(), slog.New(slog.DiscardHandler),
+			&out); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -294,17 +294,6 @@ func TestInit(t *testing.T) {
 	}
 }
 
-// freeAddress is one that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().String()
-}
-
 // startServer runs `mmserve serve` in this process and gives a client of it.
 func startServer(t *testing.T, args ...string) *client.Client {
 	t.Helper()
@@ -319,7 +308,7 @@ func startServer(t *testing.T, args ...string) *client.Client {
 // serveAt runs `mmserve serve` in this process until the test ends, and says where.
 func serveAt(t *testing.T, args ...string) string {
 	t.Helper()
-	addr := freeAddress(t)
+	addr := sockettest.FreeAddress(t)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan int, 1)
 	go func() {

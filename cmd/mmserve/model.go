@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +22,9 @@ import (
 )
 
 type modelCmd struct {
+	Pull    pullCmd    `cmd:"" help:"Fetch models from a hub into the cache that its own clients share."`
+	List    listCmd    `cmd:"" help:"Show the models of that cache."`
+	Remove  removeCmd  `cmd:"" help:"Remove models from that cache."`
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with reference values."`
 	Eval    evalCmd    `cmd:"" help:"Ask questions whose answers are known, and count the right ones by kind."`
@@ -27,14 +32,19 @@ type modelCmd struct {
 }
 
 type initCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken."`
+	hubFlags
+	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken, or ORG/NAME of a hub, of whose model all but the weights is then fetched."`
 	Out    string `required:"" placeholder:"DIR" help:"New or empty folder to write to."`
 	Seed   uint64 `default:"1" help:"The same seed gives the same weights."`
 	DType  string `name:"dtype" enum:"f32,bf16,f16" default:"bf16" help:"Type of the weights: f32, bf16 or f16."`
 }
 
-func (i initCmd) Run(out io.Writer) error {
-	if err := synth.Init(i.Config, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+func (i initCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error {
+	from, err := i.find(ctx, modelFolder{Dir: i.Config}, model.WantedOptions{NoWeights: true}, log)
+	if err != nil {
+		return err
+	}
+	if err := synth.Init(from.Dir, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
 		return err
 	}
 	m, err := model.Open(i.Out)
@@ -47,12 +57,17 @@ func (i initCmd) Run(out io.Writer) error {
 }
 
 type inspectCmd struct {
-	Dir       string `arg:"" optional:"" help:"Model folder (default: the embedded model)."`
+	hubFlags
+	Dir       string `arg:"" optional:"" help:"Model folder, or ORG/NAME of a hub (default: the embedded model)."`
 	ONNXDType string `name:"onnx-dtype" placeholder:"NAME" help:"Look at the folder's ready-made graphs, and which; as for serve."`
 }
 
-func (i inspectCmd) Run(out io.Writer) error {
-	m, err := serving.OpenModel(i.Dir, i.ONNXDType)
+func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error {
+	named, err := i.find(ctx, modelFolder{Dir: i.Dir}, model.WantedOptions{ONNXDType: i.ONNXDType}, log)
+	if err != nil {
+		return err
+	}
+	m, err := openModel(named, i.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -113,10 +128,20 @@ func storedText(types map[string]int) string {
 	return strings.Join(list, ", ")
 }
 
+// openModel opens a folder under the name that was given.
+func openModel(named modelFolder, onnxDType string) (*model.Model, error) {
+	m, err := serving.OpenModel(named.Dir, onnxDType)
+	if err == nil && named.Name != "" {
+		m.Name = named.Name
+	}
+	return m, err
+}
+
 type verifyCmd struct {
+	hubFlags
 	cacheFlags
 	providerFlags
-	Dir             string   `arg:"" help:"Model folder."`
+	Dir             string   `arg:"" help:"Model folder, or ORG/NAME of a hub."`
 	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
 	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
@@ -127,7 +152,7 @@ type verifyCmd struct {
 }
 
 // Run prints a line a case and fails when one missed.
-func (v verifyCmd) Run(c *cli, out io.Writer) error {
+func (v verifyCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	if v.WriteReferences && v.References != "" {
 		return errors.New("--write-references records the folder's own cases and --references checks others: give one of them")
 	}
@@ -137,7 +162,14 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if err := serving.StartRuntime(c.OrtLib); err != nil {
 		return err
 	}
-	m, err := serving.OpenModel(v.Dir, v.ONNXDType)
+	named, err := v.find(ctx, modelFolder{Dir: v.Dir}, model.WantedOptions{ONNXDType: v.ONNXDType}, log)
+	if err != nil {
+		return err
+	}
+	if v.WriteReferences && named.Dir != v.Dir {
+		return errors.New("--write-references writes into the folder, and a hub's cache is shared: copy the folder")
+	}
+	m, err := openModel(named, v.ONNXDType)
 	if err != nil {
 		return err
 	}

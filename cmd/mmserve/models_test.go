@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	"github.com/mmserve/mmserve/model/synth"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
@@ -170,7 +171,7 @@ func TestSwapUnderLoad(t *testing.T) {
 		answers, digest := alone(t, filepath.Join(root, dir), n)
 		want[digest], digests[dir] = answers, digest
 	}
-	admin := freeAddress(t)
+	admin := sockettest.FreeAddress(t)
 	c := startServer(t, "--model", "m="+filepath.Join(root, "tiny"), "--model", "stays="+filepath.Join(root, "tiny"),
 		"--slots", "4",
 		"--admin-address", admin, "--models-dir", root)
@@ -270,7 +271,7 @@ func TestUnloadGivesMemoryBack(t *testing.T) {
 		t.Skip("reads /proc")
 	}
 	root := modelsDir(t)
-	addr, admin := freeAddress(t), freeAddress(t)
+	addr, admin := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
 	p := startServe(t, addr, nil, "--model", filepath.Join(root, "tiny"), "--slots", "4", "--admin-address", admin,
 		"--models-dir", root)
 	p.logged("msg=serving")
@@ -332,9 +333,9 @@ func TestModelChangesRefused(t *testing.T) {
 		os.WriteFile(filepath.Join(root, "file"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	admin := freeAddress(t)
-	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin,
-		"--models-dir", root)
+	admin := sockettest.FreeAddress(t)
+	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin, "--models-dir",
+		root)
 	url := "http://" + admin + "/models"
 	for _, tt := range []struct {
 		method, path, body string
@@ -388,7 +389,7 @@ func TestModelChangesRefused(t *testing.T) {
 // Without --models-dir nothing is loaded or unloaded, and a model that does not fit is refused before it is read.
 func TestModelsDirAndMemory(t *testing.T) {
 	root := modelsDir(t)
-	admin := freeAddress(t)
+	admin := sockettest.FreeAddress(t)
 	startServer(t, "--model", filepath.Join(root, "tiny"), "--model", "b="+filepath.Join(root, "random"), "--slots", "2",
 		"--admin-address", admin)
 	url := "http://" + admin + "/models"
@@ -405,8 +406,8 @@ func TestModelsDirAndMemory(t *testing.T) {
 		len(listed.Models) != 2 || !listed.Models[0].Default || listed.Models[1].Name != "b" || listed.Models[1].Memory == 0 {
 		t.Errorf("%d %s", code, body)
 	}
-	if code, _, errs := mmserve(t, "serve", "--listen", freeAddress(t), "--admin-address", "",
-		"--model", filepath.Join(root, "tiny"),
+	if code, _, errs := mmserve(t, "serve", "--listen", sockettest.FreeAddress(t), "--admin-address", "", "--model",
+		filepath.Join(root, "tiny"),
 		"--model", filepath.Join(root, "tiny")); code != 1 || !strings.Contains(errs, `two are called "tiny"`) {
 		t.Errorf("one name twice: %d %s", code, errs)
 	}

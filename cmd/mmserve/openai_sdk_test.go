@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // OpenAI's own SDKs, unchanged, have what they ask for: chats with images, streams, schemas, errors, retries, aborts.
@@ -13,10 +15,11 @@ func TestOpenAISDK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, busy := freeAddress(t), freeAddress(t)
+	base, busy := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
 	for _, p := range []*served{
-		startServe(t, freeAddress(t), nil, "--http-listen", base),
-		startServe(t, freeAddress(t), nil, "--http-listen", busy, "--slots=1", "--max-waiting=0", "--pace=1ms,10ms"),
+		startServe(t, sockettest.FreeAddress(t), nil, "--http-listen", base),
+		startServe(t, sockettest.FreeAddress(t), nil, "--http-listen", busy, "--slots=1", "--max-waiting=0",
+			"--pace=1ms,10ms"),
 	} {
 		p.logged("msg=serving")
 	}

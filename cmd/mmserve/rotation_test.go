@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // rotating is a server with TLS and API keys in a process of its own, whose files are replaced.
@@ -33,7 +34,7 @@ func startRotating(t *testing.T, args ...string) (s *rotating, key string) {
 	s.write(t, s.root, s.ca.PEM)
 	s.newCertificate(t)
 	key = s.newKey(t, "one")
-	s.served = startServe(t, freeAddress(t), nil,
+	s.served = startServe(t, sockettest.FreeAddress(t), nil,
 		append(args, "--tls-cert", s.cert, "--tls-key", s.cert, "--api-keys-file", s.keys)...)
 	s.logged("msg=serving")
 	return s, key

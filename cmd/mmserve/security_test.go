@@ -17,6 +17,7 @@ import (
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // Outside loopback a listener wants TLS and credentials, or to be told by name that it needs none.
@@ -86,7 +87,8 @@ func startSecure(t *testing.T, args ...string) *secureServe {
 		t.Fatal(errs)
 	}
 	s := &secureServe{
-		addr: freeAddress(t), web: freeAddress(t), admin: freeAddress(t), log: new(lockedBuffer),
+		addr: sockettest.FreeAddress(t), web: sockettest.FreeAddress(t), admin: sockettest.FreeAddress(t),
+		log:  new(lockedBuffer),
 		cert: path("cert", certPEM), ca: path("ca", ca.PEM), adminKey: path("admin", []byte("admin-0123456789abcdef\n")),
 	}
 	s.key = path("api-key", []byte(regexp.MustCompile(`(?m)^mms_.*$`).FindString(out)+"\n"))

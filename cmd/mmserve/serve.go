@@ -255,7 +255,7 @@ func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log
 	}
 	registry := serving.NewRegistry(serving.RegistryOptions{Config: config})
 	done := make(chan error, 1)
-	go func() { done <- s.loadAll(ctx, registry) }()
+	go func() { done <- s.loadAll(ctx, registry, log) }()
 	select {
 	case err := <-done:
 		if err == nil {
@@ -271,12 +271,16 @@ func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log
 }
 
 // loadAll opens the models of the command line one after the other; the embedded one where it names none.
-func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry) error {
+func (s serveCmd) loadAll(ctx context.Context, registry *serving.Registry, log *slog.Logger) error {
 	list := s.Model
 	if len(list) == 0 {
 		list = []modelFolder{{}}
 	}
 	for i, m := range list {
+		m, err := s.find(ctx, m, s.wanted(), log)
+		if err != nil {
+			return err
+		}
 		before := registry.Names()
 		d, err := registry.Load(ctx, m.Name, m.Dir)
 		if err != nil {

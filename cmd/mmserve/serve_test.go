@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -212,7 +213,7 @@ func TestSignals(t *testing.T) {
 			false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := startServe(t, freeAddress(t), nil, append(tt.args, "--pace=1ms,10ms")...)
+			p := startServe(t, sockettest.FreeAddress(t), nil, append(tt.args, "--pace=1ms,10ms")...)
 			p.logged("msg=serving")
 			c, err := client.Dial(p.addr)
 			if err != nil {
@@ -245,7 +246,7 @@ func TestSignals(t *testing.T) {
 
 // SIGTERM ends a server whose model still loads, at once.
 func TestSignalWhileLoading(t *testing.T) {
-	p := startServe(t, freeAddress(t), nil, "--load-format=dummy",
+	p := startServe(t, sockettest.FreeAddress(t), nil, "--load-format=dummy",
 		"--model="+filepath.Join("..", "..", "testdata", "granite-docling", "config.json"))
 	p.logged("msg=listening")
 	p.signal(syscall.SIGTERM)
@@ -256,8 +257,8 @@ func TestSignalWhileLoading(t *testing.T) {
 
 // Telemetry that cannot be sent changes neither how a drain ends nor for how long.
 func TestDeadTelemetry(t *testing.T) {
-	p := startServe(t, freeAddress(t),
-		[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + freeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
+	p := startServe(t, sockettest.FreeAddress(t),
+		[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + sockettest.FreeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
 	p.logged("msg=serving")
 	c, err := client.Dial(p.addr)
 	if err != nil {
@@ -284,7 +285,7 @@ func TestRollingRestart(t *testing.T) {
 	var replicas []*served
 	var state resolver.State
 	for range 3 {
-		p := startServe(t, freeAddress(t), nil, "--pace=1ms,5ms")
+		p := startServe(t, sockettest.FreeAddress(t), nil, "--pace=1ms,5ms")
 		replicas = append(replicas, p)
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: p.addr})
 	}

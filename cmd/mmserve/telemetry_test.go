@@ -9,11 +9,12 @@ import (
 	"google.golang.org/grpc/stats"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 // The admin listener of a server that answers.
 func TestAdmin(t *testing.T) {
-	admin := freeAddress(t)
+	admin := sockettest.FreeAddress(t)
 	c := startServer(t, "--slots", "2", "--admin-address", admin)
 	if _, err := c.Generate(t.Context(),
 		client.Chat(client.User(client.ImageBytes(sample(t, 0)), client.Text("Describe the image.")))); err != nil {

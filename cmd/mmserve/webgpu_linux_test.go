@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	yalue "github.com/yalue/onnxruntime_go"
 )
@@ -46,7 +47,7 @@ func TestServeGRPCOnWebGPU(t *testing.T) {
 	}
 	for _, precision := range []string{alone} {
 		t.Run(precision, func(t *testing.T) {
-			admin := freeAddress(t)
+			admin := sockettest.FreeAddress(t)
 			heard := listen(t)
 			c := startServer(t, "--slots", "6", "--provider", "webgpu", "--precision", precision, "--admin-address", admin)
 			if kernels, ran := heard.compiled(t); len(kernels) < 10 || ran < 1000 {

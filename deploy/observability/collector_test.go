@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
 const (
@@ -96,7 +97,7 @@ func tree(list []span, trace, parent, indent string) string {
 // log line with them.
 func TestCollector(t *testing.T) {
 	otelcol := tool(t, "otelcol", "run make otelcol")
-	dir, endpoint := t.TempDir(), freeAddress(t)
+	dir, endpoint := t.TempDir(), sockettest.FreeAddress(t)
 	config := filepath.Join(dir, "otelcol.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, collectorConfig, endpoint, dir), 0o600); err != nil {
 		t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"image"
 	"image/png"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -27,6 +26,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -145,16 +145,6 @@ func TestRules(t *testing.T) {
 	}
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().String()
-}
-
 // process runs a program in dir until the test ends or it is told to stop, and shows what it wrote if the test failed.
 func process(t *testing.T, env []string, program string, args ...string) (stop func()) {
 	t.Helper()
@@ -199,8 +189,8 @@ func get(url string) (status int, body []byte) {
 func serve(t *testing.T, env []string, args ...string) (c *client.Client, admin string, stop func()) {
 	t.Helper()
 	mmserve := tool(t, "mmserve", "run make build")
-	addr := freeAddress(t)
-	admin = freeAddress(t)
+	addr := sockettest.FreeAddress(t)
+	admin = sockettest.FreeAddress(t)
 	stop = process(t, env, mmserve, append([]string{"serve", "--listen", addr, "--admin-address", admin}, args...)...)
 	until(t, "mmserve is ready", func() bool { status, _ := get("http://" + admin + "/readyz"); return status == 200 })
 	c, err := client.Dial(addr)
@@ -278,7 +268,7 @@ func TestDashboard(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	addr := freeAddress(t)
+	addr := sockettest.FreeAddress(t)
 	process(t, nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+addr, "--log.level=warn")

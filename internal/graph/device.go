@@ -111,15 +111,5 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 	for i, v := range qkv {
 		qkv[i] = b.Blocks(v, n, heads*dim)
 	}
-	if !b.Device || b.Fused {
-		return b.Rows(b.ContribOp("MultiHeadAttention", onnx.Attrs{"num_heads": heads, "scale": scale}, qkv...), heads*dim)
-	}
-	split := func(x string, perm ...int) string {
-		x = b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(dim)))
-		return b.Op("Transpose", onnx.Attrs{"perm": perm}, x)
-	}
-	q, k, v := split(qkv[0], 0, 2, 1, 3), split(qkv[1], 0, 2, 3, 1), split(qkv[2], 0, 2, 1, 3)
-	scores := b.Op("Mul", nil, b.Wide(b.Op("MatMul", nil, q, k)), b.F32(scale))
-	shares := b.Narrow(b.Op("Softmax", onnx.Attrs{"axis": -1}, scores))
-	return b.Rows(b.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, b.Op("MatMul", nil, shares, v)), heads*dim)
+	return b.Rows(b.attend(qkv, attended{heads, dim, scale, ""}), heads*dim)
 }

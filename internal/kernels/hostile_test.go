@@ -150,10 +150,11 @@ func rowLinear4Node() hostileNode {
 
 func cachedAttentionNode() hostileNode {
 	return hostileNode{
-		op: "CachedAttention", attrs: onnx.Attrs{"heads": 4, "kv_heads": 2, "scale": float32(1)}, present: true,
+		op: "CachedAttention", attrs: attentionAttributes(4, 2, 16), present: true,
 		in: []operand{
 			fed(2, 3, 8*16), {none: true}, {none: true}, fed(2, 2, 32, 16), fed(2, 2, 32, 16), positions(2, 31),
-			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8),
+			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8), {none: true}, {none: true}, {none: true},
+			{none: true},
 		},
 		out: [][]int{{2, 3, 64}, {2, 2, 32, 16}, {2, 2, 32, 16}},
 	}
@@ -168,6 +169,13 @@ func selfAttentionNode() hostileNode {
 	return hostileNode{
 		op: "SelfAttention8", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{2, 5, 32}},
 		in: []operand{fed(2, 5, 32), fed(2, 5, 32), fed(2, 5, 32)},
+	}
+}
+
+func segmentAttentionNode() hostileNode {
+	return hostileNode{
+		op: "SegmentAttention", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{5, 32}},
+		in: []operand{fed(5, 32), fed(5, 32), fed(5, 32), positions(2, 3), fed(5, 8), fed(5, 8)},
 	}
 }
 
@@ -218,17 +226,42 @@ func spoiled(good hostileNode, counts ...string) map[string]hostileNode {
 	return cases
 }
 
+// suite is a good node with cases that spoil it.
+type suite struct {
+	good  hostileNode
+	cases map[string]hostileNode
+}
+
+func segmentAttentionSuite() suite {
+	g := segmentAttentionNode()
+	s := suite{g, spoiled(g, "heads")}
+	lengths := func(list ...int32) hostileNode { return g.operand(3, positions(list...)) }
+	maps.Copy(s.cases, map[string]hostileNode{
+		"a segment too long": lengths(2, 4), "a segment too short": lengths(2, 2), "a segment of none": lengths(2, 0, 3),
+		"a negative segment": lengths(6, -1), "sums that wrap": lengths(math.MaxInt32, math.MaxInt32, 7),
+		"the smallest segment": lengths(math.MinInt32, 5), "one segment": lengths(4), "more segments than positions": lengths(1, 1, 1, 1, 1, 1),
+		"segments of float": g.operand(3, fed(2)),
+		"heads of 4":        g.three(fed(5, 8), fed(5, 8), fed(5, 8)), "heads of 0": g.three(fed(5, 0), fed(5, 0), fed(5, 0)),
+		"heads of 12":  g.three(fed(5, 24), fed(5, 24), fed(5, 24)).operand(4, fed(5, 6)).operand(5, fed(5, 6)),
+		"heads of 264": g.three(fed(5, 528), fed(5, 528), fed(5, 528)).operand(4, fed(5, 132)).operand(5, fed(5, 132)),
+		"3 heads":      g.set("heads", 3), "k without v": g.operand(2, operand{none: true}), "v without k": g.operand(1, operand{none: true}),
+		"cosine without sine": g.inputs(5), "sine without cosine": g.operand(4, operand{none: true}),
+		"packed in no three": g.three(fed(5, 80), operand{none: true}, operand{none: true}),
+		"a short cosine":     g.operand(4, fed(4, 8)), "a wide sine": g.operand(5, fed(5, 16)),
+		"no segments":       g.operand(3, operand{none: true}),
+		"scale is infinite": g.set("scale", float32(math.Inf(1))), "no scale": g.drop("scale"),
+	})
+	return s
+}
+
 func TestHostileNodes(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	type suite struct {
-		good  hostileNode
-		cases map[string]hostileNode
-	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
-	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")}, {ca, spoiled(ca, "heads", "kv_heads")}}
+	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")}, {ca, spoiled(ca, "heads", "kv_heads")},
+		segmentAttentionSuite()}
 	if kernels.HasSelfAttention8() {
 		suites = append(suites, suite{sa, spoiled(sa, "heads")})
 	}
@@ -282,7 +315,7 @@ func TestHostileNodes(t *testing.T) {
 		"scale is not a number": ca.set("scale", float32(math.NaN())), "no scale": ca.drop("scale"),
 	})
 	if kernels.HasSelfAttention8() {
-		maps.Copy(suites[3].cases, map[string]hostileNode{
+		maps.Copy(suites[4].cases, map[string]hostileNode{
 			"heads of 8":  sa.three(fed(2, 5, 16), fed(2, 5, 16), fed(2, 5, 16)),
 			"heads of 0":  sa.three(fed(2, 5, 0), fed(2, 5, 0), fed(2, 5, 0)),
 			"3 heads":     sa.set("heads", 3),

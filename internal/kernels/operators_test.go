@@ -49,12 +49,22 @@ func (c attentionCase) graph() *onnx.Graph {
 	in = append(in, key, value, g.Input("last", onnx.I32, "B"))
 	cos, sin := c.tables()
 	in = append(in, g.F32s("cos", []int{c.maxLen, c.dim / 2}, cos), g.F32s("sin", []int{c.maxLen, c.dim / 2}, sin))
-	attrs := onnx.Attrs{"heads": c.heads, "kv_heads": c.kvHeads, "scale": float32(1 / math.Sqrt(float64(c.dim)))}
+	in = append(in, "", "", "", "")
+	attrs := attentionAttributes(c.heads, c.kvHeads, c.dim)
+	attrs["scale"] = float32(1 / math.Sqrt(float64(c.dim)))
 	g.Node(onnx.Own, "CachedAttention", attrs, in, []string{"out", "present_key", "present_value"})
 	g.Output("out", onnx.F32, "B", "S", c.heads*c.dim)
 	g.Output("present_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
 	g.Output("present_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
 	return g
+}
+
+// attentionAttributes are those of a layer that does nothing to its heads but rotate them.
+func attentionAttributes(heads, kvHeads, dim int) onnx.Attrs {
+	return onnx.Attrs{
+		"heads": heads, "kv_heads": kvHeads, "rotary": dim, "pairs": 0, "window": 0,
+		"scale": float32(1), "softcap": float32(0), "epsilon": float32(0),
+	}
 }
 
 func (c attentionCase) tables() (cos, sin []float32) {
@@ -97,7 +107,7 @@ func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	return l
 }
 
-func alloc(t *testing.T, n int) *ort.Memory[float32] {
+func alloc(t testing.TB, n int) *ort.Memory[float32] {
 	t.Helper()
 	m, err := ort.Alloc[float32](n)
 	if err != nil {
@@ -107,7 +117,7 @@ func alloc(t *testing.T, n int) *ort.Memory[float32] {
 	return m
 }
 
-func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
+func view[T ort.Element](t testing.TB, values []T, dims ...int) ort.Tensor {
 	t.Helper()
 	m, err := ort.Alloc[T](len(values))
 	if err != nil {

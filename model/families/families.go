@@ -61,6 +61,8 @@ type Family struct {
 	Checkpoint Reader
 	// Graphs says what is otherwise with ready-made ONNX graphs; nil where none are run.
 	Graphs *Graphs
+	// Instead says of files that are not read what to take in their place.
+	Instead string
 }
 
 // Graphs is the layout of a family's ready-made graphs.
@@ -126,6 +128,8 @@ func Read(config []byte) (modelType string, s Spec, err error) {
 	}
 	f := Lookup(modelType)
 	switch {
+	case f.Instead != "":
+		return "", Spec{}, fmt.Errorf("model_type %q is not supported: %s", modelType, f.Instead)
 	case f.Checkpoint == nil && f.Graphs != nil:
 		return "", Spec{}, fmt.Errorf("model_type %q is not supported from a checkpoint, only from ready-made ONNX graphs", modelType)
 	case f.Checkpoint == nil:

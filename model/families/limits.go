@@ -69,7 +69,7 @@ func (s *Spec) CutContext() (from int) {
 	if d.EncoderStates > 0 { // positions are rows of the checkpoint
 		return 0
 	}
-	most := min(maxContext, ropeBytes/(4*d.HeadDim))
+	most := min(maxContext, ropeBytes/max(d.RopeBytes(), 1))
 	if d.MaxLen <= most {
 		return 0
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
@@ -96,21 +97,30 @@ func (c llavaConfig) spec(imageToken int32, missing visionConfig, textClass stri
 	return s, nil
 }
 
-// features cuts a whole tower down to the hidden state that vision_feature_layer takes: 0 is what enters the first
-// layer, -1 what leaves the last, before the norm after it.
+// features cuts a whole tower down to the hidden states that vision_feature_layer takes: 0 is what enters the first
+// layer, -1 what leaves the last, before the norm after it. Of a list all are taken, side by side.
 func (c llavaConfig) features(t vision.ViT) (vision.ViT, error) {
+	var list []int
 	var layer int
-	if err := json.Unmarshal(c.Layer, &layer); err != nil {
-		return t, fmt.Errorf("vision_feature_layer is %s, supported is one number", bytes.TrimSpace(c.Layer))
+	if json.Unmarshal(c.Layer, &layer) == nil {
+		list = []int{layer}
+	} else if err := json.Unmarshal(c.Layer, &list); err != nil || len(list) == 0 {
+		return t, fmt.Errorf("vision_feature_layer is %s, want a number or a list of numbers", bytes.TrimSpace(c.Layer))
 	}
-	n := layer
-	if n < 0 {
-		n += t.Layers + 1
+	states := make([]int, len(list))
+	for i, n := range list {
+		states[i] = n
+		if n < 0 {
+			states[i] += t.Layers + 1
+		}
+		if states[i] < 0 || states[i] > t.Layers || len(list) == 1 && states[i] == 0 {
+			return t, fmt.Errorf("vision_feature_layer is %d, supported are %d to %d without 0", n, -t.Layers, t.Layers)
+		}
 	}
-	if n < 1 || n > t.Layers {
-		return t, fmt.Errorf("vision_feature_layer is %d, supported are %d to %d without 0", layer, -t.Layers, t.Layers)
+	t.Layers, t.PostNorm = slices.Max(states), false
+	if len(states) > 1 {
+		t.FeatureLayers = states
 	}
-	t.Layers, t.PostNorm = n, false
 	switch c.Select {
 	case "default":
 		t.DropFirst = true

@@ -32,6 +32,8 @@ var TinyCheckpoints = map[string][]string{
 	"llava_onevision": {"vision_tower.post_layernorm."},
 	"vitgpt2":         {"encoder.pooler."},
 	"llava":           {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+	"internvl":        nil,
+	"llava_next":      {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
 }
 
 // TinyDir is the folder of a tiny checkpoint.

@@ -34,7 +34,7 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		}
 		return os.WriteFile(file, raw, 0o644)
 	}
-	if err := write("preprocessor_config.json", func() ([]byte, error) { return preprocessorConfig(s), nil }); err != nil {
+	if err := write("preprocessor_config.json", func() ([]byte, error) { return preprocessorConfig(s) }); err != nil {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "tokenizer.json")); err == nil {
@@ -69,10 +69,23 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 
 // preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image
 // processor.
-func preprocessorConfig(s families.Spec) []byte {
-	return fmt.Appendf(nil, `{"image_processor_type": %[3]q, "size": {"height": %[1]d, "width": %[1]d, "longest_edge": %[2]d}, "max_image_size": {"longest_edge": %[1]d},
- "crop_size": {"height": %[1]d, "width": %[1]d}}
-`, s.Tower.ImageSize, min(4*s.Tower.ImageSize, 4096), s.ImageProcessor)
+func preprocessorConfig(s families.Spec) ([]byte, error) {
+	side := s.Tower.ImageSize
+	square := map[string]int{"height": side, "width": side}
+	c := map[string]any{
+		"image_processor_type": s.ImageProcessor,
+		"size":                 map[string]int{"height": side, "width": side, "longest_edge": min(4*side, 4096)},
+		"max_image_size":       map[string]int{"longest_edge": side},
+		"crop_size":            square,
+	}
+	if packed, ok := s.Connector.(vision.AnyRes); ok {
+		var list [][2]int
+		for _, r := range packed.Pinpoints {
+			list = append(list, [2]int{r[0] * side, r[1] * side})
+		}
+		c["image_grid_pinpoints"] = list
+	}
+	return json.MarshalIndent(c, "", " ")
 }
 
 // special are the ids that config.json gives to special tokens; -1 where it does not say.
