@@ -30,6 +30,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/racetest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 )
@@ -126,16 +127,16 @@ func bounded(t *testing.T, f *fixture, spareMemory int64, spareCPU time.Duration
 	watch.Wait()
 	took := processorTime(t) - began
 	t.Logf("%d MB above idle, %v of CPU (both with the attacker)", (peak-idle)>>20, took)
-	if peak-idle > attackMemory+spareMemory && !raceEnabled {
+	if peak-idle > attackMemory+spareMemory && !racetest.Enabled {
 		t.Errorf("%d MB above idle, want at most %d", (peak-idle)>>20, (attackMemory+spareMemory)>>20)
 	}
-	if took > attackCPU+spareCPU && !raceEnabled {
+	if took > attackCPU+spareCPU && !racetest.Enabled {
 		t.Errorf("%v of CPU, want at most %v", took, attackCPU+spareCPU)
 	}
 	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("red"))); err != nil {
 		t.Errorf("an honest call after the attack: %v", err)
 	}
-	if raceEnabled {
+	if racetest.Enabled {
 		return
 	}
 	eventually(t, "the attack is over", func() bool {

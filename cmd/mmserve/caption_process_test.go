@@ -36,9 +36,6 @@ import (
 // killed.
 const asCommand = "MMSERVE_TEST_MAIN"
 
-// raceDetector tells that a process takes ten times its memory: such bounds are tested without it.
-var raceDetector bool
-
 // captioning is how large the tests of this file are: small in make test, in full in make test-captioning.
 func captioning(small, full int) int {
 	if os.Getenv("MMSERVE_TEST_CAPTIONING") != "" {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
@@ -353,7 +354,7 @@ func TestRegexpWalks(t *testing.T) {
 				rng := newRand(7)
 				fix.checkMasks(t, g, rng, 3)
 				ends := 0
-				for range 20 {
+				for range racetest.Part(20) {
 					if text, ended := fix.walk(t, g, rng, 60); ended {
 						ends++
 						if !re.MatchString(text) {
@@ -361,7 +362,7 @@ func TestRegexpWalks(t *testing.T) {
 						}
 					}
 				}
-				if ends == 0 {
+				if ends == 0 && !racetest.Enabled {
 					t.Error("no walk ended")
 				}
 			})
@@ -397,6 +398,9 @@ func TestRefused(t *testing.T) {
 		{"a large class repeated", expr(strings.Repeat(`\pL{1000}`, 30)), "too many states"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if racetest.Enabled && test.want == "too many states" {
+				t.Skip("one goroutine runs for long; make test runs this without the race detector, too")
+			}
 			_, err := test.compile()
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want one with %q", err, test.want)
@@ -560,7 +564,7 @@ func TestManyThreads(t *testing.T) {
 		return false
 	}
 	most := 0
-	for seed := range uint64(200) {
+	for seed := range uint64(racetest.Part(200)) {
 		rng, s, ids := newRand(seed), g.cursor(), slices.Clone(open)
 		for _, id := range open {
 			s.Accept(id)
@@ -580,7 +584,7 @@ func TestManyThreads(t *testing.T) {
 			t.Errorf("%s is not valid (%v)", text, err)
 		}
 	}
-	if most != maxThreads {
+	if most != maxThreads && !racetest.Enabled {
 		t.Errorf("at most %d threads came up, want %d", most, maxThreads)
 	}
 }
