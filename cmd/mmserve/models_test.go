@@ -334,8 +334,8 @@ func TestModelChangesRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin := sockettest.FreeAddress(t)
-	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin, "--models-dir",
-		root)
+	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin,
+		"--models-dir", root)
 	url := "http://" + admin + "/models"
 	for _, tt := range []struct {
 		method, path, body string
@@ -406,8 +406,8 @@ func TestModelsDirAndMemory(t *testing.T) {
 		len(listed.Models) != 2 || !listed.Models[0].Default || listed.Models[1].Name != "b" || listed.Models[1].Memory == 0 {
 		t.Errorf("%d %s", code, body)
 	}
-	if code, _, errs := mmserve(t, "serve", "--listen", sockettest.FreeAddress(t), "--admin-address", "", "--model",
-		filepath.Join(root, "tiny"),
+	if code, _, errs := mmserve(t, "serve", "--listen", sockettest.FreeAddress(t), "--admin-address", "",
+		"--model", filepath.Join(root, "tiny"),
 		"--model", filepath.Join(root, "tiny")); code != 1 || !strings.Contains(errs, `two are called "tiny"`) {
 		t.Errorf("one name twice: %d %s", code, errs)
 	}
