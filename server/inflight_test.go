@@ -205,7 +205,8 @@ func TestMessagesAtTheirBorders(t *testing.T) {
 		for range c.frames {
 			f.frame(conn, frameData, 1, c.bytes)
 		}
-		if c.refused == "" && s.err != nil || c.refused != "" && (s.err == nil || !strings.Contains(s.err.Error(), c.refused)) {
+		if c.refused == "" && s.err != nil || c.refused != "" &&
+			(s.err == nil || !strings.Contains(s.err.Error(), c.refused)) {
 			t.Errorf("%s: %v, want %q", c.name, s.err, c.refused)
 		}
 		want := c.frames * (c.bytes + frameCost)
