@@ -187,7 +187,7 @@ func TestAttackCounts(t *testing.T) {
 	in := func(field int, content []byte) []byte {
 		return protowire.AppendBytes(protowire.AppendTag(nil, protowire.Number(field), protowire.BytesType), content)
 	}
-	const many = 30_000_000 / 2
+	many := racetest.Part(30_000_000 / 2)
 	for name, message := range map[string][]byte{
 		"stop_token_ids":           in(18, bytes.Repeat([]byte{1}, many)),
 		"stop":                     empty(7, many),
@@ -212,7 +212,7 @@ func TestAttackCounts(t *testing.T) {
 		})
 	})
 	t.Run("text", func(t *testing.T) {
-		message := in(4, in(1, in(1, bytes.Repeat([]byte("x"), 60<<20))))
+		message := in(4, in(1, in(1, bytes.Repeat([]byte("x"), racetest.Part(60<<20)))))
 		bounded(t, f, 3*int64(len(message)), time.Second, func() {
 			checkViolation(t, raw(t.Context(), f.conn, methodGenerate, message), "prompt.parts.text", "too many bytes")
 		})
@@ -246,7 +246,7 @@ func TestAttackGarbage(t *testing.T) {
 				t.Errorf("%s %x: %v, want INVALID_ARGUMENT", method, message[:1], err)
 			}
 		}
-		err := raw(t.Context(), f.conn, method, make([]byte, 60<<20))
+		err := raw(t.Context(), f.conn, method, make([]byte, racetest.Part(60<<20)))
 		if c := status.Code(err); c != codes.ResourceExhausted && c != codes.InvalidArgument {
 			t.Errorf("%s: 60 MB: %v", method, err)
 		}
@@ -414,8 +414,8 @@ func TestStreamID(t *testing.T) {
 // Messages that are sent but for their last byte are refused as soon as they take more than the budget together, while
 // an honest large one comes through.
 func TestAttackHeldMessages(t *testing.T) {
-	addr, f := listen(t, server.Options{})
-	const size, streams = 60_000_000, 12
+	addr, f := listen(t, server.Options{MaxInflightBytes: int64(racetest.Part(128 << 20))})
+	size, streams := racetest.Part(60_000_000), 12
 	piece := make([]byte, 16<<10)
 	bounded(t, f, 32<<20, 4*time.Second, func() {
 		c := dialH2(t, addr)
@@ -461,6 +461,7 @@ func TestAttackTinyFrames(t *testing.T) {
 
 // A message that does not come whole ends its call.
 func TestReceiveTimeout(t *testing.T) {
+	t.Parallel() // it waits
 	addr, _ := listen(t, server.Options{ReceiveTimeout: 100 * time.Millisecond})
 	for _, method := range []string{
 		methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo",

@@ -376,7 +376,10 @@ func (g *schemaGenerator) array(depth int) map[string]any {
 // TestRandomSchemas holds that outputs which end by stop validate, and that there are such.
 func TestRandomSchemas(t *testing.T) {
 	var fixtures []*fixture
-	for _, name := range []string{"tiny-vlm", "phi-3-vision", "phi-2-codegen"} {
+	for i, name := range []string{"tiny-vlm", "phi-3-vision", "phi-2-codegen"} {
+		if racetest.Enabled && i > 0 {
+			break // larger vocabularies take the detector minutes
+		}
 		fixtures = append(fixtures, load(t, name))
 	}
 	compiled, ends, bytes, n := 0, 0, 0, racetest.Part(1000)
@@ -389,7 +392,7 @@ func TestRandomSchemas(t *testing.T) {
 			t.Fatal(err)
 		}
 		fix := fixtures[0]
-		if seed%50 == 0 {
+		if seed%50 == 0 && len(fixtures) > 1 {
 			fix = fixtures[1+seed/50%2]
 		}
 		grammar, err := fix.compiler.JSONSchema(t.Context(), text, false)
