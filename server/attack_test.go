@@ -30,6 +30,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/racetest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
@@ -60,7 +61,7 @@ func listenWith(
 	if err != nil {
 		t.Fatal(err)
 	}
-	f = &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: newEngine(t, r, batching.Options{})}
+	f = &fixture{log: new(logtest.Buffer), served: make(chan error, 1), engine: newEngine(t, r, batching.Options{})}
 	o.Logger = slog.New(slog.NewTextHandler(f.log, nil))
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())

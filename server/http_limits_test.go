@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/server"
 )
@@ -572,7 +573,7 @@ func TestHTTPRequestID(t *testing.T) {
 
 // TestHTTPPanic holds that a panic is that request's error, in the middle of a stream, too.
 func TestHTTPPanic(t *testing.T) {
-	f := &webFixture{client: http.DefaultClient, log: new(syncBuffer)}
+	f := &webFixture{client: http.DefaultClient, log: new(logtest.Buffer)}
 	web := httptest.NewServer(server.Panicking(server.Options{Logger: slog.New(slog.NewTextHandler(f.log, nil))}, canary))
 	defer web.Close()
 	defer f.client.CloseIdleConnections()
