@@ -96,11 +96,16 @@ type Engine struct {
 	stepped time.Time
 }
 
-// message tells the loop of a new sequence, or that nobody wants one any more; if gone, not even what it gave.
+// message tells the loop of a new sequence, that nobody wants one any more, if gone not even what it gave, or of what
+// is to be forgotten.
 type message struct {
 	seq          *sequence
 	cancel, gone bool
+	forget       *forgetting
 }
+
+// arrives says whether it brings a sequence.
+func (m message) arrives() bool { return !m.cancel && m.forget == nil }
 
 // Stats is a snapshot between two steps. The gauges come first; from Steps on all are totals.
 type Stats struct {
@@ -176,9 +181,12 @@ func (e *Engine) receive(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		inbox, pending := e.takeInbox()
 		for _, m := range inbox {
-			if m.cancel {
+			switch {
+			case m.forget != nil:
+				e.sched.forget(m.forget)
+			case m.cancel:
 				e.deliver(e.sched.cancel(m.seq, m.gone, e.clock()))
-			} else {
+			default:
 				e.sched.add(m.seq, e.clock())
 			}
 		}
@@ -206,7 +214,7 @@ func (e *Engine) takeInbox() (in []message, pending int) {
 	defer e.mu.Unlock()
 	in, e.inbox = e.inbox, nil
 	for _, m := range in {
-		if !m.cancel {
+		if m.arrives() {
 			e.unseen[m.seq.ticket.class]--
 		}
 	}
@@ -274,7 +282,10 @@ func (e *Engine) stop(cause error) {
 	e.inbox = nil
 	e.mu.Unlock()
 	for _, m := range in {
-		if !m.cancel {
+		switch {
+		case m.forget != nil:
+			e.sched.forget(m.forget)
+		case m.arrives():
 			e.sched.add(m.seq, e.clock())
 		}
 	}
@@ -291,7 +302,7 @@ func (e *Engine) Stats() Stats {
 	s := e.stats
 	s.Accepted = e.places.open
 	for _, m := range e.inbox {
-		if !m.cancel {
+		if m.arrives() {
 			s.Waiting++
 		}
 	}

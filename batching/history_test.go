@@ -36,10 +36,13 @@ type history struct {
 	seqs   map[string]*sequence
 	got    map[string][]decoder.Token
 	ended  map[string]FinishReason
-	token  time.Duration // what a prompt token takes
-	decode time.Duration // what a decode step takes
-	stall  time.Duration // what the next step takes besides
-	ticks  int           // of the clock that makes masks ready: two a step
+	order  []string            // of the requests' arrival
+	gone   []*forgetting       // that are not done yet
+	came   map[*forgetting]int // after how many requests
+	token  time.Duration       // what a prompt token takes
+	decode time.Duration       // what a decode step takes
+	stall  time.Duration       // what the next step takes besides
+	ticks  int                 // of the clock that makes masks ready: two a step
 }
 
 func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
@@ -47,7 +50,7 @@ func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
 		t: t, runner: r, sched: newScheduler(r.Capacity(), o),
 		now:  time.Unix(0, 0),
 		reqs: map[string]Request{}, seqs: map[string]*sequence{},
-		got: map[string][]decoder.Token{}, ended: map[string]FinishReason{},
+		got: map[string][]decoder.Token{}, ended: map[string]FinishReason{}, came: map[*forgetting]int{},
 	}
 }
 
@@ -62,9 +65,47 @@ func (h *history) submit(r Request) {
 	h.t.Helper()
 	h.check(r.check(h.sched.maxLen))
 	q := newSequence(r, h.now)
-	h.reqs[r.ID], h.seqs[r.ID] = r, q
+	h.reqs[r.ID], h.seqs[r.ID], h.order = r, q, append(h.order, r.ID)
 	h.sched.add(q, h.now)
 	h.check(h.sched.invariants())
+}
+
+// forget has the image file of that digest go.
+func (h *history) forget(tenant string, file [32]byte) {
+	h.t.Helper()
+	f := &forgetting{tenant: tenant, file: file, done: make(chan struct{})}
+	h.sched.forget(f)
+	h.gone, h.came[f] = append(h.gone, f), len(h.order)
+	h.check(h.sched.invariants())
+}
+
+// vanished says which forgotten images are gone now, and holds that nothing of them is left in the runner's memory
+// where nobody else has sent them.
+func (h *history) vanished() string {
+	h.t.Helper()
+	var b strings.Builder
+	h.gone = slices.DeleteFunc(h.gone, func(f *forgetting) bool {
+		select {
+		case <-f.done:
+		default:
+			return false
+		}
+		fmt.Fprintf(&b, "nothing is left of %s of tenant %q\n", bytes.TrimRight(f.file[:], "\x00"), f.tenant)
+		input, others := fusion.Input{}, false
+		for id, r := range h.reqs {
+			for _, p := range r.Input.Spans {
+				if p.File == f.file {
+					input = fusion.Input{IDs: r.Input.IDs, Spans: []fusion.Span{p}}
+					others = others || r.Tenant != f.tenant || slices.Index(h.order, id) >= h.came[f]
+				}
+			}
+		}
+		if !others && h.sched.exact && h.runner.Holds(input) {
+			h.t.Fatalf("image %x is forgotten, and still in memory", f.file[:1])
+		}
+		return true
+	})
+	return b.String()
 }
 
 func (h *history) cancel(id string) string {
@@ -101,7 +142,7 @@ func (h *history) step(err error) string {
 	case failed == nil && p.takes(tokens) != len(tokens):
 		h.t.Fatalf("the runner gave %d tokens where the plan takes %d", len(tokens), p.takes(tokens))
 	case failed == nil:
-		return said + h.take(h.sched.commit(p, tokens, h.now))
+		return said + h.take(h.sched.commit(p, tokens, h.now)) + h.vanished()
 	case failed == err:
 		return said + h.take(h.sched.fail(p, err, h.now))
 	}
@@ -180,6 +221,9 @@ func (p plan) String() string {
 	}
 	for _, r := range p.batch.Releases {
 		fmt.Fprintf(&b, "release [%d,%d) of slot %d\n", r.From, r.To, r.Slot)
+	}
+	if p.batch.Wipe {
+		b.WriteString("wipe\n")
 	}
 	if len(p.batch.Rows) == 0 {
 		b.WriteString("nothing to run\n")
@@ -302,9 +346,10 @@ func (h *history) command(line string) string {
 				span.Cols = span.Len / span.Rows
 			}
 			copy(span.Digest[:], text("digest"))
+			span.File = span.Digest
 			r.Input.Spans = append(r.Input.Spans, span)
 			if n = num("second"); n > 0 { // and another right behind it
-				next := fusion.Span{Start: span.Start + span.Len, Digest: [32]byte{2}}
+				next := fusion.Span{Start: span.Start + span.Len, File: [32]byte{2}, Digest: [32]byte{2}}
 				next.Len = n - next.Start
 				r.Input.Spans = append(r.Input.Spans, next)
 			}
@@ -315,6 +360,10 @@ func (h *history) command(line string) string {
 			r.Stop = []int32{want[n-1].ID}
 		}
 		h.submit(r)
+	case "forget":
+		var file [32]byte
+		copy(file[:], arg)
+		h.forget(text("tenant"), file)
 	case "sleep":
 		d, err := time.ParseDuration(arg)
 		h.check(err)
@@ -457,11 +506,15 @@ func random(t testing.TB, data []byte) {
 			}
 			if next(3) == 0 {
 				n := 1 + next(len(r.Input.IDs))
-				s := fusion.Span{Start: next(len(r.Input.IDs) - n + 1), Len: n, Digest: [32]byte{byte(next(4))}, Rows: next(3), Cols: next(3)}
+				image := [32]byte{7: byte(next(4))} // like no id; 0: without a digest
+				s := fusion.Span{Start: next(len(r.Input.IDs) - n + 1), Len: n, File: image, Digest: image,
+					Rows: next(3), Cols: next(3)}
 				r.Input.Spans = []fusion.Span{s}
 				if left := len(r.Input.IDs) - s.Start - n; left > 1 && next(2) == 0 { // another, beside it or not
 					gap := next(left)
-					r.Input.Spans = append(r.Input.Spans, fusion.Span{Start: s.Start + n + gap, Len: 1 + next(left-gap), Digest: [32]byte{9}})
+					other := [32]byte{7: 9}
+					r.Input.Spans = append(r.Input.Spans,
+						fusion.Span{Start: s.Start + n + gap, Len: 1 + next(left-gap), File: other, Digest: other})
 				}
 			}
 			if next(2) == 0 {
@@ -495,8 +548,10 @@ func random(t testing.TB, data []byte) {
 			h.cancel(ids[next(len(ids))])
 		case op == 8:
 			h.step(errStep)
-		case op == 9:
+		case op == 9 && next(2) == 0:
 			h.now = h.now.Add(time.Second)
+		case op == 9:
+			h.forget(tenants[next(3)], [32]byte{7: byte(1 + next(3))})
 		default:
 			h.step(nil)
 		}

@@ -164,7 +164,7 @@ func (q *queue) invariants() error {
 
 // invariants holds for a plan that was just made, before it has run.
 func (p plan) invariants(s *scheduler) error {
-	if len(p.batch.Rows) == 0 && len(p.batch.Releases) == 0 || len(p.batch.Rows) != len(p.seqs) {
+	if len(p.batch.Rows) == 0 && len(p.batch.Releases) == 0 && !p.batch.Wipe || len(p.batch.Rows) != len(p.seqs) {
 		return fmt.Errorf("a plan of %d rows for %d sequences", len(p.batch.Rows), len(p.seqs))
 	}
 	for i, q := range s.slots.decoding {

@@ -103,7 +103,7 @@ func (s *scheduler) turn(q *sequence) bool {
 // outranked preempts q for one that outranks it. Its KV stays as a cached sequence's, as long as nobody needs the slot.
 func (s *scheduler) outranked(q *sequence, now time.Time) {
 	var heir *sequence
-	if s.caching && s.reusable(q) > 0 {
+	if s.caching && s.reusable(q) > 0 && !q.forgotten {
 		heir = q.remains()
 	}
 	s.totals.GaveWay[q.class]++

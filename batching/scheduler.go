@@ -62,6 +62,7 @@ type scheduler struct {
 	seqs    []*sequence
 	out     []delivery
 	victims []*sequence
+	forgets []*forgetting
 }
 
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
@@ -127,8 +128,11 @@ func (s *scheduler) missesDeadline(q *sequence, now time.Time) bool {
 	return now.Add(s.latency.faded(need, now)).After(q.deadline)
 }
 
-// busy says whether there is anything to run, or memory to give back.
+// busy says whether there is anything to run, or memory to give back or to wipe.
 func (s *scheduler) busy() bool {
+	if s.slots.wipe {
+		return true
+	}
 	if s.allPending() {
 		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
 	}
@@ -158,6 +162,7 @@ func (s *scheduler) schedule(now time.Time) plan {
 		s.planDecode()
 	}
 	s.slots.releases(&s.batch, s.budget)
+	s.batch.Wipe, s.slots.wipe = s.slots.wipe, false
 	return plan{batch: &s.batch, seqs: s.seqs}
 }
 
@@ -238,6 +243,9 @@ func (s *scheduler) planDecode() {
 // first that is not the draft in its place.
 func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []delivery {
 	s.out = s.out[:0]
+	if p.batch.Wipe {
+		s.wiped()
+	}
 	if len(p.seqs) == 0 {
 		return s.out
 	}
@@ -336,6 +344,7 @@ func (s *scheduler) accept(q *sequence, t decoder.Token, now time.Time) {
 // fail ends the sequences of a plan that could not be run.
 func (s *scheduler) fail(p plan, err error, now time.Time) []delivery {
 	s.out = s.out[:0]
+	s.slots.wipe = s.slots.wipe || p.batch.Wipe // it may not have come to that
 	s.count(p)
 	s.totals.FailedSteps++
 	for _, q := range p.seqs {
@@ -371,6 +380,10 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 	for _, q := range open {
 		s.finish(q, event, now)
 	}
+	for _, f := range s.forgets { // the runner's memory goes with it
+		close(f.done)
+	}
+	s.forgets = nil
 	return s.out
 }
 
@@ -381,12 +394,13 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 	} else {
 		var heir *sequence
 		// A failed step may have left anything in the slots of its rows.
-		if s.caching && event.Finish != Error && s.reusable(q) > 0 {
+		if s.caching && event.Finish != Error && s.reusable(q) > 0 && !q.forgotten {
 			heir = q
 		}
 		s.slots.leave(q, heir)
 		q.strip()
 	}
+	s.slots.wipe = s.slots.wipe || q.forgotten
 	s.queue.close(q)
 	s.deadlines.release(q)
 	s.resume(now)

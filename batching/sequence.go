@@ -112,6 +112,8 @@ type sequence struct {
 	ran    int     // ids that were run for it
 	timing Timing
 	missed bool // its last row gave no token: see pending
+	// forgotten says that nothing of its KV may stay: see Engine.Forget.
+	forgotten bool
 
 	plain         bool    // nothing is drafted for it
 	drafted       []int32 // its newest token and what may follow, as in the plan

@@ -23,6 +23,7 @@ type slots struct {
 	cached     []*sequence // in the order in which they ended: the first is evicted first
 	evictions  int64
 	touched    []int // the number of positions of each slot that have memory
+	wipe       bool  // the next step puts zeros over all that nobody has
 }
 
 func newSlots(size int) slots { return slots{at: make([]*sequence, size), touched: make([]int, size)} }
@@ -155,8 +156,8 @@ func (s *slots) idleMemory() bool {
 }
 
 // releases appends what gives memory back, after the batch's moves and before its rows: that of slots that nobody has,
-// and where the budget would not hold otherwise, all that holds no positions in use. Memory that is about to be written
-// again is dear to give back and get anew.
+// and where the budget would not hold otherwise, or it is to be wiped, all that holds no positions in use. Memory that
+// is about to be written again is dear to give back and get anew.
 func (s *slots) releases(b *decoder.Batch, budget int) {
 	for _, m := range b.Moves {
 		s.touched[m.To] = max(s.touched[m.To], m.Len)
@@ -174,7 +175,7 @@ func (s *slots) releases(b *decoder.Batch, budget int) {
 		if q != nil {
 			used = q.past
 		}
-		if s.touched[i] > used && (q == nil || total > budget) {
+		if s.touched[i] > used && (q == nil || total > budget || s.wipe) {
 			b.Releases = append(b.Releases, decoder.Release{Slot: i, From: used, To: s.touched[i]})
 			s.touched[i] = used
 		}

@@ -86,6 +86,17 @@ func (c *Client) Upload(ctx context.Context, tenant string, r io.Reader) (digest
 	return out.GetDigest(), err
 }
 
+// DeleteMedia has the server let go of an image file of tenant's and of all that was computed from it. It tells whether
+// the server had it as an upload, and whether requests that have it go on, with the last of which the rest goes. A
+// balanced client asks one server: each has media of its own.
+func (c *Client) DeleteMedia(ctx context.Context, tenant, digest string) (existed, inUse bool, err error) {
+	if c.uploads != nil {
+		c.uploads.forget([]string{digest})
+	}
+	out, err := c.media.DeleteMedia(ctx, &pb.DeleteMediaRequest{Tenant: tenant, Digest: digest})
+	return out.GetExisted(), out.GetInUse(), err
+}
+
 func digestOf(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
 
 // upload sends header and the bytes of r, unless the server has them.

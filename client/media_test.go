@@ -92,6 +92,14 @@ func (s *store) UploadMedia(stream grpc.ClientStreamingServer[pb.UploadMediaRequ
 	})
 }
 
+func (s *store) DeleteMedia(_ context.Context, in *pb.DeleteMediaRequest) (*pb.DeleteMediaResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, existed := s.files[in.GetTenant()+in.GetDigest()]
+	delete(s.files, in.GetTenant()+in.GetDigest())
+	return &pb.DeleteMediaResponse{Existed: existed, InUse: true}, nil
+}
+
 func (s *store) admit(in *pb.GenerateRequest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -215,6 +223,24 @@ func TestUploadsOnce(t *testing.T) {
 	in.Tenant = "bob"
 	if _, err := c.Generate(t.Context(), in); err != nil || strings.Join(s.carried(), " ") != "data data data" {
 		t.Errorf("another tenant's: %v, %v", s.carried(), err)
+	}
+}
+
+// What was deleted is not relied on any more: the next request has it uploaded anew.
+func TestDeleteMedia(t *testing.T) {
+	s := new(store)
+	c := s.dial(t, client.WithUploads("alice", 1000))
+	data := noise(2000)
+	in := client.Chat(client.User(client.ImageBytes(data)))
+	in.Tenant = "alice"
+	for i := range 2 {
+		if _, err := c.Generate(t.Context(), in); err != nil || s.sent != i+1 || s.asked != i+1 {
+			t.Errorf("%v; %d files were sent in %d uploads, want %d", err, s.sent, s.asked, i+1)
+		}
+		existed, inUse, err := c.DeleteMedia(t.Context(), "alice", digest(data))
+		if err != nil || !existed || !inUse {
+			t.Errorf("deleted: %v %v %v", existed, inUse, err)
+		}
 	}
 }
 

@@ -33,7 +33,8 @@ type Move struct {
 	From, To, Len, Back int
 }
 
-// Release says that positions [From, To) of a KV slot hold nothing that is needed: their memory may be given back.
+// Release says that positions [From, To) of a KV slot hold nothing that is needed: their memory is wiped, and may be
+// given back.
 type Release struct {
 	Slot, From, To int
 }
@@ -75,6 +76,8 @@ type Batch struct {
 	Moves    []Move
 	Releases []Release
 	Rows     []Row
+	// Wipe has the runner put zeros over what it keeps of earlier steps beside its KV cache.
+	Wipe bool
 }
 
 // Width is the number of positions that each row of the batch takes up: the ids of the longest.

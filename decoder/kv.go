@@ -89,13 +89,14 @@ func (kv *kvCache) move(m Move) {
 	}
 }
 
-// release gives back the pages in which nothing but positions [r.From, r.To) lies.
+// release puts zeros over positions [r.From, r.To), but those that share a panel with an earlier one, and gives back
+// the pages in which nothing else lies.
 func (kv *kvCache) release(r Release) error {
 	from, to := panels(r.From)*kv.headDim, panels(r.To)*kv.headDim
 	for _, mem := range kv.layers {
 		for h := range kv.kvHeads {
 			row := r.Slot*kv.slotLen() + h*kv.length*kv.headDim
-			if err := mem.Discard(row+from, row+to); err != nil {
+			if err := mem.Wipe(row+from, row+to); err != nil {
 				return fmt.Errorf("give back KV cache: %w", err)
 			}
 		}

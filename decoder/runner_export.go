@@ -287,13 +287,8 @@ func (x *ExportRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 			x.states.move(m)
 		}
 	}
-	for _, rel := range b.Releases {
-		if x.states != nil {
-			rel = x.states.behind(rel)
-		}
-		if err := x.kv.release(rel); err != nil {
-			return nil, err
-		}
+	if err := x.release(b); err != nil {
+		return nil, err
 	}
 	if err := checkRows(b.Rows, x.Capacity(), x.shortest()); err != nil {
 		return nil, err
@@ -319,6 +314,36 @@ func (x *ExportRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 		}
 	}
 	return x.tokens, nil
+}
+
+// release makes a batch's releases.
+func (x *ExportRunner) release(b *Batch) error {
+	for _, rel := range b.Releases {
+		whole := rel
+		if x.states != nil {
+			rel = x.states.behind(rel)
+		}
+		if err := x.kv.release(rel); err != nil {
+			return err
+		}
+		if x.states != nil {
+			if err := x.states.wipe(whole); err != nil {
+				return err
+			}
+		}
+	}
+	if !b.Wipe {
+		return nil
+	}
+	err := errors.Join(x.kv.wipeSteps(), x.embeds.Wipe())
+	if x.embed != nil {
+		err = errors.Join(err, x.embed.embeds.Wipe())
+	}
+	if x.states != nil {
+		e := x.states
+		err = errors.Join(err, e.cross.wipeSteps(), e.embeds.Wipe(), e.out.Wipe(), e.states.Wipe())
+	}
+	return err
 }
 
 // Logits runs a whole prompt in slot 0 and returns the logits of every position, [len(IDs), vocab]. It is for

@@ -215,6 +215,16 @@ func (e *encoderStates) move(m Move) {
 	e.cross.move(cross)
 }
 
+// wipe puts zeros over the states of a slot, if all of it is released.
+func (e *encoderStates) wipe(r Release) error {
+	if r.From > 0 {
+		return nil
+	}
+	err := e.store.Wipe(r.Slot*e.maxLen*e.width, (r.Slot+1)*e.maxLen*e.width)
+	e.lengths[r.Slot] = 0
+	return errors.Join(err, e.cross.release(Release{Slot: r.Slot, To: e.maxLen}))
+}
+
 // behind counts a release from the end of a slot's states.
 func (e *encoderStates) behind(r Release) Release {
 	n := e.lengths[r.Slot]

@@ -183,12 +183,24 @@ func (c *concatCache) release(r Release) error {
 	for _, t := range c.tensors {
 		for h := range t.heads {
 			head := (r.Slot*t.heads + h) * c.maxLen
-			if err := t.store.Discard((head+r.From)*t.vector, (head+r.To)*t.vector); err != nil {
+			if err := t.store.Wipe((head+r.From)*t.vector, (head+r.To)*t.vector); err != nil {
 				return fmt.Errorf("give back KV cache: %w", err)
 			}
 		}
 	}
 	return nil
+}
+
+// wipeSteps puts zeros over what steps took and gave; the next one gathers its past from the slots.
+func (c *concatCache) wipeSteps() error {
+	c.resident = c.resident[:0]
+	var err error
+	for _, t := range c.tensors {
+		for _, m := range []*ort.Memory[uint8]{t.batch[0], t.batch[1], t.chunk[0], t.chunk[1]} {
+			err = errors.Join(err, m.WipeAll())
+		}
+	}
+	return err
 }
 
 func (c *concatCache) close() error {

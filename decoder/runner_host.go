@@ -103,6 +103,11 @@ func (r *HostRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 			return nil, err
 		}
 	}
+	if b.Wipe {
+		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll()); err != nil {
+			return nil, err
+		}
+	}
 	if len(b.Rows) == 0 {
 		return nil, nil // an attention node over no rows would crash the process
 	}

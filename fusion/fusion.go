@@ -45,8 +45,8 @@ type Span struct {
 	Image, Offset int
 	// Rows and Cols are the image's Layout.Map, 0 without.
 	Rows, Cols int
-	// Digest is that image's vision.Image.Digest.
-	Digest [32]byte
+	// File and Digest are that image's, as in vision.Image.
+	File, Digest [32]byte
 	// Patches is [Len, width] float32, row-major; nil until Attach. A row is a patch embedding, and in some models
 	// features for layers of the decoder behind it (see PlacePart).
 	Patches []float32

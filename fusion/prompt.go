@@ -86,7 +86,8 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 		if last >= 0 && in.Spans[last].Image == image && in.Spans[last].Start+in.Spans[last].Len == at {
 			in.Spans[last].Len++
 		} else {
-			s := Span{Start: at, Len: 1, Image: image, Offset: offset, Digest: images[image].Digest}
+			img := images[image]
+			s := Span{Start: at, Len: 1, Image: image, Offset: offset, File: img.File, Digest: img.Digest}
 			if l.Map != nil {
 				s.Rows, s.Cols = l.Map(images[image].Grid)
 			}

@@ -148,6 +148,18 @@ func TestMediaOfCredential(t *testing.T) {
 	_, err := c.HasMedia(blue, &pb.HasMediaRequest{Tenant: "acme", Digests: []string{digestOf(data)}})
 	checkViolation(t, err, "tenant", "want none, or the credential's own")
 	in := showing(&pb.Image{Digest: digestOf(data)})
+	for id, want := range map[string]codes.Code{
+		"": codes.Unauthenticated, "monitor": codes.PermissionDenied, "blue": codes.OK,
+	} {
+		ctx := metadata.NewOutgoingContext(t.Context(), as(id))
+		out, err := c.DeleteMedia(ctx, &pb.DeleteMediaRequest{Digest: digestOf(data)})
+		wantCode(t, id+" deletes", err, want)
+		if out.GetExisted() {
+			t.Errorf("%q deletes another tenant's", id)
+		}
+	}
+	_, err = c.DeleteMedia(blue, &pb.DeleteMediaRequest{Tenant: "acme", Digest: digestOf(data)})
+	checkViolation(t, err, "tenant", "want none, or the credential's own")
 	_, err = f.Generate(blue, in)
 	wantCode(t, "another tenant's digest", err, codes.NotFound)
 	_, err = f.Generate(metadata.NewOutgoingContext(t.Context(), as("acme")), in)

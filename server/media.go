@@ -68,6 +68,15 @@ func receiveFile(stream grpc.ClientStreamingServer[pb.UploadMediaRequest, pb.Upl
 	}
 }
 
+// DeleteMedia implements mmserve.v1.InferenceService.
+func (s *Server) DeleteMedia(ctx context.Context, in *pb.DeleteMediaRequest) (*pb.DeleteMediaResponse, error) {
+	d, err := s.service.DeleteMedia(ctx, in.GetTenant(), in.GetDigest())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &pb.DeleteMediaResponse{Existed: d.Existed, InUse: d.InUse}, nil
+}
+
 // HasMedia implements mmserve.v1.InferenceService.
 func (s *Server) HasMedia(ctx context.Context, in *pb.HasMediaRequest) (*pb.HasMediaResponse, error) {
 	if n := len(in.GetDigests()); n > maxDigests {

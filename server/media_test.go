@@ -118,6 +118,17 @@ func TestUploadMedia(t *testing.T) {
 	if err != nil || list.GetMedia()[0].GetPresent() {
 		t.Errorf("another tenant has it: %v, %v", list, err)
 	}
+	for tenant, want := range map[string]bool{"b": false, tenant: true} {
+		out, err := c.DeleteMedia(t.Context(), &pb.DeleteMediaRequest{Tenant: tenant, Digest: got.GetDigest()})
+		if err != nil || out.GetExisted() && !want || out.GetInUse() {
+			t.Errorf("tenant %s deletes: %v, %v", tenant, out, err)
+		}
+	}
+	byDigest.Tenant = tenant
+	_, err = c.CountTokens(t.Context(), byDigest)
+	wantCode(t, "a deleted digest", err, codes.NotFound)
+	_, err = c.DeleteMedia(t.Context(), &pb.DeleteMediaRequest{Tenant: tenant, Digest: "sha256:"})
+	checkViolation(t, err, "digest", "64 hexadecimal digits")
 	for _, digest := range []string{got.GetDigest()[7:20], "up-1"} {
 		if log := f.log.String(); strings.Contains(log, digest) != (digest == "up-1") {
 			t.Errorf("the log has %q or lacks it:\n%s", digest, log)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	stdimage "image"
 	"image/color"
@@ -19,6 +20,8 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/export/exporttest"
 	"github.com/mmserve/mmserve/model/families"
 	"github.com/mmserve/mmserve/model/modeltest"
 	"github.com/mmserve/mmserve/model/synth"
@@ -77,6 +80,14 @@ func openStandIn(t testing.TB, family string) *serving.Service {
 
 func openFamily(t testing.TB, family string) *serving.Deployment {
 	t.Helper()
+	return openDeployment(t, serving.Config{
+		Dir: standIn(t, family), Threads: 1, Slots: 2, EncoderCacheBytes: 1 << 20,
+	})
+}
+
+// standIn is the folder of what openStandIn runs.
+func standIn(t testing.TB, family string) string {
+	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(modeltest.TinyDir(family), "config.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +97,7 @@ func openFamily(t testing.TB, family string) *serving.Deployment {
 	if err := synth.Init(config, dir, synth.InitOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return openDeployment(t, serving.Config{Dir: dir, Threads: 1, Slots: 2, EncoderCacheBytes: 1 << 20})
+	return dir
 }
 
 func service(d *serving.Deployment, o serving.ServiceOptions) *serving.Service {
@@ -120,26 +131,69 @@ func TestCountEqualsGenerate(t *testing.T) {
 	images := map[string][]byte{
 		"turned": turnedJPEG(t, 300, 40), "small": pngOf(t, 3, 5), "wide": gifOf(t, 200, 20), "square": pngOf(t, 64, 64),
 	}
-	for family := range modeltest.TinyCheckpoints {
-		t.Run(family, func(t *testing.T) {
-			s := openStandIn(t, family)
-			checked := 0
-			for name, data := range images {
-				for _, detail := range []vision.Detail{vision.DetailAuto, vision.DetailLow, vision.DetailHigh} {
-					one := serving.Part{Image: &serving.Image{Data: data, Detail: detail}}
-					two := serving.Part{Image: &serving.Image{Data: images["square"]}}
-					for i, parts := range [][]serving.Part{
-						{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}},
-					} {
-						checked += sameCount(t, s, fmt.Sprint(name, detail, i), parts)
-					}
+	check := func(t *testing.T, s *serving.Service) {
+		checked := 0
+		for name, data := range images {
+			for _, detail := range []vision.Detail{vision.DetailAuto, vision.DetailLow, vision.DetailHigh} {
+				one := serving.Part{Image: &serving.Image{Data: data, Detail: detail}}
+				two := serving.Part{Image: &serving.Image{Data: images["square"]}}
+				for i, parts := range [][]serving.Part{
+					{one}, {one, {Text: "What is this?"}}, {{Text: "a"}, one, two, {Text: "b"}},
+				} {
+					checked += sameCount(t, s, fmt.Sprint(name, detail, i), parts)
 				}
 			}
-			if checked < 2*len(images) {
-				t.Errorf("only %d requests were taken", checked)
-			}
-		})
+		}
+		if checked < 2*len(images) {
+			t.Errorf("only %d requests were taken", checked)
+		}
 	}
+	for family := range modeltest.TinyCheckpoints {
+		t.Run(family, func(t *testing.T) { check(t, openStandIn(t, family)) })
+	}
+	for _, family := range []string{"florence2", "moondream1"} {
+		t.Run(family, func(t *testing.T) { check(t, openGraphs(t, family)) })
+	}
+}
+
+// openGraphs runs ready-made graphs of a family that has no checkpoint here: those of another's of the same kind, with
+// the family's config.json.
+func openGraphs(t *testing.T, family string) *serving.Service {
+	t.Helper()
+	like, format, o := "vitgpt2", `{"model_type": "florence2", "text_config": {"d_model": %d, "decoder_layers": %d,
+		"decoder_attention_heads": %d, "vocab_size": %d, "max_position_embeddings": %d}}`,
+		exporttest.Options{CrossCaches: true}
+	if family == "moondream1" {
+		like, format, o = "llava", `{"model_type": "moondream1", "phi_config": {"hidden_size": %d, "num_hidden_layers": %d,
+			"num_attention_heads": %d, "vocab_size": %d, "max_position_embeddings": %d}}`, exporttest.Options{}
+	}
+	from := standIn(t, like)
+	m, err := model.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	source := exporttest.Source{Tower: m.Tower, Connector: m.Connector, Decoder: m.Decoder, Weights: m.Weights}
+	dir, d := exporttest.Folder(t, os.DirFS(from), family, source, o), m.Decoder
+	// Special tokens by the names that the family has for them; that of images has an id outside of the vocabulary.
+	names := []string{"<unk>", "</s>", "<|endoftext|>", "<s>"}
+	if family == "moondream1" {
+		names = []string{"<|im_start|>", "<|endoftext|>", "<image>", "<img>"}
+	}
+	for i := range names {
+		quoted, _ := json.Marshal(names[i]) // a string can be marshalled
+		names[i] = string(quoted)
+	}
+	for _, name := range []string{"tokenizer.json", "tokenizer_config.json"} {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		modeltest.WriteFile(t, filepath.Join(dir, name), []byte(strings.NewReplacer(names...).Replace(string(raw))))
+	}
+	config := fmt.Sprintf(format, d.Hidden, d.Layers, d.Heads, d.Vocab, d.MaxLen)
+	modeltest.WriteFile(t, filepath.Join(dir, "config.json"), []byte(config))
+	return openService(t, serving.Config{Dir: dir, Threads: 1, Slots: 2, EncoderCacheBytes: 1 << 20})
 }
 
 // The same holds of a model that takes images at their own resolution, of which only ready-made graphs are run: all

@@ -283,7 +283,7 @@ func (d *Deployment) startEncoder() error {
 	if err := d.start(d.runner, d.encoder.Encode); err != nil {
 		return err
 	}
-	d.Model.EncoderStats = d.encoder.Stats
+	d.Model.EncoderStats, d.Model.Forget = d.encoder.Stats, d.encoder.Forget
 	if d.plan.OnDevice {
 		d.Model.DeviceStats = func() DeviceStats {
 			s := ort.AllDevices()

@@ -47,6 +47,7 @@ func (s *Service) Embed(ctx context.Context, in *EmbedRequest, deliver func(*Emb
 	}
 	in.Tenant, in.Unread = caller.Tenant, caller.Unread // the credential's, where there is one
 	defer release()
+	defer l.unuseAll()
 	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
 	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
 	defer func() { err = l.rec.close(ctx, recover(), err) }()
@@ -100,6 +101,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	}
 	l.ran = e.Image.Tokens
 	l.keepFor(images[0], in.Tenant)
+	l.use(images[0])
 	if e.Patches, e.Cached, err = l.model.Encode(ctx, images[0]); err != nil {
 		return err
 	}

@@ -81,3 +81,6 @@ func (q *Quotas) TokensLeft(tenant string) float64 {
 	defer q.mu.Unlock()
 	return q.accounts[holder{tenant: tenant}].tokens.Tokens()
 }
+
+// Overwritten waits until what was deleted, and is in no request's use, has been overwritten.
+func (s *Service) Overwritten() { s.images.dropping.Wait() }

@@ -163,6 +163,7 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 	g, gctx := errgroup.WithContext(ctx)
 	for i, img := range images {
 		l.keepFor(img, tenant)
+		l.use(img)
 		g.Go(func() (err error) {
 			patches[i], cached[i], err = l.model.Encode(gctx, img)
 			return err

@@ -265,23 +265,6 @@ func (s *Service) HasMedia(ctx context.Context, tenant string, digests []string)
 	return list, v.Err()
 }
 
-// DeleteMedia lets go of a tenant's file, which requests that use it may finish with. It tells whether there was one.
-func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (bool, error) {
-	if s.options.Media == nil {
-		return false, mediaOff()
-	}
-	var v Violations
-	tenant = TenantOf(ctx, tenant, "tenant", &v)
-	d, err := media.ParseDigest(digest)
-	if err != nil {
-		v.Add("digest", "%v", err)
-	}
-	if err := v.Err(); err != nil {
-		return false, err
-	}
-	return s.options.Media.Delete(tenant, d), nil
-}
-
 func mediaOff() error {
 	return failed(FailedPrecondition, "this server keeps no uploaded media: it was started with --media-bytes 0; send images as data")
 }

@@ -101,8 +101,8 @@ func TestUpload(t *testing.T) {
 		if list, err := s.HasMedia(t.Context(), other, []string{m.Digest}); err != nil || list[0] != nil {
 			t.Errorf("another tenant has it: %v, %v", list, err)
 		}
-		if ok, err := s.DeleteMedia(t.Context(), other, m.Digest); ok || err != nil {
-			t.Errorf("another tenant deletes it: %v, %v", ok, err)
+		if d, err := s.DeleteMedia(t.Context(), other, m.Digest); d.Existed || err != nil {
+			t.Errorf("another tenant deletes it: %+v, %v", d, err)
 		}
 	}
 	sent, err := s.UploadMedia(t.Context(), serving.UploadHeader{Tenant: "a", Digest: m.Digest})
@@ -128,8 +128,8 @@ func TestUpload(t *testing.T) {
 	if err != nil || list[0] != nil || list[1] == nil || list[1].Digest != m.Digest {
 		t.Errorf("has %v, %v", list, err)
 	}
-	if ok, err := s.DeleteMedia(t.Context(), "a", m.Digest); !ok || err != nil {
-		t.Errorf("deleting: %v, %v", ok, err)
+	if d, err := s.DeleteMedia(t.Context(), "a", m.Digest); !d.Existed || d.InUse || err != nil {
+		t.Errorf("deleting: %+v, %v", d, err)
 	}
 	_, err = ask("a", byDigest(m.Digest))
 	wantError(t, "a deleted digest", err, serving.NotFound, "prompt.parts[0].image.digest")

@@ -27,6 +27,9 @@ type Model struct {
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
 	// Hidden is the width of an embedding. Behind that of a patch lie features for Deepstack layers, as wide.
 	Hidden, Deepstack int
+	// Forget takes what Encode keeps of a tenant's file (vision.Image.File) out of its cache, and gives it: requests may
+	// be using it still. nil: nothing is kept.
+	Forget func(tenant string, file [32]byte) [][]float32
 	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
 	KVBytesPerToken int64
 	// EncoderStats is what the encoder behind Encode counts; nil if it does not.

@@ -67,6 +67,7 @@ func (o ServiceOptions) withDefaults() ServiceOptions {
 type Service struct {
 	models  *Registry
 	options ServiceOptions
+	images  images
 	// counting has one place per core, for Count, which has none in an engine.
 	counting chan struct{}
 }
@@ -74,6 +75,7 @@ type Service struct {
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s.images.used = map[imageFile]*imageUse{}
 	s.options.Telemetry.watch(s)
 	return s
 }
@@ -88,6 +90,7 @@ type life struct {
 	used       *usage         // of its tenant's quotas
 	identity   *auth.Identity // its caller's; nil where callers need no credential
 	ran        int            // tokens of the prompt that the tower or the engine was given
+	uses       []func()       // end what use began
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it
@@ -149,6 +152,7 @@ func (s *Service) Generate(ctx context.Context, in *Request, to Sink) (err error
 		return err
 	}
 	defer release()
+	defer l.unuseAll()
 	defer context.AfterFunc(s.options.Shutdown, func() { end(ErrCut) })()
 	defer context.AfterFunc(l.deployment.Cutting(), func() { end(errUnloaded) })()
 	defer func() { err = l.rec.close(ctx, recover(), err) }()

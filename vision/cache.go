@@ -29,6 +29,7 @@ type key struct {
 // entry is one image, under way or complete. err and patches may be read once done is closed.
 type entry struct {
 	key     key
+	file    [32]byte // the image's vision.Image.File
 	done    chan struct{}
 	patches []float32
 	err     error
@@ -45,7 +46,7 @@ func newCache(budget int64) *cache {
 
 // join registers a waiter for an image; first tells that the caller has to see to its encoding.
 // Every join is followed by one leave.
-func (c *cache) join(key key, priority int) (e *entry, first bool) {
+func (c *cache) join(key key, file [32]byte, priority int) (e *entry, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[key]; ok {
@@ -56,7 +57,7 @@ func (c *cache) join(key key, priority int) (e *entry, first bool) {
 		}
 		return e, false
 	}
-	e = &entry{key: key, done: make(chan struct{}), waiters: 1, priority: priority}
+	e = &entry{key: key, file: file, done: make(chan struct{}), waiters: 1, priority: priority}
 	c.entries[key] = e
 	return e, true
 }
@@ -105,10 +106,29 @@ func (c *cache) finish(e *entry, patches []float32, err error) {
 	e.place = c.order.PushFront(e)
 	c.used += size
 	for c.used > c.budget {
-		last := c.order.Remove(c.order.Back()).(*entry)
-		c.used -= int64(len(last.patches)) * 4
-		delete(c.entries, last.key)
+		c.drop(c.order.Back().Value.(*entry))
 	}
+}
+
+// drop takes a complete entry out. c.mu is held.
+func (c *cache) drop(e *entry) {
+	c.order.Remove(e.place)
+	c.used -= int64(len(e.patches)) * 4
+	delete(c.entries, e.key)
+}
+
+// forget takes out what there is of a tenant's file, whatever it was prepared by, and gives its patch embeddings. What
+// is under way stays.
+func (c *cache) forget(tenant string, file [32]byte) (gone [][]float32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, e := range c.entries {
+		if k.tenant == tenant && e.file == file && e.place != nil {
+			c.drop(e)
+			gone = append(gone, e.patches)
+		}
+	}
+	return gone
 }
 
 func (c *cache) size() (bytes int64, entries int) {

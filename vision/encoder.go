@@ -70,7 +70,7 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 // that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
 // context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
-	ent, first := e.cache.join(key{img.Digest, img.Tenant}, imaging.Priority(ctx))
+	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
 	defer e.cache.leave(ent)
 	e.count(!first)
 	if first {
@@ -98,6 +98,12 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 	case <-e.done:
 		return nil, false, ErrClosed
 	}
+}
+
+// Forget takes what there is of a tenant's file out of the cache, and gives its patch embeddings: callers of Encode may
+// be using them still. What is being encoded stays.
+func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
+	return e.cache.forget(tenant, file)
 }
 
 func (e *Encoder) count(hit bool) {

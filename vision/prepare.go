@@ -2,6 +2,7 @@ package vision
 
 import (
 	"context"
+	"crypto/sha256"
 	"time"
 
 	"github.com/mmserve/mmserve/internal/imaging"
@@ -101,7 +102,8 @@ func prepare(ctx context.Context, p Preprocessor, data []byte, l Limits, split b
 		return nil, err
 	}
 	img.Decoded = time.Now()
-	img.Digest = digest(p, data)
+	img.File = sha256.Sum256(data)
+	img.Digest = digest(p, img.File)
 	if err := r.cut(ctx, scaled, img); err != nil {
 		return nil, err
 	}

@@ -231,11 +231,11 @@ func Describe(p Preprocessor) string {
 	return fmt.Sprintf("%T v%d %+v", p, pixelsVersion, p)
 }
 
-// digest names what the tower will see: the preprocessing that was applied, then the encoded bytes.
-func digest(p Preprocessor, data []byte) (d [32]byte) {
+// digest names what the tower will see: the preprocessing that was applied, then the file.
+func digest(p Preprocessor, file [32]byte) (d [32]byte) {
 	h := sha256.New()
 	fmt.Fprintln(h, Describe(p))
-	h.Write(data)
+	h.Write(file[:])
 	h.Sum(d[:0])
 	return d
 }

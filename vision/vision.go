@@ -22,8 +22,8 @@ func (g Grid) Tiles() int { return g.Rows*g.Cols + 1 }
 
 // Image is a prepared image: what the tower needs and nothing that was in the file besides.
 type Image struct {
-	// Digest is the SHA-256 of the encoded bytes and of the preprocessing that was applied.
-	Digest [32]byte
+	// File is the SHA-256 of the encoded bytes, Digest that of File and of the preprocessing that was applied.
+	File, Digest [32]byte
 	// Tenant is whose embeddings of the image may be reused; empty for those of callers without a tenant.
 	Tenant string
 	// Width and Height are those of the image after orientation, before any resizing, in pixels.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mmserve/mmserve/cmd/internal/attack"
 	"github.com/mmserve/mmserve/loadtest"
 )
 
@@ -67,12 +68,12 @@ func (h *honest) p99(ctx context.Context, d time.Duration) (time.Duration, error
 
 // startAttackers has c.attackers attack from a process of their own until leave is called. They have the lowest
 // priority on this machine: what they spend on attacking must not be what the others wait for.
-func startAttackers(ctx context.Context, a attack, c config) (leave func(), err error) {
+func startAttackers(ctx context.Context, a attack.Attack, c config) (leave func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attacker", a.name, "-listen", c.addr, "-attackers",
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attacker", a.Name, "-listen", c.addr, "-attackers",
 		strconv.Itoa(c.attackers))
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -94,21 +95,21 @@ func attackAs(ctx context.Context, name string, c config) {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		leave()
 	}()
-	for _, a := range attacks() {
-		if a.name == name {
+	for _, a := range attack.List() {
+		if a.Name == name {
 			many(ctx, a, c)
 		}
 	}
 }
 
 // many has c.attackers attack again and again until ctx is done.
-func many(ctx context.Context, a attack, c config) {
+func many(ctx context.Context, a attack.Attack, c config) {
 	var group sync.WaitGroup
 	for range c.attackers {
 		group.Go(func() {
 			for ctx.Err() == nil {
 				once, leave := context.WithTimeout(ctx, attackTime)
-				_ = a.once(once, c.addr)
+				_ = a.Once(once, c.addr)
 				leave()
 				select { // ten attackers that only wait for refusals would measure this program
 				case <-time.After(100 * time.Millisecond):

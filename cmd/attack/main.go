@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mmserve/mmserve/cmd/internal/attack"
 	"github.com/mmserve/mmserve/cmd/internal/process"
 )
 
@@ -69,7 +70,7 @@ func run(ctx context.Context, c config) error {
 	}
 	defer os.RemoveAll(dir)
 	s, err := process.Start(ctx, c.bin, c.addr, filepath.Join(dir, "log"), "--slots", "8", "--admin-address", "",
-		"--http-listen", httpAddr(c.addr))
+		"--http-listen", attack.HTTPAddr(c.addr))
 	if err != nil {
 		return err
 	}
@@ -84,13 +85,13 @@ func run(ctx context.Context, c config) error {
 	}
 	fmt.Printf("%-24s %-60s %8s %8s %8s %8s\n", "attack", "answer", "RSS MB", "CPU s", "idle s", "p99 ×")
 	failed := 0
-	for _, a := range attacks() {
-		if !only.MatchString(a.name) {
+	for _, a := range attack.List() {
+		if !only.MatchString(a.Name) {
 			continue
 		}
 		r, err := try(ctx, s, honest, a, c)
 		if err != nil {
-			return fmt.Errorf("%s: %w", a.name, err)
+			return fmt.Errorf("%s: %w", a.Name, err)
 		}
 		fmt.Println(r)
 		if !r.ok() {
@@ -109,7 +110,7 @@ func run(ctx context.Context, c config) error {
 
 // result is what an attack did.
 type result struct {
-	attack
+	attack.Attack
 	answer     string
 	rss        float64 // MB above idle
 	cpu, after time.Duration
@@ -117,7 +118,7 @@ type result struct {
 }
 
 func (r result) ok() bool {
-	return r.rss <= maxRSS && (r.cpu <= maxCPU || r.work) && r.after <= maxAfter && r.p99 <= maxP99
+	return r.rss <= maxRSS && (r.cpu <= maxCPU || r.Work) && r.after <= maxAfter && r.p99 <= maxP99
 }
 
 func (r result) String() string {
@@ -125,7 +126,7 @@ func (r result) String() string {
 	if !r.ok() {
 		word = "  FAILED"
 	}
-	return fmt.Sprintf("%-24s %-60.60s %8.0f %8.2f %8.2f %8.2f%s", r.name, r.answer, r.rss, r.cpu.Seconds(),
+	return fmt.Sprintf("%-24s %-60.60s %8.0f %8.2f %8.2f %8.2f%s", r.Name, r.answer, r.rss, r.cpu.Seconds(),
 		r.after.Seconds(), r.p99, word)
 }
 
@@ -133,8 +134,8 @@ func (r result) String() string {
 const attackTime = 10 * time.Second
 
 // try has one attacker attack an idle server, then several one with honest load.
-func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) (result, error) {
-	r := result{attack: a}
+func try(ctx context.Context, s *process.Server, h *honest, a attack.Attack, c config) (result, error) {
+	r := result{Attack: a}
 	idle, err := s.Look()
 	if err != nil {
 		return r, err
@@ -143,7 +144,7 @@ func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) 
 	defer unwatch()
 	go s.Watch(watching, 10*time.Millisecond)
 	attacking, leave := context.WithTimeout(ctx, attackTime)
-	r.answer = a.once(attacking, c.addr)
+	r.answer = a.Once(attacking, c.addr)
 	left, err := s.Look()
 	leave()
 	if err != nil {
@@ -167,7 +168,7 @@ func try(ctx context.Context, s *process.Server, h *honest, a attack, c config) 
 
 // slower is how many times as long others wait while c.attackers attack: the medians of the rounds' 99th percentiles,
 // as one window has too few answers for its own to tell.
-func slower(ctx context.Context, h *honest, a attack, c config) (float64, error) {
+func slower(ctx context.Context, h *honest, a attack.Attack, c config) (float64, error) {
 	var before, during []time.Duration
 	for range max(1, c.rounds) {
 		alone, err := h.p99(ctx, c.window)

@@ -37,7 +37,27 @@ type Hash struct {
 
 // NewHash returns a Runner of the given capacity whose tokens are in [0, vocab).
 func NewHash(slots, maxLen, vocab int) *Hash {
-	return &Hash{maxLen: maxLen, vocab: vocab, slots: make([][]uint64, slots), logits: make([]float32, vocab)}
+	h := &Hash{maxLen: maxLen, vocab: vocab, slots: make([][]uint64, slots), logits: make([]float32, vocab)}
+	for i := range h.slots {
+		h.slots[i] = make([]uint64, 0, maxLen)
+	}
+	return h
+}
+
+// Holds says whether anything of the images of in is in the memory of any slot, be it needed or not. The runner has to
+// be exact.
+func (h *Hash) Holds(in fusion.Input) bool {
+	kv := h.positions(in.IDs, 0, in.Spans)
+	for _, s := range in.Spans {
+		for _, v := range kv[s.Start : s.Start+s.Len] {
+			for _, slot := range h.slots {
+				if slices.Contains(slot[:cap(slot)], v) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // Capacity is what NewHash was given.
@@ -57,9 +77,8 @@ func (h *Hash) Run(_ context.Context, b *decoder.Batch) ([]decoder.Token, error)
 		if r.Slot < 0 || r.Slot >= len(h.slots) || r.From < 0 || r.From >= r.To || r.To > h.maxLen {
 			return nil, fmt.Errorf("%w: release %+v", decoder.ErrDevice, r)
 		}
-		if len(h.slots[r.Slot]) > r.From {
-			h.slots[r.Slot] = h.slots[r.Slot][:r.From]
-		}
+		clear(h.slots[r.Slot][:r.To][r.From:])
+		h.slots[r.Slot] = h.slots[r.Slot][:min(r.From, len(h.slots[r.Slot]))]
 	}
 	for i, row := range b.Rows {
 		if err := h.check(i, row, b); err != nil {
@@ -107,12 +126,14 @@ func (h *Hash) move(m decoder.Move) error {
 	case m.Len < 1 || m.Len > len(h.slots[m.From]) || m.Back < 0 || m.Back > len(h.slots[m.To]):
 		return fmt.Errorf("move %+v of slots that hold %d and %d positions", m, len(h.slots[m.From]), len(h.slots[m.To]))
 	}
+	from, to := h.slots[m.From], h.slots[m.To]
+	moved := slices.Clone(from[:m.Len])
 	if m.Back > 0 {
-		from, to := h.slots[m.From], h.slots[m.To]
-		h.slots[m.From], h.slots[m.To] = to[:m.Back], from[:m.Len]
-		return nil
+		copy(from[:m.Back], to)
+		h.slots[m.From] = from[:m.Back]
 	}
-	h.slots[m.To] = append(h.slots[m.To][:0], h.slots[m.From][:m.Len]...)
+	copy(to[:m.Len], moved)
+	h.slots[m.To] = to[:m.Len]
 	return nil
 }
 

@@ -35,7 +35,7 @@ var users = map[string][]string{
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
 	"go.yaml.in/yaml/v3":                {"cmd/mmserve", "serving"},
 	"golang.org/x/image":                {"internal/imaging", "vision"},
-	"golang.org/x/net":                  {"cmd/attack"},
+	"golang.org/x/net":                  {"cmd/internal/attack"},
 	"golang.org/x/sync":                 {"caption", "cmd", "internal", "loadtest", "model", "serving", "vision"},
 	"golang.org/x/sys":                  {"internal"},
 	"golang.org/x/term":                 {"cmd/mmserve"},

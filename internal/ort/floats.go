@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/mmserve/mmserve/internal/onnx"
@@ -46,6 +47,18 @@ func (f *Floats) Grow(n int) error {
 	f.Free()
 	*f = *bigger
 	return nil
+}
+
+// Wipe puts zeros over all values.
+func (f *Floats) Wipe() error {
+	if f == nil {
+		return nil
+	}
+	err := f.wide.WipeAll()
+	if f.half != nil {
+		err = errors.Join(err, f.half.WipeAll())
+	}
+	return err
 }
 
 // Slice is the memory as Go sees it.

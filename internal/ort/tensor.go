@@ -50,6 +50,23 @@ func (m *Memory[T]) Discard(from, to int) error {
 	return unix.Madvise(m.raw[from:to], unix.MADV_DONTNEED)
 }
 
+// Wipe puts zeros over elements [from, to); whole pages of them go back to the system.
+func (m *Memory[T]) Wipe(from, to int) error {
+	var z T
+	perPage := os.Getpagesize() / int(unsafe.Sizeof(z))
+	first, last := (from+perPage-1)/perPage*perPage, to/perPage*perPage
+	if first >= last {
+		clear(m.s[from:to])
+		return nil
+	}
+	clear(m.s[from:first])
+	clear(m.s[last:to])
+	return m.Discard(first, last)
+}
+
+// WipeAll is Wipe of all elements.
+func (m *Memory[T]) WipeAll() error { return m.Wipe(0, len(m.s)) }
+
 // Free returns the memory to the system. No tensor over it may be used any more.
 func (m *Memory[T]) Free() error {
 	if m == nil || m.raw == nil {

@@ -3202,6 +3202,116 @@ func (x *MediaStatus) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// DeleteMediaRequest names a file.
+type DeleteMediaRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's digest, as Image has it.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// On whose behalf it was uploaded or sent. What other tenants uploaded or sent stays.
+	Tenant        string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteMediaRequest) Reset() {
+	*x = DeleteMediaRequest{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteMediaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteMediaRequest) ProtoMessage() {}
+
+func (x *DeleteMediaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteMediaRequest.ProtoReflect.Descriptor instead.
+func (*DeleteMediaRequest) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeleteMediaRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *DeleteMediaRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+// DeleteMediaResponse says what became of it.
+type DeleteMediaResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether there was an upload of it.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	// Whether requests that have it go on: they finish, and what is kept of it for them goes with the last.
+	InUse         bool `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteMediaResponse) Reset() {
+	*x = DeleteMediaResponse{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteMediaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteMediaResponse) ProtoMessage() {}
+
+func (x *DeleteMediaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteMediaResponse.ProtoReflect.Descriptor instead.
+func (*DeleteMediaResponse) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DeleteMediaResponse) GetExisted() bool {
+	if x != nil {
+		return x.Existed
+	}
+	return false
+}
+
+func (x *DeleteMediaResponse) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
 // GetServerInfoRequest asks for all there is.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3211,7 +3321,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3333,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3346,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{32}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{34}
 }
 
 // GetServerInfoResponse changes only when an operator loads or unloads a model.
@@ -3266,7 +3376,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3388,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3401,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{33}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetServerInfoResponse) GetModel() string {
@@ -3366,7 +3476,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3488,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3501,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{34}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{36}
 }
 
 // ListModelsResponse says which models are served.
@@ -3405,7 +3515,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3527,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3540,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{35}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelInfo {
@@ -3451,7 +3561,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3463,7 +3573,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3586,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{36}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetModelRequest) GetName() string {
@@ -3497,7 +3607,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3509,7 +3619,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3522,7 +3632,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{37}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetModelResponse) GetModel() *ModelInfo {
@@ -3561,7 +3671,7 @@ type ModelInfo struct {
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3683,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3696,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{38}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ModelInfo) GetName() string {
@@ -3677,7 +3787,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3799,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3812,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{39}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Session) GetGraph() string {
@@ -3997,7 +4107,13 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\apresent\x18\x02 \x01(\bR\apresent\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x16\n" +
+	"expireTime\"D\n" +
+	"\x12DeleteMediaRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\"F\n" +
+	"\x13DeleteMediaResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x15\n" +
+	"\x06in_use\x18\x02 \x01(\bR\x05inUse\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xd2\x02\n" +
 	"\x15GetServerInfoResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
@@ -4062,7 +4178,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x1b\n" +
-	"\x17FINISH_REASON_CANCELLED\x10\x032\xe3\x03\n" +
+	"\x17FINISH_REASON_CANCELLED\x10\x032\xb3\x04\n" +
 	"\x10InferenceService\x12E\n" +
 	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
 	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12K\n" +
@@ -4070,7 +4186,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"EmbedImage\x12\x1d.mmserve.v1.EmbedImageRequest\x1a\x1e.mmserve.v1.EmbedImageResponse0\x01\x12P\n" +
 	"\vUploadMedia\x12\x1e.mmserve.v1.UploadMediaRequest\x1a\x1f.mmserve.v1.UploadMediaResponse(\x01\x12E\n" +
-	"\bHasMedia\x12\x1b.mmserve.v1.HasMediaRequest\x1a\x1c.mmserve.v1.HasMediaResponse2\xf8\x01\n" +
+	"\bHasMedia\x12\x1b.mmserve.v1.HasMediaRequest\x1a\x1c.mmserve.v1.HasMediaResponse\x12N\n" +
+	"\vDeleteMedia\x12\x1e.mmserve.v1.DeleteMediaRequest\x1a\x1f.mmserve.v1.DeleteMediaResponse2\xf8\x01\n" +
 	"\fModelService\x12K\n" +
 	"\n" +
 	"ListModels\x12\x1d.mmserve.v1.ListModelsRequest\x1a\x1e.mmserve.v1.ListModelsResponse\x12E\n" +
@@ -4096,7 +4213,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -4134,19 +4251,21 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*HasMediaRequest)(nil),        // 33: mmserve.v1.HasMediaRequest
 	(*HasMediaResponse)(nil),       // 34: mmserve.v1.HasMediaResponse
 	(*MediaStatus)(nil),            // 35: mmserve.v1.MediaStatus
-	(*GetServerInfoRequest)(nil),   // 36: mmserve.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 37: mmserve.v1.GetServerInfoResponse
-	(*ListModelsRequest)(nil),      // 38: mmserve.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 39: mmserve.v1.ListModelsResponse
-	(*GetModelRequest)(nil),        // 40: mmserve.v1.GetModelRequest
-	(*GetModelResponse)(nil),       // 41: mmserve.v1.GetModelResponse
-	(*ModelInfo)(nil),              // 42: mmserve.v1.ModelInfo
-	(*Session)(nil),                // 43: mmserve.v1.Session
-	nil,                            // 44: mmserve.v1.Sampling.LogitBiasEntry
-	nil,                            // 45: mmserve.v1.Session.NodesEntry
-	nil,                            // 46: mmserve.v1.Session.FallbacksEntry
-	(*durationpb.Duration)(nil),    // 47: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
+	(*DeleteMediaRequest)(nil),     // 36: mmserve.v1.DeleteMediaRequest
+	(*DeleteMediaResponse)(nil),    // 37: mmserve.v1.DeleteMediaResponse
+	(*GetServerInfoRequest)(nil),   // 38: mmserve.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 39: mmserve.v1.GetServerInfoResponse
+	(*ListModelsRequest)(nil),      // 40: mmserve.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 41: mmserve.v1.ListModelsResponse
+	(*GetModelRequest)(nil),        // 42: mmserve.v1.GetModelRequest
+	(*GetModelResponse)(nil),       // 43: mmserve.v1.GetModelResponse
+	(*ModelInfo)(nil),              // 44: mmserve.v1.ModelInfo
+	(*Session)(nil),                // 45: mmserve.v1.Session
+	nil,                            // 46: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 47: mmserve.v1.Session.NodesEntry
+	nil,                            // 48: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 50: google.protobuf.Timestamp
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
@@ -4162,15 +4281,15 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	12, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
 	11, // 11: mmserve.v1.Part.token_ids:type_name -> mmserve.v1.TokenIds
 	2,  // 12: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	44, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	47, // 14: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	47, // 15: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	47, // 16: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	47, // 17: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	47, // 18: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	47, // 19: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	47, // 20: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	47, // 21: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	46, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	49, // 14: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	49, // 15: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	49, // 16: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	49, // 17: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	49, // 18: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	49, // 19: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	49, // 20: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	49, // 21: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
 	16, // 22: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
 	16, // 23: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
 	3,  // 24: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
@@ -4198,44 +4317,46 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	29, // 46: mmserve.v1.EmbedImageResponse.patches:type_name -> mmserve.v1.PatchEmbeddings
 	25, // 47: mmserve.v1.EmbedImageStart.image:type_name -> mmserve.v1.ImageLayout
 	31, // 48: mmserve.v1.UploadMediaRequest.header:type_name -> mmserve.v1.UploadMediaHeader
-	48, // 49: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
+	50, // 49: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
 	35, // 50: mmserve.v1.HasMediaResponse.media:type_name -> mmserve.v1.MediaStatus
-	48, // 51: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
-	43, // 52: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	42, // 53: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
-	42, // 54: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
-	42, // 55: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
-	43, // 56: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
-	45, // 57: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	46, // 58: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	50, // 51: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
+	45, // 52: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	44, // 53: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
+	44, // 54: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
+	44, // 55: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
+	45, // 56: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
+	47, // 57: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	48, // 58: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
 	4,  // 59: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
 	4,  // 60: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
 	4,  // 61: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
 	26, // 62: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
 	30, // 63: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
 	33, // 64: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
-	38, // 65: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	40, // 66: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
-	36, // 67: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	4,  // 68: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 69: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	36, // 70: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	38, // 71: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	19, // 72: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
-	20, // 73: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	24, // 74: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
-	27, // 75: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
-	32, // 76: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
-	34, // 77: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
-	39, // 78: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	41, // 79: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
-	37, // 80: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	19, // 81: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	20, // 82: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	37, // 83: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	39, // 84: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	72, // [72:85] is the sub-list for method output_type
-	59, // [59:72] is the sub-list for method input_type
+	36, // 65: mmserve.v1.InferenceService.DeleteMedia:input_type -> mmserve.v1.DeleteMediaRequest
+	40, // 66: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	42, // 67: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
+	38, // 68: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	4,  // 69: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	4,  // 70: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	38, // 71: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	40, // 72: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	19, // 73: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
+	20, // 74: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	24, // 75: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
+	27, // 76: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
+	32, // 77: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
+	34, // 78: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
+	37, // 79: mmserve.v1.InferenceService.DeleteMedia:output_type -> mmserve.v1.DeleteMediaResponse
+	41, // 80: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	43, // 81: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
+	39, // 82: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	19, // 83: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	20, // 84: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	39, // 85: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	41, // 86: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	73, // [73:87] is the sub-list for method output_type
+	59, // [59:73] is the sub-list for method input_type
 	59, // [59:59] is the sub-list for extension type_name
 	59, // [59:59] is the sub-list for extension extendee
 	0,  // [0:59] is the sub-list for field type_name
@@ -4281,7 +4402,7 @@ func file_mmserve_v1_mmserve_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

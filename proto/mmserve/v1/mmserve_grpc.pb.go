@@ -27,6 +27,7 @@ const (
 	InferenceService_EmbedImage_FullMethodName     = "/mmserve.v1.InferenceService/EmbedImage"
 	InferenceService_UploadMedia_FullMethodName    = "/mmserve.v1.InferenceService/UploadMedia"
 	InferenceService_HasMedia_FullMethodName       = "/mmserve.v1.InferenceService/HasMedia"
+	InferenceService_DeleteMedia_FullMethodName    = "/mmserve.v1.InferenceService/DeleteMedia"
 )
 
 // InferenceServiceClient is the client API for InferenceService service.
@@ -69,6 +70,10 @@ type InferenceServiceClient interface {
 	UploadMedia(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadMediaRequest, UploadMediaResponse], error)
 	// HasMedia says which uploaded files are still there.
 	HasMedia(ctx context.Context, in *HasMediaRequest, opts ...grpc.CallOption) (*HasMediaResponse, error)
+	// DeleteMedia lets go of an image file and of all that the server keeps of it: the upload, its patch embeddings, and the
+	// keys and values of prompts that had it. Their memory is overwritten. It does not matter whether the file was uploaded or
+	// came with requests.
+	DeleteMedia(ctx context.Context, in *DeleteMediaRequest, opts ...grpc.CallOption) (*DeleteMediaResponse, error)
 }
 
 type inferenceServiceClient struct {
@@ -160,6 +165,16 @@ func (c *inferenceServiceClient) HasMedia(ctx context.Context, in *HasMediaReque
 	return out, nil
 }
 
+func (c *inferenceServiceClient) DeleteMedia(ctx context.Context, in *DeleteMediaRequest, opts ...grpc.CallOption) (*DeleteMediaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteMediaResponse)
+	err := c.cc.Invoke(ctx, InferenceService_DeleteMedia_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InferenceServiceServer is the server API for InferenceService service.
 // All implementations must embed UnimplementedInferenceServiceServer
 // for forward compatibility.
@@ -200,6 +215,10 @@ type InferenceServiceServer interface {
 	UploadMedia(grpc.ClientStreamingServer[UploadMediaRequest, UploadMediaResponse]) error
 	// HasMedia says which uploaded files are still there.
 	HasMedia(context.Context, *HasMediaRequest) (*HasMediaResponse, error)
+	// DeleteMedia lets go of an image file and of all that the server keeps of it: the upload, its patch embeddings, and the
+	// keys and values of prompts that had it. Their memory is overwritten. It does not matter whether the file was uploaded or
+	// came with requests.
+	DeleteMedia(context.Context, *DeleteMediaRequest) (*DeleteMediaResponse, error)
 	mustEmbedUnimplementedInferenceServiceServer()
 }
 
@@ -227,6 +246,9 @@ func (UnimplementedInferenceServiceServer) UploadMedia(grpc.ClientStreamingServe
 }
 func (UnimplementedInferenceServiceServer) HasMedia(context.Context, *HasMediaRequest) (*HasMediaResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method HasMedia not implemented")
+}
+func (UnimplementedInferenceServiceServer) DeleteMedia(context.Context, *DeleteMediaRequest) (*DeleteMediaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteMedia not implemented")
 }
 func (UnimplementedInferenceServiceServer) mustEmbedUnimplementedInferenceServiceServer() {}
 func (UnimplementedInferenceServiceServer) testEmbeddedByValue()                          {}
@@ -332,6 +354,24 @@ func _InferenceService_HasMedia_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InferenceService_DeleteMedia_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteMediaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InferenceServiceServer).DeleteMedia(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InferenceService_DeleteMedia_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InferenceServiceServer).DeleteMedia(ctx, req.(*DeleteMediaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // InferenceService_ServiceDesc is the grpc.ServiceDesc for InferenceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -350,6 +390,10 @@ var InferenceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "HasMedia",
 			Handler:    _InferenceService_HasMedia_Handler,
+		},
+		{
+			MethodName: "DeleteMedia",
+			Handler:    _InferenceService_DeleteMedia_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -64,6 +64,11 @@ class InferenceServiceStub(object):
                 request_serializer=mmserve_dot_v1_dot_mmserve__pb2.HasMediaRequest.SerializeToString,
                 response_deserializer=mmserve_dot_v1_dot_mmserve__pb2.HasMediaResponse.FromString,
                 )
+        self.DeleteMedia = channel.unary_unary(
+                '/mmserve.v1.InferenceService/DeleteMedia',
+                request_serializer=mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaRequest.SerializeToString,
+                response_deserializer=mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaResponse.FromString,
+                )
 
 
 class InferenceServiceServicer(object):
@@ -133,6 +138,15 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteMedia(self, request, context):
+        """DeleteMedia lets go of an image file and of all that the server keeps of it: the upload, its patch embeddings, and the
+        keys and values of prompts that had it. Their memory is overwritten. It does not matter whether the file was uploaded or
+        came with requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -165,6 +179,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.HasMedia,
                     request_deserializer=mmserve_dot_v1_dot_mmserve__pb2.HasMediaRequest.FromString,
                     response_serializer=mmserve_dot_v1_dot_mmserve__pb2.HasMediaResponse.SerializeToString,
+            ),
+            'DeleteMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMedia,
+                    request_deserializer=mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaRequest.FromString,
+                    response_serializer=mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -295,6 +314,23 @@ class InferenceService(object):
         return grpc.experimental.unary_unary(request, target, '/mmserve.v1.InferenceService/HasMedia',
             mmserve_dot_v1_dot_mmserve__pb2.HasMediaRequest.SerializeToString,
             mmserve_dot_v1_dot_mmserve__pb2.HasMediaResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DeleteMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/mmserve.v1.InferenceService/DeleteMedia',
+            mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaRequest.SerializeToString,
+            mmserve_dot_v1_dot_mmserve__pb2.DeleteMediaResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bufio"
@@ -16,16 +16,16 @@ import (
 )
 
 // httpAttacks are those of the HTTP listener.
-func httpAttacks() []attack {
+func httpAttacks() []Attack {
 	chat := func(content string) string { return `{"messages":[{"role":"user","content":` + content + `}]` }
 	image := func(url string) string { return chat(`[{"type":"image_url","image_url":{"url":"`+url+`"}}]`) + "}" }
-	return []attack{
-		{name: "http deep JSON", once: post("", func() string { return `{"a":` + strings.Repeat("[", 60<<20) })},
-		{name: "http many values", once: post("", func() string { return `{"a":[` + strings.Repeat("1,", 30<<20) })},
-		{name: "http empty messages", once: post("", func() string {
+	return []Attack{
+		{Name: "http deep JSON", Once: post("", func() string { return `{"a":` + strings.Repeat("[", 60<<20) })},
+		{Name: "http many values", Once: post("", func() string { return `{"a":[` + strings.Repeat("1,", 30<<20) })},
+		{Name: "http empty messages", Once: post("", func() string {
 			return `{"messages":[` + strings.Repeat(`{},`, 20<<20) + `{}]}`
 		})},
-		{name: "http unknown fields", once: post("", func() string {
+		{Name: "http unknown fields", Once: post("", func() string {
 			var b strings.Builder
 			b.WriteString(chat(`"red"`))
 			for i := range 2_000_000 {
@@ -33,27 +33,27 @@ func httpAttacks() []attack {
 			}
 			return b.String() + "}"
 		})},
-		{name: "http no image", once: post("", func() string {
+		{Name: "http no image", Once: post("", func() string {
 			return image("data:image/png;base64," + base64.StdEncoding.EncodeToString(make([]byte, 45<<20)))
 		})},
-		{name: "http schema", once: post("", func() string {
+		{Name: "http schema", Once: post("", func() string {
 			return chat(`"red"`) + `,"response_format":{"type":"json_schema","json_schema":{"name":"a","schema":` +
 				explodingSchema(3, 150) + `}}}`
 		})},
-		{name: "http gzip", once: post("Content-Encoding: gzip\r\n", func() string {
+		{Name: "http gzip", Once: post("Content-Encoding: gzip\r\n", func() string {
 			return string(gzipped(bytes.Repeat([]byte(" "), 1<<28)))
 		})},
-		{name: "http headers", once: again(func(ctx context.Context, addr string) string {
+		{Name: "http headers", Once: again(func(ctx context.Context, addr string) string {
 			flood := strings.Repeat("X-A: "+strings.Repeat("a", 8000)+"\r\n", 1000)
 			return exchange(ctx, addr, "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"+flood)
 		})},
-		{name: "http slow bodies", once: connections(200, slowBody)},
-		{name: "http silent connections", once: connections(400, func(ctx context.Context, conn net.Conn) { <-ctx.Done() })},
+		{Name: "http slow bodies", Once: connections(200, slowBody)},
+		{Name: "http silent connections", Once: connections(400, func(ctx context.Context, conn net.Conn) { <-ctx.Done() })},
 	}
 }
 
-// httpAddr is the HTTP listener of a server that listens on addr for gRPC: the next port.
-func httpAddr(addr string) string {
+// HTTPAddr is the HTTP listener of a server that listens on addr for gRPC: the next port.
+func HTTPAddr(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	n, wrong := strconv.Atoi(port)
 	if err != nil || wrong != nil {
@@ -94,7 +94,7 @@ func exchange(ctx context.Context, addr, text string) string {
 
 func connectHTTP(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", httpAddr(addr))
+	return d.DialContext(ctx, "tcp", HTTPAddr(addr))
 }
 
 // again does the same until ctx ends.

@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bytes"
@@ -11,33 +11,33 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-func imageAttacks() []attack {
+func imageAttacks() []Attack {
 	const large = 6000 // MiB that 6 MB unpack to
-	return []attack{
-		{name: "wide image", once: image(func() []byte { return png(64_000_000, 1) })},
-		{name: "tall image", once: image(func() []byte { return png(1, 64_000_000) })},
-		{name: "long image", once: image(func() []byte { return png(30_000, 1) })},
-		{name: "large image", once: image(func() []byte { return png(60_000, 60_000) })},
-		{name: "zTXt", once: image(func() []byte {
+	return []Attack{
+		{Name: "wide image", Once: image(func() []byte { return png(64_000_000, 1) })},
+		{Name: "tall image", Once: image(func() []byte { return png(1, 64_000_000) })},
+		{Name: "long image", Once: image(func() []byte { return png(30_000, 1) })},
+		{Name: "large image", Once: image(func() []byte { return png(60_000, 60_000) })},
+		{Name: "zTXt", Once: image(func() []byte {
 			return png(16, 16,
 				chunk("zTXt", append([]byte("k\x00\x00"), bomb(large)...)))
 		})},
-		{name: "iTXt", once: image(func() []byte {
+		{Name: "iTXt", Once: image(func() []byte {
 			return png(16, 16, chunk("iTXt", append([]byte("k\x00\x01\x00\x00\x00"), bomb(large)...)))
 		})},
-		{name: "iCCP", once: image(func() []byte {
+		{Name: "iCCP", Once: image(func() []byte {
 			return png(16, 16,
 				chunk("iCCP", append([]byte("k\x00\x00"), bomb(large)...)))
 		})},
-		{name: "eXIf", once: image(func() []byte {
+		{Name: "eXIf", Once: image(func() []byte {
 			return png(16, 16,
 				chunk("eXIf", append([]byte("II*\x00"), make([]byte, 60<<20)...)))
 		})},
-		{name: "a million chunks", once: image(func() []byte {
+		{Name: "a million chunks", Once: image(func() []byte {
 			return png(16, 16,
 				bytes.Repeat(chunk("tEXt", []byte("k\x00")), 1_000_000))
 		})},
-		{name: "small pixels, endless data", once: image(func() []byte { return pngOf(16, 16, bomb(large)) })},
+		{Name: "small pixels, endless data", Once: image(func() []byte { return pngOf(16, 16, bomb(large)) })},
 	}
 }
 

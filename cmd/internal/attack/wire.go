@@ -1,4 +1,4 @@
-package main
+package attack
 
 import (
 	"bytes"
@@ -15,18 +15,18 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-func wireAttacks() []attack {
-	return []attack{
-		{name: "held messages", once: held},
-		{name: "gzip of empty parts", once: raw(func(w *wire) error {
+func wireAttacks() []Attack {
+	return []Attack{
+		{Name: "held messages", Once: held},
+		{Name: "gzip of empty parts", Once: raw(func(w *wire) error {
 			return w.message(1, gzipped(emptyParts(32_000_000)),
 				true, "gzip")
 		})},
-		{name: "half a frame header", once: raw(func(w *wire) error { return w.data(1, []byte{0, 0, 0}) })},
-		{name: "headers without end", once: raw(endlessHeaders)},
-		{name: "rapid reset", once: raw(rapidReset)},
-		{name: "silent connections", once: silent},
-		{name: "pings", once: raw(pings)},
+		{Name: "half a frame header", Once: raw(func(w *wire) error { return w.data(1, []byte{0, 0, 0}) })},
+		{Name: "headers without end", Once: raw(endlessHeaders)},
+		{Name: "rapid reset", Once: raw(rapidReset)},
+		{Name: "silent connections", Once: silent},
+		{Name: "pings", Once: raw(pings)},
 	}
 }
 

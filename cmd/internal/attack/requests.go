@@ -1,4 +1,7 @@
-package main
+// Package attack has what is known to kill or stall servers of this kind, for programs that try it on a running
+// `mmserve serve`: counts of four billion, messages that never end, images that unpack to gigabytes, grammars that
+// explode.
+package attack
 
 import (
 	"context"
@@ -14,38 +17,40 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// attack is one thing that one attacker does; it ends when it was answered or ctx is done, and says what the answer
-// was.
-type attack struct {
-	name string
-	once func(ctx context.Context, addr string) string
-	work bool // it asks for work that the server takes on, so its processor time has no bound
+// Attack is one thing that one attacker does.
+type Attack struct {
+	Name string
+	// Once does it to the server that listens on addr for gRPC, and on HTTPAddr of it for HTTP. It ends when it was
+	// answered or ctx is done, and says what the answer was.
+	Once func(ctx context.Context, addr string) string
+	// Work says that it asks for work that the server takes on, so that its processor time has no bound.
+	Work bool
 }
 
-// attacks are all of them, those that a single field makes first.
-func attacks() []attack {
-	list := []attack{
-		{name: "n", once: request(func(in *pb.GenerateRequest) { in.N = 4_294_967_295 })},
-		{name: "n of five million", once: request(func(in *pb.GenerateRequest) { in.N = 5_000_000 })},
-		{name: "stop token ids", once: request(func(in *pb.GenerateRequest) { in.StopTokenIds = make([]uint32, 80_000) })},
-		{name: "stop strings", once: request(func(in *pb.GenerateRequest) { in.Stop = make([]string, 10_000_000) })},
-		{name: "logit bias", once: request(func(in *pb.GenerateRequest) {
+// List are all attacks, those that a single field makes first.
+func List() []Attack {
+	list := []Attack{
+		{Name: "n", Once: request(func(in *pb.GenerateRequest) { in.N = 4_294_967_295 })},
+		{Name: "n of five million", Once: request(func(in *pb.GenerateRequest) { in.N = 5_000_000 })},
+		{Name: "stop token ids", Once: request(func(in *pb.GenerateRequest) { in.StopTokenIds = make([]uint32, 80_000) })},
+		{Name: "stop strings", Once: request(func(in *pb.GenerateRequest) { in.Stop = make([]string, 10_000_000) })},
+		{Name: "logit bias", Once: request(func(in *pb.GenerateRequest) {
 			in.Sampling = &pb.Sampling{LogitBias: biases(500_000)}
 		})},
-		{name: "empty parts", once: request(func(in *pb.GenerateRequest) {
+		{Name: "empty parts", Once: request(func(in *pb.GenerateRequest) {
 			in.GetChat().Messages[0].Parts = empty[pb.Part](16_000_000)
 		})},
-		{name: "empty messages", once: request(func(in *pb.GenerateRequest) {
+		{Name: "empty messages", Once: request(func(in *pb.GenerateRequest) {
 			in.GetChat().Messages = empty[pb.Message](16_000_000)
 		})},
-		{name: "empty choices",
-			once: constraint(&pb.Constraint{Kind: &pb.Constraint_Choices{
+		{Name: "empty choices",
+			Once: constraint(&pb.Constraint{Kind: &pb.Constraint_Choices{
 				Choices: &pb.Choices{Texts: make([]string, 10_000_000)}}})},
-		{name: "exploding schema",
-			once: constraint(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: explodingSchema(3, 150)}})},
-		{name: "exploding expression",
-			once: constraint(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "((((a{1,99}){1,99}){1,99}b?){1,99})"}})},
-		{name: "many answers", once: hog, work: true},
+		{Name: "exploding schema",
+			Once: constraint(&pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: explodingSchema(3, 150)}})},
+		{Name: "exploding expression",
+			Once: constraint(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "((((a{1,99}){1,99}){1,99}b?){1,99})"}})},
+		{Name: "many answers", Once: hog, Work: true},
 	}
 	return slices.Concat(list, imageAttacks(), wireAttacks(), httpAttacks())
 }
