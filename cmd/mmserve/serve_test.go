@@ -241,6 +241,7 @@ func TestSignalWhileLoading(t *testing.T) {
 
 // Telemetry that cannot be sent changes neither how a drain ends nor for how long.
 func TestDeadTelemetry(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	p := startServe(t, sockettest.FreeAddress(t),
 		[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + sockettest.FreeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
 	p.logged("msg=serving")
