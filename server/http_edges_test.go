@@ -238,7 +238,8 @@ func TestRetryAfter(t *testing.T) {
 		seconds, ms string
 	}{
 		{0, http.StatusRequestEntityTooLarge, "", ""}, {1, http.StatusTooManyRequests, "1", "1"},
-		{time.Second, http.StatusTooManyRequests, "1", "1000"}, {1001 * time.Millisecond, http.StatusTooManyRequests, "2", "1001"},
+		{time.Second, http.StatusTooManyRequests, "1", "1000"},
+		{1001 * time.Millisecond, http.StatusTooManyRequests, "2", "1001"},
 	} {
 		x, w := asked(Options{})
 		x.fail(&serving.Error{Kind: serving.Exhausted, Message: "later", RetryAfter: c.after})
