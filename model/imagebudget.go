@@ -37,7 +37,7 @@ func (m *Model) fitMemory(p vision.Preprocessor) (_ vision.Preprocessor, warning
 		allowed, takes(allowed), got, takes(got), host.FormatBytes(limit)), nil
 }
 
-// largeImages are sizes larger than any processor brings an image to: how whole blocks fill an area depends on its shape.
+// largeImages are larger than any processor brings an image to: how whole blocks fill an area depends on its shape.
 var largeImages = [][2]int{{32768, 32768}, {16000, 16000}, {24000, 16000}, {16000, 24000}, {32768, 16000}}
 
 // largestImage is the number of patches that large images become.

@@ -34,7 +34,7 @@ var generations = map[string]*strings.Replacer{
 func renamed(family, generation, tensor string) string {
 	tensor = generations[generation].Replace(tensor)
 	switch family {
-	case "internvl", "mistral3", "llava-pixtral":
+	case "internvl", "internvl-rms", "mistral3", "llava-pixtral":
 		return strings.Replace(tensor, "vision_tower.vision_model.", "vision_tower.", 1)
 	case "qwen2_vl", "qwen2_5_vl": // what 5.x saves is what the hub has
 		if rest, ok := strings.CutPrefix(tensor, "model."); ok && generation == "4.52" {
