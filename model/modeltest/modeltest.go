@@ -41,6 +41,7 @@ var TinyCheckpoints = map[string][]string{
 	"lighton_ocr":     nil,
 	"paddleocr_vl":    nil,
 	"glm_ocr":         nil,
+	"lfm2_vl":         nil,
 	"llava_next":      {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
 }
 
