@@ -26,6 +26,7 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	}{
 		{c.EncoderStates > 0, "cross-attention"}, {c.WholePrompt, "attention both ways in the prompt"},
 		{c.Softcap > 0, "attn_logit_softcapping"}, {c.Windows != nil, "sliding windows"},
+		{c.ShortConv != nil, "short convolutions"},
 		{c.ImageBlocks, "attention both ways among an image's positions"},
 	} {
 		if f.has {

@@ -33,6 +33,14 @@ var TinyCheckpoints = map[string][]string{
 	"vitgpt2":         {"encoder.pooler."},
 	"llava":           {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
 	"internvl":        nil,
+	"qwen2_vl":        nil,
+	"qwen2_5_vl":      nil,
+	"qwen3_vl":        nil,
+	"mistral3":        nil,
+	"llava-pixtral":   nil,
+	"lighton_ocr":     nil,
+	"paddleocr_vl":    nil,
+	"glm_ocr":         nil,
 	"llava_next":      {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
 }
 
