@@ -93,21 +93,23 @@ func (t *AnySizeTower) MaxParts() int {
 	return 1
 }
 
-// Parts is 1: an image is not cut.
-func (t *AnySizeTower) Parts(*Image) int { return 1 }
+// Parts is the number of an image's tiles, if it is cut, and the whole.
+func (t *AnySizeTower) Parts(img *Image) int { return img.Grid.Tiles() }
 
 // patchesAtOnce bounds the pixel values that are normalised before they go to their places.
 const patchesAtOnce = 64
 
-// Load implements Tower: the part is the image. Places are filled from the first on.
+// Load implements Tower: the part is a tile or the whole image. Places are filled from the first on.
 func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) error {
-	if place < 0 || place >= t.MaxParts() || place > len(t.loaded) || i != 0 {
-		return fmt.Errorf("vision tower: part %d at place %d of %d, want part 0 at the next", i, place, len(t.loaded))
+	if place < 0 || place >= t.MaxParts() || place > len(t.loaded) || i < 0 || i >= t.Parts(img) {
+		return fmt.Errorf("vision tower: part %d of %d at place %d of %d, want one at the next", i, t.Parts(img), place,
+			len(t.loaded))
 	}
 	if err := t.check(img); err != nil {
 		return err
 	}
-	n := t.count(img.Grid)
+	g, at := t.part(img.Grid, i)
+	n := t.count(g)
 	if n > t.most {
 		return fmt.Errorf("%w: it becomes %d patches, this vision tower takes at most %d", ErrImage, n, t.most)
 	}
@@ -122,9 +124,9 @@ func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) 
 	} else if err := t.reserve(n); err != nil {
 		return err
 	}
-	p.runOrder = t.AnySize.order(img.Grid.Height/t.PatchSize, img.Grid.Width/t.PatchSize)
-	t.loadPixels(p, img, normalize)
-	t.loadPositions(p, img.Grid)
+	p.runOrder = t.AnySize.order(g.Height/t.PatchSize, g.Width/t.PatchSize)
+	t.loadPixels(p, img.Pixels[at:], normalize)
+	t.loadPositions(p, g)
 	t.images.Slice()[place] = int32(n)
 	copy(t.windows.Slice()[p.window:], p.windows)
 	t.loaded = append(t.loaded, p)
@@ -148,8 +150,8 @@ func (t *AnySizeTower) reserve(n int) error {
 		t.features.Fit(tokens*t.Width), t.images.Fit(maxImages), t.windows.Fit(tokens))
 }
 
-// loadPixels normalises an image's patches and puts them where they run.
-func (t *AnySizeTower) loadPixels(p placed, img *Image, normalize Normalizer) {
+// loadPixels normalises patches and puts them where they run.
+func (t *AnySizeTower) loadPixels(p placed, pixels []uint8, normalize Normalizer) {
 	bytes, values := 3*t.PatchSize*t.PatchSize, t.values()
 	place := make([]int32, len(p.source)) // of an image's patches in the run
 	for i, s := range p.source {
@@ -161,7 +163,7 @@ func (t *AnySizeTower) loadPixels(p placed, img *Image, normalize Normalizer) {
 	to := t.patches.Slice()
 	for from := 0; from < len(place); from += patchesAtOnce {
 		n := min(patchesAtOnce, len(place)-from)
-		normalize(t.scratch[:n*values], img.Pixels[from*bytes:(from+n)*bytes])
+		normalize(t.scratch[:n*values], pixels[from*bytes:(from+n)*bytes])
 		for i, at := range place[from : from+n] {
 			copy(to[int(at)*values:][:values], t.scratch[i*values:])
 		}
@@ -171,6 +173,21 @@ func (t *AnySizeTower) loadPixels(p placed, img *Image, normalize Normalizer) {
 // loadPositions fills in where each patch stands.
 func (t *AnySizeTower) loadPositions(p placed, g Grid) {
 	rows, cols := g.Height/t.PatchSize, g.Width/t.PatchSize
+	if t.Rope.Theta > 0 {
+		t.loadAngles(p, rows, cols)
+	}
+	if t.table == nil {
+		return
+	}
+	down, across := t.Positions.taps(rows), t.Positions.taps(cols)
+	to := t.positions.Slice()[p.patch*t.Hidden:]
+	for i, row := range p.row {
+		t.Positions.mix(to[i*t.Hidden:(i+1)*t.Hidden], t.table, down[row], across[p.col[i]])
+	}
+}
+
+// loadAngles fills in what each patch of so many rows and columns turns by.
+func (t *AnySizeTower) loadAngles(p placed, rows, cols int) {
 	quarter := t.head() / 4
 	rowCos, rowSin := t.Rope.angles(rows, t.head(), 0)
 	colCos, colSin := t.Rope.angles(cols, t.head(), 1)
@@ -181,14 +198,6 @@ func (t *AnySizeTower) loadPositions(p placed, g Grid) {
 		copy(cos[(2*i+1)*quarter:], colCos[c:c+quarter])
 		copy(sin[2*i*quarter:], rowSin[r:r+quarter])
 		copy(sin[(2*i+1)*quarter:], colSin[c:c+quarter])
-	}
-	if t.table == nil {
-		return
-	}
-	down, across := t.Positions.taps(rows), t.Positions.taps(cols)
-	to := t.positions.Slice()[p.patch*t.Hidden:]
-	for i, row := range p.row {
-		t.Positions.mix(to[i*t.Hidden:(i+1)*t.Hidden], t.table, down[row], across[p.col[i]])
 	}
 }
 
@@ -230,8 +239,10 @@ func (t *AnySizeTower) inputs(n, count, windows int) (in []ort.Tensor, err error
 		in, err = append(in, v), errors.Join(err, failed)
 	}
 	add(ort.View(t.patches.Slice(), count, t.values()))
-	add(ort.View(t.cos.Slice(), count, half))
-	add(ort.View(t.sin.Slice(), count, half))
+	if t.Rope.Theta > 0 {
+		add(ort.View(t.cos.Slice(), count, half))
+		add(ort.View(t.sin.Slice(), count, half))
+	}
 	add(ort.View(t.images.Slice(), n))
 	if t.Window > 0 {
 		add(ort.View(t.windows.Slice(), windows))
