@@ -91,8 +91,8 @@ func (c AnySize) Validate() error {
 	if c.Frames < 0 || c.Frames > 8 {
 		return fmt.Errorf("vision_config.temporal_patch_size is %d, want 1 to 8", c.Frames)
 	}
-	if c.Hidden%c.Heads != 0 || c.head()%8 != 0 || c.head() > 256 {
-		return fmt.Errorf("vision_config: %d heads over a width of %d, want heads of 8 to 256, multiples of 8", c.Heads, c.Hidden)
+	if c.Hidden%c.Heads != 0 || c.head()%4 != 0 || c.head() > 1024 {
+		return fmt.Errorf("vision_config: %d heads over a width of %d, want heads of 4 to 1024, multiples of 4", c.Heads, c.Hidden)
 	}
 	if c.Window < 0 || c.Window > 1<<12 || c.Window%c.MergeSize != 0 {
 		return fmt.Errorf("vision_config: windows of %d patches, want multiples of the %d of a block", c.Window, c.MergeSize)

@@ -48,9 +48,9 @@ func OpenAnySize(w *graph.Weights, a AnySize, p graph.Precision, o ort.Options) 
 	if err != nil {
 		return nil, err
 	}
-	t := &AnySizeTower{AnySize: a, most: mostAnySize, packs: graph.HasKernels && !on.Device}
-	if on.Device {
-		t.most = a.MostPatches(DeviceRunBytes, true)
+	t := &AnySizeTower{AnySize: a, most: mostAnySize, packs: graph.OwnSequences(a.head(), on)}
+	if !t.packs {
+		t.most = a.MostPatches(ScoredRunBytes, true)
 	}
 	if t.table, err = a.readTable(w); err != nil {
 		return nil, err
