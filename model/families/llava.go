@@ -54,6 +54,9 @@ func llava(config []byte) (Spec, error) {
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
 	}
+	if isPixtral(c.Vision) {
+		return c.llavaPixtral()
+	}
 	s, err := c.spec(32000, visionConfig{
 		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14,
 		Eps:        1e-5,

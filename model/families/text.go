@@ -53,6 +53,8 @@ type textConfig struct {
 	ResidualMultiplier  float32 `json:"residual_multiplier"`
 	// PaddleOCR-VL
 	UseBias bool `json:"use_bias"`
+
+	raw json.RawMessage // the whole of it
 }
 
 // textClass is a decoder class of transformers: its defaults, and what it does that no setting says.
@@ -255,6 +257,7 @@ func parseText(raw json.RawMessage, class string) (d decoder.Config, tied *bool,
 		return fail(fmt.Errorf("model_type %q is not supported; supported are %s", head.Type, strings.Join(slices.Sorted(maps.Keys(textClasses)), ", ")))
 	}
 	c := t.defaults()
+	c.raw = raw
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fail(err)
 	}

@@ -50,11 +50,10 @@ func (v *Verifier) tensors(want references) ([]Check, error) {
 	if v.Model.Decoder.EncoderStates > 0 {
 		features = "encoder_last_hidden_state"
 	}
-	k, err := v.compare(features, slices.Concat(patches...), want)
+	checks, err := v.compareFeatures(features, slices.Concat(patches...), want)
 	if err != nil {
 		return nil, err
 	}
-	checks := []Check{k}
 	text, err := want.ids("input_ids")
 	if err != nil {
 		return checks, err
@@ -74,7 +73,8 @@ func (v *Verifier) tensors(want references) ([]Check, error) {
 	if err != nil {
 		return checks, err
 	}
-	if k, err = v.compare("logits", logits[len(states)*v.Model.Decoder.Vocab:], want); err != nil {
+	k, err := v.compare("logits", logits[len(states)*v.Model.Decoder.Vocab:], want)
+	if err != nil {
 		return checks, err
 	}
 	checks = append(checks, k)
@@ -99,8 +99,11 @@ func (v *Verifier) features(want references) (images []*vision.Image, patches []
 	if err != nil {
 		return nil, nil, err
 	}
+	if v.Model.AnySize != nil {
+		return v.anySizeFeatures(want, values, shape)
+	}
 	if v.Model.NativeResolution != nil {
-		return nil, nil, errors.New("images of any size: supported are reference values of conversations, .jsonl")
+		return nil, nil, errors.New("images of any size in ready-made graphs: supported are reference values of conversations, .jsonl")
 	}
 	tile := 3 * v.Model.Tower.ImageSize * v.Model.Tower.ImageSize
 	grids, err := v.grids(want, len(values)/tile)
