@@ -1,7 +1,6 @@
 package model
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,7 +67,7 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	image := cmp.Or(m.Layout.ImageToken, m.Layout.Placeholder)
+	image := m.Layout.PatchToken()
 	if id, ok := t.Tokenizer.TokenID(image); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", image, id, ok, m.Layout.ImageTokenID)
 	}
@@ -98,6 +97,13 @@ func (m *Model) openText() (*Processor, error) {
 	t.Thinking = fusion.FindThinking(source, t.Tokenizer)
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
+	}
+	var warning string
+	if t.Preprocessor, warning, err = m.fitMemory(t.Preprocessor); err != nil {
+		return nil, err
+	}
+	if warning != "" {
+		t.Warnings = append(t.Warnings, warning)
 	}
 	if t.EOS, err = m.eos(t.Tokenizer, special); err != nil {
 		return nil, err

@@ -80,15 +80,19 @@ func openTinyText(t *testing.T, name string) *tinyText {
 	}
 	t.Cleanup(func() { weights.Close() })
 	var parts []graph.Part
+	var prefixes []graph.Prefix
+	if name == "lfm2_vl" {
+		prefixes = lfm2TextPrefixes("model.language_model.")
+	}
 	if strings.HasPrefix(name, "glm") {
 		parts = glmTextParts
 	}
 	d := &tinyText{config: c}
-	if d.weights, err = graph.NewWeights(weights, []graph.Prefix{
+	if d.weights, err = graph.NewWeights(weights, append(prefixes, []graph.Prefix{
 		{From: "language_model.lm_head.", To: "lm_head."}, {From: "language_model.model.", To: "text."},
 		{From: "model.language_model.", To: "text.", Parts: parts}, {From: "model.visual.", To: "vision."},
 		{From: "model.vision", To: "vision"}, {From: "model.", To: "text."},
-	}...); err != nil {
+	}...)...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.weights.Close() })
@@ -212,6 +216,10 @@ var textParts = map[string]map[string]func(*decoder.Config){
 		"three axes":          func(c *decoder.Config) { c.MRope = nil },
 		"interleaving":        func(c *decoder.Config) { c.MRope = &decoder.MRope{Sections: c.MRope.Sections} },
 		"query and key norms": func(c *decoder.Config) { c.QKNorm = false },
+	},
+	"lfm2_vl": {
+		"query and key norms": func(c *decoder.Config) { c.QKNorm = false },
+		"the rope's base":     func(c *decoder.Config) { c.Rope.Theta = 1e4 },
 	},
 	"paddleocr_vl": {"three axes": func(c *decoder.Config) { c.MRope = nil }},
 	"glm_ocr": {
