@@ -152,7 +152,9 @@ func TestFlorence2AsTransformers(t *testing.T) {
 	one, other := input(starts[:1]), input(starts[:1])
 	other.IDs = append(slices.Clone(other.IDs[:len(other.IDs)-1]), 5, 6, starts[0]) // two more words
 	alone, together := modeltest.Continuations(t, r, []fusion.Input{one, other, one}, len(answer))
-	for how, picks := range map[string][]modeltest.Picked{"alone": alone[0], "together": together[0], "third": together[2]} {
+	for how, picks := range map[string][]modeltest.Picked{
+		"alone": alone[0], "together": together[0], "third": together[2],
+	} {
 		var ids []int32
 		for _, p := range picks {
 			ids = append(ids, p.ID)
@@ -221,4 +223,53 @@ func TestFlorence2Encoder(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref.near("encoder_hidden_states", out.Slice())
+}
+
+// In every precision that the processor runs, the tower and the decoder are near those of float32.
+func TestFlorence2Precisions(t *testing.T) {
+	modeltest.StartLibrary(t)
+	m, err := Open(florence2Folder(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	img := &vision.Image{Pixels: make([]uint8, 3*48*48)}
+	for i := range img.Pixels {
+		img.Pixels[i] = uint8(i * i)
+	}
+	normalize := vision.Normalization{DoRescale: true, DoNormalize: true, Rescale: 1. / 255,
+		Mean: [3]float32{0.5, 0.5, 0.5}, Std: [3]float32{0.3, 0.3, 0.3}}.Normalize
+	var exact []float32
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
+		if _, err := m.LoadQuantized(t.TempDir(), p, p); err != nil {
+			t.Fatal(err)
+		}
+		tower, err := m.OpenTower(p, ort.Options{Threads: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tower.Close()
+		features, err := vision.Encode(tower, img, normalize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := m.OpenDecoder(decoder.OpenOptions{Slots: 2, Precision: p, Session: ort.Options{Threads: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		modeltest.Run(t, r, m.ShortestRow())
+		if p == graph.FP32 {
+			exact = features
+			continue
+		}
+		off, size := 0.0, 0.0
+		for i, f := range features {
+			off, size = off+math.Abs(float64(f-exact[i])), size+math.Abs(float64(exact[i]))
+		}
+		if off == 0 || off > 0.3*size {
+			t.Errorf("%s: features are off by %.3f of their size", p, off/size)
+		}
+		t.Logf("%s: features are off by %.3f of their size", p, off/size)
+	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/mmserve/mmserve/internal/ort"
 )
 
-// DaViT is the tower of Florence-2 with its projector: stages of blocks, each of attention between the places of a window
-// and attention between the channels of a group, and then a token of the mean and one of each place.
+// DaViT is the tower of Florence-2 with its projector: stages of blocks, each of attention between the places of a
+// window and attention between the channels of a group, and then a token of the mean and one of each place.
 // Reference: transformers Florence2VisionBackbone and Florence2MultiModalProjector.
 type DaViT struct {
 	// ImageSize is the side of an image in pixels.
@@ -243,7 +243,8 @@ func (m davitMap) channels(x, p string) string {
 		qkv[i] = m.Op("Reshape", nil, qkv[i], m.I64s(n, groups, each))
 		qkv[i] = m.Op("Transpose", onnx.Attrs{"perm": []int{1, 2, 0}}, qkv[i])
 	}
-	scores := m.ContribOp("FusedMatMul", onnx.Attrs{"transB": 1, "alpha": float32(1 / math.Sqrt(float64(n)))}, qkv[0], qkv[1])
+	scale := onnx.Attrs{"transB": 1, "alpha": float32(1 / math.Sqrt(float64(n)))}
+	scores := m.ContribOp("FusedMatMul", scale, qkv[0], qkv[1])
 	x = m.Op("MatMul", nil, m.Op("Softmax", onnx.Attrs{"axis": -1}, scores), qkv[2])
 	x = m.Op("Reshape", nil, m.Op("Transpose", onnx.Attrs{"perm": []int{2, 0, 1}}, x), m.I64s(1, n, int64(d)))
 	return m.Linear(m.Narrow(x), p+"channel_attn.proj", d, d, true)
