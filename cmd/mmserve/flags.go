@@ -155,7 +155,7 @@ type providerFlags struct {
 
 // precisionFlags say what the linear layers of a model multiply in.
 type precisionFlags struct {
-	Precision       string `enum:"auto,${precisions}" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: ${precision}; or auto for the fastest here that keeps the model's answers."`
+	Precision       string `enum:"auto,${precisions}" default:"auto" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: ${precision}; or auto for the fastest here that keeps the model's answers, which is then told. fp32 gives the reference's answers to the last id."`
 	VisionPrecision string `enum:"auto,${precisions}," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
 }
 
