@@ -71,7 +71,8 @@ func (a *modelAdmin) List() any {
 		r.Each(func(d *serving.Deployment) {
 			s := d.Engine.Stats()
 			list = append(list, servedModel{
-				Name: d.Model.Name, Dir: d.Dir, Digest: d.Model.Digest, Context: d.Model.MaxLen, Memory: d.Memory.Host, Device: d.Memory.Device,
+				Name: d.Model.Name, Dir: d.Dir, Digest: d.Model.Digest, Context: d.Model.MaxLen, Memory: d.Memory.Host,
+				Device:  d.Memory.Device,
 				Running: s.Running, Waiting: s.Waiting, Default: len(list) == 0,
 			})
 		})

@@ -91,7 +91,8 @@ func (s serveCmd) check() error {
 		value time.Duration
 		least time.Duration
 	}{
-		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond}, {"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
+		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond},
+		{"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
 	} {
 		if c.value < c.least || c.value > maxDuration {
 			return fmt.Errorf("%s %v: want %v to %v", c.flag, c.value, c.least, maxDuration)
@@ -100,7 +101,8 @@ func (s serveCmd) check() error {
 	return nil
 }
 
-// checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
+// checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any
+// port.
 func checkAddress(flag, address string) error {
 	if _, unix, err := socket.Path(address); err != nil {
 		return fmt.Errorf("%s %w", flag, err)
@@ -119,11 +121,13 @@ func checkAddress(flag, address string) error {
 
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
-	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check())
+	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
+		s.securityFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
+func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger,
+	level *slog.LevelVar, again rereader) error {
 	if err := s.checkAll(); err != nil {
 		return err
 	}
@@ -253,7 +257,8 @@ func (s serveCmd) newServer(
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
 // itself, and ends with the process.
-func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*serving.Registry, error) {
+func (s serveCmd) load(ctx context.Context, ortLib string, o *observability,
+	log *slog.Logger) (*serving.Registry, error) {
 	config := s.config(ortLib, log)
 	s.mediaFlags.limit(&config.Images)
 	if o.server != nil {
@@ -318,9 +323,10 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		connections = connectionLimit(1024)
 	}
 	return server.Options{
-		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
-		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
-		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections,
+		MaxStreams: s.MaxStreams, ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(),
+		NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: s.DrainDelay, Grace: s.Grace,
+		Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
 		HTTP: server.HTTPOptions{
