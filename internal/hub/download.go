@@ -48,7 +48,7 @@ func (d *download) run(ctx context.Context) error {
 // but for wrong content.
 func (d *download) attempt(ctx context.Context) (err error) {
 	path := d.store.incomplete(d.file.etag)
-	if d.out, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666); err != nil {
+	if d.out, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o666); err != nil {
 		return err
 	}
 	defer func() {
