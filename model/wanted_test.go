@@ -105,12 +105,14 @@ func TestWanted(t *testing.T) {
 			[]string{safetensors.Single}},
 		"one file and an index": {base(fstest.MapFS{safetensors.Single: {}, safetensors.Index: shards}), WantedOptions{},
 			[]string{safetensors.Single}},
-		"shards": {base(fstest.MapFS{safetensors.Index: shards, "m-1.safetensors": {}, "m-2.safetensors": {}, "m-3.safetensors": {}}),
-			WantedOptions{}, []string{"m-1.safetensors", "m-2.safetensors", safetensors.Index}},
+		"shards": {base(fstest.MapFS{
+			safetensors.Index: shards, "m-1.safetensors": {}, "m-2.safetensors": {}, "m-3.safetensors": {},
+		}), WantedOptions{}, []string{"m-1.safetensors", "m-2.safetensors", safetensors.Index}},
 		"no weights":                         {base(fstest.MapFS{safetensors.Single: {}}), WantedOptions{NoWeights: true}, nil},
 		"no weights of a repository without": {base(nil), WantedOptions{NoWeights: true}, nil},
-		"templates": {base(fstest.MapFS{safetensors.Single: {}, "additional_chat_templates/a.jinja": {}, "chat_template.jinja": {}}),
-			WantedOptions{}, []string{"chat_template.jinja", "additional_chat_templates/a.jinja", safetensors.Single}},
+		"templates": {base(fstest.MapFS{
+			safetensors.Single: {}, "additional_chat_templates/a.jinja": {}, "chat_template.jinja": {},
+		}), WantedOptions{}, []string{"chat_template.jinja", "additional_chat_templates/a.jinja", safetensors.Single}},
 	} {
 		got, _, err := Wanted(c.files, c.o)
 		want := slices.Concat(settings, c.want)
