@@ -108,8 +108,8 @@ func TestWanted(t *testing.T) {
 		"shards": {base(fstest.MapFS{
 			safetensors.Index: shards, "m-1.safetensors": {}, "m-2.safetensors": {}, "m-3.safetensors": {},
 		}), WantedOptions{}, []string{"m-1.safetensors", "m-2.safetensors", safetensors.Index}},
-		"no weights":                         {base(fstest.MapFS{safetensors.Single: {}}), WantedOptions{NoWeights: true}, nil},
-		"no weights of a repository without": {base(nil), WantedOptions{NoWeights: true}, nil},
+		"no weights":     {base(fstest.MapFS{safetensors.Single: {}}), WantedOptions{NoWeights: true}, nil},
+		"none are there": {base(nil), WantedOptions{NoWeights: true}, nil},
 		"templates": {base(fstest.MapFS{
 			safetensors.Single: {}, "additional_chat_templates/a.jinja": {}, "chat_template.jinja": {},
 		}), WantedOptions{}, []string{"chat_template.jinja", "additional_chat_templates/a.jinja", safetensors.Single}},

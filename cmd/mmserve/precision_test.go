@@ -15,10 +15,12 @@ func TestPrecisionByDefault(t *testing.T) {
 	sample := filepath.Join(tinyVLM, "samples", "sample0.png")
 	code, out, errs := mmserve(t, "caption", "--cache-dir", cache, sample)
 	chose := autoChose.FindStringSubmatch(errs)
-	if code != 0 || len(chose) == 0 || strings.Count(errs, "auto chose") != 1 || !strings.Contains(out, "A large orange star") {
+	if code != 0 || len(chose) == 0 || strings.Count(errs, "auto chose") != 1 ||
+		!strings.Contains(out, "A large orange star") {
 		t.Fatalf("status %d, %s%s", code, out, errs)
 	}
-	if code, _, errs := mmserve(t, "caption", "--precision", "fp32", sample); code != 0 || strings.Contains(errs, "chose") {
+	code, _, errs = mmserve(t, "caption", "--precision", "fp32", sample)
+	if code != 0 || strings.Contains(errs, "chose") {
 		t.Errorf("fp32: status %d, %s", code, errs)
 	}
 	run := func(args ...string) (int, string) {
