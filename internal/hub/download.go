@@ -2,7 +2,7 @@ package hub
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // git names blobs by it
+	"crypto/sha1" // git names blobs by it
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -271,7 +271,7 @@ func digestOf(ctx context.Context, f *os.File, want string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		h = sha1.New() //nolint:gosec // git names blobs by it
+		h = sha1.New() // git names blobs by it
 		fmt.Fprintf(h, "blob %d\x00", st.Size())
 	}
 	buf := make([]byte, 1<<20)
