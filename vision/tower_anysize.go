@@ -70,31 +70,32 @@ func (t *AnySizeTower) WarmUp() error { return nil }
 // MaxParts is one image.
 func (t *AnySizeTower) MaxParts() int { return 1 }
 
-// Parts is 1: an image is not cut.
-func (t *AnySizeTower) Parts(*Image) int { return 1 }
+// Parts is the number of an image's tiles, if it is cut, and the whole.
+func (t *AnySizeTower) Parts(img *Image) int { return img.Grid.Tiles() }
 
 // patchesAtOnce bounds the pixel values that are normalised before they go to their places.
 const patchesAtOnce = 64
 
-// Load implements Tower: the part is the image.
+// Load implements Tower: the part is a tile or the whole image.
 func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) error {
-	if place != 0 || i != 0 {
-		return fmt.Errorf("vision tower: part %d at place %d, want one image a run", i, place)
+	if place != 0 || i < 0 || i >= t.Parts(img) {
+		return fmt.Errorf("vision tower: part %d of %d at place %d, want one a run", i, t.Parts(img), place)
 	}
 	if err := t.check(img); err != nil {
 		return err
 	}
-	n := t.count(img.Grid)
+	g, at := t.part(img.Grid, i)
+	n := t.count(g)
 	if n > mostAnySize {
 		return fmt.Errorf("vision tower: an image of %d patches, want at most %d", n, mostAnySize)
 	}
 	t.loaded = false
-	t.order = t.AnySize.order(img.Grid.Height/t.PatchSize, img.Grid.Width/t.PatchSize)
+	t.order = t.AnySize.order(g.Height/t.PatchSize, g.Width/t.PatchSize)
 	if err := t.reserve(n); err != nil {
 		return err
 	}
-	t.loadPixels(img, normalize)
-	t.loadPositions(img.Grid)
+	t.loadPixels(img.Pixels[at:], normalize)
+	t.loadPositions(g)
 	copy(t.images.Slice(), []int32{int32(n)})
 	copy(t.windows.Slice(), t.order.windows)
 	t.loaded = true
@@ -112,8 +113,8 @@ func (t *AnySizeTower) reserve(n int) error {
 		t.features.Fit(len(t.order.token)*t.Width), t.images.Fit(1), t.windows.Fit(len(t.order.windows)))
 }
 
-// loadPixels normalises an image's patches and puts them where they run.
-func (t *AnySizeTower) loadPixels(img *Image, normalize Normalizer) {
+// loadPixels normalises patches and puts them where they run.
+func (t *AnySizeTower) loadPixels(pixels []uint8, normalize Normalizer) {
 	bytes, values := 3*t.PatchSize*t.PatchSize, t.values()
 	place := make([]int32, len(t.order.source)) // of an image's patches in the run
 	for i, s := range t.order.source {
@@ -125,7 +126,7 @@ func (t *AnySizeTower) loadPixels(img *Image, normalize Normalizer) {
 	to := t.patches.Slice()
 	for from := 0; from < len(place); from += patchesAtOnce {
 		n := min(patchesAtOnce, len(place)-from)
-		normalize(t.scratch[:n*values], img.Pixels[from*bytes:(from+n)*bytes])
+		normalize(t.scratch[:n*values], pixels[from*bytes:(from+n)*bytes])
 		for i, at := range place[from : from+n] {
 			copy(to[int(at)*values:][:values], t.scratch[i*values:])
 		}
@@ -135,6 +136,20 @@ func (t *AnySizeTower) loadPixels(img *Image, normalize Normalizer) {
 // loadPositions fills in where each patch stands.
 func (t *AnySizeTower) loadPositions(g Grid) {
 	rows, cols := g.Height/t.PatchSize, g.Width/t.PatchSize
+	if t.Rope.Theta > 0 {
+		t.loadAngles(rows, cols)
+	}
+	if t.table == nil {
+		return
+	}
+	down, across := t.Positions.taps(rows), t.Positions.taps(cols)
+	for i, row := range t.order.row {
+		t.Positions.mix(t.positions.Slice()[i*t.Hidden:(i+1)*t.Hidden], t.table, down[row], across[t.order.col[i]])
+	}
+}
+
+// loadAngles fills in what each patch of so many rows and columns turns by.
+func (t *AnySizeTower) loadAngles(rows, cols int) {
 	quarter := t.head() / 4
 	rowCos, rowSin := t.Rope.angles(rows, t.head(), 0)
 	colCos, colSin := t.Rope.angles(cols, t.head(), 1)
@@ -145,13 +160,6 @@ func (t *AnySizeTower) loadPositions(g Grid) {
 		copy(cos[(2*i+1)*quarter:], colCos[c:c+quarter])
 		copy(sin[2*i*quarter:], rowSin[r:r+quarter])
 		copy(sin[(2*i+1)*quarter:], colSin[c:c+quarter])
-	}
-	if t.table == nil {
-		return
-	}
-	down, across := t.Positions.taps(rows), t.Positions.taps(cols)
-	for i, row := range t.order.row {
-		t.Positions.mix(t.positions.Slice()[i*t.Hidden:(i+1)*t.Hidden], t.table, down[row], across[t.order.col[i]])
 	}
 }
 
@@ -172,8 +180,10 @@ func (t *AnySizeTower) Run(n int) error {
 		in, failed = append(in, v), errors.Join(failed, err)
 	}
 	add(ort.View(t.patches.Slice(), count, t.values()))
-	add(ort.View(t.cos.Slice(), count, half))
-	add(ort.View(t.sin.Slice(), count, half))
+	if t.Rope.Theta > 0 {
+		add(ort.View(t.cos.Slice(), count, half))
+		add(ort.View(t.sin.Slice(), count, half))
+	}
 	add(ort.View(t.images.Slice(), 1))
 	if t.Window > 0 {
 		add(ort.View(t.windows.Slice(), len(t.order.windows)))

@@ -99,10 +99,14 @@ func patchesConfig(s families.Spec) map[string]any {
 		side /= 2
 	}
 	most := side * side
+	tiled := t.TileSize > 0 && 3*t.TileTokens() <= s.Decoder.MaxLen/4
 	return map[string]any{
 		"image_processor_type": s.ImageProcessor, "patch_size": t.PatchSize, "merge_size": t.MergeSize,
 		"temporal_patch_size": max(t.Frames, 1), "min_pixels": least * block * block, "max_pixels": most * block * block,
 		"size": map[string]int{"longest_edge": min(side*block, 4096)},
+		// LFM2-VL's names of these
+		"encoder_patch_size": t.PatchSize, "downsample_factor": t.MergeSize, "min_image_tokens": least,
+		"max_image_tokens": most, "tile_size": max(t.TileSize, block), "do_image_splitting": tiled,
 	}
 }
 
