@@ -112,9 +112,7 @@ func TestConfigRefuses(t *testing.T) {
 		{"no text", "\xff\xfe\x00", "mmserve: --config"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if racetest.Enabled && i%10 != 0 {
-				t.Skip("one goroutine runs; make test runs this without the race detector, too")
-			}
+			racetest.Sample(t, i)
 			code, out, errs := mmserve(t, "serve", "--config", writeConfig(t, c.text), "--print-config")
 			if code == 0 || out != "" || !strings.Contains(errs, c.want) || len(errs) > 4096 {
 				t.Errorf("status %d, %.200s%.1000s; want %q", code, out, errs, c.want)
