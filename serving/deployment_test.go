@@ -354,6 +354,9 @@ func TestRegistryLogs(t *testing.T) {
 			t.Errorf("the log has no %s", want)
 		}
 	}
+	if n := strings.Count(log.String(), "model swapped"); n != 1 {
+		t.Errorf("one of two models was swapped, the log has %d", n)
+	}
 	o := NewRegistry(RegistryOptions{Config: Config{DeviceMemory: 7}, Memory: Memory{Host: 5}, DrainTime: time.Second})
 	if o.drainTime != time.Second || o.budget.Host != 5 || o.budget.Device != 7 {
 		t.Errorf("%+v", o)

@@ -87,6 +87,26 @@ func TestRejectionReasons(t *testing.T) {
 	}
 }
 
+// What ends a call tells why it was cancelled, and nothing of another mistake.
+func TestCloseTellsTheCause(t *testing.T) {
+	l := bordered(t)
+	cut, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrCut)
+	for _, c := range []struct {
+		ctx  context.Context
+		err  error
+		want Kind
+	}{
+		{t.Context(), nil, OK}, {t.Context(), context.Canceled, Canceled}, {cut, nil, OK},
+		{cut, context.Canceled, Unavailable}, {cut, InvalidField("n", "none"), Invalid}, {cut, errors.New("x"), Internal},
+	} {
+		_, r := l.newRecord(t.Context(), asks(func(*Request) {}), "tiny", operationChat)
+		if err := r.close(c.ctx, nil, c.err); KindOf(err) != c.want {
+			t.Errorf("%v becomes %v, want %v", c.err, err, c.want)
+		}
+	}
+}
+
 // An error of a constraint is its author's, the machine's or the caller's that left.
 func TestConstraintErrors(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
