@@ -79,7 +79,7 @@ func TestOpen(t *testing.T) {
 	d, log := opened(t, Config{
 		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1, Images: limits,
 	})
-	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=") || !strings.Contains(line, "computed=") {
+	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=4 computed=4 ") {
 		t.Errorf("the log has no self-test: %q", log.String())
 	}
 	for _, want := range []string{
