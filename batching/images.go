@@ -48,9 +48,20 @@ func (s *scheduler) common(a, b *sequence, n int) int {
 	}
 }
 
-// whole rounds a number of q's positions down to where another prompt's prefill may go on: not within an image where
-// those are run whole, and where the runner is not exact, where a chunk ends.
+// whole rounds a number of q's positions down to where another prompt's prefill may go on: at a multiple of prefixStep,
+// not within an image where those are run whole, and where the runner is not exact, where a chunk ends.
 func (s *scheduler) whole(q *sequence, n int) int {
+	for {
+		m := s.between(q, n) / s.prefixStep * s.prefixStep
+		if m == n {
+			return n
+		}
+		n = m
+	}
+}
+
+// between is whole but for prefixStep.
+func (s *scheduler) between(q *sequence, n int) int {
 	switch {
 	case s.exact && !s.wholeImages:
 		return n

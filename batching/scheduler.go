@@ -41,6 +41,7 @@ type scheduler struct {
 	exact         bool    // chunks may be cut anywhere
 	wholePrompt   bool    // prompts are run in one chunk
 	wholeImages   bool    // and so are images
+	prefixStep    int     // sequences start with a multiple of so many positions of another's
 	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
@@ -68,7 +69,7 @@ type scheduler struct {
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s := &scheduler{
 		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots), queue: newQueue(o),
-		wholePrompt: c.WholePrompt, wholeImages: c.WholeImages,
+		wholePrompt: c.WholePrompt, wholeImages: c.WholeImages, prefixStep: max(c.PrefixStep, 1),
 		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}

@@ -45,6 +45,8 @@ type Config struct {
 	RopePairs bool
 	// QueryScaling makes queries longer with their position; nil where they are not.
 	QueryScaling *QueryScaling
+	// ShortConv has some layers be short convolutions; nil where all attend.
+	ShortConv *ShortConv
 	// WholePrompt makes the positions of a prompt see each other in both directions. Its first chunk, which starts at
 	// position 0, must hold the whole prompt, and no other prompt may reuse a part of its keys and values.
 	WholePrompt bool
@@ -117,6 +119,14 @@ func (c Config) Validate() error {
 			return fmt.Errorf("text_config.sliding_window is %d, want 1 or more", n)
 		}
 	}
+	if c.ShortConv != nil {
+		if c.WholePrompt || c.ImageBlocks {
+			return errors.New("text_config: short convolutions and attention both ways are not supported together")
+		}
+		if err := c.ShortConv.validate(c.Layers); err != nil {
+			return err
+		}
+	}
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
 
@@ -144,7 +154,7 @@ func (c Config) caches() int {
 	if c.EncoderStates > 0 {
 		return 2 * c.Layers
 	}
-	return c.Layers
+	return c.Layers - len(c.convLayers())
 }
 
 // ShortestPrompt is the fewest positions that a sequence's first chunk may have.
@@ -152,12 +162,13 @@ func (c Config) ShortestPrompt() int { return c.EncoderStates + 1 }
 
 // KVBytesPerToken is the KV cache that one position takes over all layers, in bytes (float32).
 func (c Config) KVBytesPerToken() int64 {
-	return int64(c.caches()) * 2 * int64(c.KVHeads) * int64(c.HeadDim) * 4
+	return int64(c.caches())*2*int64(c.KVHeads)*int64(c.HeadDim)*4 + c.convBytesPerToken()
 }
 
 // Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step
 // − 1), total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), those of
-// stepInputs and deepstackInputs, then per layer past key and value [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], then per
+// stepInputs, deepstackInputs and convInputs, then per layer that attends past key and value
+// [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], present states of convolutions, then per
 // layer present key and value, which are bound to the same memory as the past so that the step writes in place.
 // Reference: transformers LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM,
 // Gemma3ForCausalLM, GraniteForCausalLM, Ministral3ForCausalLM, Glm4vTextModel.
@@ -189,10 +200,15 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 func (c Config) layers(b *graph.Builder, attend attention, x string) string {
 	x = scaled(b, x, c.InputScale)
 	residual, n := x, b.RMSNorm(x, "text.layers.0.input_layernorm", c.Hidden, c.Eps)
-	deep := c.deepstackInputs(b)
+	deep, convs := c.deepstackInputs(b), c.convInputs(b)
 	for i := range c.Layers {
 		p := fmt.Sprintf("text.layers.%d.", i)
-		o := c.selfAttention(b, attend, i, n)
+		var o string
+		if c.isConv(i) {
+			o = c.shortConv(b, convs, i, n)
+		} else {
+			o = c.selfAttention(b, attend, i, n)
+		}
 		before := p + "post_attention_layernorm"
 		if c.SandwichNorms {
 			o = b.RMSNorm(o, before, c.Hidden, c.Eps)

@@ -4,8 +4,8 @@ import "github.com/mmserve/mmserve/fusion"
 
 // places gives the places in time, height and width of positions [past, past+n) of a sequence. Text counts on in all
 // three. An image whose patches form a map stands still in time and counts its rows and columns from the place where it
-// starts; what follows goes on after the largest of these. Other images are like text. A place is never greater than the
-// number of its position.
+// starts; what follows goes on after the largest of these. Other images are like text. A place is never greater than
+// the number of its position.
 // Reference: transformers Qwen2VLModel.get_rope_index.
 func places(spans []fusion.Span, past, n int, put func(i int, p [3]int64)) {
 	at, place := 0, int64(0) // position at has this place

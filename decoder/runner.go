@@ -130,6 +130,14 @@ func grow[T ort.Element](m **ort.Memory[T], n int) error {
 	return nil
 }
 
+// wipe puts zeros over a memory, if there is one.
+func wipe[T ort.Element](m *ort.Memory[T]) error {
+	if m == nil {
+		return nil
+	}
+	return m.WipeAll()
+}
+
 // viewList keeps the views made for one run and the first error met.
 type viewList struct {
 	list []ort.Tensor

@@ -20,6 +20,7 @@ type HostRunner struct {
 	embed   *fusion.Embedder
 	session *ort.Session
 	kv      *kvCache
+	convs   *convCache
 	images  *imageInputs
 
 	embeds  *ort.Memory[float32] // [rows × ids, hidden]
@@ -61,6 +62,9 @@ func OpenHost(c Config, w *graph.Weights, o OpenOptions) (*HostRunner, error) {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	if r.kv, err = newKVCache(c, o.Slots, o.MaxLen); err == nil {
+		r.convs, err = newConvCache(c, o.Slots, o.MaxLen)
+	}
+	if err == nil {
 		err = r.reserve(o.Slots, o.Slots)
 	}
 	if err != nil {
@@ -85,7 +89,7 @@ func (r *HostRunner) reserve(n, k int) (err error) {
 func (r *HostRunner) Capacity() Capacity {
 	return Capacity{
 		Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt,
-		WholeImages: r.config.ImageBlocks,
+		WholeImages: r.config.ImageBlocks, PrefixStep: r.config.prefixStep(),
 	}
 }
 
@@ -97,14 +101,15 @@ func (r *HostRunner) exact() bool { return r.config.ownAttention() }
 func (r *HostRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		r.kv.move(m)
+		r.convs.move(m)
 	}
 	for _, rel := range b.Releases {
-		if err := r.kv.release(rel); err != nil {
+		if err := errors.Join(r.kv.release(rel), r.convs.release(rel)); err != nil {
 			return nil, err
 		}
 	}
 	if b.Wipe {
-		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll()); err != nil {
+		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll(), r.images.wipe()); err != nil {
 			return nil, err
 		}
 	}
@@ -163,6 +168,12 @@ func (r *HostRunner) Logits(in fusion.Input) ([]float32, error) {
 
 // check refuses what the attention kernel would answer with silently wrong values or a crash.
 func (r *HostRunner) check(rows []Row) error {
+	width := (&Batch{Rows: rows}).Width()
+	for i, row := range rows {
+		if most := r.config.longestStep(); width > most && (len(rows) > 1 || row.Drafts > 0) {
+			return fmt.Errorf("decoder: row %d is %d positions wide with its drafts, want %d at most", i, width, most)
+		}
+	}
 	return checkRows(rows, r.Capacity(), r.config.ShortestPrompt())
 }
 
@@ -196,11 +207,15 @@ func (r *HostRunner) forward(rows []Row, width, wanted int) ([]float32, error) {
 	logits := view(&views, r.logits.Slice(), wanted, r.config.Vocab)
 	defer views.destroy()
 	r.in, err = r.images.tensors(append(r.in[:0], embeds, seqlens, total, sample), &views, rows, width)
-	if err = errors.Join(err, views.err); err != nil {
+	if err == nil {
+		r.in, err = r.convs.tensors(r.in, &views, rows, width)
+	}
+	states, stateErr := r.convs.view(rows[0].Slot, n)
+	if err = errors.Join(err, stateErr, views.err); err != nil {
 		return nil, err
 	}
-	r.in = append(r.in, kv...)
-	r.out = append(append(r.out[:0], logits), kv...)
+	r.in = append(append(r.in, states...), kv...)
+	r.out = append(append(append(r.out[:0], logits), states...), kv...)
 	began := time.Now()
 	err = r.session.Run(r.in, r.out)
 	r.busy.Add(int64(time.Since(began)))
@@ -217,7 +232,7 @@ func (r *HostRunner) Busy() time.Duration { return time.Duration(r.busy.Load()) 
 func (r *HostRunner) Close() error {
 	err := r.session.Close()
 	if r.kv != nil {
-		err = errors.Join(err, r.kv.close())
+		err = errors.Join(err, r.kv.close(), r.convs.close())
 	}
 	r.embeds.Free()
 	r.logits.Free()

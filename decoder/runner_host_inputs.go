@@ -16,17 +16,22 @@ import (
 type imageInputs struct {
 	config Config
 	turns  *turns
+	flat   bool // values between layers are [rows·width, hidden]
 
 	cos, sin *ort.Memory[float32] // [rows, width, pairs]
 	ends     *ort.Memory[int32]   // [rows, width]
 	deep     *ort.Memory[float32] // [deepstack, rows, width, hidden]
 }
 
-// deepstackInputs adds the inputs of what is added behind each of the first layers: [B, S, hidden], or a single row of
-// zeros, which stands for a step without images.
+// deepstackInputs adds the inputs of what is added behind each of the first layers: [B, S, hidden], on a device
+// [B·S, hidden]; or a single row of zeros, which stands for a step without images.
 func (c Config) deepstackInputs(b *graph.Builder) (names []string) {
 	for i := range c.Deepstack {
-		names = append(names, b.Input(fmt.Sprintf("deepstack.%d", i), onnx.F32, "DB", "DS", c.Hidden))
+		dims := []any{"DB", "DS", c.Hidden}
+		if b.Device {
+			dims = dims[1:]
+		}
+		names = append(names, b.Input(fmt.Sprintf("deepstack.%d", i), onnx.F32, dims...))
 	}
 	return names
 }
@@ -102,7 +107,7 @@ func (m *imageInputs) deepstack(list []ort.Tensor, views *viewList, rows []Row, 
 		zeros := m.deep.Slice()[:hidden]
 		clear(zeros)
 		for range layers {
-			list = append(list, view(views, zeros, 1, 1, hidden))
+			list = append(list, m.hidden(views, zeros, 1, 1))
 		}
 		return list, nil
 	}
@@ -119,9 +124,17 @@ func (m *imageInputs) deepstack(list []ort.Tensor, views *viewList, rows []Row, 
 				return list, err
 			}
 		}
-		list = append(list, view(views, all, n, width, hidden))
+		list = append(list, m.hidden(views, all, n, width))
 	}
 	return list, nil
+}
+
+// hidden shapes hidden values for n rows of width positions.
+func (m *imageInputs) hidden(views *viewList, data []float32, n, width int) ort.Tensor {
+	if m.flat {
+		return view(views, data, n*width, m.config.Hidden)
+	}
+	return view(views, data, n, width, m.config.Hidden)
 }
 
 // overImages tells whether any of the row's ids stands for a patch.
@@ -129,6 +142,9 @@ func (row Row) overImages() bool {
 	return slices.ContainsFunc(row.Spans,
 		func(s fusion.Span) bool { return s.Start < row.Past+len(row.IDs) && row.Past < s.Start+s.Len })
 }
+
+// wipe puts zeros over what is left of images.
+func (m *imageInputs) wipe() error { return wipe(m.deep) }
 
 func (m *imageInputs) free() {
 	m.cos.Free()

@@ -16,7 +16,8 @@ func TestTurnRows(t *testing.T) {
 	m := newImageInputs(c)
 	defer m.free()
 	spans := []fusion.Span{{Start: 2, Len: 6, Rows: 2, Cols: 3}, {Start: 8, Len: 4, Rows: 4, Cols: 1}}
-	rows := []Row{{Past: 12, IDs: []int32{1}, Spans: spans}, {Past: 3, IDs: []int32{1, 2, 3}}, {Past: 1, IDs: []int32{1, 2}, Spans: spans}}
+	rows := []Row{{Past: 12, IDs: []int32{1}, Spans: spans}, {Past: 3, IDs: []int32{1, 2, 3}},
+		{Past: 1, IDs: []int32{1, 2}, Spans: spans}}
 	const width, pairs = 3, 8
 	if err := m.reserve(len(rows) * width); err != nil {
 		t.Fatal(err)
@@ -50,6 +51,24 @@ func TestBlockRows(t *testing.T) {
 	m.blocks(rows, 7)
 	if want := []int32{1, 4, 4, 4, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13}; !slices.Equal(m.ends.Slice(), want) {
 		t.Errorf("%v, want %v", m.ends.Slice(), want)
+	}
+}
+
+// Features of images are wiped with what else a runner keeps of them.
+func TestWipeFeatures(t *testing.T) {
+	m := newImageInputs(Config{Hidden: 4, Deepstack: 2})
+	defer m.free()
+	if err := m.wipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.reserve(1); err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.deep.Slice() {
+		m.deep.Slice()[i] = 7
+	}
+	if err := m.wipe(); err != nil || slices.Max(m.deep.Slice()) != 0 {
+		t.Errorf("%v is left, %v", m.deep.Slice(), err)
 	}
 }
 

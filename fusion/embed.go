@@ -69,16 +69,25 @@ func PlacePart(dst []float32, hidden, part, past int, spans []Span) error {
 		if lo >= hi {
 			continue
 		}
-		if s.Patches == nil {
-			return fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
-		}
-		width := len(s.Patches) / s.Len
-		if width*s.Len != len(s.Patches) || width%hidden != 0 || width <= part*hidden {
-			return fmt.Errorf("the image at position %d has %d values for %d patches, want a multiple of %d each, of which there are %d", s.Start, len(s.Patches), s.Len, hidden, part+1)
-		}
 		for at := lo; at < hi; at++ {
-			copy(dst[(at-past)*hidden:(at-past+1)*hidden], s.Patches[(at-s.Start)*width+part*hidden:])
+			values, err := s.Part(at-s.Start, part, hidden)
+			if err != nil {
+				return err
+			}
+			copy(dst[(at-past)*hidden:(at-past+1)*hidden], values)
 		}
 	}
 	return nil
+}
+
+// Part is part number part, of hidden values, of what stands for a patch of the span; see PlacePart.
+func (s Span) Part(patch, part, hidden int) ([]float32, error) {
+	if s.Patches == nil {
+		return nil, fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
+	}
+	width := len(s.Patches) / s.Len
+	if width*s.Len != len(s.Patches) || width%hidden != 0 || width <= part*hidden {
+		return nil, fmt.Errorf("the image at position %d has %d values for %d patches, want a multiple of %d each, %d or more", s.Start, len(s.Patches), s.Len, hidden, (part+1)*hidden)
+	}
+	return s.Patches[patch*width+part*hidden:][:hidden], nil
 }

@@ -113,7 +113,8 @@ func TestLocateMaps(t *testing.T) {
 	b := &vision.Image{Digest: [32]byte{2}, Grid: vision.Grid{Width: 1, Height: 2}}
 	in, err := l.Locate([]int32{5, img, img, img, img, img, 6}, []*vision.Image{a, b})
 	want := []Span{
-		{Start: 1, Len: 3, Rows: 1, Cols: 3, Digest: a.Digest}, {Start: 4, Len: 2, Image: 1, Rows: 2, Cols: 1, Digest: b.Digest},
+		{Start: 1, Len: 3, Rows: 1, Cols: 3, Digest: a.Digest},
+		{Start: 4, Len: 2, Image: 1, Rows: 2, Cols: 1, Digest: b.Digest},
 	}
 	if err != nil || fmt.Sprint(in.Spans) != fmt.Sprint(want) {
 		t.Errorf("spans %+v, %v, want %+v", in.Spans, err, want)

@@ -11,9 +11,7 @@ import (
 type AnySize struct {
 	// NativeResolution's Width is that of a patch embedding with what Deepstack adds to it.
 	NativeResolution
-	// RowByRow says that a prepared image's patches come row by row; those of a block are side by side otherwise.
-	RowByRow bool
-	// Frames is the number of equal frames that the patch projection is over, 0 where it is over an image.
+	// Frames is the number of frames that the patch projection is over, all of them the image; 0 where it is over one.
 	Frames int
 
 	Hidden, Intermediate, Layers, Heads int
@@ -63,6 +61,9 @@ type Merger interface {
 // mostAnySize is the most patches of an image: as many as the largest that a released processor makes.
 const mostAnySize = 1 << 16
 
+// values is the number of pixel values of a patch.
+func (c AnySize) values() int { return 3 * max(c.Frames, 1) * c.PatchSize * c.PatchSize }
+
 // head is the size of a head.
 func (c AnySize) head() int { return c.Hidden / c.Heads }
 
@@ -75,8 +76,9 @@ func (c AnySize) Validate() error {
 		name        string
 		value, most int
 	}{
-		{"hidden_size", c.Hidden, 1 << 17}, {"intermediate_size", c.Intermediate, 1 << 20}, {"the number of layers", c.Layers, 1 << 10},
-		{"the number of heads", c.Heads, 1 << 11}, {"patch_size", c.PatchSize, 64}, {"spatial_merge_size", c.MergeSize, 8},
+		{"hidden_size", c.Hidden, 1 << 17}, {"intermediate_size", c.Intermediate, 1 << 20},
+		{"the number of layers", c.Layers, 1 << 10}, {"the number of heads", c.Heads, 1 << 11},
+		{"patch_size", c.PatchSize, 64}, {"spatial_merge_size", c.MergeSize, 8},
 	} {
 		if f.value < 1 || f.value > f.most {
 			return fmt.Errorf("vision_config: %s is %d, want 1 to %d", f.name, f.value, f.most)

@@ -8,12 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// positionTable is the learned table's name.
-const positionTable = "vision.embeddings.position_embedding.weight"
-
-// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·PatchSize²], cos and sin
-// [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same of
-// windows) and positions [n, hidden]. Its output is image_features [tokens, width].
+// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], cos
+// and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same
+// of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
 func AnySizeGraph(w *graph.Weights, t AnySize, p graph.Precision) (*graph.Builder, error) {
 	return anySizeGraph(w, t, p, graph.Target{})
 }
@@ -24,7 +21,7 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	}
 	b := graph.NewBuilder("vision", w, p)
 	b.Target = on
-	patches := b.Input("patches", onnx.F32, "n", 3*t.PatchSize*t.PatchSize)
+	patches := b.Input("patches", onnx.F32, "n", t.values())
 	s := graph.Sequences{Heads: t.Heads, Dim: t.head(),
 		Cos: b.Input("cos", onnx.F32, "n", t.head()/2), Sin: b.Input("sin", onnx.F32, "n", t.head()/2),
 		Lengths: b.Input("images", onnx.I32, "images"), Single: true}
@@ -54,26 +51,20 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	}
 	b.Name(x, "image_features")
 	b.Output("image_features", onnx.F32, "tokens", t.Width)
-	return b, b.Err()
+	if err := b.Err(); err != nil {
+		return b, err
+	}
+	_, err := t.positionTable(w) // a checkpoint without it is refused with the graph's
+	return b, err
 }
 
 // embed makes hidden states of patches.
 func (c AnySize) embed(b *graph.Builder, patches string) string {
-	const name = "vision.embeddings.patch_embedding"
-	area := c.PatchSize * c.PatchSize
 	dims := []int{c.Hidden, 3, c.PatchSize, c.PatchSize}
 	if c.Frames > 0 {
 		dims = slices.Insert(dims, 2, c.Frames)
 	}
-	weight := b.Weight(name+".weight", dims...)
-	if c.Frames > 0 { // an image is the same in all frames
-		weight = b.Op("ReduceSum", onnx.Attrs{"keepdims": 0}, weight, b.I64s(2))
-	}
-	operands := []string{patches, b.Op("Reshape", nil, weight, b.I64s(int64(c.Hidden), int64(3*area)))}
-	if c.PatchBias {
-		operands = append(operands, b.Weight(name+".bias", c.Hidden))
-	}
-	x := b.Op("Gemm", onnx.Attrs{"transB": 1}, operands...)
+	x := flatLinear(b, patches, "vision.embeddings.patch_embedding", c.PatchBias, dims...)
 	if c.PatchNorm {
 		x = b.Wide(c.Norm.build(b, x, "vision.pre_layernorm", c.Hidden))
 	}
@@ -81,6 +72,17 @@ func (c AnySize) embed(b *graph.Builder, patches string) string {
 		x = b.Op("Add", nil, x, b.Input("positions", onnx.F32, "n", c.Hidden))
 	}
 	return x
+}
+
+// flatLinear multiplies x [rows, in] by the weight of a convolution, [out, …], whose patches do not overlap, in
+// float32.
+func flatLinear(b *graph.Builder, x, prefix string, bias bool, dims ...int) string {
+	weight := b.Op("Reshape", nil, b.Weight(prefix+".weight", dims...), b.I64s(int64(dims[0]), -1))
+	operands := []string{x, weight}
+	if bias {
+		operands = append(operands, b.Weight(prefix+".bias", dims[0]))
+	}
+	return b.Op("Gemm", onnx.Attrs{"transB": 1}, operands...)
 }
 
 // layer is layer i over hidden states x [n, hidden], which are float32.

@@ -40,10 +40,7 @@ func (o *runOrder) block(c AnySize, top, left, cols int) {
 	o.token = append(o.token, int32(number))
 	for i := range m * m {
 		y, x := top+i/m, left+i%m
-		source := number*m*m + i
-		if c.RowByRow {
-			source = y*cols + x
-		}
-		o.row, o.col, o.source = append(o.row, int32(y)), append(o.col, int32(x)), append(o.source, int32(source))
+		o.row, o.col = append(o.row, int32(y)), append(o.col, int32(x))
+		o.source = append(o.source, int32(number*m*m+i))
 	}
 }

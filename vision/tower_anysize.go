@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
 // AnySizeTower is a tower for images of any size over a checkpoint. Each image is a run.
@@ -48,11 +49,19 @@ func (c AnySize) readTable(w *graph.Weights) ([]float32, error) {
 	if c.Positions.Side == 0 {
 		return nil, nil
 	}
-	t, err := w.Get(positionTable, c.Positions.Side*c.Positions.Side, c.Hidden)
+	t, err := c.positionTable(w)
 	if err != nil {
 		return nil, err
 	}
 	return t.Floats()
+}
+
+// positionTable is the table's tensor, empty where there is none.
+func (c AnySize) positionTable(w *graph.Weights) (safetensors.Tensor, error) {
+	if c.Positions.Side == 0 {
+		return safetensors.Tensor{}, nil
+	}
+	return w.Get("vision.embeddings.position_embedding.weight", c.Positions.Side*c.Positions.Side, c.Hidden)
 }
 
 // WarmUp does nothing: each size of image has kernels of its own.
@@ -94,34 +103,31 @@ func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) 
 
 // reserve makes room for a run of n patches.
 func (t *AnySizeTower) reserve(n int) error {
-	values, half := 3*t.PatchSize*t.PatchSize, t.head()/2
+	half := t.head() / 2
 	table := 0
 	if t.Positions.Side > 0 {
 		table = n * t.Hidden
 	}
-	return errors.Join(t.patches.Fit(n*values), t.cos.Fit(n*half), t.sin.Fit(n*half), t.positions.Fit(table),
+	return errors.Join(t.patches.Fit(n*t.values()), t.cos.Fit(n*half), t.sin.Fit(n*half), t.positions.Fit(table),
 		t.features.Fit(len(t.order.token)*t.Width), t.images.Fit(1), t.windows.Fit(len(t.order.windows)))
 }
 
 // loadPixels normalises an image's patches and puts them where they run.
 func (t *AnySizeTower) loadPixels(img *Image, normalize Normalizer) {
-	area := t.PatchSize * t.PatchSize
-	values, frames := 3*area, max(t.Frames, 1)
+	bytes, values := 3*t.PatchSize*t.PatchSize, t.values()
 	place := make([]int32, len(t.order.source)) // of an image's patches in the run
 	for i, s := range t.order.source {
 		place[s] = int32(i)
 	}
 	if t.scratch == nil {
-		t.scratch = make([]float32, patchesAtOnce*values*frames)
+		t.scratch = make([]float32, patchesAtOnce*values)
 	}
 	to := t.patches.Slice()
 	for from := 0; from < len(place); from += patchesAtOnce {
 		n := min(patchesAtOnce, len(place)-from)
-		normalize(t.scratch[:n*values*frames], img.Pixels[from*values:(from+n)*values])
+		normalize(t.scratch[:n*values], img.Pixels[from*bytes:(from+n)*bytes])
 		for i, at := range place[from : from+n] {
-			for c := range 3 { // of equal frames the first is taken
-				copy(to[int(at)*values+c*area:][:area], t.scratch[(i*3+c)*area*frames:])
-			}
+			copy(to[int(at)*values:][:values], t.scratch[i*values:])
 		}
 	}
 }
@@ -165,7 +171,7 @@ func (t *AnySizeTower) Run(n int) error {
 	add := func(v ort.Tensor, err error) {
 		in, failed = append(in, v), errors.Join(failed, err)
 	}
-	add(ort.View(t.patches.Slice(), count, 3*t.PatchSize*t.PatchSize))
+	add(ort.View(t.patches.Slice(), count, t.values()))
 	add(ort.View(t.cos.Slice(), count, half))
 	add(ort.View(t.sin.Slice(), count, half))
 	add(ort.View(t.images.Slice(), 1))

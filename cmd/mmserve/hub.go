@@ -54,8 +54,9 @@ func hubModel(text string) (r hub.Repo, named bool, err error) {
 }
 
 // find gives a model's folder, which it fetches if the model is a hub's.
-func (f hubFlags) find(ctx context.Context, m modelFolder, o model.WantedOptions,
-	log *slog.Logger) (modelFolder, error) {
+func (f hubFlags) find(
+	ctx context.Context, m modelFolder, o model.WantedOptions, log *slog.Logger,
+) (modelFolder, error) {
 	r, named, err := hubModel(m.Dir)
 	if err != nil {
 		return m, fmt.Errorf("--model: %w", err)
@@ -74,8 +75,9 @@ func (f hubFlags) find(ctx context.Context, m modelFolder, o model.WantedOptions
 }
 
 // pull has a model in the cache, and shows how far it is.
-func (f hubFlags) pull(ctx context.Context, r hub.Repo, o model.WantedOptions,
-	log *slog.Logger) (*hub.Snapshot, error) {
+func (f hubFlags) pull(
+	ctx context.Context, r hub.Repo, o model.WantedOptions, log *slog.Logger,
+) (*hub.Snapshot, error) {
 	c, err := f.client(log)
 	if err != nil {
 		return nil, err

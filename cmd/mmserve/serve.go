@@ -39,6 +39,7 @@ type serveCmd struct {
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
+	ModelsHub        bool          `env:"MMSERVE_MODELS_HUB" help:"Have the admin listener load models of a hub, too: POST /models then takes hf://ORG/NAME[@REVISION] as dir (default: it cannot)."`
 	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
@@ -162,6 +163,11 @@ func (s serveCmd) serve(
 	defer closeAll()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
+	if s.ModelsHub {
+		models.fetch = func(ctx context.Context, m modelFolder) (modelFolder, error) {
+			return s.find(ctx, m, s.wanted(), log)
+		}
+	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {

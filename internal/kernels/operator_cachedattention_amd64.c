@@ -170,7 +170,7 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   a->q_norm = in[Q_NORM].data, a->k_norm = in[K_NORM].data;
   a->q_scale = in[Q_SCALE].data;
   if ((s = attention_positions(name, a, a->turned ? a->max_len : in[COSINE].dims[0]))) return s;
-  if (a->q_scale && (s = attention_positions(name, a, in[Q_SCALE].dims[0]))) return s;
+  if (in[Q_SCALE].present && (s = attention_positions(name, a, in[Q_SCALE].dims[0]))) return s;
   a->q = in[Q].data, a->k = in[K].data, a->v = in[V].data;
   if (!in[K].present && a->q) a->k = a->q + a->heads * a->dim, a->v = a->k + a->kv_heads * a->dim;
   const int64_t dims[3] = {a->rows, a->width, a->heads * a->dim};

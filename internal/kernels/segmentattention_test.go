@@ -222,7 +222,9 @@ func BenchmarkSegmentAttention(b *testing.B) {
 	if !kernels.Available() {
 		b.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	for _, c := range []struct{ heads, dim, n, window int }{{16, 80, 4096, 4096}, {16, 80, 4096, 64}, {16, 72, 1024, 1024}, {16, 64, 2048, 2048}} {
+	for _, c := range []struct{ heads, dim, n, window int }{
+		{16, 80, 4096, 4096}, {16, 80, 4096, 64}, {16, 72, 1024, 1024}, {16, 64, 2048, 2048},
+	} {
 		b.Run(fmt.Sprintf("%d positions in %d, %d heads of %d", c.n, c.window, c.heads, c.dim), func(b *testing.B) {
 			g, width := onnx.New("segments"), c.heads*c.dim
 			names := []string{g.Input("q", onnx.F32, "N", 3*width), "", "", g.Input("segments", onnx.I32, "S"),

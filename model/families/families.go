@@ -28,16 +28,24 @@ type Spec struct {
 	Prefixes []graph.Prefix
 	// NativeResolution is set for a tower that takes images of any size, which Tower and Connector then do not describe.
 	NativeResolution *vision.NativeResolution
+	// AnySize is the tower of NativeResolution over a checkpoint; nil where it is a ready-made graph.
+	AnySize *vision.AnySize
 	// WholeImages makes one tile of every image, whatever the image processor says.
 	WholeImages bool
 	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
 	TowerLayers int
+	// PredictorLayers is the number of layers behind the decoder's that checkpoints have and no answer depends on: they
+	// predict further tokens.
+	PredictorLayers int
 	// Untied is set where the files say that the head is not the embedding table.
 	Untied bool
 }
 
 // validate refuses a tower or connector that no graph can be built from; the decoder was checked where it was read.
 func (s Spec) validate() error {
+	if s.AnySize != nil {
+		return s.AnySize.Validate()
+	}
 	if err := s.Tower.Validate(); err != nil {
 		return err
 	}

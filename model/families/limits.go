@@ -49,7 +49,11 @@ func (s Spec) within() error {
 	); err != nil {
 		return err
 	}
-	if err := inRange(
+	if s.AnySize != nil {
+		if err := s.AnySize.Validate(); err != nil {
+			return err
+		}
+	} else if err := inRange(
 		limited{"vision_config.num_hidden_layers", t.Layers, maxLayers}, limited{"vision_config.hidden_size", t.Hidden, maxWidth},
 		limited{"vision_config.intermediate_size", t.Intermediate, maxMLP}, limited{"vision_config.num_attention_heads", t.Heads, maxHeads},
 		limited{"vision_config.image_size", t.ImageSize, maxPixels}, limited{"vision_config.patch_size", t.PatchSize, maxPixels},

@@ -11,7 +11,12 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-func init() { Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava") }
+func init() {
+	Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava")
+	Register(Family{Instead: "these are LLaVA's original files; take the repository of the same model that transformers " +
+		"reads, such as those of llava-hf (model_type \"llava\", \"llava_next\" or \"llava_onevision\")"},
+		"llava_llama", "llava_mistral", "llava_qwen")
+}
 
 // llavaConfig is the part of config.json that LLaVA's descendants share.
 type llavaConfig struct {
@@ -48,6 +53,9 @@ func llava(config []byte) (Spec, error) {
 	c := llavaConfig{Layer: json.RawMessage("-2"), Select: "default", Activation: "gelu", Bias: true}
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
+	}
+	if isPixtral(c.Vision) {
+		return c.llavaPixtral()
 	}
 	s, err := c.spec(32000, visionConfig{
 		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14,

@@ -53,6 +53,8 @@ type textConfig struct {
 	ResidualMultiplier  float32 `json:"residual_multiplier"`
 	// PaddleOCR-VL
 	UseBias bool `json:"use_bias"`
+
+	raw json.RawMessage // the whole of it
 }
 
 // textClass is a decoder class of transformers: its defaults, and what it does that no setting says.
@@ -199,6 +201,12 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 	switch kind {
 	case "", "default", mropeType:
 		out.Scaling = decoder.RopeUnscaled
+	case "dynamic": // scales sequences of more than maxLen positions, of which there are none
+		if out.OriginalMaxLen != maxLen {
+			return fmt.Errorf("rope type %q with original_max_position_embeddings %d is not supported; supported is "+
+				"max_position_embeddings, %d", kind, out.OriginalMaxLen, maxLen)
+		}
+		out.Scaling, out.Factor = decoder.RopeUnscaled, 0
 	case "linear":
 		out.Scaling = decoder.RopeLinear
 	case "llama3":
@@ -224,7 +232,7 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 			out.Magnitude = scale(1)
 		}
 	default:
-		return fmt.Errorf("rope type %q is not supported; supported are default, linear, llama3, yarn", kind)
+		return fmt.Errorf("rope type %q is not supported; supported are default, dynamic, linear, llama3, yarn", kind)
 	}
 	return nil
 }
@@ -249,6 +257,7 @@ func parseText(raw json.RawMessage, class string) (d decoder.Config, tied *bool,
 		return fail(fmt.Errorf("model_type %q is not supported; supported are %s", head.Type, strings.Join(slices.Sorted(maps.Keys(textClasses)), ", ")))
 	}
 	c := t.defaults()
+	c.raw = raw
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fail(err)
 	}

@@ -116,7 +116,7 @@ func answer(t *testing.T, m *model.Model, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Attach(0, patches, m.Decoder.Hidden); err != nil {
+	if err := in.Attach(0, patches, m.Decoder.PatchWidth()); err != nil {
 		t.Fatal(err)
 	}
 	out, err := runner.Run(t.Context(),
