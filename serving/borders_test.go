@@ -15,6 +15,7 @@ import (
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -369,6 +370,18 @@ func TestScorePathsAtTheirBorders(t *testing.T) {
 	if err != nil || len(padded) != 4 || !padded[0].ends || !padded[1].ends || padded[2].ends ||
 		padded[1].choice != 0 || padded[2].choice != 1 || slices.Equal(padded[0].ids, padded[1].ids) {
 		t.Errorf("%+v, %v", padded, err)
+	}
+	same, err := tokenizer.Parse([]byte(`{
+		"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["▁x", -1], ["▁", -2], ["x", -3]]},
+		"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+		"decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.model.Prompter.Tokenizer = same
+	if one, err := l.scorePaths([]string{"x"}, true, 9); err != nil || len(one) != 1 {
+		t.Errorf("spellings that are the same tokens give %+v, %v", one, err)
 	}
 	for vocab, words := range map[int]int{1: 1, 64: 1, 65: 2, 128: 2, 129: 3, 4096: 64} {
 		w := newScoreWalk(&scoreNode{}, []int32{int32(vocab - 1)}, nil, vocab)
