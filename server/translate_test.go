@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -112,6 +114,42 @@ func TestRequestsCarryBytes(t *testing.T) {
 	d := (&pb.GenerateRequest{}).ProtoReflect().Descriptor()
 	if carriesBytes(d, []protoreflect.FullName{d.FullName()}) {
 		t.Error("a message within itself carries bytes")
+	}
+}
+
+// Before it has a model a server is NOT_SERVING, as a whole and in each service.
+func TestLoadingServesNothing(t *testing.T) {
+	s := Loading(Options{})
+	for _, name := range append([]string{""}, serviceNames...) {
+		r, err := s.health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
+		if err != nil || r.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("%q is %v, %v", name, r, err)
+		}
+	}
+	if err := s.Ready(); err == nil || err.Error() != "the model is loading" {
+		t.Errorf("%v", err)
+	}
+}
+
+// A call's caller has the address that it comes from, beside what its credential says.
+func TestCallersHavePeers(t *testing.T) {
+	ctx := serving.WithCaller(t.Context(), serving.Caller{Tenant: "acme"})
+	if c := serving.CallerOf(withPeer(ctx)); c.Peer != "" || c.Tenant != "acme" {
+		t.Errorf("%+v without an address", c)
+	}
+	at := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 5}
+	if c := serving.CallerOf(withPeer(peer.NewContext(ctx, &peer.Peer{Addr: at}))); c.Peer != "10.0.0.1:5" || c.Tenant != "acme" {
+		t.Errorf("%+v at %v", c, at)
+	}
+}
+
+// A message that is refused for itself is told as it is: the log has a line of those alone that no place was left for.
+func TestRefusedForItself(t *testing.T) {
+	mine, other := errors.New("mine"), errors.New("other")
+	for _, unadmitted := range []error{nil, other} {
+		if err := (&guarded{unadmitted: unadmitted}).refused(mine); err != mine {
+			t.Errorf("%v, want what was wrong with the message", err)
+		}
 	}
 }
 
