@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
@@ -327,7 +329,37 @@ func TestImagesOfTheTowerArePaidFor(t *testing.T) {
 		in.MaxTokens, in.Tenant = &one, "small"
 		refused(t, s.Generate(t.Context(), in, &kept{}), "tokens_per_minute", "may take 52")
 	}
+	in = prompt(image(string(pngFile(t, 8))), serving.Part{Text: strings.Repeat("x", 47)})
+	in.MaxTokens, in.Tenant = &one, "small" // a token for each four bytes of text, as long as it is not tokenized
+	refused(t, s.Generate(t.Context(), in, &kept{}), "tokens_per_minute", "may take 62")
 	if decoded != 0 {
 		t.Errorf("%d images were decoded", decoded)
+	}
+}
+
+// Work for a request is as urgent as the request.
+func TestPriorityOfWork(t *testing.T) {
+	m := tinyModel(t)
+	var seen []int
+	encode := m.Encode
+	m.Encode = func(ctx context.Context, img *vision.Image) ([]float32, bool, error) {
+		seen = append(seen, imaging.Priority(ctx))
+		return encode(ctx, img)
+	}
+	s, _ := run(t, m, decodertest.NewHash(1, contextLen, vocab), serving.ServiceOptions{})
+	for _, p := range []batching.Priority{batching.PriorityBatch, batching.PriorityInteractive} {
+		in := prompt(image(string(pngFile(t, 8))))
+		in.Priority = p
+		if err := s.Generate(t.Context(), in, &kept{}); err != nil {
+			t.Error(err)
+		}
+		e := &serving.EmbedRequest{Priority: p, Image: &serving.Image{Data: pngFile(t, 8)}}
+		if err := s.Embed(t.Context(), e, func(*serving.Embedding) error { return nil }); err != nil {
+			t.Error(err)
+		}
+	}
+	low, high := int(batching.PriorityBatch), int(batching.PriorityInteractive)
+	if !slices.Equal(seen, []int{low, low, high, high}) {
+		t.Errorf("the priorities are %v", seen)
 	}
 }
