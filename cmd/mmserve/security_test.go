@@ -127,6 +127,10 @@ func TestCommandsUseTLSAndKeys(t *testing.T) {
 		"caption, no CA":     {append(caption, "--tls", "--api-key-file", s.key, image), 1, ""},
 		"bench": {[]string{"bench", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.key, "--requests", "3", "--rate", "50",
 			"--warm-up", "0s", "--output", "2", "--quiet"}, 0, "3"},
+		"bench of HTTP": {[]string{"bench", "--openai", "https://" + s.web, "--tls-ca", s.ca, "--api-key-file", s.key, "--requests", "3",
+			"--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 0, "0 failed"},
+		"bench of HTTP, no CA": {[]string{"bench", "--openai", "https://" + s.web, "--api-key-file", s.key, "--requests", "1",
+			"--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 1, ""},
 		"a key far away":     {[]string{"health", "--server", "mm.example:1", "--api-key-file", s.key}, 1, "in plaintext: want --tls"},
 		"a key that is none": {[]string{"health", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.cert}, 1, "want one key or token"},
 	} {
