@@ -304,7 +304,7 @@ func (h *history) command(line string) string {
 		if flag("inexact") {
 			r.Chunk = num("chunk")
 		}
-		r.Loop = num("loop")
+		r.Loop, r.WholeImages = num("loop"), flag("whole-images")
 		*h = *newHistory(h.t, r, Options{
 			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
 			KVTokens: num("kv"), Drafts: num("drafts"),
@@ -338,11 +338,21 @@ func (h *history) command(line string) string {
 		for i := range num("prompt") {
 			r.Input.IDs = append(r.Input.IDs, int32(int(arg[0])+i)%40)
 		}
-		if n := num("image"); n > 0 { // an image over positions [1,n), the digest its name's letter
-			span := fusion.Span{Start: 1, Len: n - 1}
+		if n := num("image"); n > 0 { // an image over positions [1,n) or from at= on, the digest its name's letter
+			at, err := strconv.Atoi(cmp.Or(text("at"), "1"))
+			h.check(err)
+			span := fusion.Span{Start: at, Len: n - at, Rows: num("rows")}
+			if span.Rows > 0 {
+				span.Cols = span.Len / span.Rows
+			}
 			copy(span.Digest[:], text("digest"))
 			span.File = span.Digest
-			r.Input.Spans = []fusion.Span{span}
+			r.Input.Spans = append(r.Input.Spans, span)
+			if n = num("second"); n > 0 { // and another right behind it
+				next := fusion.Span{Start: span.Start + span.Len, File: [32]byte{2}, Digest: [32]byte{2}}
+				next.Len = n - next.Start
+				r.Input.Spans = append(r.Input.Spans, next)
+			}
 		}
 		if n := num("stop-after"); n > 0 { // the id that it will give as its n-th token
 			want, err := h.runner.Alone(r.Input, r.Sampling, n)
@@ -459,7 +469,7 @@ func random(t testing.TB, data []byte) {
 	if next(2) == 0 {
 		r.Chunk = chunk
 	}
-	r.Loop = next(3)
+	r.Loop, r.WholeImages = next(3), next(3) == 0
 	c := r.Capacity()
 	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
 		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
@@ -491,10 +501,21 @@ func random(t testing.TB, data []byte) {
 			}
 			r.Input.Spans = slices.DeleteFunc(slices.Clone(r.Input.Spans),
 				func(p fusion.Span) bool { return p.Start+p.Len > len(r.Input.IDs) })
+			if n := len(r.Input.Spans); n > 0 && next(3) == 0 { // the same image, with fewer patches
+				r.Input.Spans[n-1].Len = 1 + next(r.Input.Spans[n-1].Len)
+			}
 			if next(3) == 0 {
 				n := 1 + next(len(r.Input.IDs))
 				image := [32]byte{7: byte(next(4))} // like no id; 0: without a digest
-				r.Input.Spans = []fusion.Span{{Start: next(len(r.Input.IDs) - n + 1), Len: n, File: image, Digest: image}}
+				s := fusion.Span{Start: next(len(r.Input.IDs) - n + 1), Len: n, File: image, Digest: image,
+					Rows: next(3), Cols: next(3)}
+				r.Input.Spans = []fusion.Span{s}
+				if left := len(r.Input.IDs) - s.Start - n; left > 1 && next(2) == 0 { // another, beside it or not
+					gap := next(left)
+					other := [32]byte{7: 9}
+					r.Input.Spans = append(r.Input.Spans,
+						fusion.Span{Start: s.Start + n + gap, Len: 1 + next(left-gap), File: other, Digest: other})
+				}
 			}
 			if next(2) == 0 {
 				r.Sampling = decoder.Sampling{Temperature: 1, TopK: next(20), TopP: float32(next(10)) / 10, Seed: uint64(next(3))}

@@ -3,10 +3,12 @@ package batching
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
 )
 
 // invariants is what must hold between any two verbs of the scheduler.
@@ -70,7 +72,7 @@ func (s *scheduler) invariants() error {
 		if err := lies(q, len(s.slots.decoding)); err != nil {
 			return err
 		}
-		if q.past >= q.target || q.past%s.chunk != 0 && !s.exact ||
+		if q.past >= q.target || q.past != s.whole(q, q.past) ||
 			q.target != len(q.ids) && (s.exact || q.target != q.prompt) {
 			return fmt.Errorf("%s prefills with past %d of %d in chunks of %d", q.id, q.past, q.target, s.chunk)
 		}
@@ -194,11 +196,17 @@ func (p plan) invariants(s *scheduler) error {
 			return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, r.Drafts)
 		}
 		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target &&
-			(end%s.chunk != 0 && !s.exact || r.Sampler != nil) || len(r.IDs) > s.chunk) {
+			(end != s.whole(q, end) || r.Sampler != nil) || len(r.IDs) > s.chunk && !s.oneImage(r)) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
 		}
 	}
 	return nil
+}
+
+// oneImage tells that a row is all positions of an image and nothing else, as they have to be run at once.
+func (s *scheduler) oneImage(r decoder.Row) bool {
+	return s.wholeImages && slices.ContainsFunc(r.Spans,
+		func(p fusion.Span) bool { return p.Start == r.Past && p.Len == len(r.IDs) })
 }
 
 // ticketInvariants counts tickets. Only the loop's goroutine may call it; unsubmitted is the number of tickets that

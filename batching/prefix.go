@@ -30,7 +30,7 @@ func (s *scheduler) source(q *sequence) (src *sequence, n int) {
 			if !twin {
 				m = shared(q, c, most)
 			}
-			if m = s.whole(m); m > n {
+			if m = s.common(q, c, m); m > n {
 				src, n = c, m
 			}
 		}
@@ -44,19 +44,12 @@ func (s *scheduler) reusable(q *sequence) int {
 	if s.exact {
 		return q.past
 	}
-	return s.whole(min(q.past, q.prompt))
-}
-
-// whole rounds a number of positions down to where a chunk ends.
-func (s *scheduler) whole(n int) int {
-	if s.exact {
-		return n
-	}
-	return n / s.chunk * s.chunk
+	return s.whole(q, min(q.past, q.prompt))
 }
 
 // shared is the number of positions, at most n, at which a and b have the same embeddings, counted from the first: the
-// same ids, and over them the same images. An image without a digest is like no other.
+// same ids, and over them the same images in maps of the same shape, which positions follow. An image without a digest
+// is like no other.
 func shared(a, b *sequence, n int) int {
 	x, y := a.ids[:n], b.ids[:n]
 	for n = 0; n < len(x) && x[n] == y[n]; n++ {
@@ -66,7 +59,8 @@ func shared(a, b *sequence, n int) int {
 		switch {
 		case min(p.Start, q.Start) >= n:
 			return n
-		case p.Start != q.Start || p.Digest != q.Digest || p.Offset != q.Offset || p.Digest == [32]byte{}:
+		case p.Start != q.Start || p.Digest != q.Digest || p.Offset != q.Offset || p.Digest == [32]byte{} ||
+			p.Rows != q.Rows || p.Cols != q.Cols:
 			return min(p.Start, q.Start)
 		case p.Len != q.Len:
 			n = min(n, p.Start+min(p.Len, q.Len))

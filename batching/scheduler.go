@@ -40,6 +40,8 @@ type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
 	wholePrompt   bool    // prompts are run in one chunk
+	wholeImages   bool    // and so are images
+	prefixStep    int     // sequences start with a multiple of so many positions of another's
 	stall         float64 // what a chunk may take while others decode, in decode steps
 	caching       bool
 	sharePrefixes bool
@@ -67,7 +69,8 @@ type scheduler struct {
 func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	s := &scheduler{
 		maxLen: c.MaxLen, chunk: o.PrefillChunk, exact: c.Exact, slots: newSlots(c.Slots), queue: newQueue(o),
-		wholePrompt: c.WholePrompt, caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
+		wholePrompt: c.WholePrompt, wholeImages: c.WholeImages, prefixStep: max(c.PrefixStep, 1),
+		caching: !o.NoPrefixCache && !c.WholePrompt, sharePrefixes: o.SharePrefixes,
 		totals: Stats{Slots: c.Slots, MaxLen: c.MaxLen},
 	}
 	s.budget = c.Slots * c.MaxLen
@@ -180,8 +183,8 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 	s.resumed(q, n)
 }
 
-// logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted: logits of all of its positions
-// take memory, vocabulary × 4 bytes each.
+// logprobsChunk is the longest chunk of a prompt whose tokens' probabilities are wanted, but for a whole image: logits
+// of all of its positions take memory, vocabulary × 4 bytes each.
 const logprobsChunk = 32
 
 // planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
@@ -190,14 +193,14 @@ func (s *scheduler) planChunk(q *sequence) {
 	end := q.past + s.chunk
 	switch {
 	case !s.exact:
-		end = (q.past/s.chunk + 1) * s.chunk
+		end = s.chunkEnd(q, q.past)
 	case len(s.slots.decoding) > 0 && !s.deferring:
 		end = q.past + s.latency.fitting(s.stallFor(q), s.chunk)
 	}
 	if q.logprobs != nil && s.exact {
 		end = min(end, q.past+logprobsChunk)
 	}
-	end = min(end, q.target)
+	end = min(s.border(q, q.past, end), q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
 	if q.logprobs != nil && !q.logprobs.Complete() {
 		row.Prompt = q.logprobs

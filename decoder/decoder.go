@@ -22,6 +22,12 @@ type Capacity struct {
 	Exact bool
 	// WholePrompt says that a prompt has to be run in one chunk, and that no other prompt may start from a part of it.
 	WholePrompt bool
+	// PrefixStep, unless 0, is what the number of positions has to be a multiple of that a sequence starts with from
+	// another's.
+	PrefixStep int
+	// WholeImages says that the positions of a span have to be run in one chunk, and that no other prompt may start from a
+	// part of them.
+	WholeImages bool
 }
 
 // Move copies the first Len positions of KV slot From over slot To. If Back is not 0 it exchanges: the first Back

@@ -12,11 +12,62 @@ import (
 // attention builds the attention of every layer of one graph.
 type attention struct {
 	Config
-	seqlens, total, cos, sin string
+	seqlens, total string
+	// full are the angles that layers rotate by, local those of layers with a window.
+	full, local rotation
+	// factors are what the queries of all positions are multiplied by, [positions]; "" without QueryScaling.
+	factors string
+	// at [B, S] are the numbers of a step's positions, where nodes rotate (see explicit) and rotations and factors are of
+	// these; else "".
+	at string
+	// blockEnd [B, S] is the last position that each position sees; "" where that is its own.
+	blockEnd string
 	// first is true in a step that starts a sequence; "" where no layer needs to know.
 	first string
 	// shape is [B, S, -1] where values between layers are [B·S, width], as on a device; else "".
 	shape string
+}
+
+// rotation names cosines and sines: of all positions, [positions, rotary dim/2], or of those of a step,
+// [B, S, rotary dim/2].
+type rotation struct{ cos, sin string }
+
+// stepInputs adds the inputs that say more of a step's positions than their number: rope_cos and rope_sin
+// [B,S,rotary dim/2] with MRope; block_end [B,S] with ImageBlocks, the last position that each one sees: for those of
+// an image its last, for others their own. An image lies in one step.
+func (a *attention) stepInputs(b *graph.Builder) {
+	if a.MRope != nil {
+		half := a.rotaryDim() / 2
+		a.full = rotation{b.Input("rope_cos", onnx.F32, "B", "S", half), b.Input("rope_sin", onnx.F32, "B", "S", half)}
+	}
+	if a.ImageBlocks {
+		a.blockEnd = b.Input("block_end", onnx.I32, "B", "S")
+	}
+}
+
+// rotary adds the tables of the angles that follow from a position's number. count is the number of positions of each
+// row, a scalar.
+func (a *attention) rotary(b *graph.Builder, count func() string) {
+	if a.MRope == nil {
+		a.full = a.Rope.tables(b, "", a.MaxLen, a.rotaryDim())
+	}
+	a.local = a.full
+	if a.LocalRope != nil {
+		a.local = a.LocalRope.tables(b, "local_", a.MaxLen, a.rotaryDim())
+	}
+	if a.QueryScaling != nil {
+		factors := make([]float32, a.MaxLen)
+		for p := range factors {
+			factors[p] = float32(a.QueryScaling.at(p))
+		}
+		a.factors = b.F32s("query_factors", []int{a.MaxLen}, factors)
+	}
+	if a.explicit() && (b.Device || !a.ownAttention()) {
+		a.atPositions(b, count())
+	} else if b.Device {
+		a.full = rotation{b.Narrow(a.full.cos), b.Narrow(a.full.sin)}
+		a.local = a.full
+	}
 }
 
 // window is the number of positions that layer i sees, 0 for all.
@@ -27,15 +78,33 @@ func (c Config) window(i int) int {
 	return c.Windows[i]
 }
 
-// ownAttention tells whether layer i runs mmserve's own operator instead of ONNX Runtime's.
-func (c Config) ownAttention(i int) bool {
-	return graph.HasKernels && !c.plain && c.window(i) == 0 && c.Softcap == 0 && c.EncoderStates == 0
+// rotation is what layer i rotates by.
+func (a attention) rotation(i int) rotation {
+	if a.window(i) > 0 {
+		return a.local
+	}
+	return a.full
+}
+
+// ownAttention tells whether layers run mmserve's own operator instead of ONNX Runtime's.
+func (c Config) ownAttention() bool {
+	return graph.HasKernels && !c.plain && c.EncoderStates == 0 && !(c.WholePrompt && c.explicit())
+}
+
+// explicit tells that queries and keys are changed in ways that ONNX Runtime's attention does not know.
+func (c Config) explicit() bool {
+	return c.QKNorm || c.RopePairs || c.MRope != nil || c.QueryScaling != nil || c.ImageBlocks ||
+		c.rotaryDim() != c.HeadDim
+}
+
+// scale multiplies the products of queries and keys.
+func (c Config) scale() float32 {
+	return cmp.Or(c.AttentionScale, float32(1/math.Sqrt(float64(c.HeadDim))))
 }
 
 // layer adds grouped-query attention of layer i, which rotates q and k, writes k and v into the cache in place and
 // attends to everything up to each row's own length. qkv is three values, or one that holds all three.
 func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
-	scale := cmp.Or(a.AttentionScale, float32(1/math.Sqrt(float64(a.HeadDim))))
 	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
 	dims := []any{"B", a.KVHeads, "P", a.HeadDim}
 	b.Input(name("past_key"), b.Type(), dims...)
@@ -47,63 +116,55 @@ func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 			in[i] = b.Op("Reshape", nil, v, a.shape)
 		}
 	}
-	if len(qkv) == 1 {
-		in = []string{qkv[0], "", ""}
-	}
-	in = append(in[:3:3], name("past_key"), name("past_value"), a.seqlens)
-	out := []string{name("attention"), name("present_key"), name("present_value")}
-	if !b.Device && a.ownAttention(i) {
-		b.Node(onnx.Own, "CachedAttention", onnx.Attrs{"heads": a.Heads, "kv_heads": a.KVHeads, "scale": scale},
-			append(in, a.cos, a.sin), out)
+	if !b.Device && a.ownAttention() {
+		a.own(b, i, in)
 	} else {
-		attrs := onnx.Attrs{
-			"num_heads": a.Heads, "kv_num_heads": a.KVHeads, "do_rotary": 1, "rotary_interleaved": 0, "scale": scale,
-			"softcap": a.Softcap,
-		}
-		if n := a.window(i); n > 0 {
-			attrs["local_window_size"] = n
-		}
-		b.Node(onnx.Contrib, "GroupQueryAttention", attrs, append(in, a.total, a.cos, a.sin), out)
+		in = a.plainly(b, i, in)
 	}
 	b.Output(name("present_key"), b.Type(), dims...)
 	b.Output(name("present_value"), b.Type(), dims...)
-	if !a.WholePrompt {
-		return b.Rows(name("attention"), a.Heads*a.HeadDim)
+	switch {
+	case a.WholePrompt:
+		return b.If(a.first,
+			func(g *onnx.Graph) []string { return []string{a.bothWays(g, i, in)} },
+			func(g *onnx.Graph) []string { return []string{g.Op("Identity", nil, name("attention"))} })[0]
+	case a.ImageBlocks && !a.ownAttention():
+		return a.blocks(b, i, in[0])
 	}
-	return b.If(a.first,
-		func(g *onnx.Graph) []string { return []string{a.bothWays(g, qkv, scale)} },
-		func(g *onnx.Graph) []string { return []string{g.Op("Identity", nil, name("attention"))} })[0]
+	return b.Rows(name("attention"), a.Heads*a.HeadDim)
 }
 
-// isFirst is true when the step's positions, equally many for all rows, are all that row 0 has.
-func isFirst(b *graph.Builder, x, seqlens string) string {
-	positions := b.Op("Shape", onnx.Attrs{"start": 1, "end": 2}, x)
-	length := b.Op("Cast", onnx.Attrs{"to": int(onnx.I64)}, b.Op("Slice", nil, seqlens, b.I64s(0), b.I64s(1)))
-	return b.Op("Equal", nil, positions, b.Op("Add", nil, length, b.I64s(1)))
+// names are the values of layer i's attention: what goes in after q, k and v, and what comes out.
+func (a attention) names(i int) (in, out []string) {
+	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
+	return []string{name("past_key"), name("past_value"), a.seqlens},
+		[]string{name("attention"), name("present_key"), name("present_value")}
 }
 
-// bothWays is attention without a mask among the positions of one row's first chunk.
-// Reference: transformers PaliGemmaForConditionalGeneration (token_type_ids of a prompt are 0).
-func (a attention) bothWays(g *onnx.Graph, qkv []string, scale float32) string {
-	group := int64(a.Heads / a.KVHeads)
-	kv, dim := int64(a.KVHeads), int64(a.HeadDim)
-	rotated := func(x string, heads int) string {
-		return g.ContribOp("RotaryEmbedding", onnx.Attrs{"num_heads": heads, "rotary_embedding_dim": a.HeadDim}, x, g.I64s(0),
-			a.cos, a.sin)
+// own adds mmserve's own operator.
+func (a attention) own(b *graph.Builder, i int, qkv []string) {
+	if len(qkv) == 1 {
+		qkv = []string{qkv[0], "", ""}
 	}
-	// Heads that share keys lie beside each other: [1, S, kv heads, group, dim] → [1, kv heads, group·S, dim].
-	q := g.Op("Reshape", nil, rotated(qkv[0], a.Heads), g.I64s(1, -1, kv, group, dim))
-	q = g.Op("Reshape", nil, g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 3, 1, 4}}, q), g.I64s(1, kv, -1, dim))
-	k := g.Op("Reshape", nil, rotated(qkv[1], a.KVHeads), g.I64s(1, -1, kv, dim))
-	v := g.Op("Reshape", nil, qkv[2], g.I64s(1, -1, kv, dim))
-	scores := g.Op("MatMul", nil, q, g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 3, 1}}, k))
-	scores = g.Op("Mul", nil, scores, g.F32(scale))
-	if a.Softcap > 0 {
-		scores = g.Op("Mul", nil, g.Op("Tanh", nil, g.Op("Div", nil, scores, g.F32(a.Softcap))), g.F32(a.Softcap))
+	in, out := a.names(i)
+	r := a.rotation(i)
+	in = append(append(qkv[:3:3], in...), r.cos, r.sin, a.blockEnd)
+	in = append(append(in, a.headNorms(b, i)...), a.factors)
+	pairs := 0
+	if a.RopePairs {
+		pairs = 1
 	}
-	out := g.Op("MatMul", nil, g.Op("Softmax", onnx.Attrs{"axis": -1}, scores),
-		g.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1, 3}}, v))
-	out = g.Op("Reshape", nil, out, g.I64s(1, kv, group, -1, dim))
-	out = g.Op("Transpose", onnx.Attrs{"perm": []int{0, 3, 1, 2, 4}}, out)
-	return g.Op("Reshape", nil, out, g.I64s(1, -1, int64(a.Heads*a.HeadDim)))
+	b.Node(onnx.Own, "CachedAttention", onnx.Attrs{
+		"heads": a.Heads, "kv_heads": a.KVHeads, "scale": a.scale(), "rotary": a.rotaryDim(), "pairs": pairs,
+		"window": a.window(i), "softcap": a.Softcap, "epsilon": a.Eps,
+	}, in, out)
+}
+
+// headNorms are the weights of the norms of layer i's queries and keys, "" without.
+func (a attention) headNorms(b *graph.Builder, i int) []string {
+	if !a.QKNorm {
+		return []string{"", ""}
+	}
+	p := fmt.Sprintf("text.layers.%d.self_attn.", i)
+	return []string{b.NormWeight(p+"q_norm.weight", a.HeadDim), b.NormWeight(p+"k_norm.weight", a.HeadDim)}
 }

@@ -5,9 +5,11 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
 )
@@ -21,7 +23,31 @@ func TestAttentionVariants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func(had bool) { graph.HasKernels = had }(graph.HasKernels)
 	base := Config{Layers: 1, Heads: 4, KVHeads: 2, HeadDim: 16, MaxLen: 32, Rope: Rope{Theta: 100}}
+	for name, change := range map[string]func(*Config){
+		"a part of the head": func(c *Config) { c.RotaryDim = 6 },
+		"pairs":              func(c *Config) { c.RopePairs = true },
+		"a part in pairs":    func(c *Config) { c.RotaryDim, c.RopePairs = 10, true },
+		"query scaling":      func(c *Config) { c.QueryScaling = &QueryScaling{Beta: 0.7, Every: 3} },
+		"a rope for windows": func(c *Config) { c.Windows, c.LocalRope = []int{3}, &Rope{Theta: 7} },
+		"a rope for others":  func(c *Config) { c.Windows, c.LocalRope = []int{0}, &Rope{Theta: 7} },
+		"all": func(c *Config) {
+			c.Windows, c.LocalRope = []int{4}, &Rope{Theta: 9, Magnitude: 1.5, Scaling: RopeLinear, Factor: 3}
+			c.RotaryDim, c.RopePairs, c.Softcap, c.QueryScaling = 12, true, 0.5, &QueryScaling{Beta: 2, Every: 2}
+		},
+	} {
+		for _, whole := range []bool{false, true} {
+			c := base
+			change(&c)
+			c.WholePrompt = whole
+			for _, own := range slices.Compact([]bool{false, kernels.Available()}) {
+				graph.HasKernels = own
+				t.Run(fmt.Sprintf("%s/whole=%t/kernels=%t", name, whole, own), func(t *testing.T) { checkAttention(t, c) })
+			}
+		}
+	}
+	graph.HasKernels = kernels.Available()
 	for _, window := range []int{0, 1, 3} {
 		for _, softcap := range []float32{0, 0.5} {
 			for _, scale := range []float32{0, 0.7} {
@@ -47,7 +73,7 @@ func checkAttention(t *testing.T, c Config) {
 	v := b.Input("v", onnx.F32, "B", "S", c.KVHeads*c.HeadDim)
 	a := attention{Config: c, seqlens: b.Input("seqlens_k", onnx.I32, "B"),
 		total: b.Input("total_sequence_length", onnx.I32, 1)}
-	a.cos, a.sin = c.rotary(b)
+	a.rotary(b, func() string { return b.Op("Squeeze", nil, b.Op("Shape", onnx.Attrs{"start": 1, "end": 2}, q)) })
 	if c.WholePrompt {
 		a.first = isFirst(b, q, a.seqlens)
 	}
@@ -128,6 +154,9 @@ func attend(c Config, all [3][]float32, at, first, last int) []float64 {
 		if scale == 0 {
 			scale = 1 / math.Sqrt(float64(c.HeadDim))
 		}
+		if s := c.QueryScaling; s != nil {
+			scale *= 1 + s.Beta*math.Log(1+float64(at/s.Every))
+		}
 		sum, y := 0.0, make([]float64, c.HeadDim)
 		for p := first; p <= last; p++ {
 			score := 0.0
@@ -151,14 +180,34 @@ func attend(c Config, all [3][]float32, at, first, last int) []float64 {
 	return out
 }
 
-// rotate turns one head's values by its position, halves against each other.
+// rotate turns one head's values by its position, halves against each other, or pairs that lie beside each other.
 func rotate(c Config, x []float32, position int) []float64 {
+	rope, dim, magnitude := c.Rope, c.HeadDim, 1.0
+	if c.LocalRope != nil && c.Windows[0] > 0 {
+		rope = *c.LocalRope
+	}
+	if c.RotaryDim > 0 {
+		dim = c.RotaryDim
+	}
+	if rope.Magnitude > 0 {
+		magnitude = rope.Magnitude
+	}
 	out := make([]float64, c.HeadDim)
-	half := c.HeadDim / 2
-	for i := range half {
-		sin, cos := math.Sincos(float64(position) * math.Pow(c.Rope.Theta, -float64(2*i)/float64(c.HeadDim)))
-		a, b := float64(x[i]), float64(x[i+half])
-		out[i], out[i+half] = a*cos-b*sin, b*cos+a*sin
+	for i := range out {
+		out[i] = float64(x[i])
+	}
+	for i := range dim / 2 {
+		angle := float64(position) * math.Pow(rope.Theta, -float64(2*i)/float64(dim))
+		if rope.Scaling == RopeLinear {
+			angle /= rope.Factor
+		}
+		m, n := i, i+dim/2
+		if c.RopePairs {
+			m, n = 2*i, 2*i+1
+		}
+		sin, cos := math.Sincos(angle)
+		a, b := float64(x[m])*magnitude, float64(x[n])*magnitude
+		out[m], out[n] = a*cos-b*sin, b*cos+a*sin
 	}
 	return out
 }

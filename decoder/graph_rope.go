@@ -2,6 +2,7 @@ package decoder
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 
@@ -40,14 +41,59 @@ const (
 	RopeYarn
 )
 
+// QueryScaling multiplies the queries of position p by 1 + Beta·ln(1 + ⌊p/Every⌋), after they are rotated.
+// Reference: transformers Ministral3Attention (llama_4_scaling_beta).
+type QueryScaling struct {
+	Beta  float64
+	Every int
+}
+
+// at is the factor of a position.
+func (q QueryScaling) at(position int) float64 {
+	return 1 + q.Beta*math.Log(1+math.Floor(float64(position)/float64(q.Every)))
+}
+
+// rotaryDim is the number of a head's values that rotate.
+func (c Config) rotaryDim() int { return cmp.Or(c.RotaryDim, c.HeadDim) }
+
+// RopeBytes is the memory of the tables of cosines and sines of a position.
+func (c Config) RopeBytes() int {
+	switch {
+	case c.EncoderStates > 0 || c.MRope != nil:
+		return 0
+	case c.LocalRope != nil:
+		return 2 * 4 * c.rotaryDim()
+	}
+	return 4 * c.rotaryDim()
+}
+
+// validateRotation refuses what heads cannot be rotated by.
+func (c Config) validateRotation() error {
+	if n := c.rotaryDim(); n < 2 || n > c.HeadDim || n%2 != 0 {
+		return fmt.Errorf("text_config: %d of the %d values of a head rotate (partial_rotary_factor), want an even number from 2", n, c.HeadDim)
+	}
+	if q := c.QueryScaling; q != nil && !(q.Every >= 1 && q.Beta >= 0 && q.Beta <= math.MaxFloat32 && c.MRope == nil) {
+		return fmt.Errorf("text_config: llama_4_scaling_beta is %g over original_max_position_embeddings %d, want none below 0 over 1 or more, and no mrope_section", q.Beta, q.Every)
+	}
+	if c.LocalRope != nil {
+		if c.MRope != nil {
+			return errors.New("text_config: mrope_section with a rope of its own for windows is not supported")
+		}
+		if err := c.LocalRope.validate(); err != nil {
+			return fmt.Errorf("%w (sliding_attention)", err)
+		}
+	}
+	return c.Rope.validate()
+}
+
 // validate refuses values that give no frequencies.
 func (r Rope) validate() error {
 	switch {
-	case !(r.Theta > 1):
+	case !(r.Theta > 1 && r.Theta <= math.MaxFloat64):
 		return fmt.Errorf("text_config.rope_theta is %g, want more than 1", r.Theta)
 	case r.Scaling == RopeUnscaled:
 		return nil
-	case !(r.Factor >= 1):
+	case !(r.Factor >= 1 && r.Factor <= math.MaxFloat64):
 		return fmt.Errorf("text_config's rope factor is %g, want 1 or more", r.Factor)
 	case r.Scaling == RopeLinear:
 		return nil
@@ -99,16 +145,16 @@ func (r Rope) frequencies(dim int) []float64 {
 	return list
 }
 
-// rotary adds the cosine and sine tables [MaxLen, HeadDim/2] of rotate-half position embeddings.
-func (c Config) rotary(b *graph.Builder) (cos, sin string) {
-	half := c.HeadDim / 2
-	magnitude := cmp.Or(c.Rope.Magnitude, 1)
-	cs, sn := make([]float32, c.MaxLen*half), make([]float32, c.MaxLen*half)
-	for i, f := range c.Rope.frequencies(c.HeadDim) {
-		for pos := range c.MaxLen {
+// tables adds the cosines and sines of every position's angles, [positions, dim/2].
+func (r Rope) tables(b *graph.Builder, name string, positions, dim int) rotation {
+	half := dim / 2
+	magnitude := cmp.Or(r.Magnitude, 1)
+	cs, sn := make([]float32, positions*half), make([]float32, positions*half)
+	for i, f := range r.frequencies(dim) {
+		for pos := range positions {
 			s, co := math.Sincos(float64(pos) * f)
 			cs[pos*half+i], sn[pos*half+i] = float32(magnitude*co), float32(magnitude*s)
 		}
 	}
-	return b.F32s("cos", []int{c.MaxLen, half}, cs), b.F32s("sin", []int{c.MaxLen, half}, sn)
+	return rotation{b.F32s(name+"cos", []int{positions, half}, cs), b.F32s(name+"sin", []int{positions, half}, sn)}
 }

@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"math"
 	"strings"
 	"testing"
 )
@@ -18,6 +19,19 @@ func TestConfigValidate(t *testing.T) {
 		"hidden_size is -1":       func(c *Config) { c.Hidden = -1 },
 		`hidden_act "relu_cubed"`: func(c *Config) { c.Activation = "relu_cubed" },
 		"rope_theta is 0":         func(c *Config) { c.Rope.Theta = 0 },
+		"rope_theta is +Inf":      func(c *Config) { c.Rope.Theta = math.Inf(1) },
+		"(sliding_attention)":     func(c *Config) { c.LocalRope = &Rope{} },
+		"3 of the 16 values":      func(c *Config) { c.RotaryDim = 3 },
+		"18 of the 16 values":     func(c *Config) { c.RotaryDim = 18 },
+		"-2 of the 16 values":     func(c *Config) { c.RotaryDim = -2 },
+		"sliding_window is -1":    func(c *Config) { c.Windows = []int{-1} },
+		"layer_types has 2":       func(c *Config) { c.Windows = []int{1, 1} },
+		"residual_multiplier is":  func(c *Config) { c.ResidualScale = float32(math.NaN()) },
+		"embedding_multiplier is": func(c *Config) { c.InputScale = float32(math.Inf(1)) },
+		"llama_4_scaling_beta is": func(c *Config) { c.QueryScaling = &QueryScaling{Beta: 1} },
+		"rope of its own for windows": func(c *Config) {
+			c.LocalRope, c.MRope = &Rope{Theta: 9}, &MRope{Sections: [3]int{2, 3, 3}}
+		},
 	} {
 		c := good
 		change(&c)

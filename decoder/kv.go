@@ -40,11 +40,12 @@ func (c Config) slack() int { return kvPanel - 1 + os.Getpagesize()/(4*c.HeadDim
 
 // KVBytes is the most memory that n positions of so many sequences take.
 func (c Config) KVBytes(n, sequences int) int64 {
-	return int64(n+sequences*c.slack()) * c.KVBytesPerToken()
+	return int64(n+sequences*c.slack())*c.KVBytesPerToken() + int64(sequences)*c.convBytes()
 }
 
 // KVTokens is the number of positions, of so many sequences together, that bytes hold; 0 if there is no room.
 func (c Config) KVTokens(bytes int64, sequences int) int {
+	bytes -= int64(sequences) * c.convBytes()
 	return max(int(bytes/c.KVBytesPerToken())-sequences*c.slack(), 0)
 }
 

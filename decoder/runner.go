@@ -39,6 +39,17 @@ type OpenOptions struct {
 	Session   ort.Options
 }
 
+// cutImage gives a span of which the row has some positions and not all.
+func (row *Row) cutImage() (fusion.Span, bool) {
+	end := row.Past + len(row.IDs)
+	for _, s := range row.Spans {
+		if s.Start < end && row.Past < s.Start+s.Len && (s.Start < row.Past || end < s.Start+s.Len) {
+			return s, true
+		}
+	}
+	return fusion.Span{}, false
+}
+
 // logits is the number of positions, the last of the row, whose logits are wanted.
 func (row *Row) logits() int {
 	switch {
@@ -98,6 +109,9 @@ func checkRows(rows []Row, c Capacity, shortest int) error {
 		case row.Past == 0 && len(row.IDs) < shortest:
 			return fmt.Errorf("decoder: row %d starts with %d ids, the model wants at least %d", i, len(row.IDs), shortest)
 		}
+		if s, cut := row.cutImage(); cut && c.WholeImages {
+			return fmt.Errorf("decoder: row %d has positions [%d,%d), which cut the image at [%d,%d)", i, row.Past, row.Past+len(row.IDs), s.Start, s.Start+s.Len)
+		}
 	}
 	return nil
 }
@@ -114,6 +128,14 @@ func grow[T ort.Element](m **ort.Memory[T], n int) error {
 	(*m).Free()
 	*m = bigger
 	return nil
+}
+
+// wipe puts zeros over a memory, if there is one.
+func wipe[T ort.Element](m *ort.Memory[T]) error {
+	if m == nil {
+		return nil
+	}
+	return m.WipeAll()
 }
 
 // viewList keeps the views made for one run and the first error met.

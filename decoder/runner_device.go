@@ -21,6 +21,7 @@ type DeviceRunner struct {
 	config       Config
 	session, top *ort.Session
 	kv           *deviceKV
+	images       *imageInputs
 	maxLen       int
 	longest      int // positions of one run of a prompt
 
@@ -64,7 +65,10 @@ func OpenDevice(c Config, w *graph.Weights, o OpenOptions) (_ *DeviceRunner, err
 	if err != nil {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
-	r := &DeviceRunner{config: c, maxLen: o.MaxLen, longest: o.MaxLen, views: map[int]ort.Tensor{}}
+	r := &DeviceRunner{
+		config: c, maxLen: o.MaxLen, longest: o.MaxLen, views: map[int]ort.Tensor{}, images: newImageInputs(c),
+	}
+	r.images.flat = true
 	if !on.Fused {
 		r.longest = fewPositions
 	}
@@ -98,7 +102,7 @@ func OpenDevice(c Config, w *graph.Weights, o OpenOptions) (_ *DeviceRunner, err
 
 // reserve makes room for a run over n positions with k rows of logits.
 func (r *DeviceRunner) reserve(n, k int) error {
-	err := errors.Join(grow(&r.ids, n), grow(&r.sample, k), grow(&r.best, k), grow(&r.bestIDs, k))
+	err := errors.Join(grow(&r.ids, n), grow(&r.sample, k), grow(&r.best, k), grow(&r.bestIDs, k), r.images.reserve(n))
 	if err != nil || k <= r.rows {
 		return err
 	}
@@ -121,6 +125,11 @@ func (r *DeviceRunner) Capacity() Capacity {
 func (r *DeviceRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		if err := r.kv.move(m); err != nil {
+			return nil, err
+		}
+	}
+	if b.Wipe {
+		if err := errors.Join(wipe(r.patches), wipe(r.host), wipe(r.tops), r.images.wipe()); err != nil {
 			return nil, err
 		}
 	}
@@ -328,6 +337,9 @@ func (r *DeviceRunner) forward(rows []Row, wanted int) error {
 	}
 	r.in = append(r.in[:0], view(&views, ids, n*width), from, view(&views, shape, 3), view(&views, lengths, n),
 		view(&views, lengths[n:], 1), view(&views, r.sample.Slice(), wanted))
+	if r.in, err = r.images.tensors(r.in, &views, rows, width); err != nil {
+		return err
+	}
 	r.out = append(r.out[:0], logits, view(&views, r.best.Slice(), wanted), view(&views, r.bestIDs.Slice(), wanted))
 	if views.err != nil {
 		return views.err
@@ -357,15 +369,16 @@ func (r *DeviceRunner) place(ids []int32, row Row, n int) (int, error) {
 			continue
 		}
 		s := row.Spans[span]
-		if s.Patches == nil {
-			return n, fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
+		values, err := s.Part(row.Past+i-s.Start, 0, hidden)
+		if err != nil {
+			return n, err
 		}
 		if n == 0 {
 			if err := grow(&r.patches, len(ids)*hidden); err != nil {
 				return n, err
 			}
 		}
-		copy(r.patches.Slice()[n*hidden:(n+1)*hidden], s.Patches[(row.Past+i-s.Start)*hidden:])
+		copy(r.patches.Slice()[n*hidden:], values)
 		ids[i] = int32(-1 - n)
 		n++
 	}
@@ -428,5 +441,6 @@ func (r *DeviceRunner) Close() error {
 	r.tops.Free()
 	r.topIDs.Free()
 	r.host.Free()
+	r.images.free()
 	return err
 }

@@ -13,8 +13,9 @@ const mostLikely = 64
 // deviceGraph builds the decoder's graph for a device. It looks embeddings up itself and picks the most likely token,
 // so that ids come and ids go. N is B·S; values between layers are [N, width]. Inputs, in order: input_ids [N], of
 // which -1-i is row i of patches; patches [P, hidden]; shape, which is B, S, -1; seqlens_k [B]; total_sequence_length
-// [1]; sample_rows [K]; then per layer past key and value. Outputs: logits [K, vocab], the most likely token's logit
-// [K] and id [K], then per layer present key and value, in the memory of the past.
+// [1]; sample_rows [K]; those of stepInputs and deepstackInputs; then per layer past key and value. Outputs: logits
+// [K, vocab], the most likely token's logit [K] and id [K], then per layer present key and value, in the memory of the
+// past.
 func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target) (*graph.Builder, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -25,6 +26,8 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	}{
 		{c.EncoderStates > 0, "cross-attention"}, {c.WholePrompt, "attention both ways in the prompt"},
 		{c.Softcap > 0, "attn_logit_softcapping"}, {c.Windows != nil, "sliding windows"},
+		{c.ShortConv != nil, "short convolutions"},
+		{c.ImageBlocks, "attention both ways among an image's positions"},
 	} {
 		if f.has {
 			return nil, fmt.Errorf("decoders with %s run on the cpu provider only", f.what)
@@ -38,8 +41,10 @@ func (c Config) deviceGraph(w *graph.Weights, p graph.Precision, on graph.Target
 	attend.seqlens = b.Input("seqlens_k", onnx.I32, "B")
 	attend.total = b.Input("total_sequence_length", onnx.I32, 1)
 	sample := b.Input("sample_rows", onnx.I64, "K")
-	attend.cos, attend.sin = c.rotary(b)
-	attend.cos, attend.sin = b.Narrow(attend.cos), b.Narrow(attend.sin)
+	attend.stepInputs(b)
+	attend.rotary(b, func() string {
+		return b.Op("Squeeze", nil, b.Op("Slice", nil, attend.shape, b.I64s(1), b.I64s(2)))
+	})
 
 	zero, last := b.I32(0), b.I32(-1)
 	isPatch := b.Op("Less", nil, ids, zero)

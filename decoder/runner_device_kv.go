@@ -217,6 +217,7 @@ func (c Config) SlotBytes(maxLen int, p graph.Precision) int64 {
 // them: the values between layers, which live at once only around one layer, and the scores of attention over maxLen
 // positions where the provider does not fuse it away.
 func (c Config) StepBytes(n, k, maxLen int) int64 {
-	layer := 8*c.Hidden + 3*c.Intermediate + 3*(c.Heads+2*c.KVHeads)*c.HeadDim + 2*c.Heads*maxLen
+	layer := 8*c.Hidden + 3*c.Intermediate + 3*(c.Heads+2*c.KVHeads)*c.HeadDim + 2*c.Heads*maxLen +
+		c.Deepstack*c.Hidden
 	return 4 * (int64(n)*int64(layer) + 2*int64(k)*int64(c.Vocab))
 }

@@ -29,6 +29,7 @@ func TestDeviceGraphRefuses(t *testing.T) {
 		"attention both ways in the prompt": func(c *Config) { c.WholePrompt = true },
 		"cross-attention":                   func(c *Config) { c.EncoderStates = 4 },
 		"head_dim":                          func(c *Config) { c.HeadDim = 24 },
+		"among an image's positions":        func(c *Config) { c.ImageBlocks = true },
 	} {
 		with := c
 		change(&with)

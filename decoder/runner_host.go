@@ -20,6 +20,8 @@ type HostRunner struct {
 	embed   *fusion.Embedder
 	session *ort.Session
 	kv      *kvCache
+	convs   *convCache
+	images  *imageInputs
 
 	embeds  *ort.Memory[float32] // [rows × ids, hidden]
 	logits  *ort.Memory[float32] // [sampling rows, vocab]
@@ -48,7 +50,7 @@ func OpenHost(c Config, w *graph.Weights, o OpenOptions) (*HostRunner, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &HostRunner{config: c}
+	r := &HostRunner{config: c, images: newImageInputs(c)}
 	if !o.Precision.EmptyRuns() {
 		r.fewest = 1 // the integer kernel gives no rows a wrong shape
 	}
@@ -60,6 +62,9 @@ func OpenHost(c Config, w *graph.Weights, o OpenOptions) (*HostRunner, error) {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	if r.kv, err = newKVCache(c, o.Slots, o.MaxLen); err == nil {
+		r.convs, err = newConvCache(c, o.Slots, o.MaxLen)
+	}
+	if err == nil {
 		err = r.reserve(o.Slots, o.Slots)
 	}
 	if err != nil {
@@ -77,37 +82,34 @@ func (r *HostRunner) reserve(n, k int) (err error) {
 			}
 		}
 	}
-	return err
+	return errors.Join(err, r.images.reserve(n))
 }
 
 // Capacity is what the KV cache was sized for, and what the graph's operators promise.
 func (r *HostRunner) Capacity() Capacity {
-	return Capacity{Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt}
+	return Capacity{
+		Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt,
+		WholeImages: r.config.ImageBlocks, PrefixStep: r.config.prefixStep(),
+	}
 }
 
 // exact tells that all layers run mmserve's own attention, which gives a position the same in whatever run.
-func (r *HostRunner) exact() bool {
-	for i := range r.config.Layers {
-		if !r.config.ownAttention(i) {
-			return false
-		}
-	}
-	return true
-}
+func (r *HostRunner) exact() bool { return r.config.ownAttention() }
 
 // Run does one step (see Batch) and returns a token for each row that has a sampler, in the order of the rows.
 // The slice is valid until the next Run.
 func (r *HostRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	for _, m := range b.Moves {
 		r.kv.move(m)
+		r.convs.move(m)
 	}
 	for _, rel := range b.Releases {
-		if err := r.kv.release(rel); err != nil {
+		if err := errors.Join(r.kv.release(rel), r.convs.release(rel)); err != nil {
 			return nil, err
 		}
 	}
 	if b.Wipe {
-		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll()); err != nil {
+		if err := errors.Join(r.embeds.WipeAll(), r.logits.WipeAll(), r.images.wipe()); err != nil {
 			return nil, err
 		}
 	}
@@ -166,6 +168,12 @@ func (r *HostRunner) Logits(in fusion.Input) ([]float32, error) {
 
 // check refuses what the attention kernel would answer with silently wrong values or a crash.
 func (r *HostRunner) check(rows []Row) error {
+	width := (&Batch{Rows: rows}).Width()
+	for i, row := range rows {
+		if most := r.config.longestStep(); width > most && (len(rows) > 1 || row.Drafts > 0) {
+			return fmt.Errorf("decoder: row %d is %d positions wide with its drafts, want %d at most", i, width, most)
+		}
+	}
 	return checkRows(rows, r.Capacity(), r.config.ShortestPrompt())
 }
 
@@ -198,11 +206,16 @@ func (r *HostRunner) forward(rows []Row, width, wanted int) ([]float32, error) {
 	sample := view(&views, r.sample.Slice(), wanted)
 	logits := view(&views, r.logits.Slice(), wanted, r.config.Vocab)
 	defer views.destroy()
-	if views.err != nil {
-		return nil, views.err
+	r.in, err = r.images.tensors(append(r.in[:0], embeds, seqlens, total, sample), &views, rows, width)
+	if err == nil {
+		r.in, err = r.convs.tensors(r.in, &views, rows, width)
 	}
-	r.in = append(append(r.in[:0], embeds, seqlens, total, sample), kv...)
-	r.out = append(append(r.out[:0], logits), kv...)
+	states, stateErr := r.convs.view(rows[0].Slot, n)
+	if err = errors.Join(err, stateErr, views.err); err != nil {
+		return nil, err
+	}
+	r.in = append(append(r.in, states...), kv...)
+	r.out = append(append(append(r.out[:0], logits), states...), kv...)
 	began := time.Now()
 	err = r.session.Run(r.in, r.out)
 	r.busy.Add(int64(time.Since(began)))
@@ -219,11 +232,12 @@ func (r *HostRunner) Busy() time.Duration { return time.Duration(r.busy.Load()) 
 func (r *HostRunner) Close() error {
 	err := r.session.Close()
 	if r.kv != nil {
-		err = errors.Join(err, r.kv.close())
+		err = errors.Join(err, r.kv.close(), r.convs.close())
 	}
 	r.embeds.Free()
 	r.logits.Free()
 	r.lengths.Free()
 	r.sample.Free()
+	r.images.free()
 	return err
 }

@@ -55,18 +55,39 @@ func (e *Embedder) Embed(dst []float32, ids []int32, past int, spans []Span) err
 	return Place(dst[:len(ids)*e.hidden], e.hidden, past, spans)
 }
 
-// Place writes the patches of spans over dst, [n, hidden], which holds positions [past, past+n) of a sequence.
+// Place writes the patch embeddings of spans over dst, [n, hidden], which holds positions [past, past+n) of a sequence.
 func Place(dst []float32, hidden, past int, spans []Span) error {
+	return PlacePart(dst, hidden, 0, past, spans)
+}
+
+// PlacePart is Place for part number part of what stands for each patch: 0 is its embedding, and behind it may lie
+// features for layers of the decoder, of hidden values each.
+func PlacePart(dst []float32, hidden, part, past int, spans []Span) error {
 	n := len(dst) / hidden
 	for _, s := range spans {
 		lo, hi := max(s.Start, past), min(s.Start+s.Len, past+n)
 		if lo >= hi {
 			continue
 		}
-		if s.Patches == nil {
-			return fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
+		for at := lo; at < hi; at++ {
+			values, err := s.Part(at-s.Start, part, hidden)
+			if err != nil {
+				return err
+			}
+			copy(dst[(at-past)*hidden:(at-past+1)*hidden], values)
 		}
-		copy(dst[(lo-past)*hidden:(hi-past)*hidden], s.Patches[(lo-s.Start)*hidden:])
 	}
 	return nil
+}
+
+// Part is part number part, of hidden values, of what stands for a patch of the span; see PlacePart.
+func (s Span) Part(patch, part, hidden int) ([]float32, error) {
+	if s.Patches == nil {
+		return nil, fmt.Errorf("the image at position %d has no patch embeddings attached", s.Start)
+	}
+	width := len(s.Patches) / s.Len
+	if width*s.Len != len(s.Patches) || width%hidden != 0 || width <= part*hidden {
+		return nil, fmt.Errorf("the image at position %d has %d values for %d patches, want a multiple of %d each, %d or more", s.Start, len(s.Patches), s.Len, hidden, (part+1)*hidden)
+	}
+	return s.Patches[patch*width+part*hidden:][:hidden], nil
 }

@@ -2,7 +2,11 @@
 // the prompt, finds them again among the ids, and puts patch embeddings over them.
 package fusion
 
-import "github.com/mmserve/mmserve/vision"
+import (
+	"cmp"
+
+	"github.com/mmserve/mmserve/vision"
+)
 
 // Layout says how a model family writes an image into its prompt. It is a value, read once at load.
 type Layout struct {
@@ -10,8 +14,9 @@ type Layout struct {
 	Placeholder string
 	// Expand returns the text that replaces one placeholder for an image cut as g.
 	Expand func(g vision.Grid) string
-	// ImageTokenID is the id of the position that a patch embedding takes.
+	// ImageTokenID is the id of the position that a patch embedding takes. ImageToken is its text; "" is Placeholder.
 	ImageTokenID int32
+	ImageToken   string
 	// PatchTokens is the number of patch embeddings the connector gives for one tile.
 	PatchTokens int
 	// ImageTokens is the number of patch embeddings of an image cut as g; nil where every tile has PatchTokens.
@@ -25,6 +30,9 @@ type Layout struct {
 	// Frame is set for a model whose prompts are images, then text, with nothing else to tell them apart.
 	Frame *Frame
 }
+
+// PatchToken is the text of the position that a patch embedding takes.
+func (l Layout) PatchToken() string { return cmp.Or(l.ImageToken, l.Placeholder) }
 
 // Frame is what stands around the text of a prompt: Start between the last image and it, End after it. Placeholders
 // that a prompt lacks are put before it. Before stands before the first image.
@@ -46,7 +54,8 @@ type Span struct {
 	Rows, Cols int
 	// File and Digest are that image's, as in vision.Image.
 	File, Digest [32]byte
-	// Patches is [Len, hidden] float32, row-major; nil until Attach.
+	// Patches is [Len, width] float32, row-major; nil until Attach. A row is a patch embedding, and in some models
+	// features for layers of the decoder behind it (see PlacePart).
 	Patches []float32
 }
 

@@ -102,6 +102,61 @@ func TestLocate(t *testing.T) {
 	}
 }
 
+// Two images that stand side by side share no position: each has as many as it has patches, in its own map.
+func TestLocateMaps(t *testing.T) {
+	l := Layout{
+		ImageTokenID: img,
+		ImageTokens:  func(g vision.Grid) int { return g.Width * g.Height },
+		Map:          func(g vision.Grid) (rows, cols int) { return g.Height, g.Width },
+	}
+	a := &vision.Image{Digest: [32]byte{1}, Grid: vision.Grid{Width: 3, Height: 1}}
+	b := &vision.Image{Digest: [32]byte{2}, Grid: vision.Grid{Width: 1, Height: 2}}
+	in, err := l.Locate([]int32{5, img, img, img, img, img, 6}, []*vision.Image{a, b})
+	want := []Span{
+		{Start: 1, Len: 3, Rows: 1, Cols: 3, Digest: a.Digest},
+		{Start: 4, Len: 2, Image: 1, Rows: 2, Cols: 1, Digest: b.Digest},
+	}
+	if err != nil || fmt.Sprint(in.Spans) != fmt.Sprint(want) {
+		t.Errorf("spans %+v, %v, want %+v", in.Spans, err, want)
+	}
+	// A map that a token cuts would have places of its own on each side of it.
+	var count *ErrCount
+	if _, err := l.Locate([]int32{img, img, 5, img, img, img}, []*vision.Image{a, b}); !errors.As(err, &count) {
+		t.Errorf("a map in two parts: %v", err)
+	}
+	l.Map = func(g vision.Grid) (rows, cols int) { return g.Height, g.Width + 1 }
+	if _, err := l.Locate([]int32{img, img, img}, []*vision.Image{a}); !errors.As(err, &count) {
+		t.Errorf("a map of more places than patches: %v", err)
+	}
+}
+
+// What stands for a patch may be more than its embedding: parts are found in any cut, and none is made up.
+func TestPlaceParts(t *testing.T) {
+	spans := []Span{{Start: 1, Len: 2, Patches: []float32{1, 2, 11, 12, 21, 22, 3, 4, 13, 14, 23, 24}}}
+	for part := range 3 {
+		base := float32(10 * part)
+		for past := range 4 {
+			dst := []float32{-1, -1, -1, -1}
+			if err := PlacePart(dst, 2, part, past, spans); err != nil {
+				t.Fatal(err)
+			}
+			all := []float32{-1, -1, base + 1, base + 2, base + 3, base + 4, -1, -1, -1, -1}
+			if want := all[2*past:][:4]; !slices.Equal(dst, want) {
+				t.Errorf("part %d at %d: %v, want %v", part, past, dst, want)
+			}
+		}
+	}
+	dst := make([]float32, 6)
+	if err := PlacePart(dst, 2, 3, 0, spans); err == nil {
+		t.Error("a part that is not there was placed")
+	}
+	for _, n := range []int{1, 3, 6, 11} {
+		if err := Place(dst, 2, 0, []Span{{Start: 1, Len: 2, Patches: make([]float32, n)}}); err == nil {
+			t.Errorf("%d values were placed for 2 patches of a multiple of 2", n)
+		}
+	}
+}
+
 func table(rows, hidden int) safetensors.Tensor {
 	var data []byte
 	for i := range rows * hidden {

@@ -100,6 +100,11 @@ func (l Layout) Locate(ids []int32, images []*vision.Image) (Input, error) {
 	if have != want {
 		return Input{}, &ErrCount{"image positions, patch embeddings", have, want}
 	}
+	for _, s := range in.Spans {
+		if l.Map != nil && s.Rows*s.Cols != s.Len {
+			return Input{}, &ErrCount{fmt.Sprintf("positions side by side for image %d, patches in its map", s.Image), s.Len, s.Rows * s.Cols}
+		}
+	}
 	return in, nil
 }
 
@@ -111,20 +116,20 @@ func (l Layout) Patches(g vision.Grid) int {
 	return g.Tiles() * l.PatchTokens
 }
 
-// Attach gives image image its patch embeddings, [patches, hidden] row-major. The slice is shared, not copied.
-func (in *Input) Attach(image int, patches []float32, hidden int) error {
+// Attach gives image image what stands for its patches, [patches, width] row-major. The slice is shared, not copied.
+func (in *Input) Attach(image int, patches []float32, width int) error {
 	want := 0
 	for _, s := range in.Spans {
 		if s.Image == image {
 			want += s.Len
 		}
 	}
-	if len(patches) != want*hidden {
-		return &ErrCount{fmt.Sprintf("positions for image %d, patch values per position %d, values", image, hidden), want, len(patches)}
+	if len(patches) != want*width {
+		return &ErrCount{fmt.Sprintf("positions for image %d, patch values per position %d, values", image, width), want, len(patches)}
 	}
 	for i, s := range in.Spans {
 		if s.Image == image {
-			in.Spans[i].Patches = patches[s.Offset*hidden : (s.Offset+s.Len)*hidden]
+			in.Spans[i].Patches = patches[s.Offset*width : (s.Offset+s.Len)*width]
 		}
 	}
 	return nil

@@ -59,6 +59,13 @@ func (c *checkpoint) Path() string {
 }
 
 func (c *checkpoint) OpenTower(s families.Spec, p graph.Precision, o ort.Options) (vision.Tower, error) {
+	if s.AnySize != nil {
+		t, err := vision.OpenAnySize(c.weights, *s.AnySize, p, o)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
+	}
 	t, err := vision.OpenTower(c.weights, s.Tower, s.Connector, p, o)
 	if err != nil {
 		return nil, err
@@ -84,7 +91,7 @@ func (c *checkpoint) OpenDecoder(d decoder.Config, o decoder.OpenOptions) (decod
 
 func (c *checkpoint) LoadQuantized(s families.Spec, dir string, tower, dec graph.Precision) (graph.Quantized, error) {
 	return c.weights.LoadQuantized(dir, func(w *graph.Weights) error {
-		if _, err := vision.TowerGraph(w, s.Tower, s.Connector, tower); err != nil {
+		if _, err := s.TowerGraph(w, tower); err != nil {
 			return err
 		}
 		_, err := s.ShortDecoder().Graph(w, dec)

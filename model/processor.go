@@ -67,8 +67,9 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	if id, ok := t.Tokenizer.TokenID(m.Layout.Placeholder); !ok || id != m.Layout.ImageTokenID {
-		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", m.Layout.Placeholder, id, ok, m.Layout.ImageTokenID)
+	image := m.Layout.PatchToken()
+	if id, ok := t.Tokenizer.TokenID(image); !ok || id != m.Layout.ImageTokenID {
+		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", image, id, ok, m.Layout.ImageTokenID)
 	}
 	if f := m.Layout.Frame; f != nil {
 		for _, s := range []string{f.Before, f.Start} {
@@ -83,13 +84,17 @@ func (m *Model) openText() (*Processor, error) {
 			t.Guarded = append(t.Guarded, a.Content)
 		}
 	}
-	if !slices.Contains(t.Guarded, m.Layout.Placeholder) {
-		t.Guarded = append(t.Guarded, m.Layout.Placeholder)
+	for _, text := range []string{m.Layout.Placeholder, image} {
+		if !slices.Contains(t.Guarded, text) {
+			t.Guarded = append(t.Guarded, text)
+		}
 	}
 	t.BOS = string(special.BOS)
-	if t.Template, err = m.template(special, t.Guarded); err != nil {
+	source, err := m.parseTemplate(t, special)
+	if err != nil {
 		return nil, err
 	}
+	t.Thinking = fusion.FindThinking(source, t.Tokenizer)
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
@@ -159,63 +164,76 @@ func (t *tokenText) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*string)(t))
 }
 
-// template finds the chat template where Hugging Face keeps it, newest place first; nil when there is none.
-func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, error) {
+// parseTemplate reads the chat template into t, which has its other texts, and gives its source, "" without one.
+func (m *Model) parseTemplate(t *Processor, s specialTokens) (source string, err error) {
 	source, file, err := m.templateSource()
 	if err != nil || source == "" {
-		return nil, err
+		return "", err
 	}
-	t, err := chat.Parse(source, chat.Options{
+	t.Template, err = chat.Parse(source, chat.Options{
 		BOS: string(s.BOS), EOS: string(s.EOS), Unk: string(s.Unk), Pad: string(s.Pad),
-		Guarded: guarded, Placeholder: m.Layout.Placeholder,
+		Sep: string(s.Sep), Cls: string(s.Cls), Mask: string(s.Mask),
+		Guarded: t.Guarded, Placeholder: m.Layout.Placeholder,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return "", fmt.Errorf("%s: %w", file, err)
 	}
-	return t, nil
+	return source, nil
 }
 
+// templateSource looks where a processor of the reference does, in its order, and then, which no processor does, in
+// tokenizer_config.json. Reference: transformers 5.12.1 ProcessorMixin.get_processor_dict.
 func (m *Model) templateSource() (source, file string, err error) {
-	named := map[string]string{} // in files of their own
 	names, err := fs.Glob(m.files, "additional_chat_templates/*.jinja")
 	if err != nil {
 		return "", "", err
 	}
-	for _, file := range append(names, "chat_template.jinja") {
-		raw, err := folder.Read(m.files, file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	const legacy = "chat_template.json"
+	if len(names) > 0 && folder.Exists(m.files, legacy) {
+		return "", legacy, fmt.Errorf("both %s and %s are here, and transformers takes neither: remove the one that is out of date",
+			legacy, strings.Join(names, ", "))
+	}
+	for _, file := range []string{"processor_config.json", legacy} {
+		if source, err := m.templateKey(file); source != "" || err != nil {
+			return source, file, err
 		}
-		if err != nil {
-			return "", file, err
-		}
-		named[file] = string(raw)
 	}
 	for _, file := range []string{"chat_template.jinja", "additional_chat_templates/default.jinja"} {
-		if source, ok := named[file]; ok {
-			return source, file, nil
+		raw, err := folder.Read(m.files, file)
+		if err == nil {
+			return string(raw), file, nil
 		}
-	}
-	for _, file := range []string{"chat_template.json", "processor_config.json", "tokenizer_config.json"} {
-		var c struct {
-			Template json.RawMessage `json:"chat_template"`
-		}
-		if _, err := m.readJSON(file, &c); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
 			return "", file, err
 		}
-		if len(c.Template) == 0 || string(c.Template) == "null" {
-			continue
-		}
-		source, err := defaultTemplate(c.Template)
-		if err != nil {
-			return "", file, fmt.Errorf("%s: chat_template: %w", file, err)
-		}
-		return source, file, nil
+	}
+	const last = "tokenizer_config.json"
+	if source, err := m.templateKey(last); source != "" || err != nil {
+		return source, last, err
 	}
 	if len(names) > 0 {
-		return "", names[0], fmt.Errorf("there is no chat_template.jinja, and none of %s is the default", strings.Join(names, ", "))
+		return "", names[0], fmt.Errorf("there is no chat_template.jinja, and none of %s is the default",
+			strings.Join(names, ", "))
 	}
 	return "", "", nil
+}
+
+// templateKey is the chat_template of a JSON file, "" where there is none.
+func (m *Model) templateKey(file string) (string, error) {
+	var c struct {
+		Template json.RawMessage `json:"chat_template"`
+	}
+	if _, err := m.readJSON(file, &c); err != nil {
+		return "", err
+	}
+	if len(c.Template) == 0 || string(c.Template) == "null" {
+		return "", nil
+	}
+	source, err := defaultTemplate(c.Template)
+	if err != nil {
+		return "", fmt.Errorf("%s: chat_template: %w", file, err)
+	}
+	return source, nil
 }
 
 // defaultTemplate reads a template that is written as a string, as a list of templates with names or as an object of
@@ -271,18 +289,19 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 			return nil, errors.New("no preprocessor_config.json: it says how images are resized and normalised")
 		}
 	}
-	p, err := vision.ParsePreprocessor(raw, m.ImageProcessor)
+	var tower vision.Patches
+	if n := m.NativeResolution; n != nil {
+		tower = vision.Patches{Patch: n.PatchSize, Merge: n.MergeSize}
+	}
+	p, err := vision.ParsePreprocessorFor(raw, m.ImageProcessor, tower)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if err := m.fits(p); err != nil {
+	if err := m.fits(p, raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if m.NativeResolution != nil {
-		if p.Side() != m.NativeResolution.PatchSize {
-			return nil, fmt.Errorf("%s: patches are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.NativeResolution.PatchSize)
-		}
-		return p, nil
+		return p, m.fitsPatches(file, p)
 	}
 	if p.Side() != m.Tower.ImageSize {
 		return nil, fmt.Errorf("%s: tiles are %d pixels a side, config.json's vision tower takes %d", file, p.Side(), m.Tower.ImageSize)
@@ -291,6 +310,40 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 		return whole{p}, nil
 	}
 	return p, nil
+}
+
+// fitsPatches refuses an image processor that cuts images otherwise than the tower takes them.
+func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
+	n := m.NativeResolution
+	q, ok := p.(vision.Patcher)
+	if !ok || q.Patches().Patch != n.PatchSize || q.Patches().Merge != n.MergeSize {
+		return fmt.Errorf("%s: tiles or patches are %d pixels a side, config.json's vision tower takes patches of %d in blocks of %d×%d",
+			file, p.Side(), n.PatchSize, n.MergeSize, n.MergeSize)
+	}
+	if l, ok := p.(vision.Lfm2VL); ok && l.MaxTiles > 1 && l.TileSize != n.TileSize {
+		return fmt.Errorf("%s: tile_size is %d, config.json's is %d", file, l.TileSize, n.TileSize)
+	}
+	if _, ok := p.(vision.Pixtral); !ok {
+		return nil
+	}
+	// What PixtralProcessor hands its image processor.
+	var c struct {
+		Patch *int `json:"patch_size"`
+		Merge *int `json:"spatial_merge_size"`
+	}
+	if _, err := m.readJSON("processor_config.json", &c); err != nil {
+		return err
+	}
+	for _, s := range []struct {
+		name string
+		file *int
+		want int
+	}{{"patch_size", c.Patch, n.PatchSize}, {"spatial_merge_size", c.Merge, n.MergeSize}} {
+		if s.file != nil && *s.file != s.want {
+			return fmt.Errorf("processor_config.json: %s is %d, config.json says %d", s.name, *s.file, s.want)
+		}
+	}
+	return nil
 }
 
 // whole makes one tile of every image.

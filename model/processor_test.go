@@ -2,6 +2,7 @@ package model
 
 import (
 	"compress/gzip"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/tokenizer"
+	"github.com/mmserve/mmserve/model/families"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // A tokenizer that knows no images learns the placeholder, once.
@@ -122,7 +125,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestTemplateSource: every place where Hugging Face keeps templates, newest first.
+// TestTemplateSource: every place where Hugging Face keeps templates, in the order of the reference's processor.
 func TestTemplateSource(t *testing.T) {
 	list := `[{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]`
 	for _, tt := range []struct {
@@ -135,10 +138,18 @@ func TestTemplateSource(t *testing.T) {
 		{map[string]string{"tokenizer_config.json": `{"chat_template": ` + list + `}`}, "list", ""},
 		{map[string]string{"chat_template.json": `{"chat_template": {"default": "object", "rag": "x"}}`}, "object", ""},
 		{map[string]string{"tokenizer_config.json": `{"chat_template": "a"}`, "processor_config.json": `{"chat_template": "b"}`}, "b", ""},
-		{map[string]string{"processor_config.json": `{"chat_template": "b"}`, "chat_template.json": `{"chat_template": "c"}`}, "c", ""},
-		{map[string]string{"chat_template.json": `{"chat_template": "c"}`, "chat_template.jinja": "d"}, "d", ""},
+		{map[string]string{"processor_config.json": `{"chat_template": "b"}`, "chat_template.json": `{"chat_template": "c"}`}, "b", ""},
+		{map[string]string{"processor_config.json": `{"chat_template": null}`, "chat_template.json": `{"chat_template": "c"}`}, "c", ""},
+		{map[string]string{"processor_config.json": `{"chat_template": "b"}`, "chat_template.jinja": "d"}, "b", ""},
+		{map[string]string{"chat_template.json": `{"chat_template": "c"}`, "chat_template.jinja": "d"}, "c", ""},
+		{map[string]string{"tokenizer_config.json": `{"chat_template": "a"}`, "chat_template.jinja": "d"}, "d", ""},
 		{map[string]string{"additional_chat_templates/default.jinja": "e", "additional_chat_templates/rag.jinja": "f",
-			"chat_template.json": `{"chat_template": "c"}`}, "e", ""},
+			"tokenizer_config.json": `{"chat_template": "c"}`}, "e", ""},
+		{map[string]string{"additional_chat_templates/rag.jinja": "f", "chat_template.json": `{"chat_template": "c"}`}, "",
+			"both chat_template.json and additional_chat_templates/rag.jinja"},
+		{map[string]string{"additional_chat_templates/rag.jinja": "f", "processor_config.json": `{"chat_template": "b"}`,
+			"chat_template.json": `{}`}, "", "both chat_template.json and"},
+		{map[string]string{"additional_chat_templates/rag.jinja": "f", "processor_config.json": `{"chat_template": "b"}`}, "b", ""},
 		{map[string]string{"additional_chat_templates/default.jinja": "e", "chat_template.jinja": "d"}, "d", ""},
 		{map[string]string{"additional_chat_templates/rag.jinja": "f", "tokenizer_config.json": `{"chat_template": "a"}`}, "a", ""},
 		{map[string]string{"additional_chat_templates/rag.jinja": "f"}, "", "none of additional_chat_templates/rag.jinja is the default"},
@@ -153,6 +164,56 @@ func TestTemplateSource(t *testing.T) {
 		got, _, err := (&Model{files: files}).templateSource()
 		if got != tt.want || (err == nil) != (tt.error == "") || err != nil && !strings.Contains(err.Error(), tt.error) {
 			t.Errorf("%v: %q %v, want %q %s", tt.files, got, err, tt.want, tt.error)
+		}
+	}
+}
+
+// TestPatchesOfProcessor: how images of any size are cut, where the files and config.json may disagree.
+func TestPatchesOfProcessor(t *testing.T) {
+	qwen := `{"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}`
+	pixtral := `"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 280}`
+	for _, tt := range []struct {
+		class, preprocessor, processor string
+		patch, merge                   int
+		want                           string // the error, or the patches
+	}{
+		{"Qwen2VLImageProcessor", qwen, ``, 14, 2, "{14 2 2}"},
+		{"Qwen2VLImageProcessor", `{"size": {"shortest_edge": 1024, "longest_edge": 4096}}`, ``, 16, 2, "{16 2 2}"},
+		{"Qwen2VLImageProcessor", qwen, ``, 16, 2, "preprocessor_config.json: patch_size is 14, config.json's vision_config says 16"},
+		{"Qwen2VLImageProcessor", qwen, ``, 14, 4, "merge_size is 2, config.json's vision_config says 4"},
+		// The processor's own section counts before the file of old.
+		{"Qwen2VLImageProcessor", qwen, `{"image_processor": {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16}}`,
+			16, 2, "{16 2 2}"},
+		{"Qwen2VLImageProcessor", qwen, `{"image_processor": {"patch_size": 15}}`, 14, 2, "processor_config.json: patch_size is 15"},
+		{"Qwen2VLImageProcessor", qwen, `{"image_processor": null}`, 14, 2, "{14 2 2}"},
+		{"Qwen2VLImageProcessor", `{` + pixtral + `}`, ``, 14, 2, "of the kind Pixtral, model_type"},
+		{"PixtralImageProcessor", `{` + pixtral + `, "patch_size": {"height": 14, "width": 14}}`,
+			`{"patch_size": 14, "spatial_merge_size": 2}`, 14, 2, "{14 2 1}"},
+		{"PixtralImageProcessor", `{` + pixtral + `, "patch_size": 28}`, ``, 14, 2, "{14 2 1}"},
+		{"PixtralImageProcessor", `{` + pixtral + `}`, `{"patch_size": 16}`, 14, 2, "processor_config.json: patch_size is 16"},
+		{"PixtralImageProcessor", `{` + pixtral + `}`, `{"spatial_merge_size": 1}`, 14, 2,
+			"processor_config.json: spatial_merge_size is 1, config.json says 2"},
+		{"PixtralImageProcessor", ``, ``, 14, 2, "no preprocessor_config.json"},
+	} {
+		files := fstest.MapFS{}
+		for name, data := range map[string]string{
+			"preprocessor_config.json": tt.preprocessor, "processor_config.json": tt.processor,
+		} {
+			if data != "" {
+				files[name] = &fstest.MapFile{Data: []byte(data)}
+			}
+		}
+		m := &Model{files: files, Spec: families.Spec{ImageProcessor: tt.class,
+			NativeResolution: &vision.NativeResolution{PatchSize: tt.patch, MergeSize: tt.merge}}}
+		p, err := m.preprocessor()
+		if err != nil {
+			if !strings.Contains(err.Error(), tt.want) || strings.HasPrefix(tt.want, "{") {
+				t.Errorf("%s %s: %v, want %s", tt.preprocessor, tt.processor, err, tt.want)
+			}
+			continue
+		}
+		if got := fmt.Sprint(p.(vision.Patcher).Patches()); got != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.preprocessor, tt.processor, got, tt.want)
 		}
 	}
 }

@@ -127,7 +127,7 @@ func (m *Model) checkLayers() error {
 		field, prefix string
 		claimed       int
 	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.",
-		m.Tower.Layers}} {
+		m.towerLayers()}} {
 		there := 0
 		for _, name := range m.Weights.Names() {
 			if n, ok := layerOf(name, stack.prefix); ok {
@@ -139,6 +139,14 @@ func (m *Model) checkLayers() error {
 		}
 	}
 	return nil
+}
+
+// towerLayers is the number of the tower's layers that run.
+func (m *Model) towerLayers() int {
+	if m.AnySize != nil {
+		return m.AnySize.Layers
+	}
+	return m.Tower.Layers
 }
 
 // layerOf is the number of the layer that a canonical name belongs to.
@@ -155,15 +163,18 @@ func layerOf(name, prefix string) (int, bool) {
 // spareNames are tensors that checkpoints have and no answer depends on: buffers that old files keep, and heads of the
 // vision towers that no family reads.
 var spareNames = regexp.MustCompile(`rotary_emb\.inv_freq$|position_ids$|\.attn\.(masked_)?bias$|\.crossattention\.(masked_)?bias$|num_batches_tracked$` +
-	`|^vision\.(post_layernorm|head|pooler|encoder\.pooler)\.|^vision\.embeddings\.mask_token$`)
+	`|^vision\.(post_layernorm|head|pooler|encoder\.pooler)\.|^vision\.embeddings\.(mask_token$|packing_position_embedding\.)`)
 
 // spare tells whether a tensor that no graph asks for is none that answers depend on.
 func (m *Model) spare(canonical string) bool {
 	if spareNames.MatchString(canonical) {
 		return true
 	}
+	if n, ok := layerOf(canonical, "text.layers."); ok {
+		return n >= m.Decoder.Layers && n < m.Decoder.Layers+m.PredictorLayers
+	}
 	n, ok := layerOf(canonical, "vision.encoder.layers.")
-	return ok && n >= m.Tower.Layers && n < m.TowerLayers // the layers after vision_feature_layer
+	return ok && n >= m.towerLayers() && n < m.TowerLayers // the layers after vision_feature_layer
 }
 
 // numbered takes the numbers of layers out of names and lists each pattern once.

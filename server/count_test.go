@@ -155,6 +155,31 @@ func TestEmbedImage(t *testing.T) {
 	}
 }
 
+// Features for later layers are no embeddings: they are neither given nor counted into the mean.
+func TestEmbedImageDeepstack(t *testing.T) {
+	const dimensions, layers = 40, 3
+	m, all := wide(t, dimensions*(1+layers))
+	m.Hidden, m.Deepstack = dimensions, layers
+	f := start(t, m, newChain(2, 430, 4), server.Options{})
+	in := &pb.EmbedImageRequest{Image: &pb.Image{Data: pngFile(64)}, Patches: true}
+	start, patches, _, err := embed(t.Context(), f, in)
+	if err != nil || start.GetDimensions() != dimensions || len(patches) != imageTokens*dimensions {
+		t.Fatalf("%d dimensions, %d values, %v", start.GetDimensions(), len(patches), err)
+	}
+	for i := range dimensions {
+		sum := 0.0
+		for p := range imageTokens {
+			want := all[p*dimensions*(1+layers)+i]
+			if sum += float64(want); patches[p*dimensions+i] != want {
+				t.Fatalf("value %d of patch %d is %v, want %v", i, p, patches[p*dimensions+i], want)
+			}
+		}
+		if got := start.GetPooled()[i]; math.Abs(sum/imageTokens-float64(got)) > 1e-4 {
+			t.Errorf("pooled[%d] is %v, want %v", i, got, sum/imageTokens)
+		}
+	}
+}
+
 func TestEmbedImageRefusals(t *testing.T) {
 	f := start(t, tinyVLM(t), newChain(1, 430, 4), server.Options{})
 	for field, in := range map[string]*pb.EmbedImageRequest{

@@ -159,6 +159,10 @@ func TestAnswerBytes(t *testing.T) {
 			t.Errorf("%+v: %v bytes", c, got)
 		}
 	}
+	ids := &checked{n: 2, maxTokens: 10, tokenIDs: true}
+	if got := l.answerBytes(ids, in); got != 120+5*(5+30) {
+		t.Errorf("with ids: %v bytes", got)
+	}
 	req := &checked{n: 1, maxTokens: 10, prompt: fusion.Prompt{Raw: []chat.Part{{Text: "a"}}}}
 	for most, want := range map[int]Kind{80: OK, 79: Invalid, 0: OK, 1: Invalid} {
 		l.rec = &record{}
@@ -210,7 +214,7 @@ func TestFit(t *testing.T) {
 		if errors.As(err, &told) {
 			field = told.Violations[0].Field
 		}
-		if n != c.want || field != c.field {
+		if n != c.want || field != c.field || errors.Is(err, ErrContextLength) != (field != "") {
 			t.Errorf("%+v: %d, %v", c, n, err)
 		}
 	}
@@ -332,5 +336,130 @@ func TestServiceDefaults(t *testing.T) {
 	if c.Provider != "cpu" || c.Precision != "fp32" || c.Slots != 16 || c.Batching.PrefillChunk != 256 ||
 		c.Images.MaxPixels == 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// What an answer's text goes through is what its request asks for, and then what the server has for its tenant.
+func TestStagesOfARequest(t *testing.T) {
+	l := bordered(t)
+	l.options.Filters = []Filter{
+		func(model, tenant string) Stage {
+			if tenant == "" {
+				return nil
+			}
+			return &stopStage{stops: []string{model + tenant}}
+		},
+	}
+	for _, c := range []struct {
+		req  checked
+		trim bool
+		want string
+	}{
+		{checked{}, false, "[]"},
+		{checked{}, true, "[*serving.trimStage]"},
+		{checked{stop: []string{"x"}}, false, "[*serving.stopStage]"},
+		{checked{stop: []string{"x"}, tenant: "a"}, true, "[*serving.trimStage *serving.stopStage *serving.stopStage]"},
+	} {
+		var got []string
+		for _, s := range l.stages(&c.req, c.trim) {
+			got = append(got, fmt.Sprintf("%T", s))
+		}
+		if fmt.Sprint(got) != c.want {
+			t.Errorf("%+v goes through %v, want %s", c.req, got, c.want)
+		}
+	}
+	list := l.stages(&checked{stop: []string{"x"}, includeStop: true, tenant: "a"}, false)
+	if s := list[0].(*stopStage); !s.include || s.stops[0] != "x" {
+		t.Errorf("%+v", s)
+	}
+	if s := list[1].(*stopStage); s.stops[0] != "tinya" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A character whose last bytes never come is told at the end as what it is not.
+func TestReadFlushes(t *testing.T) {
+	l := bordered(t)
+	a := newBareAnswer(l, new(deltas), 1)
+	a.ends = []int32{1}
+	ids := l.model.Prompter.Tokenizer.Encode("é", false)
+	if len(ids) < 2 {
+		t.Fatalf("é is %d tokens, want its bytes apart", len(ids))
+	}
+	of := func(id int32) batching.Event { return batching.Event{HasToken: true, Token: decoder.Token{ID: id}} }
+	if got := a.read(of(ids[0])); got != "" {
+		t.Errorf("%q of half a character", got)
+	}
+	end := of(1)
+	end.Finish = batching.Stop
+	if got := a.read(end); got != "\ufffd" || a.counts().completion != 2 {
+		t.Errorf("%q at the end, after %d tokens", got, a.counts().completion)
+	}
+	if got := a.read(batching.Event{Finish: batching.Length}); got != "" || a.counts().completion != 2 {
+		t.Errorf("%q of an event without a token, %d tokens", got, a.counts().completion)
+	}
+}
+
+// Log-probabilities without others have none, not an empty list.
+func TestTokenLogprobs(t *testing.T) {
+	a := newBareAnswer(bordered(t), new(deltas), 1)
+	if l := a.tokenLogprobs(5, &decoder.Logprobs{Picked: -1}); l.Top != nil || l.Token.ID != 5 || l.Token.Logprob != -1 {
+		t.Errorf("%+v", l)
+	}
+	one := &decoder.Logprobs{Top: []decoder.TokenLogprob{{ID: 6, Logprob: -2}}}
+	if l := a.tokenLogprobs(5, one); len(l.Top) != 1 || l.Top[0].ID != 6 || l.Top[0].Logprob != -2 {
+		t.Errorf("%+v", l)
+	}
+}
+
+// An image's cost is held to each bound that is set, from one on.
+func TestImagesOver(t *testing.T) {
+	for _, c := range []struct {
+		budget        ImageBudget
+		tiles, tokens int
+		over          bool
+	}{
+		{ImageBudget{}, 9, 9, false},
+		{ImageBudget{Tiles: 1}, 1, 9, false}, {ImageBudget{Tiles: 1}, 2, 9, true},
+		{ImageBudget{Tokens: 1}, 9, 1, false}, {ImageBudget{Tokens: 1}, 9, 2, true},
+		{ImageBudget{Tiles: 2, Tokens: 3}, 2, 3, false}, {ImageBudget{Tiles: 2, Tokens: 3}, 2, 4, true},
+	} {
+		if err := imagesOver(c.budget, c.tiles, c.tokens); (KindOf(err) == Invalid) != c.over {
+			t.Errorf("%d tiles and %d tokens of %+v: %v", c.tiles, c.tokens, c.budget, err)
+		}
+	}
+}
+
+// A seed has 53 bits, all of which are drawn.
+func TestRandomSeed(t *testing.T) {
+	var all uint64
+	for range 64 {
+		all |= randomSeed()
+	}
+	if all>>52 != 1 {
+		t.Errorf("the bits of 64 seeds are %#x", all)
+	}
+}
+
+// What the prompter says of a prompt is told of the field that it came in.
+func TestPromptErrorsNameTheirField(t *testing.T) {
+	l := bordered(t)
+	bare, err := chat.Parse("{% for m in messages %}{{ m.content }}{% endfor %}", chat.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.model.Prompter.Template = bare
+	for field, p := range map[string]fusion.Prompt{
+		"prompt.parts":  {Raw: []chat.Part{}},
+		"chat.messages": {Messages: []chat.Message{{Role: "user", Parts: []chat.Part{{}}}}},
+	} {
+		var told *Error
+		if _, err := l.tokenize(t.Context(), &checked{prompt: p}, nil); !errors.As(err, &told) ||
+			told.Violations[0].Field != field {
+			t.Errorf("%v, want it of %s", err, field)
+		}
+	}
+	if err := errors.New("x"); promptError("f", err) != err {
+		t.Error("another error became the caller's")
 	}
 }

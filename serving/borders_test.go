@@ -13,6 +13,7 @@ import (
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 )
 
@@ -315,6 +316,127 @@ func TestPrompts(t *testing.T) {
 	image := imagePart{field: "chat.messages[1].parts[1].image.data", data: []byte("one"), detail: 1}
 	if len(r.images) != 1 || fmt.Sprint(r.images[0]) != fmt.Sprint(image) {
 		t.Errorf("%+v", r.images)
+	}
+}
+
+// Choices are scored up to their number of tokens, and to the last of the vocabulary.
+func TestScorePathsAtTheirBorders(t *testing.T) {
+	l := bordered(t)
+	tokens := func(text string) int { return len(l.model.Prompter.Tokenizer.Encode(text, false)) }
+	long := strings.Repeat("x ", 600)
+	for tokens(long) > maxScoredTokens-9 {
+		long = long[:len(long)-1]
+	}
+	rest := "x"
+	for tokens(long)+tokens(rest) < maxScoredTokens {
+		rest += "#"
+	}
+	paths, err := l.scorePaths([]string{long, rest}, false, maxScoredTokens)
+	if err != nil || len(paths) != 2 || len(paths[0].ids)+len(paths[1].ids) != maxScoredTokens {
+		t.Fatalf("%d tokens: %d paths, %v", maxScoredTokens, len(paths), err)
+	}
+	_, err = l.scorePaths([]string{long, rest + "#"}, false, maxScoredTokens)
+	if err == nil || !strings.Contains(err.Error(), "1025 tokens; want at most 1024 with scores") {
+		t.Errorf("a token more: %v", err)
+	}
+	room := tokens(rest)
+	if _, err := l.scorePaths([]string{rest}, false, room); err != nil {
+		t.Errorf("just enough room: %v", err)
+	}
+	_, err = l.scorePaths([]string{"x", rest}, false, room-1)
+	if err == nil || !strings.Contains(err.Error(), "constraint.choices.texts[1]: ") {
+		t.Errorf("a token less room: %v", err)
+	}
+	last := int(slices.Max(paths[1].ids))
+	all := l.model.Vocab
+	for vocab, want := range map[int]Kind{last: Invalid, last + 1: OK} {
+		l.model.Vocab = vocab
+		if _, err := l.scorePaths([]string{rest}, false, 99); KindOf(err) != want {
+			t.Errorf("token %d of %d: %v", last, vocab, err)
+		}
+	}
+	l.model.Vocab = all
+	padded, err := l.scorePaths([]string{"x", "xy"}, true, 99)
+	if err != nil || len(padded) != 4 || !padded[0].ends || !padded[1].ends || padded[2].ends ||
+		padded[1].choice != 0 || padded[2].choice != 1 || slices.Equal(padded[0].ids, padded[1].ids) {
+		t.Errorf("%+v, %v", padded, err)
+	}
+	for vocab, words := range map[int]int{1: 1, 64: 1, 65: 2, 128: 2, 129: 3, 4096: 64} {
+		w := newScoreWalk(&scoreNode{}, []int32{int32(vocab - 1)}, nil, vocab)
+		if m := w.Mask(); len(m) != words || m[words-1] != 1<<((vocab-1)%64) {
+			t.Errorf("the mask of %d tokens has %d words", vocab, len(m))
+		}
+	}
+}
+
+// A tenant that the file names no more is forgotten as the others are.
+func TestQuotasForget(t *testing.T) {
+	tenants := map[string]Quota{"a": {}, "b": {}}
+	q, err := NewQuotas(QuotaConfig{Tenants: tenants})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tenant := range []string{"a", "b", "c"} {
+		u, err := q.enter(tenant, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.end(0, true)
+		if tenant != "b" {
+			u.end(0, true)
+		}
+	}
+	for _, c := range []struct {
+		named []string
+		idle  int
+	}{{[]string{"a", "b"}, 1}, {[]string{"b"}, 2}, {[]string{"a", "c"}, 0}, {nil, 2}} {
+		tenants := map[string]Quota{}
+		for _, name := range c.named {
+			tenants[name] = Quota{}
+		}
+		if err := q.set(QuotaConfig{Tenants: tenants}); err != nil || q.idle.Len() != c.idle || q.Tenants() != 3 {
+			t.Errorf("with %v named: %d may be forgotten of %d, %v; want %d", c.named, q.idle.Len(), q.Tenants(), err, c.idle)
+		}
+	}
+	for _, n := range []Count{-1, 0, 1} {
+		if got, ok := bound(&n); ok != (n >= 0) || ok && got != int(n) {
+			t.Errorf("%d bounds at %d: %t", n, got, ok)
+		}
+	}
+	for name, p := range priorityNames {
+		if got := Priority(p).String(); got != name {
+			t.Errorf("%d is %q", p, got)
+		}
+	}
+	if got := Priority(99).String(); got != "unknown" {
+		t.Errorf("99 is %q", got)
+	}
+}
+
+// What an operator should know of a model's folder, and of where it runs, is in the log.
+func TestWarnings(t *testing.T) {
+	log := new(lines)
+	d := &Deployment{
+		config:   Config{Logger: slog.New(slog.NewTextHandler(log, nil))},
+		model:    &model.Model{Warnings: []string{"of the model"}},
+		text:     &model.Processor{Warnings: []string{"of its text"}, Ignored: []string{"num_beams"}},
+		sessions: []ort.Placement{{Graph: "vision", Fallbacks: map[string]int{"Add": 1}}, {Graph: "decoder"}},
+	}
+	d.warn()
+	for _, want := range []string{
+		"of the model", "of its text", "settings=[num_beams]", "graph=vision", "fallbacks=map[Add:1]",
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %s:\n%s", want, log.String())
+		}
+	}
+	if got := log.String(); strings.Contains(got, "graph=decoder") || strings.Contains(got, "share a run") {
+		t.Errorf("too much is said:\n%s", got)
+	}
+	d.text.Ignored = nil
+	log.Reset()
+	if d.warn(); strings.Contains(log.String(), "generation_config") {
+		t.Errorf("settings that are not there: %s", log.String())
 	}
 }
 

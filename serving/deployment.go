@@ -322,7 +322,7 @@ func (d *Deployment) start(r batching.Runner,
 	d.Model = Model{
 		Name: d.model.Name, Digest: hex.EncodeToString(sum),
 		MaxLen: r.Capacity().MaxLen, Vocab: d.model.Decoder.Vocab, EOS: d.text.EOS,
-		Prompter: &prompter, Hidden: d.model.Decoder.Hidden,
+		Prompter: &prompter, Hidden: d.model.Decoder.Hidden, Deepstack: d.model.Decoder.Deepstack,
 		Encode: encode, KVBytesPerToken: d.model.KVBytesPerToken(),
 		Defaults: d.text.Defaults,
 		Compiler: sync.OnceValues(func() (*constrain.Compiler, error) {

@@ -26,7 +26,7 @@ type Embedding struct {
 	// Dimensions is the number of values of an embedding.
 	Dimensions int
 	// Patches are the embeddings as they stand in a prompt, [Image.Tokens, Dimensions] row-major. They are shared and
-	// must not be written.
+	// must not be written. What a model adds in later layers (Model.Deepstack) is not among them.
 	Patches []float32
 	// Pooled is the mean of Patches, not normalized.
 	Pooled []float32
@@ -106,9 +106,10 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 		return err
 	}
 	images = nil
-	if len(e.Patches) != e.Image.Tokens*e.Dimensions {
-		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, e.Dimensions)
+	if width := l.model.PatchWidth(); len(e.Patches) != e.Image.Tokens*width {
+		return fmt.Errorf("the tower gave %d values for %d patches of %d", len(e.Patches), e.Image.Tokens, width)
 	}
+	e.Patches = firstValues(e.Patches, l.model.PatchWidth(), e.Dimensions)
 	l.rec.tokens, l.rec.image = e.Image.Tokens, e.Image.Tokens
 	if e.Cached {
 		l.rec.cached = e.Image.Tokens
@@ -152,6 +153,18 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 		return nil, err
 	}
 	return r, l.able(r)
+}
+
+// firstValues are the first n of each row of width values: rows itself where these are all.
+func firstValues(rows []float32, width, n int) []float32 {
+	if width == n {
+		return rows
+	}
+	out := make([]float32, 0, len(rows)/width*n)
+	for ; len(rows) > 0; rows = rows[width:] {
+		out = append(out, rows[:n]...)
+	}
+	return out
 }
 
 // mean is the mean of rows of n values, summed up in float64.

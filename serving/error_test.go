@@ -68,6 +68,7 @@ func TestRejectionReasons(t *testing.T) {
 		kind    Kind
 		want    string
 	}{
+		{&Error{Kind: Exhausted, cause: &QuotaError{}}, Exhausted, "quota"},
 		{&batching.DeadlineError{}, Exhausted, "deadline"},
 		{batching.ErrBusy, Exhausted, "busy"},
 		{batching.ErrDraining, Unavailable, "draining"},

@@ -63,24 +63,24 @@ func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (Delet
 // forgetTime is how long DeleteMedia waits for the engines' next step.
 const forgetTime = 5 * time.Second
 
-// image is a file as the encoder's cache and the prefix cache know it.
-type image struct {
+// imageFile is a file as the encoder's cache and the prefix cache know it.
+type imageFile struct {
 	tenant string
 	file   [32]byte
 }
 
 // imageOf is a tenant's file; tenants that share prefixes share images.
-func (s *Service) imageOf(tenant string, file [32]byte) image {
+func (s *Service) imageOf(tenant string, file [32]byte) imageFile {
 	if s.options.SharePrefixes {
 		tenant = ""
 	}
-	return image{tenant, file}
+	return imageFile{tenant, file}
 }
 
 // images are those that requests use now.
 type images struct {
 	mu       sync.Mutex
-	used     map[image]*imageUse
+	used     map[imageFile]*imageUse
 	dropping sync.WaitGroup // what is about to be overwritten
 }
 
@@ -93,7 +93,7 @@ type imageUse struct {
 
 // use counts the request among those that have img, before it asks for the patch embeddings.
 func (l *life) use(img *vision.Image) {
-	key, s := image{img.Tenant, img.File}, l.Service
+	key, s := imageFile{img.Tenant, img.File}, l.Service
 	s.images.mu.Lock()
 	defer s.images.mu.Unlock()
 	u := s.images.used[key]
@@ -112,7 +112,7 @@ func (l *life) unuseAll() {
 	}
 }
 
-func (s *Service) unuse(key image, u *imageUse) {
+func (s *Service) unuse(key imageFile, u *imageUse) {
 	s.images.mu.Lock()
 	defer s.images.mu.Unlock()
 	if u.requests--; u.requests > 0 {
@@ -126,7 +126,7 @@ func (s *Service) unuse(key image, u *imageUse) {
 
 // forget has all models let go of an image. The channel is closed when nothing of it is left; nil: requests that are
 // open have it, and the last of them sees to the rest.
-func (s *Service) forget(key image) <-chan struct{} {
+func (s *Service) forget(key imageFile) <-chan struct{} {
 	s.images.mu.Lock() // no request may find the patches and not be counted
 	defer s.images.mu.Unlock()
 	patches := s.takePatches(key)
@@ -140,7 +140,7 @@ func (s *Service) forget(key image) <-chan struct{} {
 }
 
 // takePatches takes an image out of the encoders' caches. s.images.mu is held.
-func (s *Service) takePatches(key image) (patches [][]float32) {
+func (s *Service) takePatches(key imageFile) (patches [][]float32) {
 	s.models.Each(func(d *Deployment) {
 		if d.Model.Forget != nil {
 			patches = append(patches, d.Model.Forget(key.tenant, key.file)...)
@@ -150,7 +150,7 @@ func (s *Service) takePatches(key image) (patches [][]float32) {
 }
 
 // drop has the engines let go of an image, and overwrites patches once none has it any more.
-func (s *Service) drop(key image, patches [][]float32) <-chan struct{} {
+func (s *Service) drop(key imageFile, patches [][]float32) <-chan struct{} {
 	var engines []<-chan struct{}
 	s.models.Each(func(d *Deployment) { engines = append(engines, d.Engine.Forget(key.tenant, key.file)) })
 	done := make(chan struct{})

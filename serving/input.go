@@ -66,6 +66,7 @@ func (l *life) tokenize(ctx context.Context, req *checked, images []*vision.Imag
 	if err == nil {
 		in, err = l.model.Prompter.Input(rendered, images)
 	}
+	req.thinks = rendered.Thinks
 	field := "prompt.parts"
 	if req.prompt.Messages != nil {
 		field = "chat.messages"
@@ -173,11 +174,11 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 		return 0, err
 	}
 	for i := range images {
-		if err := in.Attach(i, patches[i], l.model.Hidden); err != nil {
+		if err := in.Attach(i, patches[i], l.model.PatchWidth()); err != nil {
 			return 0, err
 		}
 		if cached[i] {
-			cachedTokens += len(patches[i]) / l.model.Hidden
+			cachedTokens += len(patches[i]) / l.model.PatchWidth()
 		}
 	}
 	return cachedTokens, nil

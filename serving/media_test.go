@@ -8,11 +8,14 @@ import (
 	"fmt"
 	goimage "image"
 	"image/png"
+	"log/slog"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -224,5 +227,96 @@ func TestUploadErrors(t *testing.T) {
 	} {
 		err := c.s.Generate(t.Context(), prompt(serving.Part{Image: &c.image}), &kept{})
 		wantError(t, name, err, serving.Invalid, c.field)
+	}
+}
+
+// Each upload leaves one line in the log, whatever becomes of it, with what its caller may choose only where it is a
+// name.
+func TestUploadsAreLogged(t *testing.T) {
+	var log bytes.Buffer
+	drop := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == "total_ms" {
+			return slog.Attr{}
+		}
+		return a
+	}
+	store := media.New(media.Options{Bytes: 1 << 20, TTL: time.Hour})
+	defer store.Close()
+	s, _ := tinyOptions(t, serving.ServiceOptions{
+		Media: store, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: drop})),
+	})
+	data := pngFile(t, 8)
+	line := func(want string) {
+		t.Helper()
+		if got := strings.TrimSuffix(log.String(), "\n"); got != want && !regexp.MustCompile("^"+want+"$").MatchString(got) {
+			t.Errorf("the log has\n%s\nwant\n%s", got, want)
+		}
+		log.Reset()
+	}
+	_, _ = upload(s, serving.UploadHeader{ID: "mine", Tenant: "acme"}, data)
+	line(fmt.Sprintf("level=INFO msg=upload id=mine code=OK tenant=acme bytes=%d", len(data)))
+	_, _ = upload(s, serving.UploadHeader{ID: "mine", Digest: digestOf(data), Tenant: "acme"}, data)
+	line("level=INFO msg=upload id=mine code=OK tenant=acme")
+	_, _ = upload(s, serving.UploadHeader{}, data)
+	line(fmt.Sprintf("level=INFO msg=upload id=[A-Z2-7]{26} code=OK bytes=%d", len(data)))
+	_, _ = upload(s, serving.UploadHeader{ID: "two words", Tenant: "a b"}, data)
+	line("level=INFO msg=upload id=[A-Z2-7]{26} code=InvalidArgument")
+	u, err := s.UploadMedia(t.Context(), serving.UploadHeader{ID: "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Finish(t.Context(), errors.New("a fault")); serving.KindOf(err) != serving.Internal {
+		t.Errorf("%v, want a fault of the server's", err)
+	}
+	line(`level=ERROR msg=upload id=mine code=Internal error="a fault" bytes=0`)
+	asB := serving.WithCaller(t.Context(), serving.Caller{Tenant: "b"})
+	if err := s.RefuseUpload(asB, errSink); !errors.Is(err, errSink) {
+		t.Errorf("%v, want the edge's", err)
+	}
+	line("level=INFO msg=upload id=[A-Z2-7]{26} code=Unavailable tenant=b")
+}
+
+// Sizes of uploads at their borders, and the number of bytes after which a format is known.
+func TestUploadsAtTheirBorders(t *testing.T) {
+	store := media.New(media.Options{Bytes: 8 << 20, TTL: time.Hour})
+	defer store.Close()
+	s, _ := tinyOptions(t, serving.ServiceOptions{Media: store})
+	begin := func(h serving.UploadHeader) *serving.Upload {
+		t.Helper()
+		u, err := s.UploadMedia(t.Context(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(u.Abort)
+		return u
+	}
+	heic := append([]byte("\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"), make([]byte, 100)...)
+	u := begin(serving.UploadHeader{})
+	if err := u.Write(heic[:63]); err != nil {
+		t.Errorf("63 bytes: %v", err)
+	}
+	wantError(t, "the 64th byte of HEIC", u.Write(heic[63:64]), serving.Invalid, "chunk")
+	if err := u.Write(heic[64:70]); err != nil {
+		t.Errorf("what is known is looked at again: %v", err)
+	}
+	png := append(pngFile(t, 8), make([]byte, serving.MaxChunk+1)...)
+	if err := begin(serving.UploadHeader{}).Write(png[:serving.MaxChunk]); err != nil {
+		t.Errorf("the largest chunk: %v", err)
+	}
+	wantError(t, "a larger chunk", begin(serving.UploadHeader{}).Write(png[:serving.MaxChunk+1]), serving.Invalid, "chunk")
+	most := uint64(min(store.Largest(), imaging.DefaultLimits().MaxBytes))
+	for _, n := range []uint64{1, most} {
+		begin(serving.UploadHeader{Size: &n}).Abort()
+	}
+	more := most + 1
+	_, err := s.UploadMedia(t.Context(), serving.UploadHeader{Size: &more})
+	wantError(t, "a byte more than the largest", err, serving.Invalid, "header.size")
+	for n, size := range map[int]uint64{10: 10, 11: 10} {
+		err := begin(serving.UploadHeader{Size: &size}).Write(png[:n])
+		if n == 10 && err != nil {
+			t.Errorf("all bytes: %v", err)
+		} else if n == 11 {
+			wantError(t, "a byte more than was said", err, serving.Invalid, "chunk")
+		}
 	}
 }

@@ -23,9 +23,10 @@ type Model struct {
 	EOS []int32
 	// Prompter makes inputs. Its Preprocessor is nil for a model that takes no images; Encode is not called then.
 	Prompter *fusion.Prompter
-	// Encode returns an image's patch embeddings, [patches, Hidden], and whether they had been made before.
+	// Encode returns what stands for an image's patches, [patches, PatchWidth()], and whether it had been made before.
 	Encode func(ctx context.Context, img *vision.Image) (patches []float32, cached bool, err error)
-	Hidden int
+	// Hidden is the width of an embedding. Behind that of a patch lie features for Deepstack layers, as wide.
+	Hidden, Deepstack int
 	// Forget takes what Encode keeps of a tenant's file (vision.Image.File) out of its cache, and gives it: requests may
 	// be using it still. nil: nothing is kept.
 	Forget func(tenant string, file [32]byte) [][]float32
@@ -47,6 +48,9 @@ type Model struct {
 	// Defaults is how the model samples when a request does not say; Seed is not used.
 	Defaults decoder.Sampling
 }
+
+// PatchWidth is the number of values that stand for a patch.
+func (m *Model) PatchWidth() int { return m.Hidden * (1 + m.Deepstack) }
 
 // DeviceStats counts bytes: copied to and from the devices that the model's graphs run on, and held there between runs.
 type DeviceStats struct{ To, From, Held int64 }

@@ -38,7 +38,7 @@ func (d *Deployment) openPaced(context.Context) error {
 	layout := d.model.Layout
 	runner := paced{decodertest.NewPaced(decodertest.NewHash(slots, maxLen, d.model.Decoder.Vocab), token, step), words}
 	err = d.start(runner, func(_ context.Context, img *vision.Image) ([]float32, bool, error) {
-		return make([]float32, layout.Patches(img.Grid)*d.model.Decoder.Hidden), false, nil
+		return make([]float32, layout.Patches(img.Grid)*d.model.Decoder.PatchWidth()), false, nil
 	})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package serving
 
 import (
 	"errors"
+	"sort"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,19 @@ func TestPlanKVCutsTheContext(t *testing.T) {
 	p, err := PlanKV(m, 1, 0, 0)
 	if err != nil || p.MaxLen != p.Tokens || p.Tokens != m.KVTokens(quarter, 1) || p.Bytes != quarter {
 		t.Errorf("%+v %v, want a context of %d", p, err, m.KVTokens(quarter, 1))
+	}
+	for tokens := 63; tokens <= 64; tokens++ {
+		m := embedded(t)
+		m.Decoder.KVHeads = sort.Search(1<<30, func(heads int) bool {
+			m.Decoder.KVHeads = heads
+			return m.KVTokens(quarter, 1) <= tokens
+		})
+		if got := m.KVTokens(quarter, 1); got != tokens {
+			t.Fatalf("%d tokens fit, want %d", got, tokens)
+		}
+		if p, err := PlanKV(m, 1, 0, 0); (err == nil) != (tokens == 64) || err == nil && p.MaxLen != tokens {
+			t.Errorf("where %d tokens fit: %+v, %v", tokens, p, err)
+		}
 	}
 }
 

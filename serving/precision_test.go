@@ -53,7 +53,8 @@ func TestChoosePrecision(t *testing.T) {
 			}
 		case err != nil || p.Decoder.Precision != c.decoder || p.Vision.Precision != c.tower ||
 			!strings.Contains(p.PrecisionReason, c.why) || !strings.Contains(p.PrecisionReason, c.whyAlso) ||
-			(c.why == "") != (p.PrecisionReason == ""):
+			(c.why == "") != (p.PrecisionReason == "") ||
+			(c.whyAlso == "") == strings.Contains(p.PrecisionReason, ";"):
 			t.Errorf("%+v: %+v %v", c, p, err)
 		}
 	}

@@ -91,9 +91,15 @@ func TestQuotaOfHosts(t *testing.T) {
 	enter(t, q, "", "10.0.0.2:4000")
 	enter(t, q, "", "[2001:db8::1]:4000")
 	enter(t, q, "", "[2001:db8::2%eth0]:4000")
-	_, err = q.Enter("", "[2001:db8::ffff:1]:4000")
+	for _, same := range []string{"[2001:db8::ffff:1]:4000", "[2001:db8:0:0:8000::1]:4000"} {
+		_, err = q.Enter("", same)
+		refused(t, err, "concurrency", "2 requests")
+	}
+	for _, other := range []string{"[2001:db8:0:1::1]:4000", "[::ffff:10.9.0.1]:1", "[::ffff:10.9.0.2]:1", "@", "@"} {
+		enter(t, q, "", other)
+	}
+	_, err = q.Enter("", "@")
 	refused(t, err, "concurrency", "2 requests")
-	enter(t, q, "", "[2001:db8:0:1::1]:4000")
 	enter(t, q, "10.0.0.1", "") // a tenant of this name is another
 	_, err = q.Enter("10.0.0.1", "")
 	refused(t, err, "concurrency", "1 requests")
@@ -320,13 +326,23 @@ func TestQuotaFiles(t *testing.T) {
 		"default: {requests_per_second: .inf}":                                          "requests_per_second: +Inf",
 		"tenants: {a: {weight: 0}}":                                                     "tenants.a.weight: 0; want",
 		"tenants: {a: {weight: -1}}":                                                    "tenants.a.weight: -1",
+		"tenants: {a: {weight: 1e-7}}":                                                  "weight: 1e-07; want 1e-06 to 1e+06",
+		"tenants: {a: {weight: 1e+6}}":                                                  "",
+		"tenants: {a: {weight: 1e-6}}":                                                  "",
+		"tenants: {a: {weight: 1000001}}":                                               "weight",
+		"default: {requests_per_second: 1e-4, burst: 1, concurrency: -1}":               "",
+		"default: {requests_per_second: 1e+6, tokens_per_minute: 1073741824}":           "",
+		"default: {requests_per_second: 1000001}":                                       "requests_per_second: 1.000001e+06; want 0.0001 to 1e+06, 0 for none",
+		"default: {tokens_per_minute: 1073741825}":                                      "tokens_per_minute: 1073741825; want -1 to 1073741824",
+		"default: {requests_per_second: -2}":                                            "requests_per_second: -2",
+		"default: {requests_per_second: -1}":                                            "",
 		"tenants: {'': {}}":                                                             "a name of 0 bytes",
 		"tenants: {'a b': {}}":                                                          "a name of 3 bytes",
 		"tenants: {" + strings.Repeat("a", 129) + ": {}}":                               "a name of 129 bytes",
 		"tenants: {a: {}, a: {}}":                                                       "already defined",
 		"{}\n---\n{}":                                                                   "more than one document",
 		"\x00":                                                                          "control characters",
-		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]": `line 2: "b" is not known here`,
+		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]":                 `line 2: "b" is not known here`,
 	} {
 		_, err := serving.ParseQuotas([]byte(file))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

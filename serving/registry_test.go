@@ -139,6 +139,34 @@ func TestRegistryMemory(t *testing.T) {
 	}
 }
 
+// What is held is counted of both memories, and given back.
+func TestRegistryHolds(t *testing.T) {
+	r := NewRegistry(RegistryOptions{Config: Config{Logger: quietly()}, Memory: Memory{Host: 10, Device: 20}})
+	small, large := Memory{Host: 4, Device: 9}, Memory{Host: 6, Device: 30}
+	for _, m := range []Memory{small, large} {
+		if err := r.reserve(m); err != nil {
+			t.Errorf("%+v: %v", m, err)
+		}
+	}
+	if err := r.reserve(Memory{Host: 1}); !errors.Is(err, ErrMemory) {
+		t.Errorf("a byte more than there is: %v", err)
+	}
+	if r.held != (Memory{Host: 10, Device: 39}) {
+		t.Errorf("held %+v", r.held)
+	}
+	r.release(large)
+	if r.held != small {
+		t.Errorf("held %+v after a release, want %+v", r.held, small)
+	}
+	r.release(small)
+	if err := r.reserve(Memory{Host: 1 << 40}); err != nil {
+		t.Errorf("alone: %v", err)
+	}
+	if err := r.reserve(Memory{Host: 1}); err == nil || !strings.Contains(err.Error(), "0 B of ") {
+		t.Errorf("beside more than there is: %v", err)
+	}
+}
+
 // A registry that is closed takes nothing.
 func TestRegistryClose(t *testing.T) {
 	r := pacedRegistry(t, RegistryOptions{}, "a")

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,9 +23,15 @@ type hosts struct {
 	files map[string]string
 	open  atomic.Int32
 	wait  chan struct{} // unless nil, a fetch waits for it
+
+	mu      sync.Mutex
+	callers []string
 }
 
-func (h *hosts) Fetch(ctx context.Context, _, url string, most int64, to io.Writer) error {
+func (h *hosts) Fetch(ctx context.Context, caller, url string, most int64, to io.Writer) error {
+	h.mu.Lock()
+	h.callers = append(h.callers, caller)
+	h.mu.Unlock()
 	h.open.Add(1)
 	defer h.open.Add(-1)
 	if h.wait != nil {
@@ -126,5 +134,21 @@ func TestRemoteTakesNoSlot(t *testing.T) {
 	var told *serving.Error
 	if err := <-done; !errors.As(err, &told) || told.Kind != serving.Canceled || store.Usage().Bytes != 0 {
 		t.Errorf("%v, with %+v held", err, store.Usage())
+	}
+}
+
+// A host is asked on behalf of the tenant, or of the host that the request comes from.
+func TestRemoteCallers(t *testing.T) {
+	h := &hosts{files: map[string]string{"red": "red file"}}
+	s, _, _ := withHosts(t, h)
+	for _, tenant := range []string{"acme", ""} {
+		in := prompt(byURL("red"))
+		in.Tenant, in.Peer = tenant, "10.0.0.1:999"
+		if err := s.Generate(t.Context(), in, &kept{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if !slices.Equal(h.callers, []string{"acme", "10.0.0.1"}) {
+		t.Errorf("asked on behalf of %v", h.callers)
 	}
 }

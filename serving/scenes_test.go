@@ -143,7 +143,13 @@ func TestSceneConstraints(t *testing.T) {
 
 // Whoever is refused is told why, and is counted by it.
 func TestSceneRefused(t *testing.T) {
-	play(t, sceneOptions{slots: 1, batching: batching.Options{MaxWaiting: 1}}, func(s *scene) {
+	none := 0.0
+	limits, err := NewQuotas(QuotaConfig{Tenants: map[string]Quota{"limited": {RequestsPerSecond: &none}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := sceneOptions{slots: 1, batching: batching.Options{MaxWaiting: 1}, service: ServiceOptions{Quotas: limits}}
+	play(t, o, func(s *scene) {
 		ctx := s.t.Context()
 		in := said("no-such-model", "a", 4)
 		in.Model = "other"
@@ -171,11 +177,16 @@ func TestSceneRefused(t *testing.T) {
 		s.measured(false, "") // one runs, one waits
 		s.end(runs)
 		s.end(waits)
-		in = said("refused-by-an-edge", "a", 4)
-		edge := &cue{s: s, id: in.ID, over: make(chan struct{})}
-		edge.err = s.service.Refuse(ctx, in, InvalidField("n", "none"))
-		close(edge.over)
-		s.end(edge)
+		in = said("beyond-a-quota", "a", 4)
+		in.Tenant = "limited"
+		s.ask(in)
+		for i, err := range []error{InvalidField("n", "none"), busy()} {
+			in := said([]string{"refused-by-an-edge", "busy-at-an-edge"}[i], "a", 4)
+			edge := &cue{s: s, id: in.ID, over: make(chan struct{})}
+			edge.err = s.service.Refuse(ctx, in, err)
+			close(edge.over)
+			s.end(edge)
+		}
 		if err := s.d.Engine.Drain(ctx); err != nil {
 			s.t.Error(err)
 		}

@@ -30,7 +30,8 @@ type ServiceOptions struct {
 	SharePrefixes bool
 	// Quotas hold tenants to what they may use. Default: they may use all there is.
 	Quotas *Quotas
-	// Filters make the stages that every answer goes through after those of its request, in order.
+	// Filters make the stages that every answer goes through after those of its request, in order. They see a model's
+	// thoughts, too, with the marks around them.
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
@@ -79,7 +80,7 @@ type Service struct {
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
-	s.images.used = map[image]*imageUse{}
+	s.images.used = map[imageFile]*imageUse{}
 	s.options.Telemetry.watch(s)
 	return s
 }

@@ -1,6 +1,7 @@
 package serving_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -98,7 +99,7 @@ func run(t *testing.T, m serving.Model, r batching.Runner,
 		cancel()
 		<-done
 	})
-	o.Logger = slog.New(slog.DiscardHandler)
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	return serving.NewService(serving.Single(serving.Run(m, e)), o), e
 }
 

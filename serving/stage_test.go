@@ -1,6 +1,7 @@
 package serving_test
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -9,8 +10,8 @@ import (
 	"github.com/mmserve/mmserve/serving/servingtest"
 )
 
-// maskStage puts *** in the place of each occurrence of a word: what a filter that redacts does.
-type maskStage struct{ word, held string }
+// maskStage puts *** in the place of each occurrence of a word, or what it is to put: what a filter that redacts does.
+type maskStage struct{ word, put, held string }
 
 func (m *maskStage) Push(text string, emit func(serving.Piece)) *serving.End {
 	m.held += text
@@ -21,7 +22,7 @@ func (m *maskStage) Push(text string, emit func(serving.Piece)) *serving.End {
 		}
 		m.pass(at, emit)
 		m.held = m.held[len(m.word):]
-		emit(serving.Piece{Text: "***", Covers: len(m.word), Hides: true})
+		emit(serving.Piece{Text: cmp.Or(m.put, "***"), Covers: len(m.word), Hides: true})
 	}
 	keep := min(len(m.held), len(m.word)-1)
 	for ; keep > 0 && !strings.HasPrefix(m.word, m.held[len(m.held)-keep:]); keep-- {
@@ -62,7 +63,8 @@ func (j *judgeStage) Flush(emit func(serving.Piece)) *serving.End {
 func TestStages(t *testing.T) {
 	texts := []string{
 		"", " ", "a", "  two", " one END two", "aaab", "ENEND", "ENDEND", "no secret here, secrets", "secre", "cafés é",
-		"x\n\ny",
+		"x\n\ny", "<think>a</think>b", " \n<think>\n a b \n</think>\n\nc </think> d", "<think", "<thinking", "\n ", "a<think>b</think>",
+		"<think>a </thin </think", "a \n</think> ", "<think></think>",
 	}
 	for name, create := range map[string]func() serving.Stage{
 		"trim":        serving.NewTrimStage,
@@ -71,9 +73,11 @@ func TestStages(t *testing.T) {
 		"stop left in": func() serving.Stage {
 			return serving.NewIncludingStopStage("b", "aab", "é", "END")
 		},
-		"mask":       func() serving.Stage { return &maskStage{word: "secret"} },
-		"mask twins": func() serving.Stage { return &maskStage{word: "aa"} },
-		"judge":      func() serving.Stage { return &judgeStage{word: "secret"} },
+		"thinking":      func() serving.Stage { return serving.NewThinkingStage(false) },
+		"amid thoughts": func() serving.Stage { return serving.NewThinkingStage(true) },
+		"mask":          func() serving.Stage { return &maskStage{word: "secret"} },
+		"mask twins":    func() serving.Stage { return &maskStage{word: "aa"} },
+		"judge":         func() serving.Stage { return &judgeStage{word: "secret"} },
 	} {
 		t.Run(name, func(t *testing.T) { servingtest.TestStage(t, create, texts...) })
 	}
@@ -86,6 +90,7 @@ func TestChain(t *testing.T) {
 	type tokens = []string
 	trim := func() serving.Stage { return serving.NewTrimStage() }
 	mask := func() serving.Stage { return &maskStage{word: "secret"} }
+	dot := func() serving.Stage { return &maskStage{word: "secret", put: "."} }
 	stop := func(stops ...string) func() serving.Stage {
 		return func() serving.Stage { return serving.NewStopStage(stops...) }
 	}
@@ -124,6 +129,9 @@ func TestChain(t *testing.T) {
 		"masked, then a stop": {stages{mask, stop("**")}, tokens{"my ", "secret", " is"}, "my ", []int{0}, true},
 		"masked, then held": {
 			stages{mask, stop("** x")}, tokens{"my ", "secret", " is"}, "my *** is", []int{0, 2}, false,
+		},
+		"masked by a byte, then held": {
+			stages{dot, stop("ab.x")}, tokens{"ab", "secret", "!"}, "ab.!", []int{0, 2}, false,
 		},
 		"trim, mask, stop":              {stages{trim, mask, stop("END")}, tokens{" secret", " E", "ND"}, "*** ", nil, true},
 		"a stop before the mask":        {stages{stop("END"), mask}, tokens{"a sec", "END", "x"}, "a sec", []int{0}, true},

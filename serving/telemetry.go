@@ -409,8 +409,6 @@ func (r *record) measure(ctx context.Context, failure Kind, stages []interval) {
 	if failure != OK {
 		outcome = failure.label()
 		attrs = append(attrs, keyErrorType.String(outcome))
-	} else if outcome == "" && r.generates() {
-		outcome = "none" // cannot be: an answer without an end
 	}
 	t.duration.Record(ctx, time.Since(r.arrived).Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
 	if !r.generates() { // many that cost little would hide how the others end

@@ -23,7 +23,7 @@ type AnyResTiles struct {
 	Normalization
 }
 
-func parseAnyResTiles(raw []byte) (Preprocessor, error) {
+func parseAnyResTiles(raw []byte, _ Patches) (Preprocessor, error) {
 	c := struct {
 		DoResize  *bool      `json:"do_resize"`
 		Size      *pixelSize `json:"size"`
@@ -58,14 +58,23 @@ func parseAnyResTiles(raw []byte) (Preprocessor, error) {
 // Pinpoints are resolutions to bring an image to: rows and columns of tiles.
 type Pinpoints [][2]int
 
+// maxPinpoints is the most resolutions of a configuration.
+const maxPinpoints = 256
+
 // ParsePinpoints reads image_grid_pinpoints, heights and widths in pixels, for tiles of the given side. None stand for
 // the default of the Hugging Face class: up to six tiles a side.
 func ParsePinpoints(pixels [][2]int, side int) (Pinpoints, error) {
 	var list Pinpoints
+	if pixels != nil && len(pixels) == 0 {
+		return nil, errors.New("image_grid_pinpoints is empty, want at least one resolution")
+	}
 	if pixels == nil {
 		for i := range 36 {
 			list = append(list, [2]int{i/6 + 1, i%6 + 1})
 		}
+	}
+	if len(pixels) > maxPinpoints {
+		return nil, fmt.Errorf("image_grid_pinpoints has %d resolutions, want at most %d", len(pixels), maxPinpoints)
 	}
 	for _, r := range pixels {
 		if r[0] < side || r[1] < side || r[0]%side != 0 || r[1]%side != 0 || r[0] > maxSide || r[1] > maxSide {

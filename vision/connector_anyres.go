@@ -1,20 +1,30 @@
 package vision
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/mmserve/mmserve/internal/graph"
 )
 
-// AnyRes is the connector of LLaVA-OneVision: MLP, and then the tiles of an image put together again: the patches of
-// the whole, then the rows of the map that its tiles make, without the bars that padded it, a learned vector after each
-// row. A map of far more patches than MaxTiles tiles have is made smaller first. An image of one tile is its patches
-// and the vector.
+// AnyRes is the connector of LLaVA-NeXT and LLaVA-OneVision: MLP, and then the tiles of an image put together again:
+// the patches of the whole, then the rows of the map that its tiles make, without the bars that padded it, a learned
+// vector after each row. A map of far more patches than MaxTiles tiles have is made smaller first; 0 leaves every map
+// its size. An image of one tile is its patches and the vector.
 type AnyRes struct {
 	MLP
 	MaxTiles int
 	// Pinpoints are config.json's. A served image is cut by the preprocessor's, which are the same by custom.
 	Pinpoints Pinpoints
+}
+
+// Validate refuses a tower whose hidden states are not one for each patch.
+func (c AnyRes) Validate(t ViT) error {
+	if n := t.Outputs(); n != t.Patches() {
+		return fmt.Errorf("vision_feature_select_strategy leaves %d hidden states of %d patches, want one for each: "+
+			"tiles are put together patch by patch", n, t.Patches())
+	}
+	return c.MLP.Validate(t)
 }
 
 // Grid is the best of Pinpoints for an image of w×h pixels.
@@ -52,6 +62,9 @@ func (c AnyRes) kept(t ViT, g Grid) (top, left, rows, cols int) {
 
 // shrunk is the size that a map is brought to where it is too large.
 func (c AnyRes) shrunk(t ViT, rows, cols int) (r, k int, ok bool) {
+	if c.MaxTiles == 0 {
+		return 0, 0, false
+	}
 	ratio := math.Sqrt(float64(rows*cols) / float64(c.MaxTiles*t.Patches()))
 	if ratio <= 1.1 {
 		return 0, 0, false

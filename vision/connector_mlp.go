@@ -25,7 +25,7 @@ func (c MLP) Validate(ViT) error {
 
 // Reference: transformers LlavaMultiModalProjector.
 func (c MLP) build(b *graph.Builder, x string, t ViT) string {
-	x = b.Linear(b.Narrow(b.Rows(x, t.Hidden)), "connector.linear_1", t.Hidden, c.TextHidden, c.Bias)
+	x = b.Linear(b.Narrow(b.Rows(x, t.Width())), "connector.linear_1", t.Width(), c.TextHidden, c.Bias)
 	x = b.Activation(c.Activation, x)
 	return b.Blocks(b.Linear(x, "connector.linear_2", c.TextHidden, c.TextHidden, c.Bias), c.Tokens(t), c.TextHidden)
 }

@@ -28,12 +28,20 @@ func (c PixelShuffle) Validate(t ViT) error {
 // Width is the text model's.
 func (c PixelShuffle) Width() int { return c.TextHidden }
 
-// Reference: transformers Idefics3Connector.pixel_shuffle; the channel order inside a block is row, column, channel.
+// Reference: transformers Idefics3Connector.
 func (c PixelShuffle) build(b *graph.Builder, x string, t ViT) string {
-	side, r := t.Side(), c.Scale
-	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(side/r), int64(r), int64(side/r), int64(r*t.Hidden)))
-	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2, 4}}, x)
-	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(c.Tokens(t)), int64(r*r*t.Hidden)))
-	x = b.Linear(b.Narrow(b.Rows(x, r*r*t.Hidden)), "connector.modality_projection.proj", r*r*t.Hidden, c.TextHidden, false)
+	in := c.Scale * c.Scale * t.Width()
+	x = pixelShuffle(b, x, t, c.Scale)
+	x = b.Linear(b.Narrow(b.Rows(x, in)), "connector.modality_projection.proj", in, c.TextHidden, false)
 	return b.Blocks(x, c.Tokens(t), c.TextHidden)
+}
+
+// pixelShuffle makes one of scale×scale neighbouring patches of x [n, patches, width]; the channel order inside a block
+// is row, column, channel.
+// Reference: transformers Idefics3Connector.pixel_shuffle, InternVLModel.pixel_shuffle.
+func pixelShuffle(b *graph.Builder, x string, t ViT, scale int) string {
+	side, r := int64(t.Side()/scale), int64(scale)
+	x = b.Op("Reshape", nil, x, b.I64s(-1, side, r, side, r*int64(t.Width())))
+	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 1, 3, 2, 4}}, x)
+	return b.Op("Reshape", nil, x, b.I64s(-1, side*side, r*r*int64(t.Width())))
 }

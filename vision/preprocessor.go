@@ -26,14 +26,15 @@ type Preprocessor interface {
 	// cut it. Errors wrap ErrImage, or are the context's cause. It waits for the budget of l, runs on the caller's
 	// goroutine and lends work to the other cores.
 	Prepare(ctx context.Context, data []byte, l Limits, split bool) (*Image, error)
-	// Normalize maps the bytes of one tile, planar RGB, to pixel values; those of Qwen2VL are of any number of patches.
+	// Normalize maps the bytes of one tile, planar RGB, to pixel values; those of a Patcher are of any number of patches.
 	Normalize(dst []float32, src []uint8)
 }
 
-// processors are keyed by the class that image_processor_type names, without the suffix of its backend.
-var processors = map[string]func(raw []byte) (Preprocessor, error){
-	"Idefics3ImageProcessor": func(raw []byte) (Preprocessor, error) { return ParseIdefics3(raw) },
-	"SmolVLMImageProcessor":  func(raw []byte) (Preprocessor, error) { return ParseIdefics3(raw) },
+// processors are keyed by the class that image_processor_type names, without the suffix of its backend. tower is how
+// the model's tower takes images of any size, where that is known.
+var processors = map[string]func(raw []byte, tower Patches) (Preprocessor, error){
+	"Idefics3ImageProcessor": parseTiles,
+	"SmolVLMImageProcessor":  parseTiles,
 	"CLIPImageProcessor": SingleTile{
 		Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{Mean: clipMean, Std: clipStd},
 	}.parse,
@@ -41,15 +42,34 @@ var processors = map[string]func(raw []byte) (Preprocessor, error){
 		Size: 224, ShortestEdge: 224, Resample: 3, Normalization: Normalization{Mean: clipMean, Std: clipStd},
 	}.parse,
 	"LlavaOnevisionImageProcessor": parseAnyResTiles,
+	"LlavaNextImageProcessor":      parseLlavaNext,
+	"GotOcr2ImageProcessor":        parseGotOcr2,
 	"Qwen2VLImageProcessor":        parseQwen2VL,
+	"Glm4vImageProcessor":          parseGlm46V,
+	"Glm46VImageProcessor":         parseGlm46V,
+	"PaddleOCRVLImageProcessor":    parsePaddleOCRVL,
+	"PixtralImageProcessor":        parsePixtral,
+	"Lfm2VlImageProcessor":         parseLfm2VL,
 	"SiglipImageProcessor": SingleTile{Size: 224, Resample: 3,
 		Normalization: Normalization{Mean: half, Std: half}}.parse,
 	"ViTImageProcessor": SingleTile{Size: 224, Resample: 2,
 		Normalization: Normalization{Mean: half, Std: half}}.parse,
+	// Gemma 3's can pan and scan, which only the call of the reference's processor turns on, whatever the file says:
+	// images stay whole here, too.
+	"Gemma3ImageProcessor": SingleTile{Size: 224, Resample: 2,
+		Normalization: Normalization{Mean: half, Std: half}}.parse,
 }
+
+func parseTiles(raw []byte, _ Patches) (Preprocessor, error) { return ParseIdefics3(raw) }
 
 // ParsePreprocessor reads a preprocessor_config.json. class is the image processor of a file that names none.
 func ParsePreprocessor(preprocessorConfigJSON []byte, class string) (Preprocessor, error) {
+	return ParsePreprocessorFor(preprocessorConfigJSON, class, Patches{})
+}
+
+// ParsePreprocessorFor is ParsePreprocessor for a tower that takes images of any size in patches: where the file says
+// nothing of them the tower's count, and a file that contradicts the tower is refused.
+func ParsePreprocessorFor(preprocessorConfigJSON []byte, class string, tower Patches) (Preprocessor, error) {
 	var c struct {
 		Type      string `json:"image_processor_type"`
 		Extractor string `json:"feature_extractor_type"` // what files of 2022 say instead
@@ -68,7 +88,17 @@ func ParsePreprocessor(preprocessorConfigJSON []byte, class string) (Preprocesso
 	if !ok {
 		return nil, fmt.Errorf("image_processor_type %q is not supported; supported are %s", c.Type, strings.Join(slices.Sorted(maps.Keys(processors)), ", "))
 	}
-	return parse(preprocessorConfigJSON)
+	return parse(preprocessorConfigJSON, tower)
+}
+
+// SameKind tells whether a preprocessor is of the kind that a class would make of the same file.
+func SameKind(p Preprocessor, preprocessorConfigJSON []byte, class string) bool {
+	parse, ok := processors[class]
+	if !ok {
+		return false
+	}
+	want, err := parse(preprocessorConfigJSON, Patches{})
+	return err == nil && fmt.Sprintf("%T", p) == fmt.Sprintf("%T", want)
 }
 
 // Normalization maps bytes to pixel values: (byte × Rescale − Mean) / Std, in the parts that DoRescale and DoNormalize
@@ -99,6 +129,9 @@ var (
 
 func (c normalizationConfig) parse(mean, std [3]float32) (n Normalization, err error) {
 	n = Normalization{DoRescale: or(c.DoRescale, true), Rescale: or(c.Rescale, 1./255), DoNormalize: or(c.Normalize, true)}
+	if !(n.Rescale > 0 && n.Rescale <= 1) {
+		return n, fmt.Errorf("rescale_factor is %g, want more than 0 and at most 1", n.Rescale)
+	}
 	if n.Mean, err = channels("image_mean", c.Mean, mean); err != nil {
 		return n, err
 	}
@@ -143,6 +176,22 @@ func (n Normalization) Normalize(dst []float32, src []uint8) {
 		out := dst[c*plane:][:plane]
 		for i, b := range src[c*plane:][:plane] {
 			out[i] = table[b]
+		}
+	}
+}
+
+// normalizePatches maps the bytes of any number of patches, planar RGB of so many pixels, each plane frames times.
+func (n Normalization) normalizePatches(dst []float32, src []uint8, area, frames int) {
+	for c := range 3 {
+		table := n.table(c)
+		for at := c * area; at < len(src); at += 3 * area {
+			out := dst[at*frames:][:area*frames]
+			for i, b := range src[at:][:area] {
+				out[i] = table[b]
+			}
+			for t := 1; t < frames; t++ {
+				copy(out[t*area:], out[:area])
+			}
 		}
 	}
 }

@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/imaging"
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // The configurations that goldens/preprocess.json was made with.
@@ -60,9 +63,6 @@ func (c preprocessed) checkGrid(t *testing.T, p Preprocessor, g Grid) {
 	}
 }
 
-// raceDetector tells that the tests run under it, which makes loops over pixels twenty times slower.
-var raceDetector bool
-
 // Every processor over every photo, bit for bit. Of the photos that are not in this repository, the shapes; under the
 // race detector, the pixels of two.
 func TestPixelsAsTransformers(t *testing.T) {
@@ -75,7 +75,7 @@ func TestPixelsAsTransformers(t *testing.T) {
 			}
 			g := p.Grid(c.Size[0], c.Size[1])
 			c.checkGrid(t, p, g)
-			if raceDetector && c.Photo != "photos/chelsea.png" && c.Photo != "pictures/cars.jpg" {
+			if racetest.Enabled && c.Photo != "photos/chelsea.png" && c.Photo != "pictures/cars.jpg" {
 				return
 			}
 			data, ok := readImage(t, c.Photo)
@@ -177,17 +177,43 @@ func TestPadToSquare(t *testing.T) {
 	}
 }
 
+// Whatever a configuration says, an image of any size becomes something whose cost is foretold, or is refused.
 func FuzzParsePreprocessor(f *testing.F) {
+	classes := slices.Sorted(maps.Keys(processors))
 	for _, c := range processorConfigs {
-		f.Add([]byte(c))
+		f.Add([]byte(c), uint8(0), 640, 480)
 	}
-	f.Fuzz(func(t *testing.T, config []byte) {
-		p, err := ParsePreprocessor(config, "CLIPImageProcessor")
-		if err != nil {
+	for _, c := range newerProcessors {
+		f.Add([]byte(c.config), uint8(3), 4000, 30)
+	}
+	f.Fuzz(func(t *testing.T, config []byte, class uint8, w, h int) {
+		p, err := ParsePreprocessorFor(config, classes[int(class)%len(classes)], Patches{})
+		if err != nil || w < 1 || h < 1 || max(w, h) > 65535 {
 			return
 		}
-		if g := p.Grid(640, 480); g.Tiles() < 1 || p.Side() < 1 {
+		if g := p.Grid(w, h); g.Tiles() < 1 || p.Side() < 1 {
 			t.Errorf("%+v gives %+v", p, g)
+		}
+		for _, split := range []bool{true, false} {
+			m, err := p.Measure(w, h, split)
+			if err != nil {
+				continue
+			}
+			// At least what the pixels of the prepared image take, which are made once memory is granted.
+			pixels := 3 * int64(m.Grid.Tiles()) * int64(p.Side()) * int64(p.Side())
+			if q, ok := p.(Patcher); ok {
+				pixels = 3 * int64(m.Grid.Width) * int64(m.Grid.Height)
+				if block := q.Patches().Patch * q.Patches().Merge; m.Grid.Width < block || m.Grid.Height < block ||
+					m.Grid.Width%block != 0 || m.Grid.Height%block != 0 {
+					t.Errorf("%+v: %d×%d pixels become %+v", p, w, h, m.Grid)
+				}
+			}
+			if m.Bytes < pixels || m.ScaledWidth < 1 || m.ScaledHeight < 1 {
+				t.Errorf("%+v: %d×%d pixels become %+v", p, w, h, m)
+			}
+			if !split && m.Grid.Tiles() != 1 {
+				t.Errorf("%+v: %d×%d pixels, whole, become %+v", p, w, h, m.Grid)
+			}
 		}
 	})
 }

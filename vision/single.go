@@ -12,8 +12,8 @@ import (
 
 // SingleTile is the preprocessing of towers that see an image as one square: CLIP, SigLIP and ViT, with the values of
 // preprocessor_config.json.
-// Reference: transformers 5.12 CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil and
-// ViTImageProcessorPil, which it gives bit for bit from equal RGB.
+// Reference: transformers 5.12 CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil,
+// ViTImageProcessorPil and, without pan and scan, Gemma3ImageProcessorPil, which it gives bit for bit from equal RGB.
 type SingleTile struct {
 	// Size is the side of the tile in pixels.
 	Size int
@@ -60,7 +60,7 @@ func (s pixelSize) square(name string) (int, error) {
 }
 
 // parse reads a preprocessor_config.json over the defaults of its class.
-func (p SingleTile) parse(raw []byte) (Preprocessor, error) {
+func (p SingleTile) parse(raw []byte, _ Patches) (Preprocessor, error) {
 	c := struct {
 		DoResize *bool      `json:"do_resize"`
 		Size     *pixelSize `json:"size"`

@@ -1,7 +1,7 @@
 package vision
 
 // Tower is an opened vision tower with its connector. It encodes images part by part: a TiledTower's parts are tiles, a
-// NativeTower takes each image as one part. One goroutine uses it at a time.
+// NativeTower and an AnySizeTower take each image as one part. One goroutine uses it at a time.
 type Tower interface {
 	// Parts is the number of an image's parts.
 	Parts(img *Image) int
@@ -50,4 +50,5 @@ func Encode(t Tower, img *Image, normalize Normalizer) ([]float32, error) {
 var (
 	_ Tower = (*TiledTower)(nil)
 	_ Tower = (*NativeTower)(nil)
+	_ Tower = (*AnySizeTower)(nil)
 )

@@ -12,8 +12,8 @@ import "time"
 // A split image has Rows×Cols tiles in row-major order, and one tile of the whole image.
 type Grid struct {
 	Rows, Cols int
-	// Width and Height are 0 unless the number of patches depends on them: the image's in pixels with AnyResTiles, with
-	// Qwen2VL those that it was resized to.
+	// Width and Height are 0 unless the number of patches depends on them: the image's in pixels with AnyResTiles, with a
+	// Patcher those that it was resized to; of an image that Lfm2VL cuts, those of the tile of the whole.
 	Width, Height int
 }
 
@@ -29,10 +29,10 @@ type Image struct {
 	// Width and Height are those of the image after orientation, before any resizing, in pixels.
 	Width, Height int
 	Grid          Grid
-	// Size is the side of one tile in pixels, with Qwen2VL of one patch.
+	// Size is the side of one tile in pixels, with a Patcher of one patch.
 	Size int
-	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With Qwen2VL it
-	// holds patches, those that become one token side by side: [patches, 3, Size, Size].
+	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With a
+	// Patcher it holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8
 	// Started is when decoding began, after the budget had room.
 	Started time.Time

@@ -60,13 +60,14 @@ func (k batchCmd) run(ctx context.Context, run captionCmd, s *servers) (int, err
 		return exitUsage, err
 	}
 	o := caption.Options{
-		Source: batch.Source, Asker: batch.Asker(), Config: caption.BatchConfig(), InFlight: k.InFlight, NoDedupe: true, ShrinkMaxTokens: true,
-		Retry: caption.Retry(k.Retry), MaxErrors: maxErrors, MaxErrorShare: share,
+		Source: batch.Source, Asker: batch.Asker(), Config: caption.BatchConfig(), InFlight: k.InFlight, NoDedupe: true,
+		ShrinkMaxTokens: true, Retry: caption.Retry(k.Retry), MaxErrors: maxErrors, MaxErrorShare: share,
 	}
 	job := captionJob{captionCmd: run, options: o, count: batch.Source, noun: "requests"}
 	job.open = func(ctx context.Context, c *caption.Config, _ int) (*caption.Target, error) {
 		return caption.OpenBatch(ctx, caption.Begin{
-			Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Started: time.Now().UTC().Format(time.RFC3339), Version: programVersion(),
+			Out: k.Out, Config: c, Existing: caption.Existing(k.Existing), Started: time.Now().UTC().Format(time.RFC3339),
+			Version: programVersion(),
 		})
 	}
 	code, err := job.run(ctx, s)

@@ -74,17 +74,9 @@ type benchCmd struct {
 
 // Run loads a server and reports.
 func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error {
-	var old *loadtest.Report
-	if b.Compare != "" { // before the work
-		f, err := os.Open(b.Compare)
-		if err != nil {
-			return fmt.Errorf("--compare: %w", err)
-		}
-		old, err = loadtest.ReadReport(f)
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("--compare %s: %w", b.Compare, err)
-		}
+	old, err := b.compared() // before the work
+	if err != nil {
+		return err
 	}
 	c, slo, err := b.config()
 	if err != nil {
@@ -111,7 +103,9 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 	if err != nil {
 		return err
 	}
-	about := loadtest.About{Version: version, Target: c.Target.String(), Options: b.options(k), SLO: slo, Knee: knee, Attain: b.Attain}
+	about := loadtest.About{
+		Version: version, Target: c.Target.String(), Options: b.options(k), SLO: slo, Knee: knee, Attain: b.Attain,
+	}
 	report := loadtest.NewReport(result, about)
 	if err := report.WriteText(out); err != nil {
 		return err
@@ -134,8 +128,26 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 	return err
 }
 
+// compared reads the report that this one is compared with; nil if there is none.
+func (b benchCmd) compared() (*loadtest.Report, error) {
+	if b.Compare == "" {
+		return nil, nil
+	}
+	f, err := os.Open(b.Compare)
+	if err != nil {
+		return nil, fmt.Errorf("--compare: %w", err)
+	}
+	defer f.Close()
+	r, err := loadtest.ReadReport(f)
+	if err != nil {
+		return nil, fmt.Errorf("--compare %s: %w", b.Compare, err)
+	}
+	return r, nil
+}
+
 // load runs the schedule, or a search.
-func (b benchCmd) load(ctx context.Context, c loadtest.Config, slo loadtest.SLO) (*loadtest.Result, *loadtest.Knee, error) {
+func (b benchCmd) load(ctx context.Context, c loadtest.Config,
+	slo loadtest.SLO) (*loadtest.Result, *loadtest.Knee, error) {
 	if b.Search == "" {
 		r, err := loadtest.Run(ctx, c)
 		return r, nil, err
@@ -186,7 +198,8 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 	fail := func(flag string, err error) (loadtest.Config, loadtest.SLO, error) {
 		return c, slo, fmt.Errorf("--%s: %w", flag, err)
 	}
-	if !(b.Rate > 0) || math.IsInf(b.Rate, 0) || b.Duration <= 0 || b.WarmUp < 0 || b.Deadline < 0 || b.MaxOpen < 1 || b.Requests < 0 {
+	if !(b.Rate > 0) || math.IsInf(b.Rate, 0) || b.Duration <= 0 || b.WarmUp < 0 || b.Deadline < 0 || b.MaxOpen < 1 ||
+		b.Requests < 0 {
 		return c, slo, errors.New("--rate, --duration and --max-open take more than 0, --warm-up, --deadline and --requests 0 or more")
 	}
 	if n := len(nonEmpty(b.Ramp, b.Search, b.Trace)); n > 1 {
@@ -234,8 +247,8 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 
 func (b benchCmd) mix() (*loadtest.Mix, error) {
 	m := &loadtest.Mix{
-		IgnoreEOS: !b.StopEarly, ImageShare: b.Images, Fresh: !b.ImagesRepeat, AbandonShare: b.Abandon, AbandonAfter: b.AbandonAfter,
-		Name: fmt.Sprintf("bench-%x", time.Now().UnixNano()),
+		IgnoreEOS: !b.StopEarly, ImageShare: b.Images, Fresh: !b.ImagesRepeat, AbandonShare: b.Abandon,
+		AbandonAfter: b.AbandonAfter, Name: fmt.Sprintf("bench-%x", time.Now().UnixNano()),
 	}
 	for _, f := range []struct {
 		flag, text string
@@ -320,7 +333,8 @@ func (b benchCmd) openAI() (loadtest.Target, error) {
 func (b benchCmd) options(k *kong.Context) map[string]string {
 	o := map[string]string{"machine": fmt.Sprintf("%s/%s, %d processors", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())}
 	for _, f := range k.Flags() {
-		if f.Group == nil || f.Group.Key == "Report" || f.Name == "header" || f.Name == "server" || f.Name == "openai" || f.Name == "wait" {
+		if f.Group == nil || f.Group.Key == "Report" || f.Name == "header" || f.Name == "server" || f.Name == "openai" ||
+			f.Name == "wait" {
 			continue
 		}
 		if v := fmt.Sprint(f.Target.Interface()); v != "" && v != "0" && v != "0s" && v != "false" {
@@ -328,9 +342,11 @@ func (b benchCmd) options(k *kong.Context) map[string]string {
 		}
 	}
 	for flag, unused := range map[string]bool{
-		"images-each": b.Images == 0, "image-sizes": b.Images == 0 || b.ImageDir != "", "image-png": b.Images == 0 || b.ImageDir != "", "image-pool": b.Images == 0 || b.ImageDir != "",
-		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "tries": b.Search == "", "speed": b.Trace == "", "attain": b.Search == "" && b.Ramp == "",
-		"rate": len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0, "arrivals": b.Trace != "", "duration": b.Trace != "",
+		"images-each": b.Images == 0, "image-sizes": b.Images == 0 || b.ImageDir != "",
+		"image-png": b.Images == 0 || b.ImageDir != "", "image-pool": b.Images == 0 || b.ImageDir != "",
+		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "tries": b.Search == "", "speed": b.Trace == "",
+		"attain": b.Search == "" && b.Ramp == "", "arrivals": b.Trace != "", "duration": b.Trace != "",
+		"rate": len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0,
 	} {
 		if unused {
 			delete(o, flag)
@@ -360,7 +376,8 @@ func progress(w io.Writer, terminal bool) func(loadtest.Progress) {
 		if terminal {
 			before, after = "\r\x1b[K", ""
 		}
-		fmt.Fprintf(w, "%s%4.0f s  due %d  open %d  done %d  failed %d  %.0f tokens/s%s", before, p.Elapsed.Seconds(), p.Due, p.Open, p.Done, p.Failed, p.TokensPerSecond, after)
+		fmt.Fprintf(w, "%s%4.0f s  due %d  open %d  done %d  failed %d  %.0f tokens/s%s",
+			before, p.Elapsed.Seconds(), p.Due, p.Open, p.Done, p.Failed, p.TokensPerSecond, after)
 	}
 }
 

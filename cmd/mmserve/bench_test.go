@@ -20,8 +20,10 @@ func TestBench(t *testing.T) {
 	}))
 	defer metrics.Close()
 	file := func(name string) string { return filepath.Join(dir, name) }
-	args := []string{"bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1500ms", "--warm-up", "300ms", "--prompt", "uniform:4,12", "--output", "8", "--images", "0.3",
-		"--image-sizes", "64x64,80x60", "--image-pool", "4", "--tenants", "a:2,b", "--priorities", "interactive,batch", "--slo", "e2e=60s", "--metrics-url", metrics.URL,
+	args := []string{"bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1500ms", "--warm-up", "300ms",
+		"--prompt", "uniform:4,12", "--output", "8", "--images", "0.3",
+		"--image-sizes", "64x64,80x60", "--image-pool", "4", "--tenants", "a:2,b", "--priorities", "interactive,batch",
+		"--slo", "e2e=60s", "--metrics-url", metrics.URL,
 		"--json", file("r.json"), "--html", file("r.html"), "--ledger", file("r.jsonl")}
 	code, out, errs := mmserve(t, args...)
 	if code != 0 || !strings.Contains(out, "attainment 100.0 %") || !strings.Contains(out, "tpot = (e2e") {
@@ -37,14 +39,16 @@ func TestBench(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := report.Summary
-	if s.Due < 20 || s.OK != s.Due || s.Tokens.Output != 8*s.OK || s.Tokens.Image == 0 || s.Tokens.Extra != 0 || s.Server["prefill"].Count != s.OK {
+	if s.Due < 20 || s.OK != s.Due || s.Tokens.Output != 8*s.OK || s.Tokens.Image == 0 || s.Tokens.Extra != 0 ||
+		s.Server["prefill"].Count != s.OK {
 		t.Errorf("summary %+v", s)
 	}
 	if len(report.Metrics) != 1 || report.Metrics[0].Name != "mmserve_requests_running" || report.Metrics[0].Points[0][1] != 3 {
 		t.Errorf("metrics %+v", report.Metrics)
 	}
 	page, err := os.ReadFile(file("r.html"))
-	if err != nil || strings.Contains(string(page), "http://") || strings.Contains(string(page), "<script") || strings.Count(string(page), "<svg") < 7 {
+	if err != nil || strings.Contains(string(page), "http://") || strings.Contains(string(page), "<script") ||
+		strings.Count(string(page), "<svg") < 7 {
 		t.Errorf("the page is not whole, or not by itself: %v, %d plots", err, strings.Count(string(page), "<svg"))
 	}
 	ledger, err := os.ReadFile(file("r.jsonl"))
@@ -91,7 +95,9 @@ func TestBenchErrors(t *testing.T) {
 // TestPacedServer holds that a server without a model takes images, and gives the tokens that were asked for.
 func TestPacedServer(t *testing.T) {
 	addr := serveAt(t, "--pace", "10us,1ms")
-	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1s", "--warm-up", "0s", "--prompt", "8", "--output", "20", "--images", "0.5", "--image-sizes", "64x64", "--image-pool", "2")
+	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--rate", "40", "--duration", "1s",
+		"--warm-up", "0s", "--prompt", "8", "--output", "20", "--images", "0.5", "--image-sizes", "64x64", "--image-pool",
+		"2")
 	if code != 0 || !strings.Contains(out, "0 failed") || !strings.Contains(out, "0 answers differ") {
 		t.Errorf("status %d: %s%s", code, out, errs)
 	}

@@ -73,7 +73,8 @@ type captionCmd struct {
 }
 
 var priorities = map[string]pb.Priority{
-	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT, "batch": pb.Priority_PRIORITY_BATCH,
+	"interactive": pb.Priority_PRIORITY_INTERACTIVE, "default": pb.Priority_PRIORITY_DEFAULT,
+	"batch": pb.Priority_PRIORITY_BATCH,
 }
 
 // Run captions images: on the terminal, one after the other, or into a file.
@@ -230,7 +231,8 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 // options checks the flags.
 func (k captionCmd) options() (o caption.Options, err error) {
 	o = caption.Options{
-		InFlight: k.InFlight, Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe, FileName: k.fileName,
+		InFlight: k.InFlight, Priority: priorities[k.Priority], Retry: caption.Retry(k.Retry), NoDedupe: k.NoDedupe,
+		FileName: k.fileName,
 	}
 	if o.Config, err = k.captionFlags.config(); err != nil {
 		return o, err
@@ -318,7 +320,7 @@ type servers struct {
 // open connects to the servers, or runs the model in this process.
 func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*servers, error) {
 	if k.Server == "" {
-		cl, end, err := k.connect(c, quiet(log))
+		cl, end, err := k.connect(ctx, c, log)
 		if err != nil {
 			return nil, err
 		}

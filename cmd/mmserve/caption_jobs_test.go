@@ -50,7 +50,8 @@ func TestShardOf(t *testing.T) {
 		i, n        int
 		ok          bool
 	}{
-		{"0/3", "", 0, 3, true}, {"2/3", "1", 2, 3, true}, {"/3", "1", 1, 3, true}, {"/3", "", 0, 0, false}, {"3/3", "", 0, 0, false},
+		{"0/3", "", 0, 3, true}, {"2/3", "1", 2, 3, true}, {"/3", "1", 1, 3, true}, {"/3", "", 0, 0, false},
+		{"3/3", "", 0, 0, false},
 		{"-1/3", "", 0, 0, false}, {"1", "", 0, 0, false}, {"a/b", "", 0, 0, false}, {"0/99999999", "", 0, 0, false},
 	} {
 		i, n, err := shardOf(c.flag, c.index)
@@ -61,7 +62,8 @@ func TestShardOf(t *testing.T) {
 }
 
 func TestMaxErrors(t *testing.T) {
-	for in, ok := range map[string]bool{"": true, "5": true, "2.5%": true, "0": false, "-1": false, "101%": false, "x": false, "%": false} {
+	for in, ok := range map[string]bool{"": true, "5": true, "2.5%": true, "0": false, "-1": false, "101%": false,
+		"x": false, "%": false} {
 		if _, _, err := maxErrors(in); (err == nil) != ok {
 			t.Errorf("%q: %v", in, err)
 		}

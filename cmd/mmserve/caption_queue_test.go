@@ -46,7 +46,8 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 		if i >= 10 {
 			t.Setenv("JOB_COMPLETION_INDEX", "1"+string("0123456789"[i-10]))
 		}
-		if code, stderr := captionProcess(t, append(args[1:len(args):len(args)], "-o", "file://"+store+"/want/")...); code != 0 {
+		if code, stderr := captionProcess(t,
+			append(args[1:len(args):len(args)], "-o", "file://"+store+"/want/")...); code != 0 {
 			t.Fatalf("undisturbed: status %d, %s", code, stderr)
 		}
 	}
@@ -94,6 +95,7 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 
 // For one machine, a worker holds the queue itself.
 func TestCaptionQueueInTheProcess(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	dir, store, addr := t.TempDir(), t.TempDir(), sockettest.FreeAddress(t)
 	shapes(t, dir, 20)
 	serve, _, _ := serveProcess(t)

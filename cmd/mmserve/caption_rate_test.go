@@ -29,7 +29,8 @@ func TestCaptionRate(t *testing.T) {
 	}
 	dir := t.TempDir()
 	shapes(t, dir, images)
-	if _, stderr := captionProcess(t, dir, "--server", addr, "--max-tokens", "24", "-o", filepath.Join(t.TempDir(), "warm.jsonl")); stderr == "" {
+	if _, stderr := captionProcess(t, dir, "--server", addr, "--max-tokens", "24",
+		"-o", filepath.Join(t.TempDir(), "warm.jsonl")); stderr == "" {
 		t.Fatal("no summary")
 	}
 	best := map[int]float64{}

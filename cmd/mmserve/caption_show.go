@@ -52,7 +52,7 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 	if err != nil {
 		return err
 	}
-	cl, end, err := k.connect(c, quiet(log))
+	cl, end, err := k.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}

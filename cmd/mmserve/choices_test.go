@@ -12,11 +12,14 @@ import (
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
-// TestChoicesOfEmbeddedModel holds that an answer that is among the choices is the one that is given without them, and the
-// likeliest by their scores. The choices start without the space that the model's answers start with.
+// TestChoicesOfEmbeddedModel holds that an answer that is among the choices is the one that is given without them, and
+// the likeliest by their scores. The choices start without the space that the model's answers start with.
 func TestChoicesOfEmbeddedModel(t *testing.T) {
 	cl := startServer(t)
-	colours := []string{"Red.", "Orange.", "Yellow.", "Green.", "Cyan.", "Blue.", "Purple.", "Pink.", "Black.", "White.", "Gray.", "Brown.", "Beige.", "Navy."}
+	colours := []string{
+		"Red.", "Orange.", "Yellow.", "Green.", "Cyan.", "Blue.", "Purple.", "Pink.", "Black.", "White.", "Gray.", "Brown.",
+		"Beige.", "Navy.",
+	}
 	same := map[string]int{}
 	for _, q := range []struct {
 		text    string
@@ -27,7 +30,8 @@ func TestChoicesOfEmbeddedModel(t *testing.T) {
 		{"What color is the object in the center?", colours}, {"What color is the shape at the top?", colours},
 	} {
 		for i := range 10 {
-			data, err := os.ReadFile(filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample"+string(rune('0'+i))+".png"))
+			data, err := os.ReadFile(filepath.Join("..", "..", "model", "tiny-vlm", "samples",
+				"sample"+string(rune('0'+i))+".png"))
 			if err != nil {
 				t.Fatal(err)
 			}

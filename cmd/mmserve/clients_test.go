@@ -59,8 +59,8 @@ type foreign struct {
 	env                      []string
 }
 
-// newForeign starts a server with a model, one that has TLS and keys too, and one that has a single place and takes 10 ms
-// for a token.
+// newForeign starts a server with a model, one that has TLS and keys too, and one that has a single place and takes
+// 10 ms for a token.
 func newForeign(t *testing.T, dir string) *foreign {
 	t.Helper()
 	image, err := filepath.Abs(filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png"))
@@ -78,7 +78,8 @@ func newForeign(t *testing.T, dir string) *foreign {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	out, err := own.Generate(t.Context(), client.Chat(client.User(client.ImageBytes(data), client.Text("Describe the image."))))
+	out, err := own.Generate(t.Context(),
+		client.Chat(client.User(client.ImageBytes(data), client.Text("Describe the image."))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +114,8 @@ func (c *foreign) wantExample(t *testing.T, name, file string) {
 	}
 }
 
-// The clients have the server's contract: the one for Node a copy, that for Python stubs, which are compared where the protoc
-// is that made them.
+// The clients have the server's contract: the one for Node a copy, that for Python stubs, which are compared where the
+// protoc is that made them.
 func TestClientStubs(t *testing.T) {
 	read := func(name ...string) string {
 		t.Helper()

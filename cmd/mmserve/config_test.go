@@ -67,7 +67,8 @@ admin-address: ""
 			t.Fatal(err)
 		}
 	}
-	if code, again, errs := mmserve(t, "serve", "--config", writeConfig(t, out), "--print-config"); code != 0 || again != out {
+	if code, again, errs := mmserve(t, "serve", "--config", writeConfig(t, out), "--print-config"); code != 0 ||
+		again != out {
 		t.Errorf("status %d, %s\n%s\nwant\n%s", code, errs, again, out)
 	}
 }
@@ -117,14 +118,17 @@ func TestConfigRefuses(t *testing.T) {
 		})
 	}
 	for name, want := range map[string]string{
-		filepath.Join(t.TempDir(), "none"): "no such file", t.TempDir(): "not a regular file", os.DevNull: "not a regular file",
+		filepath.Join(t.TempDir(), "none"): "no such file", t.TempDir(): "not a regular file",
+		os.DevNull: "not a regular file",
 	} {
-		if code, _, errs := mmserve(t, "serve", "--config", name, "--print-config"); code == 0 || !strings.Contains(errs, want) {
+		if code, _, errs := mmserve(t, "serve", "--config", name, "--print-config"); code == 0 ||
+			!strings.Contains(errs, want) {
 			t.Errorf("%s: status %d, %s; want %q", name, code, errs, want)
 		}
 	}
 	// What the command line says is not the file's.
-	if _, _, errs := mmserve(t, "serve", "--config", writeConfig(t, "slots: 2\n"), "--slots=100000"); strings.Contains(errs, "line 1") {
+	if _, _, errs := mmserve(t, "serve", "--config", writeConfig(t, "slots: 2\n"),
+		"--slots=100000"); strings.Contains(errs, "line 1") {
 		t.Error(errs)
 	}
 	if code, _, errs := mmserve(t, "serve", "--config", writeConfig(t, ""), "--print-config"); code != 0 {
@@ -162,7 +166,8 @@ func TestSecretFlags(t *testing.T) {
 	like := regexp.MustCompile(`(^|-)(keys?|secrets?|passwords?|credentials?|tokens?)$`)
 	for _, n := range newParser(&cli{}).Model.Children {
 		for _, f := range n.Flags {
-			if n.Name != "serve" || !like.MatchString(f.Name) || f.IsBool() || f.PlaceHolder == "FILE" || f.PlaceHolder == "DIR" ||
+			if n.Name != "serve" || !like.MatchString(f.Name) || f.IsBool() || f.PlaceHolder == "FILE" ||
+				f.PlaceHolder == "DIR" ||
 				f.Target.CanInt() || f.Target.CanUint() {
 				continue
 			}
@@ -173,8 +178,10 @@ func TestSecretFlags(t *testing.T) {
 	}
 }
 
-// SIGHUP reads the file again: the log level changes, what else differs is named, and a file that is wrong changes nothing.
+// SIGHUP reads the file again: the log level changes, what else differs is named, and a file that is wrong changes
+// nothing.
 func TestConfigReload(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	file := writeConfig(t, "log-level: info\nslots: 2\npace: 1ms,1ms\n")
 	p := startServe(t, sockettest.FreeAddress(t), nil, "--config", file)
 	p.logged("msg=serving")
@@ -221,7 +228,8 @@ func TestReloaders(t *testing.T) {
 
 // FuzzConfig: whatever a file holds is read or refused, in time that its size bounds.
 func FuzzConfig(f *testing.F) {
-	for _, seed := range []string{"slots: 1\n", "model: [a, b]\n", "tenant-weight: {a: 1}\n", "a: &a [*a]\n", "? [x]\n: y\n", "---\n...\n", "\t"} {
+	for _, seed := range []string{"slots: 1\n", "model: [a, b]\n", "tenant-weight: {a: 1}\n", "a: &a [*a]\n",
+		"? [x]\n: y\n", "---\n...\n", "\t"} {
 		f.Add([]byte(seed))
 	}
 	k, err := newParser(&cli{}).Parse([]string{"serve"})

@@ -20,8 +20,8 @@ import (
 )
 
 // connect gives a client of the named server, or of a whole server inside this process: the terminal commands go
-// the way that every client goes.
-func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() error, error) {
+// the way that every client goes. The model's own log lines are left out, but for warnings.
+func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*client.Client, func() error, error) {
 	if f.Server != "" {
 		o, err := f.clientOptions(f.Server)
 		if err != nil {
@@ -36,10 +36,11 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 	if err := f.check(); err != nil {
 		return nil, nil, err
 	}
-	m, err := f.one()
+	m, err := f.one(ctx, f.wanted(), log)
 	if err != nil {
 		return nil, nil, err
 	}
+	log = quiet(log)
 	config := f.config(c.OrtLib, log)
 	config.Name, config.Dir = m.Name, m.Dir
 	a, err := serving.Open(context.Background(), config)
@@ -47,13 +48,15 @@ func (f connectFlags) connect(c *cli, log *slog.Logger) (*client.Client, func() 
 		return nil, nil, err
 	}
 	lis := bufconn.Listen(1 << 20)
-	ctx, stop := context.WithCancel(context.Background())
+	running, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(ctx, lis)
+		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(running, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
-		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) })))
+		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return lis.DialContext(ctx)
+		})))
 	end := func() error {
 		stop()
 		return errors.Join(<-served, a.Close(context.Background()))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/host"
+	"github.com/mmserve/mmserve/internal/hub"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/serving"
@@ -28,7 +30,7 @@ type doctorCmd struct {
 }
 
 // Run prints what was found; it fails when mmserve could not serve here.
-func (d doctorCmd) Run(c *cli, out io.Writer) error {
+func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	usable, online := host.Processors()
 	mem := host.ReadMemory()
 	fmt.Fprintf(out, "system      %s/%s, %s\n", runtime.GOOS, runtime.GOARCH, runtime.Version())
@@ -54,16 +56,17 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 		for _, name := range ort.Providers() {
 			err := ort.Working(name)
 			if err != nil && name != "cpu" {
-				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name, strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
+				fmt.Fprintf(out, "%-11s %s is not here: %s\n", "provider", name,
+					strings.TrimPrefix(err.Error(), "execution provider "+name+": "))
 				continue
 			}
 			report("provider", err, name+" works (ran a graph)")
 		}
 	}
 	var m *model.Model
-	named, err := d.one()
+	named, err := d.one(ctx, model.WantedOptions{}, log)
 	if err == nil {
-		m, err = model.Open(named.Dir)
+		m, err = openModel(named, "")
 	}
 	if err != nil {
 		report("model", err, "")
@@ -78,11 +81,23 @@ func (d doctorCmd) Run(c *cli, out io.Writer) error {
 			report("KV cache", err, kv.String())
 		}
 	}
+	d.hub(report)
 	d.secure(report)
 	if !healthy {
 		return exitError(1)
 	}
 	return nil
+}
+
+// hub tells of the hub that models would be fetched from, and of its cache. It asks nobody.
+func (d doctorCmd) hub(report func(label string, err error, ok string)) {
+	c, err := d.client(slog.New(slog.DiscardHandler))
+	if err != nil {
+		report("hub", err, "")
+		return
+	}
+	list, err := hub.List(c.Cache())
+	report("hub", err, fmt.Sprintf("%s, %d models in %s", c, len(list), c.Cache()))
 }
 
 // secure tells of what decides who may ask, where that is given.
@@ -114,7 +129,8 @@ func (d doctorCmd) secure(report func(label string, err error, ok string)) {
 	}
 }
 
-// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes them.
+// place opens the model's sessions where, in what and with as much memory as serve would, tells of all that, and closes
+// them.
 func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 	r, err := serving.Examine(m, serving.Config{
 		Provider: d.Provider, VisionProvider: d.VisionProvider, AllowCPUFallback: d.AllowCPUFallback,
@@ -127,7 +143,8 @@ func (d doctorCmd) place(m *model.Model, out io.Writer) error {
 		line("chosen", why)
 	}
 	if r.Decoder.Precision != "" && r.Vision.Precision != "" {
-		line("precision", fmt.Sprintf("vision %s, decoder %s", serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
+		line("precision", fmt.Sprintf("vision %s, decoder %s",
+			serving.PrecisionText(m, r.Vision.Precision), serving.PrecisionText(m, r.Decoder.Precision)))
 	}
 	if r.KV.Tokens > 0 {
 		if r.OnDevice {

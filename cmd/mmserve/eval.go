@@ -34,8 +34,8 @@ type evaluated struct {
 	err  error
 }
 
-// Run asks the questions by way of a server, in this process or elsewhere, and prints the table. A question that gets no
-// answer does not stop the others; the exit status tells.
+// Run asks the questions by way of a server, in this process or elsewhere, and prints the table. A question that gets
+// no answer does not stop the others; the exit status tells.
 func (e evalCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	if e.Parallel < 1 || e.Limit < 0 || e.Wrong < 0 {
 		return fmt.Errorf("--parallel %d, --limit %d, --wrong %d: want 1 or more, and no negative number", e.Parallel, e.Limit, e.Wrong)
@@ -51,7 +51,7 @@ func (e evalCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Write
 	if err != nil {
 		return err
 	}
-	cl, end, err := e.connect(c, quiet(log))
+	cl, end, err := e.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,13 @@ import (
 // A few questions of the embedded set, by way of the server: the answers, and the ids that PyTorch gave.
 func TestModelEval(t *testing.T) {
 	code, out, errs := mmserve(t, "model", "eval", "--limit", "4",
-		"--kind", "caption, 1 object", "--kind", "follow-up", "--kind", "two pictures", "--kind", "as JSON", "--kind", "small talk")
+		"--kind", "caption, 1 object", "--kind", "follow-up", "--kind", "two pictures", "--kind", "as JSON",
+		"--kind", "small talk")
 	if code != 0 {
 		t.Fatalf("status %d: %s", code, errs)
 	}
-	for _, want := range []string{"caption, 1 object  4 ", "as JSON            4 ", "all                20", "95 % interval", "as recorded: 100.00 % of "} {
+	for _, want := range []string{"caption, 1 object  4 ", "as JSON            4 ", "all                20",
+		"95 % interval", "as recorded: 100.00 % of "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -26,7 +28,8 @@ func TestModelEval(t *testing.T) {
 	if err := replaceIn("config.json", `"rms_norm_eps": 1e-05`, `"rms_norm_eps": 10.0`)(dir); err != nil {
 		t.Fatal(err)
 	}
-	code, out, errs = mmserve(t, "model", "eval", "--limit", "2", "--kind", "sign", "--model", dir, "--no-self-test", "--wrong", "1")
+	code, out, errs = mmserve(t, "model", "eval", "--limit", "2", "--kind", "sign", "--model", dir, "--no-self-test",
+		"--wrong", "1")
 	if code != 0 || !strings.Contains(out, "no recorded ids of this model") || !strings.Contains(out, "\n  want ") {
 		t.Errorf("another model: status %d\n%s%s", code, out, errs)
 	}

@@ -43,9 +43,12 @@ func TestExportFolder(t *testing.T) {
 		{[]string{"caption", "--model", dir, filepath.Join(dir, "samples", "sample0.png")}, 0, "sample0.png: A large orange star in the center on a beige background.\n"},
 		{[]string{"model", "inspect", dir}, 0, "ready-made ONNX graphs: the folder has no safetensors\n"},
 		{[]string{"model", "inspect", dir}, 0, "decoder_model_merged.onnx, "},
-		{[]string{"model", "verify", dir, "--gold", filepath.Join("..", "..", "testdata", "tiny-vlm-gold", "gold.jsonl")}, 0, "87 cases, 0 missed"},
-		{[]string{"caption", "--model", dir, "--precision", "int8", filepath.Join(dir, "samples", "sample0.png")}, 1, "--onnx-dtype"},
-		{[]string{"caption", "--model", dir, "--onnx-dtype", "q4", filepath.Join(dir, "samples", "sample0.png")}, 1, "onnx/ has no vision_encoder as q4; it has fp32"},
+		{[]string{"model", "verify", dir, "--gold", filepath.Join("..", "..", "testdata", "tiny-vlm-gold", "gold.jsonl")}, 0,
+			"87 cases, 0 missed"},
+		{[]string{"caption", "--model", dir, "--precision", "int8", filepath.Join(dir, "samples", "sample0.png")}, 1,
+			"--onnx-dtype"},
+		{[]string{"caption", "--model", dir, "--onnx-dtype", "q4", filepath.Join(dir, "samples", "sample0.png")}, 1,
+			"onnx/ has no vision_encoder as q4; it has fp32"},
 		{[]string{"caption", "--onnx-dtype", "q4"}, 1, "the embedded model has no ready-made graphs"},
 	} {
 		code, out, errs := mmserve(t, c.args...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,12 +17,13 @@ import (
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/loadtest"
+	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
 
-// The flags that several commands share, each declared once. A command embeds the groups that it takes; where its default or
-// its words differ it sets a variable (`set`), for which flagVariables has the common value.
+// The flags that several commands share, each declared once. A command embeds the groups that it takes; where its
+// default or its words differ it sets a variable (`set`), for which flagVariables has the common value.
 
 // flagVariables are the common values of what a command may set for a group of flags, and what help texts tell.
 var flagVariables = kong.Vars{
@@ -101,16 +103,17 @@ func (f modelFlags) imageLimits() vision.Limits {
 
 // folderFlags name a model.
 type folderFlags struct {
-	Model []modelFolder `sep:"none" placeholder:"[NAME=]DIR" env:"MMSERVE_MODEL" help:"Hugging Face model folder, and the name that requests call it (default: the embedded model; the folder's name). serve takes several, of which the first is the default."`
+	hubFlags
+	Model []modelFolder `sep:"none" placeholder:"[NAME=]MODEL" env:"MMSERVE_MODEL" help:"Hugging Face model folder, or ORG/NAME[@REVISION] of a hub where there is no such folder (hf://ORG/NAME in any case), and the name that requests call it (default: the embedded model; the folder's name, or NAME). serve takes several, of which the first is the default."`
 }
 
-// one is the model of a command that runs one.
-func (f folderFlags) one() (m modelFolder, err error) {
+// one is the model of a command that runs one, in a folder. A hub's is fetched.
+func (f folderFlags) one(ctx context.Context, o model.WantedOptions, log *slog.Logger) (m modelFolder, err error) {
 	switch len(f.Model) {
 	case 0:
 		return m, nil
 	case 1:
-		return f.Model[0], nil
+		return f.find(ctx, f.Model[0], o, log)
 	}
 	return m, fmt.Errorf("--model: %d are given; want one", len(f.Model))
 }
@@ -119,6 +122,11 @@ func (f folderFlags) one() (m modelFolder, err error) {
 type formatFlags struct {
 	LoadFormat string `enum:"auto,dummy" default:"auto" env:"MMSERVE_LOAD_FORMAT" help:"auto reads the folder's weights; dummy makes random ones for the config.json that --model names, to size a machine."`
 	ONNXDType  string `name:"onnx-dtype" placeholder:"NAME" env:"MMSERVE_ONNX_DTYPE" help:"Run the folder's ready-made graphs in onnx/, and which: fp32, fp16, q8, q4, … or decoder_model_merged=q4,… (default: they are run, the most faithful, where the folder has no safetensors)."`
+}
+
+// wanted is what of a hub's model is fetched.
+func (f formatFlags) wanted() model.WantedOptions {
+	return model.WantedOptions{ONNXDType: f.ONNXDType, NoWeights: f.LoadFormat == "dummy"}
 }
 
 // cacheFlags say where derived files are kept.
@@ -180,8 +188,10 @@ func (f modelFlags) check() error {
 		flag               string
 		value, least, most int64
 	}{
-		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
-		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
+		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20},
+		{"--drafts", int64(f.Drafts), 0, 64},
+		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24},
+		{"--threads", int64(f.Threads), 0, 1024},
 		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
 		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
 	} {

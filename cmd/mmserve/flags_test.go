@@ -31,7 +31,8 @@ func TestFlags(t *testing.T) {
 	walk = func(n *kong.Node) {
 		for _, f := range n.Flags {
 			lines = append(lines, fmt.Sprintf("%s --%s short=%q default=%q env=%s enum=%q required=%t negatable=%q placeholder=%q",
-				n.Path(), f.Name, f.Short, f.Default, strings.Join(f.Envs, ","), f.Enum, f.Required, f.Tag.Negatable, f.PlaceHolder))
+				n.Path(), f.Name, f.Short, f.Default, strings.Join(f.Envs, ","), f.Enum, f.Required, f.Tag.Negatable,
+				f.PlaceHolder))
 		}
 		for _, c := range n.Children {
 			walk(c)

@@ -28,7 +28,8 @@ func TestGraniteShape(t *testing.T) {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "testdata", "granite-docling"))); err != nil {
 		t.Fatal(err)
 	}
-	gunzip(t, filepath.Join("..", "..", "internal", "tokenizer", "testdata", "granite-docling.json.gz"), filepath.Join(dir, "tokenizer.json"))
+	gunzip(t, filepath.Join("..", "..", "internal", "tokenizer", "testdata", "granite-docling.json.gz"),
+		filepath.Join(dir, "tokenizer.json"))
 	if err := synth.WriteRandom(dir, 1); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,8 @@ func TestHealth(t *testing.T) {
 		t.Errorf("a server that runs: status %d, %s%s", code, out, errs)
 	}
 	addr = sockettest.FreeAddress(t)
-	if code, _, errs := mmserve(t, "health", "--server", addr, "--timeout", "1s"); code != 1 || !strings.Contains(errs, "mmserve: "+addr) {
+	if code, _, errs := mmserve(t, "health", "--server", addr, "--timeout", "1s"); code != 1 ||
+		!strings.Contains(errs, "mmserve: "+addr) {
 		t.Errorf("no server: status %d, %s", code, errs)
 	}
 }

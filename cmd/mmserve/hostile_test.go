@@ -24,6 +24,7 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/cmd/internal/attack"
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
@@ -34,7 +35,7 @@ const mostRSS = 1.05
 // Every bad request is refused by its own fault. Once they and the attacks are over, the server gives the memory back
 // that they took, and answers as before.
 func TestMemoryAfterAttacks(t *testing.T) {
-	if raceDetector {
+	if racetest.Enabled {
 		t.Skip("memory is not the server's own; make test has it once more")
 	}
 	addr := freePair(t)

@@ -27,8 +27,8 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
-// edges is one server as both edges show it: each asks for a text about an image, unless that is nil, and gives the time
-// to its first token.
+// edges is one server as both edges show it: each asks for a text about an image, unless that is nil, and gives the
+// time to its first token.
 type edges struct {
 	grpc, http func(image []byte, tokens int) time.Duration
 }
@@ -37,7 +37,8 @@ type edges struct {
 func benchEdges(b *testing.B, pace string) edges {
 	b.Helper()
 	log := slog.New(slog.DiscardHandler)
-	a, err := serving.Open(b.Context(), serving.Config{Slots: 16, EncoderCacheBytes: 16 << 20, NoSelfTest: true, Pace: pace, Logger: log})
+	a, err := serving.Open(b.Context(),
+		serving.Config{Slots: 16, EncoderCacheBytes: 16 << 20, NoSelfTest: true, Pace: pace, Logger: log})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -138,10 +139,10 @@ func photo(b *testing.B) []byte {
 	return out.Bytes()
 }
 
-// BenchmarkHTTP has both edges of one server answer the same requests, in turn. http/grpc is the median ratio of the tokens
-// that 16 streams get in a second, at a pace of 8 ms a step as a small model has it; cpu is that of processor time for a
-// token, clients included. added-ttft is the median of what HTTP takes longer to the first token of a request alone, without
-// and with an image of a megapixel.
+// BenchmarkHTTP has both edges of one server answer the same requests, in turn. http/grpc is the median ratio of the
+// tokens that 16 streams get in a second, at a pace of 8 ms a step as a small model has it; cpu is that of processor
+// time for a token, clients included. added-ttft is the median of what HTTP takes longer to the first token of a
+// request alone, without and with an image of a megapixel.
 func BenchmarkHTTP(b *testing.B) {
 	const streams, tokens, alone = 16, 128, 16
 	e := benchEdges(b, "20us,8ms")

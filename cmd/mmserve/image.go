@@ -11,6 +11,7 @@ import (
 	"image/color"
 	"image/png"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,7 +19,7 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/folder"
 	"github.com/mmserve/mmserve/internal/imaging"
-	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -45,12 +46,12 @@ type imageReport struct {
 }
 
 // Run tells of every file what the model would see. A bad one does not stop the others. It opens no session.
-func (c imageCmd) Run(ctx context.Context, out io.Writer) error {
-	named, err := c.one()
+func (c imageCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error {
+	named, err := c.one(ctx, model.WantedOptions{}, log)
 	if err != nil {
 		return err
 	}
-	m, err := serving.OpenModel(named.Dir, "")
+	m, err := openModel(named, "")
 	if err != nil {
 		return err
 	}
@@ -171,8 +172,8 @@ func readRegular(name string, most int64) ([]byte, error) {
 	return data, err
 }
 
-// writeTiles writes each square of planar RGB as PNG. Patches, where there are no tiles, come in one file, a block after
-// the other.
+// writeTiles writes each square of planar RGB as PNG. Patches, where there are no tiles, come in one file, a block
+// after the other.
 func writeTiles(stem string, img *vision.Image) error {
 	s := img.Size
 	n := len(img.Pixels) / (3 * s * s)

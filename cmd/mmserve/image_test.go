@@ -10,6 +10,7 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,20 +20,25 @@ import (
 	"time"
 )
 
-// TestImageCommand: each file has its line in the order given; bad ones and a pipe, which is refused at once, stop none.
+// TestImageCommand: each file has its line in the order given; bad ones and a pipe, which is refused at once, stop
+// none.
 func TestImageCommand(t *testing.T) {
 	dir := t.TempDir()
 	name := func(s string) string { return filepath.Join(dir, s) }
-	if err := errors.Join(os.WriteFile(name("bad.png"), []byte("\x89PNG\r\n\x1a\nand no more"), 0o600), syscall.Mkfifo(name("pipe"), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(name("bad.png"), []byte("\x89PNG\r\n\x1a\nand no more"), 0o600),
+		syscall.Mkfifo(name("pipe"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	good := "../../vision/testdata/made/rgb.bmp"
-	c := imageCmd{JSON: true, Detail: "auto", Out: name("tiles"), Files: []string{name("bad.png"), good, name("pipe"), dir, name("none"), good}}
+	c := imageCmd{
+		JSON: true, Detail: "auto", Out: name("tiles"),
+		Files: []string{name("bad.png"), good, name("pipe"), dir, name("none"), good},
+	}
 	var out bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var code exitError
-	if err := c.Run(ctx, &out); !errors.As(err, &code) || code != 1 {
+	if err := c.Run(ctx, slog.New(slog.DiscardHandler), &out); !errors.As(err, &code) || code != 1 {
 		t.Errorf("error %v, want exit status 1", err)
 	}
 	want := map[int]string{0: "unusable image: png of 19 bytes", 2: "not a regular file", 3: "not a regular file", 4: "no such file"}
@@ -49,8 +55,9 @@ func TestImageCommand(t *testing.T) {
 		switch {
 		case bad && (!strings.Contains(r.Error, part) || r.RGB != ""):
 			t.Errorf("line %d: %q, want an error with %q", i, line, part)
-		case !bad && (r.Error != "" || r.Format != "bmp" || r.Width != 40 || r.Height != 30 || r.Tiles < 1 || r.Tokens < r.Tiles ||
-			!strings.HasPrefix(r.RGB, "dd238c7e4021c778e0ae")):
+		case !bad &&
+			(r.Error != "" || r.Format != "bmp" || r.Width != 40 || r.Height != 30 || r.Tiles < 1 || r.Tokens < r.Tiles ||
+				!strings.HasPrefix(r.RGB, "dd238c7e4021c778e0ae")):
 			t.Errorf("line %d: %q", i, line)
 		}
 	}
@@ -70,7 +77,8 @@ func TestImageCommand(t *testing.T) {
 	}
 }
 
-// TestImageCommandIsCheap: a file of a few kilobytes that stands for 48 megapixels costs a part of what they would take.
+// TestImageCommandIsCheap: a file of a few kilobytes that stands for 48 megapixels costs a part of what they would
+// take.
 func TestImageCommandIsCheap(t *testing.T) {
 	var b bytes.Buffer
 	if err := png.Encode(&b, image.NewPaletted(image.Rect(0, 0, 8000, 6000), color.Palette{color.Black})); err != nil {
@@ -82,7 +90,8 @@ func TestImageCommandIsCheap(t *testing.T) {
 	}
 	look := func(name string) string {
 		var out bytes.Buffer
-		if err := (imageCmd{Detail: "auto", Files: []string{name}}).Run(t.Context(), &out); err != nil {
+		see := imageCmd{Detail: "auto", Files: []string{name}}
+		if err := see.Run(t.Context(), slog.New(slog.DiscardHandler), &out); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()

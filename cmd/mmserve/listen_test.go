@@ -14,8 +14,8 @@ import (
 	"github.com/mmserve/mmserve/client"
 )
 
-// A server on unix sockets is reached by its clients and probes alone who may write to them, takes the place of one that was
-// killed but not of one that runs, and leaves nothing behind.
+// A server on unix sockets is reached by its clients and probes alone who may write to them, takes the place of one
+// that was killed but not of one that runs, and leaves nothing behind.
 func TestServeUnix(t *testing.T) {
 	dir := t.TempDir()
 	rpc, web, admin := filepath.Join(dir, "rpc.sock"), filepath.Join(dir, "web.sock"), filepath.Join(dir, "admin.sock")

@@ -101,8 +101,8 @@ func parse(args []string) (*cli, *kong.Context, error) {
 // mayBeEmpty are the flags that an empty value turns off.
 var mayBeEmpty = []string{"admin-address"}
 
-// emptyVariable is an error if a variable of the command's flags is set and empty: a template that was not filled in, rather
-// than a wish for the default.
+// emptyVariable is an error if a variable of the command's flags is set and empty: a template that was not filled in,
+// rather than a wish for the default.
 func emptyVariable(k *kong.Context) error {
 	for _, flag := range k.Flags() {
 		if slices.Contains(mayBeEmpty, flag.Name) {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +22,9 @@ import (
 )
 
 type modelCmd struct {
+	Pull    pullCmd    `cmd:"" help:"Fetch models from a hub into the cache that its own clients share."`
+	List    listCmd    `cmd:"" help:"Show the models of that cache."`
+	Remove  removeCmd  `cmd:"" help:"Remove models from that cache."`
 	Inspect inspectCmd `cmd:"" help:"Family, parameters, tokens per image, memory needed."`
 	Verify  verifyCmd  `cmd:"" help:"Check that every tensor is used, and compare with reference values."`
 	Eval    evalCmd    `cmd:"" help:"Ask questions whose answers are known, and count the right ones by kind."`
@@ -27,14 +32,19 @@ type modelCmd struct {
 }
 
 type initCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken."`
+	hubFlags
+	Config string `required:"" placeholder:"FILE" help:"config.json of a supported family, or its folder, whose tokenizer and preprocessor are then taken, or ORG/NAME of a hub, of whose model all but the weights is then fetched."`
 	Out    string `required:"" placeholder:"DIR" help:"New or empty folder to write to."`
 	Seed   uint64 `default:"1" help:"The same seed gives the same weights."`
 	DType  string `name:"dtype" enum:"f32,bf16,f16" default:"bf16" help:"Type of the weights: f32, bf16 or f16."`
 }
 
-func (i initCmd) Run(out io.Writer) error {
-	if err := synth.Init(i.Config, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+func (i initCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error {
+	from, err := i.find(ctx, modelFolder{Dir: i.Config}, model.WantedOptions{NoWeights: true}, log)
+	if err != nil {
+		return err
+	}
+	if err := synth.Init(from.Dir, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
 		return err
 	}
 	m, err := model.Open(i.Out)
@@ -47,12 +57,17 @@ func (i initCmd) Run(out io.Writer) error {
 }
 
 type inspectCmd struct {
-	Dir       string `arg:"" optional:"" help:"Model folder (default: the embedded model)."`
+	hubFlags
+	Dir       string `arg:"" optional:"" help:"Model folder, or ORG/NAME of a hub (default: the embedded model)."`
 	ONNXDType string `name:"onnx-dtype" placeholder:"NAME" help:"Look at the folder's ready-made graphs, and which; as for serve."`
 }
 
-func (i inspectCmd) Run(out io.Writer) error {
-	m, err := serving.OpenModel(i.Dir, i.ONNXDType)
+func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error {
+	named, err := i.find(ctx, modelFolder{Dir: i.Dir}, model.WantedOptions{ONNXDType: i.ONNXDType}, log)
+	if err != nil {
+		return err
+	}
+	m, err := openModel(named, i.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -80,7 +95,8 @@ func (i inspectCmd) Run(out io.Writer) error {
 	if p := m.NativeResolution; p != nil {
 		line("vision tower", "images of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
 	} else {
-		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
+		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden,
+			m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
 	}
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
@@ -91,7 +107,8 @@ func (i inspectCmd) Run(out io.Writer) error {
 	for _, size := range [][2]int{{512, 512}, {1300, 876}, {4032, 3024}} {
 		g := text.Preprocessor.Grid(size[0], size[1])
 		expanded := m.Layout.Expand(g)
-		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0], size[1], g.Tiles())
+		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0],
+			size[1], g.Tiles())
 	}
 	line("chat template", "%s", map[bool]string{true: "yes", false: "none: raw prompts only"}[text.Template != nil])
 	if len(text.Ignored) > 0 {
@@ -101,7 +118,8 @@ func (i inspectCmd) Run(out io.Writer) error {
 		line("warning", "%s", w)
 	}
 	line("weights", "%s in memory", host.FormatBytes(m.WeightBytes()))
-	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
+	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)),
+		d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
 }
 
@@ -113,21 +131,31 @@ func storedText(types map[string]int) string {
 	return strings.Join(list, ", ")
 }
 
+// openModel opens a folder under the name that was given.
+func openModel(named modelFolder, onnxDType string) (*model.Model, error) {
+	m, err := serving.OpenModel(named.Dir, onnxDType)
+	if err == nil && named.Name != "" {
+		m.Name = named.Name
+	}
+	return m, err
+}
+
 type verifyCmd struct {
+	hubFlags
 	cacheFlags
 	providerFlags
-	Dir             string   `arg:"" help:"Model folder."`
+	Dir             string   `arg:"" help:"Model folder, or ORG/NAME of a hub."`
 	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
 	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
-	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes."`
+	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors 1e-4 of the largest value does, too."`
 	WriteReferences bool     `name:"write-references" aliases:"write-gold" help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
 	Image           []string `placeholder:"FILE" help:"Images to record with --write-references (default: two drawn samples)."`
 	Prompt          string   `default:"Describe the image." help:"What to ask about them."`
 }
 
 // Run prints a line a case and fails when one missed.
-func (v verifyCmd) Run(c *cli, out io.Writer) error {
+func (v verifyCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
 	if v.WriteReferences && v.References != "" {
 		return errors.New("--write-references records the folder's own cases and --references checks others: give one of them")
 	}
@@ -137,7 +165,14 @@ func (v verifyCmd) Run(c *cli, out io.Writer) error {
 	if err := serving.StartRuntime(c.OrtLib); err != nil {
 		return err
 	}
-	m, err := serving.OpenModel(v.Dir, v.ONNXDType)
+	named, err := v.find(ctx, modelFolder{Dir: v.Dir}, model.WantedOptions{ONNXDType: v.ONNXDType}, log)
+	if err != nil {
+		return err
+	}
+	if v.WriteReferences && named.Dir != v.Dir {
+		return errors.New("--write-references writes into the folder, and a hub's cache is shared: copy the folder")
+	}
+	m, err := openModel(named, v.ONNXDType)
 	if err != nil {
 		return err
 	}
@@ -180,7 +215,9 @@ func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*verify.Verifier, er
 	if from.Why != "" {
 		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
 	}
-	where, err := serving.Config{Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback}.SessionOptions()
+	where, err := serving.Config{
+		Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback,
+	}.SessionOptions()
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,8 @@ func modelsDir(t *testing.T) string {
 	if err := os.WriteFile(filepath.Join(shape, "wide", "config.json"), config, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := synth.Init(filepath.Join(shape, "wide"), filepath.Join(root, "wide"), synth.InitOptions{Seed: 8, DType: "f32"}); err != nil {
+	if err := synth.Init(filepath.Join(shape, "wide"), filepath.Join(root, "wide"),
+		synth.InitOptions{Seed: 8, DType: "f32"}); err != nil {
 		t.Fatal(err)
 	}
 	return root
@@ -101,7 +102,8 @@ func TestTwoModelsEqualAlone(t *testing.T) {
 	if want["tiny"][0] == want["other"][0] {
 		t.Fatal("both models give the same: this would show nothing")
 	}
-	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--model", "other="+filepath.Join(root, "random"), "--slots", "4")
+	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--model", "other="+filepath.Join(root, "random"),
+		"--slots", "4")
 	var wg sync.WaitGroup
 	for i := range n {
 		for _, name := range []string{"tiny", "other", ""} {
@@ -119,7 +121,8 @@ func TestTwoModelsEqualAlone(t *testing.T) {
 	}
 	wg.Wait()
 	models, err := c.Models(t.Context())
-	if err != nil || len(models) != 2 || models[0].GetName() != "tiny" || models[1].GetName() != "other" || models[0].GetDigest() == models[1].GetDigest() {
+	if err != nil || len(models) != 2 || models[0].GetName() != "tiny" || models[1].GetName() != "other" ||
+		models[0].GetDigest() == models[1].GetDigest() {
 		t.Errorf("models %v, %v", models, err)
 	}
 	_, err = c.Generate(t.Context(), asked(t, "nobody", 0))
@@ -169,7 +172,8 @@ func TestSwapUnderLoad(t *testing.T) {
 		want[digest], digests[dir] = answers, digest
 	}
 	admin := sockettest.FreeAddress(t)
-	c := startServer(t, "--model", "m="+filepath.Join(root, "tiny"), "--model", "stays="+filepath.Join(root, "tiny"), "--slots", "4",
+	c := startServer(t, "--model", "m="+filepath.Join(root, "tiny"), "--model", "stays="+filepath.Join(root, "tiny"),
+		"--slots", "4",
 		"--admin-address", admin, "--models-dir", root)
 	var served atomic.Pointer[string] // the digest that has to answer; nil during a swap
 	now := digests["tiny"]
@@ -255,19 +259,22 @@ func generateByStream(c *client.Client, in *pb.GenerateRequest) (*pb.GenerateRes
 			out.Model, out.ModelDigest = s.GetModel(), s.GetModelDigest()
 		}
 		out.Text += e.GetDelta().GetText()
-		out.Choices[0].Logprobs = append(out.Choices[0].Logprobs, append(e.GetDelta().GetLogprobs(), e.GetFinish().GetLogprobs()...)...)
+		out.Choices[0].Logprobs = append(out.Choices[0].Logprobs,
+			append(e.GetDelta().GetLogprobs(), e.GetFinish().GetLogprobs()...)...)
 	}
 	return out, nil
 }
 
 // What is loaded and unloaded again and again leaves nothing behind.
 func TestUnloadGivesMemoryBack(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	if runtime.GOOS != "linux" {
 		t.Skip("reads /proc")
 	}
 	root := modelsDir(t)
 	addr, admin := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
-	p := startServe(t, addr, nil, "--model", filepath.Join(root, "tiny"), "--slots", "4", "--admin-address", admin, "--models-dir", root)
+	p := startServe(t, addr, nil, "--model", filepath.Join(root, "tiny"), "--slots", "4", "--admin-address", admin,
+		"--models-dir", root)
 	p.logged("msg=serving")
 	c, err := client.Dial(addr)
 	if err != nil {
@@ -322,12 +329,14 @@ func TestModelChangesRefused(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(outside, "tiny"), os.DirFS(tinyVLM)); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Symlink(filepath.Join(outside, "tiny"), filepath.Join(root, "link")), os.Mkdir(filepath.Join(root, "empty"), 0o755),
+	if err := errors.Join(os.Symlink(filepath.Join(outside, "tiny"), filepath.Join(root, "link")),
+		os.Mkdir(filepath.Join(root, "empty"), 0o755),
 		os.WriteFile(filepath.Join(root, "file"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	admin := sockettest.FreeAddress(t)
-	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin, "--models-dir", root)
+	c := startServer(t, "--model", filepath.Join(root, "tiny"), "--slots", "2", "--admin-address", admin,
+		"--models-dir", root)
 	url := "http://" + admin + "/models"
 	for _, tt := range []struct {
 		method, path, body string
@@ -382,10 +391,12 @@ func TestModelChangesRefused(t *testing.T) {
 func TestModelsDirAndMemory(t *testing.T) {
 	root := modelsDir(t)
 	admin := sockettest.FreeAddress(t)
-	startServer(t, "--model", filepath.Join(root, "tiny"), "--model", "b="+filepath.Join(root, "random"), "--slots", "2", "--admin-address", admin)
+	startServer(t, "--model", filepath.Join(root, "tiny"), "--model", "b="+filepath.Join(root, "random"), "--slots", "2",
+		"--admin-address", admin)
 	url := "http://" + admin + "/models"
 	for _, c := range [][3]string{{"POST", "", load("c", "tiny")}, {"DELETE", "/b", ""}} {
-		if code, body := change(t, c[0], url+c[1], c[2]); code != http.StatusForbidden || !strings.Contains(body, "--models-dir") {
+		if code, body := change(t, c[0], url+c[1], c[2]); code != http.StatusForbidden ||
+			!strings.Contains(body, "--models-dir") {
 			t.Errorf("%v: %d %s", c, code, body)
 		}
 	}
@@ -396,7 +407,8 @@ func TestModelsDirAndMemory(t *testing.T) {
 		len(listed.Models) != 2 || !listed.Models[0].Default || listed.Models[1].Name != "b" || listed.Models[1].Memory == 0 {
 		t.Errorf("%d %s", code, body)
 	}
-	if code, _, errs := mmserve(t, "serve", "--listen", sockettest.FreeAddress(t), "--admin-address", "", "--model", filepath.Join(root, "tiny"),
+	if code, _, errs := mmserve(t, "serve", "--listen", sockettest.FreeAddress(t), "--admin-address", "",
+		"--model", filepath.Join(root, "tiny"),
 		"--model", filepath.Join(root, "tiny")); code != 1 || !strings.Contains(errs, `two are called "tiny"`) {
 		t.Errorf("one name twice: %d %s", code, errs)
 	}

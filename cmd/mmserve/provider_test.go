@@ -25,13 +25,15 @@ func startedRuntime(t *testing.T) {
 func TestMissingProvider(t *testing.T) {
 	startedRuntime(t)
 	sample := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
-	for name, want := range map[string]string{"cuda": "failed to load", "tensorrt": "TensorRT 10", "coreml": "macOS", "directml": "Windows", "openvino": "OpenVINO", "migraphx": "ROCm"} {
+	for name, want := range map[string]string{"cuda": "failed to load", "tensorrt": "TensorRT 10", "coreml": "macOS",
+		"directml": "Windows", "openvino": "OpenVINO", "migraphx": "ROCm"} {
 		if ort.Working(name) == nil {
 			continue
 		}
 		for _, flag := range []string{"--provider", "--vision-provider"} {
 			code, out, errs := mmserve(t, "caption", flag, name, sample)
-			if code != 1 || out != "" || !strings.Contains(errs, "mmserve: "+flag+": execution provider "+name) || !strings.Contains(errs, want) || !strings.Contains(errs, "what works here: cpu") {
+			if code != 1 || out != "" || !strings.Contains(errs, "mmserve: "+flag+": execution provider "+name) ||
+				!strings.Contains(errs, want) || !strings.Contains(errs, "what works here: cpu") {
 				t.Errorf("%s %s: status %d, %s%s", flag, name, code, out, errs)
 			}
 		}
@@ -79,7 +81,8 @@ func TestPlacementIsReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(info.Sessions) != 2 || info.Sessions[0].Graph != "vision" || info.Sessions[1].Graph != "decoder" || info.Model != "tiny-vlm" || info.Slots != 2 {
+	if len(info.Sessions) != 2 || info.Sessions[0].Graph != "vision" || info.Sessions[1].Graph != "decoder" ||
+		info.Model != "tiny-vlm" || info.Slots != 2 {
 		t.Fatalf("server info %v", info)
 	}
 	for _, s := range info.Sessions {
@@ -122,29 +125,34 @@ func TestDoctorOnWebGPU(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := fmt.Sprintf("of up to %d sequences with up to %d each\n", info.Slots, info.Context); info.Slots >= 16 || !strings.Contains(out, want) {
+	if want := fmt.Sprintf("of up to %d sequences with up to %d each\n", info.Slots, info.Context); info.Slots >= 16 ||
+		!strings.Contains(out, want) {
 		t.Errorf("a server has %d slots; no %q in\n%s", info.Slots, want, out)
 	}
 	for _, s := range info.Sessions {
-		if at := placementText(ort.Placement{Graph: s.Graph, Provider: s.Provider, Nodes: map[string]int{"WebGpuExecutionProvider": int(s.Nodes["WebGpuExecutionProvider"])}}); !strings.Contains(out, at+"\n") {
+		if at := placementText(ort.Placement{Graph: s.Graph, Provider: s.Provider,
+			Nodes: map[string]int{"WebGpuExecutionProvider": int(s.Nodes["WebGpuExecutionProvider"])}}); !strings.Contains(out, at+"\n") {
 			t.Errorf("a server has %q; doctor says\n%s", at, out)
 		}
 	}
-	if code, out, _ := mmserve(t, "doctor", "--provider", "webgpu", "--device-memory", "8MiB"); code != 1 || !strings.Contains(out, "FAILED: the model does not fit") {
+	if code, out, _ := mmserve(t, "doctor", "--provider", "webgpu", "--device-memory", "8MiB"); code != 1 ||
+		!strings.Contains(out, "FAILED: the model does not fit") {
 		t.Errorf("8 MiB: status %d: %s", code, out)
 	}
 }
 
-// Without a Vulkan driver a server for webgpu does not start. The loader looks for drivers once in a process: the command runs
-// in another.
+// Without a Vulkan driver a server for webgpu does not start. The loader looks for drivers once in a process: the
+// command runs in another.
 func TestNoDriverNoServer(t *testing.T) {
 	if os.Getenv("VK_DRIVER_FILES") == "/nowhere.json" {
-		os.Exit(run(t.Context(), []string{"serve", "--provider", "webgpu", "--listen", "127.0.0.1:0", "--admin-address", ""}, os.Stdout, os.Stderr))
+		os.Exit(run(t.Context(), []string{"serve", "--provider", "webgpu", "--listen", "127.0.0.1:0", "--admin-address", ""},
+			os.Stdout, os.Stderr))
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestNoDriverNoServer$")
 	cmd.Env = append(os.Environ(), "VK_DRIVER_FILES=/nowhere.json")
 	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "mmserve: --provider: execution provider webgpu: ") || !strings.Contains(string(out), "needs a GPU") {
+	if cmd.ProcessState.ExitCode() != 1 ||
+		!strings.Contains(string(out), "mmserve: --provider: execution provider webgpu: ") || !strings.Contains(string(out), "needs a GPU") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -166,10 +174,12 @@ func TestServeOnWebGPU(t *testing.T) {
 			t.Errorf("%s: status %d, %q, on the processor %q\n%s", precision, code, got, want, errs)
 		}
 	}
-	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--precision", "int8", sample); code != 1 || !strings.Contains(errs, "webgpu takes fp32 and fp16") {
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--precision", "int8", sample); code != 1 ||
+		!strings.Contains(errs, "webgpu takes fp32 and fp16") {
 		t.Errorf("int8: status %d, %s", code, errs)
 	}
-	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--device-memory", "8MiB", sample); code != 1 || !strings.Contains(errs, "--device-memory") {
+	if code, _, errs := mmserve(t, "caption", "--provider", "webgpu", "--device-memory", "8MiB", sample); code != 1 ||
+		!strings.Contains(errs, "--device-memory") {
 		t.Errorf("8 MiB: status %d, %s", code, errs)
 	}
 }

@@ -71,7 +71,8 @@ func holdQueue(addr, dir string) (*server.Server, error) {
 		return nil, err
 	}
 	s, err := server.NewServer(&server.Options{
-		ServerName: "mmserve", Host: host, Port: int(port), JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: false,
+		ServerName: "mmserve", Host: host, Port: int(port), JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
+		DontListen: false,
 	})
 	if err != nil {
 		return nil, err

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // readmeBlock is the README's only block in a language that has a text in it, in the section on calling the server.
@@ -30,7 +32,8 @@ func readmeBlock(t *testing.T, language, has string) string {
 	return found[0]
 }
 
-// TestReadme does what the README says to call a server, as far as this machine has what it takes: each block gives the answer.
+// TestReadme does what the README says to call a server, as far as this machine has what it takes: each block gives the
+// answer.
 func TestReadme(t *testing.T) {
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
@@ -48,7 +51,8 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What npm install makes of a folder.
-	if err := os.Symlink(filepath.Join(root, "clients", "node"), filepath.Join(dir, "node_modules", "mmserve-client")); err != nil {
+	if err := os.Symlink(filepath.Join(root, "clients", "node"),
+		filepath.Join(dir, "node_modules", "mmserve-client")); err != nil {
 		t.Fatal(err)
 	}
 	addr := serveAt(t)
@@ -78,7 +82,7 @@ func TestReadme(t *testing.T) {
 			}
 			if c.language == "go" { // within the module, as after go get
 				build := []string{"go", "build", "-o", filepath.Join(dir, "call")}
-				if raceDetector { // as this test was: its packages are compiled then
+				if racetest.Enabled { // as this test was: its packages are compiled then
 					build = append(build, "-race")
 				}
 				if out, err := command(root, append(build, filepath.Join(dir, c.file))...); err != nil {

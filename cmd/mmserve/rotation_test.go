@@ -28,12 +28,14 @@ func startRotating(t *testing.T, args ...string) (s *rotating, key string) {
 	t.Helper()
 	dir := t.TempDir()
 	s = &rotating{
-		ca: authtest.NewCA(t), cert: filepath.Join(dir, "cert.pem"), keys: filepath.Join(dir, "keys"), root: filepath.Join(dir, "ca.pem"),
+		ca: authtest.NewCA(t), cert: filepath.Join(dir, "cert.pem"), keys: filepath.Join(dir, "keys"),
+		root: filepath.Join(dir, "ca.pem"),
 	}
 	s.write(t, s.root, s.ca.PEM)
 	s.newCertificate(t)
 	key = s.newKey(t, "one")
-	s.served = startServe(t, sockettest.FreeAddress(t), nil, append(args, "--tls-cert", s.cert, "--tls-key", s.cert, "--api-keys-file", s.keys)...)
+	s.served = startServe(t, sockettest.FreeAddress(t), nil,
+		append(args, "--tls-cert", s.cert, "--tls-key", s.cert, "--api-keys-file", s.keys)...)
 	s.logged("msg=serving")
 	return s, key
 }

@@ -153,7 +153,8 @@ type security struct {
 func (f securityFlags) open(log *slog.Logger) (s *security, err error) {
 	s = &security{flags: f}
 	if f.TLSCert != "" {
-		if s.tls, err = server.OpenTLS(server.TLSFiles{Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSClientCA}, log); err != nil {
+		if s.tls, err = server.OpenTLS(server.TLSFiles{Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSClientCA},
+			log); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 		s.files = append(s.files, s.tls)

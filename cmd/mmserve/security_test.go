@@ -17,6 +17,7 @@ import (
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
@@ -29,26 +30,30 @@ func TestInsecureListeners(t *testing.T) {
 		args []string
 		want string
 	}{
-		"all interfaces":        {[]string{"--listen", ":0"}, "--listen :0 is outside loopback: anybody who reaches it may use it"},
-		"0.0.0.0":               {[]string{"--listen", "0.0.0.0:0"}, "outside loopback"},
-		"IPv6":                  {[]string{"--listen", "[::]:0"}, "outside loopback"},
-		"a name":                {[]string{"--listen", "mm.example:0"}, "outside loopback"},
-		"HTTP":                  {[]string{"--http-listen", ":0"}, "--http-listen :0 is outside loopback"},
-		"admin":                 {[]string{"--admin-address", ":0"}, "--admin-address :0 is outside loopback"},
-		"keys without TLS":      {[]string{"--listen", ":0", "--api-keys-file", keys}, "without TLS whoever is on the way reads"},
-		"TLS without keys":      {[]string{"--listen", ":0", "--tls-cert", cert, "--tls-key", key}, "anybody who reaches it may use it"},
-		"an admin key alone":    {[]string{"--admin-address", ":0", "--admin-key-file", keys}, "without TLS"},
-		"IPv6 loopback":         {[]string{"--listen", "[::1]:0", "--api-keys-file", "/none"}, "/none: no such file"},
-		"localhost":             {[]string{"--listen", "localhost:0", "--api-keys-file", "/none"}, "/none: no such file"},
-		"secured":               {append(secured, "--listen", ":0"), "TLS: open " + cert},
-		"told":                  {[]string{"--listen", ":0", "--allow-insecure-listen", "--api-keys-file", "/none"}, "/none: no such file"},
-		"a key alone":           {[]string{"--tls-key", key}, "want both or neither"},
-		"client CA alone":       {[]string{"--tls-client-ca", key}, "--tls-client-ca: want --tls-cert"},
-		"audience alone":        {[]string{"--oidc-audience", "a"}, "--oidc-issuer is missing"},
-		"no audience":           {[]string{"--oidc-issuer", "https://issuer.example"}, "--oidc-audience is missing"},
-		"a plaintext issuer":    {[]string{"--oidc-issuer", "http://issuer.example", "--oidc-audience", "a"}, "want an https URL"},
-		"a role that is none":   {[]string{"--oidc-issuer", "https://i.example", "--oidc-audience", "a", "--oidc-role-claim", "r", "--oidc-role", "x=boss"}, "want VALUE=ROLE"},
-		"roles without a claim": {[]string{"--oidc-issuer", "https://i.example", "--oidc-audience", "a", "--oidc-role", "x=user"}, "want --oidc-role-claim"},
+		"all interfaces":     {[]string{"--listen", ":0"}, "--listen :0 is outside loopback: anybody who reaches it may use it"},
+		"0.0.0.0":            {[]string{"--listen", "0.0.0.0:0"}, "outside loopback"},
+		"IPv6":               {[]string{"--listen", "[::]:0"}, "outside loopback"},
+		"a name":             {[]string{"--listen", "mm.example:0"}, "outside loopback"},
+		"HTTP":               {[]string{"--http-listen", ":0"}, "--http-listen :0 is outside loopback"},
+		"admin":              {[]string{"--admin-address", ":0"}, "--admin-address :0 is outside loopback"},
+		"keys without TLS":   {[]string{"--listen", ":0", "--api-keys-file", keys}, "without TLS whoever is on the way reads"},
+		"TLS without keys":   {[]string{"--listen", ":0", "--tls-cert", cert, "--tls-key", key}, "anybody who reaches it may use it"},
+		"an admin key alone": {[]string{"--admin-address", ":0", "--admin-key-file", keys}, "without TLS"},
+		"IPv6 loopback":      {[]string{"--listen", "[::1]:0", "--api-keys-file", "/none"}, "/none: no such file"},
+		"localhost":          {[]string{"--listen", "localhost:0", "--api-keys-file", "/none"}, "/none: no such file"},
+		"secured":            {append(secured, "--listen", ":0"), "TLS: open " + cert},
+		"told": {[]string{"--listen", ":0", "--allow-insecure-listen", "--api-keys-file", "/none"},
+			"/none: no such file"},
+		"a key alone":     {[]string{"--tls-key", key}, "want both or neither"},
+		"client CA alone": {[]string{"--tls-client-ca", key}, "--tls-client-ca: want --tls-cert"},
+		"audience alone":  {[]string{"--oidc-audience", "a"}, "--oidc-issuer is missing"},
+		"no audience":     {[]string{"--oidc-issuer", "https://issuer.example"}, "--oidc-audience is missing"},
+		"a plaintext issuer": {[]string{"--oidc-issuer", "http://issuer.example", "--oidc-audience", "a"},
+			"want an https URL"},
+		"a role that is none": {[]string{"--oidc-issuer", "https://i.example", "--oidc-audience", "a", "--oidc-role-claim",
+			"r", "--oidc-role", "x=boss"}, "want VALUE=ROLE"},
+		"roles without a claim": {[]string{"--oidc-issuer", "https://i.example", "--oidc-audience", "a", "--oidc-role",
+			"x=user"}, "want --oidc-role-claim"},
 	} {
 		args := append([]string{"serve", "--pace=1ms,1ms", "--admin-address=", "--listen=127.0.0.1:0"}, c.args...)
 		if code, _, errs := mmserve(t, args...); code != 1 || !strings.Contains(errs, c.want) {
@@ -62,7 +67,7 @@ type secureServe struct {
 	addr, web, admin string
 	cert, ca         string // files
 	key, adminKey    string
-	log              *lockedBuffer
+	log              *logtest.Buffer
 }
 
 func startSecure(t *testing.T, args ...string) *secureServe {
@@ -83,7 +88,8 @@ func startSecure(t *testing.T, args ...string) *secureServe {
 		t.Fatal(errs)
 	}
 	s := &secureServe{
-		addr: sockettest.FreeAddress(t), web: sockettest.FreeAddress(t), admin: sockettest.FreeAddress(t), log: new(lockedBuffer),
+		addr: sockettest.FreeAddress(t), web: sockettest.FreeAddress(t), admin: sockettest.FreeAddress(t),
+		log:  new(logtest.Buffer),
 		cert: path("cert", certPEM), ca: path("ca", ca.PEM), adminKey: path("admin", []byte("admin-0123456789abcdef\n")),
 	}
 	s.key = path("api-key", []byte(regexp.MustCompile(`(?m)^mms_.*$`).FindString(out)+"\n"))
@@ -118,21 +124,25 @@ func TestCommandsUseTLSAndKeys(t *testing.T) {
 		code int
 		want string
 	}{
-		"health by CA":       {[]string{"health", "--server", s.addr, "--tls-ca", s.ca}, 0, ""},
-		"health, plaintext":  {[]string{"health", "--server", s.addr, "--timeout", "2s"}, 1, "Unavailable"},
-		"health, other pin":  {[]string{"health", "--server", s.addr, "--tls-pin", s.ca, "--timeout", "2s"}, 1, "another certificate"},
+		"health by CA":      {[]string{"health", "--server", s.addr, "--tls-ca", s.ca}, 0, ""},
+		"health, plaintext": {[]string{"health", "--server", s.addr, "--timeout", "2s"}, 1, "Unavailable"},
+		"health, other pin": {[]string{"health", "--server", s.addr, "--tls-pin", s.ca, "--timeout", "2s"}, 1,
+			"another certificate"},
 		"caption":            {append(caption, "--tls-ca", s.ca, "--api-key-file", s.key, image), 0, "sample0.png: "},
 		"caption, no key":    {append(caption, "--tls-ca", s.ca, image), 1, ""},
 		"caption, wrong key": {append(caption, "--tls-ca", s.ca, "--api-key-file", s.adminKey, image), 1, ""},
 		"caption, no CA":     {append(caption, "--tls", "--api-key-file", s.key, image), 1, ""},
-		"bench": {[]string{"bench", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.key, "--requests", "3", "--rate", "50",
+		"bench": {[]string{"bench", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.key, "--requests", "3",
+			"--rate", "50",
 			"--warm-up", "0s", "--output", "2", "--quiet"}, 0, "3"},
-		"bench of HTTP": {[]string{"bench", "--openai", "https://" + s.web, "--tls-ca", s.ca, "--api-key-file", s.key, "--requests", "3",
-			"--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 0, "0 failed"},
-		"bench of HTTP, no CA": {[]string{"bench", "--openai", "https://" + s.web, "--api-key-file", s.key, "--requests", "1",
-			"--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 1, ""},
-		"a key far away":     {[]string{"health", "--server", "mm.example:1", "--api-key-file", s.key}, 1, "in plaintext: want --tls"},
-		"a key that is none": {[]string{"health", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.cert}, 1, "want one key or token"},
+		"bench of HTTP": {[]string{"bench", "--openai", "https://" + s.web, "--tls-ca", s.ca, "--api-key-file", s.key,
+			"--requests", "3", "--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 0, "0 failed"},
+		"bench of HTTP, no CA": {[]string{"bench", "--openai", "https://" + s.web, "--api-key-file", s.key,
+			"--requests", "1", "--rate", "50", "--warm-up", "0s", "--output", "2", "--quiet"}, 1, ""},
+		"a key far away": {[]string{"health", "--server", "mm.example:1", "--api-key-file", s.key}, 1,
+			"in plaintext: want --tls"},
+		"a key that is none": {[]string{"health", "--server", s.addr, "--tls-ca", s.ca, "--api-key-file", s.cert}, 1,
+			"want one key or token"},
 	} {
 		if code, out, errs := mmserve(t, c.args...); code != c.code || !strings.Contains(out+errs, c.want) {
 			t.Errorf("%s: status %d, %s%s; want %d, %q", name, code, out, errs, c.code, c.want)
@@ -146,7 +156,8 @@ func TestCommandsUseTLSAndKeys(t *testing.T) {
 	if code, out, errs := mmserve(t, append(caption, "--tls-ca", s.ca, image)...); code != 0 {
 		t.Errorf("with the variable: %s%s", out, errs)
 	}
-	if strings.Contains(s.log.String(), strings.TrimSpace(string(key))) || !strings.Contains(s.log.String(), "credential=k1") {
+	if strings.Contains(s.log.String(), strings.TrimSpace(string(key))) ||
+		!strings.Contains(s.log.String(), "credential=k1") {
 		t.Errorf("the log has the key, or not whose it was:\n%s", s.log)
 	}
 }
@@ -168,19 +179,21 @@ func TestHTTPAndAdminWantKeys(t *testing.T) {
 		url, header, value string
 		status             int
 	}{
-		"models":              {"https://" + s.web + "/v1/models", "Authorization", "Bearer " + strings.TrimSpace(string(key)), 200},
-		"models, x-api-key":   {"https://" + s.web + "/v1/models", "X-Api-Key", strings.TrimSpace(string(key)), 200},
-		"models, none":        {"https://" + s.web + "/v1/models", "X", "", 401},
-		"models, wrong":       {"https://" + s.web + "/v1/models", "Authorization", "Bearer " + admin, 401},
-		"unknown path":        {"https://" + s.web + "/v1/other", "X", "", 401},
-		"health":              {"https://" + s.web + "/health", "X", "", 200},
-		"plaintext":           {"http://" + s.web + "/health", "X", "", 400},
-		"admin, none":         {"http://" + s.admin + "/metrics", "X", "", 401},
-		"admin, a user's key": {"http://" + s.admin + "/metrics", "Authorization", "Bearer " + strings.TrimSpace(string(key)), 403},
-		"admin":               {"http://" + s.admin + "/metrics", "Authorization", "Bearer " + admin, 200},
-		"admin, probe":        {"http://" + s.admin + "/readyz", "X", "", 200},
-		"admin, models":       {"http://" + s.admin + "/models", "X", "", 401},
-		"admin, profiles":     {"http://" + s.admin + "/debug/pprof/cmdline", "Authorization", "Bearer " + admin, 200},
+		"models": {"https://" + s.web + "/v1/models", "Authorization",
+			"Bearer " + strings.TrimSpace(string(key)), 200},
+		"models, x-api-key": {"https://" + s.web + "/v1/models", "X-Api-Key", strings.TrimSpace(string(key)), 200},
+		"models, none":      {"https://" + s.web + "/v1/models", "X", "", 401},
+		"models, wrong":     {"https://" + s.web + "/v1/models", "Authorization", "Bearer " + admin, 401},
+		"unknown path":      {"https://" + s.web + "/v1/other", "X", "", 401},
+		"health":            {"https://" + s.web + "/health", "X", "", 200},
+		"plaintext":         {"http://" + s.web + "/health", "X", "", 400},
+		"admin, none":       {"http://" + s.admin + "/metrics", "X", "", 401},
+		"admin, a user's key": {"http://" + s.admin + "/metrics", "Authorization", "Bearer " + strings.TrimSpace(string(key)),
+			403},
+		"admin":           {"http://" + s.admin + "/metrics", "Authorization", "Bearer " + admin, 200},
+		"admin, probe":    {"http://" + s.admin + "/readyz", "X", "", 200},
+		"admin, models":   {"http://" + s.admin + "/models", "X", "", 401},
+		"admin, profiles": {"http://" + s.admin + "/debug/pprof/cmdline", "Authorization", "Bearer " + admin, 200},
 	} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.url, nil)
 		if err != nil {
@@ -209,14 +222,16 @@ func TestKeysNew(t *testing.T) {
 		code int
 		want string
 	}{
-		"a user":           {[]string{"--id", "a", "--tenant", "acme", "--expires", "1h", "--model", "m"}, 0, `"models":["m"]`},
+		"a user": {[]string{"--id", "a", "--tenant", "acme", "--expires", "1h", "--model", "m"}, 0,
+			`"models":["m"]`},
 		"an admin":         {[]string{"--id", "a", "--role", "admin"}, 0, `"role":"admin"`},
 		"no tenant":        {[]string{"--id", "a"}, 1, "tenant"},
 		"a wrong role":     {[]string{"--id", "a", "--role", "boss"}, 2, "want admin, user or read-only"},
 		"a negative time":  {[]string{"--id", "a", "--tenant", "t", "--expires=-1h"}, 1, "--expires"},
 		"a tenant of text": {[]string{"--id", "a", "--tenant", "a b"}, 1, "tenant"},
 	} {
-		if code, out, errs := mmserve(t, append([]string{"keys", "new"}, c.args...)...); code != c.code || !strings.Contains(out+errs, c.want) {
+		if code, out, errs := mmserve(t, append([]string{"keys", "new"}, c.args...)...); code != c.code ||
+			!strings.Contains(out+errs, c.want) {
 			t.Errorf("%s: status %d, %s%s; want %d, %q", name, code, out, errs, c.code, c.want)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc"
@@ -51,7 +52,8 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--listen=unix://run/s", "want three slashes"},
 		{"", "--listen=unix:@abstract", "abstract sockets have no permissions"},
 		{"", "--admin-address=unix-abstract:a", "--admin-address \"unix-abstract:a\": abstract"},
-		{"", "--socket-mode=0777", "want 0600 to 0666"}, {"", "--socket-mode=0060", "want 0600 to 0666"}, {"", "--socket-mode=rw", "want 0600"},
+		{"", "--socket-mode=0777", "want 0600 to 0666"}, {"", "--socket-mode=0060", "want 0600 to 0666"},
+		{"", "--socket-mode=rw", "want 0600"},
 		{"", "--max-connection-age=-1s", "--max-connection-age -1s: want"}, {"", "--max-connection-age-grace=25h", "--max-connection-age-grace 25h0m0s: want"},
 		{"", "--grace=-1s", "--grace -1s: want"},
 		{"", "--grace=0s", "--grace 0s: want"},
@@ -117,30 +119,13 @@ type served struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	addr string
-	log  *lockedBuffer
+	log  *logtest.Buffer
 	done chan error
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func startServe(t *testing.T, addr string, env []string, args ...string) *served {
 	t.Helper()
-	p := &served{t: t, addr: addr, log: new(lockedBuffer), done: make(chan error, 1)}
+	p := &served{t: t, addr: addr, log: new(logtest.Buffer), done: make(chan error, 1)}
 	p.cmd = exec.Command(os.Args[0], append([]string{"serve", "--listen", addr, "--admin-address="}, args...)...)
 	p.cmd.Env = append(append(os.Environ(), "MMSERVE_TEST_MAIN=1"), env...)
 	p.cmd.Stderr = p.log
@@ -202,10 +187,14 @@ func TestSignals(t *testing.T) {
 		logged    string
 		completes bool
 	}{
-		{"hangup, then a drain", nil, []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM}, 0, 10 * time.Second, codes.OK, "SIGHUP", true},
-		{"cut", []string{"--grace=200ms"}, []syscall.Signal{syscall.SIGINT}, 1, 5 * time.Second, codes.Unavailable, "open_requests=1", false},
-		{"twice", nil, []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM}, 143, time.Second, codes.Unavailable, "second signal", false},
-		{"both", nil, []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 130, time.Second, codes.Unavailable, "second signal", false},
+		{"hangup, then a drain", nil, []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM}, 0, 10 * time.Second, codes.OK,
+			"SIGHUP", true},
+		{"cut", []string{"--grace=200ms"}, []syscall.Signal{syscall.SIGINT}, 1, 5 * time.Second, codes.Unavailable,
+			"open_requests=1", false},
+		{"twice", nil, []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM}, 143, time.Second, codes.Unavailable,
+			"second signal", false},
+		{"both", nil, []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 130, time.Second, codes.Unavailable, "second signal",
+			false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startServe(t, sockettest.FreeAddress(t), nil, append(tt.args, "--pace=1ms,10ms")...)
@@ -241,7 +230,8 @@ func TestSignals(t *testing.T) {
 
 // SIGTERM ends a server whose model still loads, at once.
 func TestSignalWhileLoading(t *testing.T) {
-	p := startServe(t, sockettest.FreeAddress(t), nil, "--load-format=dummy", "--model="+filepath.Join("..", "..", "testdata", "granite-docling", "config.json"))
+	p := startServe(t, sockettest.FreeAddress(t), nil, "--load-format=dummy",
+		"--model="+filepath.Join("..", "..", "testdata", "granite-docling", "config.json"))
 	p.logged("msg=listening")
 	p.signal(syscall.SIGTERM)
 	if code, took := p.wait(10 * time.Second); code != 0 || took > 2*time.Second {
@@ -251,7 +241,9 @@ func TestSignalWhileLoading(t *testing.T) {
 
 // Telemetry that cannot be sent changes neither how a drain ends nor for how long.
 func TestDeadTelemetry(t *testing.T) {
-	p := startServe(t, sockettest.FreeAddress(t), []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + sockettest.FreeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
+	t.Parallel() // it runs in processes of its own
+	p := startServe(t, sockettest.FreeAddress(t),
+		[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + sockettest.FreeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
 	p.logged("msg=serving")
 	c, err := client.Dial(p.addr)
 	if err != nil {
@@ -267,8 +259,8 @@ func TestDeadTelemetry(t *testing.T) {
 	}
 }
 
-// TestRollingRestart restarts three servers in turn behind gRPC's round robin, without retries or health checks: no request is
-// lost. MMSERVE_TEST_ROLLING says how many streams there are, 15 each second.
+// TestRollingRestart restarts three servers in turn behind gRPC's round robin, without retries or health checks: no
+// request is lost. MMSERVE_TEST_ROLLING says how many streams there are, 15 each second.
 func TestRollingRestart(t *testing.T) {
 	streams := 90
 	if n, err := strconv.Atoi(os.Getenv("MMSERVE_TEST_ROLLING")); err == nil {
@@ -287,8 +279,9 @@ func TestRollingRestart(t *testing.T) {
 	}
 	r := manual.NewBuilderWithScheme("replicas")
 	r.InitialState(state)
-	c, err := client.Dial("replicas:///", client.WithDialOptions(grpc.WithResolvers(r), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`), grpc.WithDisableRetry()))
+	c, err := client.Dial("replicas:///",
+		client.WithDialOptions(grpc.WithResolvers(r), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`), grpc.WithDisableRetry()))
 	if err != nil {
 		t.Fatal(err)
 	}

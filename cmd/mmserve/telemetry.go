@@ -41,8 +41,10 @@ type observability struct {
 	done   chan error // the admin listener's end
 }
 
-// observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads. a is what the listener shows, but for the metrics.
-func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger, listen func(flag, address string) (net.Listener, error),
+// observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads. a is what
+// the listener shows, but for the metrics.
+func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger,
+	listen func(flag, address string) (net.Listener, error),
 	a admin.Options) (o *observability, err error) {
 	if f.TraceSteps < 0 {
 		return nil, fmt.Errorf("--trace-steps is %d, want 0 or more", f.TraceSteps)
@@ -102,11 +104,13 @@ func (o *observability) grpc() []grpc.ServerOption {
 		return nil
 	}
 	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
-		otelgrpc.WithTracerProvider(o.sdk.Tracer), otelgrpc.WithMeterProvider(o.sdk.Meter), otelgrpc.WithPropagators(o.sdk.Propagator),
+		otelgrpc.WithTracerProvider(o.sdk.Tracer), otelgrpc.WithMeterProvider(o.sdk.Meter),
+		otelgrpc.WithPropagators(o.sdk.Propagator),
 		otelgrpc.WithFilter(measured)))}
 }
 
-// measured leaves out probes, and methods that nobody declared: their names are the caller's, and each would be a series.
+// measured leaves out probes, and methods that nobody declared: their names are the caller's, and each would be a
+// series.
 func measured(info *stats.RPCTagInfo) bool {
 	service, method, ok := strings.Cut(strings.TrimPrefix(info.FullMethodName, "/"), "/")
 	if !ok || service == grpc_health_v1.Health_ServiceDesc.ServiceName {
@@ -117,8 +121,8 @@ func measured(info *stats.RPCTagInfo) bool {
 	return err == nil && ok && s.Methods().ByName(protoreflect.Name(method)) != nil
 }
 
-// close sends what is left and ends the admin listener, last of all. What cannot be sent is logged: it says nothing of how
-// the server ended.
+// close sends what is left and ends the admin listener, last of all. What cannot be sent is logged: it says nothing of
+// how the server ended.
 func (o *observability) close(log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()

@@ -41,7 +41,9 @@ func benchServer(b *testing.B, watched bool) *client.Client {
 	if o.sdk, err = telemetry.Start(b.Context(), telemetry.Options{Prometheus: true}, log); err != nil {
 		b.Fatal(err)
 	}
-	config := serving.Config{Slots: 8, Batching: batching.Options{MaxWaiting: 8}, EncoderCacheBytes: 16 << 20, NoSelfTest: true, Logger: log}
+	config := serving.Config{
+		Slots: 8, Batching: batching.Options{MaxWaiting: 8}, EncoderCacheBytes: 16 << 20, NoSelfTest: true, Logger: log,
+	}
 	if watched {
 		exporter, err := otlptrace.New(b.Context(), discard{})
 		if err != nil {
@@ -94,8 +96,8 @@ func processorTime(b *testing.B) time.Duration {
 }
 
 // BenchmarkTelemetry decodes eight streams with everything on (every request traced, one step in 16, metrics) and with
-// everything off, in turn. on/off is the median of the ratios of their tokens by processor time, off/off the same for two
-// servers with everything off: how much of it is noise.
+// everything off, in turn. on/off is the median of the ratios of their tokens by processor time, off/off the same for
+// two servers with everything off: how much of it is noise.
 func BenchmarkTelemetry(b *testing.B) {
 	const streams, tokens = 8, 256
 	servers := []*client.Client{benchServer(b, false), benchServer(b, true), benchServer(b, false)}

@@ -16,7 +16,8 @@ import (
 func TestAdmin(t *testing.T) {
 	admin := sockettest.FreeAddress(t)
 	c := startServer(t, "--slots", "2", "--admin-address", admin)
-	if _, err := c.Generate(t.Context(), client.Chat(client.User(client.ImageBytes(sample(t, 0)), client.Text("Describe the image.")))); err != nil {
+	if _, err := c.Generate(t.Context(),
+		client.Chat(client.User(client.ImageBytes(sample(t, 0)), client.Text("Describe the image.")))); err != nil {
 		t.Fatal(err)
 	}
 	get := func(path string) string {

@@ -50,7 +50,8 @@ func TestClientUploads(t *testing.T) {
 			if err != nil {
 				return
 			}
-			out, err := c.Generate(t.Context(), client.Chat(client.User(client.ImageDigest(digest), client.Text("Describe the image."))))
+			out, err := c.Generate(t.Context(),
+				client.Chat(client.User(client.ImageDigest(digest), client.Text("Describe the image."))))
 			if err != nil || out.GetText() != want.GetText() {
 				t.Errorf("by digest: %q, %v; want %q", out.GetText(), err, want.GetText())
 			}

@@ -21,9 +21,9 @@ import (
 	yalue "github.com/yalue/onnxruntime_go"
 )
 
-// A server on the device answers over gRPC as one on the processor does, says in all places where its graphs run, and has no
-// kernel left to compile when it is ready: requests of other lengths, numbers of rows, images and ways of picking find all
-// they need.
+// A server on the device answers over gRPC as one on the processor does, says in all places where its graphs run, and
+// has no kernel left to compile when it is ready: requests of other lengths, numbers of rows, images and ways of
+// picking find all they need.
 func TestServeGRPCOnWebGPU(t *testing.T) {
 	if os.Getenv("MMSERVE_TEST_WEBGPU") == "" {
 		t.Skip("`make test-webgpu` runs it")
@@ -53,7 +53,8 @@ func TestServeGRPCOnWebGPU(t *testing.T) {
 			if kernels, ran := heard.compiled(t); len(kernels) < 10 || ran < 1000 {
 				t.Fatalf("at the start %d kernels were compiled for %d programs: not all are counted", len(kernels), ran)
 			}
-			if got, finish, err := answer(t, c, caption); err != nil || got != want || finish.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP {
+			if got, finish, err := answer(t, c, caption); err != nil || got != want ||
+				finish.GetFinishReason() != pb.FinishReason_FINISH_REASON_STOP {
 				t.Errorf("%q %v %v, on the processor %q", got, finish.GetFinishReason(), err, want)
 			}
 			placedOnWebGPU(t, c, admin)
@@ -146,12 +147,13 @@ func unlikeRequests(t *testing.T, c *client.Client) {
 	together.Wait()
 }
 
-// talk is what ONNX Runtime writes on standard error when it is at its most talkative, as far as it was not asked for yet.
-// Its WebGPU names each program that runs, and gives the source of each that it compiles. That drivers keep what they make
-// of it between processes changes nothing here.
+// talk is what ONNX Runtime writes on standard error when it is at its most talkative, as far as it was not asked for
+// yet. Its WebGPU names each program that runs, and gives the source of each that it compiles. That drivers keep what
+// they make of it between processes changes nothing here.
 type talk struct{ file *os.File }
 
-// listen diverts standard error until the test ends. Sessions are as talkative as the process was when they were opened.
+// listen diverts standard error until the test ends. Sessions are as talkative as the process was when they were
+// opened.
 func listen(t *testing.T) talk {
 	t.Helper()
 	startedRuntime(t)
@@ -163,11 +165,13 @@ func listen(t *testing.T) talk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(yalue.SetEnvironmentLogLevel(yalue.LoggingLevelVerbose), syscall.Dup3(int(file.Fd()), 2, 0)); err != nil {
+	if err := errors.Join(yalue.SetEnvironmentLogLevel(yalue.LoggingLevelVerbose),
+		syscall.Dup3(int(file.Fd()), 2, 0)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(yalue.SetEnvironmentLogLevel(yalue.LoggingLevelError), syscall.Dup3(terminal, 2, 0), syscall.Close(terminal), file.Close()); err != nil {
+		if err := errors.Join(yalue.SetEnvironmentLogLevel(yalue.LoggingLevelError), syscall.Dup3(terminal, 2, 0),
+			syscall.Close(terminal), file.Close()); err != nil {
 			t.Error(err)
 		}
 	})

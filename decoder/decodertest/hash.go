@@ -25,6 +25,8 @@ type Hash struct {
 	// Loop, if set, makes a runner that repeats itself, as captions and documents do: seven times of eight the logits are
 	// a hash of the last Loop positions only.
 	Loop int
+	// WholeImages makes a runner in which an image's positions see each other (decoder.Capacity).
+	WholeImages bool
 
 	maxLen int
 	vocab  int
@@ -60,7 +62,7 @@ func (h *Hash) Holds(in fusion.Input) bool {
 
 // Capacity is what NewHash was given.
 func (h *Hash) Capacity() decoder.Capacity {
-	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen, Exact: h.Chunk == 0}
+	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen, Exact: h.Chunk == 0, WholeImages: h.WholeImages}
 }
 
 // Run makes the moves, then hashes each row. A batch that breaks decoder.Batch's contract gives decoder.ErrDevice: a
@@ -150,11 +152,17 @@ func (h *Hash) check(i int, row decoder.Row, b *decoder.Batch) error {
 	case len(b.Rows) > 1 && (row.Slot != i || len(row.IDs) != 1+row.Drafts || row.Past == 0):
 		return fmt.Errorf("row %d of a decode step has slot %d, %d ids, %d drafts, past %d", i, row.Slot, len(row.IDs), row.Drafts, row.Past)
 	}
+	for _, s := range row.Spans {
+		from, to := max(s.Start, row.Past), min(s.Start+s.Len, row.Past+len(row.IDs))
+		if h.WholeImages && from < to && to-from < s.Len {
+			return fmt.Errorf("row %d at [%d,%d) cuts the image at [%d,%d)", i, row.Past, row.Past+len(row.IDs), s.Start, s.Start+s.Len)
+		}
+	}
 	return nil
 }
 
 // positions is what the KV cache would hold for ids at [past, past+len(ids)): the id, or under a span the image's
-// digest and the row of its patches; if the runner is not exact, also which run wrote it.
+// digest, the row of its patches and its map; if the runner is not exact, also which run wrote it.
 func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	kv := make([]uint64, len(ids))
 	for i, id := range ids {
@@ -163,6 +171,12 @@ func (h *Hash) positions(ids []int32, past int, spans []fusion.Span) []uint64 {
 	for _, s := range spans {
 		for at := max(s.Start, past); at < min(s.Start+s.Len, past+len(ids)); at++ {
 			kv[at-past] = mix(binary.LittleEndian.Uint64(s.Digest[:]) + uint64(s.Offset+at-s.Start))
+			if s.Cols > 0 {
+				kv[at-past] = mix(kv[at-past] + uint64(s.Rows<<32|s.Cols))
+			}
+			if h.WholeImages {
+				kv[at-past] = mix(kv[at-past] + uint64(s.Len)) // each position sees all
+			}
 		}
 	}
 	if h.Chunk > 0 {
@@ -208,6 +222,21 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
+// chunkEnd is where a chunk that starts at past ends: at the next multiple of chunk, or before the image there, or
+// behind it if the chunk starts with it.
+func (h *Hash) chunkEnd(past, chunk int, in fusion.Input) int {
+	end := (past/chunk + 1) * chunk
+	for _, s := range in.Spans {
+		if h.WholeImages && s.Start < end && end < s.Start+s.Len {
+			if end = s.Start; end <= past {
+				end = s.Start + s.Len
+			}
+			break
+		}
+	}
+	return min(end, len(in.IDs))
+}
+
 // Alone returns the tokens of a sequence that has the model to itself: at most limit, ended by a stop id (which is the
 // last token) or by maxLen positions.
 func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int32) ([]decoder.Token, error) {
@@ -217,7 +246,7 @@ func (h *Hash) Alone(in fusion.Input, s decoder.Sampling, limit int, stop ...int
 	sampler.Prompt(in.IDs)
 	var kv []uint64
 	for chunk := cmp.Or(h.Chunk, len(in.IDs)); len(kv) < len(in.IDs); {
-		end := min(len(kv)+chunk, len(in.IDs))
+		end := h.chunkEnd(len(kv), chunk, in)
 		kv = append(kv, h.positions(in.IDs[len(kv):end], len(kv), in.Spans)...)
 	}
 	var tokens []decoder.Token

@@ -115,11 +115,11 @@ func (b *Builder) LayerNorm(x, prefix string, dim int, eps float32) string {
 // RMSNorm is x·rsqrt(mean(x²)+eps)·w over the last axis.
 func (b *Builder) RMSNorm(x, prefix string, dim int, eps float32) string {
 	return b.Narrow(b.Op("SimplifiedLayerNormalization", onnx.Attrs{"axis": -1, "epsilon": eps, "stash_type": 1},
-		b.Wide(x), b.normWeight(prefix+".weight", dim)))
+		b.Wide(x), b.NormWeight(prefix+".weight", dim)))
 }
 
-// normWeight is the factor of an RMS norm; the session folds the sum into a constant.
-func (b *Builder) normWeight(name string, dim int) string {
+// NormWeight is the factor of an RMS norm; the session folds the sum into a constant.
+func (b *Builder) NormWeight(name string, dim int) string {
 	w := b.Weight(name, dim)
 	if b.UnitNorms {
 		w = b.Op("Add", nil, w, b.F32(1))
@@ -130,7 +130,7 @@ func (b *Builder) normWeight(name string, dim int) string {
 // AddRMSNorm adds a residual, which is float32, and normalises the sum; it returns the normalised value and the sum.
 func (b *Builder) AddRMSNorm(x, residual, prefix string, dim int, eps float32) (normed, sum string) {
 	out := b.OpN(onnx.Contrib, "SkipSimplifiedLayerNormalization", onnx.Attrs{"epsilon": eps},
-		[]string{b.Wide(x), residual, b.normWeight(prefix+".weight", dim)}, 4)
+		[]string{b.Wide(x), residual, b.NormWeight(prefix+".weight", dim)}, 4)
 	return b.Narrow(out[0]), out[3]
 }
 

@@ -60,7 +60,7 @@ func (p Prefix) Canonical(name string) (canonical string, ok bool) {
 // Stored is what a checkpoint calls a canonical name that starts with To.
 func (p Prefix) Stored(canonical string) (name string, ok bool) {
 	rest, ok := strings.CutPrefix(canonical, p.To)
-	for _, part := range p.Parts {
+	for _, part := range slices.Backward(p.Parts) {
 		rest = strings.ReplaceAll(rest, part.To, part.From)
 	}
 	return p.From + rest, ok

@@ -28,7 +28,7 @@ var users = map[string][]string{
 	"github.com/prometheus":             {"internal/telemetry", "loadtest"},
 	"github.com/rivo/uniseg":            {"internal/tokenizer"},
 	"github.com/ulikunitz/xz":           {"internal/imaging"},
-	"github.com/vbauerster/mpb/v8":      {"caption"},
+	"github.com/vbauerster/mpb/v8":      {"caption", "cmd/mmserve"},
 	"github.com/x448/float16":           {"internal/ort", "internal/safetensors", "model"},
 	"github.com/yalue/onnxruntime_go":   {"internal/ort"},
 	"go.opentelemetry.io":               {"internal/telemetry", "serving", "server", "cmd/mmserve"},

@@ -14,8 +14,20 @@ typedef struct {
   float *keys;         // [rows, kv_heads, max_len/16, dim, 16]: panels of 16 positions
   float *values;       // [rows, kv_heads, max_len, dim]
   const int32_t *last; // [rows], the newest position
-  const float *cosine, *sine; // [positions, dim/2], of rotate-half position embeddings
+  // The angles that a head's first rotary values turn by: [positions, rotary/2], or with turned [rows, width, rotary/2].
+  // Two halves turn against each other, or with pairs values that lie beside each other.
+  const float *cosine, *sine;
+  int64_t rotary;
+  int turned, pairs;
+  const float *q_norm, *k_norm; // [dim], of RMS norms before the rotation, or NULL
+  float epsilon;
   float scale;
+  const float *q_scale; // [positions], what the queries of each are multiplied by besides, or NULL
+  int64_t window; // positions that a query sees, its own and those before; 0 for all
+  float softcap;  // bounds scores by tanh, 0 for not
+  // With blocks, until [rows, width] is the last position that each new one sees. Those with the same are a block: they
+  // all see from its start, block_start [rows, width], whatever the window. Both NULL without.
+  const int32_t *until, *block_start;
   float *out;          // [rows, width, heads, dim]
   float *rotated;      // scratch, [rows, kv_heads, width, heads/kv_heads, dim]: scaled and rotated queries
 } attention;

@@ -39,17 +39,25 @@ INLINE void score(const attention *a, const float *q, const float *keys, float *
   }
 }
 
-// weigh turns the scores of one query over n keys into e^(score - max), zero up to the end of the padding, and gives
-// their sum's inverse.
-INLINE float weigh(float *s, int64_t n, int64_t end) {
+// weigh turns the scores of one query over keys [from, n) into e^(score - max), zero before and up to the end of the
+// padding, and gives their sum's inverse.
+INLINE float weigh(float *s, int64_t from, int64_t n, int64_t end, float softcap) {
   const __m256 lowest = _mm256_set1_ps(-INFINITY);
+  if (softcap > 0)
+    for (int64_t t = 0; t < n; t += 8) {
+      const __m256 y = hyperbolic(_mm256_mul_ps(_mm256_loadu_ps(s + t), _mm256_set1_ps(1 / softcap)));
+      _mm256_storeu_ps(s + t, _mm256_mul_ps(y, _mm256_set1_ps(softcap)));
+    }
   __m256 most = lowest;
-  for (int64_t t = 0; t < n; t += 8)
-    most = _mm256_max_ps(_mm256_blendv_ps(lowest, _mm256_loadu_ps(s + t), _mm256_castsi256_ps(lanes(n - t))), most);
+  for (int64_t t = 0; t < n; t += 8) {
+    const __m256 seen = _mm256_castsi256_ps(_mm256_andnot_si256(lanes(from - t), lanes(n - t)));
+    most = _mm256_max_ps(_mm256_blendv_ps(lowest, _mm256_loadu_ps(s + t), seen), most);
+  }
   const __m256 top = _mm256_set1_ps(reduce_max(most));
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t t = 0; t < end; t += 8) {
-    const __m256 e = _mm256_and_ps(exponential(_mm256_sub_ps(_mm256_loadu_ps(s + t), top)), _mm256_castsi256_ps(lanes(n - t)));
+    const __m256 seen = _mm256_castsi256_ps(_mm256_andnot_si256(lanes(from - t), lanes(n - t)));
+    const __m256 e = _mm256_and_ps(exponential(_mm256_sub_ps(_mm256_loadu_ps(s + t), top)), seen);
     _mm256_storeu_ps(s + t, e);
     sum[t / 8 % 2] = _mm256_add_ps(sum[t / 8 % 2], e);
   }
@@ -84,15 +92,15 @@ INLINE void mix(const attention *a, const float *p, int64_t p_stride, const floa
 // attend does N queries of one row and key/value head.
 INLINE void attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, float *scores, const int N) {
   const int64_t d = a->dim, g = group(a), head = row * a->kv_heads + kv_head;
-  const float *keys = a->keys + head * a->max_len * d, *values = a->values + head * a->max_len * d;
+  const int64_t first = panel_from(a, row, from, N), n = seen_last(a, row, from, N) - first; // keys that any of them sees
+  const float *keys = a->keys + (head * a->max_len + first) * d, *values = a->values + (head * a->max_len + first) * d;
   const float *q = a->rotated + (head * a->width * g + from) * d;
-  const int64_t n = position(a, row, (from + N - 1) / g) + 1; // keys that the last query sees
   const int64_t stride = padded(n);
   for (int64_t t = 0; t < n; t += PANEL) score(a, q, keys + t * d, scores + t, stride, N);
   float inverse[QUERIES], *out[QUERIES];
   for (int i = 0; i < N; i++) {
     const int64_t s = (from + i) / g;
-    inverse[i] = weigh(scores + i * stride, position(a, row, s) + 1, stride);
+    inverse[i] = weigh(scores + i * stride, seen_from(a, row, s) - first, seen_to(a, row, s) - first, stride, a->softcap);
     out[i] = a->out + ((row * a->width + s) * a->heads + kv_head * g + (from + i) % g) * d;
   }
   for (int64_t j = 0; j < d; j += 16) {

@@ -41,17 +41,24 @@ INLINE void score(const attention *a, const float *q, const float *keys, int pan
   }
 }
 
-// weigh turns the scores of one query over n keys into e^(score - max), zero up to the end of the padding, and gives
-// their sum's inverse.
-INLINE float weigh(float *s, int64_t n, int64_t padded) {
+// weigh turns the scores of one query over keys [from, n) into e^(score - max), zero before and up to the end of the
+// padding, and gives their sum's inverse.
+INLINE float weigh(float *s, int64_t from, int64_t n, int64_t padded, float softcap) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY);
+  if (softcap > 0)
+    for (int64_t t = 0; t < n; t += 16) {
+      const __m512 y = hyperbolic(_mm512_mul_ps(_mm512_loadu_ps(s + t), _mm512_set1_ps(1 / softcap)));
+      _mm512_storeu_ps(s + t, _mm512_mul_ps(y, _mm512_set1_ps(softcap)));
+    }
   __m512 most = lowest;
-  for (int64_t t = 0; t < n; t += 16) most = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, lanes(n - t), s + t), most);
+  for (int64_t t = 0; t < n; t += 16)
+    most = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, lanes(n - t) & ~lanes(from - t), s + t), most);
   const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
   __m512 sum = _mm512_setzero_ps();
   int64_t t = 0;
   for (; t < n; t += 16) {
-    const __m512 e = _mm512_maskz_mov_ps(lanes(n - t), exponential(_mm512_sub_ps(_mm512_loadu_ps(s + t), top)));
+    const __mmask16 seen = lanes(n - t) & ~lanes(from - t);
+    const __m512 e = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(_mm512_loadu_ps(s + t), top)));
     _mm512_storeu_ps(s + t, e);
     sum = _mm512_add_ps(sum, e);
   }
@@ -91,15 +98,15 @@ INLINE void mix(const attention *a, const float *p, int64_t p_stride, const floa
 // attend does N queries of one row and key/value head.
 INLINE void attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, float *scores, const int N) {
   const int64_t d = a->dim, g = group(a), head = row * a->kv_heads + kv_head;
-  const float *keys = a->keys + head * a->max_len * d, *values = a->values + head * a->max_len * d;
+  const int64_t first = panel_from(a, row, from, N), n = seen_last(a, row, from, N) - first; // keys that any of them sees
+  const float *keys = a->keys + (head * a->max_len + first) * d, *values = a->values + (head * a->max_len + first) * d;
   const float *q = a->rotated + (head * a->width * g + from) * d;
-  const int64_t n = position(a, row, (from + N - 1) / g) + 1; // keys that the last query sees
   const int64_t stride = scores_stride(n);
   for (int64_t t = 0; t < n; t += 2 * PANEL) score(a, q, keys + t * d, n - t > PANEL ? 2 : 1, scores + t, stride, N);
   float inverse[QUERIES], *out[QUERIES];
   for (int i = 0; i < N; i++) {
     const int64_t s = (from + i) / g;
-    inverse[i] = weigh(scores + i * stride, position(a, row, s) + 1, n);
+    inverse[i] = weigh(scores + i * stride, seen_from(a, row, s) - first, seen_to(a, row, s) - first, n, a->softcap);
     out[i] = a->out + ((row * a->width + s) * a->heads + kv_head * g + (from + i) % g) * d;
   }
   int64_t j = 0;

@@ -90,7 +90,11 @@ func (n hostileNode) run(t *testing.T) error {
 		case !o.fed:
 			g.Inline(name, o.dt, o.dims, make([]byte, size*o.dt.Size()))
 		case o.last != nil:
-			g.Input(name, o.dt, "R")
+			var dims []any
+			for d := range o.dims {
+				dims = append(dims, fmt.Sprintf("R%d", d))
+			}
+			g.Input(name, o.dt, dims...)
 			in = append(in, view(t, o.last, o.dims...))
 		default:
 			var dims []any
@@ -117,7 +121,7 @@ func (n hostileNode) run(t *testing.T) error {
 		}
 		switch {
 		case i > 0 && n.present && !n.apart && len(in) >= 4:
-			out = append(out, in[len(in)-4+i])
+			out = append(out, in[n.cache(in)+i])
 		default:
 			out = append(out, view(t, make([]float32, elements(dims)), dims...))
 		}
@@ -132,6 +136,17 @@ func (n hostileNode) run(t *testing.T) error {
 	}
 	defer s.Close()
 	return s.Run(in, out)
+}
+
+// cache is the place, less one, of the caches among the inputs that are fed: what is fed before them may be left out.
+func (n hostileNode) cache(in []ort.Tensor) int {
+	at := -1
+	for _, o := range n.in[:min(3, len(n.in))] {
+		if o.fed && !o.none {
+			at++
+		}
+	}
+	return min(at, len(in)-3)
 }
 
 func rowLinear8Node() hostileNode {
@@ -150,13 +165,26 @@ func rowLinear4Node() hostileNode {
 
 func cachedAttentionNode() hostileNode {
 	return hostileNode{
-		op: "CachedAttention", attrs: onnx.Attrs{"heads": 4, "kv_heads": 2, "scale": float32(1)}, present: true,
+		op: "CachedAttention", attrs: attentionAttributes(4, 2, 16), present: true,
 		in: []operand{
 			fed(2, 3, 8*16), {none: true}, {none: true}, fed(2, 2, 32, 16), fed(2, 2, 32, 16), positions(2, 31),
-			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8),
+			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8), {none: true}, {none: true}, {none: true},
+			{none: true},
 		},
 		out: [][]int{{2, 3, 64}, {2, 2, 32, 16}, {2, 2, 32, 16}},
 	}
+}
+
+// partsNode is cachedAttentionNode with all that a layer may do besides.
+func partsNode() hostileNode {
+	n := cachedAttentionNode().operand(6, fed(2, 3, 4)).operand(7, fed(2, 3, 4)).operand(8, untils(0, 2, 2, 29, 30, 31)).
+		operand(9, zeros(onnx.F32, 16)).operand(10, zeros(onnx.F32, 16)).operand(11, zeros(onnx.F32, 32))
+	return n.set("rotary", 8).set("pairs", 1).set("window", 5).set("softcap", float32(2)).set("epsilon", float32(1))
+}
+
+// untils are what the three positions of two rows see until.
+func untils(last ...int32) operand {
+	return operand{dt: onnx.I32, dims: []int{2, 3}, fed: true, last: last}
 }
 
 // apart has q, k and v as three inputs.
@@ -168,6 +196,13 @@ func selfAttentionNode() hostileNode {
 	return hostileNode{
 		op: "SelfAttention8", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{2, 5, 32}},
 		in: []operand{fed(2, 5, 32), fed(2, 5, 32), fed(2, 5, 32)},
+	}
+}
+
+func segmentAttentionNode() hostileNode {
+	return hostileNode{
+		op: "SegmentAttention", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{5, 32}},
+		in: []operand{fed(5, 32), fed(5, 32), fed(5, 32), positions(2, 3), fed(5, 8), fed(5, 8)},
 	}
 }
 
@@ -218,17 +253,85 @@ func spoiled(good hostileNode, counts ...string) map[string]hostileNode {
 	return cases
 }
 
+// suite is a good node with cases that spoil it.
+type suite struct {
+	good  hostileNode
+	cases map[string]hostileNode
+}
+
+func partsSuite() suite {
+	parts := partsNode()
+	s := suite{parts, spoiled(parts, "heads", "kv_heads", "rotary")}
+	// Any table of as many factors as there are positions will do; where axes come as inputs, none is too long.
+	for _, what := range []string{"input 11 doubled", "input 11 flat and long"} {
+		delete(s.cases, what)
+	}
+	number := func(name string, values ...float64) {
+		s.cases["no "+name] = parts.drop(name)
+		for _, v := range values {
+			s.cases[fmt.Sprintf("%s=%g", name, v)] = parts.set(name, float32(v))
+		}
+	}
+	number("softcap", -1, math.NaN(), math.Inf(1), math.Inf(-1))
+	number("epsilon", -1e-9, math.NaN(), math.Inf(1))
+	maps.Copy(s.cases, map[string]hostileNode{
+		"no window": parts.drop("window"), "window=-1": parts.set("window", -1), "window=2^31": parts.set("window", 1<<31),
+		"no pairs": parts.drop("pairs"), "pairs=2": parts.set("pairs", 2), "pairs=-1": parts.set("pairs", -1),
+		"rotary=7": parts.set("rotary", 7), "rotary=18": parts.set("rotary", 18), "rotary=10": parts.set("rotary", 10),
+		"rotary past the head":             parts.set("rotary", 18).operand(6, fed(2, 3, 9)).operand(7, fed(2, 3, 9)),
+		"a block before its position":      parts.operand(8, untils(0, 0, 2, 29, 30, 31)),
+		"a block after the newest":         parts.operand(8, untils(0, 2, 2, 29, 30, 32)),
+		"a block cut":                      parts.operand(8, untils(0, 2, 2, 30, 31, 31)),
+		"a block in a block":               parts.operand(8, untils(2, 1, 2, 29, 30, 31)),
+		"a block at the smallest position": parts.operand(8, untils(math.MinInt32, 2, 2, 29, 30, 31)),
+		"a block up to the largest":        parts.operand(8, untils(0, 2, 2, 29, 30, math.MaxInt32)),
+		"blocks for two rows of one":       parts.operand(8, operand{dt: onnx.I32, dims: []int{1, 6}, fed: true, last: make([]int32, 6)}),
+		"angles of other positions":        parts.operand(6, fed(2, 2, 4)).operand(7, fed(2, 2, 4)),
+		"angles of other rows":             parts.operand(6, fed(1, 3, 4)).operand(7, fed(1, 3, 4)),
+		"a table beside angles":            parts.operand(7, fed(32, 4)), "angles beside a table": parts.operand(6, fed(32, 4)),
+		"a norm for queries alone": parts.operand(10, operand{none: true}),
+		"a norm for keys alone":    parts.operand(9, operand{none: true}),
+		"a norm of 15":             parts.operand(9, zeros(onnx.F32, 15)).operand(10, zeros(onnx.F32, 15)),
+		"a norm of 32":             parts.operand(9, zeros(onnx.F32, 32)).operand(10, zeros(onnx.F32, 32)),
+		"factors of 31 positions":  parts.operand(11, zeros(onnx.F32, 31)), "no factors": parts.operand(11, zeros(onnx.F32, 0)),
+		"a position after the cache": parts.operand(5, positions(2, 32)).operand(8, untils(0, 2, 2, 30, 31, 32)),
+	})
+	return s
+}
+
+func segmentAttentionSuite() suite {
+	g := segmentAttentionNode()
+	s := suite{g, spoiled(g, "heads")}
+	lengths := func(list ...int32) hostileNode { return g.operand(3, positions(list...)) }
+	maps.Copy(s.cases, map[string]hostileNode{
+		"a segment too long": lengths(2, 4), "a segment too short": lengths(2, 2), "a segment of none": lengths(2, 0, 3),
+		"a negative segment": lengths(6, -1), "sums that wrap": lengths(math.MaxInt32, math.MaxInt32, 7),
+		"the smallest segment": lengths(math.MinInt32, 5), "one segment": lengths(4),
+		"more segments than positions": lengths(1, 1, 1, 1, 1, 1),
+		"segments of float":            g.operand(3, fed(2)),
+		"heads of 4":                   g.three(fed(5, 8), fed(5, 8), fed(5, 8)),
+		"heads of 0":                   g.three(fed(5, 0), fed(5, 0), fed(5, 0)),
+		"heads of 12":                  g.three(fed(5, 24), fed(5, 24), fed(5, 24)).operand(4, fed(5, 6)).operand(5, fed(5, 6)),
+		"heads of 264":                 g.three(fed(5, 528), fed(5, 528), fed(5, 528)).operand(4, fed(5, 132)).operand(5, fed(5, 132)),
+		"3 heads":                      g.set("heads", 3), "k without v": g.operand(2, operand{none: true}),
+		"v without k":         g.operand(1, operand{none: true}),
+		"cosine without sine": g.inputs(5), "sine without cosine": g.operand(4, operand{none: true}),
+		"packed in no three": g.three(fed(5, 80), operand{none: true}, operand{none: true}),
+		"a short cosine":     g.operand(4, fed(4, 8)), "a wide sine": g.operand(5, fed(5, 16)),
+		"no segments":       g.operand(3, operand{none: true}),
+		"scale is infinite": g.set("scale", float32(math.Inf(1))), "no scale": g.drop("scale"),
+	})
+	return s
+}
+
 func TestHostileNodes(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
 		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	type suite struct {
-		good  hostileNode
-		cases map[string]hostileNode
-	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
-	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")}, {ca, spoiled(ca, "heads", "kv_heads")}}
+	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")},
+		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite()}
 	if kernels.HasSelfAttention8() {
 		suites = append(suites, suite{sa, spoiled(sa, "heads")})
 	}
@@ -282,7 +385,7 @@ func TestHostileNodes(t *testing.T) {
 		"scale is not a number": ca.set("scale", float32(math.NaN())), "no scale": ca.drop("scale"),
 	})
 	if kernels.HasSelfAttention8() {
-		maps.Copy(suites[3].cases, map[string]hostileNode{
+		maps.Copy(suites[5].cases, map[string]hostileNode{
 			"heads of 8":  sa.three(fed(2, 5, 16), fed(2, 5, 16), fed(2, 5, 16)),
 			"heads of 0":  sa.three(fed(2, 5, 0), fed(2, 5, 0), fed(2, 5, 0)),
 			"3 heads":     sa.set("heads", 3),

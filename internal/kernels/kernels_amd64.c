@@ -4,6 +4,7 @@
 
 #include "attention_amd64.h"
 #include "rowlinear_amd64.h"
+#include "segmentattention_amd64.h"
 
 static int best(void) {
   __builtin_cpu_init();
@@ -42,4 +43,14 @@ int64_t attention_scratch(const attention *a, int64_t row) { return 6 * ((a->las
 
 void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
   (kernels() == KERNELS_AVX512 ? attention_attend_avx512 : attention_attend_avx2)(a, row, kv_head, from, to, scratch);
+}
+
+// The parts that segmentattention_tile_amd64.h divides it into, each of whole vectors.
+int64_t segmentattention_scratch(const segmentattention *a) {
+  const int64_t width = (a->dim + 15) / 16 * 16;
+  return SEGMENTATTENTION_QUERIES * (a->dim + width + 16 + 1) + 64 * (a->dim + width) + 6 * 64 + width;
+}
+
+void segmentattention_attend(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch) {
+  (kernels() == KERNELS_AVX512 ? segmentattention_attend_avx512 : segmentattention_attend_avx2)(a, head, from, to, scratch);
 }

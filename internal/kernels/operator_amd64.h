@@ -114,6 +114,13 @@ static inline OrtStatus *scale_attribute(const char *op, const OrtKernelInfo *in
   return refuse(op, "scale", 0, "a finite number");
 }
 
+// magnitude_attribute reads a node's number that is finite and not below zero.
+static inline OrtStatus *magnitude_attribute(const char *op, const OrtKernelInfo *info, const char *name, float *value) {
+  OrtStatus *s = api->KernelInfoGetAttribute_float(info, name, value);
+  if (s || (isfinite(*value) && *value >= 0)) return s;
+  return refuse(op, name, 0, "a finite number that is not below 0");
+}
+
 // arity judges how many inputs and outputs a node names.
 static inline OrtStatus *arity(const char *op, const OrtKernelInfo *info, size_t least, size_t most, size_t outputs) {
   size_t in, out;

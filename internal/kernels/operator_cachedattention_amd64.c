@@ -3,13 +3,16 @@
 #include "attention_amd64.h"
 #include "operator_amd64.h"
 
-// CachedAttention(q, k?, v?, past_key, past_value, last, cosine, sine) → out, present_key, present_value; attributes heads,
-// kv_heads, scale. Without k and v, q holds all three on its last axis. present has to be bound to past's memory, which is
-// written in place. See attention_amd64.h.
+// CachedAttention(q, k?, v?, past_key, past_value, last, cosine, sine, until?, q_norm?, k_norm?, q_scale?) → out,
+// present_key, present_value; attributes heads, kv_heads, rotary, pairs, window, scale, softcap, epsilon. Without k and v, q
+// holds all three on its last axis. cosine and sine are tables of positions, or with three axes those of the new ones. present
+// has to be bound to past's memory, which is written in place. See attention_amd64.h.
 typedef struct {
-  int64_t heads, kv_heads;
-  float scale;
+  int64_t heads, kv_heads, rotary, pairs, window;
+  float scale, softcap, epsilon;
 } attention_kernel;
+
+enum { Q, K, V, PAST_KEY, PAST_VALUE, LAST, COSINE, SINE, UNTIL, Q_NORM, K_NORM, Q_SCALE, ATTENTION_INPUTS };
 
 // Floats a head: no honest model has as many.
 #define MOST_DIM (1 << 16)
@@ -18,11 +21,17 @@ static OrtStatus *attention_create(const OrtCustomOp *o, const OrtApi *a, const 
   (void)o, (void)a;
   const char *op = "CachedAttention";
   attention_kernel k;
-  OrtStatus *s = arity(op, info, 8, 8, 3);
+  OrtStatus *s = arity(op, info, ATTENTION_INPUTS, ATTENTION_INPUTS, 3);
   *out = NULL;
   if (!s) s = attribute(op, info, "heads", 1, MOST_HEADS, &k.heads);
   if (!s) s = attribute(op, info, "kv_heads", 1, MOST_HEADS, &k.kv_heads);
+  if (!s) s = attribute(op, info, "rotary", 2, MOST_DIM, &k.rotary);
+  if (!s) s = attribute(op, info, "pairs", 0, 1, &k.pairs);
+  if (!s) s = attribute(op, info, "window", 0, INT32_MAX, &k.window);
   if (!s) s = scale_attribute(op, info, &k.scale);
+  if (!s) s = magnitude_attribute(op, info, "softcap", &k.softcap);
+  if (!s) s = magnitude_attribute(op, info, "epsilon", &k.epsilon);
+  if (!s && k.rotary % 2) s = mismatch(op, "rotary modulo 2", 1, 0);
   if (!s && k.heads % k.kv_heads) s = mismatch(op, "heads modulo kv_heads", k.heads % k.kv_heads, 0);
   return s ? s : keep(&k, sizeof k, out);
 }
@@ -83,8 +92,6 @@ static void attention_run(cached *c) {
   team_run(attend_task, c, (size_t)(heads * c->blocks));
 }
 
-enum { Q, K, V, PAST_KEY, PAST_VALUE, LAST, COSINE, SINE, ATTENTION_INPUTS };
-
 // attention_shapes judges the shapes of a step and takes its sizes from them.
 static OrtStatus *attention_shapes(const char *name, attention *a, const tensor *in) {
   const tensor *past = &in[PAST_KEY];
@@ -108,9 +115,17 @@ static OrtStatus *attention_shapes(const char *name, attention *a, const tensor 
   if (!s) s = expect(name, "past_key", past, 4, cache);
   if (!s) s = expect(name, "past_value", &in[PAST_VALUE], 4, cache);
   if (!s) s = expect(name, "last", &in[LAST], 1, &a->rows);
-  const int64_t table[2] = {in[COSINE].dims[0], a->dim / 2};
-  if (!s) s = expect(name, "cosine", &in[COSINE], 2, table);
-  if (!s) s = expect(name, "sine", &in[SINE], 2, table);
+  if (s) return s;
+  if (a->rotary > a->dim) return mismatch(name, "rotary", a->rotary, a->dim);
+  a->turned = in[COSINE].rank == 3;
+  const int64_t table[2] = {in[COSINE].dims[0], a->rotary / 2}, turned[3] = {a->rows, a->width, a->rotary / 2};
+  s = expect(name, "cosine", &in[COSINE], a->turned ? 3 : 2, a->turned ? turned : table);
+  if (!s) s = expect(name, "sine", &in[SINE], a->turned ? 3 : 2, a->turned ? turned : table);
+  if (!s && in[UNTIL].present) s = expect(name, "until", &in[UNTIL], 2, q);
+  if (!s && in[Q_NORM].present != in[K_NORM].present) return refuse(name, "q_norm without k_norm, or k_norm without q_norm,", 1, "both or none");
+  if (!s && in[Q_NORM].present) s = expect(name, "q_norm", &in[Q_NORM], 1, &a->dim);
+  if (!s && in[Q_NORM].present) s = expect(name, "k_norm", &in[K_NORM], 1, &a->dim);
+  if (!s && in[Q_SCALE].present) s = expect(name, "q_scale", &in[Q_SCALE], 1, in[Q_SCALE].dims);
   return s;
 }
 
@@ -124,19 +139,38 @@ static OrtStatus *attention_positions(const char *name, const attention *a, int6
   return NULL;
 }
 
+// attention_blocks judges how far each new position sees, and writes where its block starts.
+static OrtStatus *attention_blocks(const char *name, const attention *a, int32_t *start) {
+  for (int64_t i = 0; i < a->rows; i++)
+    for (int64_t s = 0; s < a->width; s++) {
+      const int64_t at = i * a->width + s, pos = a->last[i] + 1 - a->width + s, end = a->until[at];
+      const int goes_on = s && a->until[at - 1] == end;
+      if (end < pos || end > a->last[i]) return mismatch(name, "what a position sees until", end, pos);
+      if (s && a->until[at - 1] >= pos && !goes_on) return mismatch(name, "what a position in a block sees until", end, a->until[at - 1]);
+      start[at] = goes_on ? start[at - 1] : (int32_t)pos;
+    }
+  return NULL;
+}
+
 static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   const char *name = "CachedAttention";
   const attention_kernel *op = k;
-  cached c = {.a = {.heads = op->heads, .kv_heads = op->kv_heads, .scale = op->scale}};
+  cached c = {.a = {
+    .heads = op->heads, .kv_heads = op->kv_heads, .scale = op->scale, .rotary = op->rotary, .pairs = (int)op->pairs,
+    .window = op->window, .softcap = op->softcap, .epsilon = op->epsilon,
+  }};
   attention *a = &c.a;
   tensor in[ATTENTION_INPUTS];
   OrtStatus *s = NULL;
   for (size_t i = 0; !s && i < ATTENTION_INPUTS; i++)
-    s = input(name, ctx, i, i == LAST ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in[i]);
+    s = input(name, ctx, i, i == LAST || i == UNTIL ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in[i]);
   if (!s) s = attention_shapes(name, a, in);
   if (s) return s;
   a->last = in[LAST].data, a->cosine = in[COSINE].data, a->sine = in[SINE].data;
-  if ((s = attention_positions(name, a, in[COSINE].dims[0]))) return s;
+  a->q_norm = in[Q_NORM].data, a->k_norm = in[K_NORM].data;
+  a->q_scale = in[Q_SCALE].data;
+  if ((s = attention_positions(name, a, a->turned ? a->max_len : in[COSINE].dims[0]))) return s;
+  if (in[Q_SCALE].present && (s = attention_positions(name, a, in[Q_SCALE].dims[0]))) return s;
   a->q = in[Q].data, a->k = in[K].data, a->v = in[V].data;
   if (!in[K].present && a->q) a->k = a->q + a->heads * a->dim, a->v = a->k + a->kv_heads * a->dim;
   const int64_t dims[3] = {a->rows, a->width, a->heads * a->dim};
@@ -148,22 +182,30 @@ static OrtStatus *attention_compute(void *k, OrtKernelContext *ctx) {
   if (!a->rows || !a->width) return NULL;
   size_t need;
   if (!room(times(a->rows, a->width), a->heads * a->dim * (int64_t)sizeof(float), &need)) return mismatch(name, "the number of rows", a->rows, 1);
-  if (!(a->rotated = malloc(need))) return api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
-  attention_run(&c);
+  int32_t *start = NULL;
+  if (in[UNTIL].present) {
+    if (!(start = malloc((size_t)(a->rows * a->width) * sizeof *start))) return api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
+    a->until = in[UNTIL].data, a->block_start = start;
+    s = attention_blocks(name, a, start);
+  }
+  if (!s && !(a->rotated = malloc(need))) s = api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
+  if (!s) attention_run(&c);
   free(a->rotated);
+  free(start);
+  if (s) return s;
   return !c.failed ? NULL : api->CreateStatus(ORT_FAIL, "CachedAttention: out of memory");
 }
 
 static const char *attention_name(const OrtCustomOp *op) { (void)op; return "CachedAttention"; }
 static ONNXTensorElementDataType attention_input_type(const OrtCustomOp *op, size_t i) {
   (void)op;
-  return i == 5 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  return i == LAST || i == UNTIL ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
-static size_t attention_inputs(const OrtCustomOp *op) { (void)op; return 8; }
+static size_t attention_inputs(const OrtCustomOp *op) { (void)op; return ATTENTION_INPUTS; }
 static size_t attention_outputs(const OrtCustomOp *op) { (void)op; return 3; }
 static OrtCustomOpInputOutputCharacteristic attention_input_kind(const OrtCustomOp *op, size_t i) {
   (void)op;
-  return i == 1 || i == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  return i == K || i == V || i >= UNTIL ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 
 const OrtCustomOp operator_cachedattention = OPERATOR(attention);

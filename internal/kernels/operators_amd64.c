@@ -8,10 +8,11 @@
 
 const OrtApi *operators_api;
 
-extern const OrtCustomOp operator_rowlinear8, operator_rowlinear4, operator_cachedattention, operator_selfattention8;
+extern const OrtCustomOp operator_rowlinear8, operator_rowlinear4, operator_cachedattention, operator_selfattention8,
+  operator_segmentattention;
 
 static const OrtCustomOp *const operators[] = {
-  &operator_rowlinear8, &operator_rowlinear4, &operator_cachedattention, &operator_selfattention8,
+  &operator_rowlinear8, &operator_rowlinear4, &operator_cachedattention, &operator_selfattention8, &operator_segmentattention,
 };
 
 // operators_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes

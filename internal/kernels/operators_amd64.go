@@ -20,7 +20,7 @@ import (
 )
 
 // Available says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8,
-// RowLinear4 and CachedAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
+// RowLinear4, CachedAttention and SegmentAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
 func Available() bool { return C.kernels() != C.KERNELS_NONE }
 
 // HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve",

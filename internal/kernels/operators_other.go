@@ -8,7 +8,7 @@ import (
 )
 
 // Available says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8,
-// RowLinear4 and CachedAttention. They need AVX2 with FMA.
+// RowLinear4, CachedAttention and SegmentAttention. They need AVX2 with FMA.
 func Available() bool { return false }
 
 // HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve",

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/kernels"
@@ -27,77 +26,7 @@ func startLibrary(t testing.TB) {
 	}
 }
 
-// attentionCase is a layer: its shape, its cache, and the rotary tables.
-type attentionCase struct {
-	heads, kvHeads, dim, maxLen, slots int
-	packed                             bool
-}
-
-func (c attentionCase) graph() *onnx.Graph {
-	g := onnx.New("attention")
-	width := (c.heads + 2*c.kvHeads) * c.dim
-	in := []string{"q", "k", "v"}
-	if c.packed {
-		in = []string{g.Input("q", onnx.F32, "B", "S", width), "", ""}
-	} else {
-		g.Input("q", onnx.F32, "B", "S", c.heads*c.dim)
-		g.Input("k", onnx.F32, "B", "S", c.kvHeads*c.dim)
-		g.Input("v", onnx.F32, "B", "S", c.kvHeads*c.dim)
-	}
-	key := g.Input("past_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	value := g.Input("past_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	in = append(in, key, value, g.Input("last", onnx.I32, "B"))
-	cos, sin := c.tables()
-	in = append(in, g.F32s("cos", []int{c.maxLen, c.dim / 2}, cos), g.F32s("sin", []int{c.maxLen, c.dim / 2}, sin))
-	attrs := onnx.Attrs{"heads": c.heads, "kv_heads": c.kvHeads, "scale": float32(1 / math.Sqrt(float64(c.dim)))}
-	g.Node(onnx.Own, "CachedAttention", attrs, in, []string{"out", "present_key", "present_value"})
-	g.Output("out", onnx.F32, "B", "S", c.heads*c.dim)
-	g.Output("present_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	g.Output("present_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	return g
-}
-
-func (c attentionCase) tables() (cos, sin []float32) {
-	half := c.dim / 2
-	for pos := range c.maxLen {
-		for i := range half {
-			s, co := math.Sincos(float64(pos) * math.Pow(10000, -float64(2*i)/float64(c.dim)))
-			cos, sin = append(cos, float32(co)), append(sin, float32(s))
-		}
-	}
-	return cos, sin
-}
-
-// attentionLayer runs a case over a cache that starts full of NaN: what was not written must not be read.
-type attentionLayer struct {
-	attentionCase
-	t          *testing.T
-	session    *ort.Session
-	key, value *ort.Memory[float32]
-}
-
-func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
-	t.Helper()
-	startLibrary(t)
-	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
-	}
-	l := &attentionLayer{attentionCase: c, t: t}
-	var err error
-	if l.session, err = ort.NewSession(c.graph(), ort.Options{Threads: 2}); err != nil {
-		t.Fatal(err)
-	}
-	l.key, l.value = alloc(t, c.slots*c.kvHeads*c.maxLen*c.dim), alloc(t, c.slots*c.kvHeads*c.maxLen*c.dim)
-	for _, m := range []*ort.Memory[float32]{l.key, l.value} {
-		for i := range m.Slice() {
-			m.Slice()[i] = float32(math.NaN())
-		}
-	}
-	t.Cleanup(func() { l.session.Close() })
-	return l
-}
-
-func alloc(t *testing.T, n int) *ort.Memory[float32] {
+func alloc(t testing.TB, n int) *ort.Memory[float32] {
 	t.Helper()
 	m, err := ort.Alloc[float32](n)
 	if err != nil {
@@ -107,7 +36,7 @@ func alloc(t *testing.T, n int) *ort.Memory[float32] {
 	return m
 }
 
-func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
+func view[T ort.Element](t testing.TB, values []T, dims ...int) ort.Tensor {
 	t.Helper()
 	m, err := ort.Alloc[T](len(values))
 	if err != nil {
@@ -122,79 +51,6 @@ func view[T ort.Element](t *testing.T, values []T, dims ...int) ort.Tensor {
 	return v
 }
 
-// run gives qkv [rows × width, heads+2·kvHeads, dim] to slots [first, first+rows) whose newest positions are last.
-func (l *attentionLayer) run(first, width int, last []int32, qkv []float32) ([]float32, error) {
-	l.t.Helper()
-	rows := len(last)
-	in := []ort.Tensor{}
-	if l.packed {
-		in = append(in, view(l.t, qkv, rows, width, (l.heads+2*l.kvHeads)*l.dim))
-	} else {
-		at := 0
-		var parts [3][]float32
-		for at < len(qkv) {
-			for i, n := range []int{l.heads, l.kvHeads, l.kvHeads} {
-				parts[i] = append(parts[i], qkv[at:at+n*l.dim]...)
-				at += n * l.dim
-			}
-		}
-		for i, heads := range []int{l.heads, l.kvHeads, l.kvHeads} {
-			in = append(in, view(l.t, parts[i], rows, width, heads*l.dim))
-		}
-	}
-	slot := l.kvHeads * l.maxLen * l.dim
-	key, _ := ort.View(l.key.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
-	value, _ := ort.View(l.value.Slice()[first*slot:], rows, l.kvHeads, l.maxLen, l.dim)
-	out := alloc(l.t, rows*width*l.heads*l.dim)
-	o, _ := ort.View(out.Slice(), rows, width, l.heads*l.dim)
-	defer key.Destroy()
-	defer value.Destroy()
-	defer o.Destroy()
-	err := l.session.Run(append(in, key, value, view(l.t, last, rows)), []ort.Tensor{o, key, value})
-	return out.Slice(), err
-}
-
-// want is attention of all positions of one sequence by the textbook, [n, heads, dim].
-func (c attentionCase) want(qkv []float32, n int) []float64 {
-	row := (c.heads + 2*c.kvHeads) * c.dim
-	vector := func(pos, head int, rotate bool) []float64 {
-		x := make([]float64, c.dim)
-		for i := range x {
-			x[i] = float64(qkv[pos*row+head*c.dim+i])
-		}
-		if !rotate {
-			return x
-		}
-		y := make([]float64, c.dim)
-		for i := range c.dim / 2 {
-			s, co := math.Sincos(float64(pos) * math.Pow(10000, -float64(2*i)/float64(c.dim)))
-			y[i], y[i+c.dim/2] = x[i]*co-x[i+c.dim/2]*s, x[i+c.dim/2]*co+x[i]*s
-		}
-		return y
-	}
-	out := make([]float64, n*c.heads*c.dim)
-	for h := range c.heads {
-		kv := h / (c.heads / c.kvHeads)
-		for pos := range n {
-			q := vector(pos, h, true)
-			p, sum := make([]float64, pos+1), 0.0
-			for t := range p {
-				for i, k := range vector(t, c.heads+kv, true) {
-					p[t] += q[i] * k
-				}
-				p[t] = math.Exp(p[t] / math.Sqrt(float64(c.dim)))
-				sum += p[t]
-			}
-			for t := range p {
-				for i, v := range vector(t, c.heads+c.kvHeads+kv, false) {
-					out[(pos*c.heads+h)*c.dim+i] += p[t] / sum * v
-				}
-			}
-		}
-	}
-	return out
-}
-
 func randoms(seed uint64, n int) []float32 {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	x := make([]float32, n)
@@ -202,86 +58,6 @@ func randoms(seed uint64, n int) []float32 {
 		x[i] = float32(rng.NormFloat64())
 	}
 	return x
-}
-
-// TestCachedAttention compares a whole prompt with the textbook, and every way to cut it up with the whole prompt, bit
-// for bit.
-func TestCachedAttention(t *testing.T) {
-	for _, c := range []attentionCase{
-		{heads: 9, kvHeads: 3, dim: 64, maxLen: 128, slots: 3, packed: true},
-		{heads: 4, kvHeads: 4, dim: 16, maxLen: 64, slots: 2},
-		{heads: 8, kvHeads: 1, dim: 80, maxLen: 96, slots: 2, packed: true},
-		{heads: 2, kvHeads: 1, dim: 128, maxLen: 96, slots: 2},
-		{heads: 14, kvHeads: 2, dim: 48, maxLen: 64, slots: 2, packed: true},
-	} {
-		t.Run(fmt.Sprintf("%d heads of %d", c.heads, c.dim), func(t *testing.T) {
-			l := newAttentionLayer(t, c)
-			n, row := c.maxLen-3, (c.heads+2*c.kvHeads)*c.dim
-			qkv := randoms(uint64(c.dim), n*row)
-			whole, err := l.run(0, n, []int32{int32(n - 1)}, qkv)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i, w := range c.want(qkv, n) {
-				if d := math.Abs(float64(whole[i]) - w); !(d < 3e-5) {
-					t.Fatalf("value %d: %g, want %g", i, whole[i], w)
-				}
-			}
-			for _, chunk := range []int{1, 7, 16, 33} {
-				var cut []float32
-				for at := 0; at < n; at += chunk {
-					end := min(at+chunk, n)
-					out, err := l.run(1, end-at, []int32{int32(end - 1)}, qkv[at*row:end*row])
-					if err != nil {
-						t.Fatal(err)
-					}
-					cut = append(cut, out...)
-				}
-				if !slices.Equal(cut, whole) {
-					t.Errorf("chunks of %d differ from the whole prompt", chunk)
-				}
-			}
-		})
-	}
-}
-
-// TestCachedAttentionRows runs sequences of different lengths together.
-func TestCachedAttentionRows(t *testing.T) {
-	c := attentionCase{heads: 6, kvHeads: 2, dim: 32, maxLen: 64, slots: 4, packed: true}
-	l := newAttentionLayer(t, c)
-	row := (c.heads + 2*c.kvHeads) * c.dim
-	lengths := []int{1, 17, 33, 60}
-	var next, want []float32
-	var last []int32
-	for slot, n := range lengths {
-		qkv := randoms(uint64(n), (n+1)*row)
-		if _, err := l.run(slot, n, []int32{int32(n - 1)}, qkv[:n*row]); err != nil {
-			t.Fatal(err)
-		}
-		alone, err := l.run(slot, 1, []int32{int32(n)}, qkv[n*row:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		next, want, last = append(next, qkv[n*row:]...), append(want, alone...), append(last, int32(n))
-	}
-	got, err := l.run(0, 1, last, next)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(got, want) {
-		t.Error("rows of different lengths differ from each alone")
-	}
-}
-
-func TestCachedAttentionRefuses(t *testing.T) {
-	c := attentionCase{heads: 2, kvHeads: 1, dim: 16, maxLen: 16, slots: 1, packed: true}
-	l := newAttentionLayer(t, c)
-	for _, last := range []int32{16, 0, -1} {
-		_, err := l.run(0, 2, []int32{last}, randoms(1, 2*4*16))
-		if err == nil || !strings.Contains(err.Error(), "last position") {
-			t.Errorf("two positions up to %d: %v", last, err)
-		}
-	}
 }
 
 // linearGraph is a RowLinear8 of 3 panels over random weights.
@@ -389,15 +165,21 @@ func TestKernelsAgree(t *testing.T) {
 			layer(linearGraph4(k, 41, activation), k, 41)
 		}
 	}
-	c := attentionCase{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true}
-	l := newAttentionLayer(t, c)
-	both(t, func() []float32 {
-		out, err := l.run(0, 100, []int32{99}, randoms(3, 100*(c.heads+2*c.kvHeads)*c.dim))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	})
+	for _, c := range []attentionCase{
+		{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true},
+		{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true, normed: true, window: 21, softcap: 2, scaled: true,
+			rotary: 26, pairs: true, blocks: [][2]int{{11, 54}, {60, 100}}},
+		{heads: 3, kvHeads: 3, dim: 64, maxLen: 128, slots: 1, normed: true, turned: true, softcap: 0.1},
+	} {
+		l := newAttentionLayer(t, c)
+		both(t, func() []float32 {
+			out, err := l.run(0, 100, []int32{99}, randoms(3, 100*(c.heads+2*c.kvHeads)*c.dim))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		})
+	}
 }
 
 // selfAttention runs SelfAttention8 over q, k and v one after the other, each [blocks, n, heads·dim], or packed into

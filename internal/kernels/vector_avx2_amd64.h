@@ -25,12 +25,15 @@ INLINE __m256 scaled(__m256 p, __m256 n) {
 
 #define VECTOR __m256
 #define V_SET(x) _mm256_set1_ps(x)
+#define V_ADD(x, y) _mm256_add_ps(x, y)
 #define V_SUB(x, y) _mm256_sub_ps(x, y)
 #define V_MUL(x, y) _mm256_mul_ps(x, y)
+#define V_DIV(x, y) _mm256_div_ps(x, y)
 #define V_MIN(x, y) _mm256_min_ps(x, y)
 #define V_MAX(x, y) _mm256_max_ps(x, y)
 #define V_FMADD(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define V_FNMADD(x, y, z) _mm256_fnmadd_ps(x, y, z)
+#define V_BELOW(x, y, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, y, _CMP_LT_OQ))
 #define V_ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_SCALE(p, n) scaled(p, n)
 

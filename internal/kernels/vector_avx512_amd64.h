@@ -20,12 +20,15 @@ INLINE __mmask16 lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mm
 
 #define VECTOR __m512
 #define V_SET(x) _mm512_set1_ps(x)
+#define V_ADD(x, y) _mm512_add_ps(x, y)
 #define V_SUB(x, y) _mm512_sub_ps(x, y)
 #define V_MUL(x, y) _mm512_mul_ps(x, y)
+#define V_DIV(x, y) _mm512_div_ps(x, y)
 #define V_MIN(x, y) _mm512_min_ps(x, y)
 #define V_MAX(x, y) _mm512_max_ps(x, y)
 #define V_FMADD(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define V_FNMADD(x, y, z) _mm512_fnmadd_ps(x, y, z)
+#define V_BELOW(x, y, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), no, yes)
 #define V_ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_SCALE(p, n) _mm512_scalef_ps(p, n) // p·2^n
 

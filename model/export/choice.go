@@ -37,7 +37,14 @@ type choice struct {
 }
 
 func newChoice(dir, dtypes string, config []byte) (c choice, err error) {
-	c = choice{filepath.Join(dir, "onnx"), Files(dir), map[string]string{}, map[string]string{}}
+	c, err = choiceAmong(Files(dir), dtypes, config)
+	c.dir = filepath.Join(dir, "onnx")
+	return c, err
+}
+
+// choiceAmong picks among files of these names.
+func choiceAmong(files []string, dtypes string, config []byte) (c choice, err error) {
+	c = choice{files: files, asked: map[string]string{}, declared: map[string]string{}}
 	for _, item := range strings.Split(dtypes, ",") {
 		session, dtype, named := strings.Cut(item, "=")
 		if !named {
@@ -137,10 +144,18 @@ func (c choice) there(session string) []string {
 // Files lists the graphs of a folder in the layout.
 func Files(dir string) []string {
 	entries, _ := os.ReadDir(filepath.Join(dir, "onnx"))
-	var list []string
+	var names []string
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".onnx") {
-			list = append(list, e.Name())
+		names = append(names, e.Name())
+	}
+	return graphNames(names)
+}
+
+// graphNames are those of graphs.
+func graphNames(names []string) (list []string) {
+	for _, n := range names {
+		if strings.HasSuffix(n, ".onnx") {
+			list = append(list, n)
 		}
 	}
 	return list

@@ -28,16 +28,24 @@ type Spec struct {
 	Prefixes []graph.Prefix
 	// NativeResolution is set for a tower that takes images of any size, which Tower and Connector then do not describe.
 	NativeResolution *vision.NativeResolution
+	// AnySize is the tower of NativeResolution over a checkpoint; nil where it is a ready-made graph.
+	AnySize *vision.AnySize
 	// WholeImages makes one tile of every image, whatever the image processor says.
 	WholeImages bool
 	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
 	TowerLayers int
+	// PredictorLayers is the number of layers behind the decoder's that checkpoints have and no answer depends on: they
+	// predict further tokens.
+	PredictorLayers int
 	// Untied is set where the files say that the head is not the embedding table.
 	Untied bool
 }
 
 // validate refuses a tower or connector that no graph can be built from; the decoder was checked where it was read.
 func (s Spec) validate() error {
+	if s.AnySize != nil {
+		return s.AnySize.Validate()
+	}
 	if err := s.Tower.Validate(); err != nil {
 		return err
 	}
@@ -61,6 +69,8 @@ type Family struct {
 	Checkpoint Reader
 	// Graphs says what is otherwise with ready-made ONNX graphs; nil where none are run.
 	Graphs *Graphs
+	// Instead says of files that are not read what to take in their place.
+	Instead string
 }
 
 // Graphs is the layout of a family's ready-made graphs.
@@ -126,6 +136,8 @@ func Read(config []byte) (modelType string, s Spec, err error) {
 	}
 	f := Lookup(modelType)
 	switch {
+	case f.Instead != "":
+		return "", Spec{}, fmt.Errorf("model_type %q is not supported: %s", modelType, f.Instead)
 	case f.Checkpoint == nil && f.Graphs != nil:
 		return "", Spec{}, fmt.Errorf("model_type %q is not supported from a checkpoint, only from ready-made ONNX graphs", modelType)
 	case f.Checkpoint == nil:

@@ -49,7 +49,11 @@ func (s Spec) within() error {
 	); err != nil {
 		return err
 	}
-	if err := inRange(
+	if s.AnySize != nil {
+		if err := s.AnySize.Validate(); err != nil {
+			return err
+		}
+	} else if err := inRange(
 		limited{"vision_config.num_hidden_layers", t.Layers, maxLayers}, limited{"vision_config.hidden_size", t.Hidden, maxWidth},
 		limited{"vision_config.intermediate_size", t.Intermediate, maxMLP}, limited{"vision_config.num_attention_heads", t.Heads, maxHeads},
 		limited{"vision_config.image_size", t.ImageSize, maxPixels}, limited{"vision_config.patch_size", t.PatchSize, maxPixels},
@@ -69,7 +73,7 @@ func (s *Spec) CutContext() (from int) {
 	if d.EncoderStates > 0 { // positions are rows of the checkpoint
 		return 0
 	}
-	most := min(maxContext, ropeBytes/(4*d.HeadDim))
+	most := min(maxContext, ropeBytes/max(d.RopeBytes(), 1))
 	if d.MaxLen <= most {
 		return 0
 	}

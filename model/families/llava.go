@@ -4,13 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/vision"
 )
 
-func init() { Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava") }
+func init() {
+	Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava")
+	Register(Family{Instead: "these are LLaVA's original files; take the repository of the same model that transformers " +
+		"reads, such as those of llava-hf (model_type \"llava\", \"llava_next\" or \"llava_onevision\")"},
+		"llava_llama", "llava_mistral", "llava_qwen")
+}
 
 // llavaConfig is the part of config.json that LLaVA's descendants share.
 type llavaConfig struct {
@@ -47,6 +53,9 @@ func llava(config []byte) (Spec, error) {
 	c := llavaConfig{Layer: json.RawMessage("-2"), Select: "default", Activation: "gelu", Bias: true}
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Spec{}, err
+	}
+	if isPixtral(c.Vision) {
+		return c.llavaPixtral()
 	}
 	s, err := c.spec(32000, visionConfig{
 		Type: "clip_vision_model", Hidden: 1024, Intermediate: 4096, Layers: 24, Heads: 16, ImageSize: 336, PatchSize: 14,
@@ -96,21 +105,30 @@ func (c llavaConfig) spec(imageToken int32, missing visionConfig, textClass stri
 	return s, nil
 }
 
-// features cuts a whole tower down to the hidden state that vision_feature_layer takes: 0 is what enters the first
-// layer, -1 what leaves the last, before the norm after it.
+// features cuts a whole tower down to the hidden states that vision_feature_layer takes: 0 is what enters the first
+// layer, -1 what leaves the last, before the norm after it. Of a list all are taken, side by side.
 func (c llavaConfig) features(t vision.ViT) (vision.ViT, error) {
+	var list []int
 	var layer int
-	if err := json.Unmarshal(c.Layer, &layer); err != nil {
-		return t, fmt.Errorf("vision_feature_layer is %s, supported is one number", bytes.TrimSpace(c.Layer))
+	if json.Unmarshal(c.Layer, &layer) == nil {
+		list = []int{layer}
+	} else if err := json.Unmarshal(c.Layer, &list); err != nil || len(list) == 0 {
+		return t, fmt.Errorf("vision_feature_layer is %s, want a number or a list of numbers", bytes.TrimSpace(c.Layer))
 	}
-	n := layer
-	if n < 0 {
-		n += t.Layers + 1
+	states := make([]int, len(list))
+	for i, n := range list {
+		states[i] = n
+		if n < 0 {
+			states[i] += t.Layers + 1
+		}
+		if states[i] < 0 || states[i] > t.Layers || len(list) == 1 && states[i] == 0 {
+			return t, fmt.Errorf("vision_feature_layer is %d, supported are %d to %d without 0", n, -t.Layers, t.Layers)
+		}
 	}
-	if n < 1 || n > t.Layers {
-		return t, fmt.Errorf("vision_feature_layer is %d, supported are %d to %d without 0", layer, -t.Layers, t.Layers)
+	t.Layers, t.PostNorm = slices.Max(states), false
+	if len(states) > 1 {
+		t.FeatureLayers = states
 	}
-	t.Layers, t.PostNorm = n, false
 	switch c.Select {
 	case "default":
 		t.DropFirst = true

@@ -57,6 +57,7 @@ func TestLlavaDefaults(t *testing.T) {
 
 func TestRefusedConfigs(t *testing.T) {
 	for _, c := range []struct{ config, want string }{
+		{`{"model_type": "llava_qwen"}`, "such as those of llava-hf"},
 		{`{"model_type": "vision-encoder-decoder"}`, `encoder.model_type ""`},
 		{`{"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"}, "decoder": {"model_type": "bert"}}`, `decoder.model_type "bert"`},
 		{`{"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}}`, "add_cross_attention false"},
@@ -66,7 +67,9 @@ func TestRefusedConfigs(t *testing.T) {
 		{`{"model_type": "llava_onevision", "image_grid_pinpoints": [[384, 400]]}`, "[384 400]"},
 		{`{"model_type": "llava_onevision", "vision_feature_select_strategy": "default"}`, `supported is "full"`},
 		{`{"model_type": "llava", "vision_config": {"image_size": 1000000, "patch_size": 1}}`, "patches"},
-		{`{"model_type": "llava", "vision_feature_layer": [-2, -5]}`, "vision_feature_layer is [-2, -5]"},
+		{`{"model_type": "llava", "vision_feature_layer": [-2, -26]}`, "vision_feature_layer is -26"},
+		{`{"model_type": "llava", "vision_feature_layer": []}`, "vision_feature_layer is []"},
+		{`{"model_type": "llava", "vision_feature_layer": "last"}`, `vision_feature_layer is "last"`},
 		{`{"model_type": "llava", "vision_feature_layer": -25}`, "vision_feature_layer is -25"},
 		{`{"model_type": "llava", "vision_feature_select_strategy": "cls"}`, `"cls"`},
 		{`{"model_type": "llava", "projector_hidden_act": "mish"}`, `projector_hidden_act "mish"`},

@@ -42,18 +42,13 @@ func llavaOneVision(config []byte) (Spec, error) {
 	if s.Tower.DropFirst {
 		return Spec{}, fmt.Errorf("vision_feature_select_strategy is %q, supported is \"full\": tiles are put together patch by patch", c.Select)
 	}
-	s.ImageProcessor = "LlavaOnevisionImageProcessor"
 	grids, err := vision.ParsePinpoints(c.Pinpoints, s.Tower.ImageSize)
 	if err != nil {
 		return Spec{}, err
 	}
-	connector := vision.AnyRes{MLP: s.Connector.(vision.MLP), MaxTiles: most, Pinpoints: grids}
-	tokens := func(g vision.Grid) int { return vision.ImageTokens(connector, s.Tower, g) }
-	s.Connector = connector
 	s.Layout.SplitAlone = true
-	s.Layout.ImageTokens = tokens
-	s.Layout.Expand = func(g vision.Grid) string { return strings.Repeat(s.Layout.Placeholder, tokens(g)) }
-	return s, nil
+	packed := vision.AnyRes{MLP: s.Connector.(vision.MLP), MaxTiles: most, Pinpoints: grids}
+	return s, s.anyRes(packed, "LlavaOnevisionImageProcessor")
 }
 
 // llavaOneVisionGraphs reads it for ready-made graphs, which do not put tiles together: every image is one tile, and

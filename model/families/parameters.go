@@ -20,7 +20,7 @@ func (s Spec) Needs() ([]graph.Shape, error) {
 
 // ask asks w for every parameter.
 func (s Spec) ask(w *graph.Weights) error {
-	if _, err := vision.TowerGraph(w, s.Tower, s.Connector, graph.FP32); err != nil {
+	if _, err := s.TowerGraph(w, graph.FP32); err != nil {
 		return err
 	}
 	if _, err := w.Get("text.embed_tokens.weight", s.Decoder.Vocab, s.Decoder.Hidden); err != nil {
@@ -28,6 +28,14 @@ func (s Spec) ask(w *graph.Weights) error {
 	}
 	_, err := s.ShortDecoder().Graph(w, graph.FP32)
 	return err
+}
+
+// TowerGraph builds the graph of the tower with its connector.
+func (s Spec) TowerGraph(w *graph.Weights, p graph.Precision) (*graph.Builder, error) {
+	if s.AnySize != nil {
+		return vision.AnySizeGraph(w, *s.AnySize, p)
+	}
+	return vision.TowerGraph(w, s.Tower, s.Connector, p)
 }
 
 // ShortDecoder is the decoder with a context of a few positions: the same parameters, and position tables, which are

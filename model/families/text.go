@@ -2,7 +2,6 @@ package families
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -27,7 +26,7 @@ type textConfig struct {
 	Eps          float32  `json:"rms_norm_eps"`
 	RopeTheta    *float64 `json:"rope_theta"`
 	RopeScaling  *rope    `json:"rope_scaling"`
-	Rope         *rope    `json:"rope_parameters"`
+	Rope         *ropes   `json:"rope_parameters"`
 	Activation   string   `json:"hidden_act"`
 	Tied         *bool    `json:"tie_word_embeddings"`
 	AttnBias     bool     `json:"attention_bias"`
@@ -43,88 +42,94 @@ type textConfig struct {
 	// Gemma 2
 	QueryScalar *float64 `json:"query_pre_attn_scalar"`
 	Softcap     *float32 `json:"attn_logit_softcapping"`
+	// Gemma 3: the activation by its later name, the base of windowed layers, and every how many layers has no window.
+	HiddenActivation string          `json:"hidden_activation"`
+	LocalTheta       *float64        `json:"rope_local_base_freq"`
+	Pattern          *int            `json:"sliding_window_pattern"`
+	BothWays         json.RawMessage `json:"use_bidirectional_attention"`
+	// Granite
+	EmbeddingMultiplier float32 `json:"embedding_multiplier"`
+	AttentionMultiplier float32 `json:"attention_multiplier"`
+	ResidualMultiplier  float32 `json:"residual_multiplier"`
+	// PaddleOCR-VL
+	UseBias bool `json:"use_bias"`
+
+	raw json.RawMessage // the whole of it
 }
 
 // textClass is a decoder class of transformers: its defaults, and what it does that no setting says.
 type textClass struct {
 	defaults func() textConfig
-	finish   func(textConfig, *decoder.Config)
+	finish   func(textConfig, *decoder.Config) error
 }
 
-// textClasses are keyed by text_config.model_type. The defaults are those of transformers 5.12.1.
-var textClasses = map[string]textClass{
-	"llama": {defaults: func() textConfig {
+// textClasses are keyed by text_config.model_type; the files text_<kind>.go hold them. The defaults are those of
+// transformers 5.12.1.
+var textClasses = map[string]textClass{}
+
+func registerText(c textClass, modelTypes ...string) {
+	for _, t := range modelTypes {
+		textClasses[t] = c
+	}
+}
+
+func init() {
+	registerText(textClass{defaults: func() textConfig {
 		return textConfig{
 			Hidden: 4096, Intermediate: 11008, Layers: 32, Heads: 32, Vocab: 32000, MaxLen: 2048, Eps: 1e-6, Activation: "silu",
 		}
-	}},
-	"mistral": {defaults: func() textConfig {
-		return textConfig{
-			Hidden: 4096, Intermediate: 14336, Layers: 32, Heads: 32, KVHeads: new(8), Vocab: 32000, MaxLen: 4096 * 32,
-			Eps:        1e-6,
-			Activation: "silu", Window: new(4096),
-		}
-	}, finish: func(c textConfig, d *decoder.Config) {
-		d.Windows = c.windows(func(int) bool { return true })
-	}},
-	"qwen2": {defaults: func() textConfig {
-		return textConfig{
-			Hidden: 4096, Intermediate: 22016, Layers: 32, Heads: 32, KVHeads: new(32), Vocab: 151936, MaxLen: 32768, Eps: 1e-6,
-			Activation: "silu", UseWindow: new(false), Window: new(4096), MaxWindow: 28,
-		}
-	}, finish: func(c textConfig, d *decoder.Config) {
-		d.QKVBias = true
-		d.Windows = c.windows(func(layer int) bool { return layer >= c.MaxWindow })
-	}},
-	"gemma": {defaults: func() textConfig {
-		return textConfig{
-			Hidden: 3072, Intermediate: 24576, Layers: 28, Heads: 16, KVHeads: new(16), HeadDim: new(256), Vocab: 256000,
-			MaxLen: 8192,
-			Eps:    1e-6, Tied: new(true),
-		}
-	}, finish: gemma},
-	"gemma2": {defaults: func() textConfig {
-		return textConfig{
-			Hidden: 2304, Intermediate: 9216, Layers: 26, Heads: 8, KVHeads: new(4), HeadDim: new(256), Vocab: 256000,
-			MaxLen: 8192,
-			Eps:    1e-6, Tied: new(true), Window: new(4096), QueryScalar: new(256.0), Softcap: new(float32(50)),
-		}
-	}, finish: func(c textConfig, d *decoder.Config) {
-		gemma(c, d)
-		d.SandwichNorms = true
-		d.Windows = c.windows(func(layer int) bool { return layer%2 == 0 })
-		if c.QueryScalar != nil {
-			d.AttentionScale = float32(1 / math.Sqrt(*c.QueryScalar))
-		}
-		if c.Softcap != nil {
-			d.Softcap = *c.Softcap
-		}
-	}},
+	}}, "llama")
 }
 
-// gemma has the tanh form of gelu whatever hidden_act says: files of the first release say "gelu" and mean it.
-func gemma(c textConfig, d *decoder.Config) {
-	d.Activation = "gelu_pytorch_tanh"
-	d.UnitNorms = true
-	d.EmbedScale = float32(math.Sqrt(float64(c.Hidden)))
-}
+// Kinds of layers in layer_types.
+const (
+	fullLayer    = "full_attention"
+	slidingLayer = "sliding_attention"
+)
 
 // windows is the window of each layer, nil when none has one. sliding tells for files without layer_types.
-func (c textConfig) windows(sliding func(layer int) bool) []int {
-	if c.Window == nil || c.UseWindow != nil && !*c.UseWindow || *c.Window >= c.MaxLen {
-		return nil
+func (c textConfig) windows(sliding func(layer int) bool) ([]int, error) {
+	layers := max(0, min(c.Layers, maxLayers))
+	if c.LayerTypes != nil && len(c.LayerTypes) != c.Layers {
+		return nil, fmt.Errorf("layer_types has %d layers, num_hidden_layers is %d", len(c.LayerTypes), c.Layers)
 	}
-	list := make([]int, max(0, min(c.Layers, 1<<16)))
-	for i := range list {
-		in := sliding(i)
-		if i < len(c.LayerTypes) {
-			in = c.LayerTypes[i] == "sliding_attention"
+	in := make([]bool, layers)
+	for i := range in {
+		in[i] = sliding(i)
+		if c.LayerTypes == nil {
+			continue
 		}
-		if in {
+		switch c.LayerTypes[i] {
+		case fullLayer, slidingLayer:
+			in[i] = c.LayerTypes[i] == slidingLayer
+		default:
+			return nil, fmt.Errorf("layer_types[%d] is %q, supported are %s and %s", i, c.LayerTypes[i], fullLayer, slidingLayer)
+		}
+	}
+	if c.Window == nil || c.UseWindow != nil && !*c.UseWindow {
+		if i := slices.Index(in, true); i >= 0 && c.LayerTypes != nil {
+			return nil, fmt.Errorf("layer_types[%d] is %s, but sliding_window is not set", i, slidingLayer)
+		}
+		return nil, nil
+	}
+	if *c.Window < 1 {
+		return nil, fmt.Errorf("sliding_window is %d, want 1 or more", *c.Window)
+	}
+	list := make([]int, layers)
+	for i, is := range in {
+		if is {
 			list[i] = *c.Window
 		}
 	}
-	return list
+	return list, nil
+}
+
+// narrow is nil where no window is shorter than the context: such windows are none.
+func (c textConfig) narrow(windows []int, err error) ([]int, error) {
+	if slices.ContainsFunc(windows, func(n int) bool { return n > 0 && n < c.MaxLen }) {
+		return windows, err
+	}
+	return nil, err
 }
 
 // rope is rope_parameters (5.x) or rope_scaling (4.x).
@@ -143,6 +148,44 @@ type rope struct {
 	MScale       float64  `json:"mscale"`
 	MScaleAllDim float64  `json:"mscale_all_dim"`
 	Partial      *float64 `json:"partial_rotary_factor"`
+	Sections     []int    `json:"mrope_section"`
+	Interleaved  *bool    `json:"mrope_interleaved"`
+	Beta         *float64 `json:"llama_4_scaling_beta"`
+}
+
+// ropes is rope_parameters: a rope, or one for each kind of layer.
+type ropes struct {
+	rope
+	Full    *rope `json:"full_attention"`
+	Sliding *rope `json:"sliding_attention"`
+}
+
+func (r rope) kind() string {
+	if r.Type != "" {
+		return r.Type
+	}
+	return r.Old
+}
+
+// theta gives the rope a base that a file has beside it.
+func (r *rope) theta(theta *float64) *rope {
+	if theta == nil || r != nil && r.Theta != nil {
+		return r
+	}
+	with := rope{}
+	if r != nil {
+		with = *r
+	}
+	with.Theta = theta
+	return &with
+}
+
+// over is apply for a rope that may not be there.
+func (r *rope) over(out *decoder.Rope, maxLen int) error {
+	if r == nil {
+		return nil
+	}
+	return r.apply(out, maxLen)
 }
 
 // apply sets what r says over what out has. Reference: transformers ROPE_INIT_FUNCTIONS.
@@ -150,20 +193,20 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 	if r.Theta != nil {
 		out.Theta = *r.Theta
 	}
-	if r.Partial != nil && *r.Partial != 1 {
-		return fmt.Errorf("partial_rotary_factor is %g, supported is 1", *r.Partial)
-	}
-	kind := r.Type
-	if kind == "" {
-		kind = r.Old
-	}
+	kind := r.kind()
 	out.Factor, out.OriginalMaxLen = r.Factor, maxLen
 	if r.Original != nil {
 		out.OriginalMaxLen = *r.Original
 	}
 	switch kind {
-	case "", "default":
+	case "", "default", mropeType:
 		out.Scaling = decoder.RopeUnscaled
+	case "dynamic": // scales sequences of more than maxLen positions, of which there are none
+		if out.OriginalMaxLen != maxLen {
+			return fmt.Errorf("rope type %q with original_max_position_embeddings %d is not supported; supported is "+
+				"max_position_embeddings, %d", kind, out.OriginalMaxLen, maxLen)
+		}
+		out.Scaling, out.Factor = decoder.RopeUnscaled, 0
 	case "linear":
 		out.Scaling = decoder.RopeLinear
 	case "llama3":
@@ -189,7 +232,7 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 			out.Magnitude = scale(1)
 		}
 	default:
-		return fmt.Errorf("rope type %q is not supported; supported are default, linear, llama3, yarn", kind)
+		return fmt.Errorf("rope type %q is not supported; supported are default, dynamic, linear, llama3, yarn", kind)
 	}
 	return nil
 }
@@ -214,13 +257,25 @@ func parseText(raw json.RawMessage, class string) (d decoder.Config, tied *bool,
 		return fail(fmt.Errorf("model_type %q is not supported; supported are %s", head.Type, strings.Join(slices.Sorted(maps.Keys(textClasses)), ", ")))
 	}
 	c := t.defaults()
+	c.raw = raw
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fail(err)
 	}
-	if c.Partial != nil && *c.Partial != 1 {
-		return fail(errors.New("partial_rotary_factor is not 1, the only value that is supported"))
+	if d, err = c.config(); err == nil && t.finish != nil {
+		err = t.finish(c, &d)
 	}
-	d = decoder.Config{
+	if err == nil {
+		err = c.refuse(d)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	return d, c.Tied, d.Validate()
+}
+
+// config is what all classes have in common.
+func (c textConfig) config() (decoder.Config, error) {
+	d := decoder.Config{
 		Layers: c.Layers, Hidden: c.Hidden, Intermediate: c.Intermediate, Heads: c.Heads, KVHeads: c.Heads,
 		Vocab: c.Vocab, MaxLen: c.MaxLen, Rope: decoder.Rope{Theta: 10000}, Eps: c.Eps, Activation: c.Activation,
 		QKVBias: c.AttnBias, OBias: c.AttnBias, MLPBias: c.MLPBias,
@@ -236,16 +291,54 @@ func parseText(raw json.RawMessage, class string) (d decoder.Config, tied *bool,
 	if c.RopeTheta != nil {
 		d.Rope.Theta = *c.RopeTheta
 	}
-	for _, r := range []*rope{c.RopeScaling, c.Rope} {
-		if r == nil {
-			continue
-		}
+	for _, r := range c.flat() {
 		if err := r.apply(&d.Rope, c.MaxLen); err != nil {
-			return fail(err)
+			return d, err
 		}
 	}
-	if t.finish != nil {
-		t.finish(c, &d)
+	return d, nil
+}
+
+// flat are the ropes that a file gives to all layers: that of 4.x first, then that of 5.x, which counts more.
+func (c textConfig) flat() (list []*rope) {
+	if c.RopeScaling != nil {
+		list = append(list, c.RopeScaling)
 	}
-	return d, c.Tied, d.Validate()
+	if c.Rope != nil {
+		list = append(list, &c.Rope.rope)
+	}
+	return list
+}
+
+// refuse refuses settings that the decoder does not follow: those of other classes.
+func (c textConfig) refuse(d decoder.Config) error {
+	for _, r := range c.flat() {
+		if d.MRope == nil && (r.Sections != nil || r.kind() == mropeType) {
+			return fmt.Errorf("mrope_section is not supported with model_type %q", c.Type)
+		}
+		if d.QueryScaling == nil && r.Beta != nil {
+			return fmt.Errorf("llama_4_scaling_beta is not supported with model_type %q", c.Type)
+		}
+	}
+	if d.LocalRope == nil && c.Rope != nil && (c.Rope.Full != nil || c.Rope.Sliding != nil) {
+		return fmt.Errorf("rope_parameters for each kind of layer are not supported with model_type %q", c.Type)
+	}
+	if d.RotaryDim != 0 {
+		return nil
+	}
+	for _, p := range c.partials() {
+		if p != nil && *p != 1 {
+			return fmt.Errorf("partial_rotary_factor is %g, supported with model_type %q is 1", *p, c.Type)
+		}
+	}
+	return nil
+}
+
+// partials are the places where a file may have a partial_rotary_factor, the first that counts first.
+func (c textConfig) partials() []*float64 {
+	var list []*float64
+	for _, r := range slices.Backward(c.flat()) {
+		list = append(list, r.Partial)
+	}
+	return append(list, c.Partial)
 }

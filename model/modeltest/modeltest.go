@@ -25,13 +25,27 @@ func StartLibrary(t testing.TB) {
 
 // TinyCheckpoints are the folders of testdata/tiny-hf, with parts of the names of tensors that their models do not use.
 var TinyCheckpoints = map[string][]string{
-	"idefics3":        nil,
-	"smolvlm":         nil,
-	"paligemma":       nil,
-	"paligemma2":      nil,
-	"llava_onevision": {"vision_tower.post_layernorm."},
-	"vitgpt2":         {"encoder.pooler."},
-	"llava":           {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+	"idefics3":           nil,
+	"smolvlm":            nil,
+	"paligemma":          nil,
+	"paligemma2":         nil,
+	"llava_onevision":    {"vision_tower.post_layernorm."},
+	"vitgpt2":            {"encoder.pooler."},
+	"llava":              {"vision_tower.encoder.layers.1.", "vision_tower.post_layernorm."},
+	"internvl":           nil,
+	"qwen2_vl":           nil,
+	"qwen2_5_vl":         nil,
+	"qwen3_vl":           nil,
+	"mistral3":           nil,
+	"llava-pixtral":      nil,
+	"lighton_ocr":        nil,
+	"paddleocr_vl":       nil,
+	"glm_ocr":            nil,
+	"llava_next":         {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
+	"internvl-rms":       nil,
+	"llava_next-granite": {"vision_tower.post_layernorm."},
+	"gemma3":             nil,
+	"lfm2_vl":            nil,
 }
 
 // TinyDir is the folder of a tiny checkpoint.
@@ -39,6 +53,12 @@ func TinyDir(name string) string { return Path("testdata", "tiny-hf", name) }
 
 // References is the file with what transformers computed of a tiny checkpoint.
 func References(name string) string { return filepath.Join(TinyDir(name), "gold.safetensors") }
+
+// Exists tells whether there is a file.
+func Exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
 
 // Sample is a file of the embedded model's sample images.
 func Sample(t testing.TB, name string) []byte {

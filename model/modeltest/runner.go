@@ -54,6 +54,16 @@ func Run(t testing.TB, r decoder.Runner, rows ...decoder.Row) []Picked {
 	return Picks(out)
 }
 
+// Greedy does one step of a row and gives its token's id.
+func Greedy(t testing.TB, r decoder.Runner, row decoder.Row) int32 {
+	t.Helper()
+	out, err := r.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{row}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out[0].ID
+}
+
 // Continuations runs greedy steps of prompts, one after the other and then all in each step.
 func Continuations(t testing.TB, r decoder.Runner, prompts []fusion.Input, steps int) (alone, together [][]Picked) {
 	t.Helper()

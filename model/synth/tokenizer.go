@@ -34,7 +34,7 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		}
 		return os.WriteFile(file, raw, 0o644)
 	}
-	if err := write("preprocessor_config.json", func() ([]byte, error) { return preprocessorConfig(s), nil }); err != nil {
+	if err := write("preprocessor_config.json", func() ([]byte, error) { return preprocessorConfig(s) }); err != nil {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "tokenizer.json")); err == nil {
@@ -69,10 +69,45 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 
 // preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image
 // processor.
-func preprocessorConfig(s families.Spec) []byte {
-	return fmt.Appendf(nil, `{"image_processor_type": %[3]q, "size": {"height": %[1]d, "width": %[1]d, "longest_edge": %[2]d}, "max_image_size": {"longest_edge": %[1]d},
- "crop_size": {"height": %[1]d, "width": %[1]d}}
-`, s.Tower.ImageSize, min(4*s.Tower.ImageSize, 4096), s.ImageProcessor)
+func preprocessorConfig(s families.Spec) ([]byte, error) {
+	if s.AnySize != nil {
+		return json.MarshalIndent(patchesConfig(s), "", " ")
+	}
+	side := s.Tower.ImageSize
+	square := map[string]int{"height": side, "width": side}
+	c := map[string]any{
+		"image_processor_type": s.ImageProcessor,
+		"size":                 map[string]int{"height": side, "width": side, "longest_edge": min(4*side, 4096)},
+		"max_image_size":       map[string]int{"longest_edge": side},
+		"crop_size":            square,
+	}
+	if packed, ok := s.Connector.(vision.AnyRes); ok {
+		var list [][2]int
+		for _, r := range packed.Pinpoints {
+			list = append(list, [2]int{r[0] * side, r[1] * side})
+		}
+		c["image_grid_pinpoints"] = list
+	}
+	return json.MarshalIndent(c, "", " ")
+}
+
+// patchesConfig is that of a tower for images of any size.
+func patchesConfig(s families.Spec) map[string]any {
+	t := s.AnySize
+	block, least, side := t.PatchSize*t.MergeSize, 4, 32 // tokens an image, and along its side
+	for side > 2 && side*(side+1) > s.Decoder.MaxLen/4 {
+		side /= 2
+	}
+	most := side * side
+	tiled := t.TileSize > 0 && 3*t.TileTokens() <= s.Decoder.MaxLen/4
+	return map[string]any{
+		"image_processor_type": s.ImageProcessor, "patch_size": t.PatchSize, "merge_size": t.MergeSize,
+		"temporal_patch_size": max(t.Frames, 1), "min_pixels": least * block * block, "max_pixels": most * block * block,
+		"size": map[string]int{"longest_edge": min(side*block, 4096)},
+		// LFM2-VL's names of these
+		"encoder_patch_size": t.PatchSize, "downsample_factor": t.MergeSize, "min_image_tokens": least,
+		"max_image_tokens": most, "tile_size": max(t.TileSize, block), "do_image_splitting": tiled,
+	}
 }
 
 // special are the ids that config.json gives to special tokens; -1 where it does not say.
@@ -137,12 +172,13 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 	if err != nil {
 		return nil, err
 	}
+	image := s.Layout.PatchToken()
 	if !onlyImage(s) { // whose placeholder has an id outside of the vocabulary
 		if id := s.Layout.ImageTokenID; id < 0 || int(id) >= len(v.tokens) {
 			return nil, fmt.Errorf("config.json: the image token is %d, the vocabulary has %d", id, len(v.tokens))
 		}
-		v.put(s.Layout.Placeholder, s.Layout.ImageTokenID)
-		v.special = append(v.special, s.Layout.Placeholder)
+		v.put(image, s.Layout.ImageTokenID)
+		v.special = append(v.special, image)
 	}
 	for _, t := range []struct {
 		content string
@@ -156,8 +192,8 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 	// What stands between an image's tiles is one token each in the families' own tokenizers.
 	const roomy = 1000
 	if len(v.tokens) >= roomy {
-		for _, t := range betweenTiles.FindAllString(s.Layout.Expand(vision.Grid{Rows: 6, Cols: 6}), -1) {
-			if _, ok := v.ids[t]; !ok && t != s.Layout.Placeholder {
+		for _, t := range betweenTiles.FindAllString(s.Layout.Expand(largeGrid(s)), -1) {
+			if _, ok := v.ids[t]; !ok && t != image {
 				v.put(t, -1)
 				v.special = append(v.special, t)
 			}
@@ -168,7 +204,16 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 
 func onlyImage(s families.Spec) bool { return s.Layout.Frame != nil && s.Layout.Frame.OneImage }
 
-var betweenTiles = regexp.MustCompile(`<[a-z0-9_-]+>`)
+// largeGrid is that of an image that has all the tokens between its parts.
+func largeGrid(s families.Spec) vision.Grid {
+	g := vision.Grid{Rows: 6, Cols: 6}
+	if n := s.NativeResolution; n != nil {
+		g.Width, g.Height = 2*n.PatchSize*n.MergeSize, 2*n.PatchSize*n.MergeSize
+	}
+	return g
+}
+
+var betweenTiles = regexp.MustCompile(`</?[a-zA-Z0-9_-]+>|\[[A-Z_]+\]`)
 
 // put gives content an id: the given one if it is free, or else the first that is. It tells whether there is one.
 func (v *vocabulary) put(content string, id int32) bool {

@@ -104,7 +104,7 @@ func answer(t *testing.T, m *model.Model, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prompt, err := m.Layout.ExpandPrompt("<image>What is it?", []vision.Grid{img.Grid})
+	prompt, err := m.Layout.ExpandPrompt(m.Layout.Placeholder+"What is it?", []vision.Grid{img.Grid})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func answer(t *testing.T, m *model.Model, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Attach(0, patches, m.Decoder.Hidden); err != nil {
+	if err := in.Attach(0, patches, m.Decoder.PatchWidth()); err != nil {
 		t.Fatal(err)
 	}
 	out, err := runner.Run(t.Context(),

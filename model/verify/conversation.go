@@ -146,7 +146,7 @@ func (v *Verifier) attach(p prepared) error {
 		if err != nil {
 			return err
 		}
-		if err := p.input.Attach(i, patches, v.Model.Decoder.Hidden); err != nil {
+		if err := p.input.Attach(i, patches, v.Model.Decoder.PatchWidth()); err != nil {
 			return err
 		}
 	}

@@ -61,6 +61,9 @@ TEMPLATES = {
     "granite-docling-258M": ((LIST, LIST, LIST), "<image>", {"bos_token": "<|start_of_role|>", "eos_token": "<|end_of_text|>"}, ["<|start_of_role|>", "<|end_of_role|>"]),
     "tiny-vlm": ((LIST, LIST, LIST), "<image>", {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}, CHATML),
     "SmolVLM-256M-Instruct": ((LIST, LIST, LIST), "<image>", {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}, CHATML),
+    "qwen3-vl-instruct": ((LIST, LIST, LIST), "<|image_pad|>", {"eos_token": "<|im_end|>"}, CHATML + ["<|vision_start|>", "<tool_call>"]),
+    "qwen2-vl-and-2.5-vl": ((LIST, LIST, LIST), "<|image_pad|>", {"eos_token": "<|im_end|>"}, CHATML + ["<|vision_start|>"]),
+    "internvl3-hf": ((LIST, LIST, LIST), "<IMG_CONTEXT>", {"eos_token": "<|im_end|>"}, CHATML),
     "features": ((LIST, LIST, LIST), "<image>", {}, ["</think>", "  ", " a", "ab", "\\n", '"q']),
 }
 

@@ -102,7 +102,8 @@ func TestValid(t *testing.T) {
 func TestTally(t *testing.T) {
 	var n Tally
 	for i := range 10 {
-		n.Add(Case{Kind: "shape", Truth: "A star.", Generated: []uint32{1, 2, 3, 4}}, " A star.", [][]uint32{{1, 2, 3, 4}, {1, 2, 9}}[i/9])
+		n.Add(Case{Kind: "shape", Truth: "A star.", Generated: []uint32{1, 2, 3, 4}}, " A star.",
+			[][]uint32{{1, 2, 3, 4}, {1, 2, 9}}[i/9])
 	}
 	n.Add(Case{Kind: "word", Truth: "red", Form: "word"}, "dark red", nil)
 	var b strings.Builder

@@ -57,8 +57,8 @@ func one(b bool) int {
 	return 0
 }
 
-// Write writes a line for each kind and one for all: how many were asked, the part that was answered in exactly the right
-// words with its interval of 95 % by Wilson, and the part that had the form asked for.
+// Write writes a line for each kind and one for all: how many were asked, the part that was answered in exactly the
+// right words with its interval of 95 % by Wilson, and the part that had the form asked for.
 func (t *Tally) Write(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "kind\tasked\texact %\t95 % interval\tvalid form %")

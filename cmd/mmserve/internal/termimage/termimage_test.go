@@ -165,7 +165,9 @@ func checkPNG(t *testing.T, data string, want image.Image) {
 	}
 	for y := range want.Bounds().Dy() {
 		for x := range want.Bounds().Dx() {
-			if r, g, b, _ := got.At(x, y).RGBA(); (color.RGBA64{uint16(r), uint16(g), uint16(b), 0xffff}) != color.RGBA64Model.Convert(want.At(x, y)) {
+			r, g, b, _ := got.At(x, y).RGBA()
+			opaque := color.RGBA64{uint16(r), uint16(g), uint16(b), 0xffff}
+			if opaque != color.RGBA64Model.Convert(want.At(x, y)) {
 				t.Fatalf("pixel %d, %d differs", x, y)
 			}
 		}
@@ -197,7 +199,8 @@ func TestBeside(t *testing.T) {
           上に座っている。
           cafe
 $`
-	for _, p := range []termimage.Protocol{termimage.HalfBlocks, termimage.HalfBlocks256, termimage.Kitty, termimage.ITerm} {
+	for _, p := range []termimage.Protocol{termimage.HalfBlocks, termimage.HalfBlocks256, termimage.Kitty,
+		termimage.ITerm} {
 		for _, fragment := range []int{1, 3, 7, len(text)} {
 			s := newScreen(t, 31, 30)
 			io.WriteString(s, "$ mmserve\r\n")
@@ -229,13 +232,14 @@ func TestBesideShapes(t *testing.T) {
 		p          termimage.Protocol
 		text, want string
 	}{
-		"short text":      {31, 6, termimage.Kitty, "Hi.", "████████  Hi.\n████████\n████████\n████████\n$"},
-		"no text":         {31, 6, termimage.Kitty, "", "████████\n████████\n████████\n████████\n$"},
-		"as many lines":   {31, 4, termimage.HalfBlocks, "a\nb", "████  a\n████  b\n$"},
-		"narrow: below":   {20, 4, termimage.HalfBlocks, "This text does not fit beside", "████\n████\nThis text does not\nfit beside\n$"},
-		"no image":        {12, 4, termimage.None, "just text here", "just text\nhere\n$"},
-		"tiny":            {1, 1, termimage.HalfBlocks, "ab", "█\na\nb\n$"},
-		"break at spaces": {26, 4, termimage.None, "a b  c " + strings.Repeat("d", 19) + "    e", "a b  c\n" + strings.Repeat("d", 19) + "    e\n$"},
+		"short text":    {31, 6, termimage.Kitty, "Hi.", "████████  Hi.\n████████\n████████\n████████\n$"},
+		"no text":       {31, 6, termimage.Kitty, "", "████████\n████████\n████████\n████████\n$"},
+		"as many lines": {31, 4, termimage.HalfBlocks, "a\nb", "████  a\n████  b\n$"},
+		"narrow: below": {20, 4, termimage.HalfBlocks, "This text does not fit beside", "████\n████\nThis text does not\nfit beside\n$"},
+		"no image":      {12, 4, termimage.None, "just text here", "just text\nhere\n$"},
+		"tiny":          {1, 1, termimage.HalfBlocks, "ab", "█\na\nb\n$"},
+		"break at spaces": {26, 4, termimage.None, "a b  c " + strings.Repeat("d", 19) + "    e",
+			"a b  c\n" + strings.Repeat("d", 19) + "    e\n$"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScreen(t, test.cols, 12)
