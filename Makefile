@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -35,6 +35,13 @@ $(SDKS):
 ## test-sdks: OpenAI's SDKs for Node and Go against a server; the one for Go takes minutes to build
 test-sdks: ort sdks
 	MMSERVE_TEST_SDKS=1 $(GO) test -count=1 -v -timeout 20m -run '^TestOpenAISDK$$' ./cmd/mmserve
+
+## test-clients: grpcurl and ghz against a server with TLS and keys; the first run builds them, which takes minutes
+test-clients: ort bin/grpcurl bin/ghz
+	MMSERVE_TEST_CLIENTS=1 $(GO) test -count=1 -v -timeout 10m -run '^Test(GRPCurl|GHZ)$$' ./cmd/mmserve
+
+bin/grpcurl bin/ghz: tools/clients/go.mod
+	$(GO) -C tools/clients build -o ../../bin/ tool
 
 ## test: everything CI checks
 test: ort sdks lint
