@@ -102,7 +102,7 @@ const patchesAtOnce = 64
 // Load implements Tower: the part is a tile or the whole image. Places are filled from the first on.
 func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) error {
 	if place < 0 || place >= t.MaxParts() || place > len(t.loaded) || i < 0 || i >= t.Parts(img) {
-		return fmt.Errorf("vision tower: part %d of %d at place %d of %d, want one at the next", i, t.Parts(img), place,
+		return fmt.Errorf("vision tower: part %d of %d at place %d of %d, want a part at the next", i, t.Parts(img), place,
 			len(t.loaded))
 	}
 	if err := t.check(img); err != nil {
