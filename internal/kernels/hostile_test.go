@@ -299,6 +299,11 @@ func partsSuite() suite {
 	return s
 }
 
+// withHeads has two heads of so many values.
+func withHeads(g hostileNode, dim int) hostileNode {
+	return g.three(fed(5, 2*dim), fed(5, 2*dim), fed(5, 2*dim)).operand(4, fed(5, dim/2)).operand(5, fed(5, dim/2))
+}
+
 func segmentAttentionSuite() suite {
 	g := segmentAttentionNode()
 	s := suite{g, spoiled(g, "heads")}
@@ -311,9 +316,8 @@ func segmentAttentionSuite() suite {
 		"segments of float":            g.operand(3, fed(2)),
 		"heads of 4":                   g.three(fed(5, 8), fed(5, 8), fed(5, 8)),
 		"heads of 0":                   g.three(fed(5, 0), fed(5, 0), fed(5, 0)),
-		"heads of 12":                  g.three(fed(5, 24), fed(5, 24), fed(5, 24)).operand(4, fed(5, 6)).operand(5, fed(5, 6)),
-		"heads of 264":                 g.three(fed(5, 528), fed(5, 528), fed(5, 528)).operand(4, fed(5, 132)).operand(5, fed(5, 132)),
-		"3 heads":                      g.set("heads", 3), "k without v": g.operand(2, operand{none: true}),
+		"heads of 12":                  withHeads(g, 12), "heads of 264": withHeads(g, 264),
+		"3 heads": g.set("heads", 3), "k without v": g.operand(2, operand{none: true}),
 		"v without k":         g.operand(1, operand{none: true}),
 		"cosine without sine": g.inputs(5), "sine without cosine": g.operand(4, operand{none: true}),
 		"packed in no three": g.three(fed(5, 80), operand{none: true}, operand{none: true}),

@@ -208,7 +208,10 @@ func inOrder(t *testing.T, m *model.Model, p graph.Precision) {
 // gets alone.
 func sharesRuns(t *testing.T, tower vision.Tower, a *vision.AnySize) {
 	t.Helper()
-	list := []*vision.Image{drawn(a, 3, 4), drawn(a, 1, 1), drawn(a, 5, 2), drawn(a, 1, 9), drawn(a, 9, 7), drawn(a, 20, 18)}
+	var list []*vision.Image
+	for _, size := range [][2]int{{3, 4}, {1, 1}, {5, 2}, {1, 9}, {9, 7}, {20, 18}} {
+		list = append(list, drawn(a, size[0], size[1]))
+	}
 	var alone [][]float32
 	for i, img := range list {
 		img.Digest[0] = byte(i)
