@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -196,15 +197,19 @@ const x0 = "DIGEST"
 func TestChangedMeanwhile(t *testing.T) {
 	x := start(t)
 	x.hub.DropAfter = 100_000
-	x.fault(func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Range") != "" && strings.Contains(r.URL.Path, x.repo.ETag(large)) {
-			x.repo.Files[large] = content(77, 300_000) // the commit stays
+	etag := x.repo.ETag(large)
+	x.fault(func(w http.ResponseWriter, r *http.Request) bool { // the commit and the ETag stay
+		if r.Header.Get("Range") == "" || !strings.Contains(r.URL.Path, etag) {
+			return false
 		}
-		return false
+		w.Header().Set("Etag", `"cdn-`+etag[:8]+`"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content(77, 300_000)))
+		return true
 	})
-	if _, err := x.pull(t, "main"); !errors.Is(err, ErrDigest) && !errors.Is(err, ErrNotFound) {
+	if _, err := x.pull(t, "main"); !errors.Is(err, ErrDigest) || !strings.Contains(err.Error(), etag) {
 		t.Errorf("error %v", err)
 	}
+	x.nothingKept(t, large)
 	x = start(t)
 	x.fault(func(_ http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/resolve/") {
@@ -469,6 +474,21 @@ func TestOffline(t *testing.T) {
 		t.Errorf("a hub that is ill: %v", err)
 	}
 	x.hub.Lock()
+	x.hub.Fault = func(w http.ResponseWriter, r *http.Request) bool { // it falls ill amid a newer commit
+		if strings.Contains(r.URL.Path, "/resolve/") {
+			w.WriteHeader(http.StatusBadGateway)
+			return true
+		}
+		return false
+	}
+	before := x.repo.Files["tokenizer.json"]
+	x.repo.Set("tokenizer.json", content(9, 8_000))
+	x.hub.Unlock()
+	if s, err := online.Pull(t.Context(), Repo{testID, "main"}, all, nil); err != nil || s.Commit == x.repo.Commit {
+		t.Errorf("a hub that falls ill: %+v, %v", s, err)
+	}
+	x.hub.Lock()
+	x.repo.Set("tokenizer.json", before)
 	status(http.StatusUnauthorized)(x)
 	x.hub.Unlock()
 	if err := pull(online, "main"); !errors.Is(err, ErrDenied) {

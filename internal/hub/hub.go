@@ -146,12 +146,18 @@ func (c *Client) Pull(ctx context.Context, r Repo, want Want, p *Progress) (*Sna
 	if missed == nil {
 		asking.tries = quickTries
 	}
-	l, err := asking.list(ctx, s)
+	snap, err := asking.pull(ctx, s, want, p)
 	if unreachable(err) && missed == nil {
 		c.log.Warn("the hub cannot be asked; the cache has the revision as it was last", "model", r.ID,
 			"revision", r.Revision, "commit", last.Commit, "error", err)
 		return last, nil
 	}
+	return snap, err
+}
+
+// pull asks the hub.
+func (c *Client) pull(ctx context.Context, s *store, want Want, p *Progress) (*Snapshot, error) {
+	l, err := c.list(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -168,9 +174,6 @@ type pull struct {
 }
 
 func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
-	if err := t.store.make(); err != nil {
-		return nil, err
-	}
 	wanted, absent, err := want(files{t.listing, func(name string) (fs.File, error) { return t.open(ctx, name) }})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.store.repo, err)
@@ -195,7 +198,10 @@ func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
 		return nil, err
 	}
 	if err := t.store.finish(t.listing, absent); err != nil {
-		return nil, err
+		if len(list) > 0 {
+			return nil, err
+		}
+		t.log.Warn("the hub's cache has all files, and does not take what is known of them", "error", err)
 	}
 	return &Snapshot{
 		Repo: t.store.repo, Commit: t.listing.commit, Dir: t.store.snapshot(t.listing.commit),
@@ -268,6 +274,9 @@ func (t *pull) room(list []file) error {
 
 // fetch has a file in the snapshot.
 func (t *pull) fetch(ctx context.Context, f file) error {
+	if err := t.store.make(); err != nil {
+		return err
+	}
 	unlock, err := t.store.lock(ctx, f.etag, t.log)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.name, err)

@@ -133,7 +133,10 @@ func (c *Client) listFiles(ctx context.Context, s *store) (*listing, error) {
 	}
 	l, err := c.listTree(ctx, s.repo, info.SHA)
 	if err == nil {
-		return l, s.writeTree(l)
+		if err := s.writeTree(l); err != nil { // a cache that cannot be written may have all that is wanted
+			c.log.Warn("the listing of the commit is not kept", "error", err)
+		}
+		return l, nil
 	}
 	var answer *statusError
 	if !errors.As(err, &answer) || !slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed,

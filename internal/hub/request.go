@@ -285,7 +285,7 @@ func (c *Client) pause(ctx context.Context, try int, what string, err error) err
 // explain says what an answer means for who asked.
 func (c *Client) explain(err error, r Repo) error {
 	var s *statusError
-	if !errors.As(err, &s) {
+	if !errors.As(err, &s) || s.host != c.endpoint.Host {
 		return err
 	}
 	page := c.at(r.ID)
@@ -299,6 +299,8 @@ func (c *Client) explain(err error, r Repo) error {
 			ErrDenied, token, page, err)
 	case s.code == "RevisionNotFound":
 		return fmt.Errorf("%w: the hub has the model, and no revision %q of it (%w)", ErrNotFound, r.Revision, err)
+	case s.code == "EntryNotFound":
+		return fmt.Errorf("%w: the hub lists the file and does not have it (%w)", ErrNotFound, err)
 	case s.code == "DisabledRepo":
 		return fmt.Errorf("%w: the hub has taken the model down (%w)", ErrDenied, err)
 	case s.code == "RepoNotFound" || s.status == http.StatusNotFound:
