@@ -116,7 +116,7 @@ func TestLies(t *testing.T) {
 			w.Header().Set("X-Repo-Commit", strings.Repeat("c", 40))
 			_, _ = w.Write(make([]byte, 9_000))
 			return true
-		}, "is of another commit"},
+		}, "it is of another commit"},
 		"an encoding": {"tokenizer.json", set("Content-Encoding", "gzip"), "in another encoding"},
 		"no commit": {"revision/main", func(w http.ResponseWriter, _ *http.Request, _ *tested) bool {
 			fmt.Fprint(w, `{"sha":"../../evil","siblings":[]}`)
@@ -240,13 +240,13 @@ func TestRefusals(t *testing.T) {
 		"gated, no access": {gated, nil, "main", ErrDenied,
 			[]string{"accept its licence at URL/org/model", "the account of the token of HF_TOKEN"}},
 		"private, no token": {func(x *tested) { x.repo.Token = "other" }, []func(*Options){none}, "main", ErrNotFound,
-			[]string{"has no model org/model", "HF_TOKEN has to have a token"}},
+			[]string{"has no such model", "HF_TOKEN has to have a token"}},
 		"private, no access": {func(x *tested) { x.repo.Token = "other" }, nil, "main", ErrNotFound,
 			[]string{"the token of HF_TOKEN may not read it"}},
 		"no revision": {func(*tested) {}, nil, "v9", ErrNotFound, []string{`the hub has the model, and no revision "v9"`}},
 		"no commit":   {func(*tested) {}, nil, strings.Repeat("a", 40), ErrNotFound, []string{"no revision"}},
 		"no model": {func(x *tested) { delete(x.hub.Repos, testID) }, nil, "main", ErrNotFound,
-			[]string{"has no model org/model"}},
+			[]string{"has no such model"}},
 		"taken down": {status(http.StatusForbidden, "X-Error-Code", "DisabledRepo"), nil, "main", ErrDenied,
 			[]string{"taken the model down"}},
 		"401": {status(http.StatusUnauthorized), nil, "main", ErrDenied, []string{"is not accepted"}},

@@ -158,11 +158,17 @@ func (c *Client) Pull(ctx context.Context, r Repo, want Want, p *Progress) (*Sna
 // pull asks the hub.
 func (c *Client) pull(ctx context.Context, s *store, want Want, p *Progress) (*Snapshot, error) {
 	l, err := c.list(ctx, s)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		t := &pull{Client: c, store: s, listing: l, progress: p}
+		var snap *Snapshot
+		if snap, err = t.run(ctx, want); err == nil {
+			return snap, nil
+		}
 	}
-	t := &pull{Client: c, store: s, listing: l, progress: p}
-	return t.run(ctx, want)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, fmt.Errorf("%s: %w", s.repo, err)
 }
 
 // pull is one Pull that the hub has answered.
@@ -176,7 +182,7 @@ type pull struct {
 func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
 	wanted, absent, err := want(files{t.listing, func(name string) (fs.File, error) { return t.open(ctx, name) }})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.store.repo, err)
+		return nil, err
 	}
 	list, err := t.missing(ctx, wanted)
 	if err != nil {
@@ -189,12 +195,14 @@ func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
 	g, within := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
 	for _, f := range list {
-		g.Go(func() error { return t.fetch(within, f) })
+		g.Go(func() error {
+			if err := t.fetch(within, f); err != nil {
+				return fmt.Errorf("%s: %w", f.name, err)
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, err
 	}
 	if err := t.store.finish(t.listing, absent); err != nil {
@@ -234,14 +242,14 @@ func (t *pull) missing(ctx context.Context, names []string) (list []file, err er
 	for _, name := range names {
 		f, ok := t.listing.files[name]
 		if !ok {
-			return nil, fmt.Errorf("%s has no file %q", t.store.repo, name)
+			return nil, fmt.Errorf("there is no file %q", name)
 		}
 		if t.store.has(t.listing.commit, f) {
 			continue
 		}
 		if f.etag == "" {
 			if f, err = t.head(ctx, t.store.repo, t.listing.commit, f); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 			t.listing.files[name] = f
 		}
@@ -256,7 +264,7 @@ func (t *pull) room(list []file) error {
 	for _, f := range list {
 		size := max(f.size, 0)
 		if size > t.options.MaxBytes-all {
-			return fmt.Errorf("%s: %w: its files have more than the %s of --hub-max-size", t.store.repo, ErrTooLarge,
+			return fmt.Errorf("%w: its files have more than the %s of --hub-max-size", ErrTooLarge,
 				host.FormatBytes(t.options.MaxBytes))
 		}
 		all += size
@@ -266,7 +274,7 @@ func (t *pull) room(list []file) error {
 		left += size
 	}
 	if free := int64(host.FreeDisk(t.store.dir)); left > 0 && free > 0 && free-freeDisk < left {
-		return fmt.Errorf("%s: %w: %s are still to be fetched, and the disk of %s has %s", t.store.repo, ErrTooLarge,
+		return fmt.Errorf("%w: %s are still to be fetched, and the disk of %s has %s", ErrTooLarge,
 			host.FormatBytes(left), t.options.Cache, host.FormatBytes(free))
 	}
 	return nil
@@ -279,7 +287,7 @@ func (t *pull) fetch(ctx context.Context, f file) error {
 	}
 	unlock, err := t.store.lock(ctx, f.etag, t.log)
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.name, err)
+		return err
 	}
 	defer unlock()
 	if !t.store.hasBlob(f) { // an earlier pull or another process may have fetched it

@@ -308,7 +308,7 @@ func (c *Client) explain(err error, r Repo) error {
 		if token.value != "" {
 			hint = fmt.Sprintf("if it is private, %s may not read it", token)
 		}
-		return fmt.Errorf("%w: %s has no model %s; %s (%w)", ErrNotFound, c.endpoint.Host, r.ID, hint, err)
+		return fmt.Errorf("%w: %s has no such model; %s (%w)", ErrNotFound, c.endpoint.Host, hint, err)
 	case s.status == http.StatusUnauthorized || s.status == http.StatusForbidden:
 		return fmt.Errorf("%w: %s; %s (%w)", ErrDenied, c.denied(), "see "+page.String(), err)
 	}
@@ -406,13 +406,13 @@ func (a *answer) size() int64 {
 // check refuses an answer about another file than f at the commit.
 func (a *answer) check(commit string, f file) error {
 	if c := a.about.Get("X-Repo-Commit"); c != "" && c != commit {
-		return fmt.Errorf("%w: %s is of another commit, %.48q", ErrDigest, f.name, c)
+		return fmt.Errorf("%w: it is of another commit, %.48q", ErrDigest, c)
 	}
 	if tag := a.etag(); f.digest != "" && tag != f.digest && (sha256Text.MatchString(tag) || sha1Text.MatchString(tag)) {
-		return fmt.Errorf("%w: %s has the digest %s by the hub's listing and %s now", ErrDigest, f.name, f.digest, tag)
+		return fmt.Errorf("%w: it has the digest %s by the hub's listing and %s now", ErrDigest, f.digest, tag)
 	}
 	if n := a.size(); f.size >= 0 && n >= 0 && n != f.size {
-		return fmt.Errorf("%w: %s has %d bytes by the hub's listing and %d now", ErrDigest, f.name, f.size, n)
+		return fmt.Errorf("%w: it has %d bytes by the hub's listing and %d now", ErrDigest, f.size, n)
 	}
 	return nil
 }
