@@ -146,29 +146,23 @@ func (c *Client) Pull(ctx context.Context, r Repo, want Want, p *Progress) (*Sna
 	if missed == nil {
 		asking.tries = quickTries
 	}
-	snap, err := asking.pull(ctx, s, want, p)
-	if unreachable(err) && missed == nil {
+	l, err := asking.list(ctx, s)
+	if err == nil {
+		now := &pull{Client: c, store: s, listing: l, progress: p}
+		var snap *Snapshot
+		if snap, err = now.run(ctx, want); err == nil {
+			return snap, nil
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case unreachable(err) && missed == nil:
 		c.log.Warn("the hub cannot be asked; the cache has the revision as it was last", "model", r.ID,
 			"revision", r.Revision, "commit", last.Commit, "error", err)
 		return last, nil
 	}
-	return snap, err
-}
-
-// pull asks the hub.
-func (c *Client) pull(ctx context.Context, s *store, want Want, p *Progress) (*Snapshot, error) {
-	l, err := c.list(ctx, s)
-	if err == nil {
-		t := &pull{Client: c, store: s, listing: l, progress: p}
-		var snap *Snapshot
-		if snap, err = t.run(ctx, want); err == nil {
-			return snap, nil
-		}
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	return nil, fmt.Errorf("%s: %w", s.repo, err)
+	return nil, fmt.Errorf("%s: %w", r, err)
 }
 
 // pull is one Pull that the hub has answered.
