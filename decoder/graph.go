@@ -261,12 +261,12 @@ func (c Config) mlp(b *graph.Builder, prefix, x string) string {
 	return b.Linear(act, prefix+"down_proj", c.Intermediate, c.Hidden, c.MLPBias)
 }
 
-// scaled is x times a factor, of which 0 is 1.
+// scaled is x times a factor, of which 0 is 1; of any other factor the result is float32.
 func scaled(b *graph.Builder, x string, by float32) string {
 	if by = cmp.Or(by, 1); by == 1 {
 		return x
 	}
-	return b.Narrow(b.Op("Mul", nil, b.Wide(x), b.F32(by)))
+	return b.Op("Mul", nil, b.Wide(x), b.F32(by))
 }
 
 // logits adds the head over the given rows of x [B, S, hidden], counted through.

@@ -30,9 +30,8 @@ func TestDeviceGraphRefuses(t *testing.T) {
 		"both ways among an image's":        func(c *Config) { c.ImageBlocks = true },
 		"cross-attention":                   func(c *Config) { c.EncoderStates = 4 },
 		"head_dim":                          func(c *Config) { c.HeadDim = 24 },
-		"positions in three axes":           func(c *Config) { c.MRope = &MRope{Sections: [3]int{2, 3, 3}} },
 		"among an image's positions":        func(c *Config) { c.ImageBlocks = true },
-		"for several layers":                func(c *Config) { c.Deepstack = 1 },
+		"short convolutions":                func(c *Config) { c.ShortConv = &ShortConv{Taps: 3, Layers: []bool{false}} },
 	} {
 		with := c
 		change(&with)
