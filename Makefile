@@ -42,7 +42,9 @@ test: ort sdks lint
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
 	$(GO) test -run '^TestPixelsAsTransformers$$' -timeout 5m ./vision
-	$(GO) test -run 'Attack|Cheap|Costly|Hostile|NeverWhole' -timeout 5m ./internal/chat ./internal/imaging ./server
+	$(GO) test -timeout 5m ./internal/chat ./internal/constrain ./internal/tokenizer
+	$(GO) test -run 'Attack|Canary|Cheap|Costly|Flood|Hostile|Hundred|NeverWhole' -timeout 5m ./internal/imaging ./server
+	$(GO) test -run 'Flood|Weights|Goodput|Knee' -timeout 5m ./loadtest
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^TestGraniteShape$$' -timeout 10m ./cmd/mmserve
 
 ## test-webgpu: the device path on Mesa's software Vulkan, which it installs where apt-get can; else it says why not, and passes

@@ -198,15 +198,20 @@ func (chatAsker) Answer(r *Row, out *pb.GenerateResponse) {
 	c := openai.ChatCompletion{
 		ID: openai.ChatPrefix + out.GetId(), Object: openai.ChatObject, Created: time.Now().Unix(), Model: out.GetModel(),
 		Usage: openai.NewUsage(
-			int(u.GetPromptTokens()), int(u.GetImageTokens()), int(u.GetCachedTokens()), int(u.GetCompletionTokens())),
+			int(u.GetPromptTokens()), int(u.GetImageTokens()), int(u.GetCachedTokens()), int(u.GetCompletionTokens()),
+		).WithReasoning(int(u.GetReasoningTokens())),
 	}
 	answers := out.GetChoices()
 	if len(answers) == 0 {
-		answers = []*pb.Choice{{Text: out.GetText(), FinishReason: out.GetFinishReason(), MatchedStop: out.MatchedStop}}
+		answers = []*pb.Choice{{
+			Text: out.GetText(), Reasoning: out.GetReasoning(), FinishReason: out.GetFinishReason(),
+			MatchedStop: out.MatchedStop,
+		}}
 	}
 	for i, a := range answers {
 		c.Choices = append(c.Choices, openai.ChatChoice{
-			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.GetText()},
+			Index:        i,
+			Message:      openai.AnswerMessage{Role: "assistant", Content: a.GetText(), Reasoning: a.GetReasoning()},
 			FinishReason: finishNames[a.GetFinishReason()], StopReason: openai.NewStopReason(a.MatchedStop, nil, nil),
 			Logprobs: logprobs(a.GetLogprobs()),
 		})

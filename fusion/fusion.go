@@ -2,7 +2,11 @@
 // the prompt, finds them again among the ids, and puts patch embeddings over them.
 package fusion
 
-import "github.com/mmserve/mmserve/vision"
+import (
+	"cmp"
+
+	"github.com/mmserve/mmserve/vision"
+)
 
 // Layout says how a model family writes an image into its prompt. It is a value, read once at load.
 type Layout struct {
@@ -26,6 +30,9 @@ type Layout struct {
 	// Frame is set for a model whose prompts are images, then text, with nothing else to tell them apart.
 	Frame *Frame
 }
+
+// PatchToken is the text of the position that a patch embedding takes.
+func (l Layout) PatchToken() string { return cmp.Or(l.ImageToken, l.Placeholder) }
 
 // Frame is what stands around the text of a prompt: Start between the last image and it, End after it. Placeholders
 // that a prompt lacks are put before it. Before stands before the first image.

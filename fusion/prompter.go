@@ -24,6 +24,8 @@ type Prompter struct {
 	AddSpecial bool
 	BOS        string
 	Layout     Layout
+	// Thinking is how the model marks its thoughts.
+	Thinking Thinking
 	// Preprocessor is nil for a model that takes no images.
 	Preprocessor vision.Preprocessor
 	// Limits bound the work on one image; their budget is all images'.
@@ -84,6 +86,8 @@ type Rendered struct {
 	text    chat.Prompt
 	special bool
 	pieces  []piece // instead of text, of a prompt that has tokens
+	// Thinks tells that the answer begins amid thoughts, whose mark the prompt ends with.
+	Thinks bool
 }
 
 // piece is a text with the number of its images, or tokens.
@@ -128,6 +132,7 @@ func (p *Prompter) Render(ctx context.Context, in Prompt) (Rendered, error) {
 	if errors.Is(err, chat.ErrMessages) {
 		return r, &PromptError{err}
 	}
+	r.Thinks = p.Thinking.opened(in, r.text)
 	if in.Messages != nil && p.BOS != "" && strings.HasPrefix(r.text.Text, p.BOS) {
 		r.special = false
 	}

@@ -1,7 +1,6 @@
 package loadtest_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/loadtest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
@@ -132,7 +132,7 @@ func TestChaos(t *testing.T) {
 		}
 		f.served <- nil
 
-		log, err := loadtest.ReadLog(bytes.NewReader(f.log.Bytes()))
+		log, err := loadtest.ReadLog(strings.NewReader(f.log.String()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,22 +214,4 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
-// syncBuffer is a log that may be written and read by several goroutines.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) Bytes() []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return bytes.Clone(s.b.Bytes())
-}
-
-func jsonLog(w *syncBuffer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }
+func jsonLog(w *logtest.Buffer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/loadtest"
 	"github.com/mmserve/mmserve/server"
 )
@@ -55,7 +56,7 @@ func overload(t *testing.T, perToken time.Duration, output string, rates ...floa
 // TestGoodputUnderOverload holds that a server that gets twice what it can carry goes on doing what it can, whether an
 // answer is its first token or takes a large part of the deadline.
 func TestGoodputUnderOverload(t *testing.T) {
-	for _, c := range []struct {
+	all := []struct {
 		perToken time.Duration
 		output   string
 		rates    []float64 // the best is among them
@@ -63,7 +64,8 @@ func TestGoodputUnderOverload(t *testing.T) {
 		{2 * time.Millisecond, "1", []float64{5, 6}},
 		{500 * time.Microsecond, "uniform:1,4", []float64{14, 17}},
 		{500 * time.Microsecond, "uniform:10,50", []float64{7, 8}},
-	} {
+	}
+	for _, c := range all[:racetest.Part(len(all))] {
 		if share := overload(t, c.perToken, c.output, c.rates...); share < 0.95 {
 			t.Errorf("answers of %s tokens: goodput at twice the saturating rate is %.1f %% of the best, want 95 %% or more", c.output, 100*share)
 		}
@@ -72,6 +74,9 @@ func TestGoodputUnderOverload(t *testing.T) {
 
 // TestKnee holds that a search finds, within one step, the knee that trying every rate finds.
 func TestKnee(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("the same server again and again; make test runs this without the race detector")
+	}
 	attained := func(rate float64, seed uint64) (share float64) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newPaced(t, 4, 500*time.Microsecond, 20*time.Millisecond,

@@ -20,6 +20,7 @@ import (
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/loadtest"
 	"github.com/mmserve/mmserve/server"
@@ -85,7 +86,7 @@ type pacedServer struct {
 	target *loadtest.GRPC
 	engine *batching.Engine
 	hash   *decodertest.Hash
-	log    *syncBuffer
+	log    *logtest.Buffer
 	stop   context.CancelFunc // as SIGTERM does
 	served chan error         // what Serve returned
 	stall  atomic.Int64       // nanoseconds that the next step takes longer
@@ -95,7 +96,7 @@ type pacedServer struct {
 func newPaced(t testing.TB, slots int, perToken, perStep time.Duration, o batching.Options,
 	so server.Options) *pacedServer {
 	t.Helper()
-	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, words), log: new(syncBuffer),
+	f := &pacedServer{hash: decodertest.NewHash(slots, contextLen, words), log: new(logtest.Buffer),
 		served: make(chan error, 1)}
 	f.hash.Fail = func(*decoder.Batch) error {
 		time.Sleep(time.Duration(f.stall.Swap(0)))

@@ -317,7 +317,9 @@ func TestFolderVariants(t *testing.T) {
 		"token without embedding": {change: put("added_tokens.json", `{"<new>": 100}`), warned: `"<new>" (100)`},
 		"end that is none":        {change: put("generation_config.json", `{"eos_token_id": [2, 500]}`), warned: "eos_token_id 500"},
 		"image_seq_len":           {change: put("processor_config.json", `{"image_seq_len": 64}`), warned: "image_seq_len is 64"},
-		"other processor":         {change: put("preprocessor_config.json", `{"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32}`), refused: "SingleTile"},
+		"image_seq_length": {change: put("processor_config.json", `{"image_seq_length": 64}`),
+			warned: "image_seq_length is 64"},
+		"other processor": {change: put("preprocessor_config.json", `{"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32}`), refused: "SingleTile"},
 		"tiles without number": {change: func(t *testing.T, f files) {
 			f.edit(t, "preprocessor_config.json", map[string]any{"size": map[string]any{"longest_edge": 4096}})
 		}, refused: "tiles of 32 pixels"},

@@ -1,7 +1,6 @@
 package model
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,7 +67,7 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Tokenizer, err = tokenizer.Parse(raw); err != nil {
 		return nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	image := cmp.Or(m.Layout.ImageToken, m.Layout.Placeholder)
+	image := m.Layout.PatchToken()
 	if id, ok := t.Tokenizer.TokenID(image); !ok || id != m.Layout.ImageTokenID {
 		return nil, fmt.Errorf("tokenizer.json: %q has id %d (found: %t), config.json says the image token is %d", image, id, ok, m.Layout.ImageTokenID)
 	}
@@ -91,9 +90,11 @@ func (m *Model) openText() (*Processor, error) {
 		}
 	}
 	t.BOS = string(special.BOS)
-	if t.Template, err = m.template(special, t.Guarded); err != nil {
+	source, err := m.parseTemplate(t, special)
+	if err != nil {
 		return nil, err
 	}
+	t.Thinking = fusion.FindThinking(source, t.Tokenizer)
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
@@ -163,20 +164,21 @@ func (t *tokenText) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*string)(t))
 }
 
-// template reads the chat template; nil when there is none.
-func (m *Model) template(s specialTokens, guarded []string) (*chat.Template, error) {
+// parseTemplate reads the chat template into t, which has its other texts, and gives its source, "" without one.
+func (m *Model) parseTemplate(t *Processor, s specialTokens) (source string, err error) {
 	source, file, err := m.templateSource()
 	if err != nil || source == "" {
-		return nil, err
+		return "", err
 	}
-	t, err := chat.Parse(source, chat.Options{
+	t.Template, err = chat.Parse(source, chat.Options{
 		BOS: string(s.BOS), EOS: string(s.EOS), Unk: string(s.Unk), Pad: string(s.Pad),
-		Guarded: guarded, Placeholder: m.Layout.Placeholder,
+		Sep: string(s.Sep), Cls: string(s.Cls), Mask: string(s.Mask),
+		Guarded: t.Guarded, Placeholder: m.Layout.Placeholder,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return "", fmt.Errorf("%s: %w", file, err)
 	}
-	return t, nil
+	return source, nil
 }
 
 // templateSource looks where a processor of the reference does, in its order, and then, which no processor does, in

@@ -179,7 +179,7 @@ func (m *Model) textWarnings(t *Processor, s specialTokens, added []addedToken) 
 		warn("added tokens have other ids in tokenizer.json than in the tokenizer's other files: %s", shortList(moved))
 	}
 	for _, a := range t.Tokenizer.AddedTokens() {
-		if int(a.ID) >= m.Decoder.Vocab && a.Content != m.Layout.Placeholder {
+		if int(a.ID) >= m.Decoder.Vocab && a.Content != m.Layout.PatchToken() {
 			beyond = append(beyond, fmt.Sprintf("%q (%d)", a.Content, a.ID))
 		}
 	}
@@ -197,20 +197,44 @@ func (m *Model) textWarnings(t *Processor, s specialTokens, added []addedToken) 
 		}
 	}
 	m.processorWarnings(warn)
+	m.pinpointWarning(t.Preprocessor, warn)
+}
+
+// pinpointWarning says where the image processor cuts images by other resolutions than config.json has.
+func (m *Model) pinpointWarning(p vision.Preprocessor, warn func(string, ...any)) {
+	want, ok := m.Connector.(vision.AnyRes)
+	if !ok {
+		return
+	}
+	var got vision.Pinpoints
+	switch p := p.(type) {
+	case vision.AnyResTiles:
+		got = p.Pinpoints
+	case vision.LlavaNext:
+		got = p.Pinpoints
+	default:
+		return
+	}
+	if !slices.Equal(got, want.Pinpoints) {
+		warn("image_grid_pinpoints of the image processor, which count, are not those of config.json")
+	}
 }
 
 // processorWarnings compares settings of a transformers processor with what config.json gives, which counts here.
 func (m *Model) processorWarnings(warn func(string, ...any)) {
 	var c struct {
-		SeqLen *int    `json:"image_seq_len"`
-		Patch  *int    `json:"patch_size"`
-		Select *string `json:"vision_feature_select_strategy"`
+		SeqLen    *int    `json:"image_seq_len"`
+		SeqLength *int    `json:"image_seq_length"`
+		Patch     *int    `json:"patch_size"`
+		Select    *string `json:"vision_feature_select_strategy"`
 	}
 	if _, err := m.readJSON("processor_config.json", &c); err != nil || m.NativeResolution != nil || m.AnyProcessor {
 		return
 	}
-	if c.SeqLen != nil && *c.SeqLen != m.Layout.PatchTokens {
-		warn("processor_config.json: image_seq_len is %d, config.json makes %d tokens of a tile, which count", *c.SeqLen, m.Layout.PatchTokens)
+	for name, n := range map[string]*int{"image_seq_len": c.SeqLen, "image_seq_length": c.SeqLength} {
+		if n != nil && *n != m.Layout.PatchTokens {
+			warn("processor_config.json: %s is %d, config.json makes %d tokens of a tile, which count", name, *n, m.Layout.PatchTokens)
+		}
 	}
 	if c.Patch != nil && *c.Patch != m.Tower.PatchSize {
 		warn("processor_config.json: patch_size is %d, config.json's vision tower has %d, which counts", *c.Patch, m.Tower.PatchSize)

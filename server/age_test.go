@@ -82,6 +82,7 @@ func TestConnectionAge(t *testing.T) {
 
 // An answer that goes on after the grace of its connection's age ends with its connection.
 func TestConnectionAgeGrace(t *testing.T) {
+	t.Parallel() // it waits
 	runner := endless(1)
 	runner.step = make(chan struct{}) // no token comes
 	f := start(t, tinyVLM(t), runner, server.Options{

@@ -30,6 +30,8 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/logtest"
+	"github.com/mmserve/mmserve/internal/racetest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 )
@@ -59,7 +61,7 @@ func listenWith(
 	if err != nil {
 		t.Fatal(err)
 	}
-	f = &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: newEngine(t, r, batching.Options{})}
+	f = &fixture{log: new(logtest.Buffer), served: make(chan error, 1), engine: newEngine(t, r, batching.Options{})}
 	o.Logger = slog.New(slog.NewTextHandler(f.log, nil))
 	var ctx context.Context
 	ctx, f.stop = context.WithCancel(t.Context())
@@ -126,16 +128,16 @@ func bounded(t *testing.T, f *fixture, spareMemory int64, spareCPU time.Duration
 	watch.Wait()
 	took := processorTime(t) - began
 	t.Logf("%d MB above idle, %v of CPU (both with the attacker)", (peak-idle)>>20, took)
-	if peak-idle > attackMemory+spareMemory && !raceEnabled {
+	if peak-idle > attackMemory+spareMemory && !racetest.Enabled {
 		t.Errorf("%d MB above idle, want at most %d", (peak-idle)>>20, (attackMemory+spareMemory)>>20)
 	}
-	if took > attackCPU+spareCPU && !raceEnabled {
+	if took > attackCPU+spareCPU && !racetest.Enabled {
 		t.Errorf("%v of CPU, want at most %v", took, attackCPU+spareCPU)
 	}
 	if _, err := f.Generate(t.Context(), client.Prompt(client.Text("red"))); err != nil {
 		t.Errorf("an honest call after the attack: %v", err)
 	}
-	if raceEnabled {
+	if racetest.Enabled {
 		return
 	}
 	eventually(t, "the attack is over", func() bool {
@@ -186,7 +188,7 @@ func TestAttackCounts(t *testing.T) {
 	in := func(field int, content []byte) []byte {
 		return protowire.AppendBytes(protowire.AppendTag(nil, protowire.Number(field), protowire.BytesType), content)
 	}
-	const many = 30_000_000 / 2
+	many := racetest.Part(30_000_000 / 2)
 	for name, message := range map[string][]byte{
 		"stop_token_ids":           in(18, bytes.Repeat([]byte{1}, many)),
 		"stop":                     empty(7, many),
@@ -211,7 +213,7 @@ func TestAttackCounts(t *testing.T) {
 		})
 	})
 	t.Run("text", func(t *testing.T) {
-		message := in(4, in(1, in(1, bytes.Repeat([]byte("x"), 60<<20))))
+		message := in(4, in(1, in(1, bytes.Repeat([]byte("x"), racetest.Part(60<<20)))))
 		bounded(t, f, 3*int64(len(message)), time.Second, func() {
 			checkViolation(t, raw(t.Context(), f.conn, methodGenerate, message), "prompt.parts.text", "too many bytes")
 		})
@@ -245,7 +247,7 @@ func TestAttackGarbage(t *testing.T) {
 				t.Errorf("%s %x: %v, want INVALID_ARGUMENT", method, message[:1], err)
 			}
 		}
-		err := raw(t.Context(), f.conn, method, make([]byte, 60<<20))
+		err := raw(t.Context(), f.conn, method, make([]byte, racetest.Part(60<<20)))
 		if c := status.Code(err); c != codes.ResourceExhausted && c != codes.InvalidArgument {
 			t.Errorf("%s: 60 MB: %v", method, err)
 		}
@@ -413,8 +415,8 @@ func TestStreamID(t *testing.T) {
 // Messages that are sent but for their last byte are refused as soon as they take more than the budget together, while
 // an honest large one comes through.
 func TestAttackHeldMessages(t *testing.T) {
-	addr, f := listen(t, server.Options{})
-	const size, streams = 60_000_000, 12
+	addr, f := listen(t, server.Options{MaxInflightBytes: int64(racetest.Part(128 << 20))})
+	size, streams := racetest.Part(60_000_000), 12
 	piece := make([]byte, 16<<10)
 	bounded(t, f, 32<<20, 4*time.Second, func() {
 		c := dialH2(t, addr)
@@ -460,6 +462,7 @@ func TestAttackTinyFrames(t *testing.T) {
 
 // A message that does not come whole ends its call.
 func TestReceiveTimeout(t *testing.T) {
+	t.Parallel() // it waits
 	addr, _ := listen(t, server.Options{ReceiveTimeout: 100 * time.Millisecond})
 	for _, method := range []string{
 		methodGenerate, "/mmserve.v1.MMServe/GenerateStream", "/mmserve.v1.MMServe/GetServerInfo",

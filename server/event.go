@@ -30,7 +30,7 @@ func (e events) Start(s *serving.Start) error {
 // Delta implements serving.Sink.
 func (e events) Delta(d *serving.Delta) error {
 	return e.send(&pb.GenerateStreamResponse{Event: &pb.GenerateStreamResponse_Delta{Delta: &pb.StreamDelta{
-		Text: d.Text, Tokens: uint32(d.Tokens), Index: uint32(d.Index),
+		Text: d.Text, Reasoning: d.Reasoning, Tokens: uint32(d.Tokens), Index: uint32(d.Index),
 		Logprobs: logprobs(d.Logprobs), PromptLogprobs: logprobs(d.PromptLogprobs),
 		TokenIds: ids(d.TokenIDs),
 	}}})
@@ -51,14 +51,14 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 	first := &c.Choices[0]
 	out := &pb.GenerateResponse{
 		Id: c.ID, Model: c.Model, ModelDigest: c.ModelDigest, SystemFingerprint: c.Fingerprint, Seed: c.Seed,
-		Text: first.Text, FinishReason: finishReasons[first.Reason], MatchedStop: first.Stop,
+		Text: first.Text, Reasoning: first.Reasoning, FinishReason: finishReasons[first.Reason], MatchedStop: first.Stop,
 		Usage: usage(c.Usage), Timings: timings(c.Timings),
 		PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
 	}
 	for _, a := range c.Choices {
 		out.Choices = append(out.Choices, &pb.Choice{
-			Seed: a.Seed, Text: a.Text, FinishReason: finishReasons[a.Reason], MatchedStop: a.Stop,
+			Seed: a.Seed, Text: a.Text, Reasoning: a.Reasoning, FinishReason: finishReasons[a.Reason], MatchedStop: a.Stop,
 			CompletionTokens: uint32(a.CompletionTokens), Logprobs: logprobs(a.Logprobs),
 			TokenIds: ids(a.TokenIDs), MatchedStopTokenId: id(a.StopTokenID),
 		})
@@ -75,6 +75,7 @@ func usage(u serving.Usage) *pb.Usage {
 	return &pb.Usage{
 		PromptTokens: uint32(u.Prompt), TextTokens: uint32(u.Text), ImageTokens: uint32(u.Image),
 		CachedImageTokens: uint32(u.CachedImage), CompletionTokens: uint32(u.Completion), CachedTokens: uint32(u.Cached),
+		ReasoningTokens: uint32(u.Reasoning),
 	}
 }
 

@@ -318,6 +318,7 @@ func TestLeadingSpace(t *testing.T) {
 // TestDeadline holds that a request that cannot have its first token in time is refused before any work, unless nobody
 // else is trying one.
 func TestDeadline(t *testing.T) {
+	t.Parallel() // it waits
 	slow := decodertest.NewPaced(decodertest.NewHash(2, contextLen, vocab), 100*time.Millisecond, time.Millisecond)
 	f := start(t, tinyVLM(t), slow, server.Options{})
 	in := client.Prompt(client.Text(strings.Repeat("a small red circle ", 8)))

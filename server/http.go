@@ -334,6 +334,10 @@ func requestID(r *http.Request) string {
 	return "req_" + crand.Text()
 }
 
+// endpoints are the paths of routes, in words.
+const endpoints = "/v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize, /health, " +
+	"and of Ollama's /api/chat, /api/tags and /api/version"
+
 // routes are the API, all of it.
 func (h *httpServer) routes() {
 	h.handle(http.MethodPost, "/v1/chat/completions", (*exchange).chatCompletions)

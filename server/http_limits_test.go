@@ -21,6 +21,8 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mmserve/mmserve/internal/logtest"
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/server"
 )
 
@@ -62,7 +64,7 @@ func TestHTTPHostile(t *testing.T) {
 	sized := func(body string) string { return rawChat(json+"Content-Length: "+strconv.Itoa(len(body))+"\r\n", body) }
 	var zipped strings.Builder
 	z := gzip.NewWriter(&zipped)
-	_, _ = z.Write(make([]byte, 100<<20))
+	_, _ = z.Write(make([]byte, racetest.Part(100<<20)))
 	z.Close()
 	big := `{"messages":[{"role":"user","content":"` + strings.Repeat("a", 1<<20) + `"}]}`
 	for _, c := range []struct {
@@ -388,6 +390,7 @@ func TestHTTPDrainRefuses(t *testing.T) {
 
 // TestHTTPDrainCuts holds that a stream that is cut says so before it ends.
 func TestHTTPDrainCuts(t *testing.T) {
+	t.Parallel() // it waits
 	m, runner := tinyVLM(t), endless(1)
 	runner.step = make(chan struct{}, 100)
 	f := startHTTP(t, &m, runner, server.Options{Grace: 50 * time.Millisecond})
@@ -570,7 +573,7 @@ func TestHTTPRequestID(t *testing.T) {
 
 // TestHTTPPanic holds that a panic is that request's error, in the middle of a stream, too.
 func TestHTTPPanic(t *testing.T) {
-	f := &webFixture{client: http.DefaultClient, log: new(syncBuffer)}
+	f := &webFixture{client: http.DefaultClient, log: new(logtest.Buffer)}
 	web := httptest.NewServer(server.Panicking(server.Options{Logger: slog.New(slog.NewTextHandler(f.log, nil))}, canary))
 	defer web.Close()
 	defer f.client.CloseIdleConnections()
@@ -659,7 +662,7 @@ func TestHTTPFlood(t *testing.T) {
 	heap, goroutines := measure()
 	var g errgroup.Group
 	g.SetLimit(8)
-	for i := range 20 * len(bad) {
+	for i := range racetest.Part(20) * len(bad) {
 		g.Go(func() error {
 			resp := f.post(t, "/v1/chat/completions", bad[i%len(bad)])
 			if b := read(t, resp); resp.StatusCode != 400 && resp.StatusCode != 429 {

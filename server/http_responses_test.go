@@ -122,6 +122,7 @@ func TestHTTPResponseStream(t *testing.T) {
 
 // TestHTTPResponseCut holds that a response that is cut says so in an event of its own.
 func TestHTTPResponseCut(t *testing.T) {
+	t.Parallel() // it waits
 	m, runner := tinyVLM(t), endless(1)
 	runner.step = make(chan struct{}, 100)
 	f := startHTTP(t, &m, runner, server.Options{Grace: 50 * time.Millisecond})

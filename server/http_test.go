@@ -19,6 +19,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/server"
@@ -31,7 +32,7 @@ type webFixture struct {
 	grpc      *client.Client // of the same server
 	client    *http.Client
 	engine    *batching.Engine
-	log       *syncBuffer
+	log       *logtest.Buffer
 	server    *server.Server
 	stop      context.CancelFunc // as SIGTERM does
 	served    chan error         // what Serve returned
@@ -40,7 +41,7 @@ type webFixture struct {
 // startHTTP serves model m over runner r until the test ends. nil serves no model.
 func startHTTP(t testing.TB, m *serving.Model, r batching.Runner, o server.Options) *webFixture {
 	t.Helper()
-	f := &webFixture{log: new(syncBuffer), served: make(chan error, 1)}
+	f := &webFixture{log: new(logtest.Buffer), served: make(chan error, 1)}
 	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

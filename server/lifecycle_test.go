@@ -58,6 +58,7 @@ func TestRetryWaitsForASlot(t *testing.T) {
 
 // TestClientGone holds that a call that ends early gives its slot back, wherever it ends.
 func TestClientGone(t *testing.T) {
+	t.Parallel() // it waits
 	runner := endless(1)
 	runner.step = make(chan struct{}, 1000)
 	for range cap(runner.step) {
@@ -173,6 +174,7 @@ func TestDrainDelay(t *testing.T) {
 }
 
 func TestDrainCutsWhatIsLeft(t *testing.T) {
+	t.Parallel() // it waits
 	runner := endless(1)
 	runner.step = make(chan struct{}, 100)
 	f := start(t, tinyVLM(t), runner, server.Options{Grace: 50 * time.Millisecond})

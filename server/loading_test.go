@@ -18,6 +18,7 @@ import (
 
 // While the model loads a call ends at once, as UNAVAILABLE, and so does the server when it is told to stop.
 func TestLoading(t *testing.T) {
+	t.Parallel() // it waits
 	for _, attach := range []bool{true, false} {
 		lis, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

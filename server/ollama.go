@@ -69,7 +69,7 @@ func (x *exchange) ollamaLoad(named string, req *serving.Request) error {
 	if err != nil {
 		return toHTTP(err, x.ollamaParam)
 	}
-	a := (&ollamaSink{model: cmp.Or(named, c.Model+openai.OllamaTag)}).answer("")
+	a := (&ollamaSink{model: cmp.Or(named, c.Model+openai.OllamaTag)}).answer("", "")
 	a.Done, a.DoneReason = true, "load"
 	return x.write(a)
 }
@@ -100,10 +100,15 @@ type ollamaSink struct {
 	stream bool
 	model  string          // as the request names it, or the one that answers
 	text   strings.Builder // of a whole answer
+	// thoughts are those before it.
+	thoughts strings.Builder
 }
 
-func (s *ollamaSink) answer(text string) ollamaAnswer {
+func (s *ollamaSink) answer(thoughts, text string) ollamaAnswer {
 	said := map[string]string{"role": "assistant", "content": text}
+	if thoughts != "" {
+		said["thinking"] = thoughts
+	}
 	return ollamaAnswer{Model: s.model, CreatedAt: time.Now(), Message: said}
 }
 
@@ -129,15 +134,16 @@ func (s *ollamaSink) Start(e *serving.Start) error {
 // Delta implements serving.Sink.
 func (s *ollamaSink) Delta(d *serving.Delta) error {
 	if !s.stream {
+		s.thoughts.WriteString(d.Reasoning)
 		s.text.WriteString(d.Text)
 		return nil
 	}
-	return s.line(s.answer(d.Text))
+	return s.line(s.answer(d.Reasoning, d.Text))
 }
 
 // Finish implements serving.Sink.
 func (s *ollamaSink) Finish(f *serving.Finish) error {
-	a := s.answer(s.text.String())
+	a := s.answer(s.thoughts.String(), s.text.String())
 	a.Done, a.DoneReason, a.TotalDuration = true, f.Reason.String(), f.Timings.Total
 	a.PromptEvalCount, a.PromptEvalDuration = f.Usage.Prompt, f.Timings.Prefill
 	a.EvalCount, a.EvalDuration = f.Usage.Completion, f.Timings.Decode

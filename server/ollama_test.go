@@ -128,6 +128,7 @@ func TestOllamaAsked(t *testing.T) {
 
 // TestOllamaCut holds that an answer that is cut says so in its last line.
 func TestOllamaCut(t *testing.T) {
+	t.Parallel() // it waits
 	m, runner := tinyVLM(t), endless(1)
 	runner.step = make(chan struct{}, 100)
 	f := startHTTP(t, &m, runner, server.Options{Grace: 50 * time.Millisecond})

@@ -183,15 +183,16 @@ func (x *exchange) chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 	for i := range c.Choices {
 		a := &c.Choices[i]
 		out.Choices = append(out.Choices, openai.ChatChoice{
-			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.Text}, Logprobs: chatLogprobs(a.Logprobs),
-			FinishReason: a.Reason.String(), StopReason: openai.NewStopReason(a.Stop, a.StopTokenID, x.named),
+			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.Text, Reasoning: a.Reasoning},
+			Logprobs: chatLogprobs(a.Logprobs), FinishReason: a.Reason.String(),
+			StopReason: openai.NewStopReason(a.Stop, a.StopTokenID, x.named),
 		})
 	}
 	return out
 }
 
 func openaiUsage(u serving.Usage) openai.Usage {
-	return openai.NewUsage(u.Prompt, u.Image, u.Cached, u.Completion)
+	return openai.NewUsage(u.Prompt, u.Image, u.Cached, u.Completion).WithReasoning(u.Reasoning)
 }
 
 func chatLogprobs(list []serving.Logprobs) *openai.Logprobs {
@@ -232,17 +233,17 @@ func (s *completionStream) Start(e *serving.Start) error {
 
 // Delta implements serving.Sink.
 func (s *completionStream) Delta(d *serving.Delta) error {
-	s.add(s.writer.Text(d.Index, d.Text, s.logprobs(d.Index, d.Logprobs)))
+	s.add(s.writer.Text(d.Index, d.Reasoning, d.Text, s.logprobs(d.Index, d.Logprobs)))
 	return s.flush()
 }
 
 // Finish implements serving.Sink.
 func (s *completionStream) Finish(f *serving.Finish) error {
-	completion := s.sum.Completion + f.Usage.Completion
+	completion, reasoning := s.sum.Completion+f.Usage.Completion, s.sum.Reasoning+f.Usage.Reasoning
 	if f.Index == 0 {
 		s.sum = f.Usage
 	}
-	s.sum.Completion = completion
+	s.sum.Completion, s.sum.Reasoning = completion, reasoning
 	stop := openai.NewStopReason(f.Stop, f.StopTokenID, s.x.named)
 	s.add(s.writer.Finish(f.Index, f.Reason.String(), stop, s.logprobs(f.Index, f.Logprobs)))
 	return s.flush()

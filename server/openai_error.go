@@ -192,9 +192,7 @@ func errHost() error {
 
 // errUnknownPath does not repeat what the client asked for.
 func errUnknownPath() error {
-	return refused(http.StatusNotFound, "unknown_url",
-		"no such endpoint here; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /tokenize, "+
-			"/health, and of Ollama's /api/chat, /api/tags and /api/version")
+	return refused(http.StatusNotFound, "unknown_url", "no such endpoint here; there are "+endpoints)
 }
 
 func errMethod(want string) error {

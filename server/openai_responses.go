@@ -46,7 +46,8 @@ func (x *exchange) respond(in *openai.ResponseRequest, req *serving.Request) err
 func wholeResponse(in *openai.ResponseRequest, c *serving.Collector) *openai.Response {
 	now, a := time.Now().Unix(), &c.Choices[0]
 	out := openai.NewResponse(in, c.ID, c.Model, c.Fingerprint, now)
-	out.Finish(a.Text, responseLogprobs(a.Logprobs), a.Reason.String(), openaiUsage(c.Usage), now)
+	text := openai.ModelText{Reasoning: a.Reasoning, Text: a.Text}
+	out.Finish(text, responseLogprobs(a.Logprobs), a.Reason.String(), openaiUsage(c.Usage), now)
 	return out
 }
 
@@ -76,7 +77,8 @@ func (s *responseStream) Start(e *serving.Start) error {
 
 // Delta implements serving.Sink.
 func (s *responseStream) Delta(d *serving.Delta) error {
-	return s.send(s.events.Text(d.Text, responseLogprobs(d.Logprobs)))
+	more := openai.ModelText{Reasoning: d.Reasoning, Text: d.Text}
+	return s.send(s.events.Text(more, responseLogprobs(d.Logprobs))...)
 }
 
 // Finish implements serving.Sink.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/racetest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
@@ -180,8 +181,8 @@ func TestQuotaOfNamedTenant(t *testing.T) {
 // A hundred messages of nearly 64 MiB at once take no more than the budget of messages: most are refused while they
 // come, with the advice to try again.
 func TestHundredLargeMessages(t *testing.T) {
-	_, f := listen(t, server.Options{MaxInflightBytes: 64 << 20})
-	message := make([]byte, 63<<20) // garbage, once it is whole
+	_, f := listen(t, server.Options{MaxInflightBytes: int64(racetest.Part(64 << 20))})
+	message := make([]byte, racetest.Part(63<<20)) // garbage, once it is whole
 	var refused, read atomic.Int64
 	bounded(t, f, 32<<20, 20*time.Second, func() {
 		var group sync.WaitGroup

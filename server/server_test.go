@@ -29,6 +29,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -225,7 +226,7 @@ type fixture struct {
 	*client.Client
 	conn   *grpc.ClientConn
 	engine *batching.Engine
-	log    *syncBuffer
+	log    *logtest.Buffer
 	stop   context.CancelFunc // as SIGTERM does
 	served chan error         // what Serve returned
 }
@@ -243,7 +244,7 @@ func start(t testing.TB, m serving.Model, r batching.Runner, o server.Options) *
 // serve is start over an engine.
 func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) *fixture {
 	t.Helper()
-	f := &fixture{log: new(syncBuffer), served: make(chan error, 1), engine: e}
+	f := &fixture{log: new(logtest.Buffer), served: make(chan error, 1), engine: e}
 	o.Logger = slog.New(telemetry.TraceIDs(slog.NewTextHandler(f.log, nil)))
 	lis := bufconn.Listen(1 << 20)
 	var ctx context.Context
@@ -293,23 +294,6 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatal("not within 10 s: " + what)
 		}
 	}
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // newEngine runs an engine until the test ends; steps, unless nil, is told of its steps.

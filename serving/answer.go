@@ -7,6 +7,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
@@ -24,6 +25,7 @@ type answer struct {
 	told      int // tokens that deltas told of
 
 	leaving string // text that came out of the stages and was not sent yet
+	thought string // the same of the model's thoughts
 	passed  int    // bytes of text that the stages have accounted for, of
 	made    int    // those there are so far
 
@@ -50,8 +52,22 @@ func (l *life) newAnswer(req *checked, index int, stream *batching.Stream, to Si
 		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends, tokenIDs: req.tokenIDs,
 		tokenizer: l.model.Prompter.Tokenizer, text: l.model.Prompter.Tokenizer.NewStream(true),
 	}
-	a.stages = newChain(l.stages(req, trim), a.leave)
+	stages := l.stages(req, trim)
+	if m := l.thinking(req); m.Open != "" {
+		a.text.Show(m.Tokens(a.tokenizer)...)
+		stages = append(stages, &thinkingStage{marks: m, inside: req.thinks})
+	}
+	a.stages = newChain(stages, a.leave)
 	return a
+}
+
+// thinking is how the thoughts of an answer are marked. Those in a raw prompt's answer are text as any other, and an
+// answer that is held to a constraint has none.
+func (l *life) thinking(req *checked) fusion.Thinking {
+	if req.prompt.Messages == nil || req.constraint != nil {
+		return fusion.Thinking{}
+	}
+	return l.model.Prompter.Thinking
 }
 
 // stages are what the text of an answer goes through, in order. trim is whether a space at its start is the template's.
@@ -150,7 +166,12 @@ func (a *answer) read(e batching.Event) (piece string) {
 
 // leave takes what comes out of the stages.
 func (a *answer) leave(p Piece) {
-	a.leaving += p.Text
+	if p.thought {
+		a.thought += p.Text
+		a.counts().reasoning = a.counts().completion
+	} else {
+		a.leaving += p.Text
+	}
 	from := a.passed
 	a.passed += p.Covers
 	if !p.Hides {
@@ -225,15 +246,18 @@ func (a *answer) sendDelta(d Delta) error {
 
 // send sends the text that came out of the stages, if there is any.
 func (a *answer) send() error {
-	if a.leaving == "" {
+	if a.leaving == "" && a.thought == "" {
 		return nil
 	}
 	logprobs, ids, err := a.due(a.passed)
 	if err != nil {
 		return err
 	}
-	d := Delta{Text: a.leaving, Tokens: a.counts().completion - a.told, Logprobs: logprobs, TokenIDs: ids}
-	a.told, a.leaving = a.counts().completion, ""
+	d := Delta{
+		Text: a.leaving, Reasoning: a.thought, Tokens: a.counts().completion - a.told,
+		Logprobs: logprobs, TokenIDs: ids,
+	}
+	a.told, a.leaving, a.thought = a.counts().completion, "", ""
 	return a.sendDelta(d)
 }
 

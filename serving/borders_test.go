@@ -1,7 +1,6 @@
 package serving
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"math"
@@ -427,16 +426,17 @@ func TestWarnings(t *testing.T) {
 	for _, want := range []string{
 		"of the model", "of its text", "settings=[num_beams]", "graph=vision", "fallbacks=map[Add:1]",
 	} {
-		if !strings.Contains(log.text.String(), want) {
-			t.Errorf("the log has no %s:\n%s", want, log.text.String())
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %s:\n%s", want, log.String())
 		}
 	}
-	if got := log.text.String(); strings.Contains(got, "graph=decoder") || strings.Contains(got, "share a run") {
+	if got := log.String(); strings.Contains(got, "graph=decoder") || strings.Contains(got, "share a run") {
 		t.Errorf("too much is said:\n%s", got)
 	}
-	d.text.Ignored, log.text = nil, bytes.Buffer{}
-	if d.warn(); strings.Contains(log.text.String(), "generation_config") {
-		t.Errorf("settings that are not there: %s", log.text.String())
+	d.text.Ignored = nil
+	log.Reset()
+	if d.warn(); strings.Contains(log.String(), "generation_config") {
+		t.Errorf("settings that are not there: %s", log.String())
 	}
 }
 

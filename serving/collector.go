@@ -11,13 +11,14 @@ type Collector struct {
 	Usage          Usage
 	Timings        Timings // of the answer that ended last
 
-	texts []strings.Builder
+	texts, thoughts []strings.Builder
 }
 
 // Choice is one of the answers.
 type Choice struct {
 	Seed             uint64
 	Text             string
+	Reasoning        string
 	Reason           FinishReason
 	Stop             *string
 	CompletionTokens int
@@ -35,11 +36,13 @@ func (c *Collector) Sink() Sink { return collecting{c} }
 func (c collecting) Start(s *Start) error {
 	c.Collector.Start = *s
 	c.Choices, c.texts = make([]Choice, s.Answers), make([]strings.Builder, s.Answers)
+	c.thoughts = make([]strings.Builder, s.Answers)
 	return nil
 }
 
 func (c collecting) Delta(d *Delta) error {
 	c.texts[d.Index].WriteString(d.Text)
+	c.thoughts[d.Index].WriteString(d.Reasoning)
 	to := &c.Choices[d.Index]
 	to.Logprobs = append(to.Logprobs, d.Logprobs...)
 	to.TokenIDs = append(to.TokenIDs, d.TokenIDs...)
@@ -50,16 +53,17 @@ func (c collecting) Delta(d *Delta) error {
 func (c collecting) Finish(f *Finish) error {
 	to := &c.Choices[f.Index]
 	to.Seed, to.Text = c.Seed+uint64(f.Index), c.texts[f.Index].String()
+	to.Reasoning = c.thoughts[f.Index].String()
 	to.Reason, to.Stop, to.CompletionTokens = f.Reason, f.Stop, f.Usage.Completion
 	to.Logprobs = append(to.Logprobs, f.Logprobs...)
 	to.TokenIDs, to.StopTokenID = append(to.TokenIDs, f.TokenIDs...), f.StopTokenID
 	c.PromptLogprobs = append(c.PromptLogprobs, f.PromptLogprobs...)
 	c.ChoiceScores = append(c.ChoiceScores, f.ChoiceScores...)
 	c.Timings = f.Timings
-	completion := c.Usage.Completion + f.Usage.Completion
+	completion, reasoning := c.Usage.Completion+f.Usage.Completion, c.Usage.Reasoning+f.Usage.Reasoning
 	if f.Index == 0 {
 		c.Usage = f.Usage
 	}
-	c.Usage.Completion = completion
+	c.Usage.Completion, c.Usage.Reasoning = completion, reasoning
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,27 +20,17 @@ import (
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/vision"
 )
 
 // lines is a log.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
+type lines struct{ logtest.Buffer }
 
 // logged is the line of the log that has a message; empty if there is none.
 func (l *lines) logged(message string) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(l.text.String()) {
+	for line := range strings.Lines(l.String()) {
 		if strings.Contains(line, message) {
 			return line
 		}
@@ -91,7 +80,7 @@ func TestOpen(t *testing.T) {
 		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1, Images: limits,
 	})
 	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=") || !strings.Contains(line, "computed=") {
-		t.Errorf("the log has no self-test: %q", log.text.String())
+		t.Errorf("the log has no self-test: %q", log.String())
 	}
 	for _, want := range []string{
 		"model=mine", "precision=fp32", "provider=cpu", "slots=2", "kv_tokens=800", "context=400",
@@ -136,7 +125,7 @@ func TestOpenQuantised(t *testing.T) {
 	c := Config{Precision: "int8", CacheDir: t.TempDir(), Slots: 1, NoSelfTest: true}
 	_, log := opened(t, c)
 	if line := log.logged("quantised weights"); !strings.Contains(line, "made_now=true") || log.logged("self-test") != "" {
-		t.Errorf("the log is %q", log.text.String())
+		t.Errorf("the log is %q", log.String())
 	}
 	_, log = opened(t, c)
 	if line := log.logged("quantised weights"); !strings.Contains(line, "made_now=false") {

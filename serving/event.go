@@ -28,6 +28,8 @@ type Start struct {
 type Delta struct {
 	Index int
 	Text  string
+	// Reasoning is more of what the model thinks before it answers: of one Delta, it comes before Text.
+	Reasoning string
 	// Tokens is how many were generated for it.
 	Tokens int
 	// Logprobs are of the tokens whose text is out now, PromptLogprobs of the next tokens of the prompt.
@@ -74,7 +76,8 @@ type Usage struct {
 	Prompt, Text, Image int
 	// CachedImage are those of images whose embeddings had been made before, Cached those that the prefix cache had.
 	CachedImage, Cached int
-	Completion          int
+	// Completion are those generated, Reasoning those of them that the model's thoughts took.
+	Completion, Reasoning int
 }
 
 // Timings say where the time of a request went. Stages that did not happen are 0.

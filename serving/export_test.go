@@ -1,5 +1,7 @@
 package serving
 
+import "github.com/mmserve/mmserve/fusion"
+
 // NewStopStage ends answers at stop strings.
 func NewStopStage(stops ...string) Stage { return &stopStage{stops: stops} }
 
@@ -9,15 +11,22 @@ func NewIncludingStopStage(stops ...string) Stage { return &stopStage{stops: sto
 // NewTrimStage leaves out a space at the start.
 func NewTrimStage() Stage { return &trimStage{} }
 
+// NewThinkingStage tells thoughts from the answer; inside has them begin at once.
+func NewThinkingStage(inside bool) Stage {
+	return &thinkingStage{marks: fusion.Thinking{Open: "<think>", Close: "</think>"}, inside: inside}
+}
+
 // let is a sink of text and log-probabilities.
 type let struct {
 	Sink
 	text     string
+	thoughts string
 	logprobs []int
 }
 
 func (l *let) Delta(d *Delta) error {
 	l.text += d.Text
+	l.thoughts += d.Reasoning
 	l.add(d.Logprobs, d.TokenIDs)
 	return nil
 }
@@ -35,12 +44,18 @@ func (l *let) add(list []Logprobs, ids []int32) {
 // Let is what an answer lets out of tokens' texts through stages: the text, and the tokens
 // whose log-probabilities leave.
 func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End) {
+	_, text, logprobs, end = LetThink(stages, tokens)
+	return text, logprobs, end
+}
+
+// LetThink is Let with the thoughts.
+func LetThink(stages []Stage, tokens []string) (thoughts, text string, logprobs []int, end *End) {
 	got := &let{}
 	a := &answer{to: got, tokenIDs: true, rec: &record{answers: make([]answered, 1)}}
 	a.stages = newChain(stages, a.leave)
 	take := func(over *End) bool {
 		_ = a.send()
-		text, logprobs, end = got.text, got.logprobs, over
+		thoughts, text, logprobs, end = got.thoughts, got.text, got.logprobs, over
 		return over != nil
 	}
 	for i, piece := range tokens {
@@ -51,14 +66,14 @@ func Let(stages []Stage, tokens []string) (text string, logprobs []int, end *End
 			begin: begin, end: a.made, id: id, logprobs: &Logprobs{Token: TokenLogprob{ID: id}},
 		})
 		if take(a.stages.push(piece)) {
-			return text, logprobs, end
+			return thoughts, text, logprobs, end
 		}
 	}
 	if !take(a.stages.flush(0)) {
 		due, ids, _ := a.due(a.made)
 		got.add(due, ids)
 	}
-	return text, got.logprobs, end
+	return thoughts, text, got.logprobs, end
 }
 
 // Use is what one request uses of a quota.

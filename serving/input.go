@@ -66,6 +66,7 @@ func (l *life) tokenize(ctx context.Context, req *checked, images []*vision.Imag
 	if err == nil {
 		in, err = l.model.Prompter.Input(rendered, images)
 	}
+	req.thinks = rendered.Thinks
 	field := "prompt.parts"
 	if req.prompt.Messages != nil {
 		field = "chat.messages"

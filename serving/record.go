@@ -42,6 +42,7 @@ type record struct {
 // answered is what is known of one answer; the goroutine that delivers it writes it.
 type answered struct {
 	completion int
+	reasoning  int // of completion, until the last of the thoughts
 	finish     FinishReason
 	timing     batching.Timing
 }
@@ -97,7 +98,7 @@ func (r *record) prompt(in fusion.Input) {
 func (r *record) usage(a answered) Usage {
 	return Usage{
 		Prompt: r.tokens, Text: r.tokens - r.image, Image: r.image,
-		CachedImage: r.cached, Cached: a.timing.CachedTokens, Completion: a.completion,
+		CachedImage: r.cached, Cached: a.timing.CachedTokens, Completion: a.completion, Reasoning: a.reasoning,
 	}
 }
 

@@ -29,7 +29,8 @@ type ServiceOptions struct {
 	SharePrefixes bool
 	// Quotas hold tenants to what they may use. Default: they may use all there is.
 	Quotas *Quotas
-	// Filters make the stages that every answer goes through after those of its request, in order.
+	// Filters make the stages that every answer goes through after those of its request, in order. They see a model's
+	// thoughts, too, with the marks around them.
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger

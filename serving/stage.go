@@ -24,6 +24,8 @@ type Piece struct {
 	Covers int
 	// Hides says that the input is not to be known: the log-probabilities of its tokens do not leave either.
 	Hides bool
+	// thought says that it is of the model's thoughts, in a piece of the last stage.
+	thought bool
 }
 
 // End is how a stage ends an answer.
@@ -105,7 +107,7 @@ func (c *chain) emitted(i int, p Piece) {
 	l := &c.links[i]
 	for p.Covers == len(p.Text) && !p.Hides && len(l.given) > 1 && l.given[0].bytes < p.Covers && l.end == nil {
 		n := l.given[0].bytes
-		l.end = c.give(i+1, l.take(Piece{Text: p.Text[:n], Covers: n}))
+		l.end = c.give(i+1, l.take(Piece{Text: p.Text[:n], Covers: n, thought: p.thought}))
 		p.Text, p.Covers = p.Text[n:], p.Covers-n
 	}
 	if l.end == nil {

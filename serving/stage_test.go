@@ -63,7 +63,8 @@ func (j *judgeStage) Flush(emit func(serving.Piece)) *serving.End {
 func TestStages(t *testing.T) {
 	texts := []string{
 		"", " ", "a", "  two", " one END two", "aaab", "ENEND", "ENDEND", "no secret here, secrets", "secre", "cafés é",
-		"x\n\ny",
+		"x\n\ny", "<think>a</think>b", " \n<think>\n a b \n</think>\n\nc </think> d", "<think", "<thinking", "\n ", "a<think>b</think>",
+		"<think>a </thin </think", "a \n</think> ", "<think></think>",
 	}
 	for name, create := range map[string]func() serving.Stage{
 		"trim":        serving.NewTrimStage,
@@ -72,9 +73,11 @@ func TestStages(t *testing.T) {
 		"stop left in": func() serving.Stage {
 			return serving.NewIncludingStopStage("b", "aab", "é", "END")
 		},
-		"mask":       func() serving.Stage { return &maskStage{word: "secret"} },
-		"mask twins": func() serving.Stage { return &maskStage{word: "aa"} },
-		"judge":      func() serving.Stage { return &judgeStage{word: "secret"} },
+		"thinking":      func() serving.Stage { return serving.NewThinkingStage(false) },
+		"amid thoughts": func() serving.Stage { return serving.NewThinkingStage(true) },
+		"mask":          func() serving.Stage { return &maskStage{word: "secret"} },
+		"mask twins":    func() serving.Stage { return &maskStage{word: "aa"} },
+		"judge":         func() serving.Stage { return &judgeStage{word: "secret"} },
 	} {
 		t.Run(name, func(t *testing.T) { servingtest.TestStage(t, create, texts...) })
 	}

@@ -56,6 +56,7 @@ type checked struct {
 
 	promptLogprobs, noDrafts bool
 	tokenIDs, includeStop    bool
+	thinks                   bool     // the answer begins amid thoughts
 	scored                   []string // choices of which scores are wanted
 	// constraint is not compiled yet; nil if there is none.
 	constraint *Constraint

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 const (
@@ -180,7 +182,7 @@ func TestNewerPixelsAsTransformers(t *testing.T) {
 			}
 			c.checkGrid(t, p, m.Grid)
 			data, ok := readImage(t, c.Photo)
-			if !ok || raceDetector && c.Photo != "photos/chelsea.png" {
+			if !ok || racetest.Enabled && c.Photo != "photos/chelsea.png" {
 				return
 			}
 			img, err := p.Prepare(context.Background(), data, Limits{}, !from.whole)

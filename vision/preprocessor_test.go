@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/imaging"
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // The configurations that goldens/preprocess.json was made with.
@@ -62,9 +63,6 @@ func (c preprocessed) checkGrid(t *testing.T, p Preprocessor, g Grid) {
 	}
 }
 
-// raceDetector tells that the tests run under it, which makes loops over pixels twenty times slower.
-var raceDetector bool
-
 // Every processor over every photo, bit for bit. Of the photos that are not in this repository, the shapes; under the
 // race detector, the pixels of two.
 func TestPixelsAsTransformers(t *testing.T) {
@@ -77,7 +75,7 @@ func TestPixelsAsTransformers(t *testing.T) {
 			}
 			g := p.Grid(c.Size[0], c.Size[1])
 			c.checkGrid(t, p, g)
-			if raceDetector && c.Photo != "photos/chelsea.png" && c.Photo != "pictures/cars.jpg" {
+			if racetest.Enabled && c.Photo != "photos/chelsea.png" && c.Photo != "pictures/cars.jpg" {
 				return
 			}
 			data, ok := readImage(t, c.Photo)

@@ -156,15 +156,22 @@ func (c ViT) embed(b *graph.Builder, prefix, pixels string) (x string, positions
 	x = b.Op("Reshape", nil, x, b.I64s(0, int64(c.Hidden), int64(c.Patches())))
 	x = b.Op("Transpose", onnx.Attrs{"perm": []int{0, 2, 1}}, x)
 	positions = c.Patches()
+	add := "" // what is added to all positions, [positions, hidden], a constant
 	if c.ClassToken {
-		tiles := b.Op("Shape", onnx.Attrs{"start": 0, "end": 1}, x)
-		class := b.Op("Expand", nil, b.Weight(prefix+"embeddings.class_embedding", c.Hidden),
-			b.Op("Concat", onnx.Attrs{"axis": 0}, tiles, b.I64s(1, int64(c.Hidden))))
-		x = b.Op("Concat", onnx.Attrs{"axis": 1}, class, x)
+		x = b.Op("Pad", nil, x, b.I64s(0, 1, 0, 0, 0, 0))
+		class := b.Op("Reshape", nil, b.Weight(prefix+"embeddings.class_embedding", c.Hidden), b.I64s(1, int64(c.Hidden)))
+		add = b.Op("Pad", nil, class, b.I64s(0, 0, int64(positions), 0))
 		positions++
 	}
 	if !c.NoPositions {
-		x = b.Op("Add", nil, x, b.Weight(prefix+"embeddings.position_embedding.weight", positions, c.Hidden))
+		table := b.Weight(prefix+"embeddings.position_embedding.weight", positions, c.Hidden)
+		if add != "" {
+			table = b.Op("Add", nil, table, add)
+		}
+		add = table
+	}
+	if add != "" {
+		x = b.Op("Add", nil, x, add)
 	}
 	return x, positions
 }

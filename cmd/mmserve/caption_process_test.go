@@ -36,9 +36,6 @@ import (
 // killed.
 const asCommand = "MMSERVE_TEST_MAIN"
 
-// raceDetector tells that a process takes ten times its memory: such bounds are tested without it.
-var raceDetector bool
-
 // captioning is how large the tests of this file are: small in make test, in full in make test-captioning.
 func captioning(small, full int) int {
 	if os.Getenv("MMSERVE_TEST_CAPTIONING") != "" {
@@ -271,6 +268,7 @@ func greyHash(c *counting) (probe [32]byte) {
 
 // A server that is killed and started again in the middle costs nothing but time.
 func TestCaptionServerKilledAndRestarted(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	images, kills := captioning(80, 2000), captioning(1, 5)
 	dir, tmp, addr := t.TempDir(), t.TempDir(), sockettest.FreeAddress(t)
 	shapes(t, dir, images)
@@ -310,6 +308,7 @@ func rowsIn(path string) int {
 
 // SIGTERM ends a run when what is in flight is answered, with the command that goes on; a second one ends it at once.
 func TestCaptionSignals(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	dir, tmp := t.TempDir(), t.TempDir()
 	shapes(t, dir, 40)
 	slow, _, _ := serveProcess(t, "--pace", "1ms,10ms")
@@ -369,6 +368,7 @@ func serveProcess(t *testing.T, args ...string) (addr string, p *process, restar
 // What is wrong with a run's surroundings is said at once, with its exit status; nothing hangs, and no row is half
 // written.
 func TestCaptionTrouble(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	dir, tmp := t.TempDir(), t.TempDir()
 	shapes(t, dir, 60)
 	for i := range 60 {
@@ -435,6 +435,7 @@ func TestCaptionTrouble(t *testing.T) {
 
 // Two runs on one output: the second one is refused, the first one goes on.
 func TestCaptionTwoRunsAtOnce(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "o.jsonl")
 	shapes(t, dir, 30)
 	addr, _, _ := serveProcess(t, "--pace", "1ms,5ms")
@@ -451,6 +452,7 @@ func TestCaptionTwoRunsAtOnce(t *testing.T) {
 
 // A full or read-only disk ends a run with whole rows only, which the next run adds to.
 func TestCaptionDiskFullAndReadOnly(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	mount := t.TempDir()
 	if err := syscall.Mount("none", mount, "tmpfs", 0, "size=160k"); err != nil {
 		t.Skipf("a small disk cannot be mounted here: %v", err)
@@ -489,6 +491,7 @@ func TestCaptionDiskFullAndReadOnly(t *testing.T) {
 
 // Folders without rights are rows, not ends: seen as a user without the rights of root.
 func TestCaptionFolderWithoutRights(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	if os.Geteuid() != 0 {
 		t.Skip("becomes another user, which only root can")
 	}

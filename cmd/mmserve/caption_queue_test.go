@@ -95,6 +95,7 @@ func TestCaptionWorkersOfAQueue(t *testing.T) {
 
 // For one machine, a worker holds the queue itself.
 func TestCaptionQueueInTheProcess(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	dir, store, addr := t.TempDir(), t.TempDir(), sockettest.FreeAddress(t)
 	shapes(t, dir, 20)
 	serve, _, _ := serveProcess(t)

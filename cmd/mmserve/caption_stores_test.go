@@ -19,6 +19,7 @@ import (
 
 	"gocloud.dev/blob"
 
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
@@ -191,7 +192,7 @@ func TestCaptionListsStore(t *testing.T) {
 	}
 	rss := peakRSS(c)
 	t.Logf("%d keys in %.1f s, peak memory %.0f MB", keys, time.Since(began).Seconds(), rss/1e6)
-	if rss > 200e6 && !raceDetector { // which keeps a shadow of all memory
+	if rss > 200e6 && !racetest.Enabled { // which keeps a shadow of all memory
 		t.Errorf("peak memory %.0f MB, want at most 200", rss/1e6)
 	}
 }

@@ -108,6 +108,23 @@ func (s *chatSession) addImage(path string) {
 	s.say("added; it goes with your next message\n")
 }
 
+// thoughts shows what a model thinks before it answers, with a blank line behind it. They are not kept in the history.
+type thoughts struct {
+	to  io.Writer
+	any bool
+}
+
+func (t *thoughts) show(d *pb.StreamDelta) {
+	if text := d.GetReasoning(); text != "" {
+		t.any = true
+		fmt.Fprint(t.to, text)
+	}
+	if t.any && d.GetText() != "" {
+		t.any = false
+		fmt.Fprint(t.to, "\n\n")
+	}
+}
+
 // ask sends the conversation with one more message and streams the answer. An answer that was stopped stays in the
 // history as far as it came; a request that failed leaves no trace, so that it can be put differently.
 func (s *chatSession) ask(ctx context.Context, text string) {
@@ -120,6 +137,7 @@ func (s *chatSession) ask(ctx context.Context, text string) {
 		req.Sampling = &pb.Sampling{Temperature: s.cmd.Temperature}
 	}
 	var answer strings.Builder
+	thoughts := thoughts{to: s.out}
 	for event, err := range s.client.Stream(ctx, req) {
 		if err != nil {
 			if ctx.Err() == nil {
@@ -128,6 +146,7 @@ func (s *chatSession) ask(ctx context.Context, text string) {
 			}
 			break
 		}
+		thoughts.show(event.GetDelta())
 		piece := event.GetDelta().GetText()
 		if answer.Len() == 0 {
 			piece = strings.TrimLeft(piece, " ")

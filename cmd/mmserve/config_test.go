@@ -181,6 +181,7 @@ func TestSecretFlags(t *testing.T) {
 // SIGHUP reads the file again: the log level changes, what else differs is named, and a file that is wrong changes
 // nothing.
 func TestConfigReload(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	file := writeConfig(t, "log-level: info\nslots: 2\npace: 1ms,1ms\n")
 	p := startServe(t, sockettest.FreeAddress(t), nil, "--config", file)
 	p.logged("msg=serving")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/host"
+	"github.com/mmserve/mmserve/internal/hub"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/serving"
@@ -80,11 +81,23 @@ func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wri
 			report("KV cache", err, kv.String())
 		}
 	}
+	d.hub(report)
 	d.secure(report)
 	if !healthy {
 		return exitError(1)
 	}
 	return nil
+}
+
+// hub tells of the hub that models would be fetched from, and of its cache. It asks nobody.
+func (d doctorCmd) hub(report func(label string, err error, ok string)) {
+	c, err := d.client(slog.New(slog.DiscardHandler))
+	if err != nil {
+		report("hub", err, "")
+		return
+	}
+	list, err := hub.List(c.Cache())
+	report("hub", err, fmt.Sprintf("%s, %d models in %s", c, len(list), c.Cache()))
 }
 
 // secure tells of what decides who may ask, where that is given.

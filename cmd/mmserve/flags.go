@@ -22,8 +22,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// The flags that several commands share, each declared once. A command embeds the groups that it takes; where its default or
-// its words differ it sets a variable (`set`), for which flagVariables has the common value.
+// The flags that several commands share, each declared once. A command embeds the groups that it takes; where its
+// default or its words differ it sets a variable (`set`), for which flagVariables has the common value.
 
 // flagVariables are the common values of what a command may set for a group of flags, and what help texts tell.
 var flagVariables = kong.Vars{
@@ -188,8 +188,10 @@ func (f modelFlags) check() error {
 		flag               string
 		value, least, most int64
 	}{
-		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20}, {"--drafts", int64(f.Drafts), 0, 64},
-		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24}, {"--threads", int64(f.Threads), 0, 1024},
+		{"--slots", int64(f.Slots), 1, 4096}, {"--prefill-chunk", int64(f.PrefillChunk), 1, 1 << 20},
+		{"--drafts", int64(f.Drafts), 0, 64},
+		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24},
+		{"--threads", int64(f.Threads), 0, 1024},
 		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
 		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
 	} {

@@ -20,8 +20,8 @@ import (
 	"github.com/mmserve/mmserve/model"
 )
 
-// hubFlags say where models come from that are named and not in a folder. The token has no flag: what stands on a command
-// line, everybody on the machine can read.
+// hubFlags say where models come from that are named and not in a folder. The token has no flag: what stands on a
+// command line, everybody on the machine can read.
 type hubFlags struct {
 	HubEndpoint string   `placeholder:"URL" env:"MMSERVE_HUB_ENDPOINT" help:"Model hub that --model ORG/NAME is fetched from (default: the variable HF_ENDPOINT, then https://huggingface.co). Its token is in the variable HF_TOKEN, or in the file that the hub's own clients write."`
 	HubOffline  bool     `env:"MMSERVE_HUB_OFFLINE" help:"Ask no hub: take from its cache (HF_HUB_CACHE, HF_HOME) what is there. HF_HUB_OFFLINE=1 says the same."`
@@ -54,7 +54,9 @@ func hubModel(text string) (r hub.Repo, named bool, err error) {
 }
 
 // find gives a model's folder, which it fetches if the model is a hub's.
-func (f hubFlags) find(ctx context.Context, m modelFolder, o model.WantedOptions, log *slog.Logger) (modelFolder, error) {
+func (f hubFlags) find(
+	ctx context.Context, m modelFolder, o model.WantedOptions, log *slog.Logger,
+) (modelFolder, error) {
 	r, named, err := hubModel(m.Dir)
 	if err != nil {
 		return m, fmt.Errorf("--model: %w", err)
@@ -73,7 +75,9 @@ func (f hubFlags) find(ctx context.Context, m modelFolder, o model.WantedOptions
 }
 
 // pull has a model in the cache, and shows how far it is.
-func (f hubFlags) pull(ctx context.Context, r hub.Repo, o model.WantedOptions, log *slog.Logger) (*hub.Snapshot, error) {
+func (f hubFlags) pull(
+	ctx context.Context, r hub.Repo, o model.WantedOptions, log *slog.Logger,
+) (*hub.Snapshot, error) {
 	c, err := f.client(log)
 	if err != nil {
 		return nil, err

@@ -90,7 +90,8 @@ func TestImageCommandIsCheap(t *testing.T) {
 	}
 	look := func(name string) string {
 		var out bytes.Buffer
-		if err := (imageCmd{Detail: "auto", Files: []string{name}}).Run(t.Context(), slog.New(slog.DiscardHandler), &out); err != nil {
+		see := imageCmd{Detail: "auto", Files: []string{name}}
+		if err := see.Run(t.Context(), slog.New(slog.DiscardHandler), &out); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()

@@ -95,7 +95,8 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	if p := m.NativeResolution; p != nil {
 		line("vision tower", "images of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
 	} else {
-		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden, m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
+		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden,
+			m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
 	}
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
@@ -106,7 +107,8 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	for _, size := range [][2]int{{512, 512}, {1300, 876}, {4032, 3024}} {
 		g := text.Preprocessor.Grid(size[0], size[1])
 		expanded := m.Layout.Expand(g)
-		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0], size[1], g.Tiles())
+		line("tokens per image", "%d for %d×%d pixels (%d tiles)", len(text.Tokenizer.Encode(expanded, false)), size[0],
+			size[1], g.Tiles())
 	}
 	line("chat template", "%s", map[bool]string{true: "yes", false: "none: raw prompts only"}[text.Template != nil])
 	if len(text.Ignored) > 0 {
@@ -116,7 +118,8 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 		line("warning", "%s", w)
 	}
 	line("weights", "%s in memory", host.FormatBytes(m.WeightBytes()))
-	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)), d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
+	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)),
+		d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
 }
 
@@ -145,7 +148,7 @@ type verifyCmd struct {
 	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
 	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
-	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes."`
+	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors 1e-4 of the largest value does, too."`
 	WriteReferences bool     `name:"write-references" aliases:"write-gold" help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
 	Image           []string `placeholder:"FILE" help:"Images to record with --write-references (default: two drawn samples)."`
 	Prompt          string   `default:"Describe the image." help:"What to ask about them."`
@@ -212,7 +215,9 @@ func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*verify.Verifier, er
 	if from.Why != "" {
 		fmt.Fprintf(out, "warning: quantised weights: %s\n", from.Why)
 	}
-	where, err := serving.Config{Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback}.SessionOptions()
+	where, err := serving.Config{
+		Provider: v.Provider, VisionProvider: v.VisionProvider, AllowCPUFallback: v.AllowCPUFallback,
+	}.SessionOptions()
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/hub"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -44,7 +45,9 @@ func (m modelFolder) String() string {
 
 // modelAdmin is what the admin listener changes models by. What it opens lies under a folder that the operator named.
 type modelAdmin struct {
-	root   string // empty: nothing can be loaded or unloaded
+	root string // empty: no folder can be loaded
+	// fetch gives the folder of a hub's model; nil: none can be loaded.
+	fetch  func(ctx context.Context, m modelFolder) (modelFolder, error)
 	models atomic.Pointer[serving.Registry]
 }
 
@@ -68,7 +71,8 @@ func (a *modelAdmin) List() any {
 		r.Each(func(d *serving.Deployment) {
 			s := d.Engine.Stats()
 			list = append(list, servedModel{
-				Name: d.Model.Name, Dir: d.Dir, Digest: d.Model.Digest, Context: d.Model.MaxLen, Memory: d.Memory.Host, Device: d.Memory.Device,
+				Name: d.Model.Name, Dir: d.Dir, Digest: d.Model.Digest, Context: d.Model.MaxLen, Memory: d.Memory.Host,
+				Device:  d.Memory.Device,
 				Running: s.Running, Waiting: s.Waiting, Default: len(list) == 0,
 			})
 		})
@@ -85,10 +89,26 @@ func (a *modelAdmin) Load(ctx context.Context, name, dir string) error {
 	if !serving.ValidModelName(name) {
 		return &admin.Refusal{Status: http.StatusBadRequest, Err: fmt.Errorf("name: %w", serving.ErrName)}
 	}
+	if strings.HasPrefix(dir, hub.Scheme) {
+		return a.loadFetched(ctx, r, modelFolder{name, dir})
+	}
 	if dir, err = below(a.root, dir); err != nil {
 		return &admin.Refusal{Status: http.StatusForbidden, Err: fmt.Errorf("dir: %w", err)}
 	}
 	_, err = r.Load(ctx, name, dir)
+	return refusal(err, http.StatusUnprocessableEntity)
+}
+
+// loadFetched loads a hub's model. A caller who leaves ends the fetching, which the next call goes on with.
+func (a *modelAdmin) loadFetched(ctx context.Context, r *serving.Registry, m modelFolder) error {
+	if a.fetch == nil {
+		return &admin.Refusal{Status: http.StatusForbidden, Err: errors.New("models of a hub are loaded only where --models-hub allows it")}
+	}
+	m, err := a.fetch(ctx, m)
+	if err != nil {
+		return &admin.Refusal{Status: http.StatusUnprocessableEntity, Err: err}
+	}
+	_, err = r.Load(ctx, m.Name, m.Dir)
 	return refusal(err, http.StatusUnprocessableEntity)
 }
 
@@ -102,7 +122,7 @@ func (a *modelAdmin) Unload(ctx context.Context, name string) error {
 }
 
 func (a *modelAdmin) registry() (*serving.Registry, error) {
-	if a.root == "" {
+	if a.root == "" && a.fetch == nil {
 		return nil, &admin.Refusal{Status: http.StatusForbidden, Err: errors.New("models are loaded and unloaded only where --models-dir names the folder that they lie in")}
 	}
 	if r := a.models.Load(); r != nil {
@@ -133,6 +153,9 @@ var errOutside = errors.New("want a folder below --models-dir")
 // below resolves dir, which is relative to root or lies in it, links and all. What is not a folder below root is an
 // error.
 func below(root, dir string) (string, error) {
+	if root == "" {
+		return "", errOutside
+	}
 	root, err := filepath.EvalSymlinks(root)
 	if err == nil {
 		root, err = filepath.Abs(root)

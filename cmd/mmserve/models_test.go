@@ -267,6 +267,7 @@ func generateByStream(c *client.Client, in *pb.GenerateRequest) (*pb.GenerateRes
 
 // What is loaded and unloaded again and again leaves nothing behind.
 func TestUnloadGivesMemoryBack(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	if runtime.GOOS != "linux" {
 		t.Skip("reads /proc")
 	}

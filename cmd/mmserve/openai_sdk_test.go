@@ -18,7 +18,8 @@ func TestOpenAISDK(t *testing.T) {
 	base, busy := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
 	for _, p := range []*served{
 		startServe(t, sockettest.FreeAddress(t), nil, "--http-listen", base),
-		startServe(t, sockettest.FreeAddress(t), nil, "--http-listen", busy, "--slots=1", "--max-waiting=0", "--pace=1ms,10ms"),
+		startServe(t, sockettest.FreeAddress(t), nil, "--http-listen", busy, "--slots=1", "--max-waiting=0",
+			"--pace=1ms,10ms"),
 	} {
 		p.logged("msg=serving")
 	}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // readmeBlock is the README's only block in a language that has a text in it, in the section on calling the server.
@@ -80,7 +82,7 @@ func TestReadme(t *testing.T) {
 			}
 			if c.language == "go" { // within the module, as after go get
 				build := []string{"go", "build", "-o", filepath.Join(dir, "call")}
-				if raceDetector { // as this test was: its packages are compiled then
+				if racetest.Enabled { // as this test was: its packages are compiled then
 					build = append(build, "-race")
 				}
 				if out, err := command(root, append(build, filepath.Join(dir, c.file))...); err != nil {

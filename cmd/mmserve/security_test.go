@@ -17,6 +17,7 @@ import (
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/auth/authtest"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
@@ -66,7 +67,7 @@ type secureServe struct {
 	addr, web, admin string
 	cert, ca         string // files
 	key, adminKey    string
-	log              *lockedBuffer
+	log              *logtest.Buffer
 }
 
 func startSecure(t *testing.T, args ...string) *secureServe {
@@ -87,7 +88,8 @@ func startSecure(t *testing.T, args ...string) *secureServe {
 		t.Fatal(errs)
 	}
 	s := &secureServe{
-		addr: sockettest.FreeAddress(t), web: sockettest.FreeAddress(t), admin: sockettest.FreeAddress(t), log: new(lockedBuffer),
+		addr: sockettest.FreeAddress(t), web: sockettest.FreeAddress(t), admin: sockettest.FreeAddress(t),
+		log:  new(logtest.Buffer),
 		cert: path("cert", certPEM), ca: path("ca", ca.PEM), adminKey: path("admin", []byte("admin-0123456789abcdef\n")),
 	}
 	s.key = path("api-key", []byte(regexp.MustCompile(`(?m)^mms_.*$`).FindString(out)+"\n"))

@@ -39,6 +39,7 @@ type serveCmd struct {
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
+	ModelsHub        bool          `env:"MMSERVE_MODELS_HUB" help:"Have the admin listener load models of a hub, too: POST /models then takes hf://ORG/NAME[@REVISION] as dir (default: it cannot)."`
 	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
 	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
@@ -90,7 +91,8 @@ func (s serveCmd) check() error {
 		value time.Duration
 		least time.Duration
 	}{
-		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond}, {"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
+		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond},
+		{"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
 	} {
 		if c.value < c.least || c.value > maxDuration {
 			return fmt.Errorf("%s %v: want %v to %v", c.flag, c.value, c.least, maxDuration)
@@ -99,7 +101,8 @@ func (s serveCmd) check() error {
 	return nil
 }
 
-// checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any port.
+// checkAddress refuses what would listen somewhere else than was meant: an empty address is every interface at any
+// port.
 func checkAddress(flag, address string) error {
 	if _, unix, err := socket.Path(address); err != nil {
 		return fmt.Errorf("%s %w", flag, err)
@@ -118,11 +121,13 @@ func checkAddress(flag, address string) error {
 
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
-	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(), s.securityFlags.check())
+	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
+		s.securityFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
-func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger, level *slog.LevelVar, again rereader) error {
+func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger,
+	level *slog.LevelVar, again rereader) error {
 	if err := s.checkAll(); err != nil {
 		return err
 	}
@@ -158,6 +163,11 @@ func (s serveCmd) serve(
 	defer closeAll()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
+	if s.ModelsHub {
+		models.fetch = func(ctx context.Context, m modelFolder) (modelFolder, error) {
+			return s.find(ctx, m, s.wanted(), log)
+		}
+	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
@@ -247,7 +257,8 @@ func (s serveCmd) newServer(
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
 // itself, and ends with the process.
-func (s serveCmd) load(ctx context.Context, ortLib string, o *observability, log *slog.Logger) (*serving.Registry, error) {
+func (s serveCmd) load(ctx context.Context, ortLib string, o *observability,
+	log *slog.Logger) (*serving.Registry, error) {
 	config := s.config(ortLib, log)
 	s.mediaFlags.limit(&config.Images)
 	if o.server != nil {
@@ -312,9 +323,10 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 		connections = connectionLimit(1024)
 	}
 	return server.Options{
-		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections, MaxStreams: s.MaxStreams,
-		ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(), NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes,
-		DrainDelay: s.DrainDelay, Grace: s.Grace, Logger: log, Telemetry: o.server, GRPC: o.grpc(),
+		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections,
+		MaxStreams: s.MaxStreams, ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(),
+		NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: s.DrainDelay, Grace: s.Grace,
+		Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
 		HTTP: server.HTTPOptions{

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/logtest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc"
@@ -118,30 +119,13 @@ type served struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	addr string
-	log  *lockedBuffer
+	log  *logtest.Buffer
 	done chan error
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func startServe(t *testing.T, addr string, env []string, args ...string) *served {
 	t.Helper()
-	p := &served{t: t, addr: addr, log: new(lockedBuffer), done: make(chan error, 1)}
+	p := &served{t: t, addr: addr, log: new(logtest.Buffer), done: make(chan error, 1)}
 	p.cmd = exec.Command(os.Args[0], append([]string{"serve", "--listen", addr, "--admin-address="}, args...)...)
 	p.cmd.Env = append(append(os.Environ(), "MMSERVE_TEST_MAIN=1"), env...)
 	p.cmd.Stderr = p.log
@@ -257,6 +241,7 @@ func TestSignalWhileLoading(t *testing.T) {
 
 // Telemetry that cannot be sent changes neither how a drain ends nor for how long.
 func TestDeadTelemetry(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	p := startServe(t, sockettest.FreeAddress(t),
 		[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + sockettest.FreeAddress(t), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"}, "--pace=1ms,1ms")
 	p.logged("msg=serving")

@@ -38,9 +38,9 @@ type Message struct {
 
 // Options are what a template needs to know of the model's tokenizer and processor.
 type Options struct {
-	// BOS, EOS, Unk and Pad are the texts of the special tokens, which the template
+	// BOS, EOS and so on are the texts of the special tokens, which the template
 	// knows as bos_token and so on. One that is empty is undefined there.
-	BOS, EOS, Unk, Pad string
+	BOS, EOS, Unk, Pad, Sep, Cls, Mask string
 	// Placeholder stands for an image in the prompt: what the template writes for an
 	// image part, or what is put in its place if the template takes only strings.
 	// It is guarded. Empty if the model takes no images.
@@ -119,7 +119,8 @@ func (t *Template) compile(source string) (err error) {
 	t.globals = globals(t.options.Now)
 	for name, text := range map[string]string{
 		"bos_token": t.options.BOS, "eos_token": t.options.EOS,
-		"unk_token": t.options.Unk, "pad_token": t.options.Pad,
+		"unk_token": t.options.Unk, "pad_token": t.options.Pad, "sep_token": t.options.Sep,
+		"cls_token": t.options.Cls, "mask_token": t.options.Mask,
 	} {
 		if text != "" {
 			t.globals[name] = text

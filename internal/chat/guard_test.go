@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // stolen are guarded strings. Each has a q, and no template of the test has one, in any case: where one of them shows
@@ -150,7 +152,7 @@ func checkTyped(t *testing.T, source string, texts []string) (rendered bool) {
 }
 
 func TestNothingMakesTokensOfTypedText(t *testing.T) {
-	const n = 8_000
+	n := racetest.Part(8_000)
 	rendered := 0
 	for seed := range uint64(n) {
 		w := writer{rand.New(rand.NewPCG(seed, 16))}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // long are steps that give hostile templates values to work with: s of 10 MB, g of 1 MB with guards, t a tuple.
@@ -164,11 +166,9 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-var race bool // the race detector takes memory and time of its own
-
 // Each hostile template ends with an error of little text, and takes little memory and time until then.
 func TestCostlyTemplatesEnd(t *testing.T) {
-	if race {
+	if racetest.Enabled {
 		t.Skip("one goroutine runs, and what it takes under the race detector says nothing; make test runs this without it, too")
 	}
 	const mostBytes, mostCPU = 128 << 20, 2 * time.Second // garbage that waits for the collector counts
@@ -190,8 +190,10 @@ func TestCostlyTemplatesEnd(t *testing.T) {
 // FuzzBudgets renders arbitrary templates over arbitrary texts, and bounds what each render allocates and takes.
 func FuzzBudgets(f *testing.F) {
 	const text = "A <b>house</b> & 'its' \"garden\"\n\n"
-	for _, source := range hostile {
-		f.Add(source, text, uint16(1))
+	if !racetest.Enabled { // one goroutine runs, slowly
+		for _, source := range hostile {
+			f.Add(source, text, uint16(1))
+		}
 	}
 	files, err := filepath.Glob("testdata/templates/*.jinja")
 	if err != nil || len(files) == 0 {
@@ -202,7 +204,7 @@ func FuzzBudgets(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(string(source), text, uint16(999))
+		f.Add(string(source), text, uint16(racetest.Part(999)))
 	}
 	f.Fuzz(func(t *testing.T, source, text string, times uint16) {
 		if len(source) > 32<<10 || len(text) > 64 {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // snippets are short templates with what Jinja2 makes of them; see testdata/SOURCES.md.
@@ -156,6 +158,9 @@ var hostile = map[string]string{
 }
 
 func TestHostileTemplatesEnd(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("one goroutine runs; make test runs this without the race detector, too")
+	}
 	for name, source := range hostile {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

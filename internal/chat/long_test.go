@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/chat"
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // longChats are honest conversations of people who write much, and an nth part of what they write.
@@ -45,7 +46,7 @@ func TestLongChatsAreWithinTheBudgets(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(g.Templates)) {
 		template := parse(t, g.Templates[name].source, g.Templates[name].options())
 		part := 1
-		if name == "features" { // which copies each text 25 times, to try as many methods
+		if name == "features" || racetest.Enabled { // features copies each text 25 times, to try as many methods
 			part = 8
 		}
 		for kind, messages := range longChats(part) {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/tokenizer"
 )
 
@@ -342,6 +343,9 @@ func TestRegexpWalks(t *testing.T) {
 		"phi-2-codegen":   {`[A-Z][a-z]+( [A-Z][a-z]+){0,3}`},
 		"granite-docling": {`\d{4}-\d{2}-\d{2}`},
 	} {
+		if racetest.Enabled && name != "tiny-vlm" {
+			continue // larger vocabularies take the detector minutes
+		}
 		fix := load(t, name)
 		for _, expr := range exprs {
 			t.Run(name+"/"+expr, func(t *testing.T) {
@@ -353,7 +357,7 @@ func TestRegexpWalks(t *testing.T) {
 				rng := newRand(7)
 				fix.checkMasks(t, g, rng, 3)
 				ends := 0
-				for range 20 {
+				for range racetest.Part(20) {
 					if text, ended := fix.walk(t, g, rng, 60); ended {
 						ends++
 						if !re.MatchString(text) {
@@ -361,7 +365,7 @@ func TestRegexpWalks(t *testing.T) {
 						}
 					}
 				}
-				if ends == 0 {
+				if ends == 0 && !racetest.Enabled {
 					t.Error("no walk ended")
 				}
 			})
@@ -397,6 +401,9 @@ func TestRefused(t *testing.T) {
 		{"a large class repeated", expr(strings.Repeat(`\pL{1000}`, 30)), "too many states"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if racetest.Enabled && test.want == "too many states" {
+				t.Skip("one goroutine runs for long; make test runs this without the race detector, too")
+			}
 			_, err := test.compile()
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want one with %q", err, test.want)
@@ -560,7 +567,7 @@ func TestManyThreads(t *testing.T) {
 		return false
 	}
 	most := 0
-	for seed := range uint64(200) {
+	for seed := range uint64(racetest.Part(200)) {
 		rng, s, ids := newRand(seed), g.cursor(), slices.Clone(open)
 		for _, id := range open {
 			s.Accept(id)
@@ -580,7 +587,7 @@ func TestManyThreads(t *testing.T) {
 			t.Errorf("%s is not valid (%v)", text, err)
 		}
 	}
-	if most != maxThreads {
+	if most != maxThreads && !racetest.Enabled {
 		t.Errorf("at most %d threads came up, want %d", most, maxThreads)
 	}
 }

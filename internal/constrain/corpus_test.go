@@ -11,6 +11,8 @@ import (
 
 	"github.com/dlclark/regexp2"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // refusedSchemas are those that nothing satisfies, that are no schemas, or that no automaton reads.
@@ -36,7 +38,7 @@ func ecmaEngine(expr string) (jsonschema.Regexp, error) {
 // TestCorpus holds that schemas as people's tools write them are taken, and that whatever ends is valid to another
 // implementation. MMSERVE_SCHEMA_ANSWERS sets the answers to each; 6 by default.
 func TestCorpus(t *testing.T) {
-	answers := 6
+	answers := racetest.Part(6)
 	if n, err := strconv.Atoi(os.Getenv("MMSERVE_SCHEMA_ANSWERS")); err == nil {
 		answers = n
 	}
@@ -80,7 +82,7 @@ func TestCorpus(t *testing.T) {
 					}
 				}
 				long := name == "props 300 required" || strings.HasPrefix(name, "outlines267") || name == "pattern \\b" // at random
-				if ended += own; own == 0 && !long {
+				if ended += own; own == 0 && !long && !racetest.Enabled {
 					t.Error("no answer ended")
 				}
 			})

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // validator compiles schema with another implementation, which also checks formats.
@@ -374,11 +376,14 @@ func (g *schemaGenerator) array(depth int) map[string]any {
 // TestRandomSchemas holds that outputs which end by stop validate, and that there are such.
 func TestRandomSchemas(t *testing.T) {
 	var fixtures []*fixture
-	for _, name := range []string{"tiny-vlm", "phi-3-vision", "phi-2-codegen"} {
+	for i, name := range []string{"tiny-vlm", "phi-3-vision", "phi-2-codegen"} {
+		if racetest.Enabled && i > 0 {
+			break // larger vocabularies take the detector minutes
+		}
 		fixtures = append(fixtures, load(t, name))
 	}
-	compiled, ends, bytes := 0, 0, 0
-	for seed := range uint64(1000) {
+	compiled, ends, bytes, n := 0, 0, 0, racetest.Part(1000)
+	for seed := range uint64(n) {
 		g := &schemaGenerator{rng: newRand(seed), defs: 2}
 		root := g.object(3)
 		root["$defs"] = map[string]any{"d0": g.object(2), "d1": g.schema(1)}
@@ -387,7 +392,7 @@ func TestRandomSchemas(t *testing.T) {
 			t.Fatal(err)
 		}
 		fix := fixtures[0]
-		if seed%50 == 0 {
+		if seed%50 == 0 && len(fixtures) > 1 {
 			fix = fixtures[1+seed/50%2]
 		}
 		grammar, err := fix.compiler.JSONSchema(t.Context(), text, false)
@@ -418,7 +423,7 @@ func TestRandomSchemas(t *testing.T) {
 			}
 		}
 	}
-	if compiled < 900 || ends < 2000 {
+	if compiled < 9*n/10 || ends < 2*n {
 		t.Errorf("%d schemas were satisfiable, %d outputs ended: too few to say much", compiled, ends)
 	}
 	t.Logf("%d schemas, %d outputs, %d bytes", compiled, ends, bytes)

@@ -103,8 +103,9 @@ func (b *Builder) Blocks(x string, n, width int) string {
 // the processor is
 // fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	if b.row.form != nil && HasKernels && kernels.HasSelfAttention8() && dim%16 == 0 && dim <= 1024 {
-		return b.OpN(onnx.Own, "SelfAttention8", onnx.Attrs{"heads": heads, "scale": scale}, qkv, 1)[0]
+	if wide := (dim + 15) / 16 * 16; b.row.form != nil && HasKernels && kernels.HasSelfAttention8() &&
+		wide-dim <= dim/4 && wide <= 1024 {
+		return b.attention8(qkv, heads, dim, n, scale)
 	}
 	third := Out{Dim: heads * dim}
 	qkv = b.Split(qkv, third, third, third)
@@ -112,4 +113,26 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 		qkv[i] = b.Blocks(v, n, heads*dim)
 	}
 	return b.Rows(b.attend(qkv, attended{heads, dim, scale, ""}), heads*dim)
+}
+
+// attention8 is SelfAttention in small integers. Heads are padded with zeros to the multiple of 16 that the operator
+// takes.
+func (b *Builder) attention8(qkv []string, heads, dim, n int, scale float32) string {
+	attrs := onnx.Attrs{"heads": heads, "scale": scale}
+	wide := (dim + 15) / 16 * 16
+	if wide == dim {
+		return b.OpN(onnx.Own, "SelfAttention8", attrs, qkv, 1)[0]
+	}
+	third := Out{Dim: heads * dim}
+	parts := b.Split(qkv, third, third, third)
+	padded := make([]string, len(parts))
+	for i, v := range parts {
+		v = b.Op("Reshape", nil, v, b.I64s(-1, int64(n), int64(heads), int64(dim)))
+		v = b.Op("Pad", nil, v, b.I64s(0, 0, 0, 0, 0, 0, 0, int64(wide-dim)))
+		padded[i] = b.Op("Reshape", nil, v, b.I64s(-1, int64(n), int64(heads*wide)))
+	}
+	x := b.OpN(onnx.Own, "SelfAttention8", attrs, padded, 1)[0]
+	x = b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads), int64(wide)))
+	x = b.Op("Slice", nil, x, b.I64s(0), b.I64s(int64(dim)), b.I64s(-1))
+	return b.Op("Reshape", nil, x, b.I64s(-1, int64(n), int64(heads*dim)))
 }

@@ -53,7 +53,7 @@ func (d *download) attempt(ctx context.Context) (err error) {
 	}
 	defer func() {
 		err = errors.Join(err, d.out.Close())
-		if errors.Is(err, errWrongContent) {
+		if errors.Is(err, errWrongContent) || err != nil && d.at == 0 {
 			err = errors.Join(err, os.Remove(path))
 		}
 	}()

@@ -80,7 +80,11 @@ func (f files) entries(dir string) (list []fs.DirEntry) {
 			continue
 		}
 		last = first
-		list = append(list, entry{name: first, size: f.listing.files[name].size, dir: isDir})
+		e := entry{name: first, dir: isDir}
+		if !isDir {
+			e.size = f.listing.files[name].size
+		}
+		list = append(list, e)
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return list

@@ -106,6 +106,14 @@ func (c *Client) Cache() string { return c.options.Cache }
 // Endpoint is the hub's address.
 func (c *Client) Endpoint() string { return c.endpoint.String() }
 
+// String tells which hub is asked, and with which token.
+func (c *Client) String() string {
+	if c.options.Offline {
+		return "offline"
+	}
+	return fmt.Sprintf("%s with %s", c.endpoint, c.options.Token)
+}
+
 // A Want picks the files to fetch out of all that a repository has. A file of at most 64 MiB may be opened, and is
 // fetched then. absent are names that it looked for and did not find. Its error ends the pull before anything large is
 // fetched.

@@ -15,6 +15,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/image/tiff/lzw"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // idleDeflate is size bytes of a zlib stream whose blocks have Huffman tables and nothing else.
@@ -73,9 +75,6 @@ func TestIdleDeflate(t *testing.T) {
 		t.Errorf("%d bytes, %v", b.Len(), err)
 	}
 }
-
-// raceDetector tells that all takes ten times its processor time and more: such bounds are tested without it.
-var raceDetector bool
 
 // costly are files that cost more than their size tells, each for its own reason.
 func costly(t *testing.T) map[string][]byte {
@@ -195,7 +194,7 @@ func pngFileOf(t *testing.T, w, h int, pixels []byte) []byte {
 
 // TestCostlyFiles: whatever a file is made of, reading it takes 2 s of a processor and 256 MB at most.
 func TestCostlyFiles(t *testing.T) {
-	if raceDetector {
+	if racetest.Enabled {
 		t.Skip("bounds of processor time are tested without the race detector")
 	}
 	for name, data := range costly(t) {
@@ -223,7 +222,7 @@ func TestCostlyFiles(t *testing.T) {
 
 // TestLeavingEndsCostlyWork: a decode that would go on ends soon after its caller has left.
 func TestLeavingEndsCostlyWork(t *testing.T) {
-	if raceDetector {
+	if racetest.Enabled {
 		t.Skip("bounds of processor time are tested without the race detector")
 	}
 	gone := errors.New("gone")

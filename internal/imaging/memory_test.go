@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // tiffTag is an entry of a directory: one value of 32 bits, or several of 16.
@@ -99,7 +101,7 @@ func TestLargestImages(t *testing.T) {
 
 // TestStripsAreCheap: the whole of an image that comes in strips is never there.
 func TestStripsAreCheap(t *testing.T) {
-	if raceDetector {
+	if racetest.Enabled {
 		t.Skip("memory is measured without the race detector")
 	}
 	const side = 2400

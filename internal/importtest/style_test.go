@@ -24,11 +24,6 @@ const (
 // longFunctions lists functions that are still above the limit. It may only shrink.
 var longFunctions = map[string]bool{}
 
-// longLines lists the folders, with all below each, that still have lines above the limit. It may only shrink.
-var longLines = []string{
-	"cmd/mmserve",
-}
-
 const self = "internal/importtest/style_test.go"
 
 // picture matches the word that names nothing here: the field says image.
@@ -69,22 +64,11 @@ func TestFunctionsAreShort(t *testing.T) {
 
 // TestLinesAreShort holds the length of lines. The inner lines of a raw string are what they are.
 func TestLinesAreShort(t *testing.T) {
-	files := map[string]int{}
 	eachParsed(t, func(path string, src []byte, _ *token.FileSet, _ *ast.File) {
-		long := longLinesOf(src)
-		if len(long) == 0 {
-			return
-		}
-		at := slices.IndexFunc(longLines, func(dir string) bool { return under(path, dir) })
-		if at < 0 {
+		if long := longLinesOf(src); len(long) > 0 {
 			t.Errorf("%s: lines %v are longer than %d characters", path, long, mostColumns)
-			return
 		}
-		files[longLines[at]]++
 	})
-	for _, dir := range longLines {
-		t.Logf("%s: %d files have long lines", dir, files[dir])
-	}
 }
 
 // longLinesOf returns the numbers of the lines that are too long, from 1.

@@ -42,6 +42,8 @@ type AnswerMessage struct {
 	Role    string  `json:"role"`
 	Content string  `json:"content"`
 	Refusal *string `json:"refusal"`
+	// Reasoning is what the model thought before, as vLLM and others give it.
+	Reasoning string `json:"reasoning_content,omitempty"`
 }
 
 // NewStopReason is what ended an answer, of what its request names: a stop string or the id of a stop token; nil where
@@ -68,6 +70,21 @@ type Usage struct {
 	CompletionTokens int            `json:"completion_tokens"`
 	TotalTokens      int            `json:"total_tokens"`
 	PromptDetails    *PromptDetails `json:"prompt_tokens_details,omitempty"`
+	// CompletionDetails are nil where the model thought nothing.
+	CompletionDetails *CompletionDetails `json:"completion_tokens_details,omitempty"`
+}
+
+// CompletionDetails tell what the completion's tokens are.
+type CompletionDetails struct {
+	Reasoning int `json:"reasoning_tokens"`
+}
+
+// WithReasoning is u where so many of the completion's tokens were thoughts.
+func (u Usage) WithReasoning(n int) Usage {
+	if n > 0 {
+		u.CompletionDetails = &CompletionDetails{Reasoning: n}
+	}
+	return u
 }
 
 // PromptDetails tell what the prompt's tokens are: cached ones were not run again.

@@ -305,8 +305,8 @@ func TestChunks(t *testing.T) {
 		want string
 	}{
 		{bytes.Clone(c.Role(0)), `{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}`},
-		{bytes.Clone(c.Text(1, "a\n\"", nil)), `{"index":1,"delta":{"content":"a\n\""},"logprobs":null,"finish_reason":null}],"usage":null}`},
-		{bytes.Clone(c.Text(0, "", logprobs)), `{"index":0,"delta":{"content":""},"logprobs":{"content":[{"token":"a\ufffd","logprob":-0.5,` +
+		{bytes.Clone(c.Text(1, "", "a\n\"", nil)), `{"index":1,"delta":{"content":"a\n\""},"logprobs":null,"finish_reason":null}],"usage":null}`},
+		{bytes.Clone(c.Text(0, "", "", logprobs)), `{"index":0,"delta":{"content":""},"logprobs":{"content":[{"token":"a\ufffd","logprob":-0.5,` +
 			`"bytes":[97,255],"top_logprobs":[]}],"refusal":null},"finish_reason":null}],"usage":null}`},
 		{bytes.Clone(c.Finish(0, "stop", "x", nil)),
 			`{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"x"}],"usage":null}`},
@@ -321,7 +321,15 @@ func TestChunks(t *testing.T) {
 			t.Errorf("got  %s\nwant %s", x.got, head+x.want)
 		}
 	}
-	got := NewChunks("i", "m", "", 7, false).Text(0, "a", nil)
+	chunks := NewChunks("i", "m", "", 7, false)
+	for texts, want := range map[[2]string]string{
+		{"a", ""}: `"delta":{"reasoning_content":"a"}`, {"\n", "b"}: `"delta":{"reasoning_content":"\n","content":"b"}`,
+	} {
+		if got := string(chunks.Text(0, texts[0], texts[1], nil)); !strings.Contains(got, want) {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	got := NewChunks("i", "m", "", 7, false).Text(0, "", "a", nil)
 	if bytes.Contains(got, []byte("usage")) || bytes.Contains(got, []byte("fingerprint")) {
 		t.Errorf("%s", got)
 	}

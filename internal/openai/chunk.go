@@ -44,12 +44,22 @@ func (c *Chunks) Role(index int) []byte {
 	return c.end(nil, "", nil)
 }
 
-// Text is more of an answer.
-func (c *Chunks) Text(index int, text string, logprobs any) []byte {
+// Text is more of an answer, in a chat after more of what the model thinks before it; either may be empty.
+func (c *Chunks) Text(index int, reasoning, text string, logprobs any) []byte {
 	c.begin(index)
 	if c.chat {
-		c.buf = append(c.buf, `"delta":{"content":`...)
-		c.text(text)
+		c.buf = append(c.buf, `"delta":{`...)
+		if reasoning != "" {
+			c.buf = append(c.buf, `"reasoning_content":`...)
+			c.text(reasoning)
+		}
+		if text != "" || reasoning == "" {
+			if reasoning != "" {
+				c.buf = append(c.buf, ',')
+			}
+			c.buf = append(c.buf, `"content":`...)
+			c.text(text)
+		}
 		c.buf = append(c.buf, '}')
 	} else {
 		c.buf = append(c.buf, `"text":`...)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -163,13 +164,58 @@ func TestResponseLogprobs(t *testing.T) {
 	e := ResponseEvents{Response: NewResponse(c, "i", "m", "f", 1)}
 	e.Begin()
 	l := []TokenLogprob{NewTokenLogprob([]byte("x"), -1)}
-	if got := string(e.Text("x", l).Data); !strings.Contains(got, `"logprobs":[{"token":"x","logprob":-1,"bytes":[120],"top_logprobs":[]}]`) {
+	events := e.Text(ModelText{Text: "x"}, l)
+	if got := string(events[len(events)-1].Data); !strings.Contains(got, `"logprobs":[{"token":"x","logprob":-1,"bytes":[120],"top_logprobs":[]}]`) {
 		t.Errorf("delta %s", got)
 	}
 	last := []TokenLogprob{NewTokenLogprob([]byte("y"), -2)}
 	e.Finish(last, FinishStop, NewUsage(1, 0, 0, 2), 2)
 	if got := e.Response.Output[0].Content[0].Logprobs; !reflect.DeepEqual(got, append(l, last...)) {
 		t.Errorf("the response has %+v", got)
+	}
+}
+
+// TestResponseThoughts: thoughts are an item of their own before the message, whose events do not mix.
+func TestResponseThoughts(t *testing.T) {
+	c, err := ParseResponse(context.Background(), []byte(ask("")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := ResponseEvents{Response: NewResponse(c, "i", "m", "f", 1)}
+	list := append(e.Begin(), e.Text(ModelText{Reasoning: "a"}, nil)...)
+	list = append(list, e.Text(ModelText{}, nil)...)
+	list = append(list, e.Text(ModelText{Reasoning: "b", Text: "c"}, nil)...)
+	list = append(list, e.Finish(nil, FinishStop, NewUsage(1, 0, 0, 3).WithReasoning(2), 2)...)
+	var names []string
+	for i, one := range list {
+		var got struct {
+			Sequence int    `json:"sequence_number"`
+			Index    int    `json:"output_index"`
+			ItemID   string `json:"item_id"`
+		}
+		if err := json.Unmarshal(one.Data, &got); err != nil || got.Sequence != i {
+			t.Fatalf("event %d: %v: %s", i, err, one.Data)
+		}
+		if want := map[string]int{"rs_i": 0, "msg_i": 1}[got.ItemID]; got.Index != want && got.ItemID != "" {
+			t.Errorf("%s: the item's index is %d, want %d", one.Data, got.Index, want)
+		}
+		names = append(names, strings.TrimPrefix(one.Name, "response."))
+	}
+	want := strings.Fields(`created in_progress output_item.added content_part.added reasoning_text.delta
+		reasoning_text.delta reasoning_text.done content_part.done output_item.done
+		output_item.added content_part.added output_text.delta
+		output_text.done content_part.done output_item.done completed`)
+	if !slices.Equal(names, want) {
+		t.Errorf("events %q, want %q", names, want)
+	}
+	got := string(Marshal(e.Response.Output))
+	if want := `[{"id":"rs_i","type":"reasoning","status":"completed","summary":[],"content":[{"text":"ab","type":` +
+		`"reasoning_text"}]},{"id":"msg_i","type":"message","status":"completed","role":"assistant","content":` +
+		`[{"type":"output_text","annotations":[],"logprobs":[],"text":"c"}]}]`; got != want {
+		t.Errorf("output %s, want %s", got, want)
+	}
+	if n := e.Response.Usage.OutputDetails.Reasoning; n != 2 {
+		t.Errorf("%d tokens of thoughts, want 2", n)
 	}
 }
 
@@ -191,7 +237,8 @@ func FuzzParseResponse(f *testing.F) {
 		}
 		r := NewResponse(c, "i", "m", "f", 1)
 		events := ResponseEvents{Response: r}
-		list := append(events.Begin(), events.Text("x", nil))
+		list := append(events.Begin(), events.Text(ModelText{Reasoning: "y"}, nil)...)
+		list = append(list, events.Text(ModelText{Reasoning: "y", Text: "x"}, nil)...)
 		for i, one := range append(list, events.Finish(nil, FinishStop, NewUsage(1, 0, 0, 1), 2)...) {
 			var got struct {
 				Type     string

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -38,6 +39,7 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 type Stream struct {
 	tokenizer   *Tokenizer
 	skipSpecial bool
+	shown       []int32 // special tokens that are not left out
 	first       stage
 	out         *output
 }
@@ -76,8 +78,12 @@ func (s *Stream) Flush() string {
 	return s.out.take()
 }
 
+// Show has special tokens of these ids not left out. It comes before the first Push.
+func (s *Stream) Show(ids ...int32) { s.shown = ids }
+
 func (s *Stream) feed(id int32) {
-	if content, special, ok := s.tokenizer.Token(id); ok && !(special && s.skipSpecial) {
+	content, special, ok := s.tokenizer.Token(id)
+	if ok && !(special && s.skipSpecial && !slices.Contains(s.shown, id)) {
 		s.first.push(content)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // files are of BPE models, from whose ids the text comes back as it was.
@@ -139,7 +141,9 @@ func TestReference(t *testing.T) {
 			}
 			left := 0
 			for i, g := range goldens {
-				g.check(t, tok, texts[i])
+				if !racetest.Enabled || i%10 == 0 {
+					g.check(t, tok, texts[i])
+				}
 				if g.Left {
 					left++
 				}
@@ -188,7 +192,9 @@ func TestReferenceVariants(t *testing.T) {
 					t.Fatal(err)
 				}
 				for i, g := range v.Golden {
-					g.check(t, tok, f.Texts[i])
+					if !racetest.Enabled || i%10 == 0 {
+						g.check(t, tok, f.Texts[i])
+					}
 				}
 			})
 		}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/dlclark/regexp2"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // randomTexts are short, of the runes on which the patterns turn.
@@ -63,7 +65,7 @@ func texts(pieces []piece) []string {
 
 // TestScanners compares the scanners with the expressions they stand for.
 func TestScanners(t *testing.T) {
-	all := append(corpus(t), randomTexts(5000)...)
+	all := append(corpus(t), randomTexts(racetest.Part(5000))...)
 	for expr, scan := range scanners {
 		re := regexp2.MustCompile(expr, regexp2.None)
 		own, err := compilePattern(expr)
@@ -87,7 +89,7 @@ func TestScanners(t *testing.T) {
 
 // TestPatterns compares the matcher with another for expressions without a scanner.
 func TestPatterns(t *testing.T) {
-	all := randomTexts(3000)
+	all := randomTexts(racetest.Part(3000))
 	for _, expr := range []string{
 		`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
 		`\s+$|^[^\S\n]+|(?=a)\S\S|x*?y`,

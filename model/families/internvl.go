@@ -86,7 +86,8 @@ func (c internVLConfig) scale() (int, error) {
 	return 0, fmt.Errorf("downsample_ratio is %g, want one over a whole number up to %d", c.Ratio, most)
 }
 
-// features cuts a whole tower down to the hidden state that is taken. The norm after the last layer belongs to -1 alone.
+// features cuts a whole tower down to the hidden state that is taken. The norm after the last layer belongs to -1
+// alone.
 func (c internVLConfig) features(t vision.ViT) (vision.ViT, error) {
 	var layer int
 	if err := json.Unmarshal(c.Layer, &layer); err != nil {

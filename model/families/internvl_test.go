@@ -3,6 +3,8 @@ package families
 import (
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/decoder"
 )
 
 // What released files leave out is as transformers fills it in.
@@ -15,8 +17,8 @@ func TestInternVLDefaults(t *testing.T) {
 			"rope_scaling": {"factor": 2.0, "rope_type": "dynamic"}},
 		"vision_config": {"model_type": "internvl_vision", "attention_bias": true, "image_size": [448, 448], "patch_size": [14, 14],
 			"layer_norm_eps": 1e-06, "norm_type": "layer_norm", "use_mean_pooling": true, "use_qk_norm": false}}`))
-	if err == nil || !strings.Contains(err.Error(), "dynamic") {
-		t.Errorf("RoPE of a type that is not computed: %v", err)
+	if r := s.Decoder.Rope; err != nil || r.Scaling != decoder.RopeUnscaled || r.Theta != 1e6 || r.Factor != 0 {
+		t.Errorf("RoPE that is scaled beyond the context only: %+v %v", r, err)
 	}
 	_, s, err = Read([]byte(`{"model_type": "internvl", "vision_config": {"attention_bias": true, "image_size": 448},
 		"text_config": {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}}`))
@@ -65,6 +67,8 @@ func TestInternVLRefusals(t *testing.T) {
 		{`{"model_type": "internvl", "vision_feature_layer": 25}`, "vision_feature_layer is 25"},
 		{`{"model_type": "internvl", "projector_hidden_act": "tanh"}`, `projector_hidden_act "tanh"`},
 		{`{"model_type": "internvl", "image_token_id": -1}`, "image token's id is -1"},
+		{`{"model_type": "internvl", "text_config": {"rope_scaling": {"type": "dynamic", "factor": 2, "original_max_position_embeddings": 99}}}`,
+			`rope type "dynamic" with original_max_position_embeddings 99`},
 		{`{"model_type": "internvl", "text_config": {"model_type": "internlm2"}}`, `text_config: model_type "internlm2"`},
 	} {
 		if _, _, err := Read([]byte(c.config)); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -86,7 +90,8 @@ func TestLlavaNextDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, v := s.Decoder, s.Tower
-	if d.KVHeads != 8 || d.Rope.Theta != 1e6 || d.Windows != nil || d.Tied || !s.Untied || v.Layers != 23 || !v.DropFirst ||
+	if d.KVHeads != 8 || d.Rope.Theta != 1e6 || d.Windows != nil || d.Tied || !s.Untied || v.Layers != 23 ||
+		!v.DropFirst ||
 		v.FeatureLayers != nil || s.ImageProcessor != "LlavaNextImageProcessor" || s.Layout.SplitAlone {
 		t.Errorf("%+v", s)
 	}

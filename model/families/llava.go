@@ -11,7 +11,12 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-func init() { Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava") }
+func init() {
+	Register(Family{Checkpoint: llava, Graphs: &Graphs{}}, "llava")
+	Register(Family{Instead: "these are LLaVA's original files; take the repository of the same model that transformers " +
+		"reads, such as those of llava-hf (model_type \"llava\", \"llava_next\" or \"llava_onevision\")"},
+		"llava_llama", "llava_mistral", "llava_qwen")
+}
 
 // llavaConfig is the part of config.json that LLaVA's descendants share.
 type llavaConfig struct {

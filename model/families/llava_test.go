@@ -57,6 +57,7 @@ func TestLlavaDefaults(t *testing.T) {
 
 func TestRefusedConfigs(t *testing.T) {
 	for _, c := range []struct{ config, want string }{
+		{`{"model_type": "llava_qwen"}`, "such as those of llava-hf"},
 		{`{"model_type": "vision-encoder-decoder"}`, `encoder.model_type ""`},
 		{`{"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"}, "decoder": {"model_type": "bert"}}`, `decoder.model_type "bert"`},
 		{`{"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}}`, "add_cross_attention false"},

@@ -13,8 +13,8 @@ import (
 	"github.com/mmserve/mmserve/vision"
 )
 
-// promptCase is what transformers' processor made of one message with images before its text. In Expanded, {text*n} is a
-// text n times.
+// promptCase is what transformers' processor made of one message with images before its text. In Expanded, {text*n} is
+// a text n times.
 type promptCase struct {
 	Family       string
 	Sizes        [][2]int // of the images, width and height

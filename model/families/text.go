@@ -201,6 +201,12 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 	switch kind {
 	case "", "default", mropeType:
 		out.Scaling = decoder.RopeUnscaled
+	case "dynamic": // scales sequences of more than maxLen positions, of which there are none
+		if out.OriginalMaxLen != maxLen {
+			return fmt.Errorf("rope type %q with original_max_position_embeddings %d is not supported; supported is "+
+				"max_position_embeddings, %d", kind, out.OriginalMaxLen, maxLen)
+		}
+		out.Scaling, out.Factor = decoder.RopeUnscaled, 0
 	case "linear":
 		out.Scaling = decoder.RopeLinear
 	case "llama3":
@@ -226,7 +232,7 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 			out.Magnitude = scale(1)
 		}
 	default:
-		return fmt.Errorf("rope type %q is not supported; supported are default, linear, llama3, yarn", kind)
+		return fmt.Errorf("rope type %q is not supported; supported are default, dynamic, linear, llama3, yarn", kind)
 	}
 	return nil
 }

@@ -181,6 +181,35 @@ func TestStandInsOfFamilies(t *testing.T) {
 	}
 }
 
+// An image processor that cuts images otherwise than config.json says is warned of.
+func TestOtherPinpoints(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "model")
+	if err := Init(filepath.Join(modeltest.TinyDir("llava_next"), "config.json"), dir, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := model.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	file := filepath.Join(dir, "preprocessor_config.json")
+	for _, c := range []struct {
+		pinpoints string
+		warned    bool
+	}{{"[[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]", false}, {"[[32, 64]]", true}} {
+		modeltest.WriteFile(t, file, []byte(`{"image_processor_type": "LlavaNextImageProcessor", "size": 32, "crop_size": 32,
+			"image_grid_pinpoints": `+c.pinpoints+`}`))
+		p, err := m.OpenProcessor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		warned := slices.ContainsFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "image_grid_pinpoints") })
+		if warned != c.warned {
+			t.Errorf("%s: warnings %q", c.pinpoints, p.Warnings)
+		}
+	}
+}
+
 // tokenID is -1 for what is no token.
 func tokenID(t *model.Processor, content string) int32 {
 	if id, ok := t.Tokenizer.TokenID(content); ok {

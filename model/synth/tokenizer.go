@@ -172,12 +172,13 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 	if err != nil {
 		return nil, err
 	}
+	image := s.Layout.PatchToken()
 	if !onlyImage(s) { // whose placeholder has an id outside of the vocabulary
 		if id := s.Layout.ImageTokenID; id < 0 || int(id) >= len(v.tokens) {
 			return nil, fmt.Errorf("config.json: the image token is %d, the vocabulary has %d", id, len(v.tokens))
 		}
-		v.put(s.Layout.Placeholder, s.Layout.ImageTokenID)
-		v.special = append(v.special, s.Layout.Placeholder)
+		v.put(image, s.Layout.ImageTokenID)
+		v.special = append(v.special, image)
 	}
 	for _, t := range []struct {
 		content string
@@ -192,7 +193,7 @@ func newVocabulary(s families.Spec, given special) (*vocabulary, error) {
 	const roomy = 1000
 	if len(v.tokens) >= roomy {
 		for _, t := range betweenTiles.FindAllString(s.Layout.Expand(largeGrid(s)), -1) {
-			if _, ok := v.ids[t]; !ok && t != s.Layout.Placeholder {
+			if _, ok := v.ids[t]; !ok && t != image {
 				v.put(t, -1)
 				v.special = append(v.special, t)
 			}
@@ -212,7 +213,7 @@ func largeGrid(s families.Spec) vision.Grid {
 	return g
 }
 
-var betweenTiles = regexp.MustCompile(`<[a-z0-9_-]+>|\[[A-Z_]+\]`)
+var betweenTiles = regexp.MustCompile(`</?[a-zA-Z0-9_-]+>|\[[A-Z_]+\]`)
 
 // put gives content an id: the given one if it is free, or else the first that is. It tells whether there is one.
 func (v *vocabulary) put(content string, id int32) bool {

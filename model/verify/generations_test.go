@@ -33,7 +33,7 @@ var generations = map[string]*strings.Replacer{
 // vision_model within.
 func renamed(family, generation, tensor string) string {
 	tensor = generations[generation].Replace(tensor)
-	if family == "internvl" {
+	if strings.HasPrefix(family, "internvl") {
 		tensor = strings.Replace(tensor, "vision_tower.vision_model.", "vision_tower.", 1)
 	}
 	return tensor

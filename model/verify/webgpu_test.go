@@ -1,9 +1,11 @@
 package verify
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/internal/safetensors"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/model/modeltest"
 )
@@ -52,5 +54,42 @@ func TestWebGPUGold(t *testing.T) {
 				t.Errorf("%.2f %% of the tokens are the same, want %g", 100*same/float64(cases), 100*p.least)
 			}
 		})
+	}
+}
+
+// Towers of square tiles on the device: layer scale, RMS norms, several feature layers, means of blocks.
+func TestWebGPUSquareTowers(t *testing.T) {
+	o := modeltest.OnWebGPU(t)
+	for _, name := range []string{"internvl", "internvl-rms", "llava_next", "llava_next-granite", "gemma3"} {
+		for p, share := range map[graph.Precision]float64{graph.FP32: 1e-4, graph.FP16: 1e-2} {
+			t.Run(name+"/"+string(p), func(t *testing.T) {
+				m, err := model.Open(modeltest.TinyDir(name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				want, err := safetensors.OpenFile(modeltest.References(name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer want.Close()
+				tower, err := m.OpenTower(p, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tower.Close()
+				v := &Verifier{Sessions: Sessions{Model: m, Tower: tower}}
+				_, patches, err := v.features(references{want})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c, err := v.compare("image_features", slices.Concat(patches...), references{want})
+				most := largest(t, references{want}, "image_features")
+				t.Logf("off by %.2g of the largest", c.Value/most)
+				if err != nil || !(c.Value <= share*most) {
+					t.Errorf("off by %g of %g, %v", c.Value, most, err)
+				}
+			})
+		}
 	}
 }

@@ -22,3 +22,21 @@ func (d *dropping) Write(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+// slow is an answer that comes in pieces.
+type slow struct {
+	http.ResponseWriter
+	pause time.Duration
+}
+
+func (s *slow) Write(b []byte) (n int, err error) {
+	const piece = 4 << 10
+	for n < len(b) && err == nil {
+		var m int
+		m, err = s.ResponseWriter.Write(b[n:min(len(b), n+piece)])
+		n += m
+		_ = http.NewResponseController(s.ResponseWriter).Flush()
+		<-time.After(s.pause)
+	}
+	return n, err
+}

@@ -3,6 +3,7 @@
 package hubtest
 
 import (
+	"bytes"
 	"crypto/sha1" //nolint:gosec // git names blobs by it
 	"crypto/sha256"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Hub is the stand-in. Its fields may be changed under Lock between requests.
@@ -29,6 +31,8 @@ type Hub struct {
 	Fault func(w http.ResponseWriter, r *http.Request) (answered bool)
 	// DropAfter breaks off each answer with content after so many bytes, if it is not 0.
 	DropAfter int
+	// Slow has answers with content pause before each 4 KiB.
+	Slow time.Duration
 	// NoRanges has content always come whole; NoTree has the hub know no trees; PageSize cuts listings into pages.
 	NoRanges, NoTree bool
 	PageSize         int
@@ -134,10 +138,18 @@ func (h *Hub) Count(text string) (n int) {
 // serve answers at the endpoint.
 func (h *Hub) serve(w http.ResponseWriter, r *http.Request) {
 	h.Lock()
-	defer h.Unlock()
+	send := h.route(w, r)
+	h.Unlock()
+	if send != nil {
+		send()
+	}
+}
+
+// route answers, but for content, which what it gives sends. The caller holds the lock.
+func (h *Hub) route(w http.ResponseWriter, r *http.Request) (send func()) {
 	h.record(r)
 	if h.Fault != nil && h.Fault(w, r) {
-		return
+		return nil
 	}
 	path := strings.TrimPrefix(r.URL.EscapedPath(), "/")
 	api, isAPI := strings.CutPrefix(path, "api/models/")
@@ -147,7 +159,7 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request) {
 	parts := strings.SplitN(path, "/", 5)
 	if len(parts) < 4 {
 		http.NotFound(w, r)
-		return
+		return nil
 	}
 	revision, err := url.PathUnescape(parts[3])
 	repo := h.Repos[parts[0]+"/"+parts[1]]
@@ -175,10 +187,11 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request) {
 		h.tree(w, r, repo)
 	case !isAPI && parts[2] == "resolve" && len(parts) == 5:
 		name, _ := url.PathUnescape(parts[4])
-		h.resolve(w, r, repo, name)
+		return h.resolve(w, r, repo, name)
 	default:
 		http.NotFound(w, r)
 	}
+	return nil
 }
 
 func refuse(w http.ResponseWriter, status int, code string) {
@@ -228,12 +241,12 @@ func writeJSON(w http.ResponseWriter, v any) {
 }
 
 // resolve sends small files, and redirects to the CDN for large ones.
-func (h *Hub) resolve(w http.ResponseWriter, r *http.Request, repo *Repo, name string) {
+func (h *Hub) resolve(w http.ResponseWriter, r *http.Request, repo *Repo, name string) (send func()) {
 	w.Header().Set("X-Repo-Commit", repo.Commit)
 	content, ok := repo.Files[name]
 	if !ok {
 		refuse(w, http.StatusNotFound, "EntryNotFound")
-		return
+		return nil
 	}
 	etag := `"` + repo.ETag(name) + `"`
 	if repo.Large[name] {
@@ -241,39 +254,49 @@ func (h *Hub) resolve(w http.ResponseWriter, r *http.Request, repo *Repo, name s
 		w.Header().Set("X-Linked-Size", strconv.Itoa(len(content)))
 		w.Header().Set("Location", h.CDN+"/"+repo.ETag(name)+"?X-Amz-Signature=secret-signature")
 		w.WriteHeader(http.StatusFound)
-		return
+		return nil
 	}
 	w.Header().Set("Etag", etag)
-	h.send(w, r, content)
+	return h.send(w, r, content)
 }
 
 // serveCDN sends large files by their digest, with an ETag of its own.
 func (h *Hub) serveCDN(w http.ResponseWriter, r *http.Request) {
 	h.Lock()
-	defer h.Unlock()
+	send := h.routeCDN(w, r)
+	h.Unlock()
+	if send != nil {
+		send()
+	}
+}
+
+func (h *Hub) routeCDN(w http.ResponseWriter, r *http.Request) (send func()) {
 	h.record(r)
 	if h.Fault != nil && h.Fault(w, r) {
-		return
+		return nil
 	}
 	for _, repo := range h.Repos {
 		for name := range repo.Large {
-			if repo.ETag(name) == strings.TrimPrefix(r.URL.Path, "/") {
-				w.Header().Set("Etag", `"cdn-`+repo.ETag(name)[:8]+`"`)
-				h.send(w, r, repo.Files[name])
-				return
+			if etag := repo.ETag(name); etag == strings.TrimPrefix(r.URL.Path, "/") {
+				w.Header().Set("Etag", `"cdn-`+etag[:8]+`"`)
+				return h.send(w, r, repo.Files[name])
 			}
 		}
 	}
 	http.NotFound(w, r)
+	return nil
 }
 
 // send sends a content, or the part of it that is asked for.
-func (h *Hub) send(w http.ResponseWriter, r *http.Request, content []byte) {
+func (h *Hub) send(w http.ResponseWriter, r *http.Request, content []byte) func() {
 	if h.NoRanges {
 		r.Header.Del("Range")
 	}
 	if h.DropAfter > 0 {
 		w = &dropping{ResponseWriter: w, left: h.DropAfter}
 	}
-	http.ServeContent(w, r, "", time0, strings.NewReader(string(content)))
+	if h.Slow > 0 {
+		w = &slow{ResponseWriter: w, pause: h.Slow}
+	}
+	return func() { http.ServeContent(w, r, "", time0, bytes.NewReader(content)) }
 }

@@ -1219,9 +1219,11 @@ type Usage struct {
 	// Tokens generated, the end-of-answer token included.
 	CompletionTokens uint32 `protobuf:"varint,5,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
 	// Of prompt_tokens, those that were not run, because an earlier prompt of the same tenant began alike. Known at the end.
-	CachedTokens  uint32 `protobuf:"varint,6,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CachedTokens uint32 `protobuf:"varint,6,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	// Of completion_tokens, those of what the model thought before it answered.
+	ReasoningTokens uint32 `protobuf:"varint,7,opt,name=reasoning_tokens,json=reasoningTokens,proto3" json:"reasoning_tokens,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
@@ -1292,6 +1294,13 @@ func (x *Usage) GetCompletionTokens() uint32 {
 func (x *Usage) GetCachedTokens() uint32 {
 	if x != nil {
 		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *Usage) GetReasoningTokens() uint32 {
+	if x != nil {
+		return x.ReasoningTokens
 	}
 	return 0
 }
@@ -1543,8 +1552,11 @@ type Choice struct {
 	TokenIds []uint32 `protobuf:"varint,7,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
 	// The token that ended it: one of the model's end-of-answer tokens, or of stop_token_ids. Absent if none did.
 	MatchedStopTokenId *uint32 `protobuf:"varint,8,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What the model thought before it answered a chat, where it marks that (<think>…</think>): text is without it, and both
+	// are without the marks and the white space beside them. Log-probabilities and token ids are those of all tokens.
+	Reasoning     string `protobuf:"bytes,9,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Choice) Reset() {
@@ -1633,6 +1645,13 @@ func (x *Choice) GetMatchedStopTokenId() uint32 {
 	return 0
 }
 
+func (x *Choice) GetReasoning() string {
+	if x != nil {
+		return x.Reasoning
+	}
+	return ""
+}
+
 // GenerateResponse is the whole answer.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1668,8 +1687,10 @@ type GenerateResponse struct {
 	PromptTokenIds []uint32 `protobuf:"varint,14,rep,packed,name=prompt_token_ids,json=promptTokenIds,proto3" json:"prompt_token_ids,omitempty"`
 	// The token that ended the first answer, as in Choice.
 	MatchedStopTokenId *uint32 `protobuf:"varint,15,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The reasoning of the first answer, as in Choice.
+	Reasoning     string `protobuf:"bytes,16,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateResponse) Reset() {
@@ -1805,6 +1826,13 @@ func (x *GenerateResponse) GetMatchedStopTokenId() uint32 {
 		return *x.MatchedStopTokenId
 	}
 	return 0
+}
+
+func (x *GenerateResponse) GetReasoning() string {
+	if x != nil {
+		return x.Reasoning
+	}
+	return ""
 }
 
 // GenerateStreamResponse is one event of a stream: a start, any number of deltas, a finish for each answer. A stream
@@ -2015,7 +2043,7 @@ func (x *StreamStart) GetPromptTokenIds() []uint32 {
 // StreamDelta is text that follows what was sent before.
 type StreamDelta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whole characters; empty only where log-probabilities or token ids take a message of their own.
+	// Whole characters; empty only where log-probabilities or token ids take a message of their own, or beside reasoning.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// Tokens generated since the last delta: more than one where text was held back because it could have become a
 	// stop string, or where a character took several tokens.
@@ -2027,7 +2055,9 @@ type StreamDelta struct {
 	// Of the prompt's next tokens, if asked for and too many for the finish: they come in order, the rest with the finish.
 	PromptLogprobs []*Logprobs `protobuf:"bytes,5,rep,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// The ids of the tokens whose text has been sent by now, if asked for.
-	TokenIds      []uint32 `protobuf:"varint,6,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	TokenIds []uint32 `protobuf:"varint,6,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	// More of what the model thinks before it answers, as in Choice; it comes before text.
+	Reasoning     string `protobuf:"bytes,7,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2102,6 +2132,13 @@ func (x *StreamDelta) GetTokenIds() []uint32 {
 		return x.TokenIds
 	}
 	return nil
+}
+
+func (x *StreamDelta) GetReasoning() string {
+	if x != nil {
+		return x.Reasoning
+	}
+	return ""
 }
 
 // StreamFinish ends a complete answer.
@@ -3937,7 +3974,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"_typical_pB\x15\n" +
 	"\x13_repetition_penaltyB\x13\n" +
 	"\x11_presence_penaltyB\x14\n" +
-	"\x12_frequency_penalty\"\xf2\x01\n" +
+	"\x12_frequency_penalty\"\x9d\x02\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12\x1f\n" +
 	"\vtext_tokens\x18\x02 \x01(\rR\n" +
@@ -3945,7 +3982,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\fimage_tokens\x18\x03 \x01(\rR\vimageTokens\x12.\n" +
 	"\x13cached_image_tokens\x18\x04 \x01(\rR\x11cachedImageTokens\x12+\n" +
 	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x12#\n" +
-	"\rcached_tokens\x18\x06 \x01(\rR\fcachedTokens\"\xa7\x03\n" +
+	"\rcached_tokens\x18\x06 \x01(\rR\fcachedTokens\x12)\n" +
+	"\x10reasoning_tokens\x18\a \x01(\rR\x0freasoningTokens\"\xa7\x03\n" +
 	"\aTimings\x129\n" +
 	"\n" +
 	"preprocess\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -3963,7 +4001,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\alogprob\x18\x03 \x01(\x02R\alogprob\"f\n" +
 	"\bLogprobs\x12.\n" +
 	"\x05token\x18\x01 \x01(\v2\x18.mmserve.v1.TokenLogprobR\x05token\x12*\n" +
-	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\xf6\x02\n" +
+	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\x94\x03\n" +
 	"\x06Choice\x12\x12\n" +
 	"\x04seed\x18\x01 \x01(\x04R\x04seed\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12=\n" +
@@ -3972,9 +4010,10 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x11completion_tokens\x18\x05 \x01(\rR\x10completionTokens\x120\n" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12\x1b\n" +
 	"\ttoken_ids\x18\a \x03(\rR\btokenIds\x126\n" +
-	"\x15matched_stop_token_id\x18\b \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01B\x0f\n" +
+	"\x15matched_stop_token_id\x18\b \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x12\x1c\n" +
+	"\treasoning\x18\t \x01(\tR\treasoningB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
-	"\x16_matched_stop_token_id\"\x90\x05\n" +
+	"\x16_matched_stop_token_id\"\xae\x05\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -3991,7 +4030,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\rchoice_scores\x18\f \x03(\x02R\fchoiceScores\x12-\n" +
 	"\x12system_fingerprint\x18\r \x01(\tR\x11systemFingerprint\x12(\n" +
 	"\x10prompt_token_ids\x18\x0e \x03(\rR\x0epromptTokenIds\x126\n" +
-	"\x15matched_stop_token_id\x18\x0f \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01B\x0f\n" +
+	"\x15matched_stop_token_id\x18\x0f \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x12\x1c\n" +
+	"\treasoning\x18\x10 \x01(\tR\treasoningB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
 	"\x16_matched_stop_token_id\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
@@ -4006,14 +4046,15 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x04seed\x18\x04 \x01(\x04R\x04seed\x12'\n" +
 	"\x05usage\x18\x05 \x01(\v2\x11.mmserve.v1.UsageR\x05usage\x12-\n" +
 	"\x12system_fingerprint\x18\x06 \x01(\tR\x11systemFingerprint\x12(\n" +
-	"\x10prompt_token_ids\x18\a \x03(\rR\x0epromptTokenIds\"\xdd\x01\n" +
+	"\x10prompt_token_ids\x18\a \x03(\rR\x0epromptTokenIds\"\xfb\x01\n" +
 	"\vStreamDelta\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x120\n" +
 	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
 	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12\x1b\n" +
-	"\ttoken_ids\x18\x06 \x03(\rR\btokenIds\"\xf9\x03\n" +
+	"\ttoken_ids\x18\x06 \x03(\rR\btokenIds\x12\x1c\n" +
+	"\treasoning\x18\a \x01(\tR\treasoning\"\xf9\x03\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +

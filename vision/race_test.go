@@ -1,5 +1,0 @@
-//go:build race
-
-package vision
-
-func init() { raceDetector = true }
