@@ -27,7 +27,6 @@ func TestDeviceGraphRefuses(t *testing.T) {
 		"attn_logit_softcapping":            func(c *Config) { c.Softcap = 50 },
 		"sliding windows":                   func(c *Config) { c.Windows = []int{16} },
 		"attention both ways in the prompt": func(c *Config) { c.WholePrompt = true },
-		"both ways among an image's":        func(c *Config) { c.ImageBlocks = true },
 		"cross-attention":                   func(c *Config) { c.EncoderStates = 4 },
 		"head_dim":                          func(c *Config) { c.HeadDim = 24 },
 		"among an image's positions":        func(c *Config) { c.ImageBlocks = true },
