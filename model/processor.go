@@ -98,6 +98,13 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
+	var warning string
+	if t.Preprocessor, warning, err = m.fitMemory(t.Preprocessor); err != nil {
+		return nil, err
+	}
+	if warning != "" {
+		t.Warnings = append(t.Warnings, warning)
+	}
 	if t.EOS, err = m.eos(t.Tokenizer, special); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ type AnySizeTower struct {
 	// What a run takes, in the order of the graph's inputs, and gives.
 	patches, cos, sin, positions, features ort.Room[float32]
 	images, windows                        ort.Room[int32]
+	most                                   int // patches of an image
 	order                                  runOrder
 	ordered                                []float32 // features, row by row
 	loaded                                 bool
@@ -33,7 +34,10 @@ func OpenAnySize(w *graph.Weights, a AnySize, p graph.Precision, o ort.Options) 
 	if err != nil {
 		return nil, err
 	}
-	t := &AnySizeTower{AnySize: a}
+	t := &AnySizeTower{AnySize: a, most: mostAnySize}
+	if on.Device {
+		t.most = a.MostPatches(DeviceRunBytes, true)
+	}
 	if t.table, err = a.readTable(w); err != nil {
 		return nil, err
 	}
@@ -86,8 +90,8 @@ func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) 
 	}
 	g, at := t.part(img.Grid, i)
 	n := t.count(g)
-	if n > mostAnySize {
-		return fmt.Errorf("vision tower: an image of %d patches, want at most %d", n, mostAnySize)
+	if n > t.most {
+		return fmt.Errorf("%w: it becomes %d patches, this vision tower takes at most %d", ErrImage, n, t.most)
 	}
 	t.loaded = false
 	t.order = t.AnySize.order(g.Height/t.PatchSize, g.Width/t.PatchSize)
