@@ -23,7 +23,7 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	b.Target = on
 	patches := b.Input("patches", onnx.F32, "n", t.values())
 	s := graph.Sequences{Heads: t.Heads, Dim: t.head(), Single: true}
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		s.Cos, s.Sin = b.Input("cos", onnx.F32, "n", t.head()/2), b.Input("sin", onnx.F32, "n", t.head()/2)
 	}
 	s.Lengths = b.Input("images", onnx.I32, "images")

@@ -140,7 +140,7 @@ func (t *AnySizeTower) loadPixels(pixels []uint8, normalize Normalizer) {
 // loadPositions fills in where each patch stands.
 func (t *AnySizeTower) loadPositions(g Grid) {
 	rows, cols := g.Height/t.PatchSize, g.Width/t.PatchSize
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		t.loadAngles(rows, cols)
 	}
 	if t.table == nil {
@@ -184,7 +184,7 @@ func (t *AnySizeTower) Run(n int) error {
 		in, failed = append(in, v), errors.Join(failed, err)
 	}
 	add(ort.View(t.patches.Slice(), count, t.values()))
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		add(ort.View(t.cos.Slice(), count, half))
 		add(ort.View(t.sin.Slice(), count, half))
 	}
