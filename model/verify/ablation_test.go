@@ -84,8 +84,8 @@ var ablations = map[string][]change{
 		noTable, sampled(vision.Corners), sampled(vision.Centres), patchBias, patchNorm, postNorm, toGelu,
 	}),
 	"lfm2_vl": {
-		noTable, sampled(vision.Corners), sampled(vision.Centres), sampled(vision.Cubic), patchBias, qkvBias, outBias, mlpBias,
-		postNorm, activation, fewer, shuffle("norm of blocks", func(m *vision.ShuffleMerger) { m.Norm = false }),
+		noTable, sampled(vision.Corners), sampled(vision.Centres), sampled(vision.Cubic), patchBias, qkvBias, outBias,
+		mlpBias, postNorm, activation, fewer, shuffle("norm of blocks", func(m *vision.ShuffleMerger) { m.Norm = false }),
 		shuffle("biases of the connector", func(m *vision.ShuffleMerger) { m.Bias = false }),
 		shuffle("activation of the connector", func(m *vision.ShuffleMerger) { m.Activation = "silu" }),
 		{"what does not rotate", func(t *vision.AnySize) { t.NoRope, t.Rope = false, vision.AxisRope{Theta: 100} }},
