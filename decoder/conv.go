@@ -65,6 +65,14 @@ func (c Config) longestStep() int {
 	return c.MaxLen
 }
 
+// maxDrafts is the most drafts of a row, 0 where any number will do.
+func (c Config) maxDrafts() int {
+	if c.ShortConv != nil {
+		return c.longestStep() - 1
+	}
+	return 0
+}
+
 // convBytesPerToken is the memory of the states that are kept, in bytes for a position over all layers.
 func (c Config) convBytesPerToken() int64 {
 	if c.ShortConv == nil {
