@@ -120,6 +120,9 @@ func (c Config) Validate() error {
 	if len(c.Windows) != 0 && len(c.Windows) != c.Layers {
 		return fmt.Errorf("text_config.layer_types has %d layers, num_hidden_layers is %d", len(c.Windows), c.Layers)
 	}
+	if !(c.Eps >= 0 && c.Eps <= 1) {
+		return fmt.Errorf("text_config.rms_norm_eps is %g, want 0 to 1", c.Eps)
+	}
 	for _, n := range c.Windows {
 		if n < 0 {
 			return fmt.Errorf("text_config.sliding_window is %d, want 1 or more", n)
