@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], with a
-// rope cos and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same
-// of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
+// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], with
+// a rope cos and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are,
+// windows (the same of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
 func AnySizeGraph(w *graph.Weights, t AnySize, p graph.Precision) (*graph.Builder, error) {
 	return anySizeGraph(w, t, p, graph.Target{})
 }

@@ -1,6 +1,7 @@
 package synth
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -49,8 +50,7 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		return err
 	}
 	if s.Layout.Frame == nil {
-		if err := write("chat_template.jinja",
-			func() ([]byte, error) { return fs.ReadFile(model.DefaultFiles(), "chat_template.jinja") }); err != nil {
+		if err := write("chat_template.jinja", func() ([]byte, error) { return chatTemplate(s.Layout.Placeholder) }); err != nil {
 			return err
 		}
 	}
@@ -65,6 +65,12 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 	}
 	return writeJSON(filepath.Join(dir, "generation_config.json"),
 		map[string]any{"bos_token_id": v.ids[v.bos], "eos_token_id": v.ids[v.eos]})
+}
+
+// chatTemplate is the default model's, with a family's own placeholder.
+func chatTemplate(placeholder string) ([]byte, error) {
+	raw, err := fs.ReadFile(model.DefaultFiles(), "chat_template.jinja")
+	return bytes.ReplaceAll(raw, []byte("'<image>'"), []byte("'"+placeholder+"'")), err
 }
 
 // preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image
