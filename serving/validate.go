@@ -120,7 +120,7 @@ func (l *life) able(r *checked) error {
 	case r.prompt.Messages != nil && l.model.Prompter.Template == nil:
 		return failed(FailedPrecondition, "chat: model %q has no chat template; send a prompt", l.model.Name)
 	case len(r.prompt.Tools) > 0 && !l.model.Prompter.Template.Tools():
-		return InvalidField("chat.tools", "given; want none: the chat template of model %q shows no tools", l.model.Name)
+		return invalidFor(ErrNoTools, "chat.tools", "given; want none: the chat template of model %q shows no tools", l.model.Name)
 	case len(r.images) > 0 && l.model.Prompter.Preprocessor == nil:
 		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
 	}
