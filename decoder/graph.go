@@ -136,9 +136,14 @@ func (c Config) Validate() error {
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
 
+// mostDeepstack bounds what stands for a patch, a few times what any released model has.
+const mostDeepstack = 16
+
 // validateImages checks what concerns the positions of images.
 func (c Config) validateImages() error {
 	switch {
+	case c.Deepstack > mostDeepstack:
+		return fmt.Errorf("vision_config.deepstack_visual_indexes names %d layers, want at most %d", c.Deepstack, mostDeepstack)
 	case c.Deepstack < 0 || c.Deepstack > c.Layers:
 		return fmt.Errorf("the tower gives features for %d layers (vision_config.deepstack_visual_indexes), the decoder has %d", c.Deepstack, c.Layers)
 	case c.EncoderStates > 0 && (c.MRope != nil || c.Deepstack > 0 || c.ImageBlocks):

@@ -355,6 +355,9 @@ func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
 		return fmt.Errorf("%s: tiles or patches are %d pixels a side, config.json's vision tower takes patches of %d in blocks of %d×%d",
 			file, p.Side(), n.PatchSize, n.MergeSize, n.MergeSize)
 	}
+	if l, ok := p.(vision.Lfm2VL); ok && l.MaxTiles > 1 && l.TileSize != n.TileSize {
+		return fmt.Errorf("%s: tile_size is %d, config.json's is %d", file, l.TileSize, n.TileSize)
+	}
 	if _, ok := p.(vision.Pixtral); !ok {
 		return nil
 	}

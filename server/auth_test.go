@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -641,6 +642,41 @@ func TestCertificatesRotate(t *testing.T) {
 	defer fresh.Close()
 	_, err = client.New(fresh).Generate(t.Context(), client.Prompt(client.Text("red")))
 	wantCode(t, "a client of the new authority", err, codes.OK)
+}
+
+// A listener's configuration has its protocols, before and after a client has come, and wants the clients' certificates
+// of the file's authorities, unless they may come without.
+func TestTLSConfigs(t *testing.T) {
+	ca, dir := authtest.NewCA(t), t.TempDir()
+	cert, key := ca.Issue(t, authtest.Leaf{CommonName: "a"})
+	f := server.TLSFiles{Cert: filepath.Join(dir, "c"), Key: filepath.Join(dir, "k"), ClientCA: filepath.Join(dir, "a")}
+	for path, file := range map[string][]byte{f.Cert: cert, f.Key: key, f.ClientCA: ca.PEM} {
+		replaceFile(t, path, file)
+	}
+	both, err := server.OpenTLS(f, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.ClientCA = ""
+	alone, err := server.OpenTLS(f, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		config *tls.Config
+		wants  tls.ClientAuthType
+	}{
+		"both": {both.Config("h2"), tls.RequireAndVerifyClientCert}, "alone": {alone.Config("h2"), tls.NoClientCert},
+		"both, probes":  {both.OptionalClients("h2"), tls.VerifyClientCertIfGiven},
+		"alone, probes": {alone.OptionalClients("h2"), tls.NoClientCert},
+	} {
+		of, err := c.config.GetConfigForClient(nil)
+		if err != nil || !slices.Equal(of.NextProtos, []string{"h2"}) || !slices.Equal(c.config.NextProtos, []string{"h2"}) ||
+			of.ClientAuth != c.wants || of.MinVersion != tls.VersionTLS12 || len(of.Certificates) != 1 ||
+			of.SessionTicketsDisabled != (c.wants != tls.NoClientCert) || (of.ClientCAs != nil) != (c.wants != tls.NoClientCert) {
+			t.Errorf("%s: %+v, %v", name, of, err)
+		}
+	}
 }
 
 // OpenTLS refuses what is no pair and no authority, and quotes nothing of the files.

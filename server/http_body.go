@@ -12,6 +12,9 @@ import (
 	"github.com/mmserve/mmserve/serving"
 )
 
+// passed is a deadline that ends reads at once.
+var passed = time.Unix(1, 0)
+
 // bodyPiece is how much of a body is read at once, at first.
 const bodyPiece = 32 << 10
 
@@ -72,7 +75,7 @@ func (x *exchange) readBody() ([]byte, error) {
 		defer close(watched)
 		select {
 		case <-in.refused:
-			_ = x.rc.SetReadDeadline(time.Unix(1, 0))
+			_ = x.rc.SetReadDeadline(passed)
 		case <-over:
 		}
 	}()
@@ -173,7 +176,7 @@ func (x *exchange) linger() {
 			break
 		}
 	}
-	_ = x.rc.SetReadDeadline(time.Unix(1, 0)) // net/http would read on
+	_ = x.rc.SetReadDeadline(passed) // net/http would read on
 }
 
 // requireModel refuses while there is no model.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -214,6 +216,9 @@ func TestFit(t *testing.T) {
 		if errors.As(err, &told) {
 			field = told.Violations[0].Field
 		}
+		if field == "input" && !strings.Contains(err.Error(), "1000 tokens, 0 of them of images; want at most 999, ") {
+			t.Errorf("%+v: %v", c, err)
+		}
 		if n != c.want || field != c.field || errors.Is(err, ErrContextLength) != (field != "") {
 			t.Errorf("%+v: %d, %v", c, n, err)
 		}
@@ -307,7 +312,7 @@ func TestClaims(t *testing.T) {
 		want batching.Claim
 	}{
 		{checked{n: 1}, batching.Claim{Answers: 1, MaxTokens: 256, Endless: true}},
-		{checked{n: 2, maxTokens: 9, eos: []int32{1}, tenant: "a", peer: "b", priority: 1, deadline: deadline},
+		{checked{n: 2, maxTokens: 9, eos: []int32{1}, tenant: "a", caller: "b", priority: 1, deadline: deadline},
 			batching.Claim{Answers: 2, MaxTokens: 9, Tenant: "a", Caller: "b", Priority: 1, Deadline: deadline}},
 		{checked{n: 1, scored: []string{"x"}, eos: []int32{1}}, batching.Claim{Answers: 2, MaxTokens: 256}},
 	} {
@@ -331,6 +336,10 @@ func TestServiceDefaults(t *testing.T) {
 	}
 	if got := own.withDefaults(); fmt.Sprint(got) != fmt.Sprint(own) {
 		t.Errorf("%+v, want %+v", got, own)
+	}
+	cores := runtime.GOMAXPROCS(0)
+	if n := cap(modelsNamed().counting); n != cores || runtime.GOMAXPROCS(0) != cores {
+		t.Errorf("%d counts at once on %d cores", n, cores)
 	}
 	c := Config{}.withDefaults()
 	if c.Provider != "cpu" || c.Precision != "fp32" || c.Slots != 16 || c.Batching.PrefillChunk != 256 ||

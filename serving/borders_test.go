@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -14,7 +15,9 @@ import (
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/ort"
+	"github.com/mmserve/mmserve/internal/tokenizer"
 	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // bordered is a life of the embedded model over an engine with 3 slots and 2 places to wait, in a context of 128.
@@ -96,6 +99,8 @@ func TestNumbersAtTheirBorders(t *testing.T) {
 		edit        func(in *Request)
 		field, says string
 	}{
+		{func(in *Request) { in.Sampling.TypicalP = ptr(float32(0)) }, "sampling.typical_p", "0; want above 0 up to 1"},
+		{func(in *Request) { in.Sampling.MinP = ptr(float32(2)) }, "sampling.min_p", "2; want from 0 up to 1"},
 		{func(in *Request) { in.MaxTokens = ptr(uint32(1)) }, "", ""},
 		{func(in *Request) { in.MaxTokens = ptr(uint32(127)) }, "", ""},
 		{func(in *Request) { in.MaxTokens = ptr(uint32(0)) }, "max_tokens", "0; want 1 to 127: prompt and answer share a context of 128"},
@@ -167,6 +172,10 @@ func TestInputsAtTheirBorders(t *testing.T) {
 	going.Chat.Continue = true
 	starting := talks("user")
 	starting.Chat.Continue = true
+	short := talks(times(MaxMessages, "user")...)
+	for i := range short.Chat.Messages {
+		short.Chat.Messages[i].Parts = []Part{{}}
+	}
 	crowded := talks("user", "user")
 	crowded.Chat.Messages[0].Parts = times(MaxParts, Part{})
 	full := talks("user")
@@ -191,6 +200,7 @@ func TestInputsAtTheirBorders(t *testing.T) {
 		{"a message without parts", &Request{Chat: &Chat{Messages: []Message{{Role: "user"}}}}, "chat.messages[0].parts", "none"},
 		{"the most messages' parts", full, "", ""},
 		{"one more in the next message", crowded, "chat.messages", "2049 parts up to message 1; at most 2048"},
+		{"the most messages", short, "", ""},
 		{"too many messages", talks(times(MaxMessages+1, "user")...), "chat.messages", "2049 messages; at most 2048"},
 		{"an assistant's end", talks("user", "assistant"), "chat.messages[1].role", "continue_final_message"},
 		{"an assistant's end, continued", going, "", ""},
@@ -361,6 +371,18 @@ func TestScorePathsAtTheirBorders(t *testing.T) {
 		padded[1].choice != 0 || padded[2].choice != 1 || slices.Equal(padded[0].ids, padded[1].ids) {
 		t.Errorf("%+v, %v", padded, err)
 	}
+	same, err := tokenizer.Parse([]byte(`{
+		"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["▁x", -1], ["▁", -2], ["x", -3]]},
+		"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+		"decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+	}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.model.Prompter.Tokenizer = same
+	if one, err := l.scorePaths([]string{"x"}, true, 9); err != nil || len(one) != 1 {
+		t.Errorf("spellings that are the same tokens give %+v, %v", one, err)
+	}
 	for vocab, words := range map[int]int{1: 1, 64: 1, 65: 2, 128: 2, 129: 3, 4096: 64} {
 		w := newScoreWalk(&scoreNode{}, []int32{int32(vocab - 1)}, nil, vocab)
 		if m := w.Mask(); len(m) != words || m[words-1] != 1<<((vocab-1)%64) {
@@ -437,6 +459,19 @@ func TestWarnings(t *testing.T) {
 	log.Reset()
 	if d.warn(); strings.Contains(log.String(), "generation_config") {
 		t.Errorf("settings that are not there: %s", log.String())
+	}
+}
+
+// cold is a tower that does not warm up.
+type cold struct{ vision.Tower }
+
+func (cold) WarmUp() error { return errors.New("too cold") }
+
+// A tower that fails to warm up is told of, and the decoder is not tried.
+func TestWarmUpFails(t *testing.T) {
+	d := &Deployment{tower: cold{}}
+	if err := d.warmUp(); err == nil || err.Error() != "warm-up: too cold" {
+		t.Errorf("%v", err)
 	}
 }
 

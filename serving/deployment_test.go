@@ -79,7 +79,7 @@ func TestOpen(t *testing.T) {
 	d, log := opened(t, Config{
 		Name: "mine", Slots: 2, MaxLen: 400, EncoderCacheBytes: 1 << 20, Observe: observe, Threads: 1, Images: limits,
 	})
-	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=") || !strings.Contains(line, "computed=") {
+	if line := log.logged("self-test passed"); !strings.Contains(line, "cases=4 computed=4 ") {
 		t.Errorf("the log has no self-test: %q", log.String())
 	}
 	for _, want := range []string{
@@ -353,6 +353,9 @@ func TestRegistryLogs(t *testing.T) {
 		if log.logged(want) == "" {
 			t.Errorf("the log has no %s", want)
 		}
+	}
+	if n := strings.Count(log.String(), "model swapped"); n != 1 {
+		t.Errorf("one of two models was swapped, the log has %d", n)
 	}
 	o := NewRegistry(RegistryOptions{Config: Config{DeviceMemory: 7}, Memory: Memory{Host: 5}, DrainTime: time.Second})
 	if o.drainTime != time.Second || o.budget.Host != 5 || o.budget.Device != 7 {

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
 )
 
@@ -83,6 +86,41 @@ func TestRejectionReasons(t *testing.T) {
 	} {
 		if got := (&record{refused: c.refused}).reason(c.kind); got != c.want {
 			t.Errorf("%v with %v counts as %q, want %q", c.kind, c.refused, got, c.want)
+		}
+	}
+}
+
+// What ends a call tells why it was cancelled, and nothing of another mistake.
+func TestCloseTellsTheCause(t *testing.T) {
+	l := bordered(t)
+	cut, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrCut)
+	for _, c := range []struct {
+		ctx  context.Context
+		err  error
+		want Kind
+	}{
+		{t.Context(), nil, OK}, {t.Context(), context.Canceled, Canceled}, {cut, nil, OK},
+		{cut, context.Canceled, Unavailable}, {cut, InvalidField("n", "none"), Invalid}, {cut, errors.New("x"), Internal},
+	} {
+		_, r := l.newRecord(t.Context(), asks(func(*Request) {}), "tiny", operationChat)
+		if err := r.close(c.ctx, nil, c.err); KindOf(err) != c.want {
+			t.Errorf("%v becomes %v, want %v", c.err, err, c.want)
+		}
+	}
+}
+
+// The log names the tenant and the credential of a call, where it has them.
+func TestLogNamesItsCaller(t *testing.T) {
+	l := bordered(t)
+	for want, c := range map[string]Caller{
+		"[]": {}, "[tenant=acme credential=key]": {Identity: &auth.Identity{ID: "key"}, Tenant: "acme"},
+	} {
+		in := asks(func(in *Request) { in.Tenant = c.Tenant })
+		_, r := l.newRecord(WithCaller(t.Context(), c), in, "tiny", operationChat)
+		attrs := slices.DeleteFunc(r.attributes(nil), func(a slog.Attr) bool { return a.Key == "total_ms" })
+		if got := fmt.Sprint(attrs); got != want {
+			t.Errorf("the log has %s, want %s", got, want)
 		}
 	}
 }

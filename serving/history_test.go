@@ -258,6 +258,9 @@ func (c *cue) Finish(e *Finish) error {
 	if e.Stop != nil {
 		stop = fmt.Sprintf(" at %q", *e.Stop)
 	}
+	if e.StopTokenID != nil {
+		stop += fmt.Sprintf(" at token %d", *e.StopTokenID)
+	}
 	return c.note("finish", e.Index, "%d %v%s %+v %+v%s scores %.4f", e.Index, e.Reason, stop, e.Usage, e.Timings,
 		logprobsText(e.Logprobs, e.PromptLogprobs), e.ChoiceScores)
 }

@@ -15,9 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // pngFile is an image of one colour.
@@ -207,7 +209,13 @@ func TestUploadErrors(t *testing.T) {
 			t.Errorf("%s: %+v is left", name, u)
 		}
 	}
-	_, err := s.HasMedia(t.Context(), "a", []string{digestOf(nil), "x"})
+	m := tinyModel(t)
+	m.Prompter.Limits = vision.DefaultLimits()
+	m.Prompter.Limits.MaxPixels = 32*32 - 1
+	small, _ := run(t, m, decodertest.NewHash(1, contextLen, vocab), serving.ServiceOptions{Media: store})
+	_, err := upload(small, serving.UploadHeader{}, data)
+	wantError(t, "more pixels than the model's limits allow", err, serving.Invalid, "chunk")
+	_, err = s.HasMedia(t.Context(), "a", []string{digestOf(nil), "x"})
 	wantError(t, "a false digest", err, serving.Invalid, "digests[1]")
 
 	off, _ := tiny(t)

@@ -29,7 +29,9 @@ func TestPlanDevice(t *testing.T) {
 	if kv, _, err := planDevice(m, f, graph.FP32); err != nil || kv.Slots != 2 {
 		t.Errorf("with a KV cache of 3 slots: %+v %v", kv, err)
 	}
-	for _, small := range []Config{{DeviceMemory: 1 << 20}, {DeviceMemory: 1 << 30, KVCacheBytes: 1 << 10}} {
+	for _, small := range []Config{
+		{DeviceMemory: 1 << 20}, {DeviceMemory: 1 << 30, KVCacheBytes: 1 << 10}, {DeviceMemory: 1 << 30, KVCacheBytes: 1},
+	} {
 		small.Slots, small.Batching.PrefillChunk = 16, 256
 		if _, _, err := planDevice(m, small, graph.FP16); err == nil ||
 			!strings.Contains(err.Error(), "--device-memory") ||

@@ -222,7 +222,9 @@ func TestExamine(t *testing.T) {
 		t.Skip(err)
 	}
 	r, err := Examine(embedded(t), Config{Slots: 1})
-	if err != nil || len(r.Sessions) < 2 || r.Decoder.Provider.Name() != "cpu" || r.KV.Slots != 1 || r.CacheWarning != "" {
+	if err != nil || len(r.Sessions) < 2 || r.Decoder.Provider.Name() != "cpu" || r.KV.Slots != 1 ||
+		r.CacheWarning != "" ||
+		r.OnDevice || r.Device != (model.MemoryPlan{}) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if r, err = Examine(embedded(t), Config{Precision: "fp7"}); err == nil || len(r.Sessions) > 0 {

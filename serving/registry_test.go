@@ -191,7 +191,8 @@ func TestRegistryClose(t *testing.T) {
 func TestValidModelName(t *testing.T) {
 	for name, want := range map[string]bool{
 		"a": true, "SmolVLM-256M.v2:q8@x": true, strings.Repeat("a", 128): true,
-		"": false, ".": false, "..": false, "a b": false, "a/b": false, `a\b`: false, "a=b": false, "ä": false,
+		"~!": true, "": false, ".": false, "..": false, "a b": false, "a\x7f": false, "a/b": false, `a\b`: false,
+		"a=b": false, "ä": false,
 		"a\x00": false, strings.Repeat("a", 129): false,
 	} {
 		if ValidModelName(name) != want {

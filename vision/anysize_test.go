@@ -172,7 +172,7 @@ func TestAnySizeValidate(t *testing.T) {
 		"layers [3]":            func(a *AnySize) { a.Whole = []int{3} },
 		"layers [1 0]":          func(a *AnySize) { a.Deepstack = []int{1, 0} },
 		"24 values in 5 parts":  func(a *AnySize) { a.Deepstack, a.Layers = []int{0, 1, 2, 3}, 4 },
-		"rope_theta is 0":       func(a *AnySize) { a.Rope.Theta = 0 },
+		"rope_theta is 0":       func(a *AnySize) { a.Rope = AxisRope{Alternate: true} },
 		"rope_theta is NaN":     func(a *AnySize) { a.Rope.Theta = math.NaN() },
 		"a position table":      func(a *AnySize) { a.Positions.Side = 1 << 11 },
 		`hidden_act "sin"`:      func(a *AnySize) { a.Activation = "sin" },

@@ -198,6 +198,7 @@ func sameOutput(t *testing.T, got, want string) {
 // A run that is killed at random moments and begun again gives, line for line, what an undisturbed one gives; and asks
 // nothing twice but what was in flight.
 func TestCaptionKilledAtRandomMoments(t *testing.T) {
+	t.Parallel() // it runs in processes of its own
 	images, kills, inFlight := captioning(80, 2000), captioning(4, 50), 8
 	dir, tmp := t.TempDir(), t.TempDir()
 	shapes(t, dir, images)

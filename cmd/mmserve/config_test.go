@@ -14,6 +14,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 )
 
@@ -76,7 +77,7 @@ admin-address: ""
 // What a file cannot mean is refused by name and line.
 func TestConfigRefuses(t *testing.T) {
 	bomb := "a: &a [x, x]\nb: &b [*a, *a]\nmodel: *b\n"
-	for _, c := range []struct{ name, text, want string }{
+	for i, c := range []struct{ name, text, want string }{
 		{"unknown key", "grace: 1s\nmax_images: 3\n", `line 2: no flag is called "max_images"; the nearest is "max-images"`},
 		{"another command's flag", "rate: 3\n", `no flag is called "rate"`},
 		{"negation", "no-prefix-cache: true\n", `the nearest is "prefix-cache"`},
@@ -111,6 +112,7 @@ func TestConfigRefuses(t *testing.T) {
 		{"no text", "\xff\xfe\x00", "mmserve: --config"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			racetest.Sample(t, i)
 			code, out, errs := mmserve(t, "serve", "--config", writeConfig(t, c.text), "--print-config")
 			if code == 0 || out != "" || !strings.Contains(errs, c.want) || len(errs) > 4096 {
 				t.Errorf("status %d, %.200s%.1000s; want %q", code, out, errs, c.want)

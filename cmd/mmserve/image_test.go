@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // TestImageCommand: each file has its line in the order given; bad ones and a pipe, which is refused at once, stop
@@ -80,6 +82,9 @@ func TestImageCommand(t *testing.T) {
 // TestImageCommandIsCheap: a file of a few kilobytes that stands for 48 megapixels costs a part of what they would
 // take.
 func TestImageCommandIsCheap(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("memory is measured without the race detector")
+	}
 	var b bytes.Buffer
 	if err := png.Encode(&b, image.NewPaletted(image.Rect(0, 0, 8000, 6000), color.Palette{color.Black})); err != nil {
 		t.Fatal(err)

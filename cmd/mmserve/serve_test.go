@@ -17,6 +17,7 @@ import (
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/logtest"
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc"
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 
 // What a flag or its variable cannot mean is refused, and the error says what is allowed.
 func TestServeRefuses(t *testing.T) {
-	for _, c := range []struct {
+	for i, c := range []struct {
 		env, arg, want string
 	}{
 		{"MMSERVE_LISTEN=", "", "MMSERVE_LISTEN is empty"},
@@ -94,6 +95,7 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--log-level=loud", "must be one of"},
 	} {
 		t.Run(c.env+c.arg, func(t *testing.T) {
+			racetest.Sample(t, i)
 			if name, value, ok := strings.Cut(c.env, "="); ok {
 				t.Setenv(name, value)
 			}

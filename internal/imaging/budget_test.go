@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // TestBudget holds that bytes in use stay within the budget, that small images pass large ones, and that a caller who
@@ -54,6 +56,9 @@ func TestBudget(t *testing.T) {
 
 // TestMetadataIsCheap: texts that would inflate to gigabytes, and a huge EXIF block, cost next to nothing.
 func TestMetadataIsCheap(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("bounds of memory are tested without the race detector")
+	}
 	photo := readFile(t, "photos/chelsea.png")
 	bomb := deflated(t, make([]byte, 8<<20))
 	zeros, orientations := bytes.Repeat([]byte("0 "), 10<<20), bytes.Repeat([]byte("tiff:Orientatio"), 1<<20)
@@ -158,6 +163,9 @@ func cpuTime(t *testing.T) time.Duration {
 // TestMetadataOfEveryFormatIsCheap: megabytes of what stands beside the pixels cost little time, and no more memory
 // than a few times what is read of a block at most.
 func TestMetadataOfEveryFormatIsCheap(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("bounds of memory and time are tested without the race detector")
+	}
 	const size = 16 << 20
 	segment := func(payload string) []byte {
 		b := binary.BigEndian.AppendUint16([]byte{0xff, markerAPP1}, uint16(2+len(payload)))

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // noise is an image of w×h whose neighbours differ.
@@ -38,7 +40,7 @@ func strewn(p *RGB, n int) func(context.Context, func(*RGB) error) error {
 // orientation, both orders of the passes, canvases and parts.
 func TestScaleAsWhole(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	for i := range 600 {
+	for i := range racetest.Part(600) {
 		p := NewRGB(1+rng.IntN(60), 1+rng.IntN(60))
 		for i := range p.Pix {
 			p.Pix[i] = uint8(rng.IntN(256))
@@ -84,6 +86,9 @@ func TestScaleAsWhole(t *testing.T) {
 
 // TestStripsAsDecode: a file's strips are its rows.
 func TestStripsAsDecode(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("one goroutine runs; make test runs this without the race detector, too")
+	}
 	rng := rand.New(rand.NewPCG(5, 6))
 	m := noise(rng, 1400, 2100) // several strips
 	var p, j, short bytes.Buffer

@@ -23,6 +23,9 @@ const ropeBytes = 64 << 20
 // maxContext is the most positions of a sequence.
 const maxContext = 1 << 18
 
+// MaxImageTokens is the most patch embeddings of an image: no context holds more.
+const MaxImageTokens = maxContext
+
 type limited struct {
 	field       string
 	value, most int

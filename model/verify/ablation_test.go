@@ -2,6 +2,7 @@ package verify
 
 import (
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/graph"
@@ -163,6 +164,7 @@ func TestAnySizeOrder(t *testing.T) {
 			if !slices.Equal(encode(t, two, small), alone) {
 				t.Error("after a larger image and with two threads the same image gives other features")
 			}
+			sharesRuns(t, two, m.AnySize)
 			patch := 3 * m.AnySize.PatchSize * m.AnySize.PatchSize
 			swapped := *small
 			swapped.Pixels = slices.Concat(small.Pixels[patch:2*patch], small.Pixels[:patch], small.Pixels[2*patch:])
@@ -188,6 +190,37 @@ func TestAnySizeOrder(t *testing.T) {
 				t.Error("after images that were refused the same image gives other features")
 			}
 		})
+	}
+}
+
+// sharesRuns has images of different shapes share runs, in every order that they come in: each gets the bits that it
+// gets alone.
+func sharesRuns(t *testing.T, tower vision.Tower, a *vision.AnySize) {
+	t.Helper()
+	list := []*vision.Image{drawn(a, 3, 4), drawn(a, 1, 1), drawn(a, 5, 2), drawn(a, 1, 9), drawn(a, 9, 7), drawn(a, 20, 18)}
+	var alone [][]float32
+	for i, img := range list {
+		img.Digest[0] = byte(i)
+		alone = append(alone, encode(t, tower, img))
+	}
+	encoder := vision.NewEncoder(tower, spread(a), 0)
+	defer encoder.Close()
+	var work sync.WaitGroup
+	for turn := range 3 {
+		for i := range list {
+			work.Go(func() {
+				img := *list[(i*(turn+1)+turn)%len(list)]
+				img.Digest[1] = byte(10*turn + i)
+				got, _, err := encoder.Encode(t.Context(), &img)
+				if err != nil || !slices.Equal(got, alone[img.Digest[0]]) {
+					t.Errorf("image %d beside others gives other features: %v", img.Digest[0], err)
+				}
+			})
+		}
+	}
+	work.Wait()
+	if s := encoder.Stats(); graph.HasKernels && s.Runs >= s.Tiles {
+		t.Errorf("%d images took %d runs", s.Tiles, s.Runs)
 	}
 }
 
