@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -36,6 +36,13 @@ $(SDKS):
 test-sdks: ort sdks
 	MMSERVE_TEST_SDKS=1 $(GO) test -count=1 -v -timeout 20m -run '^TestOpenAISDK$$' ./cmd/mmserve
 
+## test-clients: grpcurl and ghz against a server with TLS and keys; the first run builds them, which takes minutes
+test-clients: ort bin/grpcurl bin/ghz
+	MMSERVE_TEST_CLIENTS=1 $(GO) test -count=1 -v -timeout 10m -run '^Test(GRPCurl|GHZ)$$' ./cmd/mmserve
+
+bin/grpcurl bin/ghz: tools/clients/go.mod
+	$(GO) -C tools/clients build -o ../../bin/ tool
+
 ## test: everything CI checks
 test: ort sdks lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
@@ -45,6 +52,7 @@ test: ort sdks lint
 	$(GO) test -timeout 5m ./internal/chat ./internal/constrain ./internal/tokenizer
 	$(GO) test -run 'Anywhere|Attack|Canary|Cheap|Costly|Flood|Hostile|Hundred|Large|Pace|Strips|Whole' -timeout 5m ./internal/imaging ./server
 	$(GO) test -run 'Flood|Weights|Goodput|Knee' -timeout 5m ./loadtest
+	$(GO) test -run '^TestMemoryAfterAttacks$$' -timeout 5m ./cmd/mmserve
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^Test(GraniteShape|ImageCommandIsCheap|ConfigRefuses|ServeRefuses)$$' -timeout 10m ./cmd/mmserve
 
 ## test-webgpu: the device path on Mesa's software Vulkan, which it installs where apt-get can; else it says why not, and passes

@@ -61,6 +61,9 @@ type Config struct {
 	// ImageBlocks makes the positions of an image see each other in both directions. A chunk must hold all or none.
 	ImageBlocks bool
 
+	// Bart, unless nil, makes it BART with its encoder, which OpenBart opens.
+	Bart *Bart
+
 	plain bool // built for a provider without mmserve's own operators
 }
 
@@ -86,6 +89,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.validateImages(); err != nil {
 		return err
+	}
+	if c.Bart != nil {
+		return c.Bart.validate(c)
 	}
 	if c.EncoderStates > 0 {
 		if c.Heads*c.HeadDim != c.Hidden || c.HeadDim%8 != 0 {
@@ -130,9 +136,14 @@ func (c Config) Validate() error {
 	return graph.CheckActivation("text_config.hidden_act", c.Activation)
 }
 
+// mostDeepstack bounds what stands for a patch, a few times what any released model has.
+const mostDeepstack = 16
+
 // validateImages checks what concerns the positions of images.
 func (c Config) validateImages() error {
 	switch {
+	case c.Deepstack > mostDeepstack:
+		return fmt.Errorf("vision_config.deepstack_visual_indexes names %d layers, want at most %d", c.Deepstack, mostDeepstack)
 	case c.Deepstack < 0 || c.Deepstack > c.Layers:
 		return fmt.Errorf("the tower gives features for %d layers (vision_config.deepstack_visual_indexes), the decoder has %d", c.Deepstack, c.Layers)
 	case c.EncoderStates > 0 && (c.MRope != nil || c.Deepstack > 0 || c.ImageBlocks):
@@ -151,14 +162,22 @@ func (c Config) PatchWidth() int { return c.Hidden * (1 + c.Deepstack) }
 
 // caches is the number of pairs of a key and a value cache.
 func (c Config) caches() int {
-	if c.EncoderStates > 0 {
+	switch {
+	case c.Bart != nil: // where they are kept, and in the past and the present of a step; the encoder's states
+		return 6*c.Layers + 1
+	case c.EncoderStates > 0:
 		return 2 * c.Layers
 	}
 	return c.Layers - len(c.convLayers())
 }
 
 // ShortestPrompt is the fewest positions that a sequence's first chunk may have.
-func (c Config) ShortestPrompt() int { return c.EncoderStates + 1 }
+func (c Config) ShortestPrompt() int {
+	if c.Bart != nil {
+		return c.Bart.Start + 1
+	}
+	return c.EncoderStates + 1
+}
 
 // KVBytesPerToken is the KV cache that one position takes over all layers, in bytes (float32).
 func (c Config) KVBytesPerToken() int64 {
@@ -178,6 +197,10 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 	}
 	if c.EncoderStates > 0 {
 		return c.crossGraph(w, p)
+	}
+	if c.Bart != nil {
+		graphs, err := c.BartGraphs(w, p)
+		return graphs[2], err
 	}
 	b := graph.NewBuilder("decoder", w, p)
 	b.UnitNorms = c.UnitNorms

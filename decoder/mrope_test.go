@@ -42,6 +42,7 @@ func TestMRopeRefusals(t *testing.T) {
 		"is [9 -2 1], want three numbers from 0 to 8":         func(c *Config) { c.MRope = &MRope{Sections: [3]int{9, -2, 1}} },
 		"is [2 3 3] with mrope_interleaved, which has pair 8": func(c *Config) { c.MRope = &MRope{Sections: [3]int{2, 3, 3}, Interleaved: true} },
 		"features for 3 layers":                               func(c *Config) { c.Deepstack = 3 },
+		"names 17 layers, want at most 16":                    func(c *Config) { c.Layers, c.Deepstack = 17, 17 },
 		"features for -1 layers":                              func(c *Config) { c.Deepstack = -1 },
 		"not of both":                                         func(c *Config) { c.ImageBlocks, c.WholePrompt = true, true },
 		"has no images among":                                 func(c *Config) { c.ImageBlocks, c.EncoderStates = true, 3 },

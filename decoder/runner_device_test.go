@@ -27,12 +27,9 @@ func TestDeviceGraphRefuses(t *testing.T) {
 		"attn_logit_softcapping":            func(c *Config) { c.Softcap = 50 },
 		"sliding windows":                   func(c *Config) { c.Windows = []int{16} },
 		"attention both ways in the prompt": func(c *Config) { c.WholePrompt = true },
-		"both ways among an image's":        func(c *Config) { c.ImageBlocks = true },
 		"cross-attention":                   func(c *Config) { c.EncoderStates = 4 },
 		"head_dim":                          func(c *Config) { c.HeadDim = 24 },
-		"positions in three axes":           func(c *Config) { c.MRope = &MRope{Sections: [3]int{2, 3, 3}} },
 		"among an image's positions":        func(c *Config) { c.ImageBlocks = true },
-		"for several layers":                func(c *Config) { c.Deepstack = 1 },
 	} {
 		with := c
 		change(&with)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -26,14 +27,15 @@ type OpenAI struct {
 }
 
 // NewOpenAI makes a target of the server at base, http://host:port or what comes before /v1. The model's name and the
-// header go with each request.
-func NewOpenAI(base, model string, header http.Header) (*OpenAI, error) {
+// header go with each request. TLS is spoken as secure says; nil: with the system's roots.
+func NewOpenAI(base, model string, header http.Header, secure *tls.Config) (*OpenAI, error) {
 	u, err := url.Parse(base)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("%q: want http://host:port or https://host", base)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 4096, 4096
+	transport.TLSClientConfig = secure
 	return &OpenAI{strings.TrimSuffix(strings.TrimSuffix(base, "/"), "/v1"), model, header,
 		&http.Client{Transport: transport}}, nil
 }

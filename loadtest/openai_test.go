@@ -70,7 +70,7 @@ func TestOpenAI(t *testing.T) {
 		fmt.Fprint(w, "event: x\n", `data: {"choices":[],"usage":{"prompt_tokens":20,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":5,"image_tokens":16}}}`, "\n\ndata: [DONE]\n\n")
 	}))
 	defer srv.Close()
-	target, err := loadtest.NewOpenAI(srv.URL+"/v1/", "m", http.Header{"Authorization": {"Bearer k"}})
+	target, err := loadtest.NewOpenAI(srv.URL+"/v1/", "m", http.Header{"Authorization": {"Bearer k"}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestOpenAIErrors(t *testing.T) {
 			w.WriteHeader(c.status)
 			io.WriteString(w, c.body)
 		}))
-		target, err := loadtest.NewOpenAI(srv.URL, "m", nil)
+		target, err := loadtest.NewOpenAI(srv.URL, "m", nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func TestOpenAIErrors(t *testing.T) {
 		srv.Close()
 	}
 	for _, bad := range []string{"", "localhost:8080", "ftp://x", "http://"} {
-		if _, err := loadtest.NewOpenAI(bad, "m", nil); err == nil {
+		if _, err := loadtest.NewOpenAI(bad, "m", nil, nil); err == nil {
 			t.Errorf("%q is an address", bad)
 		}
 	}

@@ -66,6 +66,13 @@ func (c *checkpoint) OpenTower(s families.Spec, p graph.Precision, o ort.Options
 		}
 		return t, nil
 	}
+	if s.DaViT != nil {
+		t, err := vision.OpenDaViT(c.weights, *s.DaViT, p, o)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
+	}
 	t, err := vision.OpenTower(c.weights, s.Tower, s.Connector, p, o)
 	if err != nil {
 		return nil, err
@@ -75,6 +82,13 @@ func (c *checkpoint) OpenTower(s families.Spec, p graph.Precision, o ort.Options
 
 // OpenDecoder keeps the cache in a device's memory where the provider has such.
 func (c *checkpoint) OpenDecoder(d decoder.Config, o decoder.OpenOptions) (decoder.Runner, error) {
+	if d.Bart != nil {
+		r, err := decoder.OpenBart(d, c.weights, o)
+		if err != nil {
+			return nil, err
+		}
+		return r, nil
+	}
 	if o.Session.Provider.Can().DeviceTensors {
 		r, err := decoder.OpenDevice(d, c.weights, o)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // MemoryPlan is what a model takes of a device's memory, in bytes. Providers do not say when a device has no more, so
@@ -21,6 +22,9 @@ func (m *Model) MemoryPlan(p graph.Precision, slots, maxLen, chunk int) MemoryPl
 	l := MemoryPlan{Weights: p.WeightBytes(m.WeightBytes()), Slot: m.Decoder.SlotBytes(maxLen, p)}
 	l.Decoder = m.Decoder.StepBytes(max(slots, min(chunk, maxLen)), slots, maxLen)
 	l.Tower = m.Tower.RunBytes()
+	if m.AnySize != nil {
+		l.Tower = vision.DeviceRunBytes
+	}
 	return l
 }
 

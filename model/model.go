@@ -123,6 +123,11 @@ func open(name string, files fs.FS, weights func() (*safetensors.Checkpoint, err
 	if m.Type, m.Spec, err = families.Read(raw); err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
+	if m.DaViT != nil {
+		if err := m.sizeTower(); err != nil {
+			return nil, err
+		}
+	}
 	if from := m.CutContext(); from > 0 {
 		m.warn("max_position_embeddings is %d: the context is cut to %d tokens", from, m.Decoder.MaxLen)
 	}

@@ -98,6 +98,13 @@ func (m *Model) openText() (*Processor, error) {
 	if t.Preprocessor, err = m.preprocessor(); err != nil {
 		return nil, err
 	}
+	var warning string
+	if t.Preprocessor, warning, err = m.fitMemory(t.Preprocessor); err != nil {
+		return nil, err
+	}
+	if warning != "" {
+		t.Warnings = append(t.Warnings, warning)
+	}
 	if t.EOS, err = m.eos(t.Tokenizer, special); err != nil {
 		return nil, err
 	}
@@ -271,23 +278,12 @@ func defaultTemplate(raw json.RawMessage) (string, error) {
 // preprocessor reads the image_processor section of processor_config.json, or else preprocessor_config.json.
 // Reference: transformers 5.12.1 AutoImageProcessor.
 func (m *Model) preprocessor() (vision.Preprocessor, error) {
-	file := "processor_config.json"
-	var c struct {
-		ImageProcessor json.RawMessage `json:"image_processor"`
-	}
-	if _, err := m.readJSON(file, &c); err != nil {
+	raw, file, err := m.imageProcessor()
+	if err != nil {
 		return nil, err
 	}
-	raw := c.ImageProcessor
-	if len(raw) == 0 || string(raw) == "null" {
-		file = "preprocessor_config.json"
-		found, err := m.readJSON(file, &raw)
-		if err != nil {
-			return nil, err
-		}
-		if !found {
-			return nil, errors.New("no preprocessor_config.json: it says how images are resized and normalised")
-		}
+	if raw == nil {
+		return nil, errors.New("no preprocessor_config.json: it says how images are resized and normalised")
 	}
 	var tower vision.Patches
 	if n := m.NativeResolution; n != nil {
@@ -312,6 +308,45 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	return p, nil
 }
 
+// imageProcessor is what the files say of the image processor; nil where they say nothing.
+func (m *Model) imageProcessor() (raw json.RawMessage, file string, err error) {
+	file = "processor_config.json"
+	var c struct {
+		ImageProcessor json.RawMessage `json:"image_processor"`
+	}
+	if _, err := m.readJSON(file, &c); err != nil {
+		return nil, file, err
+	}
+	if len(c.ImageProcessor) > 0 && string(c.ImageProcessor) != "null" {
+		return c.ImageProcessor, file, nil
+	}
+	file = "preprocessor_config.json"
+	if found, err := m.readJSON(file, &raw); err != nil || !found {
+		return nil, file, err
+	}
+	return raw, file, nil
+}
+
+// sizeTower gives a DaViT, whose images no config.json sizes, the side that the image processor brings them to.
+func (m *Model) sizeTower() error {
+	raw, file, err := m.imageProcessor()
+	if err != nil || raw == nil {
+		return err
+	}
+	p, err := vision.ParsePreprocessor(raw, m.ImageProcessor)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	t := *m.DaViT
+	t.ImageSize = p.Side()
+	if err := t.Validate(); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	m.DaViT, m.Tower.ImageSize = &t, t.ImageSize
+	m.SingleTile(vision.InGraph{PerTile: t.Tokens(), TextHidden: t.TextHidden})
+	return nil
+}
+
 // fitsPatches refuses an image processor that cuts images otherwise than the tower takes them.
 func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
 	n := m.NativeResolution
@@ -319,6 +354,9 @@ func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
 	if !ok || q.Patches().Patch != n.PatchSize || q.Patches().Merge != n.MergeSize {
 		return fmt.Errorf("%s: tiles or patches are %d pixels a side, config.json's vision tower takes patches of %d in blocks of %d×%d",
 			file, p.Side(), n.PatchSize, n.MergeSize, n.MergeSize)
+	}
+	if l, ok := p.(vision.Lfm2VL); ok && l.MaxTiles > 1 && l.TileSize != n.TileSize {
+		return fmt.Errorf("%s: tile_size is %d, config.json's is %d", file, l.TileSize, n.TileSize)
 	}
 	if _, ok := p.(vision.Pixtral); !ok {
 		return nil

@@ -126,8 +126,9 @@ func (m *Model) checkLayers() error {
 	for _, stack := range []struct {
 		field, prefix string
 		claimed       int
-	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.",
-		m.towerLayers()}} {
+	}{{"text_config.num_hidden_layers", "text.layers.", m.Decoder.Layers},
+		{"text_config.decoder_layers", "text.decoder.layers.", m.Decoder.Layers}, {"vision_config.num_hidden_layers", "vision.encoder.layers.",
+			m.towerLayers()}} {
 		there := 0
 		for _, name := range m.Weights.Names() {
 			if n, ok := layerOf(name, stack.prefix); ok {

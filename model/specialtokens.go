@@ -254,9 +254,14 @@ func (m *Model) fits(p vision.Preprocessor, file []byte) error {
 		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", kind, m.Type, m.ImageProcessor)
 	}
 	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}} {
-		if n := p.Grid(size[0], size[1]).Tiles(); n > families.MaxTiles {
+		grid := p.Grid(size[0], size[1])
+		if n := grid.Tiles(); n > families.MaxTiles {
 			return fmt.Errorf("an image of %d×%d pixels would be cut into %d tiles of %d pixels, want at most %d: size.longest_edge is too large or the tiles too small",
 				size[0], size[1], n, p.Side(), families.MaxTiles)
+		}
+		if n := m.Layout.Patches(grid); n > families.MaxImageTokens {
+			return fmt.Errorf("an image of %d×%d pixels would take %d positions in %d tiles, want at most %d",
+				size[0], size[1], n, grid.Tiles(), families.MaxImageTokens)
 		}
 	}
 	return nil

@@ -59,6 +59,9 @@ func Wanted(repository fs.FS, o WantedOptions) (wanted, absent []string, err err
 		return nil, nil, err
 	}
 	weights, err := wantedWeights(repository, config, o)
+	if err == nil && !o.NoWeights && !has(names, "tokenizer.json") {
+		err = (&Model{files: repository}).noTokenizer()
+	}
 	return append(wanted, weights...), absent, err
 }
 

@@ -64,3 +64,25 @@ func Panicking(o Options, content string) http.Handler {
 	})
 	return h
 }
+
+// Bounds of TLS handshakes.
+const (
+	HandshakeRate, HandshakeBurst = handshakeRate, handshakeBurst
+	MoreHandshakes                = moreHandshakes
+	HandshakeHosts                = handshakeHosts
+)
+
+// Handshakes bounds them.
+type Handshakes = handshakes
+
+// NewHandshakes bounds those of one certificate.
+var NewHandshakes = newHandshakes
+
+func (h *handshakes) Wait(ctx context.Context, peer string) error { return h.wait(ctx, peer) }
+
+// Hosts is the number of those that are remembered.
+func (h *handshakes) Hosts() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.hosts)
+}

@@ -38,7 +38,11 @@ type inflight struct {
 	used    int64
 	peak    int64 // since memory was given back
 	reclaim bool  // somebody is about to give memory back
-	conns   map[*connection]struct{}
+	open    int   // calls that run, watchers aside
+	resting bool  // somebody is about to see whether none does
+
+	reclaimedAt uint64 // allocatedBytes when memory was given back last, because no call ran
+	conns       map[*connection]struct{}
 
 	bulk, flood, waste *rate.Limiter // see bulkRate, floodRate and wasteRate
 }
@@ -215,6 +219,7 @@ func (f *inflight) claim(ctx context.Context, most int64, beyond error) *inbound
 		}
 		c.claims++
 	}
+	f.open++
 	early := s.held
 	s.held, s.most, s.beyond, s.claimed, s.receiving = 0, most, beyond, true, true
 	f.add(s, early+streamCost)
@@ -229,6 +234,7 @@ func (f *inflight) claimBody(c *connection, most int64) *inbound {
 	defer f.mu.Unlock()
 	c.streams[s.id] = s
 	c.claims++
+	f.open++
 	f.add(s, streamCost)
 	f.relieve()
 	return s
@@ -292,6 +298,7 @@ func (f *inflight) watch(s *inbound) error {
 	}
 	s.conn.watches++
 	s.watching = true
+	f.close()
 	return nil
 }
 
@@ -307,6 +314,9 @@ func (f *inflight) end(s *inbound) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.drop(s)
+	if !s.watching {
+		f.close()
+	}
 	if c := s.conn; c != nil {
 		delete(c.streams, s.id)
 		c.claims--

@@ -46,6 +46,8 @@ type Options struct {
 	Grace time.Duration
 	// NoDrafts has tokens generated one by one for requests that do not say speculative.
 	NoDrafts bool
+	// CallersByConnection is serving.ServiceOptions.CallersByConnection.
+	CallersByConnection bool
 	// SharePrefixes has images that one tenant sent count as cached for others, as batching.Options.SharePrefixes does for
 	// prompts.
 	SharePrefixes bool
@@ -167,7 +169,8 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.models = models
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop,
-		NoDrafts: o.NoDrafts, SharePrefixes: o.SharePrefixes, Quotas: o.Quotas, Filters: o.Filters,
+		NoDrafts: o.NoDrafts, CallersByConnection: o.CallersByConnection, SharePrefixes: o.SharePrefixes,
+		Quotas: o.Quotas, Filters: o.Filters,
 		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
 	})

@@ -24,7 +24,8 @@ type TLSFiles struct {
 // TLS has listeners use certificates that are read again when their files change. Connections that are there stay as
 // they are.
 type TLS struct {
-	files *reload.Files[*tls.Config]
+	files      *reload.Files[*tls.Config]
+	handshakes *handshakes
 }
 
 // OpenTLS reads the files.
@@ -38,7 +39,7 @@ func OpenTLS(f TLSFiles, log *slog.Logger) (*TLS, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &TLS{files}
+	t := &TLS{files, newHandshakes()}
 	if left := time.Until(t.Leaf().NotAfter); left < 0 {
 		log.Warn("TLS: the certificate has expired", "certificate", f.Cert, "not_after", t.Leaf().NotAfter)
 	}
@@ -100,7 +101,10 @@ func (t *TLS) OptionalClients(protocols ...string) *tls.Config {
 
 func (t *TLS) config(change func(*tls.Config)) *tls.Config {
 	outer := &tls.Config{MinVersion: tls.VersionTLS12}
-	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	outer.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if err := t.handshakes.begin(hello); err != nil {
+			return nil, err
+		}
 		c := t.files.Value().Clone()
 		change(c)
 		return c, nil

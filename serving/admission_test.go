@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
@@ -361,5 +363,58 @@ func TestPriorityOfWork(t *testing.T) {
 	low, high := int(batching.PriorityBatch), int(batching.PriorityInteractive)
 	if !slices.Equal(seen, []int{low, low, high, high}) {
 		t.Errorf("the priorities are %v", seen)
+	}
+}
+
+// A host that opens many connections shares the places of one caller, and leaves some to others. On this machine, and
+// where the operator says so, each connection is a caller.
+func TestPlacesOfHost(t *testing.T) {
+	for name, c := range map[string]struct {
+		peer    string // with a port of its own each
+		options serving.ServiceOptions
+		most    int // requests that are taken
+	}{
+		"a host":        {"192.0.2.7:%d", serving.ServiceOptions{}, 25},
+		"a site":        {"[2001:db8::%d]:1", serving.ServiceOptions{}, 25},
+		"this machine":  {"127.0.0.1:%d", serving.ServiceOptions{}, 29},
+		"by connection": {"192.0.2.7:%d", serving.ServiceOptions{CallersByConnection: true}, 29},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gate, ended := make(chan struct{}), make(chan error)
+			r := decodertest.NewHash(1, contextLen, vocab)
+			r.Fail = func(*decoder.Batch) error { <-gate; return nil }
+			s, e := run(t, tinyModel(t), r, c.options)
+			ask := func(peer string) error {
+				in := prompt(serving.Part{Text: "a"})
+				in.Peer = peer
+				return s.Generate(t.Context(), in, &kept{})
+			}
+			const asked = 40
+			taken := 0
+			for i := range asked {
+				go func() { ended <- ask(fmt.Sprintf(c.peer, i+1)) }()
+				for before := taken; taken == before; taken = e.Stats().Accepted {
+					select {
+					case err := <-ended:
+						wantError(t, "beyond the places", err, serving.Exhausted, "")
+						before = -1
+					default:
+						runtime.Gosched()
+					}
+				}
+			}
+			if taken != c.most {
+				t.Errorf("%d requests were taken, want %d", taken, c.most)
+			}
+			if _, err := e.AcquireFor(batching.Claim{Caller: "198.51.100.1"}); (err == nil) != (c.most == 25) {
+				t.Errorf("another caller: %v", err)
+			}
+			close(gate)
+			for range taken {
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }

@@ -312,7 +312,7 @@ func TestClaims(t *testing.T) {
 		want batching.Claim
 	}{
 		{checked{n: 1}, batching.Claim{Answers: 1, MaxTokens: 256, Endless: true}},
-		{checked{n: 2, maxTokens: 9, eos: []int32{1}, tenant: "a", peer: "b", priority: 1, deadline: deadline},
+		{checked{n: 2, maxTokens: 9, eos: []int32{1}, tenant: "a", caller: "b", priority: 1, deadline: deadline},
 			batching.Claim{Answers: 2, MaxTokens: 9, Tenant: "a", Caller: "b", Priority: 1, Deadline: deadline}},
 		{checked{n: 1, scored: []string{"x"}, eos: []int32{1}}, batching.Claim{Answers: 2, MaxTokens: 256}},
 	} {

@@ -72,7 +72,7 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	}
 	defer closeMedia()
 	tickets, err := l.engine.AcquireFor(batching.Claim{
-		Priority: in.Priority, Tenant: in.Tenant, Caller: in.Peer, Answers: 1, MaxTokens: 1,
+		Priority: in.Priority, Tenant: in.Tenant, Caller: req.caller, Answers: 1, MaxTokens: 1,
 	})
 	if err != nil {
 		return l.rec.refuse(err)
@@ -142,7 +142,7 @@ func (l *life) validateEmbed(in *EmbedRequest) (*checked, error) {
 	v := slices.Clip(in.Unread)
 	validateName(&v, "request_id", in.ID)
 	validateName(&v, "tenant", in.Tenant)
-	r := &checked{tenant: in.Tenant, peer: in.Peer, priority: in.Priority}
+	r := &checked{tenant: in.Tenant, peer: in.Peer, caller: l.callerOf(in.Peer), priority: in.Priority}
 	l.used.allows(&v, in.Priority)
 	if in.Image == nil {
 		v.Add("image", "none; want an image")

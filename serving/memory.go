@@ -5,6 +5,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
+	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 )
 
@@ -132,3 +133,7 @@ func (p Plan) weights(m *model.Model) int64 {
 	table := min(all, 4*int64(m.Decoder.Vocab)*int64(m.Decoder.Hidden))
 	return table + max(p.Vision.Precision.WeightBytes(all-table), p.Decoder.Precision.WeightBytes(all-table))
 }
+
+// ReleaseMemory returns to the system what requests have left: the collector's dead objects, and free memory of the C
+// library's. It takes as long as a collection.
+func ReleaseMemory() { ort.ReleaseMemory() }

@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 
@@ -57,6 +58,19 @@ func (p Plan) Reasons() (list []string) {
 		}
 	}
 	return list
+}
+
+// Reasons say what the model runs on and in where that was left to "auto", and why.
+func (d *Deployment) Reasons() []string { return d.plan.Reasons() }
+
+// Precisions are those of the decoder and of the vision tower, by the names that Config takes. That of the tower is
+// empty if it follows from the decoder's.
+func (d *Deployment) Precisions() (decoder, vision string) {
+	at := cmp.Or(d.plan.Decoder.Precision, graph.FP32)
+	if v := d.plan.Vision.Precision; v != "" && v != at.Vision() {
+		vision = string(v)
+	}
+	return string(at), vision
 }
 
 // log says what was chosen, and how a device's memory is divided.

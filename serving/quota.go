@@ -4,14 +4,13 @@ import (
 	"container/list"
 	"fmt"
 	"math"
-	"net"
-	"net/netip"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // The names of quotas, as files, errors and metrics write them.
@@ -95,7 +94,7 @@ func (q *Quotas) enter(tenant, peer string) (*usage, error) {
 	}
 	h := holder{tenant: tenant}
 	if tenant == "" {
-		h.host = hostOf(peer)
+		h.host = socket.Host(peer)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -358,18 +357,4 @@ func bound(n *Count) (int, bool) {
 		return 0, false
 	}
 	return int(*n), true
-}
-
-// hostOf is the peer's address without its port, of IPv6 the network of one site: hosts there pick
-// addresses as they like.
-func hostOf(peer string) string {
-	host, _, err := net.SplitHostPort(peer)
-	if err != nil {
-		return peer
-	}
-	if ip, err := netip.ParseAddr(host); err == nil && ip.Is6() && !ip.Is4In6() {
-		site, _ := ip.WithZone("").Prefix(64)
-		return site.String()
-	}
-	return host
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/fetch"
 	"github.com/mmserve/mmserve/internal/media"
+	"github.com/mmserve/mmserve/internal/socket"
 )
 
 // Fetcher gets files from other hosts; *fetch.Fetcher is one. Fetch writes the file at a URL, at most so many bytes, on
@@ -66,7 +67,7 @@ func (l *life) fetchOne(ctx context.Context, req *checked, p *imagePart) (*media
 	defer w.Abort()
 	caller := req.tenant
 	if caller == "" {
-		caller = hostOf(req.peer)
+		caller = socket.Host(req.peer)
 	}
 	err = l.options.Fetcher.Fetch(ctx, caller, p.url, most, w)
 	switch {

@@ -56,7 +56,7 @@ func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *cons
 	for _, ids := range root.walks(nil, nil) {
 		if len(tickets) == 0 {
 			tickets, err = l.engine.AcquireFor(claim(&checked{
-				priority: req.priority, tenant: req.tenant, peer: req.peer, n: 1, maxTokens: len(ids) + 1,
+				priority: req.priority, tenant: req.tenant, caller: req.caller, n: 1, maxTokens: len(ids) + 1,
 				deadline: req.deadline, eos: req.eos,
 			}))
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/media"
+	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -34,6 +35,9 @@ type ServiceOptions struct {
 	Filters []Filter
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
+	// CallersByConnection has each connection share the places of an engine as a caller of its own, where requests name no
+	// tenant: behind a proxy. Default: each host does, and on this machine each connection.
+	CallersByConnection bool
 	// Telemetry gets traces and metrics; it is of one service. Default: nothing does.
 	Telemetry *Telemetry
 	// Traffic, unless nil, is what the edges count of their messages, for metrics.
@@ -224,13 +228,21 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 // claim is what the engine's admission needs to know of a request. Without a tenant it counts for its peer.
 func claim(req *checked) batching.Claim {
 	c := batching.Claim{
-		Priority: req.priority, Tenant: req.tenant, Caller: req.peer, Answers: req.n, Deadline: req.deadline,
+		Priority: req.priority, Tenant: req.tenant, Caller: req.caller, Answers: req.n, Deadline: req.deadline,
 		MaxTokens: cmp.Or(req.maxTokens, defaultMaxTokens), Endless: len(req.eos) == 0,
 	}
 	if req.scored != nil {
 		c.Answers++
 	}
 	return c
+}
+
+// callerOf is who a peer's requests count as without a tenant.
+func (s *Service) callerOf(peer string) string {
+	if s.options.CallersByConnection {
+		return peer
+	}
+	return socket.Caller(peer)
 }
 
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.

@@ -49,7 +49,8 @@ type checked struct {
 	ends      []int32 // these and the model's end-of-answer tokens if they are ignored: ids that have no text
 	priority  batching.Priority
 	tenant    string
-	peer      string
+	peer      string    // the caller's address
+	caller    string    // who it counts as without a tenant
 	deadline  time.Time // zero if there is none
 	text      int       // bytes of text in the prompt
 	n         int       // answers
@@ -82,6 +83,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	v := slices.Clip(in.Unread)
 	r := &checked{
 		sampling: l.model.Defaults, priority: in.Priority, tenant: in.Tenant, peer: in.Peer,
+		caller:   l.callerOf(in.Peer),
 		tokenIDs: in.TokenIDs, includeStop: in.IncludeStop,
 	}
 	validateName(&v, "request_id", in.ID)

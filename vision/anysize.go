@@ -14,6 +14,9 @@ type AnySize struct {
 	// Frames is the number of frames that the patch projection is over, all of them the image; 0 where it is over one.
 	Frames int
 
+	// PixelsLast says that a patch has the three values of a pixel side by side, and the projection is a matrix.
+	PixelsLast bool
+
 	Hidden, Intermediate, Layers, Heads int
 	Norm                                Norm
 	Activation                          string
@@ -25,7 +28,8 @@ type AnySize struct {
 	PatchBias, QKVBias, OutBias, MLPBias bool
 	// PatchNorm normalises what the patch projection gives, PostNorm what the last layer gives.
 	PatchNorm, PostNorm bool
-	Rope                AxisRope
+	// Rope rotates queries and keys; the zero value does not.
+	Rope AxisRope
 	// Positions is a learned table that is sampled for an image's shape; the zero value is none.
 	Positions PositionTable
 	// Window is the side, in patches, of the squares within which layers attend; 0 is none. Those of Whole attend to all.
@@ -103,7 +107,10 @@ func (c AnySize) Validate() error {
 	if c.Width%(1+len(c.Deepstack)) != 0 || c.Width < 1 {
 		return fmt.Errorf("vision tower: patch embeddings of %d values in %d parts", c.Width, 1+len(c.Deepstack))
 	}
-	if err := c.Rope.validate(); err != nil {
+	if tile := c.PatchSize * c.MergeSize; c.TileSize < 0 || c.TileSize > maxSide || c.TileSize%tile != 0 {
+		return fmt.Errorf("tile_size is %d, want a multiple of %d up to %d", c.TileSize, tile, maxSide)
+	}
+	if err := c.Rope.validate(); c.Rope != (AxisRope{}) && err != nil {
 		return err
 	}
 	if err := c.Positions.validate(); err != nil {

@@ -8,9 +8,9 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], cos
-// and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are, windows (the same
-// of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
+// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], with
+// a rope cos and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are,
+// windows (the same of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
 func AnySizeGraph(w *graph.Weights, t AnySize, p graph.Precision) (*graph.Builder, error) {
 	return anySizeGraph(w, t, p, graph.Target{})
 }
@@ -22,9 +22,11 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	b := graph.NewBuilder("vision", w, p)
 	b.Target = on
 	patches := b.Input("patches", onnx.F32, "n", t.values())
-	s := graph.Sequences{Heads: t.Heads, Dim: t.head(),
-		Cos: b.Input("cos", onnx.F32, "n", t.head()/2), Sin: b.Input("sin", onnx.F32, "n", t.head()/2),
-		Lengths: b.Input("images", onnx.I32, "images"), Single: true}
+	s := graph.Sequences{Heads: t.Heads, Dim: t.head(), Single: true}
+	if t.Rope.Theta > 0 {
+		s.Cos, s.Sin = b.Input("cos", onnx.F32, "n", t.head()/2), b.Input("sin", onnx.F32, "n", t.head()/2)
+	}
+	s.Lengths = b.Input("images", onnx.I32, "images")
 	inWindow := s
 	if t.Window > 0 {
 		inWindow.Lengths, inWindow.Single = b.Input("windows", onnx.I32, "windows"), false
@@ -63,6 +65,9 @@ func (c AnySize) embed(b *graph.Builder, patches string) string {
 	dims := []int{c.Hidden, 3, c.PatchSize, c.PatchSize}
 	if c.Frames > 0 {
 		dims = slices.Insert(dims, 2, c.Frames)
+	}
+	if c.PixelsLast {
+		dims = []int{c.Hidden, c.values()}
 	}
 	x := flatLinear(b, patches, "vision.embeddings.patch_embedding", c.PatchBias, dims...)
 	if c.PatchNorm {

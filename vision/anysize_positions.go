@@ -48,6 +48,9 @@ const (
 	Corners Sampling = iota + 1
 	// Centres is linear between the middles of cells.
 	Centres
+	// Area is linear between the middles of cells, and where there are fewer places than the table has, over all the cells
+	// that a place covers.
+	Area
 	// Cubic is cubic (a = −0.75) between the middles of cells.
 	Cubic
 )
@@ -94,6 +97,8 @@ func (p PositionTable) sample(i, n int) []tap {
 		return linear(at, last)
 	case Centres:
 		return linear(max(middle, 0), last)
+	case Area:
+		return p.area(i, n)
 	}
 	const a = -0.75
 	low := int(math.Floor(middle))
@@ -103,6 +108,26 @@ func (p PositionTable) sample(i, n int) []tap {
 	var list []tap
 	for k, share := range []float64{far(1 + t), near(t), near(1 - t), far(2 - t)} {
 		list = append(list, tap{min(max(low-1+k, 0), last), float32(share)})
+	}
+	return list
+}
+
+// area weighs the cells around a place's middle by a triangle, which is as wide as a cell or, if that is wider, as a
+// place. Reference: torch.nn.functional.interpolate with antialias.
+func (p PositionTable) area(i, n int) []tap {
+	scale := float64(p.Side) / float64(n)
+	wide := max(scale, 1)
+	centre := scale * (float64(i) + 0.5)
+	from, to := max(int(centre-wide+0.5), 0), min(int(centre+wide+0.5), p.Side)
+	var list []tap
+	sum := 0.0
+	shares := make([]float64, 0, to-from)
+	for at := from; at < to; at++ {
+		share := max(0, 1-math.Abs((float64(at)-centre+0.5)/wide))
+		shares, sum = append(shares, share), sum+share
+	}
+	for k, share := range shares {
+		list = append(list, tap{from + k, float32(share / sum)})
 	}
 	return list
 }

@@ -199,7 +199,11 @@ func (e *Encoder) fill(list []*job) (places []*job) {
 	most := e.tower.MaxParts()
 	for _, j := range list {
 		for ; j.next < j.parts && len(places) < most; j.next++ {
-			if err := e.tower.Load(len(places), j.image, j.next, e.normalize); err != nil {
+			err := e.tower.Load(len(places), j.image, j.next, e.normalize)
+			if len(places) > 0 && errors.Is(err, errFull) {
+				return places
+			}
+			if err != nil {
 				e.fail(j, err)
 				break
 			}

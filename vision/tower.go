@@ -1,5 +1,7 @@
 package vision
 
+import "errors"
+
 // Tower is an opened vision tower with its connector. It encodes images part by part: a TiledTower's parts are tiles, a
 // NativeTower and an AnySizeTower take each image as one part. One goroutine uses it at a time.
 type Tower interface {
@@ -8,7 +10,7 @@ type Tower interface {
 	// MaxParts is the most parts of one run. They may be of different images.
 	MaxParts() int
 	// Load puts part i of an image at a place of the next run, 0 to MaxParts-1. It refuses an image that was not prepared
-	// for the tower.
+	// for the tower, and with errFull, at any place but the first, one that the run has no room for.
 	Load(place int, img *Image, i int, normalize Normalizer) error
 	// Run encodes the parts at the first n places.
 	Run(n int) error
@@ -21,6 +23,9 @@ type Tower interface {
 	WarmUp() error
 	Close() error
 }
+
+// errFull is Load's error where a run has no room for a part beside those that are loaded: it is one of the next run.
+var errFull = errors.New("vision tower: the run has no room for another image")
 
 // Normalizer maps the bytes of a part, planar RGB, to the pixel values that its tower takes. A tower that takes a patch
 // several times has a dst as many times as long as src.

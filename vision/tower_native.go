@@ -15,6 +15,18 @@ type NativeResolution struct {
 	// PatchSize is the side of a patch in pixels, MergeSize that of a block in patches, Width the length of a patch
 	// embedding.
 	PatchSize, MergeSize, Width int
+	// TileSize, unless 0, is the side in pixels of the tiles that images may be cut into besides: Grid.Rows·Grid.Cols of
+	// them stand before the whole, each by itself.
+	TileSize int
+}
+
+// part is the size of part i of an image cut as g, and where its pixel values start in the image's.
+func (p NativeResolution) part(g Grid, i int) (part Grid, at int) {
+	tile := p.TileSize * p.TileSize * 3
+	if i < g.Rows*g.Cols {
+		return Grid{Width: p.TileSize, Height: p.TileSize}, i * tile
+	}
+	return Grid{Width: g.Width, Height: g.Height}, g.Rows * g.Cols * tile
 }
 
 // Map is the shape of the map that an image's patch embeddings form.
@@ -26,7 +38,13 @@ func (p NativeResolution) Map(g Grid) (rows, cols int) {
 // Tokens is the number of an image's patch embeddings.
 func (p NativeResolution) Tokens(g Grid) int {
 	rows, cols := p.Map(g)
-	return rows * cols
+	return g.Rows*g.Cols*p.TileTokens() + rows*cols
+}
+
+// TileTokens is the number of a tile's patch embeddings.
+func (p NativeResolution) TileTokens() int {
+	side := p.TileSize / (p.PatchSize * p.MergeSize)
+	return side * side
 }
 
 // NativeTower is a tower for images of any size, each of which is a run, in a ready-made graph.
@@ -166,7 +184,12 @@ func (t *NativeTower) Close() error {
 func (p NativeResolution) check(img *Image) error {
 	block := p.PatchSize * p.MergeSize
 	w, h := img.Grid.Width, img.Grid.Height
-	if img.Size != p.PatchSize || w < block || h < block || w%block != 0 || h%block != 0 || len(img.Pixels) != 3*w*h {
+	tiles := img.Grid.Rows * img.Grid.Cols
+	if tiles < 0 || tiles > 0 && p.TileSize == 0 || tiles > maxGrid*maxGrid {
+		return fmt.Errorf("vision tower: an image of %d×%d tiles, which the tower does not take", img.Grid.Rows, img.Grid.Cols)
+	}
+	if img.Size != p.PatchSize || w < block || h < block || w%block != 0 || h%block != 0 ||
+		len(img.Pixels) != 3*(w*h+tiles*p.TileSize*p.TileSize) {
 		return fmt.Errorf("vision tower: an image of %d×%d pixels in patches of %d, want whole blocks of %d pixels in patches of %d", w, h, img.Size, block, p.PatchSize)
 	}
 	return nil

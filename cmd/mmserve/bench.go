@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"regexp"
 	"runtime"
@@ -286,13 +288,18 @@ func (b benchCmd) mix() (*loadtest.Mix, error) {
 }
 
 func (b benchCmd) target() (loadtest.Target, error) {
-	if b.OpenAI == "" {
-		dial, err := b.dial(b.Server)
-		if err != nil {
-			return nil, err
-		}
-		return loadtest.DialGRPC(b.Server, b.Raw, dial...)
+	if b.OpenAI != "" {
+		return b.openAI()
 	}
+	dial, err := b.dial(b.Server)
+	if err != nil {
+		return nil, err
+	}
+	return loadtest.DialGRPC(b.Server, b.Raw, dial...)
+}
+
+// openAI is the target of --openai, with the TLS and the key of the other flags.
+func (b benchCmd) openAI() (loadtest.Target, error) {
 	header := http.Header{}
 	for _, h := range b.Header {
 		name, value, ok := strings.Cut(h, ":")
@@ -301,14 +308,21 @@ func (b benchCmd) target() (loadtest.Target, error) {
 		}
 		header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
-	if header.Get("Authorization") == "" && b.APIKeyFile != "" {
+	if header.Get("Authorization") == "" && (b.APIKeyFile != "" || os.Getenv(apiKeyVariable) != "") {
 		key, err := sentKey{path: b.APIKeyFile}.read()
 		if err != nil {
 			return nil, err
 		}
+		if u, err := url.Parse(b.OpenAI); err == nil && u.Scheme != "https" && !loopback(net.JoinHostPort(u.Hostname(), "0")) {
+			return nil, fmt.Errorf("an API key would go to %s in plaintext: want https, or --header with it", u.Host)
+		}
 		header.Set("Authorization", "Bearer "+key)
 	}
-	t, err := loadtest.NewOpenAI(b.OpenAI, b.Model, header)
+	secure, err := b.credentialFlags.config()
+	if err != nil {
+		return nil, err
+	}
+	t, err := loadtest.NewOpenAI(b.OpenAI, b.Model, header, secure)
 	if err != nil {
 		return nil, fmt.Errorf("--openai: %w", err)
 	}

@@ -62,6 +62,10 @@ func TestBench(t *testing.T) {
 }
 
 func TestBenchErrors(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("mms_key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ args, want string }{
 		{"--rate 0", "--rate"},
 		{"--arrivals pareto", "poisson, constant or gamma:SHAPE"},
@@ -76,6 +80,8 @@ func TestBenchErrors(t *testing.T) {
 		{"--warm-up 60s", "leaves nothing"},
 		{"--priorities urgent", "interactive, default or batch"},
 		{"--openai localhost", "http://host:port"},
+		{"--openai https://localhost --tls-ca bench_test.go", "--tls-ca"},
+		{"--openai http://mm.example --api-key-file " + key, "in plaintext"},
 		{"--compare none.json", "--compare"},
 		{"--server 127.0.0.1:1 --rate 100 --duration 100ms --warm-up 0s", "no request was answered"},
 	} {

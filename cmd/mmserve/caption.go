@@ -19,6 +19,7 @@ import (
 	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/serving"
 )
 
 // captionFlags are what an answer depends on.
@@ -212,11 +213,11 @@ func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io
 	if k.DryRun {
 		return k.dryRun(ctx, o, out)
 	}
-	o.Config.Precision = k.precisionText()
 	s, err := k.open(ctx, c, log)
 	if err != nil {
 		return exitGivenUp, err
 	}
+	o.Config.Precision = s.precision
 	job := captionJob{captionCmd: k, options: o}
 	job.open = func(ctx context.Context, c *caption.Config, shard int) (*caption.Target, error) {
 		return k.target(ctx, c, shard, out)
@@ -301,9 +302,13 @@ func (k captionCmd) dryRun(ctx context.Context, o caption.Options, out io.Writer
 	return 0, nil
 }
 
-// precisionText is the precision that the model runs in; empty for fp32, and for servers, which do not tell.
-func (f connectFlags) precisionText() string {
-	if f.Server != "" || f.Precision == "fp32" && (f.VisionPrecision == "" || f.VisionPrecision == "fp32") {
+// precisionText is what a run records of the precision of its answers: the flags that give it, whatever auto took;
+// empty for fp32.
+func (f precisionFlags) precisionText(d *serving.Deployment) string {
+	if f.Precision == "auto" || f.VisionPrecision == "auto" {
+		f.Precision, f.VisionPrecision = d.Precisions()
+	}
+	if f.Precision == "fp32" && (f.VisionPrecision == "" || f.VisionPrecision == "fp32") {
 		return ""
 	}
 	return f.Precision + "," + f.VisionPrecision
@@ -315,16 +320,22 @@ type servers struct {
 	slots  int
 	wait   time.Duration
 	end    func() error
+	// precision is what the model runs in; empty for fp32, and for servers, which do not tell.
+	precision string
 }
 
 // open connects to the servers, or runs the model in this process.
 func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*servers, error) {
 	if k.Server == "" {
-		cl, end, err := k.connect(ctx, c, log)
+		d, err := k.openDeployment(ctx, c, log)
 		if err != nil {
 			return nil, err
 		}
-		return &servers{cl, k.Slots, 0, end}, nil
+		cl, end, err := inProcess(d, quiet(log))
+		if err != nil {
+			return nil, err
+		}
+		return &servers{client: cl, slots: k.Slots, end: end, precision: k.precisionText(d)}, nil
 	}
 	list, err := client.SplitServers(k.Server)
 	if err != nil {
@@ -342,7 +353,7 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 	if err != nil {
 		return nil, err
 	}
-	return &servers{cl, slots, k.Wait, cl.Close}, nil
+	return &servers{client: cl, slots: slots, wait: k.Wait, end: cl.Close}, nil
 }
 
 // untilSecondSignal gives a channel that the first interrupt or SIGTERM closes and a context that the second one ends.

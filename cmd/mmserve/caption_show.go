@@ -101,7 +101,7 @@ const nextCommands = `
 Try next:
   bin/mmserve chat                              ask questions about an image: /image PATH
   bin/mmserve serve                             answer gRPC on 127.0.0.1:8080 (README: call it with grpcurl)
-  bin/mmserve caption --model DIR photo.jpg     your own photo, with a SmolVLM or Idefics3 folder from Hugging Face
+  bin/mmserve caption --model HuggingFaceTB/SmolVLM-256M-Instruct photo.jpg    your own photo; the model is fetched once
   bin/mmserve caption photos/ -o captions.jsonl a whole folder, which goes on where it stopped
 `
 

@@ -33,25 +33,43 @@ func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*c
 		}
 		return cl, cl.Close, nil
 	}
-	if err := f.check(); err != nil {
+	d, err := f.openDeployment(ctx, c, log)
+	if err != nil {
 		return nil, nil, err
+	}
+	return inProcess(d, quiet(log))
+}
+
+// openDeployment opens the model, which a hub may have to give first, and says what was chosen for it.
+func (f connectFlags) openDeployment(ctx context.Context, c *cli, log *slog.Logger) (*serving.Deployment, error) {
+	if err := f.check(); err != nil {
+		return nil, err
 	}
 	m, err := f.one(ctx, f.wanted(), log)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	log = quiet(log)
-	config := f.config(c.OrtLib, log)
+	config := f.config(c.OrtLib, quiet(log))
 	config.Name, config.Dir = m.Name, m.Dir
-	a, err := serving.Open(context.Background(), config)
+	d, err := serving.Open(context.Background(), config)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	if !log.Enabled(ctx, slog.LevelDebug) { // else the model's own lines have it
+		for _, why := range d.Reasons() {
+			log.Info(why)
+		}
+	}
+	return d, nil
+}
+
+// inProcess serves a model in this process, and ends it.
+func inProcess(d *serving.Deployment, log *slog.Logger) (*client.Client, func() error, error) {
 	lis := bufconn.Listen(1 << 20)
-	running, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- server.New(a.Model, a.Engine, server.Options{Logger: log}).Serve(running, lis)
+		served <- server.New(d.Model, d.Engine, server.Options{Logger: log}).Serve(ctx, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
 		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -59,7 +77,7 @@ func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*c
 		})))
 	end := func() error {
 		stop()
-		return errors.Join(<-served, a.Close(context.Background()))
+		return errors.Join(<-served, d.Close(context.Background()))
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, end())

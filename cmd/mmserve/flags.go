@@ -27,15 +27,16 @@ import (
 
 // flagVariables are the common values of what a command may set for a group of flags, and what help texts tell.
 var flagVariables = kong.Vars{
-	"imageSizes": loadtest.DefaultImageSizes,
-	"provider":   "cpu",
-	"maxTokens":  "256",
-	"server":     "",
-	"ask":        "Ask the server at host:port instead of running the model in this process.",
-	"items":      "Items",
-	"providers":  strings.Join(ort.Providers(), ", "),
-	"precisions": precisionNames(),
-	"precision":  precisionHelp(),
+	"imageSizes":       loadtest.DefaultImageSizes,
+	"provider":         "cpu",
+	"maxTokens":        "256",
+	"server":           "",
+	"ask":              "Ask the server at host:port instead of running the model in this process.",
+	"items":            "Items",
+	"providers":        strings.Join(ort.Providers(), ", "),
+	"precisions":       precisionNames(),
+	"precisionDefault": "auto",
+	"precision":        precisionHelp(),
 }
 
 // precisionNames lists the precisions as kong's enum does.
@@ -155,7 +156,7 @@ type providerFlags struct {
 
 // precisionFlags say what the linear layers of a model multiply in.
 type precisionFlags struct {
-	Precision       string `enum:"auto,${precisions}" default:"fp32" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: ${precision}; or auto for the fastest here that keeps the model's answers."`
+	Precision       string `enum:"auto,${precisions}" default:"${precisionDefault}" env:"MMSERVE_PRECISION" help:"Precision of the linear layers: ${precision}; or auto for the fastest here that keeps the model's answers, which is then told. fp32 gives the reference's answers to the last id."`
 	VisionPrecision string `enum:"auto,${precisions}," default:"" env:"MMSERVE_VISION_PRECISION" help:"The same for the vision tower (default: as --precision, but int8 where that is int4)."`
 }
 

@@ -68,6 +68,9 @@ func (f hubFlags) find(
 		return m, nil
 	}
 	s, err := f.pull(ctx, r, o, log)
+	if errors.Is(err, hub.ErrNotFound) && !strings.HasPrefix(m.Dir, hub.Scheme) {
+		return m, fmt.Errorf("there is no folder %s here, and for a model of a hub: %w", m.Dir, err)
+	}
 	if err != nil {
 		return m, err
 	}

@@ -112,7 +112,8 @@ func TestHubOrFolder(t *testing.T) {
 		t.Errorf("status %d, %s", code, errs)
 	}
 	code, _, errs = mmserve(t, "caption", "--model", "mmserve/none", "photo.jpg")
-	if code != 1 || !strings.Contains(errs, "has no model mmserve/none") || !strings.Contains(errs, "HF_TOKEN") {
+	if code != 1 || !strings.Contains(errs, "has no model mmserve/none") || !strings.Contains(errs, "HF_TOKEN") ||
+		!strings.Contains(errs, "there is no folder mmserve/none here") {
 		t.Errorf("status %d, %s", code, errs)
 	}
 	if code, _, errs := mmserve(t, "model", "inspect", "hf://mmserve/tiny-vlm", "--hub-max-size", "1MiB"); code != 1 ||

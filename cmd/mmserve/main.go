@@ -31,7 +31,7 @@ type cli struct {
 	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds an image."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
-	Model   modelCmd   `cmd:"" help:"Look at a model folder, or check it against reference values."`
+	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Keys    keysCmd    `cmd:"" help:"Make API keys."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`

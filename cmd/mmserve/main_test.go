@@ -180,7 +180,7 @@ func TestSelfTest(t *testing.T) {
 	if code, _, errs := mmserve(t, "caption", "--model", dir, sample); code != 0 {
 		t.Fatalf("caption: status %d: %s", code, errs)
 	}
-	serve := []string{"serve", "--listen", "127.0.0.1:0", "--model", dir}
+	serve := []string{"serve", "--listen", "127.0.0.1:0", "--model", dir, "--precision", "fp32"}
 	for _, c := range []struct {
 		name  string
 		spoil func() (undo func() error, err error)

@@ -35,6 +35,7 @@ type serveCmd struct {
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
 	MaxStreams       int           `default:"1024" env:"MMSERVE_MAX_STREAMS" help:"Most calls at once on one connection; a client keeps the others back."`
+	CallersByConn    bool          `name:"callers-by-connection" env:"MMSERVE_CALLERS_BY_CONNECTION" help:"Have each connection count as a caller of its own where requests name no tenant: behind a proxy (default: each host, and each connection of this machine)."`
 	ReceiveTimeout   time.Duration `default:"30s" env:"MMSERVE_RECEIVE_TIMEOUT" help:"How long a request message may take to come whole."`
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
 	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
@@ -325,7 +326,8 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 	return server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections,
 		MaxStreams: s.MaxStreams, ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(),
-		NoDrafts: !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: s.DrainDelay, Grace: s.Grace,
+		CallersByConnection: s.CallersByConn,
+		NoDrafts:            !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: s.DrainDelay, Grace: s.Grace,
 		Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,

@@ -9,7 +9,7 @@ import (
 // Sequences says which of n positions attend to each other, and where they stand.
 type Sequences struct {
 	Heads, Dim int
-	// Cos and Sin are [n, Dim/2], of rotate-half position embeddings.
+	// Cos and Sin are [n, Dim/2], of rotate-half position embeddings; "" where nothing rotates.
 	Cos, Sin string
 	// Lengths are those of the sequences that the n positions are, one after the other, int32.
 	Lengths string
@@ -32,7 +32,7 @@ func (b *Builder) SequenceAttention(qkv []string, s Sequences) string {
 	qkv = b.Split(qkv, third, third, third)
 	for i, v := range qkv {
 		qkv[i] = b.Op("Reshape", nil, v, b.I64s(1, -1, int64(width)))
-		if i < 2 {
+		if i < 2 && s.Cos != "" {
 			qkv[i] = b.ContribOp("RotaryEmbedding", onnx.Attrs{"num_heads": s.Heads}, qkv[i], b.I64s(0), b.Narrow(s.Cos),
 				b.Narrow(s.Sin))
 		}

@@ -42,7 +42,7 @@ func (s *store) lock(ctx context.Context, etag string, log *slog.Logger) (unlock
 
 // tryLock opens and locks a file; it gives nil if another process holds it.
 func tryLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o664)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o664)
 	if err != nil {
 		return nil, err
 	}

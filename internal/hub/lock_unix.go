@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// noFollow has a file that is to be written not be opened through a link that somebody put there.
+const noFollow = unix.O_NOFOLLOW
+
 // lockFile takes the lock of an open file if nobody has it. Closing the file gives it back.
 func lockFile(f *os.File) (held bool, err error) {
 	for {

@@ -13,6 +13,7 @@ var sleeps = map[string]string{
 	// Conditions with a deadline, for what other processes or a library's goroutines do.
 	"client/balance_test.go eventually":                        polls,
 	"cmd/mmserve/eventually_test.go eventually":                polls,
+	"cmd/mmserve/hostile_test.go settled":                      polls,
 	"cmd/mmserve/serve_test.go logged":                         polls,
 	"deploy/observability/observability_test.go until":         polls,
 	"deploy/observability/observability_test.go TestDashboard": polls,

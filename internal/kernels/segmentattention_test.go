@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -195,6 +196,21 @@ func TestSegmentAttention(t *testing.T) {
 		if slices.ContainsFunc(y[70*32:], func(v float32) bool { return v != v }) {
 			t.Errorf("NaN in %s came into the next segment", name)
 		}
+	}
+}
+
+// Scores are never held whole: those of 20,000 positions would take 1.5 GiB.
+func TestSegmentAttentionMemory(t *testing.T) {
+	startLibrary(t)
+	if !kernels.Available() {
+		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+	}
+	c := segmentCase{heads: 1, dim: 8, segments: []int32{20000}, plain: true, threads: 2}
+	qkv, _, _ := c.layer(1)
+	before := host.PeakRSS()
+	c.run(t, qkv, nil, nil)
+	if took := host.PeakRSS() - before; took > 128<<20 {
+		t.Errorf("%d MiB were taken, want a few", took>>20)
 	}
 }
 

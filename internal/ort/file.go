@@ -16,6 +16,7 @@ import (
 type File struct {
 	Path string
 	onnx.Head
+	built Graph // in memory; nil for one that lies at Path
 }
 
 // ReadFile reads a model file's head. It needs no library.
@@ -33,13 +34,20 @@ func ReadFile(path string) (File, error) {
 	if err != nil {
 		return File{}, fmt.Errorf("%s: %w", path, err)
 	}
-	return File{path, h}, nil
+	return File{Path: path, Head: h}, nil
 }
 
 // OpenFile loads a model file; its external data lies beside it. Run then takes all its inputs, in order, and gives the
 // outputs of the given names. A file that names mmserve's own operators, or data elsewhere, is refused before ONNX
 // Runtime sees it.
 func OpenFile(f File, outputs []string, o Options) (*Session, error) {
+	inputs := make([]string, len(f.Inputs))
+	for i, v := range f.Inputs {
+		inputs[i] = v.Name
+	}
+	if f.built != nil {
+		return newSession(f.built, inputs, outputs, o)
+	}
 	if f.Domains[onnx.Own] {
 		return nil, fmt.Errorf("%s: operators of domain %q are for graphs that mmserve builds, not for model files", f.Path, onnx.Own)
 	}
@@ -47,10 +55,6 @@ func OpenFile(f File, outputs []string, o Options) (*Session, error) {
 		if err := f.checkData(name); err != nil {
 			return nil, fmt.Errorf("%s: external data %q: %w", f.Path, name, err)
 		}
-	}
-	inputs := make([]string, len(f.Inputs))
-	for i, v := range f.Inputs {
-		inputs[i] = v.Name
 	}
 	return load(o, source{name: filepath.Base(f.Path)}, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
 		return ort.NewDynamicAdvancedSession(f.Path, inputs, outputs, so)

@@ -37,8 +37,8 @@ type Session struct {
 	crosses    []byte // 1 for inputs, then outputs, that lie on the device for the graph; nil until the first run
 }
 
-// graph is what NewSession needs of a graph that was built in memory.
-type graph interface {
+// Graph is what a session needs of a graph that was built in memory.
+type Graph interface {
 	Title() string
 	Bytes() []byte
 	Inputs() []string
@@ -47,9 +47,13 @@ type graph interface {
 }
 
 // NewSession loads a graph.
-func NewSession(g graph, o Options) (*Session, error) {
+func NewSession(g Graph, o Options) (*Session, error) {
+	return newSession(g, g.Inputs(), g.Outputs(), o)
+}
+
+func newSession(g Graph, inputs, outputs []string, o Options) (*Session, error) {
 	return load(o, source{g.Title(), g.Reckons}, func(so *ort.SessionOptions) (*ort.DynamicAdvancedSession, error) {
-		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), g.Inputs(), g.Outputs(), so)
+		return ort.NewDynamicAdvancedSessionWithONNXData(g.Bytes(), inputs, outputs, so)
 	})
 }
 

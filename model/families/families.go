@@ -30,6 +30,8 @@ type Spec struct {
 	NativeResolution *vision.NativeResolution
 	// AnySize is the tower of NativeResolution over a checkpoint; nil where it is a ready-made graph.
 	AnySize *vision.AnySize
+	// DaViT is the tower of an image in one tile in place of Tower, which has its ImageSize; nil where there is none.
+	DaViT *vision.DaViT
 	// WholeImages makes one tile of every image, whatever the image processor says.
 	WholeImages bool
 	// TowerLayers is the number of layers in the checkpoint's tower, of which Tower may run fewer; 0 if it runs all.
@@ -45,6 +47,9 @@ type Spec struct {
 func (s Spec) validate() error {
 	if s.AnySize != nil {
 		return s.AnySize.Validate()
+	}
+	if s.DaViT != nil {
+		return s.DaViT.Validate()
 	}
 	if err := s.Tower.Validate(); err != nil {
 		return err

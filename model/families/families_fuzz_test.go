@@ -23,7 +23,11 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if s.Layout.Expand(vision.Grid{}) == "" || s.Decoder.KVBytesPerToken() <= 0 || s.ImageProcessor == "" {
+		g := vision.Grid{}
+		if n := s.NativeResolution; n != nil {
+			g.Width, g.Height = n.PatchSize*n.MergeSize, n.PatchSize*n.MergeSize
+		}
+		if s.Layout.Expand(g) == "" || s.Decoder.KVBytesPerToken() <= 0 || s.ImageProcessor == "" {
 			t.Errorf("%s gives %+v", config, s)
 		}
 	})

@@ -6,14 +6,15 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/vision"
 )
 
 func init() {
-	Register(Family{Graphs: &Graphs{
+	Register(Family{Checkpoint: florence2Checkpoint, Graphs: &Graphs{
 		Read: florence2, Sessions: []string{VisionGraph, EmbedGraph, EncoderGraph, DecoderGraph}, InferSizes: true,
-		Start: 2, // decoder_start_token_id, and the token that every answer is made to begin with
+		Start: florence2Start,
 	}}, "florence2")
 }
 
@@ -55,21 +56,34 @@ func florence2(config []byte) (Spec, error) {
 	if err != nil {
 		return Spec{}, fmt.Errorf("text_config: %w", err)
 	}
-	s := Spec{
-		ImageProcessor: "CLIPImageProcessor",
-		Tower:          vision.ViT{ImageSize: 768},
-		Decoder:        d,
-		Layout: fusion.Layout{
-			Placeholder: "<image>", ImageTokenID: int32(t.Vocab), AddPlaceholder: true,
-			Frame: &fusion.Frame{Start: "<s>", End: "</s></s><s>", Ask: florence2Sentence},
-		},
-	}
+	image := int32(t.Vocab)
 	if c.ImageToken != nil {
-		s.Layout.ImageTokenID = *c.ImageToken
+		image = *c.ImageToken
 	}
+	s := florence2Spec(d, image)
 	s.SingleTile(vision.InGraph{PerTile: 577, TextHidden: d.Hidden})
 	return s, nil
 }
+
+// florence2Spec is what checkpoints and graphs have in common.
+func florence2Spec(d decoder.Config, image int32) Spec {
+	return Spec{
+		ImageProcessor: "CLIPImageProcessor",
+		Tower:          vision.ViT{ImageSize: florence2Side},
+		Decoder:        d,
+		Layout: fusion.Layout{
+			Placeholder: "<image>", ImageTokenID: image, AddPlaceholder: true,
+			Frame: &fusion.Frame{Start: "<s>", End: "</s></s><s>", Ask: florence2Sentence},
+		},
+	}
+}
+
+// florence2Side is the side of an image in pixels. No config.json says it.
+const florence2Side = 768
+
+// florence2Start is the number of ids at a prompt's end that are the decoder's: decoder_start_token_id, and the token
+// that every answer is made to begin with.
+const florence2Start = 2
 
 // florence2Tasks are the sentences that the model was trained on, by the names of their tasks; {input} stands for the
 // words behind a name.

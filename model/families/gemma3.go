@@ -55,7 +55,7 @@ func gemma3(config []byte) (Spec, error) {
 		Decoder:        text,
 		Prefixes:       llavaPrefixes,
 
-		Untied: !text.Tied && said(c.Tied, textTied),
+		Untied: c.Tied != nil && !*c.Tied,
 	}
 	if err := s.validate(); err != nil {
 		return Spec{}, err

@@ -23,6 +23,9 @@ const ropeBytes = 64 << 20
 // maxContext is the most positions of a sequence.
 const maxContext = 1 << 18
 
+// MaxImageTokens is the most patch embeddings of an image: no context holds more.
+const MaxImageTokens = maxContext
+
 type limited struct {
 	field       string
 	value, most int
@@ -53,6 +56,10 @@ func (s Spec) within() error {
 		if err := s.AnySize.Validate(); err != nil {
 			return err
 		}
+	} else if s.DaViT != nil {
+		if err := s.DaViT.Validate(); err != nil {
+			return err
+		}
 	} else if err := inRange(
 		limited{"vision_config.num_hidden_layers", t.Layers, maxLayers}, limited{"vision_config.hidden_size", t.Hidden, maxWidth},
 		limited{"vision_config.intermediate_size", t.Intermediate, maxMLP}, limited{"vision_config.num_attention_heads", t.Heads, maxHeads},
@@ -70,7 +77,7 @@ func (s Spec) within() error {
 // that the files give, 0 where nothing is cut.
 func (s *Spec) CutContext() (from int) {
 	d := &s.Decoder
-	if d.EncoderStates > 0 { // positions are rows of the checkpoint
+	if d.EncoderStates > 0 || d.Bart != nil { // positions are rows of the checkpoint
 		return 0
 	}
 	most := min(maxContext, ropeBytes/max(d.RopeBytes(), 1))

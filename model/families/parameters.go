@@ -35,6 +35,9 @@ func (s Spec) TowerGraph(w *graph.Weights, p graph.Precision) (*graph.Builder, e
 	if s.AnySize != nil {
 		return vision.AnySizeGraph(w, *s.AnySize, p)
 	}
+	if s.DaViT != nil {
+		return vision.DaViTGraph(w, *s.DaViT, p)
+	}
 	return vision.TowerGraph(w, s.Tower, s.Connector, p)
 }
 
@@ -42,7 +45,7 @@ func (s Spec) TowerGraph(w *graph.Weights, p graph.Precision) (*graph.Builder, e
 // none, that are short.
 func (s Spec) ShortDecoder() decoder.Config {
 	d := s.Decoder
-	if d.EncoderStates == 0 {
+	if d.EncoderStates == 0 && d.Bart == nil {
 		d.MaxLen = min(d.MaxLen, 16)
 	}
 	return d

@@ -122,7 +122,8 @@ func TestReadQwen3VL(t *testing.T) {
 	want := vision.AnySize{
 		NativeResolution: vision.NativeResolution{PatchSize: 16, MergeSize: 2, Width: 4 * 4096}, Frames: 2,
 		Hidden: 1152, Intermediate: 4304, Layers: 27, Heads: 16, Norm: vision.Norm{Eps: 1e-6},
-		Activation: "gelu_pytorch_tanh", JointQKV: true, PatchBias: true, QKVBias: true, OutBias: true, MLPBias: true, Rope: vision.AxisRope{Theta: 10000},
+		Activation: "gelu_pytorch_tanh", JointQKV: true, PatchBias: true, QKVBias: true, OutBias: true, MLPBias: true,
+		Rope:      vision.AxisRope{Theta: 10000},
 		Positions: vision.PositionTable{Side: 48, Sampling: vision.Corners}, Deepstack: []int{8, 16, 24},
 		Merger: vision.BlockMerger{Norm: vision.Norm{Eps: 1e-6}},
 	}

@@ -45,6 +45,7 @@ var TinyCheckpoints = map[string][]string{
 	"internvl-rms":       nil,
 	"llava_next-granite": {"vision_tower.post_layernorm."},
 	"gemma3":             nil,
+	"lfm2_vl":            nil,
 }
 
 // TinyDir is the folder of a tiny checkpoint.

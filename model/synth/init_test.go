@@ -210,6 +210,27 @@ func TestOtherPinpoints(t *testing.T) {
 	}
 }
 
+// An image that would take more positions than any context has is refused with the model, before prompts are made.
+func TestImagesBeyondContexts(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.json")
+	modeltest.WriteFile(t, config, []byte(`{"model_type": "internvl", "downsample_ratio": 1, "image_token_id": 90,
+		"vision_config": {"hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 16,
+			"image_size": 1024, "patch_size": 4}, "text_config": {"hidden_size": 16, "intermediate_size": 16,
+			"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": 300}}`))
+	dir := filepath.Join(t.TempDir(), "model")
+	if err := Init(config, dir, InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := model.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if _, err := m.OpenProcessor(); err == nil || !strings.Contains(err.Error(), "positions in 10 tiles") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // tokenID is -1 for what is no token.
 func tokenID(t *model.Processor, content string) int32 {
 	if id, ok := t.Tokenizer.TokenID(content); ok {

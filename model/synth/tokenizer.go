@@ -1,6 +1,7 @@
 package synth
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -49,8 +50,7 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		return err
 	}
 	if s.Layout.Frame == nil {
-		if err := write("chat_template.jinja",
-			func() ([]byte, error) { return fs.ReadFile(model.DefaultFiles(), "chat_template.jinja") }); err != nil {
+		if err := write("chat_template.jinja", func() ([]byte, error) { return chatTemplate(s.Layout.Placeholder) }); err != nil {
 			return err
 		}
 	}
@@ -65,6 +65,12 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 	}
 	return writeJSON(filepath.Join(dir, "generation_config.json"),
 		map[string]any{"bos_token_id": v.ids[v.bos], "eos_token_id": v.ids[v.eos]})
+}
+
+// chatTemplate is the default model's, with a family's own placeholder.
+func chatTemplate(placeholder string) ([]byte, error) {
+	raw, err := fs.ReadFile(model.DefaultFiles(), "chat_template.jinja")
+	return bytes.ReplaceAll(raw, []byte("'<image>'"), []byte("'"+placeholder+"'")), err
 }
 
 // preprocessorConfig is a preprocessor_config.json that makes tiles of the tower's size with the family's image
@@ -99,10 +105,14 @@ func patchesConfig(s families.Spec) map[string]any {
 		side /= 2
 	}
 	most := side * side
+	tiled := t.TileSize > 0 && 3*t.TileTokens() <= s.Decoder.MaxLen/4
 	return map[string]any{
 		"image_processor_type": s.ImageProcessor, "patch_size": t.PatchSize, "merge_size": t.MergeSize,
 		"temporal_patch_size": max(t.Frames, 1), "min_pixels": least * block * block, "max_pixels": most * block * block,
 		"size": map[string]int{"longest_edge": min(side*block, 4096)},
+		// LFM2-VL's names of these
+		"encoder_patch_size": t.PatchSize, "downsample_factor": t.MergeSize, "min_image_tokens": least,
+		"max_image_tokens": most, "tile_size": max(t.TileSize, block), "do_image_splitting": tiled,
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
@@ -104,11 +106,16 @@ func answer(t *testing.T, m *model.Model, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prompt, err := m.Layout.ExpandPrompt(m.Layout.Placeholder+"What is it?", []vision.Grid{img.Grid})
+	parts := []chat.Part{{Image: true}, {Text: "What is it?"}}
+	prompt := fusion.Prompt{Messages: []chat.Message{{Role: "user", Parts: parts}}}
+	if text.Template == nil {
+		prompt = fusion.Prompt{Raw: parts}
+	}
+	rendered, err := text.Render(t.Context(), prompt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := m.Layout.Locate(text.Tokenizer.Encode(prompt, text.AddSpecial), []*vision.Image{img})
+	in, err := text.Input(rendered, []*vision.Image{img})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,14 @@ func (v *Verifier) anySizeFeatures(want references, values []float32, shape []in
 		cut = func(at int, img *vision.Image) []float32 {
 			return cutPadded(p, values[at*shape[2]*shape[3]*3:], shape, img.Grid)
 		}
+	} else if _, ok := want.Tensor("spatial_shapes"); ok {
+		if len(shape) != 3 || shape[2] != 3*p.PatchSize*p.PatchSize {
+			return nil, nil, fmt.Errorf("pixel_values has shape %v, want [images, patches, %d]", shape, 3*p.PatchSize*p.PatchSize)
+		}
+		grids, err = v.anySizeGrids(want, "spatial_shapes", 2, p.PatchSize)
+		cut = func(at int, img *vision.Image) []float32 {
+			return inBlocks(p, values[at*shape[1]*shape[2]:][:3*img.Grid.Width*img.Grid.Height], img.Grid, true)
+		}
 	} else {
 		grids, err = v.anySizeGrids(want, "image_grid_thw", 3, p.PatchSize)
 		byRow, from := len(shape) == 4, 0
@@ -97,6 +105,10 @@ func fitGrids(p *vision.AnySize, grids []vision.Grid, values int, shape []int) e
 		block := p.PatchSize * p.MergeSize
 		if g.Width%block != 0 || g.Height%block != 0 {
 			return fmt.Errorf("an image of %d×%d pixels, want whole blocks of %d", g.Width, g.Height, block)
+		}
+		if len(shape) == 3 && g.Width*g.Height <= shape[1]*p.PatchSize*p.PatchSize { // patches, padded
+			total += shape[1] * shape[2]
+			continue
 		}
 		if n := len(shape); n == 4 && shape[2] >= g.Height && shape[3] >= g.Width && shape[2] > p.PatchSize {
 			g.Height, g.Width = shape[2], shape[3] // padded

@@ -21,6 +21,7 @@ var anySizeCheckpoints = map[string][]string{
 	"glm4v":         {"config.json", "config.4x.json"},
 	"mistral3":      {"config.json", "config.4x.json"},
 	"llava-pixtral": {"config.json", "config.4x.json"},
+	"lfm2_vl":       {"config.json", "config.4x.json"},
 }
 
 // Image features, those for later layers and logits are within a ten-thousandth of the reference's largest, ids the

@@ -33,8 +33,16 @@ var generations = map[string]*strings.Replacer{
 // vision_model within.
 func renamed(family, generation, tensor string) string {
 	tensor = generations[generation].Replace(tensor)
-	if strings.HasPrefix(family, "internvl") {
-		tensor = strings.Replace(tensor, "vision_tower.vision_model.", "vision_tower.", 1)
+	switch family {
+	case "internvl", "internvl-rms", "mistral3", "llava-pixtral":
+		return strings.Replace(tensor, "vision_tower.vision_model.", "vision_tower.", 1)
+	case "qwen2_vl", "qwen2_5_vl": // what 5.x saves is what the hub has
+		if rest, ok := strings.CutPrefix(tensor, "model."); ok && generation == "4.52" {
+			return "model.language_model." + rest
+		}
+		if generation == "4.52" && strings.HasPrefix(tensor, "visual.") {
+			return "model." + tensor
+		}
 	}
 	return tensor
 }

@@ -4,7 +4,7 @@ package hubtest
 
 import (
 	"bytes"
-	"crypto/sha1" //nolint:gosec // git names blobs by it
+	"crypto/sha1" // git names blobs by it
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -91,7 +91,7 @@ func (h *Hub) Add(t testing.TB, id string, files fs.FS) *Repo {
 
 // commit is an id that changes with the files.
 func (r *Repo) commit() string {
-	sum := sha1.New() //nolint:gosec // as git does
+	sum := sha1.New() // as git does
 	for _, name := range slices.Sorted(maps.Keys(r.Files)) {
 		fmt.Fprintf(sum, "%s %s\n", name, r.ETag(name))
 	}
@@ -114,7 +114,7 @@ func (r *Repo) ETag(name string) string {
 
 // BlobID is git's name of a content.
 func BlobID(content []byte) string {
-	return fmt.Sprintf("%x", sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(content), content))) //nolint:gosec // git's
+	return fmt.Sprintf("%x", sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(content), content))) // git's
 }
 
 func (h *Hub) record(r *http.Request) {
