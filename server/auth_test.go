@@ -673,7 +673,8 @@ func TestTLSConfigs(t *testing.T) {
 		of, err := c.config.GetConfigForClient(nil)
 		if err != nil || !slices.Equal(of.NextProtos, []string{"h2"}) || !slices.Equal(c.config.NextProtos, []string{"h2"}) ||
 			of.ClientAuth != c.wants || of.MinVersion != tls.VersionTLS12 || len(of.Certificates) != 1 ||
-			of.SessionTicketsDisabled != (c.wants != tls.NoClientCert) || (of.ClientCAs != nil) != (c.wants != tls.NoClientCert) {
+			of.SessionTicketsDisabled != (c.wants != tls.NoClientCert) ||
+			(of.ClientCAs != nil) != (c.wants != tls.NoClientCert) {
 			t.Errorf("%s: %+v, %v", name, of, err)
 		}
 	}

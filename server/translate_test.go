@@ -138,7 +138,8 @@ func TestCallersHavePeers(t *testing.T) {
 		t.Errorf("%+v without an address", c)
 	}
 	at := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 5}
-	if c := serving.CallerOf(withPeer(peer.NewContext(ctx, &peer.Peer{Addr: at}))); c.Peer != "10.0.0.1:5" || c.Tenant != "acme" {
+	if c := serving.CallerOf(withPeer(peer.NewContext(ctx, &peer.Peer{Addr: at}))); c.Peer != "10.0.0.1:5" ||
+		c.Tenant != "acme" {
 		t.Errorf("%+v at %v", c, at)
 	}
 }
