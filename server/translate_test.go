@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -119,7 +120,11 @@ func TestRequestsCarryBytes(t *testing.T) {
 
 // Before it has a model a server is NOT_SERVING, as a whole and in each service.
 func TestLoadingServesNothing(t *testing.T) {
+	cores := runtime.GOMAXPROCS(0)
 	s := Loading(Options{})
+	if n := cap(s.decoding); n != cores || runtime.GOMAXPROCS(0) != cores {
+		t.Errorf("%d messages are decoded at once on %d cores", n, cores)
+	}
 	for _, name := range append([]string{""}, serviceNames...) {
 		r, err := s.health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
 		if err != nil || r.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
