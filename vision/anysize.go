@@ -28,8 +28,9 @@ type AnySize struct {
 	PatchBias, QKVBias, OutBias, MLPBias bool
 	// PatchNorm normalises what the patch projection gives, PostNorm what the last layer gives.
 	PatchNorm, PostNorm bool
-	// Rope rotates queries and keys; the zero value does not.
-	Rope AxisRope
+	// Rope rotates queries and keys, unless NoRope is set.
+	Rope   AxisRope
+	NoRope bool
 	// Positions is a learned table that is sampled for an image's shape; the zero value is none.
 	Positions PositionTable
 	// Window is the side, in patches, of the squares within which layers attend; 0 is none. Those of Whole attend to all.
@@ -110,7 +111,7 @@ func (c AnySize) Validate() error {
 	if tile := c.PatchSize * c.MergeSize; c.TileSize < 0 || c.TileSize > maxSide || c.TileSize%tile != 0 {
 		return fmt.Errorf("tile_size is %d, want a multiple of %d up to %d", c.TileSize, tile, maxSide)
 	}
-	if err := c.Rope.validate(); c.Rope != (AxisRope{}) && err != nil {
+	if err := c.Rope.validate(); !c.NoRope && err != nil {
 		return err
 	}
 	if err := c.Positions.validate(); err != nil {

@@ -84,6 +84,22 @@ var ablations = map[string][]change{
 	"glm4v": slices.Concat(otherRope, []change{
 		noTable, sampled(vision.Corners), sampled(vision.Centres), patchBias, patchNorm, postNorm, toGelu,
 	}),
+	"lfm2_vl": {
+		noTable, sampled(vision.Corners), sampled(vision.Centres), sampled(vision.Cubic), patchBias, qkvBias, outBias,
+		mlpBias, postNorm, activation, fewer, shuffle("norm of blocks", func(m *vision.ShuffleMerger) { m.Norm = false }),
+		shuffle("biases of the connector", func(m *vision.ShuffleMerger) { m.Bias = false }),
+		shuffle("activation of the connector", func(m *vision.ShuffleMerger) { m.Activation = "silu" }),
+		{"what does not rotate", func(t *vision.AnySize) { t.NoRope, t.Rope = false, vision.AxisRope{Theta: 100} }},
+	},
+}
+
+// shuffle changes the merger of LFM2-VL.
+func shuffle(what string, make func(*vision.ShuffleMerger)) change {
+	return change{what, func(t *vision.AnySize) {
+		m := t.Merger.(vision.ShuffleMerger)
+		make(&m)
+		t.Merger = m
+	}}
 }
 
 // Every part of every tower is noticed: without it, or done otherwise, image features move by far more than the
