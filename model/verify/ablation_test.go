@@ -213,7 +213,9 @@ func TestAnySizeOrder(t *testing.T) {
 // gets alone.
 func sharesRuns(t *testing.T, tower vision.Tower, a *vision.AnySize) {
 	t.Helper()
-	list := []*vision.Image{drawn(a, 3, 4), drawn(a, 1, 1), drawn(a, 5, 2), drawn(a, 1, 9), drawn(a, 9, 7), drawn(a, 20, 18)}
+	list := []*vision.Image{
+		drawn(a, 3, 4), drawn(a, 1, 1), drawn(a, 5, 2), drawn(a, 1, 9), drawn(a, 9, 7), drawn(a, 20, 18),
+	}
 	var alone [][]float32
 	for i, img := range list {
 		img.Digest[0] = byte(i)
