@@ -71,7 +71,8 @@ func TestInteractiveAmongAnswers(t *testing.T) {
 // TestFloodAmongTenants holds that a tenant who always has 48 requests waiting costs another one, whose load is below
 // its half, at most a tenth of the answers that it has alone.
 func TestFloodAmongTenants(t *testing.T) {
-	const steps, every = 1200, 14 // of a request of the other tenant's: 60 tokens in 16 slots, 54 % of half of what there is
+	// The other tenant asks for 60 tokens at every 14th step of 16 rows: 54 % of its half.
+	const steps, every = 1200, 14
 	answers := func(flood bool) (good int) {
 		h := busyEngine(t)
 		floods := 0

@@ -149,8 +149,8 @@ func (l *life) chargeAndPrepare(ctx context.Context, req *checked) ([]*vision.Im
 	return l.prepare(ctx, req.images)
 }
 
-// charge charges it for its prompt, for the scores of its choices and for the longest answers that there may be, instead
-// of what it was charged before.
+// charge charges it for its prompt, for the scores of its choices and for the longest answers that there may be,
+// instead of what it was charged before.
 func (l *life) charge(req *checked, prompt, images int) error {
 	answer := cmp.Or(req.maxTokens, defaultMaxTokens)
 	if err := l.used.require(prompt+req.n*answer+req.scoreTokens, images); err != nil {
