@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	_ "gocloud.dev/blob/fileblob"
 	"gocloud.dev/blob/memblob"
@@ -135,7 +136,7 @@ func TestStorePartIsCommittedOnce(t *testing.T) {
 				inner = toStore(t.Context(), t, Folder(dir, Match{}), prefix, 0, 1, nil)
 			}
 		}
-		o.Server = &hashServer{} // seconds differ, so that the parts do
+		o.Server = &hashServer{delay: 20 * time.Millisecond} // seconds differ, so that the parts do
 	})
 	if inner != nil || !errors.Is(err, ErrOvertaken) {
 		t.Errorf("the other: %v, this: %v", inner, err)

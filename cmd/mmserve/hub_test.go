@@ -112,7 +112,7 @@ func TestHubOrFolder(t *testing.T) {
 		t.Errorf("status %d, %s", code, errs)
 	}
 	code, _, errs = mmserve(t, "caption", "--model", "mmserve/none", "photo.jpg")
-	if code != 1 || !strings.Contains(errs, "has no model mmserve/none") || !strings.Contains(errs, "HF_TOKEN") ||
+	if code != 1 || !strings.Contains(errs, "has no such model") || !strings.Contains(errs, "HF_TOKEN") ||
 		!strings.Contains(errs, "there is no folder mmserve/none here") {
 		t.Errorf("status %d, %s", code, errs)
 	}
@@ -239,7 +239,7 @@ func TestHubAdmin(t *testing.T) {
 			continue
 		}
 		code, body = change(t, "POST", url, load("x", "hf://mmserve/none"))
-		if code != http.StatusUnprocessableEntity || !strings.Contains(body, "has no model") {
+		if code != http.StatusUnprocessableEntity || !strings.Contains(body, "has no such model") {
 			t.Errorf("no model: %d %s", code, body)
 		}
 		if out, err := c.Generate(t.Context(), asked(t, "hub", 0)); err != nil || out.GetModel() != "hub" {

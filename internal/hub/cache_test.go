@@ -9,6 +9,28 @@ import (
 	"testing"
 )
 
+// A cache that does not take what is known of its files is used if it has them all.
+func TestReadOnlyCache(t *testing.T) {
+	x := start(t)
+	first := x.mustPull(t)
+	s := x.store(Repo{testID, "main"})
+	for _, name := range []string{"trees", ".no_exist", "refs"} { // nobody can make a file below a file
+		path := filepath.Join(s.dir, name)
+		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again := x.mustPull(t); again.Dir != first.Dir || !strings.Contains(x.said.text(), "does not take what is known") {
+		t.Errorf("%+v; %s", again, x.said.text())
+	}
+	x.hub.Lock()
+	x.repo.Set("tokenizer.json", content(9, 8_000))
+	x.hub.Unlock()
+	if _, err := x.pull(t, "main"); err == nil {
+		t.Error("a newer commit was put where nothing can be")
+	}
+}
+
 // What lies in a cache in place of what belongs there is replaced or refused; nothing hangs, and nothing is written
 // through a link.
 func TestHostileCache(t *testing.T) {

@@ -38,10 +38,7 @@ func (d *download) run(ctx context.Context) error {
 		d.log.Warn("what came is not what the hub says of it; it is fetched anew", "file", d.file.name, "error", err)
 		err = d.attempt(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("%s: %s: %w", d.store.repo, d.file.name, d.explain(err, d.store.repo))
-	}
-	return err
+	return d.explain(err, d.store.repo)
 }
 
 // attempt fetches what is not there yet, verifies the whole, and gives it its name. What an error leaves is resumed,

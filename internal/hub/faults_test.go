@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -115,7 +116,7 @@ func TestLies(t *testing.T) {
 			w.Header().Set("X-Repo-Commit", strings.Repeat("c", 40))
 			_, _ = w.Write(make([]byte, 9_000))
 			return true
-		}, "is of another commit"},
+		}, "it is of another commit"},
 		"an encoding": {"tokenizer.json", set("Content-Encoding", "gzip"), "in another encoding"},
 		"no commit": {"revision/main", func(w http.ResponseWriter, _ *http.Request, _ *tested) bool {
 			fmt.Fprint(w, `{"sha":"../../evil","siblings":[]}`)
@@ -196,15 +197,19 @@ const x0 = "DIGEST"
 func TestChangedMeanwhile(t *testing.T) {
 	x := start(t)
 	x.hub.DropAfter = 100_000
-	x.fault(func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Range") != "" && strings.Contains(r.URL.Path, x.repo.ETag(large)) {
-			x.repo.Files[large] = content(77, 300_000) // the commit stays
+	etag := x.repo.ETag(large)
+	x.fault(func(w http.ResponseWriter, r *http.Request) bool { // the commit and the ETag stay
+		if r.Header.Get("Range") == "" || !strings.Contains(r.URL.Path, etag) {
+			return false
 		}
-		return false
+		w.Header().Set("Etag", `"cdn-`+etag[:8]+`"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content(77, 300_000)))
+		return true
 	})
-	if _, err := x.pull(t, "main"); !errors.Is(err, ErrDigest) && !errors.Is(err, ErrNotFound) {
+	if _, err := x.pull(t, "main"); !errors.Is(err, ErrDigest) || !strings.Contains(err.Error(), etag) {
 		t.Errorf("error %v", err)
 	}
+	x.nothingKept(t, large)
 	x = start(t)
 	x.fault(func(_ http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/resolve/") {
@@ -235,13 +240,13 @@ func TestRefusals(t *testing.T) {
 		"gated, no access": {gated, nil, "main", ErrDenied,
 			[]string{"accept its licence at URL/org/model", "the account of the token of HF_TOKEN"}},
 		"private, no token": {func(x *tested) { x.repo.Token = "other" }, []func(*Options){none}, "main", ErrNotFound,
-			[]string{"has no model org/model", "HF_TOKEN has to have a token"}},
+			[]string{"has no such model", "HF_TOKEN has to have a token"}},
 		"private, no access": {func(x *tested) { x.repo.Token = "other" }, nil, "main", ErrNotFound,
 			[]string{"the token of HF_TOKEN may not read it"}},
 		"no revision": {func(*tested) {}, nil, "v9", ErrNotFound, []string{`the hub has the model, and no revision "v9"`}},
 		"no commit":   {func(*tested) {}, nil, strings.Repeat("a", 40), ErrNotFound, []string{"no revision"}},
 		"no model": {func(x *tested) { delete(x.hub.Repos, testID) }, nil, "main", ErrNotFound,
-			[]string{"has no model org/model"}},
+			[]string{"has no such model"}},
 		"taken down": {status(http.StatusForbidden, "X-Error-Code", "DisabledRepo"), nil, "main", ErrDenied,
 			[]string{"taken the model down"}},
 		"401": {status(http.StatusUnauthorized), nil, "main", ErrDenied, []string{"is not accepted"}},
@@ -469,6 +474,21 @@ func TestOffline(t *testing.T) {
 		t.Errorf("a hub that is ill: %v", err)
 	}
 	x.hub.Lock()
+	x.hub.Fault = func(w http.ResponseWriter, r *http.Request) bool { // it falls ill amid a newer commit
+		if strings.Contains(r.URL.Path, "/resolve/") {
+			w.WriteHeader(http.StatusBadGateway)
+			return true
+		}
+		return false
+	}
+	before := x.repo.Files["tokenizer.json"]
+	x.repo.Set("tokenizer.json", content(9, 8_000))
+	x.hub.Unlock()
+	if s, err := online.Pull(t.Context(), Repo{testID, "main"}, all, nil); err != nil || s.Commit == x.repo.Commit {
+		t.Errorf("a hub that falls ill: %+v, %v", s, err)
+	}
+	x.hub.Lock()
+	x.repo.Set("tokenizer.json", before)
 	status(http.StatusUnauthorized)(x)
 	x.hub.Unlock()
 	if err := pull(online, "main"); !errors.Is(err, ErrDenied) {

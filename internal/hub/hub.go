@@ -147,16 +147,22 @@ func (c *Client) Pull(ctx context.Context, r Repo, want Want, p *Progress) (*Sna
 		asking.tries = quickTries
 	}
 	l, err := asking.list(ctx, s)
-	if unreachable(err) && missed == nil {
+	if err == nil {
+		now := &pull{Client: c, store: s, listing: l, progress: p}
+		var snap *Snapshot
+		if snap, err = now.run(ctx, want); err == nil {
+			return snap, nil
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case unreachable(err) && missed == nil:
 		c.log.Warn("the hub cannot be asked; the cache has the revision as it was last", "model", r.ID,
 			"revision", r.Revision, "commit", last.Commit, "error", err)
 		return last, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	t := &pull{Client: c, store: s, listing: l, progress: p}
-	return t.run(ctx, want)
+	return nil, fmt.Errorf("%s: %w", r, err)
 }
 
 // pull is one Pull that the hub has answered.
@@ -168,12 +174,9 @@ type pull struct {
 }
 
 func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
-	if err := t.store.make(); err != nil {
-		return nil, err
-	}
 	wanted, absent, err := want(files{t.listing, func(name string) (fs.File, error) { return t.open(ctx, name) }})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.store.repo, err)
+		return nil, err
 	}
 	list, err := t.missing(ctx, wanted)
 	if err != nil {
@@ -186,16 +189,21 @@ func (t *pull) run(ctx context.Context, want Want) (*Snapshot, error) {
 	g, within := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
 	for _, f := range list {
-		g.Go(func() error { return t.fetch(within, f) })
+		g.Go(func() error {
+			if err := t.fetch(within, f); err != nil {
+				return fmt.Errorf("%s: %w", f.name, err)
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, err
 	}
 	if err := t.store.finish(t.listing, absent); err != nil {
-		return nil, err
+		if len(list) > 0 {
+			return nil, err
+		}
+		t.log.Warn("the hub's cache has all files, and does not take what is known of them", "error", err)
 	}
 	return &Snapshot{
 		Repo: t.store.repo, Commit: t.listing.commit, Dir: t.store.snapshot(t.listing.commit),
@@ -228,14 +236,14 @@ func (t *pull) missing(ctx context.Context, names []string) (list []file, err er
 	for _, name := range names {
 		f, ok := t.listing.files[name]
 		if !ok {
-			return nil, fmt.Errorf("%s has no file %q", t.store.repo, name)
+			return nil, fmt.Errorf("there is no file %q", name)
 		}
 		if t.store.has(t.listing.commit, f) {
 			continue
 		}
 		if f.etag == "" {
 			if f, err = t.head(ctx, t.store.repo, t.listing.commit, f); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 			t.listing.files[name] = f
 		}
@@ -250,7 +258,7 @@ func (t *pull) room(list []file) error {
 	for _, f := range list {
 		size := max(f.size, 0)
 		if size > t.options.MaxBytes-all {
-			return fmt.Errorf("%s: %w: its files have more than the %s of --hub-max-size", t.store.repo, ErrTooLarge,
+			return fmt.Errorf("%w: its files have more than the %s of --hub-max-size", ErrTooLarge,
 				host.FormatBytes(t.options.MaxBytes))
 		}
 		all += size
@@ -260,7 +268,7 @@ func (t *pull) room(list []file) error {
 		left += size
 	}
 	if free := int64(host.FreeDisk(t.store.dir)); left > 0 && free > 0 && free-freeDisk < left {
-		return fmt.Errorf("%s: %w: %s are still to be fetched, and the disk of %s has %s", t.store.repo, ErrTooLarge,
+		return fmt.Errorf("%w: %s are still to be fetched, and the disk of %s has %s", ErrTooLarge,
 			host.FormatBytes(left), t.options.Cache, host.FormatBytes(free))
 	}
 	return nil
@@ -268,9 +276,12 @@ func (t *pull) room(list []file) error {
 
 // fetch has a file in the snapshot.
 func (t *pull) fetch(ctx context.Context, f file) error {
+	if err := t.store.make(); err != nil {
+		return err
+	}
 	unlock, err := t.store.lock(ctx, f.etag, t.log)
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.name, err)
+		return err
 	}
 	defer unlock()
 	if !t.store.hasBlob(f) { // an earlier pull or another process may have fetched it

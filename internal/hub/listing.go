@@ -104,14 +104,6 @@ func checkFileName(name string) error {
 
 // list asks for the commit of a revision and for its files.
 func (c *Client) list(ctx context.Context, s *store) (*listing, error) {
-	l, err := c.listFiles(ctx, s)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.repo, err)
-	}
-	return l, nil
-}
-
-func (c *Client) listFiles(ctx context.Context, s *store) (*listing, error) {
 	var info struct {
 		SHA      string
 		Siblings []struct {
@@ -133,7 +125,10 @@ func (c *Client) listFiles(ctx context.Context, s *store) (*listing, error) {
 	}
 	l, err := c.listTree(ctx, s.repo, info.SHA)
 	if err == nil {
-		return l, s.writeTree(l)
+		if err := s.writeTree(l); err != nil { // a cache that cannot be written may have all that is wanted
+			c.log.Warn("the listing of the commit is not kept", "error", err)
+		}
+		return l, nil
 	}
 	var answer *statusError
 	if !errors.As(err, &answer) || !slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed,
@@ -240,7 +235,7 @@ func (c *Client) head(ctx context.Context, r Repo, commit string, f file) (file,
 		}
 		f.etag, f.size = a.etag(), a.size()
 		if !etagText.MatchString(f.etag) {
-			return fmt.Errorf("%s: the hub gives no ETag that can be kept", f.name)
+			return errors.New("the hub gives no ETag that can be kept")
 		}
 		if sha256Text.MatchString(f.etag) || sha1Text.MatchString(f.etag) {
 			f.digest = f.etag
@@ -248,7 +243,7 @@ func (c *Client) head(ctx context.Context, r Repo, commit string, f file) (file,
 		return nil
 	})
 	if err != nil {
-		return f, fmt.Errorf("%s: %s: %w", r, f.name, c.explain(err, r))
+		return f, c.explain(err, r)
 	}
 	return f, nil
 }

@@ -285,7 +285,7 @@ func (c *Client) pause(ctx context.Context, try int, what string, err error) err
 // explain says what an answer means for who asked.
 func (c *Client) explain(err error, r Repo) error {
 	var s *statusError
-	if !errors.As(err, &s) {
+	if !errors.As(err, &s) || s.host != c.endpoint.Host {
 		return err
 	}
 	page := c.at(r.ID)
@@ -299,6 +299,8 @@ func (c *Client) explain(err error, r Repo) error {
 			ErrDenied, token, page, err)
 	case s.code == "RevisionNotFound":
 		return fmt.Errorf("%w: the hub has the model, and no revision %q of it (%w)", ErrNotFound, r.Revision, err)
+	case s.code == "EntryNotFound":
+		return fmt.Errorf("%w: the hub lists the file and does not have it (%w)", ErrNotFound, err)
 	case s.code == "DisabledRepo":
 		return fmt.Errorf("%w: the hub has taken the model down (%w)", ErrDenied, err)
 	case s.code == "RepoNotFound" || s.status == http.StatusNotFound:
@@ -306,7 +308,7 @@ func (c *Client) explain(err error, r Repo) error {
 		if token.value != "" {
 			hint = fmt.Sprintf("if it is private, %s may not read it", token)
 		}
-		return fmt.Errorf("%w: %s has no model %s; %s (%w)", ErrNotFound, c.endpoint.Host, r.ID, hint, err)
+		return fmt.Errorf("%w: %s has no such model; %s (%w)", ErrNotFound, c.endpoint.Host, hint, err)
 	case s.status == http.StatusUnauthorized || s.status == http.StatusForbidden:
 		return fmt.Errorf("%w: %s; %s (%w)", ErrDenied, c.denied(), "see "+page.String(), err)
 	}
@@ -404,13 +406,13 @@ func (a *answer) size() int64 {
 // check refuses an answer about another file than f at the commit.
 func (a *answer) check(commit string, f file) error {
 	if c := a.about.Get("X-Repo-Commit"); c != "" && c != commit {
-		return fmt.Errorf("%w: %s is of another commit, %.48q", ErrDigest, f.name, c)
+		return fmt.Errorf("%w: it is of another commit, %.48q", ErrDigest, c)
 	}
 	if tag := a.etag(); f.digest != "" && tag != f.digest && (sha256Text.MatchString(tag) || sha1Text.MatchString(tag)) {
-		return fmt.Errorf("%w: %s has the digest %s by the hub's listing and %s now", ErrDigest, f.name, f.digest, tag)
+		return fmt.Errorf("%w: it has the digest %s by the hub's listing and %s now", ErrDigest, f.digest, tag)
 	}
 	if n := a.size(); f.size >= 0 && n >= 0 && n != f.size {
-		return fmt.Errorf("%w: %s has %d bytes by the hub's listing and %d now", ErrDigest, f.name, f.size, n)
+		return fmt.Errorf("%w: it has %d bytes by the hub's listing and %d now", ErrDigest, f.size, n)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,7 +88,7 @@ func (s *store) link(commit string, f file) error {
 	if now, err := os.Readlink(to); err == nil && now == target {
 		return nil
 	}
-	temporary := fmt.Sprintf("%s.%d.tmp", to, os.Getpid())
+	temporary := filepath.Join(s.dir, ".link."+f.etag) // the lock's holder has it
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -98,19 +99,20 @@ func (s *store) link(commit string, f file) error {
 }
 
 // writeFile has a small file appear whole or not at all.
-func writeFile(path string, content []byte) error {
-	if now, err := os.ReadFile(path); err == nil && string(now) == string(content) {
+func (s *store) writeFile(path string, content []byte) error {
+	if now, err := readFile(path, maxTree); err == nil && string(now) == string(content) {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
+	temporary := filepath.Join(s.dir, fmt.Sprintf(".write.%d.%x", os.Getpid(), rand.Uint64()))
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -152,7 +154,7 @@ func (s *store) finish(l *listing, absent []string) error {
 	if s.repo.Revision == l.commit {
 		return nil
 	}
-	return writeFile(s.ref(s.repo.Revision), []byte(l.commit))
+	return s.writeFile(s.ref(s.repo.Revision), []byte(l.commit))
 }
 
 // treeFile is trees/COMMIT.json, as the hub's own client writes it.
@@ -203,7 +205,7 @@ func (s *store) writeTree(l *listing) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.tree(l.commit), raw)
+	return s.writeFile(s.tree(l.commit), raw)
 }
 
 // cached gives the snapshot that a revision named last, if it has all that is wanted.
