@@ -125,7 +125,7 @@ func (e *Encoder) Stats() EncoderStats {
 	return s
 }
 
-// Close stops the worker after the run under way. Waiting callers get ErrClosed. The tower stays the caller's.
+// Close stops the worker, which a tower that can be interrupted lets go of within a run. Waiting callers get ErrClosed. The tower stays the caller's.
 func (e *Encoder) Close() {
 	e.closing.Do(func() { close(e.stop) })
 	<-e.done
@@ -182,7 +182,7 @@ func (e *Encoder) drain(list []*job) []*job {
 func (e *Encoder) step(list []*job) []*job {
 	places := e.fill(list)
 	if len(places) > 0 {
-		err := e.tower.Run(len(places))
+		err := e.run(places)
 		e.mu.Lock()
 		e.stats.Runs++
 		e.stats.Tiles += int64(len(places))

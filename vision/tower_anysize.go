@@ -278,6 +278,9 @@ func (t *AnySizeTower) Patches(place int) []float32 {
 // Pack implements Tower: the graph has done it.
 func (t *AnySizeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
+// Interrupt has the Run under way fail soon.
+func (t *AnySizeTower) Interrupt() error { return t.session.Interrupt() }
+
 // Close frees the session and its memory.
 func (t *AnySizeTower) Close() error {
 	var err error

@@ -192,6 +192,9 @@ func (t *TiledTower) Pack(g Grid, patches []float32) []float32 {
 	return t.connector.pack(t.shape, g, patches, t.packWeights)
 }
 
+// Interrupt has the Run under way fail soon.
+func (t *TiledTower) Interrupt() error { return t.session.Interrupt() }
+
 // Close frees the session and its memory.
 func (t *TiledTower) Close() error {
 	var err error

@@ -211,7 +211,24 @@ func (s serveCmd) serve(
 	log.Info("serving", "address", lis.Addr().String(), "models", registry.Names())
 	err = <-served
 	log.Info("stopped", "error", err)
-	return errors.Join(err, registry.Close(ctx))
+	return errors.Join(err, closeWithin(closeTime, func() error { return registry.Close(ctx) }, log))
+}
+
+// closeTime is how long the process waits for its models to be closed: a node of a graph under way cannot be cut, and
+// on a huge image takes a minute.
+const closeTime = 5 * time.Second
+
+// closeWithin runs shut, and leaves it behind after the time given: the system frees what it would have.
+func closeWithin(limit time.Duration, shut func() error, log *slog.Logger) error {
+	closed := make(chan error, 1)
+	go func() { closed <- shut() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(limit):
+		log.Warn("a model is still at work on what nobody waits for: ending without it", "waited", limit)
+		return nil
+	}
 }
 
 // readiness says why a server takes no requests, nil if it does.
