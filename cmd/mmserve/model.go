@@ -94,6 +94,8 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	}
 	if p := m.NativeResolution; p != nil {
 		line("vision tower", "images of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
+	} else if m.Tower.Layers == 0 { // stages of their own, as Florence-2's
+		line("vision tower", "%d×%d pixels", m.Tower.ImageSize, m.Tower.ImageSize)
 	} else {
 		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden,
 			m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
