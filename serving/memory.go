@@ -123,15 +123,24 @@ func (p Plan) memory(m *model.Model, c Config) Memory {
 	return Memory{Host: w + p.KV.Bytes + c.EncoderCacheBytes, weights: w}
 }
 
-// weights is the most memory that a model's weights take: the embedding table as float32, the rest in the wider of
-// both stages' precisions.
+// weights is the most memory that a model's weights take, the rest beside the table in the wider of both precisions.
 func (p Plan) weights(m *model.Model) int64 {
+	return max(WeightBytes(m, p.Vision.Precision), WeightBytes(m, p.Decoder.Precision))
+}
+
+// WeightBytes is the most memory that a model's weights take in a precision: the embedding table as float32, and a
+// quantised copy of it where it is the head as well.
+func WeightBytes(m *model.Model, p graph.Precision) int64 {
 	all := m.WeightBytes()
 	if m.Weights == nil {
 		return all
 	}
 	table := min(all, 4*int64(m.Decoder.Vocab)*int64(m.Decoder.Hidden))
-	return table + max(p.Vision.Precision.WeightBytes(all-table), p.Decoder.Precision.WeightBytes(all-table))
+	rest := all - table
+	if m.Decoder.Tied && p.Quantized() {
+		rest = all
+	}
+	return table + p.WeightBytes(rest)
 }
 
 // ReleaseMemory returns to the system what requests have left: the collector's dead objects, and free memory of the C

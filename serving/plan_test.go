@@ -150,8 +150,8 @@ func TestMemoryOfAPlan(t *testing.T) {
 	}
 	p.Vision.Precision = graph.INT8
 	table := 4 * int64(m.Decoder.Vocab) * int64(m.Decoder.Hidden)
-	if w := p.weights(m); w != table+graph.INT8.WeightBytes(all-table) {
-		t.Errorf("weights take %d: want the table of %d as float32, the rest in int8", w, table)
+	if w := p.weights(m); !m.Decoder.Tied || w != table+graph.INT8.WeightBytes(all) {
+		t.Errorf("weights take %d: want the table of %d as float32, the rest and the head that it is too in int8", w, table)
 	}
 	p.OnDevice, p.Device = true, m.MemoryPlan(graph.FP32, 2, 100, 16)
 	if got := p.memory(m, Config{EncoderCacheBytes: 50}); got != (Memory{Host: 50, Device: p.Device.Total(2)}) {

@@ -25,7 +25,7 @@ func TestModelEval(t *testing.T) {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "model", "tiny-vlm"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := replaceIn("config.json", `"rms_norm_eps": 1e-05`, `"rms_norm_eps": 10.0`)(dir); err != nil {
+	if err := replaceIn("config.json", `"rms_norm_eps": 1e-05`, `"rms_norm_eps": 1.0`)(dir); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs = mmserve(t, "model", "eval", "--limit", "2", "--kind", "sign", "--model", dir, "--no-self-test",

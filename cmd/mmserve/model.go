@@ -119,10 +119,22 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	for _, w := range slices.Concat(m.Warnings, text.Warnings) {
 		line("warning", "%s", w)
 	}
-	line("weights", "%s in memory", host.FormatBytes(m.WeightBytes()))
+	line("weights", "%s", weightsText(m))
 	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)),
 		d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
+}
+
+// weightsText is what the weights take in each precision of the processor.
+func weightsText(m *model.Model) string {
+	if m.Graphs() != nil {
+		return host.FormatBytes(m.WeightBytes()) + " in memory"
+	}
+	var list []string
+	for _, p := range []graph.Precision{graph.FP32, graph.INT8, graph.INT4} {
+		list = append(list, fmt.Sprintf("%s in %s", host.FormatBytes(serving.WeightBytes(m, p)), p))
+	}
+	return "in memory about " + strings.Join(list, ", ")
 }
 
 func storedText(types map[string]int) string {
