@@ -289,6 +289,9 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if n := m.NativeResolution; n != nil {
 		tower = vision.Patches{Patch: n.PatchSize, Merge: n.MergeSize}
 	}
+	if a := m.AnySize; a != nil { // what a graph takes is known when it is opened
+		tower.Frames = max(a.Frames, 1)
+	}
 	p, err := vision.ParsePreprocessorFor(raw, m.ImageProcessor, tower)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)

@@ -105,7 +105,7 @@ func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) 
 		return fmt.Errorf("vision tower: part %d of %d at place %d of %d, want a part at the next", i, t.Parts(img), place,
 			len(t.loaded))
 	}
-	if err := t.check(img); err != nil {
+	if err := t.check(img, t.values()); err != nil {
 		return err
 	}
 	g, at := t.part(img.Grid, i)

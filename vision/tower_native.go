@@ -115,7 +115,7 @@ func (t *NativeTower) Load(place int, img *Image, i int, normalize Normalizer) e
 	if place != 0 || i != 0 {
 		return fmt.Errorf("vision tower: part %d at place %d, want one image a run", i, place)
 	}
-	if err := t.check(img); err != nil {
+	if err := t.check(img, t.values); err != nil {
 		return err
 	}
 	n := t.count(img.Grid)
@@ -180,8 +180,12 @@ func (t *NativeTower) Close() error {
 	return err
 }
 
-// check refuses an image that was not prepared for the tower.
-func (p NativeResolution) check(img *Image) error {
+// check refuses an image that was not prepared for the tower, whose patches have so many values.
+func (p NativeResolution) check(img *Image, values int) error {
+	if n := 3 * p.PatchSize * p.PatchSize * img.Frames; n != 0 && n != values {
+		return fmt.Errorf("vision tower: the image processor (temporal_patch_size %d) gives %d values a patch, the tower takes %d",
+			img.Frames, n, values)
+	}
 	block := p.PatchSize * p.MergeSize
 	w, h := img.Grid.Width, img.Grid.Height
 	tiles := img.Grid.Rows * img.Grid.Cols
