@@ -3,10 +3,11 @@ package vision
 import (
 	"container/list"
 	"errors"
+	"slices"
 	"sync"
 )
 
-// errAbandoned ends an encode that every caller left before it began.
+// errAbandoned ends an encode that every caller left.
 var errAbandoned = errors.New("nobody waits for this image")
 
 // cache holds patch embeddings by image digest, least recently used first out, and joins callers that ask for
@@ -66,6 +67,13 @@ func (c *cache) leave(e *entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.waiters--
+}
+
+// wanted tells whether anybody waits for one of the entries.
+func (c *cache) wanted(list []*entry) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(list, func(e *entry) bool { return e.waiters > 0 })
 }
 
 // priorityOf is an entry's.

@@ -24,8 +24,15 @@ type Encoder struct {
 	done      chan struct{}
 	closing   sync.Once
 
-	mu    sync.Mutex
-	stats EncoderStats
+	mu      sync.Mutex
+	stats   EncoderStats
+	running *running // the tower's run, nil between runs
+}
+
+// running is a run of the tower: the images in it, and what ends it.
+type running struct {
+	entries []*entry
+	end     context.CancelFunc
 }
 
 // EncoderStats counts what the encoder did since it was made.
@@ -68,10 +75,11 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
 // were cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant)
 // that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
-// context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded.
+// context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded, and a
+// run of the tower ends when nobody waits for any image in it.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
-	defer e.cache.leave(ent)
+	defer e.leave(ent)
 	e.count(!first)
 	if first {
 		parts := e.tower.Parts(img)
@@ -182,7 +190,7 @@ func (e *Encoder) drain(list []*job) []*job {
 func (e *Encoder) step(list []*job) []*job {
 	places := e.fill(list)
 	if len(places) > 0 {
-		err := e.tower.Run(len(places))
+		err := e.run(places)
 		e.mu.Lock()
 		e.stats.Runs++
 		e.stats.Tiles += int64(len(places))
@@ -192,6 +200,41 @@ func (e *Encoder) step(list []*job) []*job {
 		}
 	}
 	return slices.DeleteFunc(list, func(j *job) bool { return j.left == 0 })
+}
+
+// run has the tower encode the parts at places, as long as somebody waits for one of them.
+func (e *Encoder) run(places []*job) error {
+	ctx, end := context.WithCancelCause(context.Background())
+	r := &running{end: func() { end(errAbandoned) }}
+	defer r.end()
+	for _, j := range places {
+		r.entries = append(r.entries, j.entry)
+	}
+	e.setRunning(r)
+	defer e.setRunning(nil)
+	e.endUnwanted() // the last caller may have left before
+	return e.tower.Run(ctx, len(places))
+}
+
+func (e *Encoder) setRunning(r *running) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.running = r
+}
+
+// leave ends what a caller waits for.
+func (e *Encoder) leave(ent *entry) {
+	e.cache.leave(ent)
+	e.endUnwanted()
+}
+
+// endUnwanted ends the run that is under way if nobody waits for any of its images.
+func (e *Encoder) endUnwanted() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r := e.running; r != nil && !e.cache.wanted(r.entries) {
+		r.end()
+	}
 }
 
 // fill loads parts of the images that wait until the run is full, and tells whose part is at which place.

@@ -30,9 +30,13 @@ func (f *countingTower) Load(place int, img *Image, i int, normalize Normalizer)
 	return nil
 }
 
-func (f *countingTower) Run(n int) error {
+func (f *countingTower) Run(ctx context.Context, n int) error {
 	if f.hold != nil {
-		<-f.hold
+		select {
+		case <-f.hold:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	f.runs = append(f.runs, n)
 	f.out = nil
@@ -176,6 +180,75 @@ func TestCallerGone(t *testing.T) {
 			t.Errorf("after Close: %v", err)
 		}
 	})
+}
+
+// A run ends when the last of those who wait for its images has gone, not before; whoever comes after starts afresh.
+func TestRunNobodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		defer e.Close()
+		go e.Encode(t.Context(), imageOf(7)) // so that the others share the next run
+		synctest.Wait()
+		first, leaveFirst := context.WithCancel(t.Context())
+		second, leaveSecond := context.WithCancel(t.Context())
+		go e.Encode(first, imageOf(1))
+		go e.Encode(first, imageOf(2))
+		go e.Encode(second, imageOf(2))
+		synctest.Wait()
+		tower.hold <- struct{}{}
+		synctest.Wait()
+		leaveFirst()
+		synctest.Wait()
+		if e.running == nil {
+			t.Fatal("a run ended that somebody waits for")
+		}
+		leaveSecond()
+		synctest.Wait()
+		if e.running != nil || len(tower.runs) != 1 {
+			t.Errorf("a run goes on that nobody waits for, or gave something: %v", tower.runs)
+		}
+		close(tower.hold)
+		for _, x := range []uint8{1, 2} {
+			if got, cached, err := e.Encode(t.Context(), imageOf(x)); err != nil || cached || got[0] != float32(x) {
+				t.Errorf("image %d afterwards: %v %v %v", x, got, cached, err)
+			}
+		}
+	})
+}
+
+// Callers who come and go while runs end under them get what they asked for.
+func TestRunsEndUnderCallers(t *testing.T) {
+	tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+	e := NewEncoder(tower, widen, 0)
+	defer e.Close()
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case tower.hold <- struct{}{}:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	defer close(stop)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			if i%2 == 0 {
+				go leave()
+			}
+			x := uint8(i % 3)
+			got, _, err := e.Encode(ctx, imageOf(x))
+			if err != nil && ctx.Err() == nil || err == nil && got[0] != float32(x) {
+				t.Errorf("image %d: %v %v", x, got, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestTowerFailureIsNotKept(t *testing.T) {

@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -202,7 +203,7 @@ func (t *AnySizeTower) loadAngles(p placed, rows, cols int) {
 }
 
 // Run implements Tower.
-func (t *AnySizeTower) Run(n int) error {
+func (t *AnySizeTower) Run(ctx context.Context, n int) error {
 	if n < 1 || n > len(t.loaded) {
 		return fmt.Errorf("vision tower: a run of %d images, want 1 to the %d that are loaded", n, len(t.loaded))
 	}
@@ -224,7 +225,7 @@ func (t *AnySizeTower) Run(n int) error {
 	}
 	defer out.Destroy()
 	t.ran = 0
-	if err := t.session.Run(in, []ort.Tensor{out}); err != nil {
+	if err := t.session.RunContext(ctx, in, []ort.Tensor{out}); err != nil {
 		return fmt.Errorf("vision tower: %w", err)
 	}
 	t.ran = n

@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -131,7 +132,7 @@ func (t *NativeTower) Load(place int, img *Image, i int, normalize Normalizer) e
 func (p NativeResolution) count(g Grid) int { return g.Height / p.PatchSize * (g.Width / p.PatchSize) }
 
 // Run implements Tower.
-func (t *NativeTower) Run(n int) error {
+func (t *NativeTower) Run(ctx context.Context, n int) error {
 	if n != 1 || !t.loaded {
 		return fmt.Errorf("vision tower: a run of %d images, loaded %t, want one", n, t.loaded)
 	}
@@ -156,7 +157,7 @@ func (t *NativeTower) Run(n int) error {
 		return err
 	}
 	defer out.Destroy()
-	if err := t.session.Run([]ort.Tensor{in, thw}, []ort.Tensor{out}); err != nil {
+	if err := t.session.RunContext(ctx, []ort.Tensor{in, thw}, []ort.Tensor{out}); err != nil {
 		return fmt.Errorf("vision tower: %w", err)
 	}
 	return nil
