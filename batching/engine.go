@@ -39,8 +39,9 @@ type Options struct {
 	// TenantPlaces the part that one tenant may, or one caller without a tenant: above 0, up to 1; 0.75 if 0. A single
 	// call on an idle engine may have all.
 	BatchPlaces, TenantPlaces float64
-	// PrefillChunk is the largest number of prompt tokens run in one step; 256 if 0. Unless the runner is exact
-	// (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike whatever else is running.
+	// PrefillChunk is the largest number of prompt tokens run in one step, but for an image that has to be run whole; 256
+	// if 0. Unless the runner is exact (decoder.Capacity), chunks end at multiples of it, so that a prompt is cut alike
+	// whatever else is running.
 	PrefillChunk int
 	// KVTokens is the number of positions that may have memory at once; Slots × MaxLen if 0, and at least MaxLen. When
 	// running sequences need more, cached ones are evicted, and then the KV of the least important is computed again

@@ -91,6 +91,9 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 	}
 	if s.exact {
 		s.drafts = o.Drafts
+		if c.MaxDrafts > 0 {
+			s.drafts = min(s.drafts, c.MaxDrafts)
+		}
 	}
 	return s
 }

@@ -69,6 +69,13 @@ func parseLine(ctx context.Context, data []byte) (*openai.ChatRequest, error) {
 		return nil, err
 	case body.Stream:
 		return nil, invalidField("stream", "a batch cannot stream")
+	case len(body.Tools) > 0:
+		return nil, invalidField("tools", "a batch has none")
+	}
+	for i, m := range body.Messages {
+		if m.Role == "tool" || len(m.ToolCalls) > 0 {
+			return nil, invalidField(fmt.Sprintf("messages[%d]", i), "a batch has no tools")
+		}
 	}
 	return body, nil
 }

@@ -65,6 +65,14 @@ func (c Config) longestStep() int {
 	return c.MaxLen
 }
 
+// maxDrafts is the most drafts of a row, 0 where any number will do.
+func (c Config) maxDrafts() int {
+	if c.ShortConv != nil {
+		return c.longestStep() - 1
+	}
+	return 0
+}
+
 // convBytesPerToken is the memory of the states that are kept, in bytes for a position over all layers.
 func (c Config) convBytesPerToken() int64 {
 	if c.ShortConv == nil {
@@ -88,8 +96,8 @@ type convSteps struct{ from, to, of string }
 
 // convInputs adds them: conv_from [B, taps-1, 1], the rows of the columns before each row's first position; conv_to
 // [N, 2], the slot and row that each column which is kept goes to; conv_of [N, 2], the slot and number of that column
-// among those before and in the step. Then past_conv of each layer [B, rows, hidden]; and the outputs present_conv, which
-// are bound to the same memory.
+// among those before and in the step. Then past_conv of each layer [B, rows, hidden]; and the outputs present_conv,
+// which are bound to the same memory.
 func (c Config) convInputs(b *graph.Builder) (s convSteps) {
 	if c.ShortConv == nil {
 		return s
@@ -138,8 +146,9 @@ func (c Config) shortConv(b *graph.Builder, s convSteps, i int, x string) string
 }
 
 // convCache holds the columns that short convolutions look back at: a tensor a layer, [slots, rows, hidden]. The last
-// taps-1 columns of each convPeriod positions have rows of their own, so that another sequence can start after them; the
-// others share convPeriod rows, by their position modulo that. The last row is zeros, the columns before a sequence.
+// taps-1 columns of each convPeriod positions have rows of their own, so that another sequence can start after them;
+// the others share convPeriod rows, by their position modulo that. The last row is zeros, the columns before a
+// sequence.
 type convCache struct {
 	slots, hidden, taps, rows int
 	layers                    []*ort.Memory[float32]

@@ -22,6 +22,8 @@ type Capacity struct {
 	Exact bool
 	// WholePrompt says that a prompt has to be run in one chunk, and that no other prompt may start from a part of it.
 	WholePrompt bool
+	// MaxDrafts, unless 0, is the most drafts of a row.
+	MaxDrafts int
 	// PrefixStep, unless 0, is what the number of positions has to be a multiple of that a sequence starts with from
 	// another's.
 	PrefixStep int

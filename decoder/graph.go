@@ -120,6 +120,9 @@ func (c Config) Validate() error {
 	if len(c.Windows) != 0 && len(c.Windows) != c.Layers {
 		return fmt.Errorf("text_config.layer_types has %d layers, num_hidden_layers is %d", len(c.Windows), c.Layers)
 	}
+	if !(c.Eps >= 0 && c.Eps <= 1) {
+		return fmt.Errorf("text_config.rms_norm_eps is %g, want 0 to 1", c.Eps)
+	}
 	for _, n := range c.Windows {
 		if n < 0 {
 			return fmt.Errorf("text_config.sliding_window is %d, want 1 or more", n)
@@ -284,12 +287,12 @@ func (c Config) mlp(b *graph.Builder, prefix, x string) string {
 	return b.Linear(act, prefix+"down_proj", c.Intermediate, c.Hidden, c.MLPBias)
 }
 
-// scaled is x times a factor, of which 0 is 1.
+// scaled is x times a factor, of which 0 is 1; of any other factor the result is float32.
 func scaled(b *graph.Builder, x string, by float32) string {
 	if by = cmp.Or(by, 1); by == 1 {
 		return x
 	}
-	return b.Narrow(b.Op("Mul", nil, b.Wide(x), b.F32(by)))
+	return b.Op("Mul", nil, b.Wide(x), b.F32(by))
 }
 
 // logits adds the head over the given rows of x [B, S, hidden], counted through.

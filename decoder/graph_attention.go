@@ -75,7 +75,7 @@ func (c Config) window(i int) int {
 	if c.Windows == nil {
 		return 0
 	}
-	return c.Windows[i]
+	return min(c.Windows[i], c.MaxLen)
 }
 
 // rotation is what layer i rotates by.

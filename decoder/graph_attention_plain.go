@@ -86,8 +86,8 @@ func (a attention) heads(b *graph.Builder, x, norm string, r rotation) string {
 	return b.Op("Concat", join, append(parts, still...)...)
 }
 
-// atPositions turns what the layers rotate and scale by into that of a step's positions, [B, S, 1, …]: for turned. count
-// is the number of positions of each row.
+// atPositions turns what the layers rotate and scale by into that of a step's positions, [B, S, 1, …]: for turned.
+// count is the number of positions of each row.
 func (a *attention) atPositions(b *graph.Builder, count string) {
 	a.at = a.positions(b, count)
 	of := func(table string) string {

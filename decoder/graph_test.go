@@ -21,6 +21,8 @@ func TestConfigValidate(t *testing.T) {
 		"rope_theta is 0":         func(c *Config) { c.Rope.Theta = 0 },
 		"rope_theta is +Inf":      func(c *Config) { c.Rope.Theta = math.Inf(1) },
 		"(sliding_attention)":     func(c *Config) { c.LocalRope = &Rope{} },
+		"rms_norm_eps is -1":      func(c *Config) { c.Eps = -1 },
+		"rms_norm_eps is NaN":     func(c *Config) { c.Eps = float32(math.NaN()) },
 		"3 of the 16 values":      func(c *Config) { c.RotaryDim = 3 },
 		"18 of the 16 values":     func(c *Config) { c.RotaryDim = 18 },
 		"-2 of the 16 values":     func(c *Config) { c.RotaryDim = -2 },

@@ -30,6 +30,7 @@ func TestDeviceGraphRefuses(t *testing.T) {
 		"cross-attention":                   func(c *Config) { c.EncoderStates = 4 },
 		"head_dim":                          func(c *Config) { c.HeadDim = 24 },
 		"among an image's positions":        func(c *Config) { c.ImageBlocks = true },
+		"short convolutions":                func(c *Config) { c.ShortConv = &ShortConv{Taps: 3, Layers: []bool{false}} },
 	} {
 		with := c
 		change(&with)

@@ -89,7 +89,7 @@ func (r *HostRunner) reserve(n, k int) (err error) {
 func (r *HostRunner) Capacity() Capacity {
 	return Capacity{
 		Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt,
-		WholeImages: r.config.ImageBlocks, PrefixStep: r.config.prefixStep(),
+		WholeImages: r.config.ImageBlocks, PrefixStep: r.config.prefixStep(), MaxDrafts: r.config.maxDrafts(),
 	}
 }
 

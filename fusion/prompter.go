@@ -36,6 +36,8 @@ type Prompter struct {
 type Prompt struct {
 	// Messages are nil for a raw prompt.
 	Messages []chat.Message
+	// Tools is a JSON list of what the model may call; nil for none. The template shows them.
+	Tools []byte
 	// Continue has the answer go on with the last message instead of beginning one of its own.
 	Continue bool
 	Raw      []chat.Part
@@ -124,10 +126,12 @@ func (p *Prompter) Render(ctx context.Context, in Prompt) (Rendered, error) {
 		r.text, err = chat.Raw(in.Raw, p.Layout.Placeholder, p.Guarded)
 	case p.Template == nil:
 		err = errors.New("the model has no chat template")
+	case len(in.Tools) > 0 && (in.Continue || !p.Template.Tools()):
+		err = &PromptError{errors.New("tools; want none: the chat template shows none, or the answer goes on with a message")}
 	case in.Continue:
 		r.text, err = p.Template.RenderContinue(ctx, in.Messages)
 	default:
-		r.text, err = p.Template.RenderContext(ctx, in.Messages)
+		r.text, err = p.Template.RenderTools(ctx, in.Messages, in.Tools)
 	}
 	if errors.Is(err, chat.ErrMessages) {
 		return r, &PromptError{err}

@@ -3,7 +3,6 @@ package model
 import (
 	"fmt"
 
-	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -20,7 +19,11 @@ func (m *Model) fitMemory(p vision.Preprocessor) (_ vision.Preprocessor, warning
 	if m.AnySize == nil || !ok || limit == 0 {
 		return p, "", nil
 	}
-	most := m.AnySize.MostPatches(limit/towerShare, !graph.HasKernels)
+	bytes, scores := limit/towerShare, m.AnySize.HoldsScores()
+	if scores {
+		bytes = min(bytes, vision.ScoredRunBytes)
+	}
+	most := m.AnySize.MostPatches(bytes, scores)
 	allowed := largestImage(q)
 	if allowed <= most {
 		return p, "", nil

@@ -23,7 +23,7 @@ func (m *Model) MemoryPlan(p graph.Precision, slots, maxLen, chunk int) MemoryPl
 	l.Decoder = m.Decoder.StepBytes(max(slots, min(chunk, maxLen)), slots, maxLen)
 	l.Tower = m.Tower.RunBytes()
 	if m.AnySize != nil {
-		l.Tower = vision.DeviceRunBytes
+		l.Tower = vision.ScoredRunBytes
 	}
 	return l
 }

@@ -115,7 +115,7 @@ func shortConvInEngine(t *testing.T, w *graph.Weights, p graph.Precision) {
 	for _, o := range []batching.Options{
 		{PrefillChunk: 1}, {PrefillChunk: 5, NoPrefixCache: true}, {PrefillChunk: 13, Drafts: 3},
 		{PrefillChunk: tinyMaxLen, NoPrefixCache: true}, {PrefillChunk: 7, KVTokens: tinyMaxLen, Drafts: 5},
-		{PrefillChunk: 64, Drafts: 2}, {PrefillChunk: 100, KVTokens: 2 * tinyMaxLen},
+		{PrefillChunk: 64, Drafts: 64}, {PrefillChunk: 100, KVTokens: 2 * tinyMaxLen},
 	} {
 		o.MaxWaiting = requests
 		still := time.Now()

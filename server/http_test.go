@@ -308,7 +308,8 @@ func TestHTTPErrors(t *testing.T) {
 		{"POST", "/v1/chat/completions", chatBody(`,"max_completion_tokens":500`), 400, "max_completion_tokens"},
 		{"POST", "/v1/chat/completions", chatBody(`,"max_completion_tokens":0`), 400, "max_completion_tokens"},
 		{"POST", "/v1/completions", `{"prompt":"a","max_tokens":0}`, 400, "max_tokens"},
-		{"POST", "/v1/chat/completions", chatBody(`,"tools":[{}]`), 400, "tools"},
+		{"POST", "/v1/chat/completions", chatBody(`,"tools":[{}]`), 400, "tools[0].type"},
+		{"POST", "/v1/chat/completions", chatBody(`,"tools":[{"type":"function","function":{"name":"a"}}]`), 400, "tools"},
 		{"POST", "/v1/chat/completions", chatBody(`,"n":17`), 400, "n"},
 	} {
 		var body io.Reader

@@ -160,9 +160,12 @@ var imageDetails = map[openai.Detail]vision.Detail{
 // chatRequest is what a chat asks for.
 func (x *exchange) chatRequest(in *openai.ChatRequest) *serving.Request {
 	r := x.request(&in.Request)
-	r.Chat = &serving.Chat{Continue: in.Continue, Messages: make([]serving.Message, len(in.Messages))}
+	r.Chat = &serving.Chat{Continue: in.Continue, Tools: in.Tools, Messages: make([]serving.Message, len(in.Messages))}
 	for i, m := range in.Messages {
-		to := serving.Message{Role: m.Role, Parts: make([]serving.Part, len(m.Parts))}
+		to := serving.Message{
+			Role: m.Role, Parts: make([]serving.Part, len(m.Parts)), ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID,
+			ToolName: m.Name,
+		}
 		for j, p := range m.Parts {
 			to.Parts[j].Text = p.Text
 			if p.Image != nil {

@@ -75,6 +75,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	} else if e.Kind == serving.NotFound {
 		field = "model"
 	}
+	if errors.Is(err, serving.ErrNoTools) {
+		code = openai.CodeUnsupported
+	}
 	if errors.Is(err, serving.ErrContextLength) { // proxies that have a longer context elsewhere know these words
 		code, message = "context_length_exceeded", message+". This model's maximum context length is exceeded"
 	}

@@ -86,14 +86,22 @@ func promptError(field string, err error) error {
 // or a shorter request, would do.
 var ErrContextLength = errors.New("the request does not fit the context")
 
-// tooLong is an Invalid error of a single field, whose cause is ErrContextLength.
-func tooLong(field, format string, args ...any) error {
+// ErrNoTools is the cause of the error of a request with tools that the model's chat template does not show.
+var ErrNoTools = errors.New("the chat template shows no tools")
+
+// invalidFor is an Invalid error of a single field with a cause.
+func invalidFor(cause error, field, format string, args ...any) error {
 	err := InvalidField(field, format, args...)
 	var e *Error
 	if errors.As(err, &e) {
-		e.cause = ErrContextLength
+		e.cause = cause
 	}
 	return err
+}
+
+// tooLong is an Invalid error of a single field, whose cause is ErrContextLength.
+func tooLong(field, format string, args ...any) error {
+	return invalidFor(ErrContextLength, field, format, args...)
 }
 
 // fit gives the most tokens to generate, or says why the request does not fit the context.

@@ -50,14 +50,20 @@ type Request struct {
 // Chat is a conversation, for the model's chat template.
 type Chat struct {
 	Messages []Message
+	// Tools is a JSON list of what the model may call, as OpenAI's API has it; nil for none.
+	Tools []byte
 	// Continue has the answer go on with the last message, which is an assistant's.
 	Continue bool
 }
 
-// Message is one turn: of "system", "user" or "assistant".
+// Message is one turn: of "system", "user", "assistant" or "tool".
 type Message struct {
 	Role  string
 	Parts []Part
+	// ToolCalls is a JSON list of what an assistant called. ToolCallID says which call a tool's message answers, and
+	// ToolName what was called.
+	ToolCalls            []byte
+	ToolCallID, ToolName string
 }
 
 // Prompt is what stands before the answer as it is, without a template.

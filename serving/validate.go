@@ -121,6 +121,8 @@ func (l *life) able(r *checked) error {
 		return failed(FailedPrecondition, "constraint: model %q takes none", l.model.Name)
 	case r.prompt.Messages != nil && l.model.Prompter.Template == nil:
 		return failed(FailedPrecondition, "chat: model %q has no chat template; send a prompt", l.model.Name)
+	case len(r.prompt.Tools) > 0 && !l.model.Prompter.Template.Tools():
+		return invalidFor(ErrNoTools, "chat.tools", "given; want none: the chat template of model %q shows no tools", l.model.Name)
 	case len(r.images) > 0 && l.model.Prompter.Preprocessor == nil:
 		return failed(FailedPrecondition, "%s: model %q takes no images", r.images[0].field, l.model.Name)
 	}
@@ -336,9 +338,15 @@ func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 			return text
 		}
 		list, n := l.validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
-		r.prompt.Messages = append(r.prompt.Messages, chat.Message{Role: m.Role, Parts: list})
-		text += n
+		r.prompt.Messages = append(r.prompt.Messages, chat.Message{
+			Role: m.Role, Parts: list, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, ToolName: m.ToolName,
+		})
+		text += n + len(m.ToolCalls) + len(m.ToolCallID) + len(m.ToolName)
 	}
+	if r.prompt.Tools = in.Tools; in.Continue && len(in.Tools) > 0 {
+		v.Add("chat.tools", "given; want none with continue_final_message")
+	}
+	text += len(in.Tools)
 	validateLast(v, r, in)
 	return text
 }

@@ -28,8 +28,9 @@ type AnySize struct {
 	PatchBias, QKVBias, OutBias, MLPBias bool
 	// PatchNorm normalises what the patch projection gives, PostNorm what the last layer gives.
 	PatchNorm, PostNorm bool
-	// Rope rotates queries and keys; the zero value does not.
-	Rope AxisRope
+	// Rope rotates queries and keys, unless NoRope is set.
+	Rope   AxisRope
+	NoRope bool
 	// Positions is a learned table that is sampled for an image's shape; the zero value is none.
 	Positions PositionTable
 	// Window is the side, in patches, of the squares within which layers attend; 0 is none. Those of Whole attend to all.
@@ -91,8 +92,8 @@ func (c AnySize) Validate() error {
 	if c.Frames < 0 || c.Frames > 8 {
 		return fmt.Errorf("vision_config.temporal_patch_size is %d, want 1 to 8", c.Frames)
 	}
-	if c.Hidden%c.Heads != 0 || c.head()%8 != 0 || c.head() > 256 {
-		return fmt.Errorf("vision_config: %d heads over a width of %d, want heads of 8 to 256, multiples of 8", c.Heads, c.Hidden)
+	if c.Hidden%c.Heads != 0 || c.head()%4 != 0 || c.head() > 1024 {
+		return fmt.Errorf("vision_config: %d heads over a width of %d, want heads of 4 to 1024, multiples of 4", c.Heads, c.Hidden)
 	}
 	if c.Window < 0 || c.Window > 1<<12 || c.Window%c.MergeSize != 0 {
 		return fmt.Errorf("vision_config: windows of %d patches, want multiples of the %d of a block", c.Window, c.MergeSize)
@@ -110,7 +111,7 @@ func (c AnySize) Validate() error {
 	if tile := c.PatchSize * c.MergeSize; c.TileSize < 0 || c.TileSize > maxSide || c.TileSize%tile != 0 {
 		return fmt.Errorf("tile_size is %d, want a multiple of %d up to %d", c.TileSize, tile, maxSide)
 	}
-	if err := c.Rope.validate(); c.Rope != (AxisRope{}) && err != nil {
+	if err := c.Rope.validate(); !c.NoRope && err != nil {
 		return err
 	}
 	if err := c.Positions.validate(); err != nil {

@@ -1,5 +1,7 @@
 package vision
 
+import "github.com/mmserve/mmserve/internal/graph"
+
 // RunBytes bounds the memory that a run of an image of n patches takes beside the weights: what goes in and comes out,
 // and the values around one layer. Scores are not among it: mmserve's own operator holds those of a few keys.
 func (c AnySize) RunBytes(n int) int64 {
@@ -19,9 +21,12 @@ func (c AnySize) RunBytes(n int) int64 {
 	return 4 * int64(n) * int64(values)
 }
 
-// DeviceRunBytes is the most memory that a run takes on a device, whose operators may hold all scores: larger images
+// ScoredRunBytes is the most memory that a run takes where operators may hold all scores, as on devices: larger images
 // are refused there.
-const DeviceRunBytes = 2 << 30
+const ScoredRunBytes = 2 << 30
+
+// HoldsScores tells whether operators on the processor may hold all scores, as others' do.
+func (c AnySize) HoldsScores() bool { return !graph.OwnSequences(c.head(), graph.Target{}) }
 
 // scoreBytes is what the scores of an image of n patches take where they are held: those of a layer, three times over
 // until they are shares.

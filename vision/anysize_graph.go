@@ -8,8 +8,8 @@ import (
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
-// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], with
-// a rope cos and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are,
+// AnySizeGraph builds the graph of a tower with its merger. Inputs, in order: patches [n, 3·Frames·PatchSize²], with a
+// rope cos and sin [n, head/2], images (the lengths of the sequences that the n patches are) and, where there are,
 // windows (the same of windows) and positions [n, hidden]. Its output is image_features [tokens, width].
 func AnySizeGraph(w *graph.Weights, t AnySize, p graph.Precision) (*graph.Builder, error) {
 	return anySizeGraph(w, t, p, graph.Target{})
@@ -23,7 +23,7 @@ func anySizeGraph(w *graph.Weights, t AnySize, p graph.Precision, on graph.Targe
 	b.Target = on
 	patches := b.Input("patches", onnx.F32, "n", t.values())
 	s := graph.Sequences{Heads: t.Heads, Dim: t.head(), Single: true}
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		s.Cos, s.Sin = b.Input("cos", onnx.F32, "n", t.head()/2), b.Input("sin", onnx.F32, "n", t.head()/2)
 	}
 	s.Lengths = b.Input("images", onnx.I32, "images")

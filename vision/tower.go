@@ -40,7 +40,12 @@ func Encode(t Tower, img *Image, normalize Normalizer) ([]float32, error) {
 	for i, parts := 0, t.Parts(img); i < parts; {
 		n := min(t.MaxParts(), parts-i)
 		for place := range n {
-			if err := t.Load(place, img, i+place, normalize); err != nil {
+			err := t.Load(place, img, i+place, normalize)
+			if place > 0 && errors.Is(err, errFull) {
+				n = place
+				break
+			}
+			if err != nil {
 				return nil, err
 			}
 		}

@@ -49,9 +49,9 @@ func OpenAnySize(w *graph.Weights, a AnySize, p graph.Precision, o ort.Options) 
 	if err != nil {
 		return nil, err
 	}
-	t := &AnySizeTower{AnySize: a, most: mostAnySize, packs: graph.HasKernels && !on.Device}
-	if on.Device {
-		t.most = a.MostPatches(DeviceRunBytes, true)
+	t := &AnySizeTower{AnySize: a, most: mostAnySize, packs: graph.OwnSequences(a.head(), on)}
+	if !t.packs {
+		t.most = a.MostPatches(ScoredRunBytes, true)
 	}
 	if t.table, err = a.readTable(w); err != nil {
 		return nil, err
@@ -174,7 +174,7 @@ func (t *AnySizeTower) loadPixels(p placed, pixels []uint8, normalize Normalizer
 // loadPositions fills in where each patch stands.
 func (t *AnySizeTower) loadPositions(p placed, g Grid) {
 	rows, cols := g.Height/t.PatchSize, g.Width/t.PatchSize
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		t.loadAngles(p, rows, cols)
 	}
 	if t.table == nil {
@@ -240,7 +240,7 @@ func (t *AnySizeTower) inputs(n, count, windows int) (in []ort.Tensor, err error
 		in, err = append(in, v), errors.Join(err, failed)
 	}
 	add(ort.View(t.patches.Slice(), count, t.values()))
-	if t.Rope.Theta > 0 {
+	if !t.NoRope {
 		add(ort.View(t.cos.Slice(), count, half))
 		add(ort.View(t.sin.Slice(), count, half))
 	}

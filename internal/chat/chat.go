@@ -34,6 +34,10 @@ type Message struct {
 	// is given to the template as it is: it must not be a text that a user typed.
 	Role  string
 	Parts []Part
+	// ToolCalls is a JSON list of what an assistant calls, as OpenAI's API has it; nil for nothing. ToolCallID is the
+	// call that a message of the role "tool" answers, ToolName what was called; "" where they are not said.
+	ToolCalls            []byte
+	ToolCallID, ToolName string
 }
 
 // Options are what a template needs to know of the model's tokenizer and processor.
@@ -72,6 +76,8 @@ type Template struct {
 	// joined has the roles whose messages the template wants as one string; of the
 	// others it wants a list of parts.
 	joined map[string]bool
+	// tools tells that it shows tools.
+	tools bool
 }
 
 // Parse reads a Jinja chat template. It refuses one that needs what is not supported,
@@ -110,6 +116,9 @@ func Parse(source string, o Options) (*Template, error) {
 			// It refuses this role whatever its form, or leaves it out.
 			t.joined[role] = t.joined["user"]
 		}
+	}
+	if err := t.probeTools(ctx); err != nil {
+		return nil, fmt.Errorf("chat template: does not show tools: %w", err)
 	}
 	return t, nil
 }
@@ -176,17 +185,22 @@ func (t *Template) Render(messages []Message) (Prompt, error) {
 // template does with them is beyond its budgets of bytes, steps, time or depth. It ends soon
 // after ctx does, with its error.
 func (t *Template) RenderContext(ctx context.Context, messages []Message) (Prompt, error) {
-	return t.render(ctx, messages, true)
+	return t.render(ctx, messages, nil, true)
 }
 
-func (t *Template) render(ctx context.Context, messages []Message, generationPrompt bool) (p Prompt, err error) {
+func (t *Template) render(ctx context.Context, messages []Message, tools []byte,
+	generationPrompt bool) (p Prompt, err error) {
 	defer recoverTo(&err)
+	c, err := newConversation(messages, tools)
+	if err != nil {
+		return Prompt{}, err
+	}
 	r := &interp{}
-	if r.mark, err = t.guards.mark(texts(messages)); err != nil {
+	if r.mark, err = t.guards.mark(c.texts()); err != nil {
 		return Prompt{}, err
 	}
 	input := 0
-	for text := range texts(messages) {
+	for text := range c.texts() {
 		input += len(text)
 	}
 	r.budget = newBudget(ctx, input)
@@ -198,7 +212,7 @@ func (t *Template) render(ctx context.Context, messages []Message, generationPro
 				images++
 			}
 		}
-		contents[i] = dictOf("role", message.Role, "content", t.content(r.mark, message))
+		contents[i] = c.message(t, r.mark, i)
 	}
 	if images > 0 && t.options.Placeholder == "" {
 		return Prompt{}, fmt.Errorf("%w: it has %d images, and the model takes none", ErrMessages, images)
@@ -206,7 +220,7 @@ func (t *Template) render(ctx context.Context, messages []Message, generationPro
 	r.globals = maps.Clone(t.globals)
 	r.globals["messages"] = &list{contents, 'l'}
 	r.globals["add_generation_prompt"] = generationPrompt
-	r.globals["tools"], r.globals["documents"] = nil, nil
+	r.globals["tools"], r.globals["documents"] = r.mark.value(c.tools), nil
 	text, err := r.render(t.body)
 	if err != nil {
 		var beyond exceeded

@@ -27,7 +27,7 @@ func (t *Template) RenderContinue(ctx context.Context, messages []Message) (Prom
 	parts := slices.Clone(messages[last].Parts)
 	parts[len(parts)-1].Text += end + " "
 	messages[last].Parts = parts
-	p, err := t.render(ctx, messages, false)
+	p, err := t.render(ctx, messages, nil, false)
 	if err != nil {
 		return Prompt{}, err
 	}

@@ -22,7 +22,7 @@ type Sequences struct {
 // those of a whole sequence.
 func (b *Builder) SequenceAttention(qkv []string, s Sequences) string {
 	scale := float32(1 / math.Sqrt(float64(s.Dim)))
-	if HasKernels && !b.Device {
+	if OwnSequences(s.Dim, b.Target) {
 		in := append(append([]string{}, qkv...), "", "")[:3]
 		return b.OpN(onnx.Own, "SegmentAttention", onnx.Attrs{"heads": s.Heads, "scale": scale},
 			append(in, s.Lengths, s.Cos, s.Sin), 1)[0]
@@ -42,6 +42,11 @@ func (b *Builder) SequenceAttention(qkv []string, s Sequences) string {
 		return b.Op("Reshape", nil, b.attend(qkv, a), b.I64s(-1, int64(width)))
 	}
 	return b.attendPadded(qkv, a, s.Lengths)
+}
+
+// OwnSequences tells whether SequenceAttention is mmserve's own operator for heads of that size.
+func OwnSequences(dim int, on Target) bool {
+	return HasKernels && !on.Device && dim%8 == 0 && dim <= 256
 }
 
 // attended is attention over values [blocks, n, heads·dim].

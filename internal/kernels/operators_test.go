@@ -167,8 +167,8 @@ func TestKernelsAgree(t *testing.T) {
 	}
 	for _, c := range []attentionCase{
 		{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true},
-		{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true, normed: true, window: 21, softcap: 2, scaled: true,
-			rotary: 26, pairs: true, blocks: [][2]int{{11, 54}, {60, 100}}},
+		{heads: 9, kvHeads: 3, dim: 80, maxLen: 128, slots: 1, packed: true, normed: true, window: 21, softcap: 2,
+			scaled: true, rotary: 26, pairs: true, blocks: [][2]int{{11, 54}, {60, 100}}},
 		{heads: 3, kvHeads: 3, dim: 64, maxLen: 128, slots: 1, normed: true, turned: true, softcap: 0.1},
 	} {
 		l := newAttentionLayer(t, c)

@@ -1,8 +1,9 @@
 package openai
 
-import "context"
-
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // ChatRequest is the body of POST /v1/chat/completions.
 type ChatRequest struct {
@@ -11,15 +12,21 @@ type ChatRequest struct {
 	Named string
 	// Messages are at least one, oldest first; none where Ollama's clients only have a model loaded.
 	Messages []Message
+	// Tools is the JSON list of functions that the model may call; nil for none.
+	Tools []byte
 	// Continue has the answer go on with the last message, as vLLM's continue_final_message.
 	Continue bool
 }
 
-// Message is one turn: of "system", "user" or "assistant".
+// Message is one turn: of "system", "user", "assistant" or "tool".
 type Message struct {
 	Role string
 	// Parts are texts and images, at least one.
 	Parts []Part
+	// ToolCalls is the JSON list of an assistant's calls; nil for none. ToolCallID is the call that a tool's message
+	// answers, Name who speaks, or what was called.
+	ToolCalls        []byte
+	ToolCallID, Name string
 }
 
 // Part is an image, or a text where Image is nil.
@@ -43,7 +50,7 @@ func ParseChat(ctx context.Context, body []byte) (*ChatRequest, error) {
 	r := &reading{}
 	o := r.object("", top)
 	c := &ChatRequest{Request: o.request()}
-	o.tools()
+	c.Tools = o.functions()
 	c.Logprobs = o.boolean("logprobs")
 	if n := o.count("top_logprobs"); n != nil {
 		if c.TopLogprobs = *n; *n > 0 && !c.Logprobs {
@@ -110,8 +117,17 @@ func (o object) messages(name string, read func(object) Message) []Message {
 
 func (o object) message() (m Message) {
 	defer o.done()
-	m.Role = o.role()
-	o.known("name", "refusal", "reasoning_content")
+	o.known("refusal", "reasoning_content")
+	switch name, role := o.str("name"), o.node.member("role"); {
+	case role != nil && role.kind == kindText && role.text() == "tool":
+		o.known("role")
+		m.Role, m.Name, m.ToolCallID = "tool", name, o.str("tool_call_id")
+	case role != nil && role.kind == kindText && role.text() == "assistant":
+		m.ToolCalls = o.calls()
+		fallthrough
+	default:
+		m.Role = o.role()
+	}
 	if m.Role == "assistant" && o.get("content") == nil {
 		m.Parts = []Part{{}} // an empty answer, as clients keep it
 		return m
@@ -127,15 +143,16 @@ func (o object) message() (m Message) {
 // roleText is what roles there are.
 const roleText = "system, developer, user or assistant"
 
-// role reads who speaks, and refuses calls of tools.
+// role reads who speaks, and refuses calls of tools that nothing has read.
 func (o object) role() string {
 	role, ok := roles[o.required("role", roleText)]
 	if !ok {
 		o.fault(o.path+"role", CodeInvalidValue, "not known; want %s", roleText)
 	}
-	if n := o.get("tool_calls"); n != nil && len(n.list) > 0 {
+	if n := o.node.member("tool_calls"); n != nil && len(n.list) > 0 && !o.read["tool_calls"] {
 		o.fault(o.path+"tool_calls", CodeUnsupported, "not supported")
 	}
+	o.known("tool_calls")
 	return role
 }
 

@@ -131,10 +131,9 @@ func TestFaults(t *testing.T) {
 		{message(`[{"type":"file","file":{}}]`), "messages[0].content[0].type", CodeUnsupported},
 		{`{"messages":[{"role":"assistant","content":[{"type":"refusal"}]}]}`, "messages[0].content[0].refusal", CodeMissing},
 		{`{"messages":[{"role":"assistant","content":[{"refusal":"a"}]}]}`, "messages[0].content[0].type", CodeMissing},
-		{`{"messages":[{"role":"tool","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
+		{`{"messages":[{"role":"function","content":"a"}]}`, "messages[0].role", CodeInvalidValue},
 		{`{"messages":[{"role":1,"content":"a"}]}`, "messages[0].role", CodeInvalidType},
 		{`{"messages":[{"role":"user"}]}`, "messages[0].content", CodeMissing},
-		{`{"messages":[{"role":"assistant","content":"a","tool_calls":[{}]}]}`, "messages[0].tool_calls", CodeUnsupported},
 		{message(`1`), "messages[0].content", CodeInvalidType}, {message(`[]`), "messages[0].content", CodeMissing},
 		{message(`[1]`), "messages[0].content[0]", CodeInvalidType},
 		{message(`[{"type":"video_url"}]`), "messages[0].content[0].type", CodeInvalidValue},
@@ -168,7 +167,15 @@ func TestFaults(t *testing.T) {
 		{with(`"logit_bias":{"x":1}`), "logit_bias", CodeInvalidValue},
 		{with(`"logit_bias":{"5":"x"}`), "logit_bias[5]", CodeInvalidType},
 		{with(`"stream":1`), "stream", CodeInvalidType}, {with(`"stream_options":1`), "stream_options", CodeInvalidType},
-		{with(`"tools":[{}]`), "tools", CodeUnsupported}, {with(`"tool_choice":"required"`), "tool_choice", CodeUnsupported},
+		{with(`"tools":[{}]`), "tools[0].type", CodeMissing}, {with(`"tools":[5]`), "tools[0]", CodeInvalidType},
+		{with(`"tools":[{"type":"web_search"}]`), "tools[0].type", CodeUnsupported},
+		{with(`"tools":[{"type":"function"}]`), "tools[0].function", CodeMissing},
+		{with(`"tools":[{"type":"function","function":{}}]`), "tools[0].function.name", CodeMissing},
+		{with(`"tools":{}`), "tools", CodeInvalidType},
+		{`{"messages":[{"role":"user","content":"a","tool_calls":[{}]}]}`, "messages[0].tool_calls", CodeUnsupported},
+		{`{"messages":[{"role":"assistant","content":"a","tool_calls":[{}]}]}`, "messages[0].tool_calls[0].function",
+			CodeMissing},
+		{with(`"tool_choice":"required"`), "tool_choice", CodeUnsupported},
 		{with(`"tool_choice":{}`), "tool_choice", CodeUnsupported}, {with(`"functions":[{}]`), "functions", CodeUnsupported},
 		{with(`"modalities":["audio"]`), "modalities[0]", CodeUnsupported}, {with(`"audio":{}`), "audio", CodeUnsupported},
 		{with(`"top_logprobs":2`), "top_logprobs", CodeInvalidValue}, {with(`"logprobs":1`), "logprobs", CodeInvalidType},
@@ -252,10 +259,10 @@ func TestConversation(t *testing.T) {
 		`{"messages":[{"role":"system","content":"a"},{"role":"developer","content":["b",{"type":"text","text":"c"}]},`+
 			`{"role":"user","name":"n","content":""},{"role":"assistant","content":"e","refusal":null,"tool_calls":[]},`+
 			`{"role":"assistant","content":[{"type":"text","text":"f"},{"type":"refusal","refusal":"g"}]}]}`))
+	said := func(role string, parts ...Part) Message { return Message{Role: role, Parts: parts} }
 	want := []Message{
-		{"system", []Part{{Text: "a"}}}, {"system", []Part{{Text: "b"}, {Text: "c"}}},
-		{"user", []Part{{}}}, {"assistant", []Part{{Text: "e"}}},
-		{"assistant", []Part{{Text: "f"}, {Text: "g"}}},
+		said("system", Part{Text: "a"}), said("system", Part{Text: "b"}, Part{Text: "c"}), said("user", Part{}),
+		said("assistant", Part{Text: "e"}), said("assistant", Part{Text: "f"}, Part{Text: "g"}),
 	}
 	if err != nil || !reflect.DeepEqual(c.Messages, want) || c.Ignored != nil {
 		t.Errorf("%+v, %v", c, err)
@@ -368,4 +375,26 @@ func FuzzParseChat(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestTools: tools, what an assistant called, and what came back, as they stand in the body.
+func TestTools(t *testing.T) {
+	tools := `[{"type":"function","function":{"name":"look","parameters":{"b":1,"a":[2.5,null]}}}]`
+	calls := `[{"id":"c1","type":"function","function":{"name":"look","arguments":"{\"x\": 1}"}}]`
+	body := `{"tools":` + tools + `,"tool_choice":%s,"messages":[{"role":"user","content":"a"},` +
+		`{"role":"assistant","content":null,"tool_calls":` + calls + `},` +
+		`{"role":"tool","tool_call_id":"c1","name":"look","content":"b"}]}`
+	for choice, want := range map[string]string{`"auto"`: tools, `null`: tools, `"none"`: ""} {
+		c, err := ParseChat(context.Background(), fmt.Appendf(nil, body, choice))
+		if err != nil || string(c.Tools) != want || c.Ignored != nil {
+			t.Fatalf("%s: %+v %v", choice, c, err)
+		}
+		if got := c.Messages[1]; string(got.ToolCalls) != calls || !reflect.DeepEqual(got.Parts, []Part{{}}) {
+			t.Errorf("calls %s in %+v", got.ToolCalls, got)
+		}
+		want := Message{Role: "tool", Parts: []Part{{Text: "b"}}, ToolCallID: "c1", Name: "look"}
+		if got := c.Messages[2]; !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
 }

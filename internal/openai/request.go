@@ -122,19 +122,3 @@ func (o object) stop() []string {
 	}
 	return o.strs("stop")
 }
-
-// tools refuses what this API does not do, and takes what asks for none of it.
-func (o object) tools() {
-	for _, name := range []string{"tools", "functions"} {
-		if n := o.get(name); n != nil && (n.kind != kindList || len(n.list) > 0) {
-			o.fault(o.path+name, CodeUnsupported, "not supported; want none, or an empty list")
-		}
-	}
-	for _, name := range []string{"tool_choice", "function_call"} {
-		n := o.get(name)
-		if n != nil && (n.kind != kindText || n.text() != "none" && n.text() != "auto") {
-			o.fault(o.path+name, CodeUnsupported, "not supported; want none or auto")
-		}
-	}
-	o.known("parallel_tool_calls")
-}

@@ -50,6 +50,8 @@ var plumbing = map[string]string{
 	"ReduceSum":       "computes a length",
 	"ReduceMax":       "computes a length",
 	"ReduceProd":      "computes a size",
+	"CumSum":          "adds lengths up",
+	"Compress":        "picks positions by such comparisons",
 	"Equal":           "compares lengths",
 	"Greater":         "compares lengths",
 	"GreaterOrEqual":  "compares lengths",

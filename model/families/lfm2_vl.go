@@ -93,7 +93,7 @@ func (c lfm2VLConfig) tower() (vision.AnySize, error) {
 		NativeResolution: vision.NativeResolution{PatchSize: v.PatchSize, MergeSize: c.Merge, TileSize: c.TileSize},
 		Hidden:           v.Hidden, Intermediate: v.Intermediate, Layers: v.Layers, Heads: v.Heads, Activation: v.Activation,
 		Norm: vision.Norm{Eps: v.Eps}, PixelsLast: true, PatchBias: true, QKVBias: true, OutBias: true, MLPBias: true,
-		PostNorm: true, Positions: vision.PositionTable{Side: side, Sampling: vision.Area},
+		PostNorm: true, NoRope: true, Positions: vision.PositionTable{Side: side, Sampling: vision.Area},
 		Merger: vision.ShuffleMerger{Inner: c.Inner, Activation: c.Activation, Norm: c.Norm, Bias: c.Bias},
 	}, nil
 }

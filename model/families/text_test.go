@@ -18,8 +18,8 @@ func TestTextDefaults(t *testing.T) {
 		}
 		return d
 	}
-	yarn := decoder.Rope{Theta: 1e6, Scaling: decoder.RopeYarn, Factor: 16, OriginalMaxLen: 16384, BetaFast: 32, BetaSlow: 1,
-		Truncate: true, Magnitude: 1}
+	yarn := decoder.Rope{Theta: 1e6, Scaling: decoder.RopeYarn, Factor: 16, OriginalMaxLen: 16384, BetaFast: 32,
+		BetaSlow: 1, Truncate: true, Magnitude: 1}
 	for text, want := range map[string]decoder.Config{
 		`{"model_type": "qwen3"}`: {
 			Layers: 32, Hidden: 4096, Intermediate: 22016, Heads: 32, KVHeads: 32, HeadDim: 128, Vocab: 151936, MaxLen: 32768,

@@ -41,11 +41,11 @@ var TinyCheckpoints = map[string][]string{
 	"lighton_ocr":        nil,
 	"paddleocr_vl":       nil,
 	"glm_ocr":            nil,
+	"lfm2_vl":            nil,
 	"llava_next":         {"vision_tower.encoder.layers.2.", "vision_tower.post_layernorm."},
 	"internvl-rms":       nil,
 	"llava_next-granite": {"vision_tower.post_layernorm."},
 	"gemma3":             nil,
-	"lfm2_vl":            nil,
 }
 
 // TinyDir is the folder of a tiny checkpoint.

@@ -3,8 +3,10 @@ package synth
 import (
 	"bytes"
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,7 +60,8 @@ func TestWriteRandom(t *testing.T) {
 func TestOpenDummy(t *testing.T) {
 	modeltest.StartLibrary(t)
 	sample := modeltest.Sample(t, "sample0.png")
-	for name := range modeltest.TinyCheckpoints {
+	names := append(slices.Collect(maps.Keys(modeltest.TinyCheckpoints)), "glm4v")
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			config, err := os.ReadFile(modeltest.Path("testdata", "tiny-hf", name, "config.json"))
 			if err != nil {

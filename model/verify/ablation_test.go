@@ -77,6 +77,7 @@ var ablations = map[string][]change{
 	"paddleocr_vl": slices.Concat(otherRope, []change{
 		noTable, sampled(vision.Corners), sampled(vision.Cubic), patchBias, qkvBias, outBias, mlpBias, postNorm, activation,
 	}),
+	"lfm2_vl": {noTable, sampled(vision.Centres), sampled(vision.Corners), patchBias, qkvBias, outBias, mlpBias, postNorm},
 	"glm_ocr": slices.Concat(otherRope, []change{
 		patchBias, qkvBias, outBias, mlpBias, postNorm, toGelu,
 		{"norms of queries and keys", func(t *vision.AnySize) { t.QKNorm = false }},
@@ -84,6 +85,22 @@ var ablations = map[string][]change{
 	"glm4v": slices.Concat(otherRope, []change{
 		noTable, sampled(vision.Corners), sampled(vision.Centres), patchBias, patchNorm, postNorm, toGelu,
 	}),
+	"lfm2_vl": {
+		noTable, sampled(vision.Corners), sampled(vision.Centres), sampled(vision.Cubic), patchBias, qkvBias, outBias,
+		mlpBias, postNorm, activation, fewer, shuffle("norm of blocks", func(m *vision.ShuffleMerger) { m.Norm = false }),
+		shuffle("biases of the connector", func(m *vision.ShuffleMerger) { m.Bias = false }),
+		shuffle("activation of the connector", func(m *vision.ShuffleMerger) { m.Activation = "silu" }),
+		{"what does not rotate", func(t *vision.AnySize) { t.NoRope, t.Rope = false, vision.AxisRope{Theta: 100} }},
+	},
+}
+
+// shuffle changes the merger of LFM2-VL.
+func shuffle(what string, make func(*vision.ShuffleMerger)) change {
+	return change{what, func(t *vision.AnySize) {
+		m := t.Merger.(vision.ShuffleMerger)
+		make(&m)
+		t.Merger = m
+	}}
 }
 
 // Every part of every tower is noticed: without it, or done otherwise, image features move by far more than the
@@ -143,53 +160,63 @@ func moves(t *testing.T, name string, c change) (most float64) {
 func TestAnySizeOrder(t *testing.T) {
 	modeltest.StartLibrary(t)
 	for name := range anySizeCheckpoints {
-		t.Run(name, func(t *testing.T) {
-			m, err := model.Open(modeltest.TinyDir(name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer m.Close()
-			tower := func(threads int) vision.Tower {
-				tw, err := m.OpenTower(graph.FP32, ort.Options{Threads: threads})
+		for _, p := range []graph.Precision{graph.FP32, graph.INT8} {
+			t.Run(name+"/"+string(p), func(t *testing.T) {
+				m, err := model.Open(modeltest.TinyDir(name))
+				if err == nil {
+					_, err = m.LoadQuantized(t.TempDir(), p, graph.FP32)
+				}
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { tw.Close() })
-				return tw
-			}
-			one, two := tower(1), tower(2)
-			small, large := drawn(m.AnySize, 3, 4), drawn(m.AnySize, 9, 7)
-			alone := encode(t, one, small)
-			encode(t, two, large)
-			if !slices.Equal(encode(t, two, small), alone) {
-				t.Error("after a larger image and with two threads the same image gives other features")
-			}
-			sharesRuns(t, two, m.AnySize)
-			patch := 3 * m.AnySize.PatchSize * m.AnySize.PatchSize
-			swapped := *small
-			swapped.Pixels = slices.Concat(small.Pixels[patch:2*patch], small.Pixels[:patch], small.Pixels[2*patch:])
-			if slices.Equal(encode(t, one, &swapped), alone) {
-				t.Error("two patches exchanged give the same features")
-			}
-			turned := *small
-			turned.Grid.Width, turned.Grid.Height = small.Grid.Height, small.Grid.Width
-			if slices.Equal(encode(t, one, &turned), alone) {
-				t.Error("as many patches in another shape give the same features")
-			}
-			for what, bad := range map[string]vision.Image{
-				"no patches": {Size: small.Size}, "other patches": {Size: small.Size + 1, Grid: small.Grid, Pixels: small.Pixels},
-				"too few": {Size: small.Size, Grid: small.Grid, Pixels: small.Pixels[1:]},
-				"half a block": {Size: small.Size, Grid: vision.Grid{Width: small.Grid.Width, Height: small.Grid.Height + 1},
-					Pixels: small.Pixels},
-			} {
-				if _, err := vision.Encode(one, &bad, spread(m.AnySize)); err == nil {
-					t.Errorf("an image with %s was taken", what)
-				}
-			}
-			if !slices.Equal(encode(t, one, small), alone) {
-				t.Error("after images that were refused the same image gives other features")
-			}
-		})
+				defer m.Close()
+				inOrder(t, m, p)
+			})
+		}
+	}
+}
+
+func inOrder(t *testing.T, m *model.Model, p graph.Precision) {
+	tower := func(threads int) vision.Tower {
+		tw, err := m.OpenTower(p, ort.Options{Threads: threads})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tw
+	}
+	one, two := tower(1), tower(2)
+	defer one.Close()
+	defer two.Close()
+	small, large := drawn(m.AnySize, 3, 4), drawn(m.AnySize, 9, 7)
+	alone := encode(t, one, small)
+	encode(t, two, large)
+	if !slices.Equal(encode(t, two, small), alone) {
+		t.Error("after a larger image and with two threads the same image gives other features")
+	}
+	sharesRuns(t, two, m.AnySize)
+	patch := 3 * m.AnySize.PatchSize * m.AnySize.PatchSize
+	swapped := *small
+	swapped.Pixels = slices.Concat(small.Pixels[patch:2*patch], small.Pixels[:patch], small.Pixels[2*patch:])
+	if slices.Equal(encode(t, one, &swapped), alone) {
+		t.Error("two patches exchanged give the same features")
+	}
+	turned := *small
+	turned.Grid.Width, turned.Grid.Height = small.Grid.Height, small.Grid.Width
+	if slices.Equal(encode(t, one, &turned), alone) {
+		t.Error("as many patches in another shape give the same features")
+	}
+	for what, bad := range map[string]vision.Image{
+		"no patches": {Size: small.Size}, "other patches": {Size: small.Size + 1, Grid: small.Grid, Pixels: small.Pixels},
+		"too few": {Size: small.Size, Grid: small.Grid, Pixels: small.Pixels[1:]},
+		"half a block": {Size: small.Size, Grid: vision.Grid{Width: small.Grid.Width, Height: small.Grid.Height + 1},
+			Pixels: small.Pixels},
+	} {
+		if _, err := vision.Encode(one, &bad, spread(m.AnySize)); err == nil {
+			t.Errorf("an image with %s was taken", what)
+		}
+	}
+	if !slices.Equal(encode(t, one, small), alone) {
+		t.Error("after images that were refused the same image gives other features")
 	}
 }
 
@@ -197,7 +224,10 @@ func TestAnySizeOrder(t *testing.T) {
 // gets alone.
 func sharesRuns(t *testing.T, tower vision.Tower, a *vision.AnySize) {
 	t.Helper()
-	list := []*vision.Image{drawn(a, 3, 4), drawn(a, 1, 1), drawn(a, 5, 2), drawn(a, 1, 9), drawn(a, 9, 7), drawn(a, 20, 18)}
+	var list []*vision.Image
+	for _, size := range [][2]int{{3, 4}, {1, 1}, {5, 2}, {1, 9}, {9, 7}, {20, 18}} {
+		list = append(list, drawn(a, size[0], size[1]))
+	}
 	var alone [][]float32
 	for i, img := range list {
 		img.Digest[0] = byte(i)

@@ -31,7 +31,7 @@ func (v *Verifier) compareFeatures(name string, patches []float32, want referenc
 func (v *Verifier) anySizeFeatures(want references, values []float32, shape []int) (images []*vision.Image,
 	patches [][]float32, err error) {
 	p := v.Model.AnySize
-	cut := func(at int, img *vision.Image) []float32 { return nil }
+	var cut func(at int, img *vision.Image) []float32
 	var grids []vision.Grid
 	if _, ok := want.Tensor("image_sizes"); ok {
 		if len(shape) != 4 || shape[1] != 3 {

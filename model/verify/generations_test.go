@@ -43,6 +43,8 @@ func renamed(family, generation, tensor string) string {
 		if generation == "4.52" && strings.HasPrefix(tensor, "visual.") {
 			return "model." + tensor
 		}
+	case "lfm2_vl": // what 5.x saves has the outer name already
+		return strings.Replace(tensor, "model.model.", "model.", 1)
 	}
 	return tensor
 }

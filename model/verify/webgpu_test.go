@@ -93,3 +93,40 @@ func TestWebGPUSquareTowers(t *testing.T) {
 		}
 	}
 }
+
+// Features of towers for images of any size on the device, with windows, tables and deepstack.
+func TestWebGPUAnySize(t *testing.T) {
+	o := modeltest.OnWebGPU(t)
+	for name := range anySizeCheckpoints {
+		t.Run(name, func(t *testing.T) {
+			want, err := safetensors.OpenFile(modeltest.References(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer want.Close()
+			m, err := model.Open(modeltest.TinyDir(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			v := Verifier{Sessions: Sessions{Model: m}}
+			if v.Tower, err = m.OpenTower(graph.FP32, o); err != nil {
+				t.Fatal(err)
+			}
+			defer v.Tower.Close()
+			_, patches, err := v.features(references{want})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checks, err := v.compareFeatures("image_features", slices.Concat(patches...), references{want})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range checks {
+				if most := largest(t, references{want}, c.Name); !(c.Value <= 1e-4*most) {
+					t.Errorf("%s differ by %g, the largest is %g", c.Name, c.Value, most)
+				}
+			}
+		})
+	}
+}

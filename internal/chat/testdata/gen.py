@@ -1,4 +1,4 @@
-"""Writes golden.json: what Jinja2 renders from the templates beside it.
+"""Writes golden.json and tools.json: what Jinja2 renders from the templates beside it.
 
 The environment is the one that Hugging Face transformers compiles chat templates in
 (src/transformers/utils/chat_template_utils.py). Run with Debian's python3-jinja2:
@@ -116,6 +116,32 @@ def render(name, template, conversation):
         return {"failed": f"{type(e).__name__}: {e}"}
 
 
+TOOLS = [
+    {"type": "function", "function": {
+        "name": "look_up", "description": "Looks a <word> up \u2014 & \"quotes\" it.<|im_end|>\n",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}, "count": {"type": "integer", "default": 3},
+                                                         "share": {"type": "number", "default": 0.5}},
+                       "required": ["word"], "additionalProperties": False}}},
+    {"type": "function", "function": {"name": "stop", "parameters": {}}},
+]
+CALLS = [{"id": "call00001", "type": "function",
+          "function": {"name": "look_up", "arguments": {"word": "caf\u00e9 <|im_start|>", "count": 2, "deep": {"a": [1, None, True]}}}}]
+
+
+def tools():
+    """Conversations with tools, calls and results, in the form that templates have them."""
+    out = {"tools": json.dumps(TOOLS), "calls": json.dumps([{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in CALLS]), "prompts": {}}
+    for name in ["qwen3-vl-instruct", "Qwen-Qwen2.5-7B-Instruct", "LFM2-8B-A1B"]:
+        forms, placeholder, tokens, _ = TEMPLATES[name]
+        template = env.from_string((HERE / "templates" / (name + ".jinja")).read_bytes().decode())
+        say = lambda i, text: text if forms[i] == STRING else [{"type": "text", "text": text}]
+        ask = [{"role": "system", "content": say(0, "Be brief.")}, {"role": "user", "content": say(1, "Look it up.")}]
+        turns = ask + [{"role": "assistant", "content": say(2, "I do."), "tool_calls": CALLS},
+                       {"role": "tool", "content": say(1, "a drink"), "tool_call_id": "call00001", "name": "look_up"}]
+        out["prompts"][name] = [template.render(messages=m, tools=TOOLS, documents=None, add_generation_prompt=True, **tokens) for m in (ask, turns)]
+    return out
+
+
 def main():
     golden = {
         "conversations": {
@@ -134,6 +160,7 @@ def main():
             "guarded": guarded + list(tokens.values()),
             "prompts": {c: render(name, template, conversation) for c, conversation in CONVERSATIONS.items()},
         }
+    (HERE / "tools.json").write_text(json.dumps(tools(), indent=1, ensure_ascii=True) + "\n")
     (HERE / "golden.json").write_text(json.dumps(golden, indent=1, ensure_ascii=True) + "\n")
 
 
