@@ -249,3 +249,19 @@ func TestFramesOfProcessor(t *testing.T) {
 		}
 	}
 }
+
+// Files that have LFM2-VL's processor leave out the marks around an image are refused: prompts here have them.
+func TestMarksOfProcessor(t *testing.T) {
+	size := vision.NativeResolution{PatchSize: 16, MergeSize: 2, TileSize: 512}
+	for config, want := range map[string]string{
+		`{"use_image_special_tokens": false}`: "use_image_special_tokens is false", `{"use_image_special_tokens": true}`: "", `{}`: "",
+	} {
+		m := &Model{files: fstest.MapFS{"processor_config.json": &fstest.MapFile{Data: []byte(config)},
+			"preprocessor_config.json": &fstest.MapFile{Data: []byte("{}")}},
+			Spec: families.Spec{ImageProcessor: "Lfm2VlImageProcessor", NativeResolution: &size}}
+		m.Layout.ImageTokens = size.Tokens
+		if _, err := m.preprocessor(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", config, err, want)
+		}
+	}
+}

@@ -109,7 +109,7 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 }
 
 // Forget takes what there is of a tenant's file out of the cache, and gives its patch embeddings: callers of Encode may
-// be using them still. What is being encoded stays.
+// be using them still. What is being encoded stays as long as somebody waits for it.
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
 	return e.cache.forget(tenant, file)
 }
@@ -175,6 +175,7 @@ func (e *Encoder) drain(list []*job) []*job {
 		kept := list[:0]
 		for _, j := range list {
 			if e.cache.abandoned(j.entry) {
+				clear(j.patches)
 				e.cache.finish(j.entry, nil, errAbandoned)
 				continue
 			}
@@ -278,5 +279,6 @@ func (e *Encoder) handOut(j *job, at int, err error) {
 // fail ends a job; parts of it may be in the run.
 func (e *Encoder) fail(j *job, err error) {
 	e.cache.finish(j.entry, nil, err)
+	clear(j.patches)
 	j.next, j.left = j.parts, 0
 }

@@ -251,6 +251,51 @@ func TestRunsEndUnderCallers(t *testing.T) {
 	wg.Wait()
 }
 
+// An image that is forgotten after its last caller left, and before a run that others wait for ends, is not kept: its
+// patch embeddings are overwritten, and whoever asks again has it encoded anew.
+func TestForgetUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		defer e.Close()
+		go e.Encode(t.Context(), imageOf(7)) // so that the others share the next run
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		secret := imageOf(1)
+		secret.File, secret.Tenant = [32]byte{1}, "a"
+		go e.Encode(ctx, secret)
+		go e.Encode(t.Context(), imageOf(2))
+		synctest.Wait()
+		tower.hold <- struct{}{}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		under := e.cache.entries[key{secret.Digest, "a"}]
+		if under == nil || e.running == nil {
+			t.Fatal("the image is not under way")
+		}
+		if gone := e.Forget("a", secret.File); len(gone) != 0 {
+			t.Errorf("forgotten: %v", gone)
+		}
+		again := make(chan bool)
+		go func() {
+			got, cached, err := e.Encode(t.Context(), secret)
+			again <- err == nil && !cached && got[0] == 1
+		}()
+		synctest.Wait()
+		close(tower.hold)
+		if !<-again {
+			t.Error("asked again: it was not encoded anew")
+		}
+		if under.patches != nil || !under.over {
+			t.Errorf("what was forgotten is kept: %v", under.patches)
+		}
+		if gone := e.Forget("a", secret.File); len(gone) != 1 || len(e.cache.entries) != 2 {
+			t.Errorf("afterwards: %v of %d", gone, len(e.cache.entries))
+		}
+	})
+}
+
 func TestTowerFailureIsNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tower := &countingTower{in: make([]float32, 4), fail: errors.New("out of memory")}
