@@ -50,7 +50,7 @@ test: ort sdks lint
 	$(GO) test -race -timeout 15m ./...
 	$(GO) test -run '^TestPixelsAsTransformers$$' -timeout 5m ./vision
 	$(GO) test -timeout 5m ./internal/chat ./internal/constrain ./internal/tokenizer
-	$(GO) test -run 'Anywhere|Attack|Canary|Cheap|Costly|Flood|Hostile|Hundred|Strips|Whole' -timeout 5m ./internal/imaging ./server
+	$(GO) test -run 'Anywhere|Attack|Canary|Cheap|Costly|Flood|Hostile|Hundred|Large|Pace|Strips|Whole' -timeout 5m ./internal/imaging ./server
 	$(GO) test -run 'Flood|Weights|Goodput|Knee' -timeout 5m ./loadtest
 	$(GO) test -run '^TestMemoryAfterAttacks$$' -timeout 5m ./cmd/mmserve
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^Test(GraniteShape|ImageCommandIsCheap|ConfigRefuses|ServeRefuses)$$' -timeout 10m ./cmd/mmserve

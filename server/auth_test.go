@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -662,6 +663,9 @@ func TestTLSConfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn, peer := net.Pipe()
+	defer conn.Close()
+	defer peer.Close()
 	for name, c := range map[string]struct {
 		config *tls.Config
 		wants  tls.ClientAuthType
@@ -670,10 +674,11 @@ func TestTLSConfigs(t *testing.T) {
 		"both, probes":  {both.OptionalClients("h2"), tls.VerifyClientCertIfGiven},
 		"alone, probes": {alone.OptionalClients("h2"), tls.NoClientCert},
 	} {
-		of, err := c.config.GetConfigForClient(nil)
+		of, err := c.config.GetConfigForClient(&tls.ClientHelloInfo{Conn: conn})
 		if err != nil || !slices.Equal(of.NextProtos, []string{"h2"}) || !slices.Equal(c.config.NextProtos, []string{"h2"}) ||
 			of.ClientAuth != c.wants || of.MinVersion != tls.VersionTLS12 || len(of.Certificates) != 1 ||
-			of.SessionTicketsDisabled != (c.wants != tls.NoClientCert) || (of.ClientCAs != nil) != (c.wants != tls.NoClientCert) {
+			of.SessionTicketsDisabled != (c.wants != tls.NoClientCert) ||
+			(of.ClientCAs != nil) != (c.wants != tls.NoClientCert) {
 			t.Errorf("%s: %+v, %v", name, of, err)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 // wireConn is a client's end that has sent bytes already.
@@ -43,6 +45,9 @@ func receive(t *testing.T, frame []byte, n, size, calls int, holds int64) time.D
 
 // A connection that floods is read more slowly, in whatever pieces its frames come.
 func TestPace(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("one goroutine at a time runs, for long; make test runs this without the race detector, too")
+	}
 	const huge = 1 << 14
 	for name, c := range map[string]struct {
 		frame   []byte

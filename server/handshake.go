@@ -13,8 +13,8 @@ import (
 )
 
 // Handshakes cost a server far more than the client that begins them: a signature, of RSA about a millisecond. What a
-// host begins beyond its own rate waits for a rate that all such hosts share. It waits after the ClientHello, as a silent
-// connection, and gives way to new ones as those do.
+// host begins beyond its own rate waits for a rate that all such hosts share. It waits after the ClientHello, as a
+// silent connection, and gives way to new ones as those do.
 const (
 	// handshakeRate is how many a host may begin in a second, and handshakeBurst how many at once: all connections of a
 	// proxy, when it starts anew.

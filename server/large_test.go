@@ -10,6 +10,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/internal/racetest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/server"
 )
@@ -41,6 +42,9 @@ func TestLargePromptIDs(t *testing.T) {
 // No message is larger than what clients accept: a stream tells log-probabilities in pieces, a unary call that would
 // not fit is refused before any work, and one that fits tells the same.
 func TestLargeAnswers(t *testing.T) {
+	if racetest.Enabled {
+		t.Skip("one goroutine at a time runs, for long; make test runs this without the race detector, too")
+	}
 	const context = 1 << 15
 	m := tinyVLM(t)
 	m.MaxLen = context

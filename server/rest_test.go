@@ -15,6 +15,10 @@ func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newInflight(1 << 30)
 		l := &listener{inflight: f}
+		rested := func() {
+			time.Sleep(2 * restTime)
+			synctest.Wait()
+		}
 		one, two, watcher := f.claimBody(newConnection(wireConn{}, l), 1), f.claimBody(newConnection(wireConn{}, l), 1),
 			f.claimBody(newConnection(wireConn{}, l), 1)
 		if err := f.watch(watcher); err != nil {
@@ -26,23 +30,23 @@ func TestRest(t *testing.T) {
 		}
 		garbage = nil
 		f.end(one)
-		time.Sleep(2 * restTime)
+		rested()
 		f.end(two)
 		three := f.claimBody(newConnection(wireConn{}, l), 1)
-		time.Sleep(2 * restTime)
-		if f.reclaimedAt != 0 {
+		rested()
+		if f.at() != 0 {
 			t.Error("memory was given back while a call ran")
 		}
 		before := released()
 		f.end(three)
-		time.Sleep(2 * restTime)
-		if n := released() - before; f.reclaimedAt == 0 || n < worthReclaiming {
+		rested()
+		if n := released() - before; f.at() == 0 || n < worthReclaiming {
 			t.Errorf("%d bytes were given back on an idle server", n)
 		}
-		at := f.reclaimedAt
+		at := f.at()
 		f.end(f.claimBody(newConnection(wireConn{}, l), 1))
-		time.Sleep(2 * restTime)
-		if f.reclaimedAt != at {
+		rested()
+		if f.at() != at {
 			t.Error("next to nothing was given back")
 		}
 		f.end(watcher)
@@ -57,4 +61,11 @@ func released() int64 {
 	list := []metrics.Sample{{Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(list)
 	return int64(list[0].Value.Uint64())
+}
+
+// at is reclaimedAt.
+func (f *inflight) at() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reclaimedAt
 }

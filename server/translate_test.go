@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -119,7 +120,11 @@ func TestRequestsCarryBytes(t *testing.T) {
 
 // Before it has a model a server is NOT_SERVING, as a whole and in each service.
 func TestLoadingServesNothing(t *testing.T) {
+	cores := runtime.GOMAXPROCS(0)
 	s := Loading(Options{})
+	if n := cap(s.decoding); n != cores || runtime.GOMAXPROCS(0) != cores {
+		t.Errorf("%d messages are decoded at once on %d cores", n, cores)
+	}
 	for _, name := range append([]string{""}, serviceNames...) {
 		r, err := s.health.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
 		if err != nil || r.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
@@ -138,7 +143,8 @@ func TestCallersHavePeers(t *testing.T) {
 		t.Errorf("%+v without an address", c)
 	}
 	at := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 5}
-	if c := serving.CallerOf(withPeer(peer.NewContext(ctx, &peer.Peer{Addr: at}))); c.Peer != "10.0.0.1:5" || c.Tenant != "acme" {
+	if c := serving.CallerOf(withPeer(peer.NewContext(ctx, &peer.Peer{Addr: at}))); c.Peer != "10.0.0.1:5" ||
+		c.Tenant != "acme" {
 		t.Errorf("%+v at %v", c, at)
 	}
 }

@@ -110,7 +110,7 @@ func (l *life) enter(ctx context.Context, peer string) error {
 
 // leave gives back what the request did not use of its tenant's quotas. One that found no room, there or in the engine,
 // before any work counts for nothing.
-func (l *life) leave() { l.used.end(l.ran+l.rec.total().completion, l.rec.refused == nil) }
+func (l *life) leave() { l.used.end(l.ran+l.scored+l.rec.total().completion, l.rec.refused == nil) }
 
 // bytesPerToken is how many bytes of text count as a token until the prompt is tokenized.
 const bytesPerToken = 4
@@ -149,11 +149,11 @@ func (l *life) chargeAndPrepare(ctx context.Context, req *checked) ([]*vision.Im
 	return l.prepare(ctx, req.images)
 }
 
-// charge charges it for its prompt and for the longest answers that there may be, instead of what it was charged
-// before.
+// charge charges it for its prompt, for the scores of its choices and for the longest answers that there may be,
+// instead of what it was charged before.
 func (l *life) charge(req *checked, prompt, images int) error {
 	answer := cmp.Or(req.maxTokens, defaultMaxTokens)
-	if err := l.used.require(prompt+req.n*answer, images); err != nil {
+	if err := l.used.require(prompt+req.n*answer+req.scoreTokens, images); err != nil {
 		return l.rec.refuse(err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/decoder/decodertest"
+	"github.com/mmserve/mmserve/internal/constrain"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/serving"
@@ -417,4 +418,45 @@ func TestPlacesOfHost(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Tokens that are generated to score choices are charged: before work as the most that they may be, and in the end as
+// many as there were.
+func TestScoresArePaidFor(t *testing.T) {
+	m := tinyModel(t)
+	m.Compiler = func() (*constrain.Compiler, error) { return constrain.NewCompiler(m.Prompter.Tokenizer, m.EOS) }
+	synctest.Test(t, func(t *testing.T) {
+		q := quotas(t, "default: {tokens_per_minute: 300}")
+		s, _ := run(t, m, decodertest.NewHash(2, contextLen, vocab), serving.ServiceOptions{Quotas: q})
+		ask := func(tenant string, scores bool, texts ...string) (serving.Usage, error) {
+			in, k := prompt(serving.Part{Text: "a small"}), kept{}
+			in.IgnoreEOS, in.Tenant = false, tenant
+			in.Constraint = &serving.Constraint{Kind: serving.Choices, Choices: texts, Scores: scores}
+			err := s.Generate(t.Context(), in, &k)
+			return k.finish.Usage, err
+		}
+		texts := []string{"red", "ready", "reason", "blue", "a"}
+		for tenant, scores := range map[string]bool{"plain": false, "scored": true} {
+			u, err := ask(tenant, scores, texts...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			extra := 300 - q.TokensLeft(tenant) - float64(u.Prompt+u.Completion)
+			if scores != (extra >= 3) || extra < 0 || extra > 30 {
+				t.Errorf("%s: %v tokens were charged beyond %+v", tenant, extra, u)
+			}
+		}
+		var many []string
+		for i := range 64 {
+			many = append(many, strings.Repeat("x", 20+i))
+		}
+		if _, err := ask("many", false, many...); err != nil {
+			t.Error(err)
+		}
+		_, err := ask("more", true, many...)
+		wantError(t, "more than there are in a minute", err, serving.Exhausted, "")
+		if left := q.TokensLeft("more"); left != 300 {
+			t.Errorf("%v tokens are left to who was refused before work", left)
+		}
+	})
 }

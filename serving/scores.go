@@ -66,12 +66,12 @@ func (l *life) score(ctx context.Context, req *checked, in fusion.Input, g *cons
 		w := newScoreWalk(root, ids, req.eos, l.model.Vocab)
 		stream, err := l.engine.Submit(ctx, tickets[0], batching.Request{
 			ID: l.rec.id, Input: in, MaxTokens: len(ids) + 1, Sampling: decoder.Sampling{Constraint: w},
-			Priority: req.priority, Tenant: req.tenant, Deadline: req.deadline, NoDrafts: true,
+			Priority: req.priority, Tenant: req.tenant, Weight: l.used.weight(), Deadline: req.deadline, NoDrafts: true,
 		})
 		if err != nil {
 			return nil, l.rec.refuse(err)
 		}
-		l.ran = l.rec.tokens
+		l.ran, l.scored = l.rec.tokens, l.scored+len(ids)+1
 		if err := finished(ctx, stream); err != nil {
 			return nil, err
 		}

@@ -95,6 +95,7 @@ type life struct {
 	used       *usage         // of its tenant's quotas
 	identity   *auth.Identity // its caller's; nil where callers need no credential
 	ran        int            // tokens of the prompt that the tower or the engine was given
+	scored     int            // tokens that were generated for scores of choices
 	uses       []func()       // end what use began
 }
 

@@ -59,6 +59,7 @@ type checked struct {
 	tokenIDs, includeStop    bool
 	thinks                   bool     // the answer begins amid thoughts
 	scored                   []string // choices of which scores are wanted
+	scoreTokens              int      // that their scores take to generate, at most
 	// constraint is not compiled yet; nil if there is none.
 	constraint *Constraint
 }
@@ -235,6 +236,9 @@ func validateScores(v *Violations, r *checked, in *Constraint) {
 		}
 	}
 	r.scored = texts
+	for _, text := range texts { // with and without a space before it
+		r.scoreTokens += 2 * (2 + len(text)/bytesPerToken)
+	}
 }
 
 // ValidID says whether request_id and tenant may be id.

@@ -313,7 +313,8 @@ func (b benchCmd) openAI() (loadtest.Target, error) {
 		if err != nil {
 			return nil, err
 		}
-		if u, err := url.Parse(b.OpenAI); err == nil && u.Scheme != "https" && !loopback(net.JoinHostPort(u.Hostname(), "0")) {
+		u, err := url.Parse(b.OpenAI)
+		if err == nil && u.Scheme != "https" && !loopback(net.JoinHostPort(u.Hostname(), "0")) {
 			return nil, fmt.Errorf("an API key would go to %s in plaintext: want https, or --header with it", u.Host)
 		}
 		header.Set("Authorization", "Bearer "+key)

@@ -264,14 +264,15 @@ func TestInit(t *testing.T) {
 				t.Errorf("verify: status %d: %s%s", code, out, errs)
 			}
 			sample0 := filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png")
-			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "8", "--prompt", "what is it?",
+			if code, _, errs := mmserve(t, "caption", "--model", dir, "--max-tokens", "6", "--prompt", "what is it?",
 				sample0); code != 0 {
 				t.Errorf("caption: status %d: %s", code, errs)
 			}
 		})
 	}
 	dummy := []string{
-		"caption", "--model", filepath.Join(families[0], "config.json"), "--load-format", "dummy", "--max-tokens", "8",
+		"caption", "--model", filepath.Join("..", "..", "testdata", "tiny-hf", "idefics3", "config.json"),
+		"--load-format", "dummy", "--max-tokens", "8",
 	}
 	if code, _, errs := mmserve(t,
 		append(dummy, filepath.Join("..", "..", "model", "tiny-vlm", "samples", "sample0.png"))...); code != 0 {

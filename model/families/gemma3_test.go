@@ -21,7 +21,8 @@ func TestGemma3Defaults(t *testing.T) {
 	}
 	d, v := s.Decoder, s.Tower
 	if d.Heads != 8 || d.KVHeads != 4 || d.HeadDim != 256 || d.Vocab != 262208 || !d.Tied || s.Untied ||
-		!d.ImageBlocks || d.WholePrompt || !d.QKNorm || !d.UnitNorms || !d.SandwichNorms || d.Rope.Theta != 1e6 || d.Rope.Factor != 8 || d.LocalRope == nil ||
+		!d.ImageBlocks || d.WholePrompt || !d.QKNorm || !d.UnitNorms || !d.SandwichNorms || d.Rope.Theta != 1e6 ||
+		d.Rope.Factor != 8 || d.LocalRope == nil ||
 		d.LocalRope.Theta != 1e4 || d.LocalRope.Factor != 0 || d.AttentionScale != 1./16 || d.Softcap != 0 {
 		t.Errorf("decoder %+v", d)
 	}

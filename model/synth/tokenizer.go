@@ -50,7 +50,8 @@ func writeSynthetic(s families.Spec, config []byte, dir string) error {
 		return err
 	}
 	if s.Layout.Frame == nil {
-		if err := write("chat_template.jinja", func() ([]byte, error) { return chatTemplate(s.Layout.Placeholder) }); err != nil {
+		if err := write("chat_template.jinja",
+			func() ([]byte, error) { return chatTemplate(s.Layout.Placeholder) }); err != nil {
 			return err
 		}
 	}

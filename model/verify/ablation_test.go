@@ -77,7 +77,6 @@ var ablations = map[string][]change{
 	"paddleocr_vl": slices.Concat(otherRope, []change{
 		noTable, sampled(vision.Corners), sampled(vision.Cubic), patchBias, qkvBias, outBias, mlpBias, postNorm, activation,
 	}),
-	"lfm2_vl": {noTable, sampled(vision.Centres), sampled(vision.Corners), patchBias, qkvBias, outBias, mlpBias, postNorm},
 	"glm_ocr": slices.Concat(otherRope, []change{
 		patchBias, qkvBias, outBias, mlpBias, postNorm, toGelu,
 		{"norms of queries and keys", func(t *vision.AnySize) { t.QKNorm = false }},

@@ -36,6 +36,8 @@ func renamed(family, generation, tensor string) string {
 	switch family {
 	case "internvl", "internvl-rms", "mistral3", "llava-pixtral":
 		return strings.Replace(tensor, "vision_tower.vision_model.", "vision_tower.", 1)
+	case "lfm2_vl": // the outer model is in what 5.x saves already
+		return strings.Replace(tensor, "model.model.", "model.", 1)
 	case "qwen2_vl", "qwen2_5_vl": // what 5.x saves is what the hub has
 		if rest, ok := strings.CutPrefix(tensor, "model."); ok && generation == "4.52" {
 			return "model.language_model." + rest
@@ -43,8 +45,6 @@ func renamed(family, generation, tensor string) string {
 		if generation == "4.52" && strings.HasPrefix(tensor, "visual.") {
 			return "model." + tensor
 		}
-	case "lfm2_vl": // what 5.x saves has the outer name already
-		return strings.Replace(tensor, "model.model.", "model.", 1)
 	}
 	return tensor
 }
