@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mmserve/mmserve/internal/imaging"
 )
@@ -23,6 +24,9 @@ type Encoder struct {
 	stop      chan struct{}
 	done      chan struct{}
 	closing   sync.Once
+
+	turn   sync.Mutex  // held while the tower is used, and from Close on
+	wiping atomic.Bool // the tower's memory is to be wiped when the turn is over
 
 	mu      sync.Mutex
 	stats   EncoderStats
@@ -109,9 +113,22 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 }
 
 // Forget takes what there is of a tenant's file out of the cache, and gives its patch embeddings: callers of Encode may
-// be using them still. What is being encoded stays as long as somebody waits for it.
+// be using them still. What is being encoded stays as long as somebody waits for it. What the tower keeps of earlier runs
+// is overwritten, after the one under way if there is one.
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
+	e.wiping.Store(true)
+	e.tidy()
 	return e.cache.forget(tenant, file)
+}
+
+// tidy wipes the tower's memory if that is wanted, or leaves it to whoever has the turn.
+func (e *Encoder) tidy() {
+	for e.wiping.Load() && e.turn.TryLock() {
+		if e.wiping.Swap(false) {
+			_ = e.tower.Wipe() // zeros can always be written
+		}
+		e.turn.Unlock()
+	}
 }
 
 func (e *Encoder) count(hit bool) {
@@ -135,7 +152,11 @@ func (e *Encoder) Stats() EncoderStats {
 
 // Close stops the worker after the run under way. Waiting callers get ErrClosed. The tower stays the caller's.
 func (e *Encoder) Close() {
-	e.closing.Do(func() { close(e.stop) })
+	e.closing.Do(func() {
+		close(e.stop)
+		<-e.done
+		e.turn.Lock() // the tower is the caller's
+	})
 	<-e.done
 }
 
@@ -158,7 +179,10 @@ func (e *Encoder) work() {
 		default:
 		}
 		list = e.drain(list)
+		e.turn.Lock()
 		list = e.step(list)
+		e.turn.Unlock()
+		e.tidy()
 	}
 }
 

@@ -12,11 +12,12 @@ import (
 // countingTower "encodes" a tile of one pixel x to the two values x, -x, and keeps the size of every run.
 // hold, when not nil, is received from before each run.
 type countingTower struct {
-	in   []float32
-	out  []float32
-	runs []int
-	hold chan struct{}
-	fail error
+	in    []float32
+	out   []float32
+	runs  []int
+	hold  chan struct{}
+	fail  error
+	wiped int
 }
 
 func (f *countingTower) MaxParts() int        { return 4 }
@@ -49,7 +50,12 @@ func (f *countingTower) Run(ctx context.Context, n int) error {
 func (f *countingTower) Patches(place int) []float32              { return f.out[2*place:][:2] }
 func (f *countingTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 func (f *countingTower) WarmUp() error                            { return nil }
-func (f *countingTower) Close() error                             { return nil }
+func (f *countingTower) Wipe() error {
+	f.wiped++
+	clear(f.in)
+	return nil
+}
+func (f *countingTower) Close() error { return nil }
 
 var errNotPrepared = errors.New("not prepared for the tower")
 
@@ -274,8 +280,8 @@ func TestForgetUnderWay(t *testing.T) {
 		if under == nil || e.running == nil {
 			t.Fatal("the image is not under way")
 		}
-		if gone := e.Forget("a", secret.File); len(gone) != 0 {
-			t.Errorf("forgotten: %v", gone)
+		if gone := e.Forget("a", secret.File); len(gone) != 0 || tower.wiped != 0 {
+			t.Errorf("forgotten: %v, wiped %d times amid a run", gone, tower.wiped)
 		}
 		again := make(chan bool)
 		go func() {
@@ -290,8 +296,18 @@ func TestForgetUnderWay(t *testing.T) {
 		if under.patches != nil || !under.over {
 			t.Errorf("what was forgotten is kept: %v", under.patches)
 		}
+		if tower.wiped != 1 {
+			t.Errorf("the tower was wiped %d times after the run, want once", tower.wiped)
+		}
 		if gone := e.Forget("a", secret.File); len(gone) != 1 || len(e.cache.entries) != 2 {
 			t.Errorf("afterwards: %v of %d", gone, len(e.cache.entries))
+		}
+		if tower.wiped != 2 || slices.ContainsFunc(tower.in, func(x float32) bool { return x != 0 }) {
+			t.Errorf("the idle tower was wiped %d times and has %v", tower.wiped, tower.in)
+		}
+		e.Close()
+		if e.Forget("a", secret.File); tower.wiped != 2 {
+			t.Error("a tower that is no longer the encoder's was wiped")
 		}
 	})
 }

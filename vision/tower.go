@@ -22,6 +22,8 @@ type Tower interface {
 	Patches(place int) []float32
 	// Pack makes the patch embeddings of an image out of those of its parts, in order. The result may be patches itself.
 	Pack(g Grid, patches []float32) []float32
+	// Wipe puts zeros over what is left of images.
+	Wipe() error
 	// WarmUp runs what the first images would otherwise wait for.
 	WarmUp() error
 	Close() error

@@ -279,6 +279,14 @@ func (t *AnySizeTower) Patches(place int) []float32 {
 // Pack implements Tower: the graph has done it.
 func (t *AnySizeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
+// Wipe implements Tower.
+func (t *AnySizeTower) Wipe() error {
+	clear(t.scratch)
+	clear(t.ordered)
+	t.loaded, t.ordered, t.ran = nil, nil, 0
+	return errors.Join(t.patches.Wipe(), t.features.Wipe(), t.positions.Wipe())
+}
+
 // Close frees the session and its memory.
 func (t *AnySizeTower) Close() error {
 	var err error

@@ -169,6 +169,12 @@ func (t *NativeTower) Patches(int) []float32 { return t.patches.Load(0, t.Tokens
 // Pack implements Tower: the graph has done it.
 func (t *NativeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
+// Wipe implements Tower.
+func (t *NativeTower) Wipe() error {
+	t.loaded = false
+	return errors.Join(t.pixels.Wipe(), t.patches.Wipe())
+}
+
 // Close frees the session and its memory.
 func (t *NativeTower) Close() error {
 	var err error

@@ -193,6 +193,9 @@ func (t *TiledTower) Pack(g Grid, patches []float32) []float32 {
 	return t.connector.pack(t.shape, g, patches, t.packWeights)
 }
 
+// Wipe implements Tower.
+func (t *TiledTower) Wipe() error { return errors.Join(t.pixels.Wipe(), t.patches.Wipe()) }
+
 // Close frees the session and its memory.
 func (t *TiledTower) Close() error {
 	var err error
