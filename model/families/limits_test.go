@@ -47,6 +47,8 @@ func TestNumbersOutOfRange(t *testing.T) {
 		{"lfm2_vl", "vision_config", "layer_norm_eps", -1, "vision_config.layer_norm_eps (rms_norm_eps) is -1"},
 		{"glm4v", "vision_config", "rms_norm_eps", -1, "vision_config.layer_norm_eps (rms_norm_eps) is -1"},
 		{"gemma3", "vision_config", "layer_norm_eps", 7, "vision_config.layer_norm_eps (rms_norm_eps) is 7"},
+		{"vitgpt2", "decoder", "layer_norm_epsilon", -1, "decoder.layer_norm_epsilon is -1"},
+		{"vitgpt2", "encoder", "layer_norm_eps", -1, "layer_norm_eps (rms_norm_eps) is -1"},
 		{"glm4v", "vision_config", "image_size", 1, "a position table of 0×0"},
 		{"paddleocr_vl", "vision_config", "image_size", 1, "a position table of 0×0"},
 		{"mistral3", "vision_config", "rope_parameters", map[string]any{"rope_theta": 1e-9}, "vision_config.rope_theta is 1e-09"},
