@@ -101,7 +101,10 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 	}
 	select {
 	case <-ent.done:
-		if errors.Is(ent.err, errAbandoned) && ctx.Err() == nil {
+		if errors.Is(ent.err, errAbandoned) {
+			if ctx.Err() != nil {
+				return nil, false, context.Cause(ctx)
+			}
 			return e.Encode(ctx, img)
 		}
 		return ent.patches, !first, ent.err
