@@ -191,7 +191,8 @@ func TestAnySizeValidate(t *testing.T) {
 	}
 }
 
-// An image whose patches are repeated otherwise than the tower takes them is refused: normalising would write beyond it.
+// An image whose patches are repeated otherwise than the tower takes them is refused: normalising would write beyond
+// it.
 func TestFramesOfImage(t *testing.T) {
 	p := NativeResolution{PatchSize: 2, MergeSize: 1}
 	for frames, fits := range []bool{true, false, true, false} { // 0 where nobody says

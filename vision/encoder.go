@@ -116,8 +116,8 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 }
 
 // Forget takes what there is of a tenant's file out of the cache, and gives its patch embeddings: callers of Encode may
-// be using them still. What is being encoded stays as long as somebody waits for it. What the tower keeps of earlier runs
-// is overwritten, after the one under way if there is one.
+// be using them still. What is being encoded stays as long as somebody waits for it. What the tower keeps of earlier
+// runs is overwritten, after the one under way if there is one.
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
 	e.wiping.Store(true)
 	e.tidy()
