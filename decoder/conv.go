@@ -254,15 +254,31 @@ func (v *convCache) move(m Move) {
 	}
 }
 
-// release gives back the memory of a slot of which nothing is needed.
+// release puts zeros over the columns of positions [r.From, r.To). Those that a sequence of r.From positions goes on
+// from stay, and those that others start from.
 func (v *convCache) release(r Release) error {
-	if v == nil || r.From > 0 {
+	if v == nil {
 		return nil
 	}
-	for _, mem := range v.layers {
-		if err := mem.Discard(r.Slot*v.rows*v.hidden, (r.Slot+1)*v.rows*v.hidden); err != nil {
-			return fmt.Errorf("give back states of convolutions: %w", err)
+	wipe := func(from, to int) (err error) {
+		for _, mem := range v.layers {
+			at := r.Slot * v.rows
+			err = errors.Join(err, mem.Wipe((at+from)*v.hidden, (at+max(from, to))*v.hidden))
 		}
+		return err
+	}
+	if r.From == 0 {
+		return wipe(0, v.rows)
+	}
+	first := convPeriod + r.From/convPeriod*(v.taps-1) + max(0, r.From%convPeriod-(convPeriod-(v.taps-1)))
+	err := wipe(first, min(v.used(r.To), v.rows-1))
+	for p := r.From; p < min(r.To, r.From+convPeriod-(v.taps-1)); p++ {
+		if row, kept := v.row(p); !kept {
+			err = errors.Join(err, wipe(row, row+1))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("give back states of convolutions: %w", err)
 	}
 	return nil
 }

@@ -97,6 +97,9 @@ func (c Config) Validate() error {
 		if c.Heads*c.HeadDim != c.Hidden || c.HeadDim%8 != 0 {
 			return fmt.Errorf("decoder.n_embd %d is no multiple of 8 × n_head %d", c.Hidden, c.Heads)
 		}
+		if !(c.Eps >= 0 && c.Eps <= 1) {
+			return fmt.Errorf("decoder.layer_norm_epsilon is %g, want 0 to 1", c.Eps)
+		}
 		return graph.CheckActivation("decoder.activation_function", c.Activation)
 	}
 	if c.HeadDim%16 != 0 {

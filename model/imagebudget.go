@@ -43,12 +43,15 @@ func (m *Model) fitMemory(p vision.Preprocessor) (_ vision.Preprocessor, warning
 // largeImages are larger than any processor brings an image to: how whole blocks fill an area depends on its shape.
 var largeImages = [][2]int{{32768, 32768}, {16000, 16000}, {24000, 16000}, {16000, 24000}, {32768, 16000}}
 
-// largestImage is the number of patches that large images become.
+// largestImage is the number of patches that large images become, or their tiles: each is run by itself.
 func largestImage(p vision.Patcher) (n int) {
 	patch := p.Patches().Patch
 	for _, size := range largeImages {
 		g := p.Grid(size[0], size[1])
 		n = max(n, g.Width/patch*(g.Height/patch))
+		if l, ok := p.(vision.Lfm2VL); ok && g.Rows > 0 {
+			n = max(n, l.TileSize/patch*(l.TileSize/patch))
+		}
 	}
 	return n
 }

@@ -42,6 +42,26 @@ func TestShrinkTo(t *testing.T) {
 	}
 }
 
+// A tile is run by itself: images are not cut where there is no memory for one.
+func TestShrinkTiles(t *testing.T) {
+	p, err := vision.ParsePreprocessorFor([]byte(`{"tile_size": 2048, "max_tiles": 8}`), "Lfm2VlImageProcessor",
+		vision.Patches{Patch: 16, Merge: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const tile = 2048 / 16 * 2048 / 16
+	if n := largestImage(p.(vision.Patcher)); n != tile {
+		t.Errorf("%d patches at once, want a tile's %d", n, tile)
+	}
+	if same, got := shrinkTo(p.(vision.Patcher), tile); got != tile || vision.Describe(same) != vision.Describe(p) {
+		t.Errorf("changed though a tile fits: %d", got)
+	}
+	small, got := shrinkTo(p.(vision.Patcher), tile-1)
+	if g := small.Grid(16000, 16000); got >= tile || got < 900 || g.Rows != 0 {
+		t.Errorf("%d patches, %+v, want the whole alone", got, g)
+	}
+}
+
 // The memory of a run grows with an image as the values do that are there: a warning says where that is too much.
 func TestFitMemory(t *testing.T) {
 	m := &Model{}

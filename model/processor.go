@@ -289,6 +289,9 @@ func (m *Model) preprocessor() (vision.Preprocessor, error) {
 	if n := m.NativeResolution; n != nil {
 		tower = vision.Patches{Patch: n.PatchSize, Merge: n.MergeSize}
 	}
+	if a := m.AnySize; a != nil { // what a graph takes is known when it is opened
+		tower.Frames = max(a.Frames, 1)
+	}
 	p, err := vision.ParsePreprocessorFor(raw, m.ImageProcessor, tower)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
@@ -358,6 +361,9 @@ func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
 	if l, ok := p.(vision.Lfm2VL); ok && l.MaxTiles > 1 && l.TileSize != n.TileSize {
 		return fmt.Errorf("%s: tile_size is %d, config.json's is %d", file, l.TileSize, n.TileSize)
 	}
+	if _, ok := p.(vision.Lfm2VL); ok {
+		return m.fitsMarks()
+	}
 	if _, ok := p.(vision.Pixtral); !ok {
 		return nil
 	}
@@ -379,6 +385,17 @@ func (m *Model) fitsPatches(file string, p vision.Preprocessor) error {
 		}
 	}
 	return nil
+}
+
+// fitsMarks refuses a processor that leaves out the marks around an image and before its tiles.
+func (m *Model) fitsMarks() error {
+	var c struct {
+		Marks *bool `json:"use_image_special_tokens"`
+	}
+	if _, err := m.readJSON("processor_config.json", &c); err != nil || c.Marks == nil || *c.Marks {
+		return err
+	}
+	return errors.New("processor_config.json: use_image_special_tokens is false, supported is true")
 }
 
 // whole makes one tile of every image.

@@ -217,3 +217,51 @@ func TestPatchesOfProcessor(t *testing.T) {
 		}
 	}
 }
+
+// An image processor repeats patches as often as the tower's patches have frames, or is refused: the values of one
+// would lie in those of the next.
+func TestFramesOfProcessor(t *testing.T) {
+	for _, tt := range []struct {
+		class, config string
+		frames        int
+		want          string // the error, or the patches
+	}{
+		{"Qwen2VLImageProcessor", `{"temporal_patch_size": 4}`, 2, "temporal_patch_size is 4, config.json's vision_config says 2"},
+		{"Qwen2VLImageProcessor", `{"temporal_patch_size": 1}`, 2, "temporal_patch_size is 1, config.json's vision_config says 2"},
+		{"Qwen2VLImageProcessor", `{}`, 4, "{14 2 4}"},
+		{"Glm46VImageProcessor", `{"temporal_patch_size": 1}`, 2, "temporal_patch_size is 1"},
+		{"PaddleOCRVLImageProcessor", `{"temporal_patch_size": 2}`, 0, "temporal_patch_size is 2, config.json's vision_config says 1"},
+		{"PaddleOCRVLImageProcessor", `{"temporal_patch_size": 1}`, 0, "{14 2 1}"},
+	} {
+		size := vision.NativeResolution{PatchSize: 14, MergeSize: 2}
+		m := &Model{files: fstest.MapFS{"preprocessor_config.json": &fstest.MapFile{Data: []byte(tt.config)}},
+			Spec: families.Spec{ImageProcessor: tt.class, NativeResolution: &size,
+				AnySize: &vision.AnySize{NativeResolution: size, Frames: tt.frames}}}
+		p, err := m.preprocessor()
+		if err != nil {
+			if !strings.Contains(err.Error(), tt.want) || strings.HasPrefix(tt.want, "{") {
+				t.Errorf("%s of %d frames: %v, want %s", tt.config, tt.frames, err, tt.want)
+			}
+			continue
+		}
+		if got := fmt.Sprint(p.(vision.Patcher).Patches()); got != tt.want {
+			t.Errorf("%s of %d frames: %s, want %s", tt.config, tt.frames, got, tt.want)
+		}
+	}
+}
+
+// Files that have LFM2-VL's processor leave out the marks around an image are refused: prompts here have them.
+func TestMarksOfProcessor(t *testing.T) {
+	size := vision.NativeResolution{PatchSize: 16, MergeSize: 2, TileSize: 512}
+	for config, want := range map[string]string{
+		`{"use_image_special_tokens": false}`: "use_image_special_tokens is false", `{"use_image_special_tokens": true}`: "", `{}`: "",
+	} {
+		m := &Model{files: fstest.MapFS{"processor_config.json": &fstest.MapFile{Data: []byte(config)},
+			"preprocessor_config.json": &fstest.MapFile{Data: []byte("{}")}},
+			Spec: families.Spec{ImageProcessor: "Lfm2VlImageProcessor", NativeResolution: &size}}
+		m.Layout.ImageTokens = size.Tokens
+		if _, err := m.preprocessor(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", config, err, want)
+		}
+	}
+}

@@ -253,7 +253,7 @@ func (m *Model) fits(p vision.Preprocessor, file []byte) error {
 		kind := strings.TrimPrefix(fmt.Sprintf("%T", p), "vision.")
 		return fmt.Errorf("the image processor is of the kind %s, model_type %q takes one like %s", kind, m.Type, m.ImageProcessor)
 	}
-	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}} {
+	for _, size := range [][2]int{{4096, 4096}, {4096, 1}, {1, 4096}, {32768, 32768}} {
 		grid := p.Grid(size[0], size[1])
 		if n := grid.Tiles(); n > families.MaxTiles {
 			return fmt.Errorf("an image of %d×%d pixels would be cut into %d tiles of %d pixels, want at most %d: size.longest_edge is too large or the tiles too small",

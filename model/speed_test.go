@@ -62,7 +62,7 @@ func BenchmarkTower(b *testing.B) {
 	}
 	defer tower.Close()
 	for b.Loop() {
-		if err := tower.Run(1); err != nil {
+		if err := tower.Run(b.Context(), 1); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -166,7 +166,7 @@ func BenchmarkDecodeWhileEncoding(b *testing.B) {
 			case <-stop:
 				return
 			default:
-				if err := tower.Run(1); err != nil {
+				if err := tower.Run(b.Context(), 1); err != nil {
 					b.Error(err)
 					return
 				}

@@ -113,7 +113,7 @@ func tilesTogether(t *testing.T, name string, p graph.Precision) {
 				t.Fatal(err)
 			}
 		}
-		if err := tower.Run(len(list)); err != nil {
+		if err := tower.Run(t.Context(), len(list)); err != nil {
 			t.Fatal(err)
 		}
 		for place := range list {

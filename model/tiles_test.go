@@ -53,6 +53,9 @@ func TestTilesOfAnySizeTower(t *testing.T) {
 		cut.Pixels = append(cut.Pixels, part.Pixels...)
 		want = append(want, encode(&part)...)
 	}
+	if err := tower.Wipe(); err != nil {
+		t.Fatal(err)
+	}
 	got := encode(&cut)
 	if !slices.Equal(got, want) || len(got) != m.AnySize.Tokens(cut.Grid)*m.Decoder.Hidden {
 		t.Errorf("%d values of an image that is cut differ from the %d of its parts", len(got), len(want))

@@ -14,8 +14,8 @@ type AxisRope struct {
 }
 
 func (r AxisRope) validate() error {
-	if !(r.Theta > 0) || math.IsInf(r.Theta, 0) {
-		return fmt.Errorf("vision_config.rope_theta is %g, want a number above 0", r.Theta)
+	if !(r.Theta >= 1 && r.Theta <= math.MaxFloat64) { // below 1 frequencies grow beyond all bounds
+		return fmt.Errorf("vision_config.rope_theta is %g, want a number from 1", r.Theta)
 	}
 	return nil
 }
@@ -62,8 +62,13 @@ type PositionTable struct {
 }
 
 func (p PositionTable) validate() error {
-	if p.Side < 0 || p.Side > 1<<10 {
-		return fmt.Errorf("vision_config: a position table of %d×%d, want at most %d a side", p.Side, p.Side, 1<<10)
+	least := 0
+	if p.Sampling != 0 { // a tower that samples a table has one
+		least = 1
+	}
+	if p.Side < least || p.Side > 1<<10 {
+		return fmt.Errorf("vision_config: a position table of %d×%d (image_size over patch_size), want %d to %d a side",
+			p.Side, p.Side, least, 1<<10)
 	}
 	return nil
 }

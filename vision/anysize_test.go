@@ -173,8 +173,10 @@ func TestAnySizeValidate(t *testing.T) {
 		"layers [1 0]":          func(a *AnySize) { a.Deepstack = []int{1, 0} },
 		"24 values in 5 parts":  func(a *AnySize) { a.Deepstack, a.Layers = []int{0, 1, 2, 3}, 4 },
 		"rope_theta is NaN":     func(a *AnySize) { a.Rope.Theta = math.NaN() },
+		"rope_theta is 0.5":     func(a *AnySize) { a.Rope.Theta = 0.5 },
 		"rope_theta is 0":       func(a *AnySize) { a.Rope.Theta = 0 },
 		"a position table":      func(a *AnySize) { a.Positions.Side = 1 << 11 },
+		"table of 0×0":          func(a *AnySize) { a.Positions = PositionTable{Sampling: Cubic} },
 		`hidden_act "sin"`:      func(a *AnySize) { a.Activation = "sin" },
 		"blocks of several":     func(a *AnySize) { a.Merger = MLPMerger{Activation: "gelu"} },
 		"projector_hidden_act":  func(a *AnySize) { a.Merger = UnfoldMerger{} },
@@ -185,6 +187,18 @@ func TestAnySizeValidate(t *testing.T) {
 		change(&a)
 		if err := a.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want an error with %q", err, want)
+		}
+	}
+}
+
+// An image whose patches are repeated otherwise than the tower takes them is refused: normalising would write beyond
+// it.
+func TestFramesOfImage(t *testing.T) {
+	p := NativeResolution{PatchSize: 2, MergeSize: 1}
+	for frames, fits := range []bool{true, false, true, false} { // 0 where nobody says
+		img := &Image{Size: 2, Frames: frames, Grid: Grid{Width: 4, Height: 2}, Pixels: make([]uint8, 3*4*2)}
+		if err := p.check(img, 2*3*2*2); (err == nil) != fits {
+			t.Errorf("%d frames of 2: %v", frames, err)
 		}
 	}
 }

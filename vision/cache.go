@@ -3,10 +3,11 @@ package vision
 import (
 	"container/list"
 	"errors"
+	"slices"
 	"sync"
 )
 
-// errAbandoned ends an encode that every caller left before it began.
+// errAbandoned ends an encode that every caller left.
 var errAbandoned = errors.New("nobody waits for this image")
 
 // cache holds patch embeddings by image digest, least recently used first out, and joins callers that ask for
@@ -36,6 +37,9 @@ type entry struct {
 	waiters int           // guarded by cache.mu
 	place   *list.Element // guarded by cache.mu; nil while under way
 	over    bool          // guarded by cache.mu: done is closed
+	// forgotten is set where the image was to be forgotten while it was under way and nobody waited: it is never kept.
+	// Guarded by cache.mu.
+	forgotten bool
 	// priority is the highest of those who asked for the image while it was under way. Guarded by cache.mu.
 	priority int
 }
@@ -68,6 +72,13 @@ func (c *cache) leave(e *entry) {
 	e.waiters--
 }
 
+// wanted tells whether anybody waits for one of the entries.
+func (c *cache) wanted(list []*entry) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(list, func(e *entry) bool { return e.waiters > 0 })
+}
+
 // priorityOf is an entry's.
 func (c *cache) priorityOf(e *entry) int {
 	c.mu.Lock()
@@ -83,7 +94,7 @@ func (c *cache) abandoned(e *entry) bool {
 	if e.waiters > 0 || e.over {
 		return false
 	}
-	delete(c.entries, e.key)
+	c.unmap(e)
 	return true
 }
 
@@ -112,13 +123,15 @@ func (c *cache) finish(e *entry, patches []float32, err error) {
 	if e.over {
 		return
 	}
+	if e.forgotten {
+		clear(patches)
+		patches, err = nil, errAbandoned
+	}
 	e.over, e.patches, e.err = true, patches, err
 	close(e.done)
 	size := int64(len(patches)) * 4
-	if err != nil || size > c.budget {
-		if c.entries[e.key] == e {
-			delete(c.entries, e.key)
-		}
+	if err != nil || size > c.budget || c.entries[e.key] != e {
+		c.unmap(e)
 		return
 	}
 	e.place = c.order.PushFront(e)
@@ -132,18 +145,32 @@ func (c *cache) finish(e *entry, patches []float32, err error) {
 func (c *cache) drop(e *entry) {
 	c.order.Remove(e.place)
 	c.used -= int64(len(e.patches)) * 4
-	delete(c.entries, e.key)
+	c.unmap(e)
+}
+
+// unmap takes an entry out of the map, where another one may have its key. c.mu is held.
+func (c *cache) unmap(e *entry) {
+	if c.entries[e.key] == e {
+		delete(c.entries, e.key)
+	}
 }
 
 // forget takes out what there is of a tenant's file, whatever it was prepared by, and gives its patch embeddings. What
-// is under way stays.
+// is under way stays if somebody waits for it, and is overwritten when it comes if nobody does.
 func (c *cache) forget(tenant string, file [32]byte) (gone [][]float32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, e := range c.entries {
-		if k.tenant == tenant && e.file == file && e.place != nil {
+		if k.tenant != tenant || e.file != file {
+			continue
+		}
+		switch {
+		case e.place != nil:
 			c.drop(e)
 			gone = append(gone, e.patches)
+		case e.waiters == 0:
+			e.forgotten = true
+			c.unmap(e)
 		}
 	}
 	return gone

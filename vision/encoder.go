@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mmserve/mmserve/internal/imaging"
 )
@@ -24,8 +25,18 @@ type Encoder struct {
 	done      chan struct{}
 	closing   sync.Once
 
-	mu    sync.Mutex
-	stats EncoderStats
+	turn   sync.Mutex  // held while the tower is used, and from Close on
+	wiping atomic.Bool // the tower's memory is to be wiped when the turn is over
+
+	mu      sync.Mutex
+	stats   EncoderStats
+	running *running // the tower's run, nil between runs
+}
+
+// running is a run of the tower: the images in it, and what ends it.
+type running struct {
+	entries []*entry
+	end     context.CancelFunc
 }
 
 // EncoderStats counts what the encoder did since it was made.
@@ -68,10 +79,11 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
 // were cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant)
 // that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
-// context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded.
+// context ends stops waiting; when the last one has gone before the image reached the tower, it is never encoded, and a
+// run of the tower ends when nobody waits for any image in it.
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
-	defer e.cache.leave(ent)
+	defer e.leave(ent)
 	e.count(!first)
 	if first {
 		parts := e.tower.Parts(img)
@@ -89,7 +101,10 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 	}
 	select {
 	case <-ent.done:
-		if errors.Is(ent.err, errAbandoned) && ctx.Err() == nil {
+		if errors.Is(ent.err, errAbandoned) {
+			if ctx.Err() != nil {
+				return nil, false, context.Cause(ctx)
+			}
 			return e.Encode(ctx, img)
 		}
 		return ent.patches, !first, ent.err
@@ -101,9 +116,22 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 }
 
 // Forget takes what there is of a tenant's file out of the cache, and gives its patch embeddings: callers of Encode may
-// be using them still. What is being encoded stays.
+// be using them still. What is being encoded stays as long as somebody waits for it. What the tower keeps of earlier
+// runs is overwritten, after the one under way if there is one.
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
+	e.wiping.Store(true)
+	e.tidy()
 	return e.cache.forget(tenant, file)
+}
+
+// tidy wipes the tower's memory if that is wanted, or leaves it to whoever has the turn.
+func (e *Encoder) tidy() {
+	for e.wiping.Load() && e.turn.TryLock() {
+		if e.wiping.Swap(false) {
+			_ = e.tower.Wipe() // zeros can always be written
+		}
+		e.turn.Unlock()
+	}
 }
 
 func (e *Encoder) count(hit bool) {
@@ -128,7 +156,11 @@ func (e *Encoder) Stats() EncoderStats {
 // Close stops the worker, which a tower that can be interrupted lets go of within a run. Waiting callers get ErrClosed.
 // The tower stays the caller's.
 func (e *Encoder) Close() {
-	e.closing.Do(func() { close(e.stop) })
+	e.closing.Do(func() {
+		close(e.stop)
+		<-e.done
+		e.turn.Lock() // the tower is the caller's
+	})
 	<-e.done
 }
 
@@ -151,7 +183,10 @@ func (e *Encoder) work() {
 		default:
 		}
 		list = e.drain(list)
+		e.turn.Lock()
 		list = e.step(list)
+		e.turn.Unlock()
+		e.tidy()
 	}
 }
 
@@ -168,6 +203,7 @@ func (e *Encoder) drain(list []*job) []*job {
 		kept := list[:0]
 		for _, j := range list {
 			if e.cache.abandoned(j.entry) {
+				clear(j.patches)
 				e.cache.finish(j.entry, nil, errAbandoned)
 				continue
 			}
@@ -193,6 +229,41 @@ func (e *Encoder) step(list []*job) []*job {
 		}
 	}
 	return slices.DeleteFunc(list, func(j *job) bool { return j.left == 0 })
+}
+
+// run has the tower encode the parts at places, as long as somebody waits for one of them.
+func (e *Encoder) run(places []*job) error {
+	ctx, end := context.WithCancelCause(context.Background())
+	r := &running{end: func() { end(errAbandoned) }}
+	defer r.end()
+	for _, j := range places {
+		r.entries = append(r.entries, j.entry)
+	}
+	e.setRunning(r)
+	defer e.setRunning(nil)
+	e.endUnwanted() // the last caller may have left before
+	return e.tower.Run(ctx, len(places))
+}
+
+func (e *Encoder) setRunning(r *running) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.running = r
+}
+
+// leave ends what a caller waits for.
+func (e *Encoder) leave(ent *entry) {
+	e.cache.leave(ent)
+	e.endUnwanted()
+}
+
+// endUnwanted ends the run that is under way if nobody waits for any of its images.
+func (e *Encoder) endUnwanted() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r := e.running; r != nil && !e.cache.wanted(r.entries) {
+		r.end()
+	}
 }
 
 // fill loads parts of the images that wait until the run is full, and tells whose part is at which place.
@@ -236,5 +307,6 @@ func (e *Encoder) handOut(j *job, at int, err error) {
 // fail ends a job; parts of it may be in the run.
 func (e *Encoder) fail(j *job, err error) {
 	e.cache.finish(j.entry, nil, err)
+	clear(j.patches)
 	j.next, j.left = j.parts, 0
 }

@@ -12,11 +12,12 @@ import (
 // countingTower "encodes" a tile of one pixel x to the two values x, -x, and keeps the size of every run.
 // hold, when not nil, is received from before each run.
 type countingTower struct {
-	in   []float32
-	out  []float32
-	runs []int
-	hold chan struct{}
-	fail error
+	in    []float32
+	out   []float32
+	runs  []int
+	hold  chan struct{}
+	fail  error
+	wiped int
 }
 
 func (f *countingTower) MaxParts() int        { return 4 }
@@ -30,9 +31,13 @@ func (f *countingTower) Load(place int, img *Image, i int, normalize Normalizer)
 	return nil
 }
 
-func (f *countingTower) Run(n int) error {
+func (f *countingTower) Run(ctx context.Context, n int) error {
 	if f.hold != nil {
-		<-f.hold
+		select {
+		case <-f.hold:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	f.runs = append(f.runs, n)
 	f.out = nil
@@ -45,7 +50,12 @@ func (f *countingTower) Run(n int) error {
 func (f *countingTower) Patches(place int) []float32              { return f.out[2*place:][:2] }
 func (f *countingTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 func (f *countingTower) WarmUp() error                            { return nil }
-func (f *countingTower) Close() error                             { return nil }
+func (f *countingTower) Wipe() error {
+	f.wiped++
+	clear(f.in)
+	return nil
+}
+func (f *countingTower) Close() error { return nil }
 
 var errNotPrepared = errors.New("not prepared for the tower")
 
@@ -174,6 +184,130 @@ func TestCallerGone(t *testing.T) {
 		e.Close()
 		if _, _, err := e.Encode(t.Context(), imageOf(9)); !errors.Is(err, ErrClosed) {
 			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// A run ends when the last of those who wait for its images has gone, not before; whoever comes after starts afresh.
+func TestRunNobodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		defer e.Close()
+		go e.Encode(t.Context(), imageOf(7)) // so that the others share the next run
+		synctest.Wait()
+		first, leaveFirst := context.WithCancel(t.Context())
+		second, leaveSecond := context.WithCancel(t.Context())
+		go e.Encode(first, imageOf(1))
+		go e.Encode(first, imageOf(2))
+		go e.Encode(second, imageOf(2))
+		synctest.Wait()
+		tower.hold <- struct{}{}
+		synctest.Wait()
+		leaveFirst()
+		synctest.Wait()
+		if e.running == nil {
+			t.Fatal("a run ended that somebody waits for")
+		}
+		leaveSecond()
+		synctest.Wait()
+		if e.running != nil || len(tower.runs) != 1 {
+			t.Errorf("a run goes on that nobody waits for, or gave something: %v", tower.runs)
+		}
+		close(tower.hold)
+		for _, x := range []uint8{1, 2} {
+			if got, cached, err := e.Encode(t.Context(), imageOf(x)); err != nil || cached || got[0] != float32(x) {
+				t.Errorf("image %d afterwards: %v %v %v", x, got, cached, err)
+			}
+		}
+	})
+}
+
+// Callers who come and go while runs end under them get what they asked for.
+func TestRunsEndUnderCallers(t *testing.T) {
+	tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+	e := NewEncoder(tower, widen, 0)
+	defer e.Close()
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case tower.hold <- struct{}{}:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	defer close(stop)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			if i%2 == 0 {
+				go leave()
+			}
+			x := uint8(i % 3)
+			got, _, err := e.Encode(ctx, imageOf(x))
+			if err != nil && ctx.Err() == nil || err == nil && got[0] != float32(x) {
+				t.Errorf("image %d: %v %v", x, got, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// An image that is forgotten after its last caller left, and before a run that others wait for ends, is not kept: its
+// patch embeddings are overwritten, and whoever asks again has it encoded anew.
+func TestForgetUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+		e := NewEncoder(tower, widen, 1<<20)
+		defer e.Close()
+		go e.Encode(t.Context(), imageOf(7)) // so that the others share the next run
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		secret := imageOf(1)
+		secret.File, secret.Tenant = [32]byte{1}, "a"
+		go e.Encode(ctx, secret)
+		go e.Encode(t.Context(), imageOf(2))
+		synctest.Wait()
+		tower.hold <- struct{}{}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		under := e.cache.entries[key{secret.Digest, "a"}]
+		if under == nil || e.running == nil {
+			t.Fatal("the image is not under way")
+		}
+		if gone := e.Forget("a", secret.File); len(gone) != 0 || tower.wiped != 0 {
+			t.Errorf("forgotten: %v, wiped %d times amid a run", gone, tower.wiped)
+		}
+		again := make(chan bool)
+		go func() {
+			got, cached, err := e.Encode(t.Context(), secret)
+			again <- err == nil && !cached && got[0] == 1
+		}()
+		synctest.Wait()
+		close(tower.hold)
+		if !<-again {
+			t.Error("asked again: it was not encoded anew")
+		}
+		if under.patches != nil || !under.over {
+			t.Errorf("what was forgotten is kept: %v", under.patches)
+		}
+		if tower.wiped != 1 {
+			t.Errorf("the tower was wiped %d times after the run, want once", tower.wiped)
+		}
+		if gone := e.Forget("a", secret.File); len(gone) != 1 || len(e.cache.entries) != 2 {
+			t.Errorf("afterwards: %v of %d", gone, len(e.cache.entries))
+		}
+		if tower.wiped != 2 || slices.ContainsFunc(tower.in, func(x float32) bool { return x != 0 }) {
+			t.Errorf("the idle tower was wiped %d times and has %v", tower.wiped, tower.in)
+		}
+		e.Close()
+		if e.Forget("a", secret.File); tower.wiped != 2 {
+			t.Error("a tower that is no longer the encoder's was wiped")
 		}
 	})
 }

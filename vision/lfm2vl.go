@@ -163,7 +163,7 @@ func (p Lfm2VL) recipe(w, h int) recipe {
 		scalings = append(scalings, f.To(w, h, g.Cols*s, g.Rows*s))
 	}
 	return recipe{scalings, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
-		img.Size, img.Pixels = p.PatchSize, make([]uint8, 3*(g.Rows*g.Cols*s*s+g.Width*g.Height))
+		img.Size, img.Frames, img.Pixels = p.PatchSize, 1, make([]uint8, 3*(g.Rows*g.Cols*s*s+g.Width*g.Height))
 		patches, size := img.Pixels, p.Patches()
 		for i := range g.Rows * g.Cols {
 			patches = size.cut(patches, scaled[1], imaging.Canvas{W: s, H: s, X: i % g.Cols * s, Y: i / g.Cols * s})

@@ -108,7 +108,7 @@ func patchRecipe(p Patcher, resample int) func(w, h int) recipe {
 		g, size := p.Grid(w, h), p.Patches()
 		whole := imaging.Filters[resample].To(w, h, g.Width, g.Height)
 		return recipe{[]imaging.Scaling{whole}, func(_ context.Context, scaled []*imaging.RGB, img *Image) error {
-			img.Size, img.Pixels = size.Patch, make([]uint8, 3*g.Width*g.Height)
+			img.Size, img.Frames, img.Pixels = size.Patch, size.Frames, make([]uint8, 3*g.Width*g.Height)
 			size.cut(img.Pixels, scaled[0], imaging.Canvas{W: g.Width, H: g.Height})
 			imaging.Release(scaled[0])
 			return nil

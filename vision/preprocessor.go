@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -118,6 +119,9 @@ type normalizationConfig struct {
 	Std       json.RawMessage `json:"image_std"`
 }
 
+// maxMean bounds what is subtracted from pixel values and what they are divided by: they are 255 at most.
+const maxMean = 1e6
+
 // half is the mean and the deviation of most vision towers (IMAGENET_STANDARD_MEAN and _STD in transformers).
 var half = [3]float32{0.5, 0.5, 0.5}
 
@@ -140,6 +144,11 @@ func (c normalizationConfig) parse(mean, std [3]float32) (n Normalization, err e
 	}
 	if slices.Contains(n.Std[:], 0) {
 		return n, fmt.Errorf("image_std is %v, want no zero", n.Std)
+	}
+	for _, v := range slices.Concat(n.Mean[:], n.Std[:]) {
+		if math.Abs(float64(v)) > maxMean {
+			return n, fmt.Errorf("image_mean is %v and image_std %v, want at most %g", n.Mean, n.Std, float64(maxMean))
+		}
 	}
 	return n, nil
 }

@@ -137,6 +137,8 @@ func TestParsePreprocessor(t *testing.T) {
 		`{` + clip + `, "size": {"shortest_edge": 99999}}`:                             "99999",
 		`{` + clip + `, "resample": 0}`:                                                "resample is 0",
 		`{` + clip + `, "image_std": [1, 0, 1]}`:                                       "image_std",
+		`{` + clip + `, "image_mean": 1e300}`:                                          "image_mean is [+Inf",
+		`{` + clip + `, "image_std": [1, 1, 1e30]}`:                                    "want at most 1e+06",
 		`{` + onevision + `, "size": {"shortest_edge": 384}}`:                          "size has no height",
 		`{` + onevision + `, "size": 32, "image_grid_pinpoints": [[32, 32], [32, 0]]}`: "[32 0]",
 		`{` + onevision + `, "size": 32, "image_grid_pinpoints": [[48, 32]]}`:          "[48 32]",

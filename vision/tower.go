@@ -1,6 +1,9 @@
 package vision
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // Tower is an opened vision tower with its connector. It encodes images part by part: a TiledTower's parts are tiles, a
 // NativeTower and an AnySizeTower take each image as one part. One goroutine uses it at a time.
@@ -12,13 +15,15 @@ type Tower interface {
 	// Load puts part i of an image at a place of the next run, 0 to MaxParts-1. It refuses an image that was not prepared
 	// for the tower, and with errFull, at any place but the first, one that the run has no room for.
 	Load(place int, img *Image, i int, normalize Normalizer) error
-	// Run encodes the parts at the first n places.
-	Run(n int) error
+	// Run encodes the parts at the first n places. It ends early, with the context's cause, when ctx ends.
+	Run(ctx context.Context, n int) error
 	// Patches are the patch embeddings, [tokens, width] row-major, of the part at a place of the last run. They are valid
 	// until the next Load or Run.
 	Patches(place int) []float32
 	// Pack makes the patch embeddings of an image out of those of its parts, in order. The result may be patches itself.
 	Pack(g Grid, patches []float32) []float32
+	// Wipe puts zeros over what is left of images.
+	Wipe() error
 	// WarmUp runs what the first images would otherwise wait for.
 	WarmUp() error
 	Close() error
@@ -46,7 +51,7 @@ func Encode(t Tower, img *Image, normalize Normalizer) ([]float32, error) {
 				return nil, err
 			}
 		}
-		if err := t.Run(n); err != nil {
+		if err := t.Run(context.Background(), n); err != nil {
 			return nil, err
 		}
 		for place := range n {

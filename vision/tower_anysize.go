@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -105,7 +106,7 @@ func (t *AnySizeTower) Load(place int, img *Image, i int, normalize Normalizer) 
 		return fmt.Errorf("vision tower: part %d of %d at place %d of %d, want a part at the next", i, t.Parts(img), place,
 			len(t.loaded))
 	}
-	if err := t.check(img); err != nil {
+	if err := t.check(img, t.values()); err != nil {
 		return err
 	}
 	g, at := t.part(img.Grid, i)
@@ -202,7 +203,7 @@ func (t *AnySizeTower) loadAngles(p placed, rows, cols int) {
 }
 
 // Run implements Tower.
-func (t *AnySizeTower) Run(n int) error {
+func (t *AnySizeTower) Run(ctx context.Context, n int) error {
 	if n < 1 || n > len(t.loaded) {
 		return fmt.Errorf("vision tower: a run of %d images, want 1 to the %d that are loaded", n, len(t.loaded))
 	}
@@ -224,7 +225,7 @@ func (t *AnySizeTower) Run(n int) error {
 	}
 	defer out.Destroy()
 	t.ran = 0
-	if err := t.session.Run(in, []ort.Tensor{out}); err != nil {
+	if err := t.session.RunContext(ctx, in, []ort.Tensor{out}); err != nil {
 		return fmt.Errorf("vision tower: %w", err)
 	}
 	t.ran = n
@@ -278,8 +279,18 @@ func (t *AnySizeTower) Patches(place int) []float32 {
 // Pack implements Tower: the graph has done it.
 func (t *AnySizeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
+<<<<<<< HEAD
 // Interrupt has the Run under way fail soon.
 func (t *AnySizeTower) Interrupt() error { return t.session.Interrupt() }
+=======
+// Wipe implements Tower.
+func (t *AnySizeTower) Wipe() error {
+	clear(t.scratch)
+	clear(t.ordered)
+	t.loaded, t.ordered, t.ran = nil, nil, 0
+	return errors.Join(t.patches.Wipe(), t.features.Wipe(), t.positions.Wipe())
+}
+>>>>>>> main
 
 // Close frees the session and its memory.
 func (t *AnySizeTower) Close() error {

@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -115,7 +116,7 @@ func (t *NativeTower) Load(place int, img *Image, i int, normalize Normalizer) e
 	if place != 0 || i != 0 {
 		return fmt.Errorf("vision tower: part %d at place %d, want one image a run", i, place)
 	}
-	if err := t.check(img); err != nil {
+	if err := t.check(img, t.values); err != nil {
 		return err
 	}
 	n := t.count(img.Grid)
@@ -131,7 +132,7 @@ func (t *NativeTower) Load(place int, img *Image, i int, normalize Normalizer) e
 func (p NativeResolution) count(g Grid) int { return g.Height / p.PatchSize * (g.Width / p.PatchSize) }
 
 // Run implements Tower.
-func (t *NativeTower) Run(n int) error {
+func (t *NativeTower) Run(ctx context.Context, n int) error {
 	if n != 1 || !t.loaded {
 		return fmt.Errorf("vision tower: a run of %d images, loaded %t, want one", n, t.loaded)
 	}
@@ -156,7 +157,7 @@ func (t *NativeTower) Run(n int) error {
 		return err
 	}
 	defer out.Destroy()
-	if err := t.session.Run([]ort.Tensor{in, thw}, []ort.Tensor{out}); err != nil {
+	if err := t.session.RunContext(ctx, []ort.Tensor{in, thw}, []ort.Tensor{out}); err != nil {
 		return fmt.Errorf("vision tower: %w", err)
 	}
 	return nil
@@ -168,8 +169,16 @@ func (t *NativeTower) Patches(int) []float32 { return t.patches.Load(0, t.Tokens
 // Pack implements Tower: the graph has done it.
 func (t *NativeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
+<<<<<<< HEAD
 // Interrupt has the Run under way fail soon.
 func (t *NativeTower) Interrupt() error { return t.session.Interrupt() }
+=======
+// Wipe implements Tower.
+func (t *NativeTower) Wipe() error {
+	t.loaded = false
+	return errors.Join(t.pixels.Wipe(), t.patches.Wipe())
+}
+>>>>>>> main
 
 // Close frees the session and its memory.
 func (t *NativeTower) Close() error {
@@ -183,8 +192,12 @@ func (t *NativeTower) Close() error {
 	return err
 }
 
-// check refuses an image that was not prepared for the tower.
-func (p NativeResolution) check(img *Image) error {
+// check refuses an image that was not prepared for the tower, whose patches have so many values.
+func (p NativeResolution) check(img *Image, values int) error {
+	if n := 3 * p.PatchSize * p.PatchSize * img.Frames; n != 0 && n != values {
+		return fmt.Errorf("vision tower: the image processor (temporal_patch_size %d) gives %d values a patch, the tower takes %d",
+			img.Frames, n, values)
+	}
 	block := p.PatchSize * p.MergeSize
 	w, h := img.Grid.Width, img.Grid.Height
 	tiles := img.Grid.Rows * img.Grid.Cols

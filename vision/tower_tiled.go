@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -127,7 +128,7 @@ func (t *TiledTower) WarmUp() error {
 		return nil
 	}
 	for _, n := range []int{1, 2, 3, 4, t.maxTiles} { // kernels differ by what divides their rows
-		if err := t.Run(min(n, t.maxTiles)); err != nil {
+		if err := t.Run(context.Background(), min(n, t.maxTiles)); err != nil {
 			return err
 		}
 	}
@@ -151,7 +152,7 @@ func (t *TiledTower) Load(place int, img *Image, i int, normalize Normalizer) er
 }
 
 // Run implements Tower.
-func (t *TiledTower) Run(n int) error {
+func (t *TiledTower) Run(ctx context.Context, n int) error {
 	if n < 1 || n > t.maxTiles {
 		return fmt.Errorf("vision tower: %d tiles in one run, want 1 to %d", n, t.maxTiles)
 	}
@@ -175,7 +176,7 @@ func (t *TiledTower) Run(n int) error {
 		return err
 	}
 	defer out.Destroy()
-	if err := t.session.Run(in, []ort.Tensor{out}); err != nil {
+	if err := t.session.RunContext(ctx, in, []ort.Tensor{out}); err != nil {
 		return fmt.Errorf("vision tower: %w", err)
 	}
 	t.features = t.patches.Load(0, n*t.tilePatches)
@@ -194,6 +195,9 @@ func (t *TiledTower) Pack(g Grid, patches []float32) []float32 {
 
 // Interrupt has the Run under way fail soon.
 func (t *TiledTower) Interrupt() error { return t.session.Interrupt() }
+
+// Wipe implements Tower.
+func (t *TiledTower) Wipe() error { return errors.Join(t.pixels.Wipe(), t.patches.Wipe()) }
 
 // Close frees the session and its memory.
 func (t *TiledTower) Close() error {

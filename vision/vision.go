@@ -31,6 +31,8 @@ type Image struct {
 	Grid          Grid
 	// Size is the side of one tile in pixels, with a Patcher of one patch.
 	Size int
+	// Frames is how many times the pixel values of a patch are to be repeated; 0 where nobody says.
+	Frames int
 	// Pixels holds Grid.Tiles() tiles, each planar RGB: [tiles, 3, Size, Size] bytes, not yet normalised. With a
 	// Patcher it holds patches, those that become one token side by side: [patches, 3, Size, Size].
 	Pixels []uint8

@@ -174,12 +174,12 @@ func (c *Client) Remove(r Repo) (freed int64, err error) {
 	shared := map[string]bool{}
 	for j, k := range m.Commits {
 		if j != i {
-			err = errors.Join(err, s.eachLink(k.Commit, func(path string) { shared[linked(path)] = true }))
+			err = errors.Join(err, s.eachLink(k.Commit, func(path string) { shared[s.linked(path)] = true }))
 		}
 	}
 	var alone []string
 	err = errors.Join(err, s.eachLink(m.Commits[i].Commit, func(path string) {
-		if to := linked(path); to != "" && !shared[to] && !slices.Contains(alone, to) {
+		if to := s.linked(path); to != "" && !shared[to] && !slices.Contains(alone, to) {
 			alone = append(alone, to)
 		}
 	}))
@@ -198,8 +198,8 @@ func (c *Client) Remove(r Repo) (freed int64, err error) {
 	return freed, err
 }
 
-// linked is the blob that a link of a snapshot leads to; empty if it leads elsewhere or is none.
-func linked(path string) string {
+// linked is the blob of the model that a link of a snapshot leads to; empty if it leads elsewhere or is none.
+func (s *store) linked(path string) string {
 	to, err := os.Readlink(path)
 	if err != nil {
 		return ""
@@ -207,7 +207,7 @@ func linked(path string) string {
 	if !filepath.IsAbs(to) {
 		to = filepath.Join(filepath.Dir(path), to)
 	}
-	if filepath.Base(filepath.Dir(to)) != "blobs" {
+	if to = filepath.Clean(to); filepath.Dir(to) != filepath.Join(s.dir, "blobs") {
 		return ""
 	}
 	return to

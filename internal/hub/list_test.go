@@ -74,3 +74,37 @@ func TestListAndRemove(t *testing.T) {
 		t.Errorf("what is gone: %v", err)
 	}
 }
+
+// What is removed of a model lies in its own folder, wherever a snapshot's links lead.
+func TestRemoveForeignLinks(t *testing.T) {
+	x := start(t)
+	snap := x.mustPull(t)
+	outside := filepath.Join(t.TempDir(), "blobs", "kept")
+	other := filepath.Join(x.Cache(), "models--a--b", "blobs", "kept")
+	for i, path := range []string{outside, other} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("kept"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		target := path
+		if i == 1 {
+			target = filepath.Join("..", "..", "..", "models--a--b", "blobs", "kept")
+		}
+		if err := os.Symlink(target, filepath.Join(snap.Dir, []string{"one", "two"}[i])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := x.Remove(Repo{testID, snap.Commit}); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{outside, other} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("another folder's file is gone: %v", err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(x.store(Repo{testID, "main"}).dir, "blobs")); err != nil || len(left) != 0 {
+		t.Errorf("blobs are left: %v %v", left, err)
+	}
+}

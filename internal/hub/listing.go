@@ -234,7 +234,7 @@ func (c *Client) head(ctx context.Context, r Repo, commit string, f file) (file,
 			return err
 		}
 		f.etag, f.size = a.etag(), a.size()
-		if !etagText.MatchString(f.etag) {
+		if !etagText.MatchString(f.etag) || strings.HasSuffix(f.etag, ".incomplete") {
 			return errors.New("the hub gives no ETag that can be kept")
 		}
 		if sha256Text.MatchString(f.etag) || sha1Text.MatchString(f.etag) {

@@ -1,11 +1,13 @@
 package ort
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mmserve/mmserve/internal/onnx"
 )
@@ -146,5 +148,47 @@ func TestGraphFeatures(t *testing.T) {
 	}
 	if _, err := View(mem.Slice(), 5, 5); err == nil {
 		t.Error("a view larger than its memory was allowed")
+	}
+}
+
+// A run ends with its context, long before the graph is done, and the session goes on.
+func TestRunContext(t *testing.T) {
+	startLibrary(t)
+	const side, nodes = 512, 4000 // a second at least, on any processor
+	g := onnx.New("g")
+	g.Input("x", onnx.F32, side, side)
+	last := "x"
+	for range nodes {
+		last = g.Op("MatMul", nil, last, "x")
+	}
+	g.Node("", "Identity", nil, []string{last}, []string{"y"})
+	g.Output("y", onnx.F32, side, side)
+	s, err := NewSession(g, Options{Threads: 1, Background: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	mem, err := Alloc[float32](2 * side * side)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Free()
+	x, err := View(mem.Slice(), side, side)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Destroy()
+	out, err := View(mem.Slice()[side*side:], side, side)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Destroy()
+	why := errors.New("nobody waits")
+	for _, wait := range []time.Duration{0, 20 * time.Millisecond} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(wait, func() { cancel(why) })
+		if err := s.RunContext(ctx, []Tensor{x}, []Tensor{out}); !errors.Is(err, why) {
+			t.Errorf("a run that was ended after %v: %v", wait, err)
+		}
 	}
 }

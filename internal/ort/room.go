@@ -31,6 +31,14 @@ func (r *Room[T]) Slice() []T {
 	return r.m.s
 }
 
+// Wipe puts zeros over it.
+func (r *Room[T]) Wipe() error {
+	if r.m == nil {
+		return nil
+	}
+	return r.m.WipeAll()
+}
+
 // Free returns the memory to the system. No tensor over it may be used any more.
 func (r *Room[T]) Free() error {
 	m := r.m

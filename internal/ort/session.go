@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"sync"
@@ -153,7 +154,35 @@ func (s *Session) Placement() Placement { return s.placement }
 // Run executes the graph: one tensor for each input and output, in the order in which the graph, or who opened its
 // file, named them. What the graph gives for an output that is the zero Tensor is dropped, which float16 cannot be: it
 // needs room.
-func (s *Session) Run(in, out []Tensor) error {
+func (s *Session) Run(in, out []Tensor) error { return s.run(nil, in, out) }
+
+// RunContext is Run that ends between two nodes of the graph when ctx ends, with the context's cause. What the outputs
+// then hold has no meaning.
+func (s *Session) RunContext(ctx context.Context, in, out []Tensor) error {
+	if ctx.Done() == nil {
+		return s.Run(in, out)
+	}
+	o, err := ort.NewRunOptions()
+	if err != nil {
+		return err
+	}
+	defer o.Destroy()
+	told := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(told)
+		_ = o.Terminate() // it fails without memory only: then the run goes on to its end
+	})
+	err = s.run(o, in, out)
+	if !stop() {
+		<-told // o is in use until then
+		if err != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return err
+}
+
+func (s *Session) run(o *ort.RunOptions, in, out []Tensor) error {
 	values := make([]ort.Value, len(in)+len(out))
 	for i, t := range in {
 		values[i] = t.v
@@ -165,6 +194,7 @@ func (s *Session) Run(in, out []Tensor) error {
 		return err
 	}
 	defer s.take()()
+<<<<<<< HEAD
 	options, err := ort.NewRunOptions()
 	if err != nil {
 		return err
@@ -173,6 +203,10 @@ func (s *Session) Run(in, out []Tensor) error {
 	s.background.do(func() { err = s.s.RunWithOptions(values[:len(in)], values[len(in):], options) })
 	s.setRunning(nil)
 	err = errors.Join(err, options.Destroy())
+=======
+	var err error
+	s.background.do(func() { err = s.s.RunWithOptions(values[:len(in)], values[len(in):], o) })
+>>>>>>> main
 	for i, t := range out {
 		// What the binding has no type for, float16 above all, it gives as a nil pointer, with an error.
 		if v := values[len(in)+i]; t.v == nil && v != nil && !reflect.ValueOf(v).IsNil() {

@@ -61,7 +61,10 @@ func (m *Memory[T]) Wipe(from, to int) error {
 	}
 	clear(m.s[from:first])
 	clear(m.s[last:to])
-	return m.Discard(first, last)
+	if err := m.Discard(first, last); err != nil { // locked memory is not given back
+		clear(m.s[first:last])
+	}
+	return nil
 }
 
 // WipeAll is Wipe of all elements.

@@ -67,8 +67,24 @@ func (s Spec) within() error {
 	); err != nil {
 		return err
 	}
+	if err := s.towerEpsilon(); err != nil {
+		return err
+	}
 	if id := int64(s.Layout.ImageTokenID); id < 0 || id > maxVocab {
 		return fmt.Errorf("the image token's id is %d, want 0 to %d", id, maxVocab)
+	}
+	return nil
+}
+
+// towerEpsilon refuses what the tower's norms would divide by the root of, and get no number. Reading a decoder does so
+// for its own.
+func (s Spec) towerEpsilon() error {
+	eps := s.Tower.Eps
+	if s.AnySize != nil {
+		eps = s.AnySize.Norm.Eps
+	}
+	if !(eps >= 0 && eps <= 1) {
+		return fmt.Errorf("vision_config.layer_norm_eps (rms_norm_eps) is %g, want 0 to 1", eps)
 	}
 	return nil
 }

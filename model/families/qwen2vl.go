@@ -97,7 +97,7 @@ func (c *qwenConfig) read(config []byte) error {
 }
 
 func (c *qwenConfig) patch() int {
-	if c.Vision.SpatialPatch != nil {
+	if c.Vision.Patch == nil && c.Vision.SpatialPatch != nil { // what some files have besides
 		return *c.Vision.SpatialPatch
 	}
 	return or(c.Vision.Patch, 14)

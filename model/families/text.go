@@ -231,6 +231,9 @@ func (r rope) apply(out *decoder.Rope, maxLen int) error {
 		default:
 			out.Magnitude = scale(1)
 		}
+		if !(out.Magnitude > 0 && out.Magnitude <= math.MaxFloat32) {
+			return fmt.Errorf("rope attention_factor (or mscale over mscale_all_dim) is %g, want a number above 0", out.Magnitude)
+		}
 	default:
 		return fmt.Errorf("rope type %q is not supported; supported are default, dynamic, linear, llama3, yarn", kind)
 	}
