@@ -279,10 +279,9 @@ func (t *AnySizeTower) Patches(place int) []float32 {
 // Pack implements Tower: the graph has done it.
 func (t *AnySizeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
-<<<<<<< HEAD
 // Interrupt has the Run under way fail soon.
 func (t *AnySizeTower) Interrupt() error { return t.session.Interrupt() }
-=======
+
 // Wipe implements Tower.
 func (t *AnySizeTower) Wipe() error {
 	clear(t.scratch)
@@ -290,7 +289,6 @@ func (t *AnySizeTower) Wipe() error {
 	t.loaded, t.ordered, t.ran = nil, nil, 0
 	return errors.Join(t.patches.Wipe(), t.features.Wipe(), t.positions.Wipe())
 }
->>>>>>> main
 
 // Close frees the session and its memory.
 func (t *AnySizeTower) Close() error {

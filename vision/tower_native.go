@@ -169,16 +169,14 @@ func (t *NativeTower) Patches(int) []float32 { return t.patches.Load(0, t.Tokens
 // Pack implements Tower: the graph has done it.
 func (t *NativeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
-<<<<<<< HEAD
 // Interrupt has the Run under way fail soon.
 func (t *NativeTower) Interrupt() error { return t.session.Interrupt() }
-=======
+
 // Wipe implements Tower.
 func (t *NativeTower) Wipe() error {
 	t.loaded = false
 	return errors.Join(t.pixels.Wipe(), t.patches.Wipe())
 }
->>>>>>> main
 
 // Close frees the session and its memory.
 func (t *NativeTower) Close() error {

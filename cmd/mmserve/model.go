@@ -94,11 +94,8 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	}
 	if p := m.NativeResolution; p != nil {
 		line("vision tower", "images of any size in patches of %d, %d×%d of them a token", p.PatchSize, p.MergeSize, p.MergeSize)
-	} else if m.Tower.Layers == 0 { // stages of their own, as Florence-2's
-		line("vision tower", "%d×%d pixels", m.Tower.ImageSize, m.Tower.ImageSize)
 	} else {
-		line("vision tower", "%d layers of %d, %d×%d pixels in patches of %d", m.Tower.Layers, m.Tower.Hidden,
-			m.Tower.ImageSize, m.Tower.ImageSize, m.Tower.PatchSize)
+		line("vision tower", "%s", towerText(m))
 	}
 	line("decoder", "%d layers of %d, %d heads over %d key-value heads of %d", d.Layers, d.Hidden, d.Heads, d.KVHeads, d.HeadDim)
 	line("vocabulary", "%d rows, %d tokens in the tokenizer", d.Vocab, text.Tokenizer.Size())
@@ -123,6 +120,15 @@ func (i inspectCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) er
 	line("KV cache", "%s a slot of %d tokens (%s a token)", host.FormatBytes(m.KVBytesPerToken()*int64(d.MaxLen)),
 		d.MaxLen, host.FormatBytes(m.KVBytesPerToken()))
 	return nil
+}
+
+// towerText says what a tower of tiles is; Florence-2's has stages of its own instead of layers.
+func towerText(m *model.Model) string {
+	t := m.Tower
+	if t.Layers == 0 {
+		return fmt.Sprintf("%d×%d pixels", t.ImageSize, t.ImageSize)
+	}
+	return fmt.Sprintf("%d layers of %d, %d×%d pixels in patches of %d", t.Layers, t.Hidden, t.ImageSize, t.ImageSize, t.PatchSize)
 }
 
 // weightsText is what the weights take in each precision of the processor.

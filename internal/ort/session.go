@@ -194,19 +194,16 @@ func (s *Session) run(o *ort.RunOptions, in, out []Tensor) error {
 		return err
 	}
 	defer s.take()()
-<<<<<<< HEAD
-	options, err := ort.NewRunOptions()
-	if err != nil {
-		return err
-	}
-	s.setRunning(options)
-	s.background.do(func() { err = s.s.RunWithOptions(values[:len(in)], values[len(in):], options) })
-	s.setRunning(nil)
-	err = errors.Join(err, options.Destroy())
-=======
 	var err error
+	if o == nil {
+		if o, err = ort.NewRunOptions(); err != nil {
+			return err
+		}
+		defer o.Destroy()
+	}
+	s.setRunning(o)
 	s.background.do(func() { err = s.s.RunWithOptions(values[:len(in)], values[len(in):], o) })
->>>>>>> main
+	s.setRunning(nil)
 	for i, t := range out {
 		// What the binding has no type for, float16 above all, it gives as a nil pointer, with an error.
 		if v := values[len(in)+i]; t.v == nil && v != nil && !reflect.ValueOf(v).IsNil() {
