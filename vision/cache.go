@@ -98,24 +98,6 @@ func (c *cache) abandoned(e *entry) bool {
 	return true
 }
 
-// allAbandoned tells that nobody waits for any of the entries that are not over, and then keeps others from joining
-// them.
-func (c *cache) allAbandoned(list []*entry) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range list {
-		if e.waiters > 0 && !e.over {
-			return false
-		}
-	}
-	for _, e := range list {
-		if !e.over {
-			delete(c.entries, e.key)
-		}
-	}
-	return true
-}
-
 // finish completes an entry once; later calls do nothing. A failure is not kept.
 func (c *cache) finish(e *entry, patches []float32, err error) {
 	c.mu.Lock()

@@ -153,8 +153,7 @@ func (e *Encoder) Stats() EncoderStats {
 	return s
 }
 
-// Close stops the worker, which a tower that can be interrupted lets go of within a run. Waiting callers get ErrClosed.
-// The tower stays the caller's.
+// Close stops the worker after the run under way. Waiting callers get ErrClosed. The tower stays the caller's.
 func (e *Encoder) Close() {
 	e.closing.Do(func() {
 		close(e.stop)

@@ -279,9 +279,6 @@ func (t *AnySizeTower) Patches(place int) []float32 {
 // Pack implements Tower: the graph has done it.
 func (t *AnySizeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
-// Interrupt has the Run under way fail soon.
-func (t *AnySizeTower) Interrupt() error { return t.session.Interrupt() }
-
 // Wipe implements Tower.
 func (t *AnySizeTower) Wipe() error {
 	clear(t.scratch)

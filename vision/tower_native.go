@@ -169,9 +169,6 @@ func (t *NativeTower) Patches(int) []float32 { return t.patches.Load(0, t.Tokens
 // Pack implements Tower: the graph has done it.
 func (t *NativeTower) Pack(_ Grid, patches []float32) []float32 { return patches }
 
-// Interrupt has the Run under way fail soon.
-func (t *NativeTower) Interrupt() error { return t.session.Interrupt() }
-
 // Wipe implements Tower.
 func (t *NativeTower) Wipe() error {
 	t.loaded = false

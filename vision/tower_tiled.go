@@ -193,9 +193,6 @@ func (t *TiledTower) Pack(g Grid, patches []float32) []float32 {
 	return t.connector.pack(t.shape, g, patches, t.packWeights)
 }
 
-// Interrupt has the Run under way fail soon.
-func (t *TiledTower) Interrupt() error { return t.session.Interrupt() }
-
 // Wipe implements Tower.
 func (t *TiledTower) Wipe() error { return errors.Join(t.pixels.Wipe(), t.patches.Wipe()) }
 

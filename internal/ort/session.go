@@ -36,9 +36,6 @@ type Session struct {
 	allocator  *ort.Allocator // of the device's memory; made when it is first asked for
 	tensors    map[*deviceValue]struct{}
 	crosses    []byte // 1 for inputs, then outputs, that lie on the device for the graph; nil until the first run
-
-	mu      sync.Mutex
-	running *ort.RunOptions // of the run under way, nil where there is none
 }
 
 // Graph is what a session needs of a graph that was built in memory.
@@ -195,15 +192,7 @@ func (s *Session) run(o *ort.RunOptions, in, out []Tensor) error {
 	}
 	defer s.take()()
 	var err error
-	if o == nil {
-		if o, err = ort.NewRunOptions(); err != nil {
-			return err
-		}
-		defer o.Destroy()
-	}
-	s.setRunning(o)
 	s.background.do(func() { err = s.s.RunWithOptions(values[:len(in)], values[len(in):], o) })
-	s.setRunning(nil)
 	for i, t := range out {
 		// What the binding has no type for, float16 above all, it gives as a nil pointer, with an error.
 		if v := values[len(in)+i]; t.v == nil && v != nil && !reflect.ValueOf(v).IsNil() {
@@ -211,23 +200,6 @@ func (s *Session) run(o *ort.RunOptions, in, out []Tensor) error {
 		}
 	}
 	return err
-}
-
-func (s *Session) setRunning(options *ort.RunOptions) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.running = options
-}
-
-// Interrupt has the Run under way fail after the node that it is at. It may be called from any goroutine, and does
-// nothing where no Run is under way.
-func (s *Session) Interrupt() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running == nil {
-		return nil
-	}
-	return s.running.Terminate()
 }
 
 // Close frees the session and what it reserved on its device. No Run may be under way. Doing so again does nothing.
