@@ -168,7 +168,7 @@ type verifyCmd struct {
 	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
 	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
-	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors 1e-4 of the largest value does, too."`
+	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors half of it, 1e-4 at most, times the largest value does, too."`
 	WriteReferences bool     `name:"write-references" aliases:"write-gold" help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
 	Image           []string `placeholder:"FILE" help:"Images to record with --write-references (default: two drawn samples)."`
 	Prompt          string   `default:"Describe the image." help:"What to ask about them."`

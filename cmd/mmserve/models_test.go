@@ -274,7 +274,7 @@ func TestUnloadGivesMemoryBack(t *testing.T) {
 	root := modelsDir(t)
 	addr, admin := sockettest.FreeAddress(t), sockettest.FreeAddress(t)
 	p := startServe(t, addr, nil, "--model", filepath.Join(root, "tiny"), "--slots", "4", "--admin-address", admin,
-		"--models-dir", root)
+		"--models-dir", root, "--precision", "fp32") // in which a model takes the most
 	p.logged("msg=serving")
 	c, err := client.Dial(addr)
 	if err != nil {

@@ -54,7 +54,7 @@ func checkAnySize(t *testing.T, name, config string) {
 	if len(m.Warnings) > 0 {
 		t.Errorf("warnings %q", m.Warnings)
 	}
-	v, err := New(m, 0, graph.FP32, ort.Options{Threads: 1})
+	v, err := New(m, 2e-4, graph.FP32, ort.Options{Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,7 @@ func TestRelativeReferences(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer m.Close()
-				v, err := New(m, 0, graph.FP32, ort.Options{Threads: 1})
+				v, err := New(m, 2e-4, graph.FP32, ort.Options{Threads: 1})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -183,7 +183,7 @@ func farthest(t *testing.T, m *model.Model) (off float64, err error) {
 		t.Fatal(err)
 	}
 	defer want.Close()
-	v, err := New(m, 0, graph.FP32, ort.Options{Threads: 1})
+	v, err := New(m, 2e-4, graph.FP32, ort.Options{Threads: 1})
 	if err != nil {
 		return 0, err
 	}

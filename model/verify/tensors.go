@@ -163,7 +163,7 @@ func (v *Verifier) compare(name string, got []float32, r references) (Check, err
 		most = max(most, math.Abs(want[i]))
 	}
 	k := v.near(name, got, want)
-	k.OK = k.OK || most <= math.MaxFloat32 && k.Value <= roundingShare*most
+	k.OK = k.OK || most <= math.MaxFloat32 && k.Value <= min(roundingShare, v.tolerance/2)*most
 	return k, nil
 }
 

@@ -34,8 +34,8 @@ type Sessions struct {
 }
 
 // New opens a model's sessions with one KV slot. tolerance bounds the absolute difference of image features and logits;
-// a ten-thousandth of a reference tensor's largest value passes, too. Where weights are quantised the model's
-// LoadQuantized comes first.
+// half of it, a ten-thousandth at most, times a reference tensor's largest value passes, too. Where weights are
+// quantised the model's LoadQuantized comes first.
 func New(m *model.Model, tolerance float64, p graph.Precision, o ort.Options) (*Verifier, error) {
 	v := &Verifier{Sessions{Model: m, Precision: p}, tolerance}
 	var err error
