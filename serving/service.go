@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
@@ -48,6 +49,8 @@ type ServiceOptions struct {
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
 	Fetcher Fetcher
+	// Conversations keeps conversations between requests. nil: none are.
+	Conversations conversation.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -172,6 +175,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer l.leave()
+	turn, err := l.openTurn(ctx, in)
+	if err != nil {
+		return err
+	}
+	defer turn.close()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
@@ -186,6 +194,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer releaseFiles()
+	if err := turn.prepare(ctx, req); err != nil {
+		return err
+	}
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -200,6 +211,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	releaseFiles()
+	turn.release()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -223,7 +235,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if l.rec.scores, err = l.score(ctx, req, input, grammar, tickets[req.n:]); err != nil {
 		return err
 	}
-	return l.answer(ctx, req, input, grammar, tickets[:req.n], to)
+	return l.answer(ctx, req, input, grammar, tickets[:req.n], turn.sink(ctx, to))
 }
 
 // claim is what the engine's admission needs to know of a request. Without a tenant it counts for its peer.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
@@ -27,6 +28,7 @@ type serveCmd struct {
 	telemetryFlags
 	listenFlags
 	mediaFlags
+	conversationFlags
 	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
@@ -123,7 +125,7 @@ func checkAddress(flag, address string) error {
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
 	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
-		s.securityFlags.check())
+		s.conversationFlags.check(), s.securityFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
@@ -176,7 +178,14 @@ func (s serveCmd) serve(
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	srv, err := s.newServer(ctx, o, guard, web, log, reload)
+	store, err := s.conversationFlags.open(ctx, log, reload)
+	if err != nil {
+		return err
+	}
+	if store != nil {
+		defer func() { err = errors.Join(err, store.Close()) }()
+	}
+	srv, err := s.newServer(ctx, o, guard, parts{web, store}, log, reload)
 	if err != nil {
 		return err
 	}
@@ -255,12 +264,19 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
 }
 
+// parts are what a server has beside its models: the listener of HTTP, and the store of conversations. Each may be nil.
+type parts struct {
+	web           net.Listener
+	conversations conversation.Store
+}
+
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
 func (s serveCmd) newServer(
-	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
+	ctx context.Context, o *observability, guard *security, p parts, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
-	options := s.options(o, guard, web, log)
+	options := s.options(o, guard, p.web, log)
 	s.mediaFlags.apply(&options)
+	s.conversationFlags.apply(&options, p.conversations)
 	if s.Quotas != "" {
 		q, file, err := serving.OpenQuotas(s.Quotas, log)
 		if err != nil {
