@@ -182,7 +182,9 @@ func (m *masterKeys) Unwrap(ctx context.Context, id conversation.KeyID, wrapped,
 }
 
 // readRing is the ring of a file, as it was last read.
-type readRing struct{ *reload.Files[*conversation.Ring] }
+type readRing struct {
+	*reload.Files[*conversation.Ring]
+}
 
 // Current implements conversation.Master.
 func (r readRing) Current() conversation.KeyID { return r.Value().Current() }
