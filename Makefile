@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -78,6 +78,11 @@ bin/otelcol: tools/otelcol/main.go tools/otelcol/go.mod
 test-captioning: ort bin/stores
 	MMSERVE_TEST_CAPTIONING=1 $(GO) test -count=1 -v -timeout 40m -run '^TestCaption' ./cmd/mmserve
 
+## test-conversations: 50 kills, and appends to a store of a million messages; PostgreSQL where there is one. Minutes, most of them on the disk
+test-conversations:
+	MMSERVE_TEST_CONVERSATIONS=1 $(GO) test -count=1 -v -timeout 20m -run 'Kill|Postgres' ./conversation
+	MMSERVE_BENCH_MESSAGES=1000000 $(GO) test -run '^$$' -bench '^BenchmarkAppend$$' -benchtime 10000x -timeout 20m ./conversation
+
 bin/stores: tools/stores/main.go tools/stores/go.mod
 	cd tools/stores && $(GO) build -o ../../bin/stores . || echo "no stand-ins of stores: their test is skipped"
 
@@ -101,13 +106,13 @@ released:
 ## proto: write the generated Go beside the .proto files, and the contract to the client for Node
 proto:
 	$(GO) tool -modfile=tools/go.mod buf generate
-	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
+	cp proto/mmserve/v1/*.proto clients/node/proto/mmserve/v1/
 	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
 ## clients: the stubs for Python, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
 clients:
 	protoc -I proto -I clients/proto --python_out=clients/python --grpc_python_out=clients/python \
-	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/retry.proto
+	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/v1/conversation.proto mmserve/retry.proto
 
 ## fuzz: every fuzz target for FUZZTIME each
 FUZZTIME ?= 60s

@@ -7,13 +7,12 @@ import (
 	"runtime"
 	"sync"
 
-
-	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/vision"
@@ -78,11 +77,17 @@ type Service struct {
 	images  images
 	// counting has one place per core, for Count, which has none in an engine.
 	counting chan struct{}
+	// loading has places for images that are read from the store of conversations, before they count against the memory
+	// of media.
+	loading chan struct{}
+	// exporting has places for archives on their way.
+	exporting chan struct{}
 }
 
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s.loading, s.exporting = make(chan struct{}, maxLoading), make(chan struct{}, maxExporting)
 	s.images.used = map[imageFile]*imageUse{}
 	s.options.Telemetry.watch(s)
 	return s

@@ -15,7 +15,6 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/internal/admin"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
@@ -178,17 +177,11 @@ func (s serveCmd) serve(
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
-	store, err := s.conversationFlags.open(ctx, log, reload)
+	srv, closeStore, err := s.newServer(ctx, o, guard, web, log, reload)
 	if err != nil {
 		return err
 	}
-	if store != nil {
-		defer func() { err = errors.Join(err, store.Close()) }()
-	}
-	srv, err := s.newServer(ctx, o, guard, parts{web, store}, log, reload)
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, closeStore()) }()
 	ready.Store(srv)
 
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -264,29 +257,26 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
 }
 
-// parts are what a server has beside its models: the listener of HTTP, and the store of conversations. Each may be nil.
-type parts struct {
-	web           net.Listener
-	conversations conversation.Store
-}
-
-// newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
+// newServer is a server without a model yet, and follows the file of its quotas until ctx ends. closeStore closes what
+// it keeps conversations in.
 func (s serveCmd) newServer(
-	ctx context.Context, o *observability, guard *security, p parts, log *slog.Logger, reload *reloaders,
-) (*server.Server, error) {
-	options := s.options(o, guard, p.web, log)
+	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
+) (srv *server.Server, closeStore func() error, err error) {
+	options := s.options(o, guard, web, log)
 	s.mediaFlags.apply(&options)
-	s.conversationFlags.apply(&options, p.conversations)
 	if s.Quotas != "" {
 		q, file, err := serving.OpenQuotas(s.Quotas, log)
 		if err != nil {
-			return nil, fmt.Errorf("--quotas: %w", err)
+			return nil, nil, fmt.Errorf("--quotas: %w", err)
 		}
 		go file.Run(ctx)
 		reload.add("quotas", file.Reload)
 		options.Quotas = q
 	}
-	return server.Loading(options), nil
+	if closeStore, err = s.conversationFlags.apply(ctx, &options, log, reload); err != nil {
+		return nil, nil, err
+	}
+	return server.Loading(options), closeStore, nil
 }
 
 // load opens the models. It gives nil without an error when ctx ends first: what cannot be interrupted then goes on by
