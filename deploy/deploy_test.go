@@ -184,7 +184,7 @@ func TestContainers(t *testing.T) {
 			})
 		}
 	}
-	if found < 2 {
+	if found < 8 {
 		t.Errorf("found %d containers only", found)
 	}
 }

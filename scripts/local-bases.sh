@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the bases of deploy/docker/Dockerfile under their names, from Debian's packages and this machine's Go: to build the image
-# where no registry is reached. They are stand-ins: what is released is built upon the real ones. Wants root, buildah and debootstrap.
+# Makes the bases of deploy/docker/Dockerfile under their names, from Debian's packages and this machine's Go, Node and npm:
+# to build the image where no registry is reached. They are stand-ins: what is released is built upon the real ones. Wants root, buildah and debootstrap.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -21,14 +21,19 @@ commit() { # a folder as an image
 builder=$(base golang)
 node=$(base node)
 if ! buildah inspect --type image "$builder" >/dev/null 2>&1; then
-	debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev,npm bookworm "$work/debian" >"$work/log" 2>&1 ||
+	debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev,libstdc++6 bookworm "$work/debian" >"$work/log" 2>&1 ||
 		{ tail "$work/log" >&2; exit 1; }
 	rm -rf "$work/debian/var/cache/apt/archives" "$work/debian/usr/share/doc" "$work/debian/usr/share/locale"
-	image=$node commit node "$work/debian" --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-	mkdir -p "$work/debian/usr/local"
+	npm=$(dirname "$(dirname "$(realpath "$(command -v npm)")")")
+	mkdir -p "$work/debian/usr/local/bin" "$work/debian/usr/local/lib"
+	cp -L "$(command -v node)" "$work/debian/usr/local/bin/"
+	cp -a "$npm" "$work/debian/usr/local/lib/npm"
+	ln -s ../lib/npm/bin/npm-cli.js "$work/debian/usr/local/bin/npm"
+	path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+	image=$node commit node "$work/debian" --env PATH=$path
 	cp -a "$(go env GOROOT)" "$work/debian/usr/local/go"
 	image=$builder commit golang "$work/debian" --env GOPATH=/root/go --env GOTOOLCHAIN=local \
-		--env PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+		--env PATH=/usr/local/go/bin:$path
 fi
 
 # C and C++ libraries, certificates, zones, and a user that is not root: no shell, no package manager.
