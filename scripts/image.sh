@@ -23,8 +23,10 @@ buildah)
 		pull=--pull-never
 	fi
 	# chroot and the host's network: it works without privileges of its own, in a container too. Health checks are docker's format.
+	arch=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 	# shellcheck disable=SC2086
 	exec buildah bud --isolation chroot --network host --format docker --layers $pull ${IMAGE_FLAGS:-} \
-		-f deploy/docker/Dockerfile --build-arg VERSION="$version" -t "$name" .
+		-f deploy/docker/Dockerfile --build-arg VERSION="$version" --build-arg BUILDPLATFORM="linux/$arch" \
+		--build-arg TARGETARCH="${ARCH:-$arch}" -t "$name" .
 	;;
 esac

@@ -29,8 +29,10 @@ if ! buildah inspect --type image "$builder" >/dev/null 2>&1; then
 	cp -L "$(command -v node)" "$work/debian/usr/local/bin/"
 	cp -a "$npm" "$work/debian/usr/local/lib/npm"
 	ln -s ../lib/npm/bin/npm-cli.js "$work/debian/usr/local/bin/npm"
+	cp /etc/ssl/certs/ca-certificates.crt "$work/debian/etc/ssl/certs/" # what this machine trusts
+	trust=/etc/ssl/certs/ca-certificates.crt
 	path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-	image=$node commit node "$work/debian" --env PATH=$path
+	image=$node commit node "$work/debian" --env PATH=$path --env NODE_EXTRA_CA_CERTS=$trust
 	cp -a "$(go env GOROOT)" "$work/debian/usr/local/go"
 	image=$builder commit golang "$work/debian" --env GOPATH=/root/go --env GOTOOLCHAIN=local \
 		--env PATH=/usr/local/go/bin:$path
