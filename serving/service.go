@@ -48,6 +48,10 @@ type ServiceOptions struct {
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
 	Fetcher Fetcher
+	// Audit gets an event for each request, without content. nil: nothing does. AuditRequired has requests fail where
+	// their event is not kept.
+	Audit         Auditor
+	AuditRequired bool
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -200,6 +204,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	releaseFiles()
+	l.rec.trail.asked(l.model, req, images)
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -209,6 +214,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	l.rec.trail.given(input, images, req.maxTokens)
 	l.rec.lap(&l.rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
@@ -249,6 +255,7 @@ func (s *Service) callerOf(peer string) string {
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
 func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
 	tickets []*batching.Ticket, to Sink) error {
+	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)

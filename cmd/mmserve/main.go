@@ -34,6 +34,7 @@ type cli struct {
 	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Keys    keysCmd    `cmd:"" help:"Make API keys."`
+	Audit   auditCmd   `cmd:"" help:"Check an audit log, or look at it."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

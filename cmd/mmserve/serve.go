@@ -28,6 +28,7 @@ type serveCmd struct {
 	listenFlags
 	mediaFlags
 	securityFlags
+	auditFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
@@ -123,7 +124,7 @@ func checkAddress(flag, address string) error {
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
 	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
-		s.securityFlags.check())
+		s.securityFlags.check(), s.auditFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
@@ -162,6 +163,12 @@ func (s serveCmd) serve(
 		return err
 	}
 	defer closeAll()
+	trail, err := s.auditFlags.open(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeAudit(trail)) }()
+	reload.keep(trail)
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
 	if s.ModelsHub {
@@ -170,29 +177,44 @@ func (s serveCmd) serve(
 		}
 	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
+	auditAdmin(&shown, trail)
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
+	o.audit = trail
 	srv, err := s.newServer(ctx, o, guard, web, log, reload)
 	if err != nil {
 		return err
 	}
 	ready.Store(srv)
 
+	return s.attend(ctx, c.OrtLib, o, attended{srv, lis, models, guard}, log)
+}
+
+// attended is a server without models yet, and what it stands on.
+type attended struct {
+	*server.Server
+	lis    net.Listener
+	models *modelAdmin
+	guard  *security
+}
+
+// attend has a server answer, loads its models, and waits for its end.
+func (s serveCmd) attend(ctx context.Context, ortLib string, o *observability, srv attended, log *slog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	guard.run(ctx)
-	served := make(chan error, 1)
+	srv.guard.run(ctx)
+	served, lis := make(chan error, 1), srv.lis
 	go func() {
 		err := srv.Serve(ctx, lis)
 		cancel(err)
 		served <- err
 	}()
 	log.Info("listening", "address", lis.Addr().String())
-	registry, err := s.load(ctx, c.OrtLib, o, log)
+	registry, err := s.load(ctx, ortLib, o, log)
 	if registry == nil {
 		cancel(err)
 		err = errors.Join(err, <-served)
@@ -206,8 +228,9 @@ func (s serveCmd) serve(
 		case <-ctx.Done():
 		}
 	}()
+	auditModels(o.audit, registry)
 	srv.Attach(registry)
-	models.models.Store(registry)
+	srv.models.models.Store(registry)
 	log.Info("serving", "address", lis.Addr().String(), "models", registry.Names())
 	err = <-served
 	log.Info("stopped", "error", err)
@@ -260,6 +283,7 @@ func (s serveCmd) newServer(
 	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
 	options := s.options(o, guard, web, log)
+	options.Audit, options.AuditRequired = auditor(o.audit), s.AuditRequired
 	s.mediaFlags.apply(&options)
 	if s.Quotas != "" {
 		q, file, err := serving.OpenQuotas(s.Quotas, log)

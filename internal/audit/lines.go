@@ -39,8 +39,8 @@ func (l *lineReader) next() ([]byte, error) {
 	return nil, errLongLine
 }
 
-// repairEnd cuts off what a file has after its last newline, which a process left that was killed amid a write. It gives
-// the last line, nil of a file without lines, and how many bytes were cut off.
+// repairEnd cuts off what a file has after its last newline, which a process left that was killed amid a write. It
+// gives the last line, nil of a file without lines, and how many bytes were cut off.
 func repairEnd(f *os.File, most int) (last []byte, torn int64, err error) {
 	last, torn, err = endOf(f, most)
 	if err != nil || torn == 0 {

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -433,6 +434,9 @@ func (l *Log) Lost() uint64 {
 	defer l.mu.Unlock()
 	return l.total
 }
+
+// Digest is that of the log's keys.
+func (l *Log) Digest(id string) hash.Hash { return l.keys.Digest(id) }
 
 // Keys are those that the log signs with.
 func (l *Log) Keys() *Keys { return l.keys }
