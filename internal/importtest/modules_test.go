@@ -21,6 +21,7 @@ var users = map[string][]string{
 	"github.com/corona10/goimagehash":   {"caption"},
 	"github.com/disintegration/imaging": {"caption", "cmd/mmserve", "internal/imaging", "vision"},
 	"github.com/go-jose/go-jose/v4":     {"internal/auth"},
+	"github.com/jackc/pgx/v5":           {"conversation"},
 	"github.com/klauspost/compress":     {"internal/imaging"},
 	"github.com/nats-io/nats-server/v2": {"cmd/mmserve"},
 	"github.com/nats-io/nats.go":        {"caption"},
@@ -44,6 +45,7 @@ var users = map[string][]string{
 	"google.golang.org/genproto":        {"caption", "client", "server"},
 	"google.golang.org/grpc": {"caption", "client", "cmd", "internal/admin", "loadtest", "proto",
 		"server"},
+	"modernc.org/sqlite":                       {"conversation"},
 	"google.golang.org/protobuf":               {"caption", "client", "cmd", "loadtest", "proto", "server"},
 	"google.golang.org/protobuf/encoding":      {"internal/onnx", "server"},
 	"github.com/santhosh-tekuri/jsonschema/v6": {}, // tests compare with it
