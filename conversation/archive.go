@@ -280,7 +280,7 @@ func (im *importing) create(ctx context.Context, line []byte) (string, error) {
 		return "", fmt.Errorf("%w: the archive has a conversation that is none", ErrInvalid)
 	}
 	n := New{Info: a.Info, Created: a.Created}
-	if a.KeepHours < 0 || a.KeepHours > int64(maxKeep/time.Hour) {
+	if a.KeepHours < 0 || a.KeepHours > int64(MaxKeep/time.Hour) {
 		return "", fmt.Errorf("%w: the archive has a conversation that is kept for %d hours", ErrInvalid, a.KeepHours)
 	}
 	if n.Retention = (Retention{a.Class, time.Duration(a.KeepHours) * time.Hour}); n.Retention.For == 0 {

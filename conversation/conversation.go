@@ -165,7 +165,7 @@ type Part struct {
 
 // Image is an image file, kept once a subject however often it is shown.
 type Image struct {
-	// Digest is the SHA-256 of Data, and Size its bytes. Append sets both from Data; without Data they name an image
+	// Digest is the SHA-256 of Data, and Size its bytes. Append sets both from Data; without Data, Digest names an image
 	// that the subject has already.
 	Digest [32]byte
 	Size   int64

@@ -77,13 +77,13 @@ func (r Retention) expires(used int64) sql.NullInt64 {
 	return sql.NullInt64{Int64: used + r.For.Microseconds(), Valid: r.For > 0}
 }
 
-// maxKeep bounds how long is given: beyond, times would not be ones.
-const maxKeep = 100 * 366 * 24 * time.Hour
+// MaxKeep bounds Retention.For.
+const MaxKeep = 100 * 366 * 24 * time.Hour
 
 func (r Retention) check() error {
-	if r.For < 0 || r.For > maxKeep || r.For > 0 && r.For < time.Microsecond || (r.Class == KeepForever) != (r.For == 0) ||
+	if r.For < 0 || r.For > MaxKeep || r.For > 0 && r.For < time.Microsecond || (r.Class == KeepForever) != (r.For == 0) ||
 		r.Class < KeepForever || r.Class > KeepDays {
-		return fmt.Errorf("%w: a class of retention without the time for it, up to %v", ErrInvalid, maxKeep)
+		return fmt.Errorf("%w: a class of retention without the time for it, up to %v", ErrInvalid, MaxKeep)
 	}
 	return nil
 }

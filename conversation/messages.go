@@ -18,8 +18,9 @@ type encoded struct {
 	time, corrected int64
 }
 
-// encode checks a message and writes it, with the digests and sizes of images that come with their bytes.
-func (s *sqlStore) encode(m Message) (e encoded, err error) {
+// encode checks a message and writes it, with the digests and sizes of images that come with their bytes. Of others, k
+// has the size.
+func (s *sqlStore) encode(ctx context.Context, k *known, m Message) (e encoded, err error) {
 	if err := m.check(); err != nil {
 		return e, err
 	}
@@ -33,8 +34,10 @@ func (s *sqlStore) encode(m Message) (e encoded, err error) {
 		if len(img.Data) > 0 {
 			img.Digest, img.Size = sha256.Sum256(img.Data), int64(len(img.Data))
 		}
-		if img.Size <= 0 {
-			return e, fmt.Errorf("%w: an image without bytes or size", ErrInvalid)
+		if len(img.Data) == 0 {
+			if img.Size, err = s.imageSize(ctx, k, img.Digest); err != nil {
+				return e, err
+			}
 		}
 		if img.Size > s.o.Limits.ImageBytes {
 			return e, &LimitError{"bytes of an image", s.o.Limits.ImageBytes}
@@ -72,17 +75,13 @@ func (s *sqlStore) Append(ctx context.Context, of Scope, text string, a Appended
 			len(a.Messages), len(a.Key), MaxAppend, MaxNameBytes)
 	}
 	ap := &appending{sqlStore: s, of: of, id: id, after: a.After, key: a.Key, asOf: a.AsOf}
-	for _, m := range a.Messages {
-		e, err := s.encode(m)
-		if err != nil {
-			return p, err
-		}
-		ap.messages = append(ap.messages, e)
-	}
 	if ap.key == "" && s.data.uncertain {
 		ap.key = "\x00" + rand.Text() // no caller's: those are text
 	}
 	err = s.with(ctx, of, false, func(k *known) error {
+		if err := ap.encodeAll(ctx, k, a.Messages); err != nil {
+			return err
+		}
 		ap.digest = ap.sum(k)
 		return s.data.update(ctx, func(t *tx, _ bool) error {
 			p, err = ap.in(ctx, t, k)
@@ -91,6 +90,31 @@ func (s *sqlStore) Append(ctx context.Context, of Scope, text string, a Appended
 	})
 	return p, err
 }
+
+func (a *appending) encodeAll(ctx context.Context, k *known, list []Message) error {
+	a.messages = nil
+	for _, m := range list {
+		e, err := a.encode(ctx, k, m)
+		if err != nil {
+			return err
+		}
+		a.messages = append(a.messages, e)
+	}
+	return nil
+}
+
+// imageSize is the size of an image that the subject has.
+func (s *sqlStore) imageSize(ctx context.Context, k *known, digest [32]byte) (size int64, err error) {
+	err = s.data.view(ctx, func(t *tx) error {
+		return t.row(ctx, `SELECT size FROM images WHERE name = ?`, s.hash.image(k.id, digest)).Scan(&size)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, errNoImage
+	}
+	return size, err
+}
+
+var errNoImage = fmt.Errorf("%w: an image that came as a digest is not kept for the subject", ErrInvalid)
 
 // sum stands for all that is appended, and where.
 func (a *appending) sum(k *known) []byte {
@@ -209,17 +233,14 @@ type numbered struct {
 func (s *sqlStore) show(ctx context.Context, t *tx, k *known, conv []byte, m numbered) (grown int64, err error) {
 	for _, img := range m.images {
 		name := s.hash.image(k.id, img.Digest)
-		var has int64
-		err := t.row(ctx, `SELECT size FROM images WHERE name = ?`, name).Scan(&has)
+		err := t.row(ctx, `SELECT 1 FROM images WHERE name = ?`, name).Scan(new(int))
 		if errors.Is(err, sql.ErrNoRows) {
 			if len(img.Data) == 0 {
-				return 0, fmt.Errorf("%w: an image that came as a digest is not kept for the subject", ErrInvalid)
+				return 0, errNoImage
 			}
 			_, err = t.exec(ctx, `INSERT INTO images (name, subject, size, body) VALUES (?, ?, ?, ?)`,
 				name, k.id, img.Size, k.seal(k.at(kindImage, name, 0), img.Data))
 			grown += img.Size
-		} else if err == nil && has != img.Size {
-			return 0, fmt.Errorf("%w: an image that came as a digest has another size", ErrInvalid)
 		}
 		if err != nil {
 			return 0, err

@@ -13,14 +13,14 @@ func (s *sqlStore) Correct(ctx context.Context, of Scope, text string, m Message
 	if err != nil {
 		return err
 	}
-	e, err := s.encode(m)
-	if err != nil {
-		return err
-	}
 	if m.Seq == 0 || m.Seq >= 1<<63 {
 		return ErrNotFound
 	}
 	return s.with(ctx, of, false, func(k *known) error {
+		e, err := s.encode(ctx, k, m)
+		if err != nil {
+			return err
+		}
 		return s.data.update(ctx, func(t *tx, _ bool) error {
 			r, err := t.subject(ctx, k, true)
 			if err != nil {

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/media"
@@ -85,6 +86,10 @@ type Options struct {
 	ImageBudget serving.ImageBudget
 	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
 	Media *media.Store
+	// Conversations keeps conversations between requests; it is the caller's to close. Default: none are kept.
+	Conversations conversation.Store
+	// StoreResponses has OpenAI's responses kept that do not say whether they are to be.
+	StoreResponses bool
 	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
 	Auth *auth.Authenticator
 	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
@@ -125,6 +130,7 @@ type Server struct {
 	pb.UnimplementedInferenceServiceServer
 	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
+	pb.UnimplementedConversationServiceServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
 	attached atomic.Bool // both may be read
@@ -180,6 +186,7 @@ func (s *Server) Attach(models *serving.Registry) {
 		Quotas: o.Quotas, Filters: o.Filters, Audit: o.Audit, AuditRequired: o.AuditRequired,
 		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
+		Conversations: o.Conversations,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

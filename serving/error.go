@@ -36,6 +36,10 @@ const (
 	Unauthenticated
 	// PermissionDenied says that the caller's credential does not allow what is asked.
 	PermissionDenied
+	// AlreadyExists says that what was to be made is there: an answer of the same request.
+	AlreadyExists
+	// Aborted says that others changed in between what the request is about.
+	Aborted
 )
 
 // kindNames are the kinds as log lines and as metrics write them.
@@ -51,6 +55,8 @@ var kindNames = [...][2]string{
 	Internal:           {"Internal", "INTERNAL"},
 	Unauthenticated:    {"Unauthenticated", "UNAUTHENTICATED"},
 	PermissionDenied:   {"PermissionDenied", "PERMISSION_DENIED"},
+	AlreadyExists:      {"AlreadyExists", "ALREADY_EXISTS"},
+	Aborted:            {"Aborted", "ABORTED"},
 }
 
 // String is the kind as log lines write it.

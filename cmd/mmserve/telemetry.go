@@ -19,7 +19,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/mmserve/mmserve/internal/admin"
-	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/telemetry"
 	"github.com/mmserve/mmserve/serving"
 )
@@ -40,7 +39,6 @@ type observability struct {
 	admin  *http.Server
 	free   func()
 	done   chan error // the admin listener's end
-	audit  *audit.Log // nil: there is none
 }
 
 // observe sets telemetry up and opens the admin listener, so that probes are answered while the model loads. a is what
