@@ -30,6 +30,8 @@ type cli struct {
 	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Keys    keysCmd    `cmd:"" help:"Make API keys."`
+	Audit   auditCmd   `cmd:"" help:"Check an audit log, or look at it."`
+	Replay  replayCmd  `cmd:"" help:"Ask a request of the audit log again, and say whether the answer is the same to the bit."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
