@@ -62,6 +62,9 @@ var kindNames = [...][2]string{
 // String is the kind as log lines write it.
 func (k Kind) String() string { return kindNames[k][0] }
 
+// Code is the kind as the audit log writes it: gRPC's name of its status.
+func Code(k Kind) string { return k.label() }
+
 // label is the kind as metrics and traces write it.
 func (k Kind) label() string { return kindNames[k][1] }
 

@@ -48,6 +48,10 @@ type ServiceOptions struct {
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
 	Fetcher Fetcher
+	// Audit gets an event for each request, without content. nil: nothing does. AuditRequired has requests fail where
+	// their event is not kept.
+	Audit         Auditor
+	AuditRequired bool
 	// Conversations keeps conversations between requests. nil: none are.
 	Conversations conversation.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
@@ -216,6 +220,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	releaseFiles()
+	l.rec.trail.asked(l.model, req, images)
 	turn.release()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
@@ -226,6 +231,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	l.rec.trail.given(input, images, req.maxTokens)
 	l.rec.lap(&l.rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
@@ -266,6 +272,7 @@ func (s *Service) callerOf(peer string) string {
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
 func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
 	tickets []*batching.Ticket, to Sink) error {
+	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)

@@ -199,15 +199,9 @@ func (r readRing) Unwrap(ctx context.Context, id conversation.KeyID, wrapped, bo
 	return r.Value().Unwrap(ctx, id, wrapped, bound)
 }
 
-// apply sets what the server does with conversations, and gives what closes their store.
-func (f conversationFlags) apply(ctx context.Context, o *server.Options, log *slog.Logger,
-	again *reloaders) (closeStore func() error, err error) {
-	store, err := f.open(ctx, log, again)
-	if store == nil || err != nil {
-		return func() error { return nil }, err
-	}
-	o.Conversations, o.StoreResponses = store, f.Store
-	return store.Close, nil
+// apply sets what the server does with conversations.
+func (f conversationFlags) apply(o *server.Options, s conversation.Store) {
+	o.Conversations, o.StoreResponses = s, f.Store
 }
 
 var _ conversation.Master = (*masterKeys)(nil)

@@ -41,7 +41,7 @@ var users = map[string][]string{
 	"golang.org/x/sys":                  {"internal"},
 	"golang.org/x/term":                 {"cmd/mmserve"},
 	"golang.org/x/text":                 {"internal/tokenizer", "cmd/mmserve"},
-	"golang.org/x/time":                 {"server", "serving"},
+	"golang.org/x/time":                 {"internal/audit", "server", "serving"},
 	"google.golang.org/genproto":        {"caption", "client", "server"},
 	"google.golang.org/grpc": {"caption", "client", "cmd", "internal/admin", "loadtest", "proto",
 		"server"},
