@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -92,6 +92,10 @@ manifests: bin/helm
 IMAGE ?= mmserve:latest
 image:
 	scripts/image.sh $(IMAGE) $(VERSION)
+
+## test-image: IMAGE in podman: read-only, without capabilities, with 1 GiB; where no podman is, it says so and passes
+test-image: build
+	scripts/test-image.sh $(IMAGE)
 
 ## sbom: bin/mmserve.cdx.json, what bin/mmserve and ONNX Runtime beside it are made of (CycloneDX)
 sbom: build
