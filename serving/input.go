@@ -5,10 +5,9 @@ import (
 	"errors"
 	"time"
 
-
-	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/vision"
 )
 

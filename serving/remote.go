@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 
-
 	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/fetch"
 	"github.com/mmserve/mmserve/internal/media"

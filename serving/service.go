@@ -7,13 +7,12 @@ import (
 	"runtime"
 	"sync"
 
-
-	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/vision"
