@@ -131,14 +131,16 @@ type Server struct {
 	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
 	pb.UnimplementedConversationServiceServer
-	models   *serving.Registry // set by Attach, as the next
-	service  *serving.Service
-	attached atomic.Bool // both may be read
-	options  Options
-	health   *health.Server
-	inflight *inflight
-	refusals refusals
-	refused  *audit.Flood // lines of the audit log about those
+	pb.UnimplementedSubjectServiceServer
+	models    *serving.Registry // set by Attach, as the next
+	service   *serving.Service
+	attached  atomic.Bool // both may be read
+	options   Options
+	health    *health.Server
+	inflight  *inflight
+	refusals  refusals
+	importing chan struct{} // has room for the one archive that is received
+	refused   *audit.Flood  // lines of the audit log about those
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -165,9 +167,10 @@ func New(m serving.Model, e *batching.Engine, o Options) *Server {
 func Loading(o Options) *Server {
 	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
-		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
-		idle:     make(chan struct{}, 1),
-		refused:  audit.NewFlood(refusalLines, refusalBurst),
+		decoding:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+		idle:      make(chan struct{}, 1),
+		importing: make(chan struct{}, 1),
+		refused:   audit.NewFlood(refusalLines, refusalBurst),
 	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())

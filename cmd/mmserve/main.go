@@ -31,6 +31,7 @@ type cli struct {
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Keys    keysCmd    `cmd:"" help:"Make API keys."`
 	Audit   auditCmd   `cmd:"" help:"Check an audit log, or look at it."`
+	Subject subjectCmd `cmd:"" help:"Do what a person may ask of whoever keeps data about them: access, correct, restrict, delete, transfer, object."`
 	Replay  replayCmd  `cmd:"" help:"Ask a request of the audit log again, and say whether the answer is the same to the bit."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -299,6 +299,10 @@ func (s serveCmd) openParts(ctx context.Context, web net.Listener, log *slog.Log
 	if p.conversations, err = s.conversationFlags.open(ctx, log, reload); err != nil {
 		return p, errors.Join(err, p.close())
 	}
+	if p.conversations != nil {
+		j := &serving.Janitor{Store: p.conversations, Audit: auditor(p.audit), Logger: log}
+		go j.Run(ctx)
+	}
 	return p, nil
 }
 
