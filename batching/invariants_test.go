@@ -191,13 +191,44 @@ func (p plan) invariants(s *scheduler) error {
 			!q.missed {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
-		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts ||
-			made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
-			return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, r.Drafts)
+		if err := q.draftInvariants(s, r, p.batch.Width()); err != nil {
+			return err
 		}
 		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target &&
 			(end != s.whole(q, end) || r.Sampler != nil) || len(r.IDs) > s.chunk && !s.oneImage(r)) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
+		}
+	}
+	return nil
+}
+
+// draftInvariants holds for the drafts of q's row in a step of that width, and for those that it may get.
+func (q *sequence) draftInvariants(s *scheduler, r decoder.Row, width int) error {
+	drafts := r.Drafts
+	if r.Propose != nil {
+		drafts += r.Propose.Most
+	}
+	made := len(q.ids) - q.prompt
+	if drafts > 0 && (q.phase != decoding || drafts > s.drafts || made+drafts >= q.maxTokens || q.past+width > s.maxLen) {
+		return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, drafts)
+	}
+	return nil
+}
+
+// drafts holds for a plan that has run, perhaps with drafts of a model's, and is not committed yet.
+func (p plan) drafts(s *scheduler) error {
+	for i, q := range p.seqs {
+		r := p.batch.Rows[i]
+		if err := q.draftInvariants(s, r, p.batch.Width()); err != nil {
+			return err
+		}
+		if r.Propose != nil && s.proposes || r.IDs[0] != q.ids[q.past] || s.slots.touched[r.Slot] < r.Past+len(r.IDs) {
+			return fmt.Errorf("after its step %s has the row %+v", q.id, r)
+		}
+		for _, id := range r.IDs[len(r.IDs)-r.Drafts:] {
+			if slices.Contains(q.stop, id) {
+				return fmt.Errorf("a stop id of %s is drafted", q.id)
+			}
 		}
 	}
 	return nil

@@ -47,6 +47,7 @@ type scheduler struct {
 	sharePrefixes bool
 	budget        int   // KV positions
 	drafts        int   // at most so many a row
+	proposes      bool  // the runner has a draft model
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
@@ -90,7 +91,7 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		s.chunk, s.exact = c.MaxLen, false
 	}
 	if s.exact {
-		s.drafts = o.Drafts
+		s.drafts, s.proposes = o.Drafts, c.Proposes
 		if c.MaxDrafts > 0 {
 			s.drafts = min(s.drafts, c.MaxDrafts)
 		}
@@ -234,7 +235,7 @@ func (s *scheduler) planDecode() {
 	for i, q := range s.slots.decoding {
 		row := q.idleRow()
 		if !q.pending() {
-			row, used = q.decodeRow(width), i+1
+			row, used = s.decodeRow(q, width), i+1
 		}
 		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
 	}
@@ -287,9 +288,7 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 			s.accept(q, t, now)
 		}
 		tokens = tokens[1+right:]
-		q.recordDrafts(row.Drafts, right)
-		s.totals.DraftedTokens += int64(row.Drafts)
-		s.totals.RightDrafts += int64(right)
+		s.recordDrafts(q, row.Drafts, right)
 	}
 	return s.out
 }
@@ -302,7 +301,9 @@ func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
 	} else {
 		n := p.takes(tokens)
 		s.latency.recordDecode(took, now.Sub(s.decoded)-s.heldFor, len(p.seqs), n, now)
-		s.latency.recordDrafts(n, p.batch.Width() > 1, took)
+		if !slices.ContainsFunc(p.seqs, func(q *sequence) bool { return q.proposal.Behind }) {
+			s.latency.recordDrafts(n, p.batch.Width() > 1, took)
+		}
 	}
 	if !s.chunkLast || len(s.slots.decoding) == 0 {
 		s.decoded, s.heldFor = now, 0
