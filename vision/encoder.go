@@ -20,6 +20,8 @@ type Encoder struct {
 	tower     Tower
 	normalize Normalizer
 	cache     *cache
+	disk      *DiskCache // nil if there is none
+	model     [32]byte   // what the disk's entries are for
 	jobs      chan *job
 	stop      chan struct{}
 	done      chan struct{}
@@ -43,8 +45,9 @@ type running struct {
 type EncoderStats struct {
 	// Runs is the number of tower runs, Tiles the tiles in them; an image that is not cut counts as one.
 	Runs, Tiles int64
-	// Hits counts Encode calls answered from the cache or by joining an encode under way; Misses the others.
-	Hits, Misses int64
+	// Hits counts Encode calls answered from a cache or by joining an encode under way, DiskHits those of them that were
+	// read from a disk; Misses the others.
+	Hits, DiskHits, Misses int64
 	// CacheBytes is what the cache holds now, CacheEntries of how many images.
 	CacheBytes   int64
 	CacheEntries int
@@ -76,6 +79,30 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 	return e
 }
 
+// KeepOn has patch embeddings kept on a disk too, which stays the caller's. model tells apart whatever would make others of
+// the same image. It comes before the first Encode.
+func (e *Encoder) KeepOn(disk *DiskCache, model [32]byte) { e.disk, e.model = disk, model }
+
+// onDisk is an image's key on disk.
+func (e *Encoder) onDisk(img *Image) diskKey {
+	return diskKey{model: e.model, digest: img.Digest, file: img.File, tenant: img.Tenant}
+}
+
+// load gives ent its patch embeddings from the disk, if they are there. The first caller waits for that as the others do.
+func (e *Encoder) load(ent *entry, img *Image) bool {
+	if e.disk == nil {
+		return false
+	}
+	patches, ok := e.disk.get(e.onDisk(img))
+	if ok {
+		e.cache.finish(ent, patches, nil)
+		e.mu.Lock()
+		e.stats.DiskHits++
+		e.mu.Unlock()
+	}
+	return ok
+}
+
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
 // were cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant)
 // that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
@@ -84,6 +111,9 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
 	defer e.leave(ent)
+	if first && e.load(ent, img) {
+		first = false
+	}
 	e.count(!first)
 	if first {
 		parts := e.tower.Parts(img)
@@ -121,7 +151,11 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
 	e.wiping.Store(true)
 	e.tidy()
-	return e.cache.forget(tenant, file)
+	gone = e.cache.forget(tenant, file)
+	if e.disk != nil { // after the cache: what is under way then knows that it is not to be kept
+		e.disk.Forget(tenant, file)
+	}
+	return gone
 }
 
 // tidy wipes the tower's memory if that is wanted, or leaves it to whoever has the turn.
@@ -299,7 +333,14 @@ func (e *Encoder) handOut(j *job, at int, err error) {
 	}
 	j.patches = append(j.patches, patches...)
 	if j.left--; j.left == 0 {
-		e.cache.finish(j.entry, e.tower.Pack(j.image.Grid, j.patches), nil)
+		patches := e.tower.Pack(j.image.Grid, j.patches)
+		if e.disk != nil {
+			e.disk.put(e.onDisk(j.image), patches)
+		}
+		e.cache.finish(j.entry, patches, nil)
+		if e.disk != nil && e.cache.isForgotten(j.entry) { // perhaps before there was anything to forget on disk
+			e.disk.Forget(j.image.Tenant, j.image.File)
+		}
 	}
 }
 
