@@ -34,6 +34,8 @@ type Model struct {
 	KVBytesPerToken int64
 	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
 	EncoderStats func() vision.EncoderStats
+	// DiskStats is what the folder of patch embeddings counts, which models may share; nil where there is none.
+	DiskStats func() vision.DiskStats
 	// DeviceStats is what devices count; nil where there is none.
 	DeviceStats func() DeviceStats
 	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.

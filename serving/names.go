@@ -44,6 +44,9 @@ const (
 	metricEncoderTiles   = "mmserve.encoder.tiles"
 	metricEncoderSize    = "mmserve.encoder.cache.size"
 	metricEncoderEntries = "mmserve.encoder.cache.entries"
+	metricDiskSize       = "mmserve.encoder.disk.size"
+	metricDiskEntries    = "mmserve.encoder.disk.entries"
+	metricDiskFailures   = "mmserve.encoder.disk.failures"
 	metricModelInfo      = "mmserve.model.info"
 	metricCacheConfig    = "mmserve.cache.config.info"
 	metricDeviceCopied   = "mmserve.device.copied"
@@ -105,6 +108,7 @@ const (
 	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")
 	keyResult          = attribute.Key("result")
+	keySource          = attribute.Key("source")
 	keyModel           = attribute.Key("model")
 	keyDigest          = attribute.Key("digest")
 	keyDirection       = attribute.Key("direction")
