@@ -86,9 +86,9 @@ func (s *scheduler) decodeRow(q *sequence, width int) decoder.Row {
 	return row
 }
 
-// draft guesses at most n tokens that follow q's ids: those that followed the last place at which its newest tokens, as
-// many as shortest, stood before. (Prompt lookup decoding, Saxena, 2023; transformers' PromptLookupCandidateGenerator.) A stop id is not
-// among them, as nothing follows it, nor a position of an image.
+// draft guesses at most n tokens that follow q's ids: those that followed the last place at which its newest tokens,
+// as many as shortest, stood before. (Prompt lookup decoding, Saxena, 2023; transformers'
+// PromptLookupCandidateGenerator.) A stop id is not among them, as nothing follows it, nor a position of an image.
 func (q *sequence) draft(n, shortest int) []int32 {
 	if n < 1 || q.plain || q.lookup.paused() {
 		return nil

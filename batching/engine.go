@@ -51,9 +51,9 @@ type Options struct {
 	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
 	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
 	PrefillShare float64
-	// Drafts is the most tokens of a sequence that are guessed, from what was said before or by the runner's draft model if
-	// it has one (decoder.Capacity.Proposes), and then checked in one step; 0 if none. What a sequence gives does not depend
-	// on it, however its tokens are picked. Only where the runner is exact.
+	// Drafts is the most tokens of a sequence that are guessed, from what was said before or by the runner's draft model
+	// if it has one (decoder.Capacity.Proposes), and then checked in one step; 0 if none. What a sequence gives does not
+	// depend on it, however its tokens are picked. Only where the runner is exact.
 	Drafts int
 	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
 	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.

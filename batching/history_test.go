@@ -515,8 +515,10 @@ func random(t testing.TB, data []byte) {
 			}
 		}
 	}
-	h := newHistoryOver(t, withDraft(t, r, draft, next(2) == 0), r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
-		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	h := newHistoryOver(t, withDraft(t, r, draft, next(2) == 0), r, Options{
+		PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
+		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second,
+	})
 	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}

@@ -57,8 +57,8 @@ type Row struct {
 	// Drafts is the number of IDs, the last ones, that are guesses of what Sampler will pick. Only in a decode step, and
 	// only if the runner is exact and prompts need not be run whole.
 	Drafts int
-	// Propose, unless nil, asks a runner with a draft model for drafts: Run appends them to IDs, counts them in Drafts, and
-	// sets Propose to nil. Only with one id and a Sampler.
+	// Propose, unless nil, asks a runner with a draft model for drafts: Run appends them to IDs, counts them in Drafts,
+	// and sets Propose to nil. Only with one id and a Sampler.
 	Propose *Proposal
 	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
 	Spans []fusion.Span

@@ -182,8 +182,8 @@ func (r *HostRunner) check(rows []Row) error {
 	return checkRows(rows, r.Capacity(), r.config.ShortestPrompt())
 }
 
-// forward embeds the rows of r.layout and runs the graph; the first wanted entries of sample say which positions' logits
-// to give.
+// forward embeds the rows of r.layout and runs the graph; the first wanted entries of sample say which positions'
+// logits to give.
 func (r *HostRunner) forward(wanted int) ([]float32, error) {
 	l, hidden := &r.layout, r.config.Hidden
 	n, lengths := len(l.rows), r.lengths.Slice()

@@ -17,7 +17,8 @@ type Stepper interface {
 
 // Proposal asks for drafts by a draft model, and says what came of it.
 type Proposal struct {
-	// Most is the most drafts. Known are the ids of all positions before the row's, Stop those after which nothing follows.
+	// Most is the most drafts. Known are the ids of all positions before the row's, Stop those after which nothing
+	// follows.
 	Most        int
 	Known, Stop []int32
 	// Given is the number of drafts that Run appended to the row's ids. Behind says that the draft model read what it had
@@ -60,8 +61,8 @@ type draftSlot struct {
 }
 
 // NewSpeculator returns a Speculator. vocab is the number of ids, from 0 on, that both models know. With patches the
-// draft model sees the target's patch embeddings, which have to fit it; without, it sees the text alone, and images take
-// no positions of its own.
+// draft model sees the target's patch embeddings, which have to fit it; without, it sees the text alone, and images
+// take no positions of its own.
 func NewSpeculator(target, draft Stepper, vocab int, patches bool) (*Speculator, error) {
 	t, d := target.Capacity(), draft.Capacity()
 	switch {
@@ -178,7 +179,8 @@ func (s *Speculator) propose(ctx context.Context, rows []Row) error {
 			n = room
 		}
 		next := Row{Slot: row.Slot, Past: d.have}
-		if next.IDs = d.unread(p.Known, row.IDs[0], n); n == 0 || slices.ContainsFunc(next.IDs, func(id int32) bool { return id >= vocab }) {
+		next.IDs = d.unread(p.Known, row.IDs[0], n)
+		if n == 0 || slices.Max(next.IDs) >= vocab {
 			continue
 		}
 		next.Spans = s.spans(row)

@@ -13,9 +13,10 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 )
 
-// answer decodes a sequence in slot 0 of r, with up to most drafts a step, and says how many steps that took and how many
-// drafts were right.
-func answer(t *testing.T, r decoder.Stepper, in fusion.Input, s decoder.Sampling, n, most int) (ids []int32, steps, right int) {
+// answer decodes a sequence in slot 0 of r, with up to most drafts a step, and says how many steps that took and how
+// many drafts were right.
+func answer(t *testing.T, r decoder.Stepper, in fusion.Input, s decoder.Sampling, n, most int) (ids []int32,
+	steps, right int) {
 	t.Helper()
 	sampler := decoder.NewSampler(s)
 	sampler.Prompt(in.IDs)
@@ -51,13 +52,17 @@ func TestSpeculatorIsExact(t *testing.T) {
 		{RepetitionPenalty: 1.3, FrequencyPenalty: 0.2, PresencePenalty: 0.1, Temperature: 0.8, Seed: 6},
 	} {
 		for _, in := range []fusion.Input{
-			{IDs: prompt}, {IDs: prompt, Spans: []fusion.Span{{Start: 2, Len: 3, Digest: [32]byte{1}}, {Start: 6, Len: 1, Digest: [32]byte{2}}}},
+			{IDs: prompt}, {IDs: prompt, Spans: []fusion.Span{
+				{Start: 2, Len: 3, Digest: [32]byte{1}}, {Start: 6, Len: 1, Digest: [32]byte{2}},
+			}},
 		} {
 			plain := decodertest.NewHash(1, 128, vocab)
 			want, _, _ := answer(t, plain, in, s, n, 0)
 			for _, differs := range []int{0, 4, 1} {
 				for _, patches := range []bool{true, false} {
-					t.Run(fmt.Sprintf("temperature=%v/images=%d/differs=%d/patches=%t", s.Temperature, len(in.Spans), differs, patches), func(t *testing.T) {
+					name := fmt.Sprintf("temperature=%v/images=%d/differs=%d/patches=%t", s.Temperature, len(in.Spans), differs,
+						patches)
+					t.Run(name, func(t *testing.T) {
 						draft := decodertest.NewHash(1, 128, vocab)
 						draft.Mixed, draft.Differs = true, differs
 						r, err := decoder.NewSpeculator(decodertest.NewHash(1, 128, vocab), draft, vocab, patches)
@@ -110,8 +115,9 @@ func TestSpeculatorWithoutItsDraft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = lost.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1}, Sampler: decoder.NewSampler(decoder.Sampling{}),
-		Propose: &decoder.Proposal{Most: 2}}}})
+	row := decoder.Row{IDs: []int32{1}, Sampler: decoder.NewSampler(decoder.Sampling{})}
+	row.Propose = &decoder.Proposal{Most: 2}
+	_, err = lost.Run(t.Context(), &decoder.Batch{Rows: []decoder.Row{row}})
 	if !errors.Is(err, decoder.ErrDevice) {
 		t.Errorf("a lost device is %v", err)
 	}

@@ -49,7 +49,8 @@ func TestDraftModel(t *testing.T) {
 	if w := d.plan.DraftWeights; w == 0 || d.Memory.Host != plain.Memory.Host+w+plain.plan.KV.Bytes {
 		t.Errorf("the plan has %d bytes with a draft model, %d without", d.Memory.Host, plain.Memory.Host)
 	}
-	if line := log.logged("draft model"); !strings.Contains(line, "precision=int8") || !strings.Contains(line, "sees_images=true") {
+	line := log.logged("draft model")
+	if !strings.Contains(line, "precision=int8") || !strings.Contains(line, "sees_images=true") {
 		t.Errorf("the log says %q", line)
 	}
 	if d.Model.Fingerprint != plain.Model.Fingerprint {
@@ -127,7 +128,8 @@ func TestEncoderCacheDir(t *testing.T) {
 			t.Skip(err)
 		}
 		r := NewRegistry(RegistryOptions{Config: Config{
-			Slots: 1, NoSelfTest: true, Precision: c.precision, EncoderCacheDir: dir, EncoderCacheDisk: 1 << 20, Logger: quietly(),
+			Slots: 1, NoSelfTest: true, Precision: c.precision, EncoderCacheDir: dir, EncoderCacheDisk: 1 << 20,
+			Logger: quietly(),
 		}})
 		d, err := r.Load(t.Context(), "", "")
 		if err != nil {
@@ -138,8 +140,9 @@ func TestEncoderCacheDir(t *testing.T) {
 		if err := s.Generate(t.Context(), shownImage("r", string(data)), got.Sink()); err != nil {
 			t.Fatal(err)
 		}
-		if text += got.Choices[0].Text + "\n"; c.runs != d.Model.EncoderStats().Runs || d.Model.EncoderStats().DiskHits != 1-c.runs {
-			t.Errorf("%d: %+v", i, d.Model.EncoderStats())
+		text += got.Choices[0].Text + "\n"
+		if stats := d.Model.EncoderStats(); stats.Runs != c.runs || stats.DiskHits != 1-c.runs {
+			t.Errorf("%d: %+v", i, stats)
 		}
 		if err := r.Close(t.Context()); err != nil {
 			t.Error(err)

@@ -140,7 +140,8 @@ func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, err
 	return d, nil
 }
 
-// drafts says whether a model that is loaded under a name gets the draft model: the first does, and what it is swapped for.
+// drafts says whether a model that is loaded under a name gets the draft model: the first does, and what it is
+// swapped for.
 func (r *Registry) drafts(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -19,10 +19,10 @@ import (
 	sealed "github.com/mmserve/mmserve/internal/cache"
 )
 
-// DiskCache keeps patch embeddings of images in a folder, the least recently used go first. Each is a sealed file: one
-// that is damaged, cut or of another key is taken away and counts as a miss. Files are written by a goroutine of its own,
-// whole or not at all; where that fails, for want of space say, the image is encoded again next time. Its methods may be
-// called from any goroutine.
+// DiskCache keeps patch embeddings of images in a folder, the least recently used go first. Each is a sealed file:
+// one that is damaged, cut or of another key is taken away and counts as a miss. Files are written by a goroutine of
+// its own, whole or not at all; where that fails, for want of space say, the image is encoded again next time. Its
+// methods may be called from any goroutine.
 type DiskCache struct {
 	dir    *sealed.Dir
 	budget int64
@@ -95,8 +95,9 @@ const (
 	staleTemporary = time.Hour
 )
 
-// OpenDiskCache opens the folder, which it makes if need be, and reads what is there. Budget is the most bytes of all its
-// files. Processes may share a folder, whose files then may take more for a time: each counts those that it knows of.
+// OpenDiskCache opens the folder, which it makes if need be, and reads what is there. Budget is the most bytes of all
+// its files. Processes may share a folder, whose files then may take more for a time: each counts those that it knows
+// of.
 func OpenDiskCache(path string, budget int64) (*DiskCache, error) {
 	dir, err := sealed.Open(path)
 	if err != nil {
@@ -104,7 +105,8 @@ func OpenDiskCache(path string, budget int64) (*DiskCache, error) {
 	}
 	d := &DiskCache{
 		dir: dir, budget: budget, writes: make(chan *diskWrite, diskQueue), stop: make(chan struct{}),
-		ended: make(chan struct{}), entries: map[diskName]*list.Element{}, order: list.New(), pending: map[diskName]*diskWrite{},
+		ended: make(chan struct{}), order: list.New(),
+		entries: map[diskName]*list.Element{}, pending: map[diskName]*diskWrite{},
 	}
 	if err := d.list(); err != nil {
 		return nil, errors.Join(fmt.Errorf("cache folder: %w", err), dir.Close())
@@ -248,7 +250,9 @@ func (d *DiskCache) put(k diskKey, patches []float32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.closed || len(patches) == 0 || size > min(mostDiskFile, d.budget) || d.entries[w.name] != nil || d.pending[w.name] != nil:
+	case d.closed || len(patches) == 0 || size > min(mostDiskFile, d.budget):
+		return
+	case d.entries[w.name] != nil || d.pending[w.name] != nil:
 		return
 	case d.queued+size > diskQueueBytes || len(d.pending) >= diskQueue:
 		d.stats.Dropped++

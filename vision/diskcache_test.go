@@ -67,7 +67,8 @@ func TestDiskCache(t *testing.T) {
 		t.Errorf("%v %t", got, ok)
 	}
 	for _, other := range []diskKey{
-		diskKeyOf("b", 1, 2, 3), diskKeyOf("", 1, 2, 3), diskKeyOf("a", 2, 2, 3), diskKeyOf("a", 1, 3, 3), diskKeyOf("a", 1, 2, 4),
+		diskKeyOf("b", 1, 2, 3), diskKeyOf("", 1, 2, 3), diskKeyOf("a", 2, 2, 3), diskKeyOf("a", 1, 3, 3),
+		diskKeyOf("a", 1, 2, 4),
 	} {
 		if _, ok := d.get(other); ok {
 			t.Errorf("%+v is there", other)
@@ -205,7 +206,8 @@ func TestDiskCacheThatCannotWrite(t *testing.T) {
 	e := NewEncoder(tower, widen, 0)
 	e.KeepOn(d, [32]byte{1})
 	for range 2 {
-		if got, cached, err := e.Encode(t.Context(), imageOf(7)); err != nil || cached || !slices.Equal(got, []float32{7, -7}) {
+		got, cached, err := e.Encode(t.Context(), imageOf(7))
+		if err != nil || cached || !slices.Equal(got, []float32{7, -7}) {
 			t.Errorf("%v %t %v", got, cached, err)
 		}
 	}
@@ -216,7 +218,8 @@ func TestDiskCacheThatCannotWrite(t *testing.T) {
 	}
 }
 
-// An image asked about again after a restart runs no tower; one that was forgotten does, and no file has anything of it.
+// An image asked about again after a restart runs no tower; one that was forgotten does, and no file has anything of
+// it.
 func TestEncoderKeepsOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	img, other := imageOf(3, 4), imageOf(5)
@@ -283,19 +286,23 @@ func TestDiskCacheForgets(t *testing.T) {
 	}
 }
 
-// BenchmarkDiskCache is what an image costs that is asked about again, beside its encoding: 64 patches of 576 values, and
-// 1,024 of 2,048.
+// BenchmarkDiskCache is what an image costs that is asked about again, beside its encoding: 64 patches of 576 values,
+// and 1,024 of 2,048.
 func BenchmarkDiskCache(b *testing.B) {
 	for _, n := range []int{64 * 576, 1024 * 2048} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			d, err := OpenDiskCache(b.TempDir(), 1<<30)
+			dir := b.TempDir()
+			d, err := OpenDiskCache(dir, 1<<30)
 			if err != nil {
 				b.Fatal(err)
 			}
 			key := diskKeyOf("", 1, 1, 1)
 			d.put(key, make([]float32, n))
-			for d.Stats().Entries == 0 {
-				time.Sleep(time.Millisecond)
+			if err := d.Close(); err != nil { // it is written
+				b.Fatal(err)
+			}
+			if d, err = OpenDiskCache(dir, 1<<30); err != nil {
+				b.Fatal(err)
 			}
 			b.SetBytes(int64(4 * n))
 			for b.Loop() {

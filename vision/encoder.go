@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
@@ -79,8 +80,8 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 	return e
 }
 
-// KeepOn has patch embeddings kept on a disk too, which stays the caller's. model tells apart whatever would make others of
-// the same image. It comes before the first Encode.
+// KeepOn has patch embeddings kept on a disk too, which stays the caller's. model tells apart whatever would make
+// others of the same image. It comes before the first Encode.
 func (e *Encoder) KeepOn(disk *DiskCache, model [32]byte) { e.disk, e.model = disk, model }
 
 // onDisk is an image's key on disk.
@@ -88,7 +89,8 @@ func (e *Encoder) onDisk(img *Image) diskKey {
 	return diskKey{model: e.model, digest: img.Digest, file: img.File, tenant: img.Tenant}
 }
 
-// load gives ent its patch embeddings from the disk, if they are there. The first caller waits for that as the others do.
+// load gives ent its patch embeddings from the disk, if they are there. The first caller waits for that as the others
+// do.
 func (e *Encoder) load(ent *entry, img *Image) bool {
 	if e.disk == nil {
 		return false
@@ -248,7 +250,8 @@ func (e *Encoder) drain(list []*job) []*job {
 	}
 }
 
-// step fills one run with parts in the order of the list, and hands out what came back.
+// step fills one run with parts in the order of the list, and hands out what came back. A panic fails the images that
+// it came of, and no others.
 func (e *Encoder) step(list []*job) []*job {
 	places := e.fill(list)
 	if len(places) > 0 {
@@ -258,7 +261,9 @@ func (e *Encoder) step(list []*job) []*job {
 		e.stats.Tiles += int64(len(places))
 		e.mu.Unlock()
 		for at, j := range places {
-			e.handOut(j, at, err)
+			if err := crew.Try(func() error { e.handOut(j, at, err); return nil }); err != nil {
+				e.fail(j, err)
+			}
 		}
 	}
 	return slices.DeleteFunc(list, func(j *job) bool { return j.left == 0 })
@@ -275,7 +280,7 @@ func (e *Encoder) run(places []*job) error {
 	e.setRunning(r)
 	defer e.setRunning(nil)
 	e.endUnwanted() // the last caller may have left before
-	return e.tower.Run(ctx, len(places))
+	return crew.Try(func() error { return e.tower.Run(ctx, len(places)) })
 }
 
 func (e *Encoder) setRunning(r *running) {
@@ -304,7 +309,7 @@ func (e *Encoder) fill(list []*job) (places []*job) {
 	most := e.tower.MaxParts()
 	for _, j := range list {
 		for ; j.next < j.parts && len(places) < most; j.next++ {
-			err := e.tower.Load(len(places), j.image, j.next, e.normalize)
+			err := crew.Try(func() error { return e.tower.Load(len(places), j.image, j.next, e.normalize) })
 			if len(places) > 0 && errors.Is(err, errFull) {
 				return places
 			}
