@@ -153,7 +153,9 @@ func (h *history) step(err error) string {
 	switch {
 	case len(p.seqs) == 0:
 	case h.sched.chunkLast:
-		h.now = h.now.Add(time.Duration(len(p.batch.Rows[0].IDs)) * h.token)
+		for _, row := range p.batch.Rows {
+			h.now = h.now.Add(time.Duration(len(row.IDs)) * h.token)
+		}
 	default:
 		h.now = h.now.Add(h.decode)
 	}
@@ -272,7 +274,7 @@ func (h *history) state() string {
 	for _, q := range s.slots.decoding {
 		fmt.Fprintf(&b, "%s decodes at %d, ", q.id, q.past)
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.target)
 	}
 	for q := range s.queue.all() {

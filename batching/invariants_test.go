@@ -65,11 +65,11 @@ func (s *scheduler) invariants() error {
 			return fmt.Errorf("%s decodes with past %d of %d ids, %d of %d generated", q.id, q.past, len(q.ids), made, q.maxTokens)
 		}
 	}
-	if q := s.slots.prefilling; q != nil {
+	for i, q := range s.slots.prefilling {
 		if err := own(q, "prefilling", prefilling); err != nil {
 			return err
 		}
-		if err := lies(q, len(s.slots.decoding)); err != nil {
+		if err := lies(q, len(s.slots.decoding)+i); err != nil {
 			return err
 		}
 		if q.past >= q.target || q.past != s.whole(q, q.past) ||
@@ -172,8 +172,19 @@ func (p plan) invariants(s *scheduler) error {
 			return fmt.Errorf("%s lies in slot %d after the moves, its place is %d", q.id, q.slot, i)
 		}
 	}
-	if q := s.slots.prefilling; q != nil && q.slot != len(s.slots.decoding) {
-		return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
+	ids := 0
+	for i, q := range s.slots.prefilling {
+		if q.slot != len(s.slots.decoding)+i {
+			return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
+		}
+	}
+	if len(s.slots.prefilling) > 1 { // short ones, each to its end
+		for i, q := range s.slots.prefilling {
+			r := p.batch.Rows[i]
+			if ids += len(r.IDs); p.seqs[i] != q || r.Past+len(r.IDs) != q.target || ids > s.chunk || !s.slots.mixed {
+				return fmt.Errorf("%s is read beside others with %d ids, %d with theirs", q.id, len(r.IDs), ids)
+			}
+		}
 	}
 	touched := 0
 	for i, n := range s.slots.touched {

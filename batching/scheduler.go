@@ -33,8 +33,8 @@ type delivery struct {
 // scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
-// The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step
-// take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences
+// The policy: the queue says who is next. One long prompt is read at a time, in chunks, and short ones together; a chunk
+// and a decode step take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences
 // but never stops them, unless nobody waits for their tokens (gather.go).
 type scheduler struct {
 	maxLen, chunk int
@@ -91,7 +91,7 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		s.chunk, s.exact = c.MaxLen, false
 	}
 	if s.exact {
-		s.drafts, s.proposes = o.Drafts, c.Proposes
+		s.drafts, s.proposes, s.slots.mixed = o.Drafts, c.Proposes, c.Mixed
 		if c.MaxDrafts > 0 {
 			s.drafts = min(s.drafts, c.MaxDrafts)
 		}
@@ -139,7 +139,7 @@ func (s *scheduler) busy() bool {
 		return true
 	}
 	if s.allPending() {
-		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
+		return len(s.slots.prefilling) > 0 || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
 	}
 	return s.queue.len() > 0 || s.slots.running() > 0 || s.slots.idleMemory()
 }
@@ -160,9 +160,9 @@ func (s *scheduler) schedule(now time.Time) plan {
 	if admits {
 		s.admit(now)
 	}
-	s.chunkLast = s.slots.prefilling != nil && !s.decodesNext()
+	s.chunkLast = len(s.slots.prefilling) > 0 && !s.decodesNext()
 	if s.chunkLast {
-		s.planChunk(s.slots.prefilling)
+		s.planPrompts(admits, now)
 	} else {
 		s.planDecode()
 	}
@@ -191,20 +191,75 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 // of all of its positions take memory, vocabulary × 4 bytes each.
 const logprobsChunk = 32
 
-// planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
-// preempted and knows it.
-func (s *scheduler) planChunk(q *sequence) {
-	end := q.past + s.chunk
+// planPrompts runs the next part of a prompt and, where rows may differ, with the last part as many of the next prompts
+// as fit whole into what a chunk may be long. More says whether any may be admitted.
+func (s *scheduler) planPrompts(more bool, now time.Time) {
+	q := s.slots.prefilling[0]
+	most := s.longestChunk(q)
+	s.planChunk(q, most)
+	for left := most - s.ids(); more && s.slots.mixed && s.batch.Rows[0].Past+s.ids() >= q.target && left > 0; {
+		next := s.admitBeside(left, now)
+		if next == nil {
+			return
+		}
+		left -= next.target - next.past
+		s.planChunk(next, next.target-next.past)
+	}
+}
+
+// ids is the number of ids in the first row.
+func (s *scheduler) ids() int { return len(s.batch.Rows[0].IDs) }
+
+// admitBeside admits the next waiting sequence if the rest of its prompt is of at most so many ids, for the same step as
+// those in prefill; nil if not. One that would find its prompt begun by one of them comes after it.
+func (s *scheduler) admitBeside(most int, now time.Time) *sequence {
+	q := s.queue.next()
+	if q == nil || s.slots.running() == len(s.slots.at) || q.logprobs != nil || s.leaves(q, now) || s.missesDeadline(q, now) {
+		return nil
+	}
+	src, n := s.source(q)
+	if q.target-n > min(most, s.longestChunk(q)) || s.waitsFor(q, n) || !s.admitFrom(q, src, n, now) {
+		return nil
+	}
+	return q
+}
+
+// waitsFor says whether q, which finds n positions of its prompt, would find more of it after this step.
+func (s *scheduler) waitsFor(q *sequence, n int) bool {
+	return slices.ContainsFunc(s.slots.prefilling, func(p *sequence) bool {
+		if q.group != nil && q.group == p.group {
+			return true
+		}
+		if !s.caching || p.tenant != q.tenant && !s.sharePrefixes {
+			return false
+		}
+		return s.common(q, p, shared(q, p, min(p.target, q.target-1))) >= n+panel
+	})
+}
+
+// longestChunk is the most ids of a step of q's prompt, but for an image that has to be run whole.
+func (s *scheduler) longestChunk(q *sequence) int {
+	most := s.chunk
 	switch {
 	case !s.exact:
-		end = s.chunkEnd(q, q.past)
+		return s.chunkEnd(q, q.past) - q.past
 	case len(s.slots.decoding) > 0 && !s.deferring:
-		end = q.past + s.latency.fitting(s.stallFor(q), s.chunk)
+		most = s.latency.fitting(s.stallFor(q), s.chunk)
 	}
-	if q.logprobs != nil && s.exact {
-		end = min(end, q.past+logprobsChunk)
+	if q.logprobs != nil {
+		most = min(most, logprobsChunk)
 	}
-	end = min(s.border(q, q.past, end), q.target)
+	return most
+}
+
+// planChunk runs the next part of q's prompt, of so many ids at most. Only the last chunk wants a token, and not even that
+// if the sequence was preempted and knows it.
+func (s *scheduler) planChunk(q *sequence, most int) {
+	end := q.past + most
+	if s.exact {
+		end = s.border(q, q.past, end)
+	}
+	end = min(end, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
 	if q.logprobs != nil && !q.logprobs.Complete() {
 		row.Prompt = q.logprobs
@@ -297,7 +352,11 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
 	took := now.Sub(s.began)
 	if s.chunkLast {
-		s.latency.recordChunk(len(p.batch.Rows[0].IDs), took, now)
+		n := 0
+		for _, row := range p.batch.Rows {
+			n += len(row.IDs)
+		}
+		s.latency.recordChunk(n, took, now)
 	} else {
 		n := p.takes(tokens)
 		s.latency.recordDecode(took, now.Sub(s.decoded)-s.heldFor, len(p.seqs), n, now)
@@ -379,9 +438,7 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 		event = Event{Finish: Error, Err: cause}
 	}
 	open := slices.AppendSeq(slices.Clone(s.slots.decoding), s.queue.all())
-	if s.slots.prefilling != nil {
-		open = append(open, s.slots.prefilling)
-	}
+	open = append(open, s.slots.prefilling...)
 	for _, q := range open {
 		s.finish(q, event, now)
 	}
@@ -440,9 +497,9 @@ func (s *scheduler) load() load {
 	for _, q := range s.slots.decoding {
 		l.running[q.class]++
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		l.running[q.class]++
-		l.tokens[q.class] = q.target - q.past
+		l.tokens[q.class] += q.target - q.past
 	}
 	for i := classes - 1; i >= 0; i-- {
 		l.waiting[i] = s.queue.classes[i].entries.Len()
@@ -464,7 +521,7 @@ func (s *scheduler) stats() Stats {
 	for _, q := range s.slots.decoding {
 		t.KVTokens += q.past
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		t.KVTokens += q.past
 	}
 	for _, n := range s.slots.touched {

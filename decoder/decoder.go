@@ -100,13 +100,13 @@ type Batch struct {
 func (b *Batch) Width() int {
 	width := 0
 	for i := range b.Rows {
-		width = max(width, b.Rows[i].width())
+		width = max(width, b.Rows[i].Width())
 	}
 	return width
 }
 
-// width is the number of positions that the row takes up at most.
-func (row *Row) width() int {
+// Width is the number of positions that the row takes up, with the drafts that it asks for.
+func (row *Row) Width() int {
 	if row.Propose != nil {
 		return len(row.IDs) + row.Propose.Most
 	}
