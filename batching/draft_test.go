@@ -74,7 +74,7 @@ func TestStepsAreMeasuredByDrafts(t *testing.T) {
 	s := newScheduler(decoder.Capacity{Slots: 2, MaxLen: 50, Exact: true}, Options{Drafts: 4})
 	q := &sequence{id: "q", phase: decoding}
 	s.began = time.Unix(5, 0)
-	p := plan{seqs: []*sequence{q}, batch: &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1},
+	p := plan{decodes: 1, seqs: []*sequence{q}, batch: &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1},
 		Sampler: &decoder.Sampler{}}}}}
 	s.measure(p, make([]decoder.Token, 1), time.Unix(7, 0))
 	if s.latency.plain != 2 || s.latency.drafted != 0 {

@@ -120,10 +120,12 @@ type Stats struct {
 	KVResident    int // positions that have memory: those held, of cached sequences, and what will be written again
 	CachedSlots   int // slots that hold what ended sequences left
 
-	Steps           int64 // batches run, failed ones too
-	PrefillSteps    int64 // those that were a prefill chunk
-	FailedSteps     int64
-	DecodeRows      int64 // rows of all decode steps; over Steps - PrefillSteps it is the mean batch size
+	Steps        int64 // batches run, failed ones too
+	PrefillSteps int64 // those that ran chunks of prompts, and of these
+	MixedSteps   int64 // those that decoded, too
+	FailedSteps  int64
+	// DecodeRows are the rows of all decode steps; over Steps - PrefillSteps + MixedSteps they are the mean batch size.
+	DecodeRows      int64
 	PromptTokens    int64 // prefilled
 	GeneratedTokens int64
 	DraftedTokens   int64 // guesses that were checked, and of these

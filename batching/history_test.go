@@ -150,15 +150,10 @@ func (h *history) step(err error) string {
 	tokens, failed := h.stepper.Run(context.Background(), p.batch)
 	said := expired + p.String()
 	h.check(p.drafts(h.sched))
-	switch {
-	case len(p.seqs) == 0:
-	case h.sched.chunkLast:
-		for _, row := range p.batch.Rows {
-			h.now = h.now.Add(time.Duration(len(row.IDs)) * h.token)
-		}
-	default:
+	if p.decodes > 0 {
 		h.now = h.now.Add(h.decode)
 	}
+	h.now = h.now.Add(time.Duration(p.chunk()) * h.token)
 	h.now, h.stall = h.now.Add(h.stall), 0
 	switch {
 	case failed == nil && p.takes(tokens) != len(tokens):

@@ -180,8 +180,8 @@ func (p plan) invariants(s *scheduler) error {
 	}
 	if len(s.slots.prefilling) > 1 { // short ones, each to its end
 		for i, q := range s.slots.prefilling {
-			r := p.batch.Rows[i]
-			if ids += len(r.IDs); p.seqs[i] != q || r.Past+len(r.IDs) != q.target || ids > s.chunk || !s.slots.mixed {
+			r := p.batch.Rows[p.decodes+i]
+			if ids += len(r.IDs); p.seqs[p.decodes+i] != q || r.Past+len(r.IDs) != q.target || ids > s.chunk || !s.slots.mixed {
 				return fmt.Errorf("%s is read beside others with %d ids, %d with theirs", q.id, len(r.IDs), ids)
 			}
 		}
@@ -197,6 +197,9 @@ func (p plan) invariants(s *scheduler) error {
 		return fmt.Errorf("%d positions have memory, the budget is %d", touched, s.budget)
 	}
 	for i, q := range p.seqs {
+		if (q.phase == decoding) != (i < p.decodes) || i >= p.decodes && p.decodes > 0 && !s.slots.mixed {
+			return fmt.Errorf("row %d, of %d that decode, is that of %s in phase %d", i, p.decodes, q.id, q.phase)
+		}
 		r := p.batch.Rows[i]
 		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) &&
 			!q.missed {
@@ -300,7 +303,11 @@ func (c *checked) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, e
 	s := c.engine.sched
 	err := s.invariants()
 	if err == nil {
-		err = plan{batch: b, seqs: s.seqs}.invariants(s)
+		p := plan{batch: b, seqs: s.seqs}
+		for p.decodes < len(p.seqs) && p.seqs[p.decodes].phase == decoding {
+			p.decodes++
+		}
+		err = p.invariants(s)
 	}
 	if err == nil && c.tickets.Load() {
 		err = c.engine.ticketInvariants(0)

@@ -9,8 +9,17 @@ import (
 
 // plan is one step: the batch and whose rows they are. It is valid until the next schedule.
 type plan struct {
-	batch *decoder.Batch
-	seqs  []*sequence // seqs[i] has batch.Rows[i]
+	batch   *decoder.Batch
+	seqs    []*sequence // seqs[i] has batch.Rows[i]
+	decodes int         // the rows, the first ones, of decoding sequences; the others are chunks of prompts
+}
+
+// chunk is the number of prompt tokens that p runs.
+func (p plan) chunk() (n int) {
+	for _, row := range p.batch.Rows[p.decodes:] {
+		n += len(row.IDs)
+	}
+	return n
 }
 
 // takes is the number of tokens that the rows want, given those at the start of the list.
@@ -52,7 +61,8 @@ type scheduler struct {
 	deadlines     deadlines
 	slots         slots
 	deferring     bool // see deferDecode
-	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
+	chunkLast     bool // the last step was a chunk alone: a decode step has the next turn
+	mixedSteps    int  // since the last decode step without chunks
 	began         time.Time
 	decoded       time.Time     // when a decode step ended, or when there were sequences to decode again
 	holdSince     time.Time     // since when decode steps are put off; zero if they are not
@@ -160,20 +170,37 @@ func (s *scheduler) schedule(now time.Time) plan {
 	if admits {
 		s.admit(now)
 	}
-	s.chunkLast = len(s.slots.prefilling) > 0 && !s.decodesNext()
-	if s.chunkLast {
-		s.planPrompts(admits, now)
-	} else {
-		s.planDecode()
+	chunks := len(s.slots.prefilling) > 0 && !s.decodesNext()
+	if !chunks || s.ridesAlong() {
+		s.planDecode(!chunks)
 	}
+	p := plan{batch: &s.batch, decodes: len(s.batch.Rows)}
+	if chunks {
+		s.planPrompts(admits, now)
+	}
+	p.seqs = s.seqs
+	s.chunkLast = chunks && p.decodes == 0
 	s.slots.releases(&s.batch, s.budget)
 	s.batch.Wipe, s.slots.wipe = s.slots.wipe, false
-	return plan{batch: &s.batch, seqs: s.seqs}
+	return p
 }
 
-// decodesNext says whether it is the decoding sequences' turn.
+// mostMixed is the most steps in a row that decode beside chunks: the next decodes alone, so that it is known what that
+// takes.
+const mostMixed = 16
+
+// decodesNext says whether the next step is the decoding sequences' alone.
 func (s *scheduler) decodesNext() bool {
-	return s.chunkLast && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending()
+	if len(s.slots.decoding) == 0 || s.deferring || s.allPending() {
+		return false
+	}
+	return s.chunkLast || s.mixedSteps >= mostMixed
+}
+
+// ridesAlong says whether the decoding sequences have a token each in a step that runs chunks: the weights are read once
+// for both.
+func (s *scheduler) ridesAlong() bool {
+	return s.slots.mixed && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending() && s.latency.step.n > 0
 }
 
 // start gives q a slot, with its first n positions from src.
@@ -196,19 +223,18 @@ const logprobsChunk = 32
 func (s *scheduler) planPrompts(more bool, now time.Time) {
 	q := s.slots.prefilling[0]
 	most := s.longestChunk(q)
-	s.planChunk(q, most)
-	for left := most - s.ids(); more && s.slots.mixed && s.batch.Rows[0].Past+s.ids() >= q.target && left > 0; {
+	n := s.planChunk(q, most)
+	if !more || !s.slots.mixed || q.past+n < q.target {
+		return
+	}
+	for left := most - n; left > 0; {
 		next := s.admitBeside(left, now)
 		if next == nil {
 			return
 		}
-		left -= next.target - next.past
-		s.planChunk(next, next.target-next.past)
+		left -= s.planChunk(next, next.target-next.past)
 	}
 }
-
-// ids is the number of ids in the first row.
-func (s *scheduler) ids() int { return len(s.batch.Rows[0].IDs) }
 
 // admitBeside admits the next waiting sequence if the rest of its prompt is of at most so many ids, for the same step as
 // those in prefill; nil if not. One that would find its prompt begun by one of them comes after it.
@@ -252,9 +278,9 @@ func (s *scheduler) longestChunk(q *sequence) int {
 	return most
 }
 
-// planChunk runs the next part of q's prompt, of so many ids at most. Only the last chunk wants a token, and not even that
-// if the sequence was preempted and knows it.
-func (s *scheduler) planChunk(q *sequence, most int) {
+// planChunk runs the next part of q's prompt, of so many ids at most, and says of how many. Only the last chunk wants a
+// token, and not even that if the sequence was preempted and knows it.
+func (s *scheduler) planChunk(q *sequence, most int) int {
 	end := q.past + most
 	if s.exact {
 		end = s.border(q, q.past, end)
@@ -268,6 +294,7 @@ func (s *scheduler) planChunk(q *sequence, most int) {
 		row.Sampler = q.sampler
 	}
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+	return len(row.IDs)
 }
 
 // urgentStall is what a chunk of a prompt may take, in decode steps, where all that decode are of a lower class.
@@ -283,9 +310,12 @@ func (s *scheduler) stallFor(q *sequence) float64 {
 	return max(s.stall, urgentStall)
 }
 
-// planDecode runs the newest token of each decoding sequence.
-func (s *scheduler) planDecode() {
-	width := s.draftWidth()
+// planDecode runs the newest token of each decoding sequence, alone with drafts.
+func (s *scheduler) planDecode(alone bool) {
+	width := 1
+	if alone {
+		width = s.draftWidth()
+	}
 	used := 0 // rows up to the last that does not sit out
 	for i, q := range s.slots.decoding {
 		row := q.idleRow()
@@ -348,24 +378,26 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	return s.out
 }
 
-// measure records how long p took.
+// measure records how long p took. Of a step that decoded beside chunks these took what it took longer than one without.
 func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
-	took := now.Sub(s.began)
-	if s.chunkLast {
-		n := 0
-		for _, row := range p.batch.Rows {
-			n += len(row.IDs)
-		}
-		s.latency.recordChunk(n, took, now)
-	} else {
-		n := p.takes(tokens)
-		s.latency.recordDecode(took, now.Sub(s.decoded)-s.heldFor, len(p.seqs), n, now)
+	took, chunk := now.Sub(s.began), p.chunk()
+	gap := now.Sub(s.decoded) - s.heldFor
+	switch n := p.takes(tokens); {
+	case p.decodes == 0:
+		s.latency.recordChunk(chunk, took, now)
+	case chunk > 0:
+		s.latency.recordMixed(chunk, took, gap, now)
+	default:
+		s.latency.recordDecode(took, gap, len(p.seqs), n, now)
 		if !slices.ContainsFunc(p.seqs, func(q *sequence) bool { return q.proposal.Behind }) {
 			s.latency.recordDrafts(n, p.batch.Width() > 1, took)
 		}
 	}
-	if !s.chunkLast || len(s.slots.decoding) == 0 {
+	if p.decodes > 0 || len(s.slots.decoding) == 0 {
 		s.decoded, s.heldFor = now, 0
+	}
+	if s.mixedSteps++; p.decodes == 0 || chunk == 0 {
+		s.mixedSteps = 0
 	}
 }
 
@@ -481,11 +513,13 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 // count adds up what a plan put on the device.
 func (s *scheduler) count(p plan) {
 	s.totals.Steps++
-	if s.chunkLast {
+	if p.decodes < len(p.seqs) {
 		s.totals.PrefillSteps++
-	} else {
-		s.totals.DecodeRows += int64(len(p.seqs))
+		if p.decodes > 0 {
+			s.totals.MixedSteps++
+		}
 	}
+	s.totals.DecodeRows += int64(p.decodes)
 	for _, m := range p.batch.Moves {
 		s.totals.MovedTokens += int64(m.Len + m.Back)
 	}

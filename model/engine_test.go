@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,6 +73,8 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 		{"chunks of 7", batching.Options{PrefillChunk: 7, NoPrefixCache: true}, nil, many},
 		{"chunks of 64", batching.Options{PrefillChunk: 64, NoPrefixCache: true}, nil, many},
 		{"whole prompts", batching.Options{PrefillChunk: maxLen, NoPrefixCache: true}, nil, many},
+		{"mixed steps", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Clock: ticking()},
+			func(s batching.Stats) bool { return s.MixedSteps > 5 }, many},
 		{"prefix cache", batching.Options{PrefillChunk: 64},
 			func(s batching.Stats) bool { return s.CachedTokens > 100 }, many},
 		{"preemption", batching.Options{PrefillChunk: 64, KVTokens: maxLen},
@@ -85,7 +88,9 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 		t.Run(o.name, func(t *testing.T) {
 			o.MaxWaiting = requests
 			still := time.Now()
-			o.Clock = func() time.Time { return still } // drafts are not given up where the machine is busy
+			if o.Clock == nil { // drafts are not given up where the machine is busy
+				o.Clock = func() time.Time { return still }
+			}
 			e, stop := runEngine(t, o.runner, o.Options)
 			streams := make([]*batching.Stream, requests)
 			for i, r := range list {
@@ -106,6 +111,12 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 			}
 		})
 	}
+}
+
+// ticking is a clock that goes on by a millisecond whenever it is read.
+func ticking() func() time.Time {
+	var reads atomic.Int64
+	return func() time.Time { return time.Unix(0, reads.Add(1)*int64(time.Millisecond)) }
 }
 
 func testVocab(t *testing.T) int {

@@ -63,6 +63,7 @@ const (
 	spanImageResize = "mmserve.image.resize"
 	spanDecodeStep  = "mmserve.step.decode"
 	spanPrefillStep = "mmserve.step.prefill"
+	spanMixedStep   = "mmserve.step.mixed"
 
 	// Stages of a request, as the span "mmserve." + stage and in the attribute keyStage.
 	stagePreprocess = "preprocess"

@@ -194,7 +194,8 @@ func (o *observations) ofEngine() {
 	o.add(func(s snapshot) int64 { return s.GeneratedTokens }, keyKind.String("generated"))
 	o.add(func(s snapshot) int64 { return s.WastedTokens }, keyKind.String("wasted"))
 	o.counter(metricSteps, "{step}", "Steps of the engine.")
-	o.add(func(s snapshot) int64 { return s.PrefillSteps }, keyPhase.String("prefill"))
+	o.add(func(s snapshot) int64 { return s.PrefillSteps - s.MixedSteps }, keyPhase.String("prefill"))
+	o.add(func(s snapshot) int64 { return s.MixedSteps }, keyPhase.String("mixed"))
 	o.add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
 	o.counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
 	o.add(func(s snapshot) int64 { return s.FailedSteps })
@@ -371,11 +372,14 @@ func (t *Telemetry) Steps(model string) func(batching.Step) {
 	phase := func(name string) []metric.RecordOption {
 		return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(keyModel.String(model), keyPhase.String(name)))}
 	}
-	decode, prefill := phase("decode"), phase("prefill")
+	decode, prefill, mixed := phase("decode"), phase("prefill"), phase("mixed")
 	traced := 0 // of the engine's goroutine
 	return func(s batching.Step) {
 		ctx, attrs := context.Background(), decode
-		if s.Prefill {
+		switch {
+		case s.Prefill && s.Decode:
+			attrs = mixed
+		case s.Prefill:
 			attrs = prefill
 		}
 		t.stepDuration.Record(ctx, s.Ended.Sub(s.Began).Seconds(), attrs...)

@@ -1,0 +1,242 @@
+package synth
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/decoder"
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/internal/graph"
+	"github.com/mmserve/mmserve/model"
+	"github.com/mmserve/mmserve/model/modeltest"
+)
+
+// A pair of models that agree as often as wanted: the draft is the first layers of the model, whose others add little.
+const (
+	pairLayers, pairDraftLayers = 24, 2
+	// pairFaint is what the model's later layers are multiplied by, so that both agree on some 70 % of the tokens.
+	pairFaint = 0.055
+)
+
+// writePair makes the folders of a model and its draft.
+func writePair(b *testing.B, faint float32) (target, draft string) {
+	b.Helper()
+	raw, err := os.ReadFile(filepath.Join(modeltest.TinyDir("smolvlm"), "config.json"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	shape := func(layers int) []byte {
+		var c map[string]any
+		if err := json.Unmarshal(raw, &c); err != nil {
+			b.Fatal(err)
+		}
+		text := c["text_config"].(map[string]any)
+		for name, n := range map[string]int{
+			"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 4,
+			"head_dim": 64, "num_hidden_layers": layers, "vocab_size": 16384,
+		} {
+			text[name] = n
+		}
+		out, err := json.Marshal(c)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return out
+	}
+	dir := b.TempDir()
+	config := filepath.Join(dir, "shape.json")
+	target, draft = filepath.Join(dir, "model"), filepath.Join(dir, "draft")
+	if err := os.WriteFile(config, shape(pairLayers), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	if err := Init(config, target, InitOptions{Seed: 11}); err != nil {
+		b.Fatal(err)
+	}
+	weights := filepath.Join(target, "model.safetensors")
+	if err := fade(weights, faint); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.CopyFS(draft, os.DirFS(target)); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(draft, "config.json"), shape(pairDraftLayers), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	return target, draft
+}
+
+// fade multiplies what the later layers add to the hidden states; weights are bfloat16.
+func fade(file string, by float32) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	n := binary.LittleEndian.Uint64(raw)
+	var head map[string]json.RawMessage
+	if err := json.Unmarshal(raw[8:8+n], &head); err != nil {
+		return err
+	}
+	adds := regexp.MustCompile(`text.*layers\.(\d+)\.(self_attn\.o_proj|mlp\.down_proj)\.weight$`)
+	for name, entry := range head {
+		m := adds.FindStringSubmatch(name)
+		if m == nil {
+			continue
+		}
+		if layer, _ := strconv.Atoi(m[1]); layer < pairDraftLayers {
+			continue
+		}
+		var t struct {
+			At [2]uint64 `json:"data_offsets"`
+		}
+		if err := json.Unmarshal(entry, &t); err != nil {
+			return err
+		}
+		data := raw[8+n:][t.At[0]:t.At[1]]
+		for i := 0; i < len(data); i += 2 {
+			x := math.Float32frombits(uint32(binary.LittleEndian.Uint16(data[i:])) << 16)
+			binary.LittleEndian.PutUint16(data[i:], uint16(math.Float32bits(x*by)>>16))
+		}
+	}
+	return os.WriteFile(file, raw, 0o644)
+}
+
+// openPair opens both decoders of a pair.
+func openPair(b *testing.B) (target, draft decoder.Runner, vocab int) {
+	b.Helper()
+	modeltest.StartLibrary(b)
+	faint := float64(pairFaint)
+	if s := os.Getenv("MMSERVE_BENCH_FAINT"); s != "" {
+		var err error
+		if faint, err = strconv.ParseFloat(s, 32); err != nil {
+			b.Fatal(err)
+		}
+	}
+	dirs := [2]string{}
+	dirs[0], dirs[1] = writePair(b, float32(faint))
+	var runners [2]decoder.Runner
+	for i, p := range []graph.Precision{graph.INT8, graph.INT4} {
+		m, err := model.Open(dirs[i])
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { m.Close() })
+		if _, err := m.LoadQuantized("", p, p); err != nil {
+			b.Skip(err)
+		}
+		if runners[i], err = m.OpenDecoder(decoder.OpenOptions{Slots: 1, MaxLen: 1024, Precision: p}); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { runners[i].Close() })
+		vocab = m.Decoder.Vocab
+	}
+	return runners[0], runners[1], vocab
+}
+
+// agreement is the part of an answer's tokens that are the likeliest to the draft model, too.
+func agreement(b *testing.B, draft decoder.Runner, prompt, ids []int32) float64 {
+	b.Helper()
+	logits, err := draft.Logits(fusion.Input{IDs: slices.Concat(prompt, ids[:len(ids)-1])})
+	if err != nil {
+		b.Fatal(err)
+	}
+	vocab := len(logits) / (len(prompt) + len(ids) - 1)
+	right := 0
+	for i, id := range ids {
+		at := logits[(len(prompt)-1+i)*vocab:][:vocab]
+		if at[id] == slices.Max(at) {
+			right++
+		}
+	}
+	return float64(right) / float64(len(ids))
+}
+
+// BenchmarkDraftModel generates 256 tokens at one stream with a draft model of 2 layers in int4 for a model of 24 in int8,
+// and without, in turns: how many times as fast it is, and on which part of its drafts both agree. Tokens are the same.
+func BenchmarkDraftModel(b *testing.B) {
+	target, draft, vocab := openPair(b)
+	speculator, err := decoder.NewSpeculator(target, draft, vocab, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	prompt := make([]int32, 32)
+	for i := range prompt {
+		prompt[i] = int32(1000 + i*37)
+	}
+	const tokens = 256
+	generate := func(r batching.Runner, drafts int, temperature float32) (ids []int32, took time.Duration, s batching.Stats) {
+		e := batching.New(r, batching.Options{Drafts: drafts, NoPrefixCache: true, MaxWaiting: 1})
+		done := make(chan error, 1)
+		ctx, cancel := context.WithCancel(b.Context())
+		go func() { done <- e.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		}()
+		ticket, err := e.Acquire()
+		if err != nil {
+			b.Fatal(err)
+		}
+		stream, err := e.Submit(ctx, ticket, batching.Request{
+			Input: fusion.Input{IDs: prompt}, MaxTokens: tokens, Sampling: decoder.Sampling{Temperature: temperature, Seed: 5},
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var first time.Time
+		for {
+			event, err := stream.Next(ctx)
+			if err != nil || event.Err != nil {
+				b.Fatal(err, event.Err)
+			}
+			if event.HasToken {
+				if ids = append(ids, event.Token.ID); len(ids) == 1 {
+					first = time.Now()
+				}
+			}
+			if event.Finish != batching.Running {
+				took = time.Since(first)
+				break
+			}
+		}
+		return ids, took, e.Stats()
+	}
+	for _, c := range []struct {
+		name        string
+		temperature float32
+	}{{"greedy", 0}, {"temperature=0.5", 0.5}} {
+		b.Run(c.name, func(b *testing.B) {
+			var ratios []float64
+			var last batching.Stats
+			var ids []int32
+			for b.Loop() {
+				want, plain, _ := generate(target, 0, c.temperature)
+				got, drafted, stats := generate(speculator, 4, c.temperature)
+				if !slices.Equal(got, want) {
+					b.Fatal("tokens differ with a draft model")
+				}
+				ids = want
+				ratios, last = append(ratios, plain.Seconds()/drafted.Seconds()), stats
+				b.ReportMetric(drafted.Seconds()*1e3/float64(len(got)-1), "ms/token")
+			}
+			slices.Sort(ratios)
+			b.ReportMetric(ratios[len(ratios)/2], "times-as-fast")
+			b.ReportMetric(float64(last.RightModelDrafts)/float64(max(last.ModelDrafts, 1)), "right/draft")
+			b.ReportMetric(float64(last.GeneratedTokens)/float64(last.Steps-1), "tokens/step")
+			b.ReportMetric(float64(last.DraftedTokens-last.ModelDrafts), "looked-up")
+			b.ReportMetric(agreement(b, draft, prompt, ids), "likeliest-agree")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
