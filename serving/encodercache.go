@@ -38,7 +38,7 @@ func (d *Deployment) keepOnDisk() (err error) {
 	// Processors with other operators give other bits, and so may another version.
 	d.encoder.KeepOn(disk, sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s %t %t\n", d.Model.Fingerprint, encoderVersion,
 		runtime.GOARCH, kernels.Available(), kernels.HasSelfAttention8())))
-	d.Model.DiskStats = disk.Stats
+	d.Model.DiskStats, d.Model.ForgetDisk = disk.Stats, disk.Forget
 	return nil
 }
 

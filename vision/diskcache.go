@@ -81,7 +81,8 @@ type diskWrite struct {
 	name    diskName
 	content []byte
 	source  [sha256.Size]byte
-	unwant  bool // it was forgotten meanwhile; guarded by DiskCache.mu
+	unwant  bool          // it was forgotten meanwhile; guarded by DiskCache.mu
+	done    chan struct{} // closed when it was written, or taken away again
 }
 
 const (
@@ -178,8 +179,8 @@ func fileName(tenant string, file [32]byte) (n [16]byte) {
 	return n
 }
 
-// get reads the patch embeddings of an image.
-func (d *DiskCache) get(k diskKey) ([]float32, bool) {
+// get reads the patch embeddings of an image; nil if they are not there.
+func (d *DiskCache) get(k diskKey) []float32 {
 	name := k.name()
 	d.mu.Lock()
 	at, ok := d.entries[name]
@@ -190,7 +191,7 @@ func (d *DiskCache) get(k diskKey) ([]float32, bool) {
 	}
 	d.mu.Unlock()
 	if !ok {
-		return nil, false
+		return nil
 	}
 	patches, err := d.read(name, k.source())
 	d.mu.Lock()
@@ -201,15 +202,15 @@ func (d *DiskCache) get(k diskKey) ([]float32, bool) {
 			d.stats.Failures++
 		}
 		d.remove(name) // another may come in its place
-		return nil, false
+		return nil
 	}
 	if d.entries[name] == nil { // it was forgotten while it was read
 		clear(patches)
 		d.stats.Misses++
-		return nil, false
+		return nil
 	}
 	d.stats.Hits++
-	return patches, true
+	return patches
 }
 
 func (d *DiskCache) read(name diskName, source [sha256.Size]byte) ([]float32, error) {
@@ -246,7 +247,7 @@ func (d *DiskCache) read(name diskName, source [sha256.Size]byte) ([]float32, er
 // put has patch embeddings written some time. It copies them.
 func (d *DiskCache) put(k diskKey, patches []float32) {
 	size := int64(len(patches))*4 + int64(sealed.SealSize)
-	w := &diskWrite{name: k.name(), source: k.source()}
+	w := &diskWrite{name: k.name(), source: k.source(), done: make(chan struct{})}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -299,6 +300,7 @@ func (d *DiskCache) write(w *diskWrite) {
 		})
 	}
 	clear(w.content)
+	defer close(w.done)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.pending, w.name)
@@ -344,14 +346,39 @@ func (d *DiskCache) erase(name diskName) {
 	d.remove(name)
 }
 
+// discard is Forget for one image.
+func (d *DiskCache) discard(k diskKey) {
+	name := k.name()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w := d.pending[name]; w != nil {
+		w.unwant = true
+	}
+	if d.entries[name] != nil {
+		d.erase(name)
+	}
+}
+
 // Forget overwrites and removes what there is of a tenant's file, of whatever model, those that other processes wrote
-// included.
+// included. It reads the whole folder, and waits for what is being written.
 func (d *DiskCache) Forget(tenant string, file [32]byte) {
 	want := fileName(tenant, file)
-	there := map[diskName]bool{}
+	var writes []*diskWrite
+	d.mu.Lock()
+	for name, w := range d.pending {
+		if name.file == want {
+			w.unwant = true
+			writes = append(writes, w)
+		}
+	}
+	d.mu.Unlock()
+	for _, w := range writes {
+		<-w.done
+	}
+	var there []diskName
 	err := d.dir.Names(func(s string) {
 		if name, ok := parseDiskName(s); ok && name.file == want {
-			there[name] = true
+			there = append(there, name)
 		}
 	})
 	d.mu.Lock()
@@ -359,17 +386,7 @@ func (d *DiskCache) Forget(tenant string, file [32]byte) {
 	if err != nil {
 		d.stats.Failures++
 	}
-	for name, w := range d.pending {
-		if name.file == want {
-			w.unwant = true
-		}
-	}
-	for name := range d.entries {
-		if name.file == want {
-			there[name] = true
-		}
-	}
-	for name := range there {
+	for _, name := range there {
 		d.erase(name)
 	}
 }

@@ -1,6 +1,7 @@
 package vision
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,14 +65,14 @@ func TestDiskCache(t *testing.T) {
 	}
 	d = openDisk(t, dir, 1<<20)
 	defer closeDisk(t, d)
-	if got, ok := d.get(key); !ok || !slices.Equal(got, want) {
-		t.Errorf("%v %t", got, ok)
+	if got := d.get(key); !slices.Equal(got, want) {
+		t.Errorf("%v", got)
 	}
 	for _, other := range []diskKey{
 		diskKeyOf("b", 1, 2, 3), diskKeyOf("", 1, 2, 3), diskKeyOf("a", 2, 2, 3), diskKeyOf("a", 1, 3, 3),
 		diskKeyOf("a", 1, 2, 4),
 	} {
-		if _, ok := d.get(other); ok {
+		if d.get(other) != nil {
 			t.Errorf("%+v is there", other)
 		}
 	}
@@ -97,7 +99,7 @@ func TestDiskCacheIsBounded(t *testing.T) {
 		}
 	}
 	d = openDisk(t, dir, 3*size)
-	if _, ok := d.get(at(0)); !ok {
+	if d.get(at(0)) == nil {
 		t.Fatal("the first is gone")
 	}
 	d.put(at(3), []float32{3})
@@ -107,7 +109,7 @@ func TestDiskCacheIsBounded(t *testing.T) {
 	defer closeDisk(t, d)
 	var there []int
 	for i := range 5 {
-		if _, ok := d.get(at(i)); ok {
+		if d.get(at(i)) != nil {
 			there = append(there, i)
 		}
 	}
@@ -150,7 +152,7 @@ func TestDiskCacheSurvivesDamage(t *testing.T) {
 			if err := spoil(file); err != nil {
 				t.Fatal(err)
 			}
-			if got, ok := d.get(key); ok {
+			if got := d.get(key); got != nil {
 				t.Errorf("%v was read", got)
 			}
 			if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
@@ -160,8 +162,8 @@ func TestDiskCacheSurvivesDamage(t *testing.T) {
 			closeDisk(t, d)
 			d = openDisk(t, dir, 1<<20)
 			defer closeDisk(t, d)
-			if got, ok := d.get(key); !ok || !slices.Equal(got, []float32{3, 4}) {
-				t.Errorf("written again: %v %t", got, ok)
+			if got := d.get(key); !slices.Equal(got, []float32{3, 4}) {
+				t.Errorf("written again: %v", got)
 			}
 		})
 	}
@@ -238,6 +240,7 @@ func TestEncoderKeepsOnDisk(t *testing.T) {
 				for _, p := range e.Forget(img.Tenant, img.File) {
 					clear(p) // the writer may be at it: it has a copy
 				}
+				d.Forget(img.Tenant, img.File)
 			}
 		}
 		e.Close()
@@ -260,6 +263,34 @@ func TestEncoderKeepsOnDisk(t *testing.T) {
 	}
 }
 
+// An image that was forgotten while it was encoded for a caller who left is not kept.
+func TestForgottenImagesAreNotKept(t *testing.T) {
+	dir := t.TempDir()
+	d := openDisk(t, dir, 1<<20)
+	tower := &countingTower{in: make([]float32, 4), hold: make(chan struct{})}
+	e := NewEncoder(tower, widen, 1<<20)
+	e.KeepOn(d, [32]byte{1})
+	gone, left := imageOf(1), imageOf(2)
+	gone.File, left.File = [32]byte{1}, [32]byte{2}
+	ctx, leave := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	work.Go(func() { _, _, _ = e.Encode(ctx, gone) })
+	tower.hold <- struct{}{} // the run began
+	leave()
+	work.Wait()
+	e.Forget("", gone.File)
+	d.Forget("", gone.File)
+	close(tower.hold)
+	if _, _, err := e.Encode(t.Context(), left); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	closeDisk(t, d)
+	if n := len(diskFiles(t, dir)); n != 1 {
+		t.Errorf("%d files, want that of the other image", n)
+	}
+}
+
 // What is forgotten goes whoever wrote it, of that tenant alone, and what waits to be written is not.
 func TestDiskCacheForgets(t *testing.T) {
 	dir := t.TempDir()
@@ -278,8 +309,8 @@ func TestDiskCacheForgets(t *testing.T) {
 	d = openDisk(t, dir, 1<<20)
 	defer closeDisk(t, d)
 	for i := range 50 {
-		_, mine := d.get(diskKeyOf("t", 1, byte(i), 1))
-		_, theirs := d.get(diskKeyOf("u", 1, byte(i), 1))
+		mine := d.get(diskKeyOf("t", 1, byte(i), 1)) != nil
+		theirs := d.get(diskKeyOf("u", 1, byte(i), 1)) != nil
 		if mine || !theirs {
 			t.Fatalf("image %d: %t, another tenant's %t", i, mine, theirs)
 		}
@@ -306,7 +337,7 @@ func BenchmarkDiskCache(b *testing.B) {
 			}
 			b.SetBytes(int64(4 * n))
 			for b.Loop() {
-				if _, ok := d.get(key); !ok {
+				if d.get(key) == nil {
 					b.Fatal("a miss")
 				}
 			}

@@ -21,8 +21,9 @@ type Encoder struct {
 	tower     Tower
 	normalize Normalizer
 	cache     *cache
-	disk      *DiskCache // nil if there is none
-	model     [32]byte   // what the disk's entries are for
+	disk      *DiskCache    // nil if there is none
+	reading   chan struct{} // has room for those that read it
+	model     [32]byte      // what the disk's entries are for
 	jobs      chan *job
 	stop      chan struct{}
 	done      chan struct{}
@@ -82,27 +83,47 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 
 // KeepOn has patch embeddings kept on a disk too, which stays the caller's. model tells apart whatever would make
 // others of the same image. It comes before the first Encode.
-func (e *Encoder) KeepOn(disk *DiskCache, model [32]byte) { e.disk, e.model = disk, model }
+func (e *Encoder) KeepOn(disk *DiskCache, model [32]byte) {
+	e.disk, e.model, e.reading = disk, model, make(chan struct{}, diskReaders)
+}
+
+// diskReaders is how many images are read from the disk at once. Where it hangs, further ones are encoded.
+const diskReaders = 16
 
 // onDisk is an image's key on disk.
 func (e *Encoder) onDisk(img *Image) diskKey {
 	return diskKey{model: e.model, digest: img.Digest, file: img.File, tenant: img.Tenant}
 }
 
-// load gives ent its patch embeddings from the disk, if they are there. The first caller waits for that as the others
-// do.
-func (e *Encoder) load(ent *entry, img *Image) bool {
+// load gives ent its patch embeddings from the disk, if they are there before ctx ends. The first caller waits for
+// that as the others do.
+func (e *Encoder) load(ctx context.Context, ent *entry, img *Image) bool {
 	if e.disk == nil {
 		return false
 	}
-	patches, ok := e.disk.get(e.onDisk(img))
-	if ok {
-		e.cache.finish(ent, patches, nil)
+	select {
+	case e.reading <- struct{}{}:
+	default:
+		return false
+	}
+	read := make(chan []float32, 1)
+	go func() { // a disk may hang; it has no context
+		defer func() { <-e.reading }()
+		read <- e.disk.get(e.onDisk(img))
+	}()
+	select {
+	case patches := <-read:
+		if patches == nil {
+			return false
+		}
 		e.mu.Lock()
 		e.stats.DiskHits++
 		e.mu.Unlock()
+		e.cache.finish(ent, patches, nil)
+		return true
+	case <-ctx.Done():
+		return false
 	}
-	return ok
 }
 
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
@@ -113,7 +134,7 @@ func (e *Encoder) load(ent *entry, img *Image) bool {
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
 	defer e.leave(ent)
-	if first && e.load(ent, img) {
+	if first && e.load(ctx, ent, img) {
 		first = false
 	}
 	e.count(!first)
@@ -153,11 +174,7 @@ func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, ca
 func (e *Encoder) Forget(tenant string, file [32]byte) (gone [][]float32) {
 	e.wiping.Store(true)
 	e.tidy()
-	gone = e.cache.forget(tenant, file)
-	if e.disk != nil { // after the cache: what is under way then knows that it is not to be kept
-		e.disk.Forget(tenant, file)
-	}
-	return gone
+	return e.cache.forget(tenant, file)
 }
 
 // tidy wipes the tower's memory if that is wanted, or leaves it to whoever has the turn.
@@ -344,7 +361,7 @@ func (e *Encoder) handOut(j *job, at int, err error) {
 		}
 		e.cache.finish(j.entry, patches, nil)
 		if e.disk != nil && e.cache.isForgotten(j.entry) { // perhaps before there was anything to forget on disk
-			e.disk.Forget(j.image.Tenant, j.image.File)
+			e.disk.discard(e.onDisk(j.image))
 		}
 	}
 }
