@@ -42,9 +42,9 @@ type delivery struct {
 // scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
-// The policy: the queue says who is next. One long prompt is read at a time, in chunks, and short ones together; a chunk
-// and a decode step take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences
-// but never stops them, unless nobody waits for their tokens (gather.go).
+// The policy: the queue says who is next. One long prompt is read at a time, in chunks, and short ones together; a
+// chunk and a decode step take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt
+// slows the running sequences but never stops them, unless nobody waits for their tokens (gather.go).
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
@@ -197,8 +197,8 @@ func (s *scheduler) decodesNext() bool {
 	return s.chunkLast || s.mixedSteps >= mostMixed
 }
 
-// ridesAlong says whether the decoding sequences have a token each in a step that runs chunks: the weights are read once
-// for both.
+// ridesAlong says whether the decoding sequences have a token each in a step that runs chunks: the weights are read
+// once for both.
 func (s *scheduler) ridesAlong() bool {
 	return s.slots.mixed && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending() && s.latency.step.n > 0
 }
@@ -236,11 +236,14 @@ func (s *scheduler) planPrompts(more bool, now time.Time) {
 	}
 }
 
-// admitBeside admits the next waiting sequence if the rest of its prompt is of at most so many ids, for the same step as
-// those in prefill; nil if not. One that would find its prompt begun by one of them comes after it.
+// admitBeside admits the next waiting sequence if the rest of its prompt is of at most so many ids, for the same step
+// as those in prefill; nil if not. One that would find its prompt begun by one of them comes after it.
 func (s *scheduler) admitBeside(most int, now time.Time) *sequence {
 	q := s.queue.next()
-	if q == nil || s.slots.running() == len(s.slots.at) || q.logprobs != nil || s.leaves(q, now) || s.missesDeadline(q, now) {
+	if q == nil || s.slots.running() == len(s.slots.at) || q.logprobs != nil {
+		return nil
+	}
+	if s.leaves(q, now) || s.missesDeadline(q, now) {
 		return nil
 	}
 	src, n := s.source(q)
@@ -378,7 +381,8 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 	return s.out
 }
 
-// measure records how long p took. Of a step that decoded beside chunks these took what it took longer than one without.
+// measure records how long p took. Of a step that decoded beside chunks these took what it took longer than one
+// without.
 func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
 	took, chunk := now.Sub(s.began), p.chunk()
 	gap := now.Sub(s.decoded) - s.heldFor

@@ -6,12 +6,12 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 )
 
-// slots says whose keys and values each KV slot holds. The decoding sequences have slots [0, len(decoding)) and those in
-// prefill have the next, because attention may run over one contiguous range of slots. The others may hold cached
+// slots says whose keys and values each KV slot holds. The decoding sequences have slots [0, len(decoding)) and those
+// in prefill have the next, because attention may run over one contiguous range of slots. The others may hold cached
 // sequences: ended ones, from which a new one may start. Between steps one sequence is in prefill at most; in a step
 // there may be more, whose prompts end with it all but the last's.
 //
-//	decoding … | prefilling | cached and empty slots in any order
+// 	decoding … | prefilling | cached and empty slots in any order
 //
 // The order of the lists is where sequences belong; sequence.slot is where their KV lies. moves, once a step, closes
 // the gap. In between any number of sequences may end and others take their places: a chain of moves never comes to

@@ -10,8 +10,8 @@ import (
 	"github.com/mmserve/mmserve/model/modeltest"
 )
 
-// BenchmarkSharedRuns is the time of rows in one run over that of each by itself, in turns: eight prompts of 30 tokens, and
-// a step of eight rows with a chunk of 64.
+// BenchmarkSharedRuns is the time of rows in one run over that of each by itself, in turns: eight prompts of 30
+// tokens, and a step of eight rows with a chunk of 64.
 func BenchmarkSharedRuns(b *testing.B) {
 	r := openShape(b, 9)
 	prompt := func(n int) []int32 {
@@ -39,7 +39,7 @@ func BenchmarkSharedRuns(b *testing.B) {
 		name  string
 		apart [][]decoder.Row
 	}{
-		{"eight prompts of 30", [][]decoder.Row{short[:1], short[1:2], short[2:3], short[3:4], short[4:5], short[5:6], short[6:7], short[7:]}},
+		{"eight prompts of 30", slices.Collect(slices.Chunk(short, 1))},
 		{"eight rows and a chunk of 64", [][]decoder.Row{steps, {chunk}}},
 		{"one row and a chunk of 64", [][]decoder.Row{steps[:1], {chunk}}},
 	} {
