@@ -127,6 +127,8 @@ type Server struct {
 	health   *health.Server
 	inflight *inflight
 	refusals refusals
+	// grpcAddress is where Serve answers gRPC.
+	grpcAddress net.Addr
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -269,6 +271,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	s.grpcAddress = lis.Addr()
 	web := s.newHTTPServer()
 	webServed := web.start()
 	select {

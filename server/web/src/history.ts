@@ -1,0 +1,109 @@
+// Conversations in the browser, and nowhere else: IndexedDB, and files that the user exports.
+import { signal } from "@preact/signals";
+import { dataURL } from "./request";
+import type { Conversation, Node } from "./model";
+
+/** What there is, the newest first; null until it is known, or where the browser keeps nothing. */
+export const kept = signal<{ id: string; title: string; updated: number }[]>([]);
+
+const store = "conversations";
+let opened: Promise<IDBDatabase | null> | undefined;
+
+function open(): Promise<IDBDatabase | null> {
+  opened ??= new Promise((resolve) => {
+    const r = indexedDB.open("mmserve", 1);
+    r.onupgradeneeded = () => r.result.createObjectStore(store, { keyPath: "id" });
+    r.onsuccess = () => resolve(r.result);
+    r.onerror = r.onblocked = () => resolve(null); // private windows of some browsers
+  });
+  return opened;
+}
+
+async function run<T>(mode: IDBTransactionMode, do_: (s: IDBObjectStore) => IDBRequest<T>): Promise<T | undefined> {
+  const db = await open();
+  if (!db) return undefined;
+  return new Promise((resolve, reject) => {
+    const t = db.transaction(store, mode), r = do_(t.objectStore(store));
+    t.oncomplete = () => resolve(r.result);
+    t.onerror = t.onabort = () => reject(t.error);
+  });
+}
+
+/** Reads the list anew. */
+export async function list() {
+  const all = ((await run("readonly", (s) => s.getAll())) ?? []) as Conversation[];
+  kept.value = all.map(({ id, title, updated }) => ({ id, title, updated })).sort((a, b) => b.updated - a.updated);
+}
+
+export async function keep(c: Conversation) {
+  await run("readwrite", (s) => s.put(c)).catch(() => {}); // the disk is full, say: the page goes on
+  await list();
+}
+
+export async function load(id: string): Promise<Conversation | undefined> {
+  return (await run("readonly", (s) => s.get(id))) as Conversation | undefined;
+}
+
+export async function remove(id: string) {
+  await run("readwrite", (s) => s.delete(id));
+  await list();
+}
+
+export async function removeAll() {
+  await run("readwrite", (s) => s.clear());
+  await list();
+}
+
+const format = "mmserve-playground-1";
+
+/** All conversations as the text of a file; images are data: URLs in it. */
+export async function exported(): Promise<string> {
+  const all = ((await run("readonly", (s) => s.getAll())) ?? []) as Conversation[];
+  const out = [];
+  for (const c of all) {
+    const nodes = [];
+    for (const n of c.nodes) {
+      if (n.kind === "answer") nodes.push(n);
+      else {
+        const images = [];
+        for (const { blob, ...p } of n.images) images.push({ ...p, data: await dataURL(blob) });
+        nodes.push({ ...n, images });
+      }
+    }
+    out.push({ ...c, nodes });
+  }
+  return JSON.stringify({ format, conversations: out });
+}
+
+/** Takes conversations from the text of a file, and says how many. It throws where the file is none. */
+export async function imported(text: string): Promise<number> {
+  const file = JSON.parse(text);
+  if (file?.format !== format || !Array.isArray(file.conversations)) throw new Error("format");
+  const list_: Conversation[] = [];
+  for (const c of file.conversations) {
+    const nodes: Node[] = [];
+    for (const n of c.nodes) {
+      if (n.kind !== "turn" && n.kind !== "answer" || typeof n.id !== "string") throw new Error("node");
+      if (n.kind === "answer") {
+        if (typeof n.result?.text !== "string") throw new Error("answer");
+        nodes.push(n);
+        continue;
+      }
+      const images = n.images.map(({ data, ...p }: { data: string }) => ({ ...p, blob: blobOf(data) }));
+      nodes.push({ ...n, images });
+    }
+    list_.push({
+      id: String(c.id), title: String(c.title), updated: Number(c.updated) || Date.now(), nodes, chosen: { ...c.chosen },
+    });
+  }
+  for (const c of list_) await run("readwrite", (s) => s.put(c));
+  await list();
+  return list_.length;
+}
+
+/** The file of a data: URL. Its bytes are never asked for over the network, whatever the URL says. */
+function blobOf(url: string): Blob {
+  const m = /^data:([\w.+-]+\/[\w.+-]+);base64,([A-Za-z0-9+/=]+)$/.exec(url);
+  if (!m) throw new Error("image");
+  return new Blob([Uint8Array.from(atob(m[2]!), (c) => c.charCodeAt(0))], { type: m[1] });
+}
