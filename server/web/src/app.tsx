@@ -42,7 +42,7 @@ export function App() {
   const narrow = matchMedia("(max-width: 800px)").matches, open = useSignal(!narrow);
   return (
     <>
-      <a class="skip" href="#prompt">{t("skip")}</a>
+      <a class="skip" href={view.value === "engine" ? "#main" : "#prompt"}>{t("skip")}</a>
       <header class="top">
         <h1>mmserve</h1>
         <nav aria-label={t("views")}>
@@ -57,7 +57,7 @@ export function App() {
       </header>
       <Banner />
       <div class="columns">
-        <main><View /></main>
+        <main id="main" tabIndex={-1}><View /></main>
         <aside id="settings" aria-label={t("settings")} hidden={!open.value || view.value === "compare" || view.value === "engine"}>
           <SettingsForm value={settings.value} onChange={(s) => (settings.value = s)} />
           <Looks />
@@ -84,7 +84,7 @@ function Banner() {
 function KeyForm() {
   const typed = useSignal(key.value);
   return (
-    <form class="banner" onSubmit={(e) => { e.preventDefault(); setKey(typed.value); void connect(); }}>
+    <form class="banner" aria-label={t("key")} onSubmit={(e) => { e.preventDefault(); setKey(typed.value); void connect(); }}>
       <p role="alert">{t("keyHelp")}</p>
       <Field label={t("key")}>{(id) => (
         <input id={id} type="password" autocomplete="off" value={typed.value}

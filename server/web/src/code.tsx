@@ -31,7 +31,10 @@ export function Snippets({ answer }: { answer: Answer }) {
     <Dialog title={t("asCode")} onClose={closeDialog} wide>
       <div class="actions" role="group" aria-label={t("asCode")}>
         {kinds.map(([k, name]) => <button key={k} type="button" class="small" aria-pressed={k === kind.value}
-          onClick={() => { code.value = ""; kind.value = k; }}>{name}</button>)}
+          onClick={() => {
+            if (k !== kind.value) code.value = "";
+            kind.value = k;
+          }}>{name}</button>)}
         <span class="gap" />
         <Copy text={code.value} />
       </div>

@@ -83,14 +83,16 @@ function Chosen({ image }: { image: Picked }) {
         onClick={() => (dialog.value = <ImageDialog image={image} />)}>
         <Thumb image={image} /><Tiles layout={layout} />
       </button>
-      <span class="name">{image.name}</span>
-      <LayoutText layout={layout} />
-      <span class="actions">
-        <DetailChoice image={image} />
-        <button type="button" class="small" aria-label={t("swapOne", image.name)} onClick={swap}>{t("swap")}</button>
-        <button type="button" class="small" aria-label={t("removeImage", image.name)}
-          onClick={() => (images.value = images.value.filter((p) => p !== image))}>×</button>
-      </span>
+      <div class="about">
+        <span class="name">{image.name}</span>
+        <LayoutText layout={layout} />
+        <span class="actions">
+          <DetailChoice image={image} />
+          <button type="button" class="small" aria-label={t("swapOne", image.name)} onClick={swap}>{t("swap")}</button>
+          <button type="button" class="small" aria-label={t("removeImage", image.name)}
+            onClick={() => (images.value = images.value.filter((p) => p !== image))}>×</button>
+        </span>
+      </div>
     </li>
   );
 }

@@ -1,7 +1,7 @@
 // Conversations in the browser, and nowhere else: IndexedDB, and files that the user exports.
 import { signal } from "@preact/signals";
 import { dataURL } from "./request";
-import type { Conversation, Node } from "./model";
+import { defaults, details, emptyResult, type Conversation, type Detail, type Node } from "./model";
 
 /** What there is, the newest first; null until it is known, or where the browser keeps nothing. */
 export const kept = signal<{ id: string; title: string; updated: number }[]>([]);
@@ -11,7 +11,8 @@ let opened: Promise<IDBDatabase | null> | undefined;
 
 function open(): Promise<IDBDatabase | null> {
   opened ??= new Promise((resolve) => {
-    const r = indexedDB.open("mmserve", 1);
+    let r: IDBOpenDBRequest;
+    try { r = indexedDB.open("mmserve", 1); } catch { return resolve(null); } // a browser that keeps nothing
     r.onupgradeneeded = () => r.result.createObjectStore(store, { keyPath: "id" });
     r.onsuccess = () => resolve(r.result);
     r.onerror = r.onblocked = () => resolve(null); // private windows of some browsers
@@ -82,16 +83,7 @@ export async function imported(text: string): Promise<number> {
   const list_: Conversation[] = [];
   for (const c of file.conversations) {
     const nodes: Node[] = [];
-    for (const n of c.nodes) {
-      if (n.kind !== "turn" && n.kind !== "answer" || typeof n.id !== "string") throw new Error("node");
-      if (n.kind === "answer") {
-        if (typeof n.result?.text !== "string") throw new Error("answer");
-        nodes.push(n);
-        continue;
-      }
-      const images = n.images.map(({ data, ...p }: { data: string }) => ({ ...p, blob: blobOf(data) }));
-      nodes.push({ ...n, images });
-    }
+    for (const n of c.nodes) nodes.push(nodeOf(n, nodes));
     list_.push({
       id: String(c.id), title: String(c.title), updated: Number(c.updated) || Date.now(), nodes, chosen: { ...c.chosen },
     });
@@ -99,6 +91,29 @@ export async function imported(text: string): Promise<number> {
   for (const c of list_) await run("readwrite", (s) => s.put(c));
   await list();
   return list_.length;
+}
+
+/** A node of a file, below one of those before it: whoever wrote the file, the page can show it. */
+function nodeOf(n: any, before: Node[]): Node {
+  const { id, parent } = n, above = before.find((o) => o.id === parent);
+  if (typeof id !== "string" || id === "" || before.some((o) => o.id === id)) throw new Error("id");
+  if (n.kind === "turn") {
+    if (parent !== "" && above?.kind !== "answer") throw new Error("parent");
+    const images = Array.from(n.images as { id: string; name: string; detail: Detail; data: string }[], (p) => ({
+      id: String(p.id), name: String(p.name), blob: blobOf(p.data), detail: details.includes(p.detail) ? p.detail : "auto" as const,
+    }));
+    return { kind: "turn", id, parent, text: String(n.text), images };
+  }
+  if (n.kind !== "answer" || above?.kind !== "turn") throw new Error("parent");
+  const settings = { ...defaults };
+  for (const k of Object.keys(defaults) as (keyof typeof defaults)[]) {
+    if (typeof n.settings?.[k] === typeof defaults[k]) Object.assign(settings, { [k]: n.settings[k] });
+  }
+  const r = n.result ?? {}, result = emptyResult();
+  for (const k of ["text", "reasoning", "model", "finish"] as const) result[k] = String(r[k] ?? "");
+  if (Array.isArray(r.scores) && r.scores.every(Number.isFinite)) result.scores = r.scores;
+  result.stopped = !!r.stopped;
+  return { kind: "answer", id, parent, settings, result }; // what it cost is not among what a file may say
 }
 
 /** The file of a data: URL. Its bytes are never asked for over the network, whatever the URL says. */

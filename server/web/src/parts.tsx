@@ -40,8 +40,9 @@ export function useObjectURL(blob: Blob): string {
   return url;
 }
 
-export function Thumb({ image }: { image: Picked }) {
-  return <img src={useObjectURL(image.blob)} alt={image.name} />;
+/** A small view of an image; unnamed where its name stands beside it. */
+export function Thumb({ image, unnamed }: { image: Picked; unnamed?: boolean }) {
+  return <img src={useObjectURL(image.blob)} alt={unnamed ? "" : image.name} />;
 }
 
 /** A modal dialog; it is there while it is open. */

@@ -129,7 +129,7 @@ function RowView({ row: { image, result: r, state }, names }: { row: Row; names:
   const f = fields(r);
   return (
     <tr>
-      <th scope="row"><Thumb image={image} /><span class="name">{image.name}</span></th>
+      <th scope="row"><Thumb image={image} unnamed /><span class="name">{image.name}</span></th>
       <td>{r?.failure ? <span class="failure">{failureText(r.failure)}</span> : r?.stopped ? t("stopped")
         : r ? r.text : state === "asking" ? t("answering") : ""}</td>
       {names.map((n) => <td key={n}>{shown(f?.[n])}</td>)}

@@ -10,7 +10,8 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), "../../..");
 export const program = process.env.MMSERVE ?? join(root, "bin/mmserve");
 export const sample = (i) => join(root, `model/tiny-vlm/samples/sample${i}.png`);
 /** What the embedded model says of the samples. */
-export const captions = ["A large orange star in the center on a beige background."];
+export const captions = Array.from(
+  readFileSync(join(root, "model/tiny-vlm/samples/captions.md"), "utf8").matchAll(/^ {2}- model: (.*)$/gm), (m) => m[1]);
 
 const axeSource = readFileSync(join(root, "server/web/node_modules/axe-core/axe.min.js"), "utf8");
 
