@@ -46,16 +46,27 @@ await play({}, async (page) => {
 });
 await play({}, async (page) => {
   await page.getByLabel("Log-probabilities").check();
-  await drop(page, sample(5));
+  await page.getByLabel("Temperature").fill("1.9");
+  await page.getByLabel("Seed").fill("4");
+  await drop(page, sample(6));
   await prompt(page).fill("Tell me a story about this.");
   await prompt(page).press("Enter");
   await page.locator(".heatmap summary").click();
-  await page.locator(".heatmap .token").nth(2).hover();
+  const unsure = page.locator(".heatmap .token:is(.heat3, .heat4, .heat5)").first();
+  await ((await unsure.count()) > 0 ? unsure : page.locator(".heatmap .token").nth(2)).hover();
   await page.locator(".answer").screenshot({ path: docs("heatmap") });
 });
 await play({}, async (page) => {
   await page.getByRole("button", { name: "Engine" }).click();
   await page.getByText("tokens generated").waitFor();
+  const body = JSON.stringify({ messages: [{ role: "user", content: "red" }], max_tokens: 300, min_tokens: 300 });
+  const headers = { "Content-Type": "application/json" };
+  const ask = () => fetch(`${server.url}/v1/chat/completions`, { method: "POST", headers, body }).then((r) => r.text());
+  for (let i = 1; i <= 6; i++) { // more at once, from second to second
+    const until = Date.now() + 1500;
+    void Promise.all(Array.from({ length: 2 * i }, async () => { while (Date.now() < until) await ask(); }));
+    await page.waitForTimeout(1500);
+  }
   await page.screenshot({ path: docs("engine") });
 });
 await browser.close();

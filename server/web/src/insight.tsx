@@ -64,6 +64,7 @@ export function tokenTexts(list: TokenLogprob[]): string[] {
 }
 
 const percent = (logprob: number) => 100 * Math.exp(logprob);
+const shownPercent = (logprob: number) => (percent(logprob) < 0.1 ? `< ${count(0.1, 1)} %` : `${count(percent(logprob), 1)} %`);
 /** 0 for what was sure, 5 for what was least. */
 const heat = (logprob: number) => Math.min(5, Math.floor((100 - percent(logprob)) / 16));
 
@@ -91,10 +92,10 @@ export function Heatmap({ list }: { list: TokenLogprob[] }) {
           {texts[i]}</span>)}
       </div>
       <div class="alternatives" aria-live="polite">
-        <p><code>{JSON.stringify(shown.token)}</code> {count(percent(shown.logprob), 1)} %</p>
+        <p><code>{JSON.stringify(shown.token)}</code> {shownPercent(shown.logprob)}</p>
         <ul>{(shown.top_logprobs ?? []).map((o, i) => <li key={i}>
           <code>{JSON.stringify(o.token)}</code> <span class="track" aria-hidden="true">
-            <span class="bar c2" style={{ width: `${percent(o.logprob)}%` }} /></span> {count(percent(o.logprob), 1)} %
+            <span class="bar c2" style={{ width: `${percent(o.logprob)}%` }} /></span> {shownPercent(o.logprob)}
         </li>)}</ul>
       </div>
     </details>
