@@ -84,7 +84,7 @@ function Banner() {
 function KeyForm() {
   const typed = useSignal(key.value);
   return (
-    <form class="banner" aria-label={t("key")} onSubmit={(e) => { e.preventDefault(); setKey(typed.value); void connect(); }}>
+    <form class="banner" aria-label={t("access")} onSubmit={(e) => { e.preventDefault(); setKey(typed.value); void connect(); }}>
       <p role="alert">{t("keyHelp")}</p>
       <Field label={t("key")}>{(id) => (
         <input id={id} type="password" autocomplete="off" value={typed.value}

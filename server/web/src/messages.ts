@@ -22,6 +22,7 @@ const texts = {
   auto: { en: "automatic", de: "automatisch" },
   light: { en: "light", de: "hell" },
   dark: { en: "dark", de: "dunkel" },
+  access: { en: "Access", de: "Zugang" },
   key: { en: "Key", de: "Schlüssel" },
   keyHelp: {
     en: "This server wants a key. It stays in this tab and is gone when you close it.",
