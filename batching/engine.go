@@ -119,6 +119,8 @@ type Stats struct {
 	KVBudget      int
 	KVResident    int // positions that have memory: those held, of cached sequences, and what will be written again
 	CachedSlots   int // slots that hold what ended sequences left
+	// WaitingBy are those of Waiting by class, the lowest first.
+	WaitingBy [classes]int
 
 	Steps        int64 // batches run, failed ones too
 	PrefillSteps int64 // those that ran chunks of prompts, and of these

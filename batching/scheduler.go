@@ -556,6 +556,9 @@ func (s *scheduler) stats() Stats {
 	t := s.totals
 	t.Running, t.Waiting = s.slots.running(), s.queue.len()
 	t.CachedSlots, t.Evictions = len(s.slots.cached), s.slots.evictions
+	for i := range s.queue.classes {
+		t.WaitingBy[i] = s.queue.classes[i].entries.Len()
+	}
 	for _, q := range s.slots.decoding {
 		t.KVTokens += q.past
 	}

@@ -141,6 +141,8 @@ type Server struct {
 	refusals  refusals
 	importing chan struct{} // has room for the one archive that is received
 	refused   *audit.Flood  // lines of the audit log about those
+	// grpcAddress is where Serve answers gRPC.
+	grpcAddress net.Addr
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -286,6 +288,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	s.grpcAddress = lis.Addr()
 	web := s.newHTTPServer()
 	webServed := web.start()
 	select {
