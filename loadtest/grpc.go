@@ -30,7 +30,7 @@ func DialGRPC(addr string, raw bool, opts ...grpc.DialOption) (*GRPC, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &GRPC{client.New(conn), conn, raw}, nil
+	return &GRPC{client.New(conn, client.WithUnavailableRetries(0)), conn, raw}, nil // every failure counts
 }
 
 func (g *GRPC) String() string { return "grpc://" + g.conn.Target() }

@@ -122,7 +122,8 @@ type Server struct {
 	pb.UnimplementedMMServeServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
-	attached atomic.Bool // both may be read
+	attached atomic.Bool   // both may be read
+	loaded   chan struct{} // closed then
 	options  Options
 	health   *health.Server
 	inflight *inflight
@@ -155,6 +156,7 @@ func Loading(o Options) *Server {
 		options: o.withDefaults(), health: health.NewServer(),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		idle:     make(chan struct{}, 1),
+		loaded:   make(chan struct{}),
 	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
@@ -175,6 +177,7 @@ func (s *Server) Attach(models *serving.Registry) {
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
 	})
 	s.attached.Store(true)
+	close(s.loaded)
 	s.report(healthpb.HealthCheckResponse_SERVING)
 }
 
@@ -265,7 +268,10 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	g := s.grpcServer()
 	l := &listener{
 		Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load,
-		log: s.options.Logger,
+		log: s.options.Logger, closed: make(chan struct{}),
+	}
+	if !s.attached.Load() {
+		l.pause(s.loaded)
 	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
@@ -282,10 +288,10 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 
 	s.health.Shutdown()
-	s.options.Logger.Info("stopping", "open_requests", s.open.Load(),
-		"drain_delay", s.options.DrainDelay, "grace", s.options.Grace)
-	if s.attached.Load() {
+	s.options.Logger.Info("stopping", append(s.left(), "drain_delay", s.options.DrainDelay, "grace", s.options.Grace)...)
+	if s.attached.Load() && s.options.DrainDelay > 0 {
 		time.Sleep(s.options.DrainDelay)
+		s.options.Logger.Info("draining: no new connections are taken", s.left()...)
 	}
 	s.drain(g, l, web)
 	<-served
@@ -296,12 +302,24 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	return nil
 }
 
+// left counts what a shutdown waits for, for its log lines: requests, and their sequences in the engines.
+func (s *Server) left() []any {
+	running, waiting := 0, 0
+	if s.attached.Load() {
+		s.models.Each(func(d *serving.Deployment) {
+			stats := d.Engine.Stats()
+			running, waiting = running+stats.Running, waiting+stats.Waiting
+		})
+	}
+	return []any{"open_requests", s.open.Load(), "running", running, "waiting", waiting}
+}
+
 // drain lets the open calls finish, and cuts those that do not within Grace.
 func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
-	_ = l.Listener.Close()
-	l.closeMute()
+	_ = l.Close()
+	time.AfterFunc(unreadTime, l.closeMute)
 	s.stopping.Store(true)
 	webStopped, stopped := web.drain(), make(chan struct{})
 	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()

@@ -250,6 +250,7 @@ func (s *Service) callerOf(peer string) string {
 func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
 	tickets []*batching.Ticket, to Sink) error {
 	var group *batching.Group
+	to = &heldStart{to: to}
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}
