@@ -53,6 +53,11 @@ func (g *GRPC) Ready(ctx context.Context) error {
 	}
 }
 
+// Server is what the server says of itself.
+func (g *GRPC) Server(ctx context.Context) (*pb.GetServerInfoResponse, error) {
+	return g.client.ServerInfo(ctx)
+}
+
 // Generate implements Target.
 func (g *GRPC) Generate(ctx context.Context, r *Request, token func(int)) (a Answer, err error) {
 	for e, err := range g.client.Stream(ctx, g.message(r)) {
