@@ -132,8 +132,11 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		}
 		o.result(s).line(out, string(p))
 		if o.failAt > 0 {
-			fmt.Fprintf(out, "\n%s: p99 of first tokens is within 1.5 times of before %v after the zone failed\n\n", p,
-				recovered(s.calls, o.warmUp, o.failAt, o.duration))
+			late := "never again"
+			if d := recovered(s.calls, o.warmUp, o.failAt, o.duration); d >= 0 {
+				late = fmt.Sprintf("%v after the zone failed", d)
+			}
+			fmt.Fprintf(out, "\n%s: p99 of first tokens is within 1.5 times of before %s\n\n", p, late)
 		}
 	}
 	return nil
