@@ -7,8 +7,8 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
 
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
@@ -254,7 +254,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := crew.New(ctx)
 	var states []*constrain.State
 	if grammar != nil {
 		states = grammar.Starts(ctx, req.n)

@@ -8,16 +8,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"slices"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/internal/telemetry"
 )
-
-// version is set by the linker.
-var version = "devel"
 
 // cli is the command line. Only this package reads flags or the environment.
 type cli struct {
@@ -127,19 +123,4 @@ func newLogger(w io.Writer, level, format string, l *slog.LevelVar) *slog.Logger
 		return slog.New(telemetry.TraceIDs(slog.NewJSONHandler(w, o)))
 	}
 	return slog.New(telemetry.TraceIDs(slog.NewTextHandler(w, o)))
-}
-
-type versionCmd struct{}
-
-func (versionCmd) Run(out io.Writer) error {
-	_, err := fmt.Fprintln(out, "mmserve", programVersion())
-	return err
-}
-
-// programVersion is what the linker was told, or what Go knows of the module.
-func programVersion() string {
-	if b, ok := debug.ReadBuildInfo(); ok && version == "devel" && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return version
 }
