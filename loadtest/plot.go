@@ -161,8 +161,8 @@ const (
 	legendGlyph = 6.2 // about the width of a letter
 )
 
-// legend names the lines above the plot, in as many rows as they take, which it counts. The last row is the lowest. A nil
-// builder draws nothing.
+// legend names the lines above the plot, in as many rows as they take, which it counts. The last row is the lowest. A
+// nil builder draws nothing.
 func (p *plot) legend(b *strings.Builder) (rows int) {
 	type entry struct {
 		x     float64

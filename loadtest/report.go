@@ -120,7 +120,8 @@ func NewReport(r *Result, a About) *Report {
 	out.Verdict = out.judge(a.Attain)
 	measured := r.Windows
 	if out.AtKnee = out.atKnee(); out.AtKnee != nil {
-		measured = slices.DeleteFunc(slices.Clone(measured), func(w Window) bool { return w.From.Seconds() != out.AtKnee.From })
+		other := func(w Window) bool { return w.From.Seconds() != out.AtKnee.From }
+		measured = slices.DeleteFunc(slices.Clone(measured), other)
 	}
 	out.timeline(r)
 	out.points(r)

@@ -51,7 +51,8 @@ func TestVerdict(t *testing.T) {
 
 // Distributions are those at the knee; gaps between rates count for no rate.
 func TestReportAtKnee(t *testing.T) {
-	r := loadtest.NewReport(ran(sampled(60), 1, 2, 3), loadtest.About{SLO: loadtest.SLO{E2E: 165 * time.Millisecond}, Attain: 0.9})
+	slo := loadtest.SLO{E2E: 165 * time.Millisecond}
+	r := loadtest.NewReport(ran(sampled(60), 1, 2, 3), loadtest.About{SLO: slo, Attain: 0.9})
 	if r.AtKnee == nil || r.AtKnee.Rate != 2 || r.AtKnee.TTFT.P50 != 30 {
 		t.Fatalf("at the knee: %+v", r.AtKnee)
 	}

@@ -70,8 +70,8 @@ func TestReplicaIsTheEngine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stream, err := e.Submit(t.Context(), ticket[0], batching.Request{Input: fusion.Input{IDs: c.ids}, MaxTokens: c.output,
-				Tenant: c.tenant, NoDrafts: true, Sampling: decoder.Sampling{TopP: 1}})
+			stream, err := e.Submit(t.Context(), ticket[0], batching.Request{Input: fusion.Input{IDs: c.ids},
+				MaxTokens: c.output, Tenant: c.tenant, NoDrafts: true, Sampling: decoder.Sampling{TopP: 1}})
 			if err != nil {
 				t.Fatal(err)
 			}

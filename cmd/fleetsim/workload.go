@@ -25,7 +25,7 @@ type workload struct {
 	prompt int           // tokens of a turn, in the mean; image tokens come on top in the first
 	output int           // tokens of an answer, in the mean
 	image  int           // tokens of an image; 0: there are none
-	pool   int           // images that sessions are about, the popular ones more often (Zipf, exponent 1.1); 0: each is new
+	pool   int           // images that sessions are about, by Zipf's law of exponent 1.1; 0: each is new
 }
 
 // session is one conversation.

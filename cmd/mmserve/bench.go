@@ -104,9 +104,6 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 			return err
 		}
 	}
-	if !b.Quiet {
-		c.Progress = progress(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
-	}
 	result, knee, err := b.load(ctx, c, slo)
 	if err != nil {
 		return err
@@ -286,6 +283,9 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 			}
 		}
 	}
+	if !b.Quiet {
+		c.Progress = progress(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
+	}
 	c.Mix, err = b.mix()
 	return c, slo, err
 }
@@ -391,7 +391,8 @@ func (b benchCmd) options(k *kong.Context) map[string]string {
 		"images-each": b.Images == 0, "image-sizes": b.Images == 0 || b.ImageDir != "",
 		"image-png": b.Images == 0 || b.ImageDir != "", "image-pool": b.Images == 0 || b.ImageDir != "",
 		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "tries": b.Search == "", "speed": b.Trace == "",
-		"attain": b.Search == "" && b.Ramp == "" && b.SLO == "", "repeat": b.Repeat == 1, "arrivals": b.Trace != "", "duration": b.Trace != "",
+		"attain": b.Search == "" && b.Ramp == "" && b.SLO == "", "repeat": b.Repeat == 1,
+		"arrivals": b.Trace != "", "duration": b.Trace != "",
 		"rate": len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0,
 	} {
 		if unused {

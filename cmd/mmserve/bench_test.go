@@ -73,8 +73,8 @@ func TestBenchStatus(t *testing.T) {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	bench := func(want int, says string, args ...string) {
 		t.Helper()
-		code, out, errs := mmserve(t, append([]string{"bench", "--quiet", "--server", addr, "--warm-up", "0s", "--output", "2",
-			"--rate", "40", "--duration", "250ms"}, args...)...)
+		code, out, errs := mmserve(t, append([]string{"bench", "--quiet", "--server", addr, "--warm-up", "0s",
+			"--output", "2", "--rate", "40", "--duration", "250ms"}, args...)...)
 		if code != want || !strings.Contains(out+errs, says) {
 			t.Errorf("%q: status %d, want %d and %q:\n%s%s", args, code, want, says, out, errs)
 		}
