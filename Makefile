@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -209,6 +209,14 @@ soak: build
 ATTACK ?= .
 attack: build
 	$(GO) run ./cmd/attack -run '$(ATTACK)'
+
+## test-fleet: three servers restarted in turn under 15 streams a second, and one killed, behind balancers (Debian's, which it installs) and clients; 12 minutes
+FLEET ?= .
+test-fleet: build sdks
+	@for p in haproxy nginx; do command -v $$p >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get install -y --no-install-recommends haproxy nginx-light python3-grpcio >/dev/null; } || echo "no $$p: its runs are skipped"; done
+	$(GO) build -o bin/rollout ./cmd/rollout
+	bin/rollout -run '$(FLEET)'
 
 clean:
 	rm -rf bin node_modules

@@ -107,8 +107,9 @@ func (h *httpServer) connState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// unreadTime is how long a drain leaves connections that asked nothing: a request may be in their sockets.
-const unreadTime = 50 * time.Millisecond
+// unreadTime is how long a drain leaves connections that asked nothing: a request may be on its way. nginx cannot give
+// one that it has sent to another server.
+const unreadTime = 200 * time.Millisecond
 
 // start serves; what comes of the channel ended it.
 func (h *httpServer) start() <-chan error {

@@ -350,6 +350,7 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 	if err != nil {
 		return nil, err
 	}
+	o = append(o, client.WithUnavailableRetries(0)) // captioning tries again itself
 	cl, err := client.DialServers(k.Server, o...)
 	if err != nil {
 		return nil, err
