@@ -196,14 +196,6 @@ func (f captionFlags) config() (caption.Config, error) {
 	return c, c.Check()
 }
 
-// The exit statuses of a run into a file.
-const (
-	exitFailed      = 1 // some items
-	exitUsage       = 2
-	exitGivenUp     = 3
-	exitInterrupted = 130
-)
-
 // toFile captions into a file. It gives the exit status with the error.
 func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) (int, error) {
 	o, err := k.options()

@@ -28,7 +28,8 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
 	Caption captionCmd `cmd:"" help:"Describe images: on the terminal, or with -o into a file that the same command goes on with."`
 	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
-	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds an image."`
+	Chat    chatCmd    `cmd:"" help:"Chat in the terminal, about images too."`
+	Ask     askCmd     `cmd:"" help:"Ask one question, about images too, and write the answer."`
 	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
 	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
 	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
@@ -76,7 +77,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return int(exit)
 	}
 	fmt.Fprintln(stderr, "mmserve:", hinted(c.Serve.located(err)))
-	return 1
+	if usage := (usageError{}); errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
 }
 
 // newParser is the command line's, whose values go to c.

@@ -1,0 +1,15 @@
+package main
+
+// The exit statuses of all commands, as docs/chat.md lists them.
+const (
+	exitFailed      = 1   // what was asked for was not done, or not all of it
+	exitUsage       = 2   // the command line is wrong: nothing was begun
+	exitGivenUp     = 3   // a run ended early and can be gone on with
+	exitNoReference = 3   // there was nothing to compare with
+	exitInterrupted = 130 // Ctrl-C or SIGTERM
+)
+
+// usageError is what is wrong with a command line, found before anything is begun.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
