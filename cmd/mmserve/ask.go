@@ -80,6 +80,14 @@ func unlessDebug(log *slog.Logger) *slog.Logger { return quiet(log) }
 func (k askCmd) request(ctx context.Context) (*pb.GenerateRequest, error) {
 	question := k.Question
 	stdin := 0
+	for _, name := range append(k.Images, question) {
+		if name == "-" {
+			stdin++
+		}
+	}
+	if stdin > 1 {
+		return nil, usageError{errors.New("standard input is either the question or one image: want one -")}
+	}
 	var parts []*pb.Part
 	for _, path := range k.Images {
 		img, rgb, err := k.image(ctx, path)
@@ -87,15 +95,11 @@ func (k askCmd) request(ctx context.Context) (*pb.GenerateRequest, error) {
 			return nil, err
 		}
 		imaging.Release(rgb)
-		if path == "-" {
-			stdin++
-		}
 		part := client.ImageBytes(img.Data)
 		part.GetImage().Detail = details[k.Detail]
 		parts = append(parts, part)
 	}
 	if question == "-" {
-		stdin++
 		data, err := io.ReadAll(io.LimitReader(os.Stdin, maxLine+1))
 		if err != nil {
 			return nil, fmt.Errorf("standard input: %w", err)
@@ -104,9 +108,6 @@ func (k askCmd) request(ctx context.Context) (*pb.GenerateRequest, error) {
 			return nil, fmt.Errorf("standard input has more than %d MiB", maxLine>>20)
 		}
 		question = strings.TrimSpace(string(data))
-	}
-	if stdin > 1 {
-		return nil, usageError{errors.New("standard input is either the question or one image: want one -")}
 	}
 	if strings.TrimSpace(question) == "" {
 		return nil, usageError{errors.New("the question is empty")}

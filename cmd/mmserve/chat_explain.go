@@ -106,8 +106,12 @@ func (s *chatSession) inWords(field, description string) string {
 	if name, ok := strings.CutPrefix(field, "sampling."); ok {
 		return "/set " + name + ": " + description
 	}
-	if field == "chat" || field == "chat.messages" {
-		return "the conversation: " + description + ". /undo or /clear makes it shorter"
+	if field == "chat" || field == "chat.messages" || field == "input" {
+		text := "the conversation is too long: " + description
+		if s.console != nil {
+			text += ". /undo or /clear makes it shorter"
+		}
+		return text
 	}
 	return field + ": " + description
 }

@@ -179,7 +179,7 @@ const maxSchema = 1 << 20
 // constraint is nil if there is none.
 func (f constraintFlags) constraint() (*pb.Constraint, error) {
 	if f.schema != "" && len(f.choices) > 0 {
-		return nil, errors.New("--schema and --choices: want one of them")
+		return nil, usageError{errors.New("--schema and --choices: want one of them")}
 	}
 	if len(f.choices) > 0 {
 		return transcript.ChoicesConstraint(f.choices), nil

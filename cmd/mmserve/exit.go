@@ -9,6 +9,18 @@ const (
 	exitInterrupted = 130 // Ctrl-C or SIGTERM
 )
 
+// exitTexts say what the statuses mean.
+var exitTexts = []struct {
+	status int
+	text   string
+}{
+	{0, "All was done: each question has an answer."},
+	{exitFailed, "Something was not done; standard error says what, and names the file."},
+	{exitUsage, "The command line is wrong, or a value is out of its range; nothing was begun."},
+	{exitGivenUp, "caption and batch ended early, and the same command goes on. model verify had nothing to compare with."},
+	{exitInterrupted, "Ctrl-C or SIGTERM ended it."},
+}
+
 // usageError is what is wrong with a command line, found before anything is begun.
 type usageError struct{ error }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -93,24 +92,7 @@ func (y *tty) show() {
 	}
 }
 
-// ortLibrary is the library that the repository fetched, by its whole path.
-func ortLibrary(t *testing.T) string {
-	t.Helper()
-	if lib := os.Getenv("MMSERVE_ORT_LIB"); lib != "" {
-		return lib
-	}
-	arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
-	found, err := filepath.Glob(filepath.Join("..", "..", "node_modules", "onnxruntime-node", "bin", "napi-v6",
-		runtime.GOOS, arch, "libonnxruntime*"))
-	if err != nil || len(found) == 0 {
-		t.Skip("ONNX Runtime was not fetched: make ort")
-	}
-	path, err := filepath.Abs(found[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
+func ortLibrary(t *testing.T) string { t.Helper(); return ortLibraryFrom(t, filepath.Join("..", "..")) }
 
 // key types bytes as they come from a keyboard.
 func (y *tty) key(keys string) {

@@ -27,6 +27,11 @@ func (f folds) fold(text string) string {
 	if lines <= maxShownLines && utf8.RuneCountInString(text) <= maxShownRunes {
 		return strings.ReplaceAll(strings.ReplaceAll(text, "\t", "    "), "\n", string(returnMark))
 	}
+	for note, was := range f {
+		if was == text {
+			return note
+		}
+	}
 	size := fmt.Sprintf("%d lines", lines)
 	if lines == 1 {
 		size = fmt.Sprintf("%d characters", utf8.RuneCountInString(text))

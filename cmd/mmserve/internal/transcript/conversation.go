@@ -32,11 +32,13 @@ type Turn struct {
 
 // Text is the question without its images.
 func (t Turn) Text() string {
-	var b strings.Builder
+	var list []string
 	for _, p := range t.Question {
-		b.WriteString(p.Text)
+		if p.Image == nil {
+			list = append(list, p.Text)
+		}
 	}
-	return strings.TrimSpace(b.String())
+	return strings.TrimSpace(strings.Join(list, " "))
 }
 
 // Images are those of the question.

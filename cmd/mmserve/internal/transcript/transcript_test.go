@@ -144,7 +144,7 @@ func TestConversation(t *testing.T) {
 	if !c.Retry() || c.Turns[1].Answered {
 		t.Error("retry")
 	}
-	if text, ok := c.Take(); !ok || text != "two?" || len(c.Pending) != 1 || len(c.Turns) != 1 {
+	if text, ok := c.Take(); !ok || text != "two ?" || len(c.Pending) != 1 || len(c.Turns) != 1 {
 		t.Errorf("take: %q %v %v", text, ok, c)
 	}
 	c.Pending = append(c.Pending, a)
