@@ -48,16 +48,16 @@ Examples:
 
 // Run answers one question.
 func (k askCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
-	ctx, stop := untilSignal(ctx)
-	defer stop()
 	in, err := k.request(ctx)
 	if err != nil {
 		return err
 	}
-	cl, end, err := k.connect(ctx, c, unlessDebug(log))
+	cl, end, err := k.connect(ctx, c, quiet(log))
 	if err != nil {
 		return err
 	}
+	ctx, stop := untilSignal(ctx) // from here on: until then an interrupt ends the process at once
+	defer stop()
 	v := newView(os.Stdin, out, os.Stderr, os.Getenv)
 	v.source = len(k.Choices) > 0 || k.Schema != ""
 	if k.JSON {
@@ -72,9 +72,6 @@ func (k askCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer
 	}
 	return errors.Join(err, end())
 }
-
-// unlessDebug keeps the model's own lines for those who ask for them.
-func unlessDebug(log *slog.Logger) *slog.Logger { return quiet(log) }
 
 // request is the question with its images.
 func (k askCmd) request(ctx context.Context) (*pb.GenerateRequest, error) {
@@ -158,9 +155,14 @@ func (k askCmd) whole(ctx context.Context, cl *client.Client, in *pb.GenerateReq
 	if data, err = json.Marshal(same); err != nil { // protojson varies its spaces
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%s\n", data)
+	if _, err = fmt.Fprintf(out, "%s\n", data); err == nil && answer.GetText() == "" {
+		return errEmpty
+	}
 	return err
 }
+
+// errEmpty is no answer.
+var errEmpty = errors.New("the model gave an empty answer: ask otherwise, or allow more with --max-tokens")
 
 // completion asks a model without a chat template to go on with the question as it is.
 func completion(in *pb.GenerateRequest) *pb.GenerateRequest {
@@ -210,6 +212,9 @@ func (k askCmd) show(
 		if err := w.WriteString(text); err != nil {
 			return nil, err
 		}
+	}
+	if !begun {
+		return nil, errEmpty
 	}
 	return finish, nil
 }

@@ -47,12 +47,12 @@ func (k chatCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Write
 	if err != nil {
 		return err
 	}
-	ctx, stop := untilHangup(ctx)
-	defer stop()
 	cl, end, err := k.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}
+	ctx, stop := untilHangup(ctx)
+	defer stop()
 	s := &chatSession{
 		client: cl, server: k.Server, request: request, talk: talk, files: userFiles(),
 		begun: proto.Clone(request).(*pb.GenerateRequest),
