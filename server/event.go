@@ -42,7 +42,7 @@ func (e events) Finish(f *serving.Finish) error {
 		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index),
 		Usage: usage(f.Usage), Timings: timings(f.Timings),
 		Logprobs: logprobs(f.Logprobs), PromptLogprobs: logprobs(f.PromptLogprobs), ChoiceScores: f.ChoiceScores,
-		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID),
+		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID), ConversationMessage: f.Message,
 	}}})
 }
 
@@ -55,6 +55,7 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 		Usage: usage(c.Usage), Timings: timings(c.Timings),
 		PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
+		ConversationMessage: c.Message,
 	}
 	for _, a := range c.Choices {
 		out.Choices = append(out.Choices, &pb.Choice{

@@ -54,6 +54,8 @@ type Finish struct {
 	TokenIDs []int32
 	// ChoiceScores are of the constraint's choices, if they are asked for.
 	ChoiceScores []float32
+	// Message is the number that the answer has in the request's conversation; 0 without one.
+	Message uint64
 }
 
 // FinishReason says why an answer ended.

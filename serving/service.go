@@ -7,9 +7,10 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
 
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
@@ -48,6 +49,12 @@ type ServiceOptions struct {
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
 	Fetcher Fetcher
+	// Audit gets an event for each request, without content. nil: nothing does. AuditRequired has requests fail where
+	// their event is not kept.
+	Audit         Auditor
+	AuditRequired bool
+	// Conversations keeps conversations between requests. nil: none are.
+	Conversations conversation.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -172,6 +179,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer l.leave()
+	turn, err := l.openTurn(ctx, in)
+	if err != nil {
+		return err
+	}
+	defer turn.close()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
@@ -186,6 +198,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer releaseFiles()
+	if err := turn.prepare(ctx, req); err != nil {
+		return err
+	}
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -200,6 +215,8 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	releaseFiles()
+	l.rec.trail.asked(l.model, req, images)
+	turn.release()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -209,6 +226,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	l.rec.trail.given(input, images, req.maxTokens)
 	l.rec.lap(&l.rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
@@ -223,7 +241,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if l.rec.scores, err = l.score(ctx, req, input, grammar, tickets[req.n:]); err != nil {
 		return err
 	}
-	return l.answer(ctx, req, input, grammar, tickets[:req.n], to)
+	return l.answer(ctx, req, input, grammar, tickets[:req.n], turn.sink(ctx, to))
 }
 
 // claim is what the engine's admission needs to know of a request. Without a tenant it counts for its peer.
@@ -249,11 +267,12 @@ func (s *Service) callerOf(peer string) string {
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
 func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
 	tickets []*batching.Ticket, to Sink) error {
+	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := crew.New(ctx)
 	var states []*constrain.State
 	if grammar != nil {
 		states = grammar.Starts(ctx, req.n)
