@@ -253,21 +253,21 @@ type serverFlags struct {
 
 // lengthFlags bound an answer.
 type lengthFlags struct {
-	MaxTokens uint32 `default:"${maxTokens}" help:"Most tokens of an answer."`
+	MaxTokens uint32 `default:"${maxTokens}" range:"1.." help:"Most tokens of an answer."`
 }
 
 // temperatureFlags say how tokens are drawn.
 type temperatureFlags struct {
-	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
+	Temperature *float32 `placeholder:"T" range:"0..2" help:"0 (always the likeliest token) to 2 (default: the model's)."`
 }
 
 // jobFlags say how to go through a file of work.
 type jobFlags struct {
-	InFlight  int           `short:"j" placeholder:"N" help:"${items} at once (default: adapts to what the servers take)."`
+	InFlight  int           `short:"j" placeholder:"N" range:"1..65536" help:"${items} at once (default: adapts to what the servers take)."`
 	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
 	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which of those that failed in an earlier run are asked again: transient, all or none."`
 	MaxErrors string        `placeholder:"N|P%" help:"Give up when more than that failed."`
-	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+	Wait      time.Duration `default:"10m" range:"0s..720h" help:"How long to wait for servers that take no requests."`
 	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
 }
 

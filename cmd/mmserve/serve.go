@@ -125,8 +125,9 @@ func (s serveCmd) checkAll() error {
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger,
 	level *slog.LevelVar, again rereader) error {
 	if err := s.checkAll(); err != nil {
-		return err
+		return usageError{err}
 	}
+	s.adminAsked = given(k, adminFlag)
 	if s.PrintConfig {
 		return printConfig(out, k.Flags())
 	}
