@@ -53,6 +53,8 @@ require (
 
 require github.com/coreos/go-oidc/v3 v3.21.0
 
+require github.com/nyaruka/phonenumbers v1.8.1
+
 require (
 	cel.dev/expr v0.25.3 // indirect
 	cloud.google.com/go v0.123.0 // indirect

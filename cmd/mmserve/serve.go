@@ -27,6 +27,7 @@ type serveCmd struct {
 	telemetryFlags
 	listenFlags
 	mediaFlags
+	policyFlags
 	securityFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
@@ -269,6 +270,9 @@ func (s serveCmd) newServer(
 		go file.Run(ctx)
 		reload.add("quotas", file.Reload)
 		options.Quotas = q
+	}
+	if err := s.policyFlags.apply(ctx, &options, log, reload); err != nil {
+		return nil, err
 	}
 	return server.Loading(options), nil
 }
