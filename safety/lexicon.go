@@ -3,6 +3,7 @@ package safety
 import (
 	"embed"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +42,9 @@ func openLexicon(c Category) *blocklist {
 	return b
 }
 
+// elided is a letter before an apostrophe, which is written as a space in the files and left out when texts are folded.
+var elided = regexp.MustCompile(`(^|[ {|])([cdjlmnstCDJLMNST]|qu) ([aeiouhéèêà])`)
+
 // parseLexicon reads a term a line. {a|b} stands for either, $name for what a line "$name = a|b" says before, and a
 // line
 // "= 0.7" gives the score of the terms after it.
@@ -59,7 +63,8 @@ func parseLexicon(text string, c Category) (list []term, err error) {
 				return nil, fmt.Errorf("line %d: %w", i+1, err)
 			}
 		default:
-			list = append(list, term{category: c, score: score, text: strings.NewReplacer(names...).Replace(line)})
+			line = elided.ReplaceAllString(strings.NewReplacer(names...).Replace(line), "$1{$2 |$2}$3")
+			list = append(list, term{category: c, score: score, text: line})
 			if strings.ContainsRune(list[len(list)-1].text, '$') {
 				return nil, fmt.Errorf("line %d: an unknown name", i+1)
 			}
