@@ -216,7 +216,7 @@ func (p *places) skipSpaces(set []int32) []int32 {
 // scanner looks for terms in a text that comes rune by rune.
 type scanner struct {
 	lists  []*blocklist
-	fold   folder
+	fold   folding
 	found  func(t *term, start, end int)
 	live   []run // in the order of their starts
 	before byte  // the last byte
@@ -233,7 +233,7 @@ type run struct {
 
 func newScanner(lists []*blocklist, second bool, found func(t *term, start, end int)) *scanner {
 	s := &scanner{lists: lists, found: found, before: ' '}
-	s.fold = folder{second: second, out: s.take, more: func(to int) { s.to = to }}
+	s.fold = folding{second: second, out: s.take, more: func(to int) { s.to = to }}
 	s.fold.space(0, 0)
 	return s
 }

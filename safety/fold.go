@@ -8,10 +8,10 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// folder writes a text that comes rune by rune as block-lists compare it: small letters without accents, look-alikes of
-// other scripts and digits for letters as the letters, no letter twice in a row, one space between words. It calls out
-// for each byte, with where in the text it comes from.
-type folder struct {
+// folding writes a text that comes rune by rune as block-lists compare it: small letters without accents, look-alikes
+// of other scripts and digits for letters as the letters, no letter twice in a row, one space between words. It calls
+// out for each byte, with where in the text it comes from.
+type folding struct {
 	// second reads 1, ! and | as the other of the letters they stand for, and @ and ! at the ends of words as letters.
 	second bool
 	out    func(b byte, from, to int)
@@ -50,7 +50,7 @@ var leet = [128]byte{
 }
 
 // push takes the rune that stands in [from, to) of the text.
-func (f *folder) push(r rune, from, to int) {
+func (f *folding) push(r rune, from, to int) {
 	switch {
 	case r >= 'a' && r <= 'z':
 		f.letter(r, from, to)
@@ -70,7 +70,7 @@ func (f *folder) push(r rune, from, to int) {
 }
 
 // foreign takes a letter that is none of ASCII.
-func (f *folder) foreign(r rune, from, to int) {
+func (f *folding) foreign(r rune, from, to int) {
 	for _, c := range norm.NFKD.String(string(r)) {
 		c = unicode.ToLower(c)
 		like, ok := lookalikes[c]
@@ -92,7 +92,7 @@ func (f *folder) foreign(r rune, from, to int) {
 }
 
 // sign takes an ASCII character that is no letter.
-func (f *folder) sign(r rune, from, to int) {
+func (f *folding) sign(r rune, from, to int) {
 	switch {
 	case r == '\'' || r == '`':
 		f.also(to)
@@ -117,13 +117,13 @@ func (f *folder) sign(r rune, from, to int) {
 }
 
 // also has what was written last stand for more, unless that is a space.
-func (f *folder) also(to int) {
+func (f *folding) also(to int) {
 	if f.more != nil && f.letters > 0 {
 		f.more(to)
 	}
 }
 
-func (f *folder) letter(r rune, from, to int) {
+func (f *folding) letter(r rune, from, to int) {
 	script := spacedScript
 	if isUnspaced(r) {
 		script = unspacedScript
@@ -147,7 +147,7 @@ func (f *folder) letter(r rune, from, to int) {
 	}
 }
 
-func (f *folder) space(from, to int) {
+func (f *folding) space(from, to int) {
 	if f.last == ' ' {
 		return
 	}
@@ -155,17 +155,17 @@ func (f *folder) space(from, to int) {
 	f.out(' ', from, to)
 }
 
-// foldedPart is a part of a text as a folder writes it.
+// foldedPart is a part of a text as folding writes it.
 func foldedPart(text string) string {
 	var b []byte
-	f := folder{out: func(c byte, _, _ int) { b = append(b, c) }}
+	f := folding{out: func(c byte, _, _ int) { b = append(b, c) }}
 	for i, r := range text {
 		f.push(r, i, i)
 	}
 	return string(b)
 }
 
-// folded is a whole text as a folder writes it, with the space after its last word in scripts that have them.
+// folded is a whole text as folding writes it, with the space after its last word in scripts that have them.
 func folded(text string) string {
 	b := strings.Trim(foldedPart(text), " ")
 	if r, _ := utf8.DecodeLastRuneInString(b); b == "" || isUnspaced(r) {

@@ -69,7 +69,8 @@ func findSecrets(p *personal, z *zone) {
 	}
 }
 
-// secretValue adds the value that begins at start, up to one of the characters after, if it looks like none of a language's words.
+// secretValue adds the value that begins at start, up to one of the characters after, if it looks like none of a
+// language's words.
 func (p *personal) secretValue(z *zone, start int, after string) {
 	end := start
 	for end < len(z.text) && strings.IndexByte(after, z.text[end]) < 0 {

@@ -177,6 +177,7 @@ func (s serveCmd) serve(
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
+	s.ortLib = c.OrtLib
 	srv, err := s.newServer(ctx, o, guard, web, log, reload)
 	if err != nil {
 		return err
@@ -271,7 +272,7 @@ func (s serveCmd) newServer(
 		reload.add("quotas", file.Reload)
 		options.Quotas = q
 	}
-	if err := s.policyFlags.apply(ctx, &options, log, reload); err != nil {
+	if err := s.policyFlags.apply(ctx, &options, s.ortLib, s.MaxPixels, log, reload); err != nil {
 		return nil, err
 	}
 	return server.Loading(options), nil
