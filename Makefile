@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet test-safety clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -139,6 +139,16 @@ test-conversations:
 
 bin/stores: tools/stores/main.go tools/stores/go.mod
 	cd tools/stores && $(GO) build -o ../../bin/stores . || echo "no stand-ins of stores: their test is skipped"
+
+## test-safety: policies on models of npm packages, 400 drawn pages, and answers cut into tokens in 10,000 ways
+SAFETY := tools/safety/node_modules/nsfwjs/package.json
+test-safety: ort $(SAFETY)
+	$(GO) run ./cmd/convert-tfjs tools/safety/node_modules/nsfwjs/dist/models/mobilenet_v2 tools/safety/nsfw
+	MMSERVE_TEST_SAFETY=1 MMSERVE_SAFETY_MODELS=$(CURDIR)/tools/safety $(GO) test -count=1 -v -timeout 60m -run 'Leak|Pictures|NSFW' ./safety
+
+$(SAFETY): tools/safety/package-lock.json
+	cd tools/safety && npm ci --ignore-scripts --loglevel=error
+	@touch $@
 
 ## test-training: the recipe of the embedded model, where python3 has what it needs; else it says what is missing, and passes
 test-training:

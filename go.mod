@@ -82,6 +82,8 @@ require (
 	modernc.org/sqlite v1.62.0
 )
 
+require github.com/nyaruka/phonenumbers v1.8.1
+
 require (
 	cel.dev/expr v0.25.3 // indirect
 	cloud.google.com/go v0.123.0 // indirect

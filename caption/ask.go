@@ -145,6 +145,8 @@ func call(ctx context.Context, s Server, in *pb.GenerateRequest) (*pb.GenerateRe
 var finishNames = map[pb.FinishReason]string{
 	pb.FinishReason_FINISH_REASON_STOP:   "stop",
 	pb.FinishReason_FINISH_REASON_LENGTH: "length",
+
+	pb.FinishReason_FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
 
 // answer fills a row in from an answer.

@@ -40,7 +40,8 @@ type Row struct {
 	// Choice is the answer among choices, ChoiceScore its probability, where the server tells.
 	Choice      string   `json:"choice,omitempty"`
 	ChoiceScore *float64 `json:"choice_score,omitempty"`
-	// FinishReason is stop, or length for an answer that max_tokens cut.
+	// FinishReason is stop, length for an answer that max_tokens cut, or content_filter for one that the server's
+	// policy cut.
 	FinishReason     string `json:"finish_reason,omitempty"`
 	PromptTokens     uint32 `json:"prompt_tokens,omitempty"`
 	ImageTokens      uint32 `json:"image_tokens,omitempty"`

@@ -25,8 +25,9 @@ type GRPC struct {
 // DialGRPC makes a target of the server at addr, any gRPC target. If raw, it sends prompts instead of chats, for models
 // without a chat template.
 func DialGRPC(addr string, raw bool, opts ...grpc.DialOption) (*GRPC, error) {
-	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
-		opts...)...)
+	conn, err := grpc.NewClient(addr,
+		append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+			opts...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +81,8 @@ func (g *GRPC) Generate(ctx context.Context, r *Request, token func(int)) (a Ans
 
 var finishNames = map[pb.FinishReason]string{
 	pb.FinishReason_FINISH_REASON_STOP: "stop", pb.FinishReason_FINISH_REASON_LENGTH: "length",
-	pb.FinishReason_FINISH_REASON_CANCELLED: finishCancelled,
+	pb.FinishReason_FINISH_REASON_CANCELLED:      finishCancelled,
+	pb.FinishReason_FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
 
 const finishCancelled = "cancelled"

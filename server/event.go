@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/safety"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -42,7 +43,8 @@ func (e events) Finish(f *serving.Finish) error {
 		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index),
 		Usage: usage(f.Usage), Timings: timings(f.Timings),
 		Logprobs: logprobs(f.Logprobs), PromptLogprobs: logprobs(f.PromptLogprobs), ChoiceScores: f.ChoiceScores,
-		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID), ConversationMessage: f.Message,
+		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID), Findings: findings(f.Findings),
+		ConversationMessage: f.Message,
 	}}})
 }
 
@@ -56,12 +58,13 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 		PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
 		ConversationMessage: c.Message,
+		Findings:            findings(first.Findings),
 	}
 	for _, a := range c.Choices {
 		out.Choices = append(out.Choices, &pb.Choice{
 			Seed: a.Seed, Text: a.Text, Reasoning: a.Reasoning, FinishReason: finishReasons[a.Reason], MatchedStop: a.Stop,
 			CompletionTokens: uint32(a.CompletionTokens), Logprobs: logprobs(a.Logprobs),
-			TokenIds: ids(a.TokenIDs), MatchedStopTokenId: id(a.StopTokenID),
+			TokenIds: ids(a.TokenIDs), MatchedStopTokenId: id(a.StopTokenID), Findings: findings(a.Findings),
 		})
 	}
 	return out
@@ -70,6 +73,27 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 var finishReasons = map[serving.FinishReason]pb.FinishReason{
 	serving.FinishStop:   pb.FinishReason_FINISH_REASON_STOP,
 	serving.FinishLength: pb.FinishReason_FINISH_REASON_LENGTH,
+
+	serving.FinishContentFilter: pb.FinishReason_FINISH_REASON_CONTENT_FILTER,
+}
+
+var contentActions = map[safety.Action]pb.ContentAction{
+	safety.Flag: pb.ContentAction_CONTENT_ACTION_FLAG, safety.Redact: pb.ContentAction_CONTENT_ACTION_REDACT,
+	safety.Block: pb.ContentAction_CONTENT_ACTION_BLOCK,
+}
+
+var contentPlaces = map[safety.Place]pb.ContentPlace{
+	safety.Input: pb.ContentPlace_CONTENT_PLACE_INPUT, safety.Output: pb.ContentPlace_CONTENT_PLACE_OUTPUT,
+	safety.Images: pb.ContentPlace_CONTENT_PLACE_IMAGES,
+}
+
+func findings(counts []safety.Count) (list []*pb.ContentFinding) {
+	for _, c := range counts {
+		list = append(list, &pb.ContentFinding{
+			Category: c.Category.String(), Place: contentPlaces[c.Place], Action: contentActions[c.Action], Count: uint32(c.N),
+		})
+	}
+	return list
 }
 
 func usage(u serving.Usage) *pb.Usage {

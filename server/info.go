@@ -14,10 +14,14 @@ func (s *Server) GetServerInfo(ctx context.Context, _ *pb.GetServerInfoRequest) 
 		return nil, toStatus(s.models.NoModel("model"))
 	}
 	first := models[0]
+	usePolicy := ""
+	if p := s.options.Policy; p != nil {
+		usePolicy = p.Now().UsePolicy
+	}
 	return &pb.GetServerInfoResponse{
 		Model: first.Name, ModelDigest: first.Digest, Context: first.Context, Slots: first.Slots, Sessions: first.Sessions,
 		ProviderReason: first.ProviderReason, SystemFingerprint: first.SystemFingerprint,
-		Version: s.options.Version, Models: models,
+		Version: s.options.Version, Models: models, UsePolicy: usePolicy,
 	}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/openai"
+	"github.com/mmserve/mmserve/safety"
 	"github.com/mmserve/mmserve/serving"
 	"github.com/mmserve/mmserve/vision"
 )
@@ -192,10 +193,18 @@ func (x *exchange) chatCompletion(c *serving.Collector) *openai.ChatCompletion {
 		out.Choices = append(out.Choices, openai.ChatChoice{
 			Index: i, Message: openai.AnswerMessage{Role: "assistant", Content: a.Text, Reasoning: a.Reasoning},
 			Logprobs: chatLogprobs(a.Logprobs), FinishReason: a.Reason.String(),
-			StopReason: openai.NewStopReason(a.Stop, a.StopTokenID, x.named),
+			StopReason: openai.NewStopReason(a.Stop, a.StopTokenID, x.named), Filters: openaiFilters(a.Findings),
 		})
 	}
 	return out
+}
+
+// openaiFilters are what the content policy found; nil for nothing.
+func openaiFilters(counts []safety.Count) (f openai.Filters) {
+	for _, c := range counts {
+		f = f.With(c.Category.String(), c.Action >= safety.Redact)
+	}
+	return f
 }
 
 func openaiUsage(u serving.Usage) openai.Usage {
@@ -254,7 +263,7 @@ func (s *completionStream) Finish(f *serving.Finish) error {
 	}
 	s.sum.Completion, s.sum.Reasoning = completion, reasoning
 	stop := openai.NewStopReason(f.Stop, f.StopTokenID, s.x.named)
-	s.add(s.writer.Finish(f.Index, f.Reason.String(), stop, s.logprobs(f.Index, f.Logprobs)))
+	s.add(s.writer.Finish(f.Index, f.Reason.String(), stop, s.logprobs(f.Index, f.Logprobs), openaiFilters(f.Findings)))
 	return s.flush()
 }
 

@@ -83,6 +83,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	if errors.Is(err, serving.ErrNoTools) {
 		code = openai.CodeUnsupported
 	}
+	if errors.Is(err, serving.ErrPolicy) {
+		code = "content_filter"
+	}
 	if errors.Is(err, serving.ErrContextLength) { // proxies that have a longer context elsewhere know these words
 		code, message = "context_length_exceeded", message+". This model's maximum context length is exceeded"
 	}

@@ -47,6 +47,7 @@ func (x *exchange) textCompletion(c *serving.Collector) *openai.TextCompletion {
 	for i := range c.Choices {
 		a := &c.Choices[i]
 		choice := openai.TextChoice{Index: i, Text: a.Text, FinishReason: a.Reason.String()}
+		choice.Filters = openaiFilters(a.Findings)
 		choice.StopReason = openai.NewStopReason(a.Stop, a.StopTokenID, x.named)
 		if l, ok := offsets.logprobs(i, a.Logprobs).(*openai.TextLogprobs); ok {
 			choice.Logprobs = l

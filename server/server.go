@@ -55,6 +55,8 @@ type Options struct {
 	SharePrefixes bool
 	// Quotas hold tenants to what they may use. Default: they may use all there is.
 	Quotas *serving.Quotas
+	// Policy is that of serving.ServiceOptions.
+	Policy *serving.Policy
 	// Filters are those of serving.ServiceOptions.
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
@@ -190,7 +192,7 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop,
 		NoDrafts: o.NoDrafts, CallersByConnection: o.CallersByConnection, SharePrefixes: o.SharePrefixes,
-		Quotas: o.Quotas, Filters: o.Filters, Audit: o.Audit, AuditRequired: o.AuditRequired,
+		Quotas: o.Quotas, Filters: o.Filters, Policy: o.Policy, Audit: o.Audit, AuditRequired: o.AuditRequired,
 		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
 		Conversations: o.Conversations,

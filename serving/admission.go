@@ -150,6 +150,9 @@ func (l *life) chargeAndPrepare(ctx context.Context, req *checked) ([]*vision.Im
 	if err := l.chargeImages(ctx, req); err != nil {
 		return nil, err
 	}
+	if err := l.policeImages(ctx, req); err != nil {
+		return nil, l.rec.refusedBy(err)
+	}
 	return l.prepare(ctx, req.images)
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/tokenizer"
+	"github.com/mmserve/mmserve/safety"
 )
 
 // answer is one of the n answers of a request on its way from tokens to events. One goroutine has it.
@@ -36,6 +37,9 @@ type answer struct {
 	prompt     []Logprobs // of which nothing was sent yet, promptSize bytes
 	promptSize int
 	delta      Delta // the next; it is used again
+
+	policed *policed       // nil without a policy
+	filter  *safety.Stream // nil where the policy lets every text pass
 }
 
 // token is what is told of one, with the bytes of text that it added: it is told once all of them are out, as a token
@@ -52,7 +56,7 @@ func (l *life) newAnswer(req *checked, index int, stream *batching.Stream, to Si
 		rec: l.rec, index: index, stream: stream, to: to, ends: req.ends, tokenIDs: req.tokenIDs,
 		tokenizer: l.model.Prompter.Tokenizer, text: l.model.Prompter.Tokenizer.NewStream(true),
 	}
-	stages := l.stages(req, trim)
+	stages := append(l.stages(req, trim), a.policyStages(req)...)
 	if m := l.thinking(req); m.Open != "" {
 		a.text.Show(m.Tokens(a.tokenizer)...)
 		stages = append(stages, &thinkingStage{marks: m, inside: req.thinks})
@@ -269,6 +273,9 @@ func (a *answer) finish(f *Finish) (err error) {
 	c := a.counts()
 	c.finish, c.timing = f.Reason, a.stream.Timing()
 	f.Index, f.Usage, f.Timings, f.PromptLogprobs = a.index, a.rec.usage(*c), a.rec.timings(c.timing), a.prompt
+	if f.Findings = a.findings(); a.filter != nil {
+		c.found = a.filter.Counts()
+	}
 	if a.index == 0 {
 		f.ChoiceScores = a.rec.scores
 	}

@@ -1,6 +1,10 @@
 package serving
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/mmserve/mmserve/safety"
+)
 
 // Collector is a Sink that puts a whole answer together, for edges that send it as one.
 type Collector struct {
@@ -26,6 +30,7 @@ type Choice struct {
 	Logprobs         []Logprobs
 	TokenIDs         []int32
 	StopTokenID      *int32
+	Findings         []safety.Count
 }
 
 // collecting hides that Start is a field.
@@ -57,6 +62,7 @@ func (c collecting) Finish(f *Finish) error {
 	to.Reasoning = c.thoughts[f.Index].String()
 	to.Reason, to.Stop, to.CompletionTokens = f.Reason, f.Stop, f.Usage.Completion
 	to.Logprobs = append(to.Logprobs, f.Logprobs...)
+	to.Findings = f.Findings
 	to.TokenIDs, to.StopTokenID = append(to.TokenIDs, f.TokenIDs...), f.StopTokenID
 	c.PromptLogprobs = append(c.PromptLogprobs, f.PromptLogprobs...)
 	c.ChoiceScores = append(c.ChoiceScores, f.ChoiceScores...)

@@ -1,6 +1,10 @@
 package serving
 
-import "time"
+import (
+	"time"
+
+	"github.com/mmserve/mmserve/safety"
+)
 
 // Sink takes what becomes of a request: one Start, then Deltas, then a Finish for each answer. One goroutine calls it
 // at a time. What a call is given is valid until it returns; an error of one ends the request.
@@ -57,6 +61,8 @@ type Finish struct {
 	ChoiceScores []float32
 	// Message is the number that the answer has in the request's conversation; 0 without one.
 	Message uint64
+	// Findings are what the policy found in the request and in this answer.
+	Findings []safety.Count
 }
 
 // FinishReason says why an answer ended.
@@ -69,10 +75,12 @@ const (
 	FinishStop
 	// FinishLength is the most tokens.
 	FinishLength
+	// FinishContentFilter is an answer's that the policy ended.
+	FinishContentFilter
 )
 
 // String is the reason as it stands in metrics and traces; empty for Unfinished.
-func (r FinishReason) String() string { return [...]string{"", "stop", "length"}[r] }
+func (r FinishReason) String() string { return [...]string{"", "stop", "length", "content_filter"}[r] }
 
 // Usage counts tokens.
 type Usage struct {

@@ -1,6 +1,9 @@
 package serving
 
-import "github.com/mmserve/mmserve/fusion"
+import (
+	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/safety"
+)
 
 // NewStopStage ends answers at stop strings.
 func NewStopStage(stops ...string) Stage { return &stopStage{stops: stops} }
@@ -10,6 +13,12 @@ func NewIncludingStopStage(stops ...string) Stage { return &stopStage{stops: sto
 
 // NewTrimStage leaves out a space at the start.
 func NewTrimStage() Stage { return &trimStage{} }
+
+// NewPolicyStage holds answers to rules.
+func NewPolicyStage(r *safety.Rules) Stage { return &policyStage{r.NewStream(safety.Output)} }
+
+// NewNoticeStage has a notice follow answers.
+func NewNoticeStage(notice string) Stage { return &noticeStage{notice} }
 
 // NewThinkingStage tells thoughts from the answer; inside has them begin at once.
 func NewThinkingStage(inside bool) Stage {

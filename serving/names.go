@@ -58,6 +58,7 @@ const (
 	metricConnections    = "mmserve.connections"
 	metricQuotaRefused   = "mmserve.quota.refused"
 	metricQuotaTenants   = "mmserve.quota.tenants"
+	metricPolicy         = "mmserve.policy.findings"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"
@@ -107,6 +108,9 @@ const (
 	keyReason          = attribute.Key("reason")
 	keyQuota           = attribute.Key("quota")
 	keyNamedTenant     = attribute.Key("tenant")
+	keyCategory        = attribute.Key("category")
+	keyAction          = attribute.Key("action")
+	keyFoundIn         = attribute.Key("found_in")
 	keyKind            = attribute.Key("kind")
 	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")

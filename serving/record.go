@@ -14,6 +14,7 @@ import (
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/fusion"
+	"github.com/mmserve/mmserve/safety"
 )
 
 // record is what a request leaves behind: counts and times, never content. One goroutine writes it.
@@ -46,6 +47,7 @@ type answered struct {
 	reasoning  int // of completion, until the last of the thoughts
 	finish     FinishReason
 	timing     batching.Timing
+	found      []safety.Count // in its text, by the policy
 }
 
 // newRecord begins a request's record and its span, which is in the context that it gives.
@@ -79,6 +81,24 @@ func (r *record) generates() bool {
 func (r *record) refuse(err error) error {
 	r.refused = err
 	return refusal(err)
+}
+
+// refusedBy notes err as why the request was not taken.
+func (r *record) refusedBy(err error) error {
+	r.refused = err
+	return err
+}
+
+// found is what a policy found in the request and all its answers.
+func (r *record) found(req *checked) []safety.Count {
+	if req.policed == nil {
+		return nil
+	}
+	counts := req.policed.tally.Counts()
+	for _, a := range r.answers {
+		counts = append(counts, a.found...)
+	}
+	return counts
 }
 
 // tag is what the engine's steps are told by; nil if nobody wants to know.
@@ -198,7 +218,8 @@ func (r *record) attributes(attrs []slog.Attr) []slog.Attr {
 }
 
 // finishNames are the ends of answers as log lines write them.
-var finishNames = map[FinishReason]string{FinishStop: "FINISH_REASON_STOP", FinishLength: "FINISH_REASON_LENGTH"}
+var finishNames = map[FinishReason]string{FinishStop: "FINISH_REASON_STOP", FinishLength: "FINISH_REASON_LENGTH",
+	FinishContentFilter: "FINISH_REASON_CONTENT_FILTER"}
 
 // DescribePanic says what a panic was, but leaves out values that could hold content.
 func DescribePanic(p any) string {

@@ -33,6 +33,8 @@ type ServiceOptions struct {
 	// Filters make the stages that every answer goes through after those of its request, in order. They see a model's
 	// thoughts, too, with the marks around them.
 	Filters []Filter
+	// Policy is what requests and answers are held to; nil: to nothing.
+	Policy *Policy
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// CallersByConnection has each connection share the places of an engine as a caller of its own, where requests name no
@@ -214,6 +216,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		defer t.Release()
 	}
 
+	if err := l.police(ctx, req); err != nil {
+		return l.rec.refusedBy(err)
+	}
 	ctx = vision.WithPriority(ctx, int(req.priority))
 	images, err := l.chargeAndPrepare(ctx, req)
 	if err != nil {
@@ -246,7 +251,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if l.rec.scores, err = l.score(ctx, req, input, grammar, tickets[req.n:]); err != nil {
 		return err
 	}
-	return l.answer(ctx, req, input, grammar, tickets[:req.n], turn.sink(ctx, to))
+	err = l.answer(ctx, req, input, grammar, tickets[:req.n], turn.sink(ctx, to))
+	l.notePolicy(ctx, req, l.rec.found(req), false)
+	return err
 }
 
 // claim is what the engine's admission needs to know of a request. Without a tenant it counts for its peer.

@@ -15,6 +15,7 @@ import (
 	notrace "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/safety"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -26,6 +27,7 @@ type Telemetry struct {
 
 	duration, firstToken, outputToken, stage metric.Float64Histogram
 	finished, rejected, images, quotas       metric.Int64Counter
+	policy                                   metric.Int64Counter
 	stepDuration                             metric.Float64Histogram
 	stepRows                                 metric.Int64Histogram
 
@@ -95,6 +97,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.rejected = counter(metricRejected, "{request}", "Requests that ended before the engine took them.")
 	t.images = counter(metricImages, "{image}", "Images decoded and cut into tiles.")
 	t.quotas = counter(metricQuotaRefused, "{request}", "Requests that a quota refused; the label tenant is empty for tenants that the quotas do not name.")
+	t.policy = counter(metricPolicy, "{finding}", "What the content policy found, by category, place and action.")
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
 	return t, errors.Join(append(errs, t.constants(), t.observe())...)
@@ -104,13 +107,13 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 func (t *Telemetry) zero(model string) {
 	ctx, name := context.Background(), keyModel.String(model)
 	for _, reason := range []string{
-		"busy", "quota", "deadline", "draining", "invalid", "model", "unsupported", "left", "error",
+		"busy", "quota", "deadline", "draining", "policy", "invalid", "model", "unsupported", "left", "error",
 	} {
 		t.rejected.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(reason))))
 	}
 	for _, outcome := range []string{
-		"stop", "length", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE",
-		"CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
+		"stop", "length", "content_filter", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED",
+		"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
 	} {
 		t.finished.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyOutcome.String(outcome))))
 	}
@@ -455,6 +458,15 @@ func (t *Telemetry) quotaRefused(ctx context.Context, e *QuotaError, n int64) {
 	t.quotas.Add(ctx, n, metric.WithAttributeSet(set))
 }
 
+// countPolicy counts what a policy found.
+func (t *Telemetry) countPolicy(ctx context.Context, counts []safety.Count) {
+	for _, c := range counts {
+		set := attribute.NewSet(keyCategory.String(c.Category.String()), keyFoundIn.String(c.Place.String()),
+			keyAction.String(c.Action.String()))
+		t.policy.Add(ctx, int64(c.N), metric.WithAttributeSet(set))
+	}
+}
+
 // reason says in one word why a request was not taken.
 func (r *record) reason(failure Kind) string {
 	var late *batching.DeadlineError
@@ -463,6 +475,8 @@ func (r *record) reason(failure Kind) string {
 		return "quota"
 	case errors.As(r.refused, &late):
 		return "deadline"
+	case errors.Is(r.refused, ErrPolicy):
+		return "policy"
 	case errors.Is(r.refused, batching.ErrBusy):
 		return "busy"
 	case errors.Is(r.refused, batching.ErrDraining), failure == Unavailable:

@@ -60,6 +60,7 @@ type checked struct {
 	thinks                   bool     // the answer begins amid thoughts
 	scored                   []string // choices of which scores are wanted
 	scoreTokens              int      // that their scores take to generate, at most
+	policed                  *policed // nil without a policy
 	// constraint is not compiled yet; nil if there is none.
 	constraint *Constraint
 }

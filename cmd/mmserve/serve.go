@@ -30,6 +30,7 @@ type serveCmd struct {
 	listenFlags
 	mediaFlags
 	conversationFlags
+	policyFlags
 	securityFlags
 	auditFlags
 	drainFlags
@@ -178,6 +179,7 @@ func (s serveCmd) serve(
 	}
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
+	s.ortLib = c.OrtLib
 	srv, err := s.newServer(ctx, o, guard, kept, log, reload)
 	if err != nil {
 		return err
@@ -322,6 +324,9 @@ func (s serveCmd) newServer(
 		go file.Run(ctx)
 		reload.add("quotas", file.Reload)
 		options.Quotas = q
+	}
+	if err := s.policyFlags.apply(ctx, &options, s.ortLib, s.MaxPixels, log, reload); err != nil {
+		return nil, err
 	}
 	return server.Loading(options), nil
 }

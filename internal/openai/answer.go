@@ -35,7 +35,26 @@ type ChatChoice struct {
 	Logprobs     *Logprobs     `json:"logprobs"`
 	FinishReason string        `json:"finish_reason"`
 	// StopReason is vLLM's; see NewStopReason.
-	StopReason any `json:"stop_reason"`
+	StopReason any     `json:"stop_reason"`
+	Filters    Filters `json:"content_filter_results,omitempty"`
+}
+
+// Filters are what a content policy found in a request and its answer, by category, in the form of Azure's service.
+type Filters map[string]Filter
+
+// Filter is a category that was found: Filtered says that the text is not as it was.
+type Filter struct {
+	Detected bool `json:"detected"`
+	Filtered bool `json:"filtered"`
+}
+
+// With is f with one more finding; f may be nil.
+func (f Filters) With(category string, filtered bool) Filters {
+	if f == nil {
+		f = Filters{}
+	}
+	f[category] = Filter{Detected: true, Filtered: filtered || f[category].Filtered}
+	return f
 }
 
 // AnswerMessage is what the model says.
@@ -63,6 +82,8 @@ func NewStopReason(stop *string, token *int32, named []uint32) any {
 const (
 	FinishStop   = "stop"
 	FinishLength = "length"
+
+	FinishContentFilter = "content_filter"
 )
 
 // Usage counts tokens.
@@ -163,7 +184,8 @@ type TextChoice struct {
 	Logprobs     *TextLogprobs `json:"logprobs"`
 	FinishReason string        `json:"finish_reason"`
 	// StopReason is vLLM's; see NewStopReason.
-	StopReason any `json:"stop_reason"`
+	StopReason any     `json:"stop_reason"`
+	Filters    Filters `json:"content_filter_results,omitempty"`
 }
 
 // TextLogprobs are those of a completion's tokens, each list with one value a token. Offsets are in characters of the

@@ -316,7 +316,7 @@ func TestChunks(t *testing.T) {
 		{bytes.Clone(c.Text(1, "", "a\n\"", nil)), `{"index":1,"delta":{"content":"a\n\""},"logprobs":null,"finish_reason":null}],"usage":null}`},
 		{bytes.Clone(c.Text(0, "", "", logprobs)), `{"index":0,"delta":{"content":""},"logprobs":{"content":[{"token":"a\ufffd","logprob":-0.5,` +
 			`"bytes":[97,255],"top_logprobs":[]}],"refusal":null},"finish_reason":null}],"usage":null}`},
-		{bytes.Clone(c.Finish(0, "stop", "x", nil)),
+		{bytes.Clone(c.Finish(0, "stop", "x", nil, nil)),
 			`{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"x"}],"usage":null}`},
 		{bytes.Clone(c.Last(&usage, Extras{})), `],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,` +
 			`"prompt_tokens_details":{"cached_tokens":3,"image_tokens":4,"text_tokens":6}}}`},

@@ -14,6 +14,8 @@ type Chunks struct {
 	chat  bool   // choices have a delta, not a text
 	usage bool   // chunks without usage say so
 	buf   []byte
+	// filters are those of the answer that ends.
+	filters Filters
 }
 
 // NewChunks writes those of one chat completion. With usage, each chunk has the field, and Last gives it.
@@ -69,13 +71,14 @@ func (c *Chunks) Text(index int, reasoning, text string, logprobs any) []byte {
 }
 
 // Finish ends an answer; stop is its NewStopReason.
-func (c *Chunks) Finish(index int, reason string, stop, logprobs any) []byte {
+func (c *Chunks) Finish(index int, reason string, stop, logprobs any, filters Filters) []byte {
 	c.begin(index)
 	if c.chat {
 		c.buf = append(c.buf, `"delta":{}`...)
 	} else {
 		c.buf = append(c.buf, `"text":""`...)
 	}
+	c.filters = filters
 	return c.end(logprobs, reason, stop)
 }
 
@@ -117,6 +120,10 @@ func (c *Chunks) end(logprobs any, reason string, stop any) []byte {
 		c.value(reason)
 		c.buf = append(c.buf, `,"stop_reason":`...)
 		c.value(stop)
+		if len(c.filters) > 0 {
+			c.buf = append(c.buf, `,"content_filter_results":`...)
+			c.value(c.filters)
+		}
 	}
 	c.buf = append(c.buf, "}]"...)
 	if c.usage {

@@ -139,9 +139,12 @@ type ModelText struct{ Reasoning, Text string }
 // Finish ends the response with its text, for a finish reason, at a time in seconds since 1970.
 func (r *Response) Finish(text ModelText, l []TokenLogprob, reason string, u Usage, now int64) {
 	r.Status = StatusCompleted
-	if reason == FinishLength {
+	switch reason {
+	case FinishLength:
 		r.Status, r.IncompleteDetails = StatusIncomplete, &Incomplete{Reason: "max_output_tokens"}
-	} else {
+	case FinishContentFilter:
+		r.Status, r.IncompleteDetails = StatusIncomplete, &Incomplete{Reason: "content_filter"}
+	default:
 		r.CompletedAt = &now
 	}
 	r.Output = r.output(text, l, r.Status)

@@ -210,6 +210,8 @@ const (
 	FinishReason_FINISH_REASON_LENGTH FinishReason = 2
 	// Not sent any more: an answer that a shutdown cuts ends with the status UNAVAILABLE, after the text there was.
 	FinishReason_FINISH_REASON_CANCELLED FinishReason = 3
+	// The content policy ended it, before what it does not allow; findings say which category that is of.
+	FinishReason_FINISH_REASON_CONTENT_FILTER FinishReason = 4
 )
 
 // Enum value maps for FinishReason.
@@ -219,12 +221,14 @@ var (
 		1: "FINISH_REASON_STOP",
 		2: "FINISH_REASON_LENGTH",
 		3: "FINISH_REASON_CANCELLED",
+		4: "FINISH_REASON_CONTENT_FILTER",
 	}
 	FinishReason_value = map[string]int32{
-		"FINISH_REASON_UNSPECIFIED": 0,
-		"FINISH_REASON_STOP":        1,
-		"FINISH_REASON_LENGTH":      2,
-		"FINISH_REASON_CANCELLED":   3,
+		"FINISH_REASON_UNSPECIFIED":    0,
+		"FINISH_REASON_STOP":           1,
+		"FINISH_REASON_LENGTH":         2,
+		"FINISH_REASON_CANCELLED":      3,
+		"FINISH_REASON_CONTENT_FILTER": 4,
 	}
 )
 
@@ -253,6 +257,120 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
 	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{3}
+}
+
+// ContentAction is what the content policy does about what it finds.
+type ContentAction int32
+
+const (
+	// Not given.
+	ContentAction_CONTENT_ACTION_UNSPECIFIED ContentAction = 0
+	// It passed, and was counted.
+	ContentAction_CONTENT_ACTION_FLAG ContentAction = 1
+	// A mark such as [email] stands in its place.
+	ContentAction_CONTENT_ACTION_REDACT ContentAction = 2
+	// The answer ended before it.
+	ContentAction_CONTENT_ACTION_BLOCK ContentAction = 3
+)
+
+// Enum value maps for ContentAction.
+var (
+	ContentAction_name = map[int32]string{
+		0: "CONTENT_ACTION_UNSPECIFIED",
+		1: "CONTENT_ACTION_FLAG",
+		2: "CONTENT_ACTION_REDACT",
+		3: "CONTENT_ACTION_BLOCK",
+	}
+	ContentAction_value = map[string]int32{
+		"CONTENT_ACTION_UNSPECIFIED": 0,
+		"CONTENT_ACTION_FLAG":        1,
+		"CONTENT_ACTION_REDACT":      2,
+		"CONTENT_ACTION_BLOCK":       3,
+	}
+)
+
+func (x ContentAction) Enum() *ContentAction {
+	p := new(ContentAction)
+	*p = x
+	return p
+}
+
+func (x ContentAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ContentAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_mmserve_v1_mmserve_proto_enumTypes[4].Descriptor()
+}
+
+func (ContentAction) Type() protoreflect.EnumType {
+	return &file_mmserve_v1_mmserve_proto_enumTypes[4]
+}
+
+func (x ContentAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ContentAction.Descriptor instead.
+func (ContentAction) EnumDescriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{4}
+}
+
+// ContentPlace is where the content policy found something.
+type ContentPlace int32
+
+const (
+	// Not given.
+	ContentPlace_CONTENT_PLACE_UNSPECIFIED ContentPlace = 0
+	// Text of the request.
+	ContentPlace_CONTENT_PLACE_INPUT ContentPlace = 1
+	// Text of the answer.
+	ContentPlace_CONTENT_PLACE_OUTPUT ContentPlace = 2
+	// Images of the request, or text in them.
+	ContentPlace_CONTENT_PLACE_IMAGES ContentPlace = 3
+)
+
+// Enum value maps for ContentPlace.
+var (
+	ContentPlace_name = map[int32]string{
+		0: "CONTENT_PLACE_UNSPECIFIED",
+		1: "CONTENT_PLACE_INPUT",
+		2: "CONTENT_PLACE_OUTPUT",
+		3: "CONTENT_PLACE_IMAGES",
+	}
+	ContentPlace_value = map[string]int32{
+		"CONTENT_PLACE_UNSPECIFIED": 0,
+		"CONTENT_PLACE_INPUT":       1,
+		"CONTENT_PLACE_OUTPUT":      2,
+		"CONTENT_PLACE_IMAGES":      3,
+	}
+)
+
+func (x ContentPlace) Enum() *ContentPlace {
+	p := new(ContentPlace)
+	*p = x
+	return p
+}
+
+func (x ContentPlace) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ContentPlace) Descriptor() protoreflect.EnumDescriptor {
+	return file_mmserve_v1_mmserve_proto_enumTypes[5].Descriptor()
+}
+
+func (ContentPlace) Type() protoreflect.EnumType {
+	return &file_mmserve_v1_mmserve_proto_enumTypes[5]
+}
+
+func (x ContentPlace) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ContentPlace.Descriptor instead.
+func (ContentPlace) EnumDescriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{5}
 }
 
 // GenerateRequest is one prompt and how to continue it.
@@ -1227,6 +1345,79 @@ func (x *Sampling) GetLogitBias() map[uint32]float32 {
 	return nil
 }
 
+// ContentFinding counts what the content policy found; it never says what that was.
+type ContentFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// hate, sexual, violence, self_harm, personal_data, spam, prompt_injection or health. Later versions may have more.
+	Category string `protobuf:"bytes,1,opt,name=category,proto3" json:"category,omitempty"`
+	// Where it was found.
+	Place ContentPlace `protobuf:"varint,2,opt,name=place,proto3,enum=mmserve.v1.ContentPlace" json:"place,omitempty"`
+	// What was done about it.
+	Action ContentAction `protobuf:"varint,3,opt,name=action,proto3,enum=mmserve.v1.ContentAction" json:"action,omitempty"`
+	// How often.
+	Count         uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContentFinding) Reset() {
+	*x = ContentFinding{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContentFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContentFinding) ProtoMessage() {}
+
+func (x *ContentFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContentFinding.ProtoReflect.Descriptor instead.
+func (*ContentFinding) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ContentFinding) GetCategory() string {
+	if x != nil {
+		return x.Category
+	}
+	return ""
+}
+
+func (x *ContentFinding) GetPlace() ContentPlace {
+	if x != nil {
+		return x.Place
+	}
+	return ContentPlace_CONTENT_PLACE_UNSPECIFIED
+}
+
+func (x *ContentFinding) GetAction() ContentAction {
+	if x != nil {
+		return x.Action
+	}
+	return ContentAction_CONTENT_ACTION_UNSPECIFIED
+}
+
+func (x *ContentFinding) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Usage counts tokens.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1250,7 +1441,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1453,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[10]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1466,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{10}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1352,7 +1543,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1555,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[11]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1568,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{11}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Timings) GetPreprocess() *durationpb.Duration {
@@ -1451,7 +1642,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1654,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[12]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1667,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{12}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenLogprob) GetId() uint32 {
@@ -1513,7 +1704,7 @@ type Logprobs struct {
 
 func (x *Logprobs) Reset() {
 	*x = Logprobs{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1716,7 @@ func (x *Logprobs) String() string {
 func (*Logprobs) ProtoMessage() {}
 
 func (x *Logprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[13]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1729,7 @@ func (x *Logprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Logprobs.ProtoReflect.Descriptor instead.
 func (*Logprobs) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{13}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Logprobs) GetToken() *TokenLogprob {
@@ -1576,14 +1767,16 @@ type Choice struct {
 	MatchedStopTokenId *uint32 `protobuf:"varint,8,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
 	// What the model thought before it answered a chat, where it marks that (<think>…</think>): text is without it, and both
 	// are without the marks and the white space beside them. Log-probabilities and token ids are those of all tokens.
-	Reasoning     string `protobuf:"bytes,9,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	Reasoning string `protobuf:"bytes,9,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	// What the content policy found in the request and in this answer.
+	Findings      []*ContentFinding `protobuf:"bytes,10,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Choice) Reset() {
 	*x = Choice{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1788,7 @@ func (x *Choice) String() string {
 func (*Choice) ProtoMessage() {}
 
 func (x *Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[14]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1801,7 @@ func (x *Choice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choice.ProtoReflect.Descriptor instead.
 func (*Choice) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{14}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Choice) GetSeed() uint64 {
@@ -1674,6 +1867,13 @@ func (x *Choice) GetReasoning() string {
 	return ""
 }
 
+func (x *Choice) GetFindings() []*ContentFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 // GenerateResponse is the whole answer.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1713,13 +1913,15 @@ type GenerateResponse struct {
 	Reasoning string `protobuf:"bytes,16,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
 	// The number that the answer has in the request's conversation, if there is one.
 	ConversationMessage uint64 `protobuf:"varint,17,opt,name=conversation_message,json=conversationMessage,proto3" json:"conversation_message,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the content policy found in the request and in the first answer.
+	Findings      []*ContentFinding `protobuf:"bytes,18,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1933,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[15]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1946,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{15}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GenerateResponse) GetId() string {
@@ -1866,6 +2068,13 @@ func (x *GenerateResponse) GetConversationMessage() uint64 {
 	return 0
 }
 
+func (x *GenerateResponse) GetFindings() []*ContentFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 // GenerateStreamResponse is one event of a stream: a start, any number of deltas, a finish for each answer. A stream
 // that breaks has no more of them but a status.
 type GenerateStreamResponse struct {
@@ -1884,7 +2093,7 @@ type GenerateStreamResponse struct {
 
 func (x *GenerateStreamResponse) Reset() {
 	*x = GenerateStreamResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +2105,7 @@ func (x *GenerateStreamResponse) String() string {
 func (*GenerateStreamResponse) ProtoMessage() {}
 
 func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[16]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2118,7 @@ func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateStreamResponse.ProtoReflect.Descriptor instead.
 func (*GenerateStreamResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{16}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GenerateStreamResponse) GetEvent() isGenerateStreamResponse_Event {
@@ -1995,7 +2204,7 @@ type StreamStart struct {
 
 func (x *StreamStart) Reset() {
 	*x = StreamStart{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2216,7 @@ func (x *StreamStart) String() string {
 func (*StreamStart) ProtoMessage() {}
 
 func (x *StreamStart) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[17]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2229,7 @@ func (x *StreamStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamStart.ProtoReflect.Descriptor instead.
 func (*StreamStart) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{17}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamStart) GetId() string {
@@ -2096,7 +2305,7 @@ type StreamDelta struct {
 
 func (x *StreamDelta) Reset() {
 	*x = StreamDelta{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2317,7 @@ func (x *StreamDelta) String() string {
 func (*StreamDelta) ProtoMessage() {}
 
 func (x *StreamDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[18]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2330,7 @@ func (x *StreamDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamDelta.ProtoReflect.Descriptor instead.
 func (*StreamDelta) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{18}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StreamDelta) GetText() string {
@@ -2198,13 +2407,15 @@ type StreamFinish struct {
 	MatchedStopTokenId *uint32 `protobuf:"varint,10,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
 	// As in GenerateResponse.
 	ConversationMessage uint64 `protobuf:"varint,11,opt,name=conversation_message,json=conversationMessage,proto3" json:"conversation_message,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the content policy found in the request and in this answer.
+	Findings      []*ContentFinding `protobuf:"bytes,12,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamFinish) Reset() {
 	*x = StreamFinish{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2427,7 @@ func (x *StreamFinish) String() string {
 func (*StreamFinish) ProtoMessage() {}
 
 func (x *StreamFinish) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[19]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2440,7 @@ func (x *StreamFinish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamFinish.ProtoReflect.Descriptor instead.
 func (*StreamFinish) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{19}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StreamFinish) GetFinishReason() FinishReason {
@@ -2309,6 +2520,13 @@ func (x *StreamFinish) GetConversationMessage() uint64 {
 	return 0
 }
 
+func (x *StreamFinish) GetFindings() []*ContentFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 // CountTokensResponse says what a request costs.
 type CountTokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2342,7 +2560,7 @@ type CountTokensResponse struct {
 
 func (x *CountTokensResponse) Reset() {
 	*x = CountTokensResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2572,7 @@ func (x *CountTokensResponse) String() string {
 func (*CountTokensResponse) ProtoMessage() {}
 
 func (x *CountTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[20]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2585,7 @@ func (x *CountTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountTokensResponse.ProtoReflect.Descriptor instead.
 func (*CountTokensResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{20}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CountTokensResponse) GetId() string {
@@ -2477,7 +2695,7 @@ type ImageLayout struct {
 
 func (x *ImageLayout) Reset() {
 	*x = ImageLayout{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2707,7 @@ func (x *ImageLayout) String() string {
 func (*ImageLayout) ProtoMessage() {}
 
 func (x *ImageLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[21]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2720,7 @@ func (x *ImageLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayout.ProtoReflect.Descriptor instead.
 func (*ImageLayout) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{21}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImageLayout) GetFormat() string {
@@ -2575,7 +2793,7 @@ type EmbedImageRequest struct {
 
 func (x *EmbedImageRequest) Reset() {
 	*x = EmbedImageRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2805,7 @@ func (x *EmbedImageRequest) String() string {
 func (*EmbedImageRequest) ProtoMessage() {}
 
 func (x *EmbedImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[22]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2818,7 @@ func (x *EmbedImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedImageRequest.ProtoReflect.Descriptor instead.
 func (*EmbedImageRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{22}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EmbedImageRequest) GetModel() string {
@@ -2661,7 +2879,7 @@ type EmbedImageResponse struct {
 
 func (x *EmbedImageResponse) Reset() {
 	*x = EmbedImageResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2891,7 @@ func (x *EmbedImageResponse) String() string {
 func (*EmbedImageResponse) ProtoMessage() {}
 
 func (x *EmbedImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[23]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2904,7 @@ func (x *EmbedImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedImageResponse.ProtoReflect.Descriptor instead.
 func (*EmbedImageResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{23}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EmbedImageResponse) GetEvent() isEmbedImageResponse_Event {
@@ -2757,7 +2975,7 @@ type EmbedImageStart struct {
 
 func (x *EmbedImageStart) Reset() {
 	*x = EmbedImageStart{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2987,7 @@ func (x *EmbedImageStart) String() string {
 func (*EmbedImageStart) ProtoMessage() {}
 
 func (x *EmbedImageStart) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[24]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +3000,7 @@ func (x *EmbedImageStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedImageStart.ProtoReflect.Descriptor instead.
 func (*EmbedImageStart) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{24}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EmbedImageStart) GetId() string {
@@ -2854,7 +3072,7 @@ type PatchEmbeddings struct {
 
 func (x *PatchEmbeddings) Reset() {
 	*x = PatchEmbeddings{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3084,7 @@ func (x *PatchEmbeddings) String() string {
 func (*PatchEmbeddings) ProtoMessage() {}
 
 func (x *PatchEmbeddings) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[25]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3097,7 @@ func (x *PatchEmbeddings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatchEmbeddings.ProtoReflect.Descriptor instead.
 func (*PatchEmbeddings) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{25}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PatchEmbeddings) GetFirst() uint32 {
@@ -2909,7 +3127,7 @@ type UploadMediaRequest struct {
 
 func (x *UploadMediaRequest) Reset() {
 	*x = UploadMediaRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3139,7 @@ func (x *UploadMediaRequest) String() string {
 func (*UploadMediaRequest) ProtoMessage() {}
 
 func (x *UploadMediaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[26]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3152,7 @@ func (x *UploadMediaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadMediaRequest.ProtoReflect.Descriptor instead.
 func (*UploadMediaRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{26}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UploadMediaRequest) GetHeader() *UploadMediaHeader {
@@ -2970,7 +3188,7 @@ type UploadMediaHeader struct {
 
 func (x *UploadMediaHeader) Reset() {
 	*x = UploadMediaHeader{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3200,7 @@ func (x *UploadMediaHeader) String() string {
 func (*UploadMediaHeader) ProtoMessage() {}
 
 func (x *UploadMediaHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[27]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3213,7 @@ func (x *UploadMediaHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadMediaHeader.ProtoReflect.Descriptor instead.
 func (*UploadMediaHeader) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{27}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UploadMediaHeader) GetTenant() string {
@@ -3050,7 +3268,7 @@ type UploadMediaResponse struct {
 
 func (x *UploadMediaResponse) Reset() {
 	*x = UploadMediaResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3280,7 @@ func (x *UploadMediaResponse) String() string {
 func (*UploadMediaResponse) ProtoMessage() {}
 
 func (x *UploadMediaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[28]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3293,7 @@ func (x *UploadMediaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadMediaResponse.ProtoReflect.Descriptor instead.
 func (*UploadMediaResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{28}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UploadMediaResponse) GetDigest() string {
@@ -3119,7 +3337,7 @@ type HasMediaRequest struct {
 
 func (x *HasMediaRequest) Reset() {
 	*x = HasMediaRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3131,7 +3349,7 @@ func (x *HasMediaRequest) String() string {
 func (*HasMediaRequest) ProtoMessage() {}
 
 func (x *HasMediaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[29]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3144,7 +3362,7 @@ func (x *HasMediaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasMediaRequest.ProtoReflect.Descriptor instead.
 func (*HasMediaRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{29}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HasMediaRequest) GetDigests() []string {
@@ -3172,7 +3390,7 @@ type HasMediaResponse struct {
 
 func (x *HasMediaResponse) Reset() {
 	*x = HasMediaResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3402,7 @@ func (x *HasMediaResponse) String() string {
 func (*HasMediaResponse) ProtoMessage() {}
 
 func (x *HasMediaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[30]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3415,7 @@ func (x *HasMediaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasMediaResponse.ProtoReflect.Descriptor instead.
 func (*HasMediaResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{30}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HasMediaResponse) GetMedia() []*MediaStatus {
@@ -3224,7 +3442,7 @@ type MediaStatus struct {
 
 func (x *MediaStatus) Reset() {
 	*x = MediaStatus{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3236,7 +3454,7 @@ func (x *MediaStatus) String() string {
 func (*MediaStatus) ProtoMessage() {}
 
 func (x *MediaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[31]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3249,7 +3467,7 @@ func (x *MediaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MediaStatus.ProtoReflect.Descriptor instead.
 func (*MediaStatus) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{31}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MediaStatus) GetDigest() string {
@@ -3293,7 +3511,7 @@ type DeleteMediaRequest struct {
 
 func (x *DeleteMediaRequest) Reset() {
 	*x = DeleteMediaRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3523,7 @@ func (x *DeleteMediaRequest) String() string {
 func (*DeleteMediaRequest) ProtoMessage() {}
 
 func (x *DeleteMediaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[32]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3536,7 @@ func (x *DeleteMediaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMediaRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMediaRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{32}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteMediaRequest) GetDigest() string {
@@ -3348,7 +3566,7 @@ type DeleteMediaResponse struct {
 
 func (x *DeleteMediaResponse) Reset() {
 	*x = DeleteMediaResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3578,7 @@ func (x *DeleteMediaResponse) String() string {
 func (*DeleteMediaResponse) ProtoMessage() {}
 
 func (x *DeleteMediaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[33]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3591,7 @@ func (x *DeleteMediaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMediaResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMediaResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{33}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteMediaResponse) GetExisted() bool {
@@ -3399,7 +3617,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3411,7 +3629,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[34]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,7 +3642,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{34}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{35}
 }
 
 // GetServerInfoResponse changes only when an operator loads or unloads a model.
@@ -3448,13 +3666,15 @@ type GetServerInfoResponse struct {
 	Models []*ModelInfo `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
 	// The default model's, as in GenerateResponse.
 	SystemFingerprint string `protobuf:"bytes,9,opt,name=system_fingerprint,json=systemFingerprint,proto3" json:"system_fingerprint,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What the service is for and what it is not, in its operator's words; empty where they give none.
+	UsePolicy     string `protobuf:"bytes,10,opt,name=use_policy,json=usePolicy,proto3" json:"use_policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3686,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[35]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3699,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{35}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetServerInfoResponse) GetModel() string {
@@ -3545,6 +3765,13 @@ func (x *GetServerInfoResponse) GetSystemFingerprint() string {
 	return ""
 }
 
+func (x *GetServerInfoResponse) GetUsePolicy() string {
+	if x != nil {
+		return x.UsePolicy
+	}
+	return ""
+}
+
 // ListModelsRequest is empty.
 type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3554,7 +3781,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3793,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[36]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3806,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{36}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{37}
 }
 
 // ListModelsResponse says which models are served.
@@ -3593,7 +3820,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3605,7 +3832,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[37]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3618,7 +3845,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{37}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelInfo {
@@ -3639,7 +3866,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +3878,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[38]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +3891,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{38}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetModelRequest) GetName() string {
@@ -3685,7 +3912,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +3924,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[39]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +3937,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{39}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetModelResponse) GetModel() *ModelInfo {
@@ -3749,7 +3976,7 @@ type ModelInfo struct {
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3988,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[40]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +4001,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{40}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ModelInfo) GetName() string {
@@ -3865,7 +4092,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3877,7 +4104,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3890,7 +4117,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{41}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Session) GetGraph() string {
@@ -4017,7 +4244,12 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"_typical_pB\x15\n" +
 	"\x13_repetition_penaltyB\x13\n" +
 	"\x11_presence_penaltyB\x14\n" +
-	"\x12_frequency_penalty\"\x9d\x02\n" +
+	"\x12_frequency_penalty\"\xa5\x01\n" +
+	"\x0eContentFinding\x12\x1a\n" +
+	"\bcategory\x18\x01 \x01(\tR\bcategory\x12.\n" +
+	"\x05place\x18\x02 \x01(\x0e2\x18.mmserve.v1.ContentPlaceR\x05place\x121\n" +
+	"\x06action\x18\x03 \x01(\x0e2\x19.mmserve.v1.ContentActionR\x06action\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\"\x9d\x02\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12\x1f\n" +
 	"\vtext_tokens\x18\x02 \x01(\rR\n" +
@@ -4044,7 +4276,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\alogprob\x18\x03 \x01(\x02R\alogprob\"f\n" +
 	"\bLogprobs\x12.\n" +
 	"\x05token\x18\x01 \x01(\v2\x18.mmserve.v1.TokenLogprobR\x05token\x12*\n" +
-	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\x94\x03\n" +
+	"\x03top\x18\x02 \x03(\v2\x18.mmserve.v1.TokenLogprobR\x03top\"\xcc\x03\n" +
 	"\x06Choice\x12\x12\n" +
 	"\x04seed\x18\x01 \x01(\x04R\x04seed\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12=\n" +
@@ -4054,9 +4286,11 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\blogprobs\x18\x06 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12\x1b\n" +
 	"\ttoken_ids\x18\a \x03(\rR\btokenIds\x126\n" +
 	"\x15matched_stop_token_id\x18\b \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x12\x1c\n" +
-	"\treasoning\x18\t \x01(\tR\treasoningB\x0f\n" +
+	"\treasoning\x18\t \x01(\tR\treasoning\x126\n" +
+	"\bfindings\x18\n" +
+	" \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
-	"\x16_matched_stop_token_id\"\xe1\x05\n" +
+	"\x16_matched_stop_token_id\"\x99\x06\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -4075,7 +4309,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x10prompt_token_ids\x18\x0e \x03(\rR\x0epromptTokenIds\x126\n" +
 	"\x15matched_stop_token_id\x18\x0f \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x12\x1c\n" +
 	"\treasoning\x18\x10 \x01(\tR\treasoning\x121\n" +
-	"\x14conversation_message\x18\x11 \x01(\x04R\x13conversationMessageB\x0f\n" +
+	"\x14conversation_message\x18\x11 \x01(\x04R\x13conversationMessage\x126\n" +
+	"\bfindings\x18\x12 \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
 	"\x16_matched_stop_token_id\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
@@ -4098,7 +4333,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
 	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12\x1b\n" +
 	"\ttoken_ids\x18\x06 \x03(\rR\btokenIds\x12\x1c\n" +
-	"\treasoning\x18\a \x01(\tR\treasoning\"\xac\x04\n" +
+	"\treasoning\x18\a \x01(\tR\treasoning\"\xe4\x04\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
@@ -4111,7 +4346,8 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\ttoken_ids\x18\t \x03(\rR\btokenIds\x126\n" +
 	"\x15matched_stop_token_id\x18\n" +
 	" \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x121\n" +
-	"\x14conversation_message\x18\v \x01(\x04R\x13conversationMessageB\x0f\n" +
+	"\x14conversation_message\x18\v \x01(\x04R\x13conversationMessage\x126\n" +
+	"\bfindings\x18\f \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
 	"\x16_matched_stop_token_id\"\x91\x03\n" +
 	"\x13CountTokensResponse\x12\x0e\n" +
@@ -4200,7 +4436,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x13DeleteMediaResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x15\n" +
 	"\x06in_use\x18\x02 \x01(\bR\x05inUse\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xd2\x02\n" +
+	"\x14GetServerInfoRequest\"\xf1\x02\n" +
 	"\x15GetServerInfoResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
 	"\fmodel_digest\x18\x02 \x01(\tR\vmodelDigest\x12\x18\n" +
@@ -4210,7 +4446,10 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\bsessions\x18\x06 \x03(\v2\x13.mmserve.v1.SessionR\bsessions\x12'\n" +
 	"\x0fprovider_reason\x18\a \x01(\tR\x0eproviderReason\x12-\n" +
 	"\x06models\x18\b \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\x12-\n" +
-	"\x12system_fingerprint\x18\t \x01(\tR\x11systemFingerprint\"\x13\n" +
+	"\x12system_fingerprint\x18\t \x01(\tR\x11systemFingerprint\x12\x1d\n" +
+	"\n" +
+	"use_policy\x18\n" +
+	" \x01(\tR\tusePolicy\"\x13\n" +
 	"\x11ListModelsRequest\"C\n" +
 	"\x12ListModelsResponse\x12-\n" +
 	"\x06models\x18\x01 \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"%\n" +
@@ -4259,12 +4498,23 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\vDETAIL_AUTO\x10\x01\x12\x0e\n" +
 	"\n" +
 	"DETAIL_LOW\x10\x02\x12\x0f\n" +
-	"\vDETAIL_HIGH\x10\x03*|\n" +
+	"\vDETAIL_HIGH\x10\x03*\x9e\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x1b\n" +
-	"\x17FINISH_REASON_CANCELLED\x10\x032\xb3\x04\n" +
+	"\x17FINISH_REASON_CANCELLED\x10\x03\x12 \n" +
+	"\x1cFINISH_REASON_CONTENT_FILTER\x10\x04*}\n" +
+	"\rContentAction\x12\x1e\n" +
+	"\x1aCONTENT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CONTENT_ACTION_FLAG\x10\x01\x12\x19\n" +
+	"\x15CONTENT_ACTION_REDACT\x10\x02\x12\x18\n" +
+	"\x14CONTENT_ACTION_BLOCK\x10\x03*z\n" +
+	"\fContentPlace\x12\x1d\n" +
+	"\x19CONTENT_PLACE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CONTENT_PLACE_INPUT\x10\x01\x12\x18\n" +
+	"\x14CONTENT_PLACE_OUTPUT\x10\x02\x12\x18\n" +
+	"\x14CONTENT_PLACE_IMAGES\x10\x032\xb3\x04\n" +
 	"\x10InferenceService\x12E\n" +
 	"\bGenerate\x12\x1b.mmserve.v1.GenerateRequest\x1a\x1c.mmserve.v1.GenerateResponse\x12S\n" +
 	"\x0eGenerateStream\x12\x1b.mmserve.v1.GenerateRequest\x1a\".mmserve.v1.GenerateStreamResponse0\x01\x12K\n" +
@@ -4298,154 +4548,162 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 	return file_mmserve_v1_mmserve_proto_rawDescData
 }
 
-var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
 	(Detail)(0),                    // 2: mmserve.v1.Detail
 	(FinishReason)(0),              // 3: mmserve.v1.FinishReason
-	(*GenerateRequest)(nil),        // 4: mmserve.v1.GenerateRequest
-	(*Constraint)(nil),             // 5: mmserve.v1.Constraint
-	(*Choices)(nil),                // 6: mmserve.v1.Choices
-	(*Chat)(nil),                   // 7: mmserve.v1.Chat
-	(*Message)(nil),                // 8: mmserve.v1.Message
-	(*Prompt)(nil),                 // 9: mmserve.v1.Prompt
-	(*Part)(nil),                   // 10: mmserve.v1.Part
-	(*TokenIds)(nil),               // 11: mmserve.v1.TokenIds
-	(*Image)(nil),                  // 12: mmserve.v1.Image
-	(*Sampling)(nil),               // 13: mmserve.v1.Sampling
-	(*Usage)(nil),                  // 14: mmserve.v1.Usage
-	(*Timings)(nil),                // 15: mmserve.v1.Timings
-	(*TokenLogprob)(nil),           // 16: mmserve.v1.TokenLogprob
-	(*Logprobs)(nil),               // 17: mmserve.v1.Logprobs
-	(*Choice)(nil),                 // 18: mmserve.v1.Choice
-	(*GenerateResponse)(nil),       // 19: mmserve.v1.GenerateResponse
-	(*GenerateStreamResponse)(nil), // 20: mmserve.v1.GenerateStreamResponse
-	(*StreamStart)(nil),            // 21: mmserve.v1.StreamStart
-	(*StreamDelta)(nil),            // 22: mmserve.v1.StreamDelta
-	(*StreamFinish)(nil),           // 23: mmserve.v1.StreamFinish
-	(*CountTokensResponse)(nil),    // 24: mmserve.v1.CountTokensResponse
-	(*ImageLayout)(nil),            // 25: mmserve.v1.ImageLayout
-	(*EmbedImageRequest)(nil),      // 26: mmserve.v1.EmbedImageRequest
-	(*EmbedImageResponse)(nil),     // 27: mmserve.v1.EmbedImageResponse
-	(*EmbedImageStart)(nil),        // 28: mmserve.v1.EmbedImageStart
-	(*PatchEmbeddings)(nil),        // 29: mmserve.v1.PatchEmbeddings
-	(*UploadMediaRequest)(nil),     // 30: mmserve.v1.UploadMediaRequest
-	(*UploadMediaHeader)(nil),      // 31: mmserve.v1.UploadMediaHeader
-	(*UploadMediaResponse)(nil),    // 32: mmserve.v1.UploadMediaResponse
-	(*HasMediaRequest)(nil),        // 33: mmserve.v1.HasMediaRequest
-	(*HasMediaResponse)(nil),       // 34: mmserve.v1.HasMediaResponse
-	(*MediaStatus)(nil),            // 35: mmserve.v1.MediaStatus
-	(*DeleteMediaRequest)(nil),     // 36: mmserve.v1.DeleteMediaRequest
-	(*DeleteMediaResponse)(nil),    // 37: mmserve.v1.DeleteMediaResponse
-	(*GetServerInfoRequest)(nil),   // 38: mmserve.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 39: mmserve.v1.GetServerInfoResponse
-	(*ListModelsRequest)(nil),      // 40: mmserve.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 41: mmserve.v1.ListModelsResponse
-	(*GetModelRequest)(nil),        // 42: mmserve.v1.GetModelRequest
-	(*GetModelResponse)(nil),       // 43: mmserve.v1.GetModelResponse
-	(*ModelInfo)(nil),              // 44: mmserve.v1.ModelInfo
-	(*Session)(nil),                // 45: mmserve.v1.Session
-	nil,                            // 46: mmserve.v1.Sampling.LogitBiasEntry
-	nil,                            // 47: mmserve.v1.Session.NodesEntry
-	nil,                            // 48: mmserve.v1.Session.FallbacksEntry
-	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 50: google.protobuf.Timestamp
+	(ContentAction)(0),             // 4: mmserve.v1.ContentAction
+	(ContentPlace)(0),              // 5: mmserve.v1.ContentPlace
+	(*GenerateRequest)(nil),        // 6: mmserve.v1.GenerateRequest
+	(*Constraint)(nil),             // 7: mmserve.v1.Constraint
+	(*Choices)(nil),                // 8: mmserve.v1.Choices
+	(*Chat)(nil),                   // 9: mmserve.v1.Chat
+	(*Message)(nil),                // 10: mmserve.v1.Message
+	(*Prompt)(nil),                 // 11: mmserve.v1.Prompt
+	(*Part)(nil),                   // 12: mmserve.v1.Part
+	(*TokenIds)(nil),               // 13: mmserve.v1.TokenIds
+	(*Image)(nil),                  // 14: mmserve.v1.Image
+	(*Sampling)(nil),               // 15: mmserve.v1.Sampling
+	(*ContentFinding)(nil),         // 16: mmserve.v1.ContentFinding
+	(*Usage)(nil),                  // 17: mmserve.v1.Usage
+	(*Timings)(nil),                // 18: mmserve.v1.Timings
+	(*TokenLogprob)(nil),           // 19: mmserve.v1.TokenLogprob
+	(*Logprobs)(nil),               // 20: mmserve.v1.Logprobs
+	(*Choice)(nil),                 // 21: mmserve.v1.Choice
+	(*GenerateResponse)(nil),       // 22: mmserve.v1.GenerateResponse
+	(*GenerateStreamResponse)(nil), // 23: mmserve.v1.GenerateStreamResponse
+	(*StreamStart)(nil),            // 24: mmserve.v1.StreamStart
+	(*StreamDelta)(nil),            // 25: mmserve.v1.StreamDelta
+	(*StreamFinish)(nil),           // 26: mmserve.v1.StreamFinish
+	(*CountTokensResponse)(nil),    // 27: mmserve.v1.CountTokensResponse
+	(*ImageLayout)(nil),            // 28: mmserve.v1.ImageLayout
+	(*EmbedImageRequest)(nil),      // 29: mmserve.v1.EmbedImageRequest
+	(*EmbedImageResponse)(nil),     // 30: mmserve.v1.EmbedImageResponse
+	(*EmbedImageStart)(nil),        // 31: mmserve.v1.EmbedImageStart
+	(*PatchEmbeddings)(nil),        // 32: mmserve.v1.PatchEmbeddings
+	(*UploadMediaRequest)(nil),     // 33: mmserve.v1.UploadMediaRequest
+	(*UploadMediaHeader)(nil),      // 34: mmserve.v1.UploadMediaHeader
+	(*UploadMediaResponse)(nil),    // 35: mmserve.v1.UploadMediaResponse
+	(*HasMediaRequest)(nil),        // 36: mmserve.v1.HasMediaRequest
+	(*HasMediaResponse)(nil),       // 37: mmserve.v1.HasMediaResponse
+	(*MediaStatus)(nil),            // 38: mmserve.v1.MediaStatus
+	(*DeleteMediaRequest)(nil),     // 39: mmserve.v1.DeleteMediaRequest
+	(*DeleteMediaResponse)(nil),    // 40: mmserve.v1.DeleteMediaResponse
+	(*GetServerInfoRequest)(nil),   // 41: mmserve.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 42: mmserve.v1.GetServerInfoResponse
+	(*ListModelsRequest)(nil),      // 43: mmserve.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 44: mmserve.v1.ListModelsResponse
+	(*GetModelRequest)(nil),        // 45: mmserve.v1.GetModelRequest
+	(*GetModelResponse)(nil),       // 46: mmserve.v1.GetModelResponse
+	(*ModelInfo)(nil),              // 47: mmserve.v1.ModelInfo
+	(*Session)(nil),                // 48: mmserve.v1.Session
+	nil,                            // 49: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 50: mmserve.v1.Session.NodesEntry
+	nil,                            // 51: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
-	7,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
-	9,  // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
-	13, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
+	9,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
+	11, // 1: mmserve.v1.GenerateRequest.prompt:type_name -> mmserve.v1.Prompt
+	15, // 2: mmserve.v1.GenerateRequest.sampling:type_name -> mmserve.v1.Sampling
 	0,  // 3: mmserve.v1.GenerateRequest.priority:type_name -> mmserve.v1.Priority
-	5,  // 4: mmserve.v1.GenerateRequest.constraint:type_name -> mmserve.v1.Constraint
-	6,  // 5: mmserve.v1.Constraint.choices:type_name -> mmserve.v1.Choices
-	8,  // 6: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
+	7,  // 4: mmserve.v1.GenerateRequest.constraint:type_name -> mmserve.v1.Constraint
+	8,  // 5: mmserve.v1.Constraint.choices:type_name -> mmserve.v1.Choices
+	10, // 6: mmserve.v1.Chat.messages:type_name -> mmserve.v1.Message
 	1,  // 7: mmserve.v1.Message.role:type_name -> mmserve.v1.Role
-	10, // 8: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
-	10, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
-	12, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
-	11, // 11: mmserve.v1.Part.token_ids:type_name -> mmserve.v1.TokenIds
+	12, // 8: mmserve.v1.Message.parts:type_name -> mmserve.v1.Part
+	12, // 9: mmserve.v1.Prompt.parts:type_name -> mmserve.v1.Part
+	14, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
+	13, // 11: mmserve.v1.Part.token_ids:type_name -> mmserve.v1.TokenIds
 	2,  // 12: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	46, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
-	49, // 14: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	49, // 15: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	49, // 16: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	49, // 17: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	49, // 18: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	49, // 19: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	49, // 20: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	49, // 21: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
-	16, // 22: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
-	16, // 23: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
-	3,  // 24: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
-	17, // 25: mmserve.v1.Choice.logprobs:type_name -> mmserve.v1.Logprobs
-	3,  // 26: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
-	14, // 27: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
-	15, // 28: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
-	18, // 29: mmserve.v1.GenerateResponse.choices:type_name -> mmserve.v1.Choice
-	17, // 30: mmserve.v1.GenerateResponse.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	21, // 31: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
-	22, // 32: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
-	23, // 33: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
-	14, // 34: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
-	17, // 35: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
-	17, // 36: mmserve.v1.StreamDelta.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	3,  // 37: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
-	14, // 38: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
-	15, // 39: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
-	17, // 40: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
-	17, // 41: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
-	25, // 42: mmserve.v1.CountTokensResponse.images:type_name -> mmserve.v1.ImageLayout
-	12, // 43: mmserve.v1.EmbedImageRequest.image:type_name -> mmserve.v1.Image
-	0,  // 44: mmserve.v1.EmbedImageRequest.priority:type_name -> mmserve.v1.Priority
-	28, // 45: mmserve.v1.EmbedImageResponse.start:type_name -> mmserve.v1.EmbedImageStart
-	29, // 46: mmserve.v1.EmbedImageResponse.patches:type_name -> mmserve.v1.PatchEmbeddings
-	25, // 47: mmserve.v1.EmbedImageStart.image:type_name -> mmserve.v1.ImageLayout
-	31, // 48: mmserve.v1.UploadMediaRequest.header:type_name -> mmserve.v1.UploadMediaHeader
-	50, // 49: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
-	35, // 50: mmserve.v1.HasMediaResponse.media:type_name -> mmserve.v1.MediaStatus
-	50, // 51: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
-	45, // 52: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	44, // 53: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
-	44, // 54: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
-	44, // 55: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
-	45, // 56: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
-	47, // 57: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	48, // 58: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
-	4,  // 59: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 60: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	4,  // 61: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
-	26, // 62: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
-	30, // 63: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
-	33, // 64: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
-	36, // 65: mmserve.v1.InferenceService.DeleteMedia:input_type -> mmserve.v1.DeleteMediaRequest
-	40, // 66: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	42, // 67: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
-	38, // 68: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	4,  // 69: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	4,  // 70: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	38, // 71: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	40, // 72: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	19, // 73: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
-	20, // 74: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	24, // 75: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
-	27, // 76: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
-	32, // 77: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
-	34, // 78: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
-	37, // 79: mmserve.v1.InferenceService.DeleteMedia:output_type -> mmserve.v1.DeleteMediaResponse
-	41, // 80: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	43, // 81: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
-	39, // 82: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	19, // 83: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	20, // 84: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	39, // 85: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	41, // 86: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	73, // [73:87] is the sub-list for method output_type
-	59, // [59:73] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	49, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	5,  // 14: mmserve.v1.ContentFinding.place:type_name -> mmserve.v1.ContentPlace
+	4,  // 15: mmserve.v1.ContentFinding.action:type_name -> mmserve.v1.ContentAction
+	52, // 16: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	52, // 17: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	52, // 18: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	52, // 19: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	52, // 20: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	52, // 21: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	52, // 22: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	52, // 23: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	19, // 24: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
+	19, // 25: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
+	3,  // 26: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
+	20, // 27: mmserve.v1.Choice.logprobs:type_name -> mmserve.v1.Logprobs
+	16, // 28: mmserve.v1.Choice.findings:type_name -> mmserve.v1.ContentFinding
+	3,  // 29: mmserve.v1.GenerateResponse.finish_reason:type_name -> mmserve.v1.FinishReason
+	17, // 30: mmserve.v1.GenerateResponse.usage:type_name -> mmserve.v1.Usage
+	18, // 31: mmserve.v1.GenerateResponse.timings:type_name -> mmserve.v1.Timings
+	21, // 32: mmserve.v1.GenerateResponse.choices:type_name -> mmserve.v1.Choice
+	20, // 33: mmserve.v1.GenerateResponse.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	16, // 34: mmserve.v1.GenerateResponse.findings:type_name -> mmserve.v1.ContentFinding
+	24, // 35: mmserve.v1.GenerateStreamResponse.start:type_name -> mmserve.v1.StreamStart
+	25, // 36: mmserve.v1.GenerateStreamResponse.delta:type_name -> mmserve.v1.StreamDelta
+	26, // 37: mmserve.v1.GenerateStreamResponse.finish:type_name -> mmserve.v1.StreamFinish
+	17, // 38: mmserve.v1.StreamStart.usage:type_name -> mmserve.v1.Usage
+	20, // 39: mmserve.v1.StreamDelta.logprobs:type_name -> mmserve.v1.Logprobs
+	20, // 40: mmserve.v1.StreamDelta.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	3,  // 41: mmserve.v1.StreamFinish.finish_reason:type_name -> mmserve.v1.FinishReason
+	17, // 42: mmserve.v1.StreamFinish.usage:type_name -> mmserve.v1.Usage
+	18, // 43: mmserve.v1.StreamFinish.timings:type_name -> mmserve.v1.Timings
+	20, // 44: mmserve.v1.StreamFinish.logprobs:type_name -> mmserve.v1.Logprobs
+	20, // 45: mmserve.v1.StreamFinish.prompt_logprobs:type_name -> mmserve.v1.Logprobs
+	16, // 46: mmserve.v1.StreamFinish.findings:type_name -> mmserve.v1.ContentFinding
+	28, // 47: mmserve.v1.CountTokensResponse.images:type_name -> mmserve.v1.ImageLayout
+	14, // 48: mmserve.v1.EmbedImageRequest.image:type_name -> mmserve.v1.Image
+	0,  // 49: mmserve.v1.EmbedImageRequest.priority:type_name -> mmserve.v1.Priority
+	31, // 50: mmserve.v1.EmbedImageResponse.start:type_name -> mmserve.v1.EmbedImageStart
+	32, // 51: mmserve.v1.EmbedImageResponse.patches:type_name -> mmserve.v1.PatchEmbeddings
+	28, // 52: mmserve.v1.EmbedImageStart.image:type_name -> mmserve.v1.ImageLayout
+	34, // 53: mmserve.v1.UploadMediaRequest.header:type_name -> mmserve.v1.UploadMediaHeader
+	53, // 54: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
+	38, // 55: mmserve.v1.HasMediaResponse.media:type_name -> mmserve.v1.MediaStatus
+	53, // 56: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
+	48, // 57: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	47, // 58: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
+	47, // 59: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
+	47, // 60: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
+	48, // 61: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
+	50, // 62: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	51, // 63: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	6,  // 64: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
+	6,  // 65: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	6,  // 66: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
+	29, // 67: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
+	33, // 68: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
+	36, // 69: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
+	39, // 70: mmserve.v1.InferenceService.DeleteMedia:input_type -> mmserve.v1.DeleteMediaRequest
+	43, // 71: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	45, // 72: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
+	41, // 73: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	6,  // 74: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	6,  // 75: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	41, // 76: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	43, // 77: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	22, // 78: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
+	23, // 79: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	27, // 80: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
+	30, // 81: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
+	35, // 82: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
+	37, // 83: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
+	40, // 84: mmserve.v1.InferenceService.DeleteMedia:output_type -> mmserve.v1.DeleteMediaResponse
+	44, // 85: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	46, // 86: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
+	42, // 87: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	22, // 88: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	23, // 89: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	42, // 90: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	44, // 91: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	78, // [78:92] is the sub-list for method output_type
+	64, // [64:78] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -4469,26 +4727,26 @@ func file_mmserve_v1_mmserve_proto_init() {
 		(*Part_TokenIds)(nil),
 	}
 	file_mmserve_v1_mmserve_proto_msgTypes[9].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[14].OneofWrappers = []any{}
 	file_mmserve_v1_mmserve_proto_msgTypes[15].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[16].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[16].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[17].OneofWrappers = []any{
 		(*GenerateStreamResponse_Start)(nil),
 		(*GenerateStreamResponse_Delta)(nil),
 		(*GenerateStreamResponse_Finish)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[19].OneofWrappers = []any{}
-	file_mmserve_v1_mmserve_proto_msgTypes[23].OneofWrappers = []any{
+	file_mmserve_v1_mmserve_proto_msgTypes[20].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[24].OneofWrappers = []any{
 		(*EmbedImageResponse_Start)(nil),
 		(*EmbedImageResponse_Patches)(nil),
 	}
-	file_mmserve_v1_mmserve_proto_msgTypes[27].OneofWrappers = []any{}
+	file_mmserve_v1_mmserve_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   45,
+			NumEnums:      6,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
