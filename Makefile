@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning test-safety otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-safety otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -62,6 +62,40 @@ test-webgpu: ort
 	  VK_DRIVER_FILES=$$icd MESA_SHADER_CACHE_DIR=$(CURDIR)/.cache/mesa MMSERVE_TEST_WEBGPU=1 MMSERVE_TEST_STREAMS=$(STREAMS) \
 	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model/... ./cmd/mmserve; \
 	else echo "test-webgpu is skipped"; fi
+
+## test-kubernetes: the chart and the other manifests on a real control plane, with kwok in place of kubelets; the first run builds it,
+## which takes 20 minutes of a processor, and 2.5 GB. What cannot be had skips the test; docs/kubernetes.md has the transcript
+KUBE_MODULE := tools/kubernetes/go.mod
+KUBE_VERSION := 1.37.2
+KUBE := bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kwok bin/helm
+test-kubernetes: $(KUBE)
+	@command -v etcd >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends etcd-server; } || echo "no etcd: the test is skipped"
+	$(GO) -C tools/kubernetes test -count=1 -v -timeout 30m .
+
+bin/kube-%: $(KUBE_MODULE)
+	$(GO) -C tools/kubernetes build -trimpath -p 1 -o ../../$@ -ldflags '-s -w -X k8s.io/component-base/version.gitMajor=1 \
+	  -X k8s.io/component-base/version.gitMinor=37 -X k8s.io/component-base/version.gitVersion=v$(KUBE_VERSION)' k8s.io/kubernetes/cmd/$(@F) \
+	  || echo "no $(@F): the test is skipped"
+
+bin/kwok:
+	GOBIN=$(CURDIR)/bin $(GO) install -trimpath -ldflags '-s -w' sigs.k8s.io/kwok/cmd/kwok@v0.8.0 || echo "no kwok: the test is skipped"
+
+bin/helm:
+	GOBIN=$(CURDIR)/bin $(GO) install -trimpath -ldflags '-s -w' helm.sh/helm/v4/cmd/helm@v4.3.2 || echo "no helm: the test is skipped"
+
+## manifests: writes anew what follows from the chart (deploy/helm/testdata, deploy/kustomize) and from flags (its schema)
+manifests: bin/helm
+	$(GO) test -run '^TestSchemaHasFlags$$' ./deploy -rewrite
+	$(GO) -C tools/kubernetes test -run '^TestRenderings$$' . -rewrite
+
+## image: the image for processors, as IMAGE; BASES=local builds it where no registry is reached (docs/deploy.md)
+IMAGE ?= mmserve:latest
+image:
+	scripts/image.sh $(IMAGE) $(VERSION)
+
+## sbom: bin/mmserve.cdx.json, what bin/mmserve and ONNX Runtime beside it are made of (CycloneDX)
+sbom: build
+	GO=$(GO) scripts/sbom.sh $(BIN) $(BIN).cdx.json
 
 ## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there
 test-observability: build otelcol

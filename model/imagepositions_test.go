@@ -1,13 +1,11 @@
 package model
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
@@ -232,58 +230,13 @@ func TestImagePositionsInEngine(t *testing.T) {
 }
 
 func imagesInEngine(t *testing.T, d *tinyDecoder, p graph.Precision) {
-	const requests = 20
-	if p.Quantized() {
-		_, err := d.weights.LoadQuantized(t.TempDir(), func(w *graph.Weights) error {
-			_, err := d.config.Graph(w, p)
-			return err
-		})
-		if errors.Is(err, graph.ErrSaturates) || errors.Is(err, graph.ErrNoInt4) {
-			t.Skip(err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	quantise(t, d.weights, d.config, p)
 	rng := rand.New(rand.NewPCG(3, 4))
-	list := make([]batching.Request, requests)
+	list := make([]batching.Request, 20)
 	for i := range list {
 		list[i] = d.request(rng, i, list[:i])
 	}
-	alone := d.open(t, d.config, 1, p)
-	if !alone.Capacity().Exact {
-		t.Skip("without own kernels nothing is promised of chunks of other lengths")
-	}
-	want := make([][]modeltest.Picked, requests)
-	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: tinyMaxLen, MaxWaiting: 1})
-	for i, r := range list {
-		want[i] = receive(t, submit(t, e, r))
-	}
-	stop()
-	many := d.open(t, d.config, 6, p)
-	for _, o := range []batching.Options{
-		{PrefillChunk: 1}, {PrefillChunk: 5, NoPrefixCache: true}, {PrefillChunk: 13, Drafts: 3},
-		{PrefillChunk: tinyMaxLen, NoPrefixCache: true}, {PrefillChunk: 7, KVTokens: tinyMaxLen, Drafts: 5},
-	} {
-		o.MaxWaiting = requests
-		still := time.Now()
-		o.Clock = func() time.Time { return still }
-		e, stop := runEngine(t, many, o)
-		streams := make([]*batching.Stream, requests)
-		for i, r := range list {
-			streams[i] = submit(t, e, r)
-		}
-		for i, s := range streams {
-			if got := receive(t, s); !slices.Equal(got, want[i]) {
-				t.Errorf("chunks of %d: request %d gives\n%v, alone\n%v", o.PrefillChunk, i, got, want[i])
-			}
-		}
-		stats := e.Stats()
-		stop()
-		if o.KVTokens > 0 && stats.Preemptions == 0 || !o.NoPrefixCache && stats.CachedTokens == 0 {
-			t.Errorf("chunks of %d: the run did not do what it is for: %+v", o.PrefillChunk, stats)
-		}
-	}
+	sameInEngine(t, list, func(slots int) decoder.Runner { return d.open(t, d.config, slots, p) }, everyWay)
 }
 
 // request is text, the reference's prompt, a part of it, or that with its images turned, and more text.

@@ -1,12 +1,10 @@
 package model
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/decoder"
@@ -78,20 +76,9 @@ func TestShortConvInEngine(t *testing.T) {
 }
 
 func shortConvInEngine(t *testing.T, w *graph.Weights, p graph.Precision) {
-	const requests = 16
-	if p.Quantized() {
-		_, err := w.LoadQuantized(t.TempDir(), func(w *graph.Weights) error {
-			_, err := convDecoder.Graph(w, p)
-			return err
-		})
-		if errors.Is(err, graph.ErrSaturates) || errors.Is(err, graph.ErrNoInt4) {
-			t.Skip(err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	open := func(slots int) *decoder.HostRunner {
+	quantise(t, w, convDecoder, p)
+	list := convRequests(rand.New(rand.NewPCG(8, 9)), 16)
+	open := func(slots int) decoder.Runner {
 		o := decoder.OpenOptions{Slots: slots, MaxLen: tinyMaxLen, Precision: p, Session: ort.Options{Threads: 1}}
 		r, err := decoder.OpenHost(convDecoder, w, o)
 		if err != nil {
@@ -100,41 +87,12 @@ func shortConvInEngine(t *testing.T, w *graph.Weights, p graph.Precision) {
 		t.Cleanup(func() { r.Close() })
 		return r
 	}
-	list := convRequests(rand.New(rand.NewPCG(8, 9)), requests)
-	alone := open(1)
-	if !alone.Capacity().Exact {
-		t.Skip("without own kernels nothing is promised of chunks of other lengths")
-	}
-	want := make([][]modeltest.Picked, requests)
-	e, stop := runEngine(t, alone, batching.Options{NoPrefixCache: true, PrefillChunk: tinyMaxLen, MaxWaiting: 1})
-	for i, r := range list {
-		want[i] = receive(t, submit(t, e, r))
-	}
-	stop()
-	many := open(6)
-	for _, o := range []batching.Options{
-		{PrefillChunk: 1}, {PrefillChunk: 5, NoPrefixCache: true}, {PrefillChunk: 13, Drafts: 3},
-		{PrefillChunk: tinyMaxLen, NoPrefixCache: true}, {PrefillChunk: 7, KVTokens: tinyMaxLen, Drafts: 5},
-		{PrefillChunk: 64, Drafts: 64}, {PrefillChunk: 100, KVTokens: 2 * tinyMaxLen},
-	} {
-		o.MaxWaiting = requests
-		still := time.Now()
-		o.Clock = func() time.Time { return still }
-		e, stop := runEngine(t, many, o)
-		streams := make([]*batching.Stream, requests)
-		for i, r := range list {
-			streams[i] = submit(t, e, r)
-		}
-		for i, s := range streams {
-			if got := receive(t, s); !slices.Equal(got, want[i]) {
-				t.Errorf("chunks of %d: request %d gives\n%v, alone\n%v", o.PrefillChunk, i, got, want[i])
-			}
-		}
-		stats := e.Stats()
-		stop()
-		if o.KVTokens == tinyMaxLen && stats.Preemptions == 0 || !o.NoPrefixCache && stats.CachedTokens == 0 ||
-			stats.CachedTokens%64 != 0 || o.Drafts > 0 && stats.RightDrafts == stats.DraftedTokens {
-			t.Errorf("chunks of %d: the run did not do what it is for: %+v", o.PrefillChunk, stats)
+	ways := append(slices.Clone(everyWay), batching.Options{PrefillChunk: 64, Drafts: 64},
+		batching.Options{PrefillChunk: 100, KVTokens: 2 * tinyMaxLen})
+	for i, stats := range sameInEngine(t, list, open, ways) {
+		// A state is kept every 64 positions. Where every draft is right, none was taken back.
+		if stats.CachedTokens%64 != 0 || ways[i].Drafts > 0 && stats.RightDrafts == stats.DraftedTokens {
+			t.Errorf("%+v: the run did not do what it is for: %+v", ways[i], stats)
 		}
 	}
 }

@@ -14,7 +14,9 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/auth"
+	"github.com/mmserve/mmserve/internal/socket"
 	inferencepb "github.com/mmserve/mmserve/proto/inference"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"github.com/mmserve/mmserve/serving"
@@ -82,8 +84,8 @@ func (s *Server) needed(role auth.Role, listed bool) auth.Role {
 // identifyCall gives ctx the identity of a call's caller. It refuses one that may not use the method. Nothing of a
 // message has been received then.
 func (s *Server) identifyCall(ctx context.Context, method string) (context.Context, error) {
-	need := s.roleOf(method)
-	if s.options.Auth == nil || need == noRole {
+	need := access{s.roleOf(method), method}
+	if s.options.Auth == nil || need.role == noRole {
 		return ctx, nil
 	}
 	var c auth.Credentials
@@ -107,8 +109,8 @@ func peerOf(ctx context.Context) string {
 
 // identifyHTTP does so for a request of HTTP; its body has not been read then. Its error is a *serving.Error.
 func (s *Server) identifyHTTP(r *http.Request) (*http.Request, error) {
-	need := s.roleOfPath(r.URL.Path)
-	if s.options.Auth == nil || need == noRole {
+	need := access{s.roleOfPath(r.URL.Path), "HTTP"}
+	if s.options.Auth == nil || need.role == noRole {
 		return r.WithContext(serving.WithCaller(r.Context(), serving.Caller{Peer: r.RemoteAddr})), nil
 	}
 	ctx, err := s.identify(r.Context(), auth.FromRequest(r), r.RemoteAddr, need)
@@ -118,11 +120,17 @@ func (s *Server) identifyHTTP(r *http.Request) (*http.Request, error) {
 	return r.WithContext(ctx), nil
 }
 
+// access is the least role that a call needs, and what it asks for in the audit log: no text of the caller's.
+type access struct {
+	role   auth.Role
+	action string
+}
+
 // identify gives ctx its caller, as serving.CallerOf finds it. Its error is a *serving.Error.
 func (s *Server) identify(ctx context.Context, c auth.Credentials, address string,
-	need auth.Role) (context.Context, error) {
+	need access) (context.Context, error) {
 	id, err := s.options.Auth.Authenticate(ctx, c)
-	if err == nil && id.Role >= need {
+	if err == nil && id.Role >= need.role {
 		return serving.WithCaller(ctx, serving.Caller{Identity: id, Tenant: id.Tenant, Peer: address}), nil
 	}
 	refusal := &serving.Error{Kind: serving.Unauthenticated}
@@ -138,7 +146,26 @@ func (s *Server) identify(ctx context.Context, c auth.Credentials, address strin
 	}
 	refusal.Message = err.Error()
 	s.refusals.add(s.options.Logger, address, err)
+	s.auditRefusal(refusal.Kind, id, address, need.action)
 	return ctx, refusal
+}
+
+// auditRefusal has the audit log say that a caller was refused; of very many in a short time one line stands for
+// several, so that strangers cannot fill the disk. id is nil unless the caller is known.
+func (s *Server) auditRefusal(kind serving.Kind, id *auth.Identity, address, action string) {
+	if s.options.Audit == nil {
+		return
+	}
+	e := &audit.Event{
+		Kind: audit.KindCredential, Action: action, Decision: serving.Code(kind), Peer: socket.Host(address),
+	}
+	if id != nil {
+		e.Credential, e.Tenant = id.ID, id.Tenant
+	}
+	s.refused.Add(func(n int) {
+		e.Count = n
+		_ = s.options.Audit.Record(e) // the caller is refused anyhow, and the log says what it lost
+	})
 }
 
 // refusals has a line logged now and then of callers that were refused.
@@ -147,6 +174,9 @@ type refusals struct {
 	count int
 	told  time.Time
 }
+
+// refusalLines and refusalBurst bound the lines of the audit log that refused callers make: a second, and at once.
+const refusalLines, refusalBurst = 20, 200
 
 // refusalsEvery is the least time between two lines.
 const refusalsEvery = 10 * time.Second

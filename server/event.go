@@ -43,7 +43,8 @@ func (e events) Finish(f *serving.Finish) error {
 		FinishReason: finishReasons[f.Reason], MatchedStop: f.Stop, Index: uint32(f.Index),
 		Usage: usage(f.Usage), Timings: timings(f.Timings),
 		Logprobs: logprobs(f.Logprobs), PromptLogprobs: logprobs(f.PromptLogprobs), ChoiceScores: f.ChoiceScores,
-		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID), Findings: findings(f.Findings),
+		TokenIds: ids(f.TokenIDs), MatchedStopTokenId: id(f.StopTokenID), ConversationMessage: f.Message,
+		Findings: findings(f.Findings),
 	}}})
 }
 
@@ -56,7 +57,8 @@ func response(c *serving.Collector) *pb.GenerateResponse {
 		Usage: usage(c.Usage), Timings: timings(c.Timings),
 		PromptLogprobs: logprobs(c.PromptLogprobs), ChoiceScores: c.ChoiceScores,
 		PromptTokenIds: ids(c.PromptIDs), MatchedStopTokenId: id(first.StopTokenID),
-		Findings: findings(first.Findings),
+		ConversationMessage: c.Message,
+		Findings:            findings(first.Findings),
 	}
 	for _, a := range c.Choices {
 		out.Choices = append(out.Choices, &pb.Choice{

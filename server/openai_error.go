@@ -29,6 +29,8 @@ var kindStatuses = map[serving.Kind]int{
 	serving.Internal:           http.StatusInternalServerError,
 	serving.Unauthenticated:    http.StatusUnauthorized,
 	serving.PermissionDenied:   http.StatusForbidden,
+	serving.AlreadyExists:      http.StatusConflict,
+	serving.Aborted:            http.StatusConflict,
 }
 
 // statusClientGone is what nginx logs for a client that left. One that only closed its side reads it.
@@ -75,6 +77,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	} else if e.Kind == serving.NotFound {
 		field = "model"
 	}
+	if errors.Is(err, serving.ErrNoConversation) {
+		code = "conversation_not_found"
+	}
 	if errors.Is(err, serving.ErrNoTools) {
 		code = openai.CodeUnsupported
 	}
@@ -97,6 +102,8 @@ var kindTexts = map[serving.Kind]string{
 	serving.DeadlineExceeded: "deadline_exceeded",
 	serving.Unauthenticated:  "invalid_api_key",
 	serving.PermissionDenied: "permission_denied",
+	serving.AlreadyExists:    "already_exists",
+	serving.Aborted:          "aborted",
 }
 
 func errorType(status int) string {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"strings"
 	"time"
 
 	"github.com/mmserve/mmserve/internal/openai"
@@ -15,7 +16,11 @@ func (x *exchange) responses() error {
 		if in, err = openai.ParseResponse(x.r.Context(), body); err != nil {
 			return nil, nil, err
 		}
+		if err = x.keeping(in); err != nil {
+			return nil, nil, err
+		}
 		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})
+		r.Subject, r.Turn = in.Subject, responseTurn(in)
 		in.Messages = nil // the images are r's to let go
 		return &in.Request, r, nil
 	}, func(_ *openai.Request, req *serving.Request) error {
@@ -24,6 +29,30 @@ func (x *exchange) responses() error {
 		}
 		return nil
 	})
+}
+
+// keeping settles whether a response is kept, and refuses what needs that where nothing is.
+func (x *exchange) keeping(in *openai.ResponseRequest) error {
+	if x.options.Conversations == nil {
+		return in.Stateless()
+	}
+	if in.Store == nil {
+		in.Store = &x.options.StoreResponses
+	}
+	return nil
+}
+
+// responseTurn says how a response goes on with another, and whether it is kept; nil where it stands for itself.
+func responseTurn(in *openai.ResponseRequest) *serving.Turn {
+	keep := in.Store != nil && *in.Store
+	if in.Previous == "" && !keep {
+		return nil
+	}
+	t := &serving.Turn{Previous: strings.TrimPrefix(in.Previous, openai.ResponsePrefix), Keep: keep}
+	if in.Instructed { // instructions are for one response
+		t.Unkept = 1
+	}
+	return t
 }
 
 // respond sends a response, whole or as it comes.

@@ -18,12 +18,16 @@ func request(ctx context.Context, in *pb.GenerateRequest) *serving.Request {
 		StopTokenIDs: in.GetStopTokenIds(), IgnoreEOS: in.GetIgnoreEos(),
 		N: in.GetN(), Logprobs: in.GetLogprobs(), PromptLogprobs: in.GetPromptLogprobs(), TopLogprobs: in.GetTopLogprobs(),
 		TokenIDs: in.GetReturnTokenIds(), IncludeStop: in.GetIncludeStop(),
+		Subject:     in.GetSubject(),
 		Speculative: in.Speculative, Sampling: sampling(in.GetSampling()), Constraint: constraint(in.GetConstraint()),
 	}
 	r.Peer, r.Priority = peerOf(ctx), priority(&r.Unread, in.GetPriority())
+	if id := in.GetConversation(); id != "" {
+		r.Turn = &serving.Turn{Conversation: id, Keep: true}
+	}
 	switch input := in.GetInput().(type) {
 	case *pb.GenerateRequest_Chat:
-		r.Chat = conversation(&r.Unread, input.Chat)
+		r.Chat = chat(&r.Unread, input.Chat)
 	case *pb.GenerateRequest_Prompt:
 		r.Prompt = &serving.Prompt{Parts: parts(&r.Unread, "prompt.parts", input.Prompt.GetParts())}
 	}
@@ -46,8 +50,8 @@ var priorities = map[pb.Priority]batching.Priority{
 	pb.Priority_PRIORITY_BATCH:       batching.PriorityBatch,
 }
 
-// conversation adds to unread what cannot be read of the messages.
-func conversation(unread *serving.Violations, in *pb.Chat) *serving.Chat {
+// chat adds to unread what cannot be read of the messages.
+func chat(unread *serving.Violations, in *pb.Chat) *serving.Chat {
 	c := &serving.Chat{Messages: make([]serving.Message, len(in.GetMessages())), Continue: in.GetContinueFinalMessage()}
 	for i, m := range in.GetMessages() {
 		field := fmt.Sprintf("chat.messages[%d]", i)

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/conversation"
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/media"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -59,6 +61,10 @@ type Options struct {
 	Filters []serving.Filter
 	// Version is mmserve's, for GetServerInfo.
 	Version string
+	// Audit and AuditRequired are those of serving.ServiceOptions; callers that are refused for their credentials are
+	// recorded, too.
+	Audit         serving.Auditor
+	AuditRequired bool
 	// Logger gets one line per request, without content. Default: slog.Default.
 	Logger *slog.Logger
 	// Telemetry gets traces and metrics; it is of one server. Default: nothing does.
@@ -82,6 +88,10 @@ type Options struct {
 	ImageBudget serving.ImageBudget
 	// Media keeps the image files that callers upload. Default: no uploads are taken. It is closed when Serve ends.
 	Media *media.Store
+	// Conversations keeps conversations between requests; it is the caller's to close. Default: none are kept.
+	Conversations conversation.Store
+	// StoreResponses has OpenAI's responses kept that do not say whether they are to be.
+	StoreResponses bool
 	// Auth knows who may call. nil: everybody may, and requests say on whose behalf they come.
 	Auth *auth.Authenticator
 	// AuthHealth has grpc.health.v1 want a credential too, as the other metadata do.
@@ -122,6 +132,7 @@ type Server struct {
 	pb.UnimplementedInferenceServiceServer
 	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
+	pb.UnimplementedConversationServiceServer
 	models   *serving.Registry // set by Attach, as the next
 	service  *serving.Service
 	attached atomic.Bool // both may be read
@@ -129,6 +140,7 @@ type Server struct {
 	health   *health.Server
 	inflight *inflight
 	refusals refusals
+	refused  *audit.Flood // lines of the audit log about those
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -157,6 +169,7 @@ func Loading(o Options) *Server {
 		options: o.withDefaults(), health: health.NewServer(),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		idle:     make(chan struct{}, 1),
+		refused:  audit.NewFlood(refusalLines, refusalBurst),
 	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
@@ -172,9 +185,10 @@ func (s *Server) Attach(models *serving.Registry) {
 	s.service = serving.NewService(models, serving.ServiceOptions{
 		MaxTextBytes: o.MaxTextBytes, MaxImages: o.MaxImages, MaxStop: o.MaxStop,
 		NoDrafts: o.NoDrafts, CallersByConnection: o.CallersByConnection, SharePrefixes: o.SharePrefixes,
-		Quotas: o.Quotas, Filters: o.Filters, Policy: o.Policy,
+		Quotas: o.Quotas, Filters: o.Filters, Policy: o.Policy, Audit: o.Audit, AuditRequired: o.AuditRequired,
 		Logger: o.Logger, Telemetry: o.Telemetry, Traffic: s.traffic, Shutdown: s.shutdown,
 		Media: o.Media, Fetcher: o.Fetcher, ImageBudget: o.ImageBudget,
+		Conversations: o.Conversations,
 	})
 	s.attached.Store(true)
 	s.report(healthpb.HealthCheckResponse_SERVING)

@@ -13,10 +13,15 @@ import (
 // mmservePackage has the services that answer from models and are UNAVAILABLE while there are none.
 var mmservePackage = string(pb.File_mmserve_v1_mmserve_proto.Package())
 
+// contract are the files of mmservePackage.
+var contract = []protoreflect.FileDescriptor{
+	pb.File_mmserve_v1_mmserve_proto, pb.File_mmserve_v1_conversation_proto,
+}
+
 // serviceNames are the services that health is told of.
 var serviceNames = []string{
 	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName,
-	pb.MMServe_ServiceDesc.ServiceName,
+	pb.MMServe_ServiceDesc.ServiceName, pb.ConversationService_ServiceDesc.ServiceName,
 	inferencepb.GRPCInferenceService_ServiceDesc.ServiceName,
 }
 
@@ -24,6 +29,7 @@ var serviceNames = []string{
 func (s *Server) register(r grpc.ServiceRegistrar) {
 	pb.RegisterInferenceServiceServer(r, s)
 	pb.RegisterModelServiceServer(r, s)
+	pb.RegisterConversationServiceServer(r, s)
 	//lint:ignore SA1019 callers have the old name
 	pb.RegisterMMServeServer(r, s)
 	inferencepb.RegisterGRPCInferenceServiceServer(r, openInference{server: s})
@@ -33,12 +39,13 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 // that carry the bytes of files.
 var requests = func() map[string]bool {
 	list := map[string]bool{}
-	services := pb.File_mmserve_v1_mmserve_proto.Services()
-	for i := range services.Len() {
-		s := services.Get(i)
-		for j := range s.Methods().Len() {
-			m := s.Methods().Get(j)
-			list["/"+string(s.FullName())+"/"+string(m.Name())] = carriesBytes(m.Input(), nil)
+	for _, file := range contract {
+		for i := range file.Services().Len() {
+			s := file.Services().Get(i)
+			for j := range s.Methods().Len() {
+				m := s.Methods().Get(j)
+				list["/"+string(s.FullName())+"/"+string(m.Name())] = carriesBytes(m.Input(), nil)
+			}
 		}
 	}
 	return list
@@ -64,6 +71,7 @@ func carriesBytes(d protoreflect.MessageDescriptor, above []protoreflect.FullNam
 // placeless are the methods among them that take no place in an engine.
 var placeless = map[string]bool{
 	pb.InferenceService_CountTokens_FullMethodName: true, pb.InferenceService_UploadMedia_FullMethodName: true,
+	pb.ConversationService_AppendMessages_FullMethodName: true,
 }
 
 // refusedMethods are answered before their messages are received.

@@ -33,6 +33,8 @@ var kindCodes = map[serving.Kind]codes.Code{
 	serving.Internal:           codes.Internal,
 	serving.Unauthenticated:    codes.Unauthenticated,
 	serving.PermissionDenied:   codes.PermissionDenied,
+	serving.AlreadyExists:      codes.AlreadyExists,
+	serving.Aborted:            codes.Aborted,
 }
 
 // toStatus is an error as it goes out: a *serving.Error with its details, a status as it is. It is nil if err is.

@@ -25,6 +25,10 @@ func (o *Options) wireCounts() map[protoreflect.FullName]int {
 		"mmserve.v1.GenerateRequest.stop_token_ids": serving.MaxStopIDs,
 		"mmserve.v1.Sampling.logit_bias":            serving.MaxBiases,
 		"mmserve.v1.Choices.texts":                  serving.MaxChoices,
+
+		"mmserve.v1.AppendMessagesRequest.messages":           serving.MaxMessages,
+		"mmserve.v1.CreateConversationRequest.metadata":       serving.MaxMetadata,
+		"mmserve.v1.ExportConversationsRequest.conversations": maxExported,
 	}
 }
 
@@ -38,6 +42,8 @@ const (
 	wireTextBytes = 512 << 10
 	// wireSlack is how many times its limit a field is counted before the message is refused.
 	wireSlack = 4
+	// maxExported is how many conversations an export names.
+	maxExported = 64
 	// maxDigests is how many files HasMedia is asked about.
 	maxDigests = 256
 	// maxCounted is where counting for the sake of an error's text ends.

@@ -104,6 +104,10 @@ func (l *life) enter(ctx context.Context, peer string) error {
 			return l.rec.refuse(err)
 		}
 	}
+	if err := l.rec.trail.begin(); err != nil {
+		u.end(0, false)
+		return err
+	}
 	l.used = u
 	return nil
 }

@@ -14,6 +14,7 @@ type Collector struct {
 	ChoiceScores   []float32
 	Usage          Usage
 	Timings        Timings // of the answer that ended last
+	Message        uint64  // the answer's number in the request's conversation
 
 	texts, thoughts []strings.Builder
 }
@@ -65,7 +66,7 @@ func (c collecting) Finish(f *Finish) error {
 	to.TokenIDs, to.StopTokenID = append(to.TokenIDs, f.TokenIDs...), f.StopTokenID
 	c.PromptLogprobs = append(c.PromptLogprobs, f.PromptLogprobs...)
 	c.ChoiceScores = append(c.ChoiceScores, f.ChoiceScores...)
-	c.Timings = f.Timings
+	c.Timings, c.Message = f.Timings, f.Message
 	completion, reasoning := c.Usage.Completion+f.Usage.Completion, c.Usage.Reasoning+f.Usage.Reasoning
 	if f.Index == 0 {
 		c.Usage = f.Usage

@@ -36,6 +36,10 @@ const (
 	Unauthenticated
 	// PermissionDenied says that the caller's credential does not allow what is asked.
 	PermissionDenied
+	// AlreadyExists says that what was to be made is there: an answer of the same request.
+	AlreadyExists
+	// Aborted says that others changed in between what the request is about.
+	Aborted
 )
 
 // kindNames are the kinds as log lines and as metrics write them.
@@ -51,10 +55,15 @@ var kindNames = [...][2]string{
 	Internal:           {"Internal", "INTERNAL"},
 	Unauthenticated:    {"Unauthenticated", "UNAUTHENTICATED"},
 	PermissionDenied:   {"PermissionDenied", "PERMISSION_DENIED"},
+	AlreadyExists:      {"AlreadyExists", "ALREADY_EXISTS"},
+	Aborted:            {"Aborted", "ABORTED"},
 }
 
 // String is the kind as log lines write it.
 func (k Kind) String() string { return kindNames[k][0] }
+
+// Code is the kind as the audit log writes it: gRPC's name of its status.
+func Code(k Kind) string { return k.label() }
 
 // label is the kind as metrics and traces write it.
 func (k Kind) label() string { return kindNames[k][1] }

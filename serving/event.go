@@ -60,6 +60,8 @@ type Finish struct {
 	ChoiceScores []float32
 	// Findings are what the policy found in the request and in this answer.
 	Findings []safety.Count
+	// Message is the number that the answer has in the request's conversation; 0 without one.
+	Message uint64
 }
 
 // FinishReason says why an answer ended.

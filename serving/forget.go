@@ -24,14 +24,27 @@ func (s *Service) DeleteMedia(ctx context.Context, tenant, digest string) (Delet
 	var v Violations
 	if tenant = TenantOf(ctx, tenant, "tenant", &v); !validID(tenant) {
 		v.Add("tenant", idText, len(tenant), MaxIDBytes)
+		tenant = ""
 	}
+	event := s.auditEvent(ctx, operationDelete, tenant)
 	d, err := media.ParseDigest(digest)
 	if err != nil {
 		v.Add("digest", "%v", err)
+	} else {
+		event.Object = d.String()
 	}
-	if err := v.Err(); err != nil {
-		return Deleted{}, err
+	if err = v.Err(); err == nil {
+		err = s.auditBegin(event)
 	}
+	var out Deleted
+	if err == nil {
+		out, err = s.deleteMedia(ctx, tenant, d)
+	}
+	return out, s.auditCall(event, err)
+}
+
+// deleteMedia is DeleteMedia of a file that is named well.
+func (s *Service) deleteMedia(ctx context.Context, tenant string, d media.Digest) (Deleted, error) {
 	use, err := s.options.Quotas.enter(tenant, CallerOf(ctx).Peer)
 	if err != nil {
 		s.options.Telemetry.countQuota(ctx, err)

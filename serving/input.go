@@ -5,10 +5,9 @@ import (
 	"errors"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -169,7 +168,7 @@ func (l *life) encode(ctx context.Context, in *fusion.Input, images []*vision.Im
 	tenant string) (cachedTokens int, err error) {
 	l.ran = in.ImageTokens()
 	patches, cached := make([][]float32, len(images)), make([]bool, len(images))
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := crew.New(ctx)
 	for i, img := range images {
 		l.keepFor(img, tenant)
 		l.use(img)

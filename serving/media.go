@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
@@ -65,7 +66,9 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	}
 	if err == nil {
 		use.end(0, true) // it counts against the rate; the store bounds the rest
-		err = u.begin(in, v)
+		if err = s.auditBegin(u.event(ctx)); err == nil {
+			err = u.begin(in, v)
+		}
 	}
 	if err != nil {
 		s.options.Telemetry.countQuota(ctx, err)
@@ -206,9 +209,19 @@ func (u *Upload) Abort() {
 	}
 }
 
+// event is what the audit log says of an upload.
+func (u *Upload) event(ctx context.Context) audit.Event {
+	e := u.service.auditEvent(ctx, operationUpload, u.header.Tenant)
+	e.ID = u.header.ID
+	if u.writer != nil && u.writer.Size() > 0 {
+		e.Details = map[string]int64{"bytes": u.writer.Size()}
+	}
+	return e
+}
+
 // log writes the one line of an upload, and gives its error as the caller sees it.
 func (u *Upload) log(ctx context.Context, err error) error {
-	told := shown(err, u.header.ID)
+	told := u.service.auditCall(u.event(ctx), shown(err, u.header.ID))
 	kind := KindOf(told)
 	attrs := []slog.Attr{slog.String("id", u.header.ID), slog.String("code", kind.String())}
 	level := slog.LevelInfo

@@ -72,6 +72,8 @@ const (
 
 	provider          = "mmserve"
 	operationChat     = "chat"
+	operationUpload   = "upload_media" // in the audit log only, as the next
+	operationDelete   = "delete_media"
 	operationComplete = "text_completion"
 	operationEmbed    = "embeddings"
 	operationCount    = "count_tokens" // the conventions have none

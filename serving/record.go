@@ -27,6 +27,7 @@ type record struct {
 	operation  string
 	span       trace.Span
 	progress   *progress // nil if the trace is not recorded
+	trail      *trail    // nil without an audit log
 
 	arrived, mark                time.Time
 	preprocess, tokenize, encode time.Duration
@@ -64,6 +65,9 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model, operation s
 	}
 	if caller := CallerOf(ctx).Identity; caller != nil {
 		rec.caller = caller.ID
+	}
+	if rec.trail = s.newTrail(ctx, rec); rec.trail != nil {
+		ctx = context.WithValue(ctx, trailKey{}, rec.trail)
 	}
 	return rec.begin(ctx), rec
 }
@@ -164,6 +168,9 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 		stack = []slog.Attr{slog.String("stack", string(debug.Stack()))}
 	}
 	told := shown(err, r.id)
+	if failed := r.trail.close(r, KindOf(told)); failed != nil {
+		told = failed
+	}
 	kind := KindOf(told)
 	level, attrs := slog.LevelInfo, append([]slog.Attr{slog.String("id", r.id), slog.String("model", r.model)}, stack...)
 	if kind == Internal {

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"io"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/fetch"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/internal/socket"
@@ -33,7 +32,7 @@ func (l *life) fetch(ctx context.Context, req *checked) (release func(), err err
 			}
 		}
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := crew.New(ctx)
 	g.SetLimit(fetchesAtOnce)
 	for i := range req.images {
 		p := &req.images[i]

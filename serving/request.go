@@ -13,6 +13,11 @@ type Request struct {
 	// Tenant shares capacity with other tenants. Without one the request counts for Peer, the caller's address.
 	Tenant, Peer string
 
+	// Turn says how Chat goes on with what the server keeps; nil: the request stands for itself.
+	Turn *Turn
+	// Subject is the person of the tenant whose request it is; empty for nobody in particular.
+	Subject string
+
 	// Chat or Prompt is set.
 	Chat   *Chat
 	Prompt *Prompt
@@ -54,6 +59,20 @@ type Chat struct {
 	Tools []byte
 	// Continue has the answer go on with the last message, which is an assistant's.
 	Continue bool
+
+	// Of the messages, unkept at the beginning are the request's, and history after these a conversation's.
+	unkept, history int
+}
+
+// Turn says how a request goes on with a conversation that the server keeps.
+type Turn struct {
+	// Conversation is its id, or Previous the ID of a request whose turn was kept: the history is what there was up to its
+	// answer. With neither, the conversation is a new one.
+	Conversation, Previous string
+	// Keep has the request's messages and the answer kept, under the request's ID.
+	Keep bool
+	// Unkept counts messages at the beginning that are instructions for this request alone.
+	Unkept int
 }
 
 // Message is one turn: of "system", "user", "assistant" or "tool".

@@ -7,12 +7,12 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/mmserve/mmserve/batching"
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/auth"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/vision"
@@ -50,6 +50,12 @@ type ServiceOptions struct {
 	Media *media.Store
 	// Fetcher gets images that requests name by URL; it needs Media. nil: they are refused.
 	Fetcher Fetcher
+	// Audit gets an event for each request, without content. nil: nothing does. AuditRequired has requests fail where
+	// their event is not kept.
+	Audit         Auditor
+	AuditRequired bool
+	// Conversations keeps conversations between requests. nil: none are.
+	Conversations conversation.Store
 	// Shutdown ends the requests that are still open, which fail with ErrCut. nil: nothing does.
 	Shutdown context.Context
 }
@@ -174,6 +180,11 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer l.leave()
+	turn, err := l.openTurn(ctx, in)
+	if err != nil {
+		return err
+	}
+	defer turn.close()
 	req, err := l.validate(in)
 	if err != nil {
 		return err
@@ -188,6 +199,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	defer releaseFiles()
+	if err := turn.prepare(ctx, req); err != nil {
+		return err
+	}
 	tickets, err := l.engine.AcquireFor(claim(req))
 	if err != nil {
 		return l.rec.refuse(err)
@@ -205,6 +219,8 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 		return err
 	}
 	releaseFiles()
+	l.rec.trail.asked(l.model, req, images)
+	turn.release()
 	req.images, in.Chat, in.Prompt = nil, nil, nil
 	if in.Prepared != nil {
 		in.Prepared()
@@ -214,6 +230,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	l.rec.trail.given(input, images, req.maxTokens)
 	l.rec.lap(&l.rec.tokenize)
 	if len(images) > 0 {
 		for _, t := range tickets {
@@ -228,7 +245,7 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if l.rec.scores, err = l.score(ctx, req, input, grammar, tickets[req.n:]); err != nil {
 		return err
 	}
-	err = l.answer(ctx, req, input, grammar, tickets[:req.n], to)
+	err = l.answer(ctx, req, input, grammar, tickets[:req.n], turn.sink(ctx, to))
 	l.notePolicy(ctx, req, l.rec.found(req), false)
 	return err
 }
@@ -256,11 +273,12 @@ func (s *Service) callerOf(peer string) string {
 // answer has all answers of a request generated and delivers each as it comes. If one fails all end.
 func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, grammar *constrain.Grammar,
 	tickets []*batching.Ticket, to Sink) error {
+	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := crew.New(ctx)
 	var states []*constrain.State
 	if grammar != nil {
 		states = grammar.Starts(ctx, req.n)

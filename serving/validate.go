@@ -342,7 +342,7 @@ func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 			v.Add("chat.messages", "%d parts up to message %d; at most %d are allowed", parts, i, MaxParts)
 			return text
 		}
-		list, n := l.validateParts(v, r, fmt.Sprintf("chat.messages[%d].parts", i), m.Parts)
+		list, n := l.validateParts(v, r, in.field(i)+".parts", m.Parts)
 		r.prompt.Messages = append(r.prompt.Messages, chat.Message{
 			Role: m.Role, Parts: list, ToolCalls: m.ToolCalls, ToolCallID: m.ToolCallID, ToolName: m.ToolName,
 		})
@@ -354,6 +354,18 @@ func (l *life) validateChat(v *Violations, r *checked, in *Chat) (text int) {
 	text += len(in.Tools)
 	validateLast(v, r, in)
 	return text
+}
+
+// field names a message as the request has it.
+func (c *Chat) field(i int) string {
+	switch {
+	case i < c.unkept:
+	case i < c.unkept+c.history:
+		return fmt.Sprintf("conversation.messages[%d]", i-c.unkept)
+	default:
+		i -= c.history
+	}
+	return fmt.Sprintf("chat.messages[%d]", i)
 }
 
 // validateLast refuses an assistant's message at the end that is not to be continued: a new turn would follow it, which
@@ -368,7 +380,7 @@ func validateLast(v *Violations, r *checked, in *Chat) {
 	case in.Continue && role != assistant:
 		v.Add("chat.continue_final_message", "true; want false, or a last message of the assistant's")
 	case !in.Continue && role == assistant:
-		v.Add(fmt.Sprintf("chat.messages[%d].role", last),
+		v.Add(in.field(last)+".role",
 			"the assistant's in the last message; want another role, or continue_final_message to go on with it")
 	}
 }

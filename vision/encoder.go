@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
@@ -214,7 +215,8 @@ func (e *Encoder) drain(list []*job) []*job {
 	}
 }
 
-// step fills one run with parts in the order of the list, and hands out what came back.
+// step fills one run with parts in the order of the list, and hands out what came back. A panic fails the images that
+// it came of, and no others.
 func (e *Encoder) step(list []*job) []*job {
 	places := e.fill(list)
 	if len(places) > 0 {
@@ -224,7 +226,9 @@ func (e *Encoder) step(list []*job) []*job {
 		e.stats.Tiles += int64(len(places))
 		e.mu.Unlock()
 		for at, j := range places {
-			e.handOut(j, at, err)
+			if err := crew.Try(func() error { e.handOut(j, at, err); return nil }); err != nil {
+				e.fail(j, err)
+			}
 		}
 	}
 	return slices.DeleteFunc(list, func(j *job) bool { return j.left == 0 })
@@ -241,7 +245,7 @@ func (e *Encoder) run(places []*job) error {
 	e.setRunning(r)
 	defer e.setRunning(nil)
 	e.endUnwanted() // the last caller may have left before
-	return e.tower.Run(ctx, len(places))
+	return crew.Try(func() error { return e.tower.Run(ctx, len(places)) })
 }
 
 func (e *Encoder) setRunning(r *running) {
@@ -270,7 +274,7 @@ func (e *Encoder) fill(list []*job) (places []*job) {
 	most := e.tower.MaxParts()
 	for _, j := range list {
 		for ; j.next < j.parts && len(places) < most; j.next++ {
-			err := e.tower.Load(len(places), j.image, j.next, e.normalize)
+			err := crew.Try(func() error { return e.tower.Load(len(places), j.image, j.next, e.normalize) })
 			if len(places) > 0 && errors.Is(err, errFull) {
 				return places
 			}

@@ -19,6 +19,7 @@ import (
 	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
+	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -331,7 +332,7 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 		if err != nil {
 			return nil, err
 		}
-		cl, end, err := inProcess(d, quiet(log))
+		cl, end, err := inProcess(d, server.Options{Logger: quiet(log)})
 		if err != nil {
 			return nil, err
 		}

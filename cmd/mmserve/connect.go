@@ -37,7 +37,7 @@ func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*c
 	if err != nil {
 		return nil, nil, err
 	}
-	return inProcess(d, quiet(log))
+	return inProcess(d, server.Options{Logger: quiet(log)})
 }
 
 // openDeployment opens the model, which a hub may have to give first, and says what was chosen for it.
@@ -64,12 +64,12 @@ func (f connectFlags) openDeployment(ctx context.Context, c *cli, log *slog.Logg
 }
 
 // inProcess serves a model in this process, and ends it.
-func inProcess(d *serving.Deployment, log *slog.Logger) (*client.Client, func() error, error) {
+func inProcess(d *serving.Deployment, o server.Options) (*client.Client, func() error, error) {
 	lis := bufconn.Listen(1 << 20)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- server.New(d.Model, d.Engine, server.Options{Logger: log}).Serve(ctx, lis)
+		served <- server.New(d.Model, d.Engine, o).Serve(ctx, lis)
 	}()
 	cl, err := client.Dial("passthrough:in-process", client.WithRetries(10),
 		client.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

@@ -8,16 +8,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"slices"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/mmserve/mmserve/internal/telemetry"
 )
-
-// version is set by the linker.
-var version = "devel"
 
 // cli is the command line. Only this package reads flags or the environment.
 type cli struct {
@@ -34,6 +30,8 @@ type cli struct {
 	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
 	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
 	Keys    keysCmd    `cmd:"" help:"Make API keys."`
+	Audit   auditCmd   `cmd:"" help:"Check an audit log, or look at it."`
+	Replay  replayCmd  `cmd:"" help:"Ask a request of the audit log again, and say whether the answer is the same to the bit."`
 	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -127,19 +125,4 @@ func newLogger(w io.Writer, level, format string, l *slog.LevelVar) *slog.Logger
 		return slog.New(telemetry.TraceIDs(slog.NewJSONHandler(w, o)))
 	}
 	return slog.New(telemetry.TraceIDs(slog.NewTextHandler(w, o)))
-}
-
-type versionCmd struct{}
-
-func (versionCmd) Run(out io.Writer) error {
-	_, err := fmt.Fprintln(out, "mmserve", programVersion())
-	return err
-}
-
-// programVersion is what the linker was told, or what Go knows of the module.
-func programVersion() string {
-	if b, ok := debug.ReadBuildInfo(); ok && version == "devel" && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return version
 }

@@ -7,14 +7,17 @@ import (
 	"sync"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/mmserve/mmserve/internal/audit"
 )
 
 // reloaders are what SIGHUP has read again, in the order they were added. Any goroutine may use it.
 type reloaders struct {
 	log *slog.Logger
 
-	mu   sync.Mutex
-	list []reloader
+	mu    sync.Mutex
+	list  []reloader
+	audit *audit.Log // nil: there is none
 }
 
 type reloader struct {
@@ -29,16 +32,23 @@ func (r *reloaders) add(name string, reload func() error) {
 	r.list = append(r.list, reloader{name, reload})
 }
 
+// keep has the audit log say what is read again.
+func (r *reloaders) keep(l *audit.Log) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.audit = l
+}
+
 // reload calls all and logs how each ended.
 func (r *reloaders) reload() {
 	r.mu.Lock()
-	list := slices.Clone(r.list)
+	list, kept := slices.Clone(r.list), r.audit
 	r.mu.Unlock()
 	if len(list) == 0 {
 		r.log.Info("SIGHUP: there is nothing to read again; the log level is set at the admin listener, or in the --config file")
 	}
 	for _, l := range list {
-		if err := l.try(); err != nil {
+		if err := auditReload(kept, l.name, l.try); err != nil {
 			r.log.Error("SIGHUP: not read again; the former stays in effect", "what", l.name, "error", err)
 			continue
 		}

@@ -15,7 +15,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/internal/admin"
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/socket"
 	"github.com/mmserve/mmserve/server"
 	"github.com/mmserve/mmserve/serving"
@@ -28,7 +30,9 @@ type serveCmd struct {
 	listenFlags
 	mediaFlags
 	policyFlags
+	conversationFlags
 	securityFlags
+	auditFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
@@ -124,7 +128,7 @@ func checkAddress(flag, address string) error {
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
 	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
-		s.securityFlags.check())
+		s.conversationFlags.check(), s.securityFlags.check(), s.auditFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
@@ -163,6 +167,11 @@ func (s serveCmd) serve(
 		return err
 	}
 	defer closeAll()
+	kept, err := s.openParts(ctx, web, log, reload)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.close()) }()
 	var ready atomic.Pointer[server.Server] // nil for a moment
 	models := &modelAdmin{root: s.ModelsDir}
 	if s.ModelsHub {
@@ -171,6 +180,7 @@ func (s serveCmd) serve(
 		}
 	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
+	auditAdmin(&shown, kept.audit)
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err
@@ -178,23 +188,37 @@ func (s serveCmd) serve(
 	defer func() { o.close(log) }()
 	log = slog.New(o.sdk.Handler(log.Handler()))
 	s.ortLib = c.OrtLib
-	srv, err := s.newServer(ctx, o, guard, web, log, reload)
+	srv, err := s.newServer(ctx, o, guard, kept, log, reload)
 	if err != nil {
 		return err
 	}
 	ready.Store(srv)
 
+	return s.attend(ctx, c.OrtLib, o, attended{srv, lis, models, guard, kept.audit}, log)
+}
+
+// attended is a server without models yet, and what it stands on.
+type attended struct {
+	*server.Server
+	lis    net.Listener
+	models *modelAdmin
+	guard  *security
+	audit  *audit.Log
+}
+
+// attend has a server answer, loads its models, and waits for its end.
+func (s serveCmd) attend(ctx context.Context, ortLib string, o *observability, srv attended, log *slog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	guard.run(ctx)
-	served := make(chan error, 1)
+	srv.guard.run(ctx)
+	served, lis := make(chan error, 1), srv.lis
 	go func() {
 		err := srv.Serve(ctx, lis)
 		cancel(err)
 		served <- err
 	}()
 	log.Info("listening", "address", lis.Addr().String())
-	registry, err := s.load(ctx, c.OrtLib, o, log)
+	registry, err := s.load(ctx, ortLib, o, log)
 	if registry == nil {
 		cancel(err)
 		err = errors.Join(err, <-served)
@@ -208,8 +232,9 @@ func (s serveCmd) serve(
 		case <-ctx.Done():
 		}
 	}()
+	auditModels(srv.audit, registry)
 	srv.Attach(registry)
-	models.models.Store(registry)
+	srv.models.models.Store(registry)
 	log.Info("serving", "address", lis.Addr().String(), "models", registry.Names())
 	err = <-served
 	log.Info("stopped", "error", err)
@@ -257,12 +282,44 @@ func (s serveCmd) open(log *slog.Logger) (lis, web net.Listener, closeAll func()
 	return lis, web, func() { _, _ = lis.Close(), web.Close() }, nil
 }
 
+// parts are what a server has beside its models: the listener of HTTP, the store of conversations and the audit log.
+// Each may be nil.
+type parts struct {
+	web           net.Listener
+	conversations conversation.Store
+	audit         *audit.Log
+}
+
+// openParts opens what outlives requests.
+func (s serveCmd) openParts(ctx context.Context, web net.Listener, log *slog.Logger,
+	reload *reloaders) (p parts, err error) {
+	p.web = web
+	if p.audit, err = s.auditFlags.open(log); err != nil {
+		return p, err
+	}
+	reload.keep(p.audit)
+	if p.conversations, err = s.conversationFlags.open(ctx, log, reload); err != nil {
+		return p, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+// close lets go of all but the listener.
+func (p parts) close() (err error) {
+	if p.conversations != nil {
+		err = p.conversations.Close()
+	}
+	return errors.Join(err, closeAudit(p.audit))
+}
+
 // newServer is a server without a model yet, and follows the file of its quotas until ctx ends.
 func (s serveCmd) newServer(
-	ctx context.Context, o *observability, guard *security, web net.Listener, log *slog.Logger, reload *reloaders,
+	ctx context.Context, o *observability, guard *security, p parts, log *slog.Logger, reload *reloaders,
 ) (*server.Server, error) {
-	options := s.options(o, guard, web, log)
+	options := s.options(o, guard, p.web, log)
+	options.Audit, options.AuditRequired = auditor(p.audit), s.AuditRequired
 	s.mediaFlags.apply(&options)
+	s.conversationFlags.apply(&options, p.conversations)
 	if s.Quotas != "" {
 		q, file, err := serving.OpenQuotas(s.Quotas, log)
 		if err != nil {

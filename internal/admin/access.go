@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -61,8 +62,9 @@ func (o Options) keepPagesOut(next http.Handler) http.Handler {
 	})
 }
 
-// guard has requests answered whose callers may ask. Everybody may where a is nil.
-func (a *Access) guard(next http.Handler) http.Handler {
+// guard has requests answered whose callers may ask. Everybody may where a is nil. refused is told of those that may
+// not.
+func (a *Access) guard(next http.Handler, refused func(r *http.Request, id string, status int)) http.Handler {
 	if a == nil {
 		return next
 	}
@@ -71,23 +73,31 @@ func (a *Access) guard(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		role, err := a.role(r)
+		id, err := a.identify(r)
 		switch {
 		case err != nil:
+			refused(r, "", http.StatusUnauthorized)
 			w.Header().Add("WWW-Authenticate", `Bearer realm="mmserve admin"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="mmserve admin"`)
 			http.Error(w, err.Error(), http.StatusUnauthorized)
-		case role == auth.Admin, role == auth.ReadOnly && r.URL.Path == "/metrics":
-			next.ServeHTTP(w, r)
+		case id.Role == auth.Admin, id.Role == auth.ReadOnly && r.URL.Path == "/metrics":
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), operatorKey{}, id.ID)))
 		default:
+			refused(r, id.ID, http.StatusForbidden)
 			http.Error(w, "the credential does not allow this", http.StatusForbidden)
 		}
 	})
 }
 
-// role is what a request may do: auth.Admin everything, auth.ReadOnly metrics, others nothing. The key or token may
-// come as the password of Basic too, which is all that `go tool pprof` and browsers can send.
-func (a *Access) role(r *http.Request) (auth.Role, error) {
+// operatorKey is where a request's context has the id of its credential.
+type operatorKey struct{}
+
+// keyID is what the listener's own key is called in the audit log.
+const keyID = "admin-key"
+
+// identify says who asks, and by the role what it may do: auth.Admin everything, auth.ReadOnly metrics, others nothing.
+// The key or token may come as the password of Basic too, which is all that `go tool pprof` and browsers can send.
+func (a *Access) identify(r *http.Request) (auth.Identity, error) {
 	c := auth.FromRequest(r)
 	if _, password, ok := r.BasicAuth(); ok && len(c.Secrets) == 1 {
 		c.Secrets[0] = password
@@ -95,23 +105,23 @@ func (a *Access) role(r *http.Request) (auth.Role, error) {
 	if a.Key != nil && len(c.Secrets) == 1 {
 		want, got := a.Key.Value(), sha256.Sum256([]byte(c.Secrets[0]))
 		if subtle.ConstantTimeCompare(want[:], got[:]) == 1 {
-			return auth.Admin, nil
+			return auth.Identity{ID: keyID, Role: auth.Admin}, nil
 		}
 	}
 	if a.Auth == nil {
 		if len(c.Secrets) == 0 {
-			return 0, auth.ErrMissing
+			return auth.Identity{}, auth.ErrMissing
 		}
-		return 0, auth.ErrRefused
+		return auth.Identity{}, auth.ErrRefused
 	}
 	id, err := a.Auth.Authenticate(r.Context(), c)
 	switch {
 	case errors.Is(err, auth.ErrRole):
-		return 0, nil
+		return auth.Identity{}, nil
 	case err != nil:
-		return 0, err
+		return auth.Identity{}, err
 	case id.Role == auth.ReadOnly && id.Tenant != "":
-		return 0, nil // the metrics are of all tenants
+		return auth.Identity{ID: id.ID}, nil // the metrics are of all tenants
 	}
-	return id.Role, nil
+	return *id, nil
 }

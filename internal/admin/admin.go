@@ -18,6 +18,7 @@ import (
 	grpcadmin "google.golang.org/grpc/admin"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/socket"
 )
 
@@ -38,6 +39,9 @@ type Options struct {
 	TLS *tls.Config
 	// NoProfiles leaves out /debug/pprof.
 	NoProfiles bool
+	// Audit keeps what operators ask for: what changes something, or shows more than metrics, is not done unless it is
+	// kept. Its event is on disk when it returns. nil: nothing is kept.
+	Audit func(*audit.Event) error
 }
 
 // New returns the HTTP server, without an address, and what frees the rest once it is closed.
@@ -79,13 +83,13 @@ func New(o Options) (_ *http.Server, free func(), _ error) {
 	s.BaseContext = func(lis net.Listener) context.Context {
 		return context.WithValue(context.Background(), nearKey{}, socket.Near(lis.Addr()))
 	}
-	s.Handler = o.keepPagesOut(o.Access.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.Handler = o.keepPagesOut(o.Access.guard(o.audited(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			g.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})))
+	})), o.auditRefused()))
 	return s, func() { cleanup(); g.Stop() }, nil
 }
 

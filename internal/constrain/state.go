@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
+
+	"github.com/mmserve/mmserve/internal/crew"
 )
 
 // cursor is a place in a grammar. It is used by one goroutine at a time.
@@ -144,7 +146,7 @@ func (s *State) Accept(id int32) {
 	s.pending.Store(true)
 	go func() { // it ends with the mask, the allowance or the context
 		s.mask = nil
-		if err := s.work(id); err != nil {
+		if err := crew.Try(func() error { return s.work(id) }); err != nil {
 			s.err.Store(&err)
 		}
 		s.pending.Store(false)

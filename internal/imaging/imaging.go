@@ -14,6 +14,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/mmserve/mmserve/internal/crew"
 )
 
 // ErrImage marks an image the caller has to change: undecodable, truncated, too large, empty.
@@ -157,7 +159,6 @@ func eachBand(ctx context.Context, n, work int, f func(lo, hi int)) error {
 	}
 	var next int
 	var mu sync.Mutex
-	var panicked any // of a goroutine, where nothing else would recover it
 	take := func() (lo, hi int) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -178,23 +179,11 @@ func eachBand(ctx context.Context, n, work int, f func(lo, hi int)) error {
 		run()
 		return context.Cause(ctx)
 	}
-	var wg sync.WaitGroup
+	var bands crew.Group
 	for range cores {
-		wg.Go(func() {
-			defer func() {
-				if p := recover(); p != nil {
-					mu.Lock()
-					panicked = p
-					mu.Unlock()
-				}
-			}()
-			run()
-		})
+		bands.Go(func() error { run(); return nil })
 	}
-	wg.Wait()
-	if panicked != nil {
-		panic(panicked)
-	}
+	_ = bands.Wait() // a band's panic is the caller's
 	return context.Cause(ctx)
 }
 

@@ -1,6 +1,10 @@
 package jpeg
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"github.com/mmserve/mmserve/internal/crew"
+)
 
 // transform writes the samples of rows of blocks to dst. coefficients and dst begin with those of the first.
 func (c *component) transform(dst []uint8, coefficients []int16, rows int) {
@@ -16,8 +20,8 @@ func (c *component) transform(dst []uint8, coefficients []int16, rows int) {
 // transformAll writes the samples of a progressive image over its coefficients, which take twice the memory: those of a
 // row of blocks lie where the row's coefficients began.
 func (d *decoder) transformAll() {
-	var parts crew
-	defer parts.join()
+	var parts crew.Group
+	defer parts.Wait()
 	for i := range d.list {
 		c := &d.list[i]
 		if c.quant == nil {
@@ -29,12 +33,13 @@ func (d *decoder) transformAll() {
 		n := min(readers(), c.height)
 		for j := range n {
 			from, to := c.height*j/n, c.height*(j+1)/n
-			parts.run(func() {
+			parts.Go(func() error {
 				samples := make([]uint8, size)
 				for row := from; row < to && d.ctx.Err() == nil; row++ {
 					c.transform(samples, c.coefficients[size*row:], 1)
 					copy(c.pix[2*size*row:], samples)
 				}
+				return nil
 			})
 		}
 	}

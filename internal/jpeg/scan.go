@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/mmserve/mmserve/internal/crew"
 )
 
 // scanComponent is a component with the tables that a scan gives it.
@@ -304,27 +306,27 @@ func (d *decoder) sequential(list []scanComponent, read blockReader) error {
 		}
 		free <- b
 	}
-	var parts crew
-	defer parts.join()
+	var parts crew.Group
+	defer parts.Wait()
 	for from := 0; from < rows; from += height {
 		b, to := <-free, min(from+height, rows)
 		place := func(i int) ([]int16, int) { return b.coefficients[i], from * list[i].down }
 		if err := d.eachBlock(list, from, to, read, place); err != nil {
 			return err
 		}
-		finish := func() {
+		finish := func() error {
 			defer func() { free <- b }()
 			for i, s := range list {
 				c := b.coefficients[i]
 				s.transform(s.pix[64*s.stride*from*s.down:], c, (to-from)*s.down)
 				clear(c)
 			}
+			return nil
 		}
 		if count == 1 {
-			finish()
-			break
+			return finish()
 		}
-		parts.run(finish)
+		parts.Go(finish)
 	}
 	return nil
 }

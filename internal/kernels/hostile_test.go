@@ -199,9 +199,10 @@ func selfAttentionNode() hostileNode {
 	}
 }
 
-func segmentAttentionNode() hostileNode {
+// segmentAttentionNode is one of SegmentAttention or SegmentAttention8.
+func segmentAttentionNode(op string) hostileNode {
 	return hostileNode{
-		op: "SegmentAttention", attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{5, 32}},
+		op: op, attrs: onnx.Attrs{"heads": 2, "scale": float32(1)}, out: [][]int{{5, 32}},
 		in: []operand{fed(5, 32), fed(5, 32), fed(5, 32), positions(2, 3), fed(5, 8), fed(5, 8)},
 	}
 }
@@ -299,8 +300,8 @@ func partsSuite() suite {
 	return s
 }
 
-func segmentAttentionSuite() suite {
-	g := segmentAttentionNode()
+func segmentAttentionSuite(op string) suite {
+	g := segmentAttentionNode(op)
 	s := suite{g, spoiled(g, "heads")}
 	lengths := func(list ...int32) hostileNode { return g.operand(3, positions(list...)) }
 	sized := func(row int) hostileNode { // two heads
@@ -335,9 +336,9 @@ func TestHostileNodes(t *testing.T) {
 	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
 	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")},
-		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite()}
+		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite("SegmentAttention")}
 	if kernels.HasSelfAttention8() {
-		suites = append(suites, suite{sa, spoiled(sa, "heads")})
+		suites = append(suites, suite{sa, spoiled(sa, "heads")}, segmentAttentionSuite("SegmentAttention8"))
 	}
 	for _, s := range suites[:2] {
 		for _, v := range []int{-1, 4, math.MaxInt32, math.MaxInt64, 1 << 32, 1<<32 + 1} {

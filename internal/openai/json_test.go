@@ -198,3 +198,31 @@ func TestParseEnds(t *testing.T) {
 		t.Errorf("%v after %v, want the end soon after %v", err, time.Since(began), whole/10)
 	}
 }
+
+// TestStringBytes holds that each byte means the same wherever it stands in a string, and as in encoding/json.
+func TestStringBytes(t *testing.T) {
+	for at := range 20 {
+		for b := range 0x80 {
+			in := []byte(`{"a":"` + strings.Repeat("é", 10) + `"}`)
+			in = append(in[:6+at], append([]byte{byte(b)}, in[6+at:]...)...)
+			if !utf8.Valid(in) {
+				continue
+			}
+			if _, err := parse(t.Context(), in); (err == nil) != json.Valid(in) {
+				t.Fatalf("%q: %v, json.Valid says %v", in, err, json.Valid(in))
+			}
+		}
+	}
+}
+
+// BenchmarkParseImage reads a body with an image of 300 KB in base64.
+func BenchmarkParseImage(b *testing.B) {
+	body := []byte(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` +
+		strings.Repeat("AbC/", 100_000) + `"}}]}]}`)
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		if _, err := ParseChat(b.Context(), body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

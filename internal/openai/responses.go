@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,9 +10,15 @@ import (
 	"strings"
 )
 
-// ResponseRequest is the body of POST /v1/responses. Nothing is kept of it, or of its answer.
+// ResponseRequest is the body of POST /v1/responses.
 type ResponseRequest struct {
 	Request
+	// Previous is the id of a response to go on with; empty for none. Store asks for this one to be kept; nil where the
+	// request does not say.
+	Previous string
+	Store    *bool
+	// Subject is the caller's user, in safety_identifier or user.
+	Subject string
 	// Messages are the instructions, if there are any, as a system's message, and then those of the input.
 	Messages []Message
 	// Instructed says that the first message is the instructions; InputIsText that the input is one string.
@@ -48,7 +55,7 @@ func ParseResponse(ctx context.Context, body []byte) (*ResponseRequest, error) {
 	c.Model, c.Stream = o.str("model"), o.boolean("stream")
 	c.MaxTokens = o.positive("max_output_tokens")
 	o.sampling(&c.Request)
-	o.stateless()
+	o.stateful(c)
 	o.tools()
 	o.responseLogprobs(&c.Request)
 	c.Echo.Text.Format = o.textFormat(&c.Request)
@@ -68,20 +75,35 @@ func ParseResponse(ctx context.Context, body []byte) (*ResponseRequest, error) {
 	return c, nil
 }
 
-// stateless refuses what needs a server that keeps something.
-func (o object) stateless() {
-	for _, name := range []string{"previous_response_id", "conversation", "prompt"} {
+// stateful reads what is asked of a server that keeps something.
+func (o object) stateful(c *ResponseRequest) {
+	c.Previous, c.Store = o.str("previous_response_id"), o.optionalBool("store")
+	c.Subject = cmp.Or(o.str("safety_identifier"), o.str("user"))
+	if c.Previous != "" && !strings.HasPrefix(c.Previous, ResponsePrefix) {
+		o.fault(o.path+"previous_response_id", CodeInvalidValue, "not a response's id; want one that begins with %s",
+			ResponsePrefix)
+	}
+	for _, name := range []string{"conversation", "prompt"} {
 		if o.get(name) != nil {
-			o.fault(o.path+name, CodeUnsupported,
-				"not supported: this server keeps no responses; want the whole conversation as input")
+			o.fault(o.path+name, CodeUnsupported, "not supported; want previous_response_id, or the whole conversation as input")
 		}
 	}
-	if o.boolean("store") {
-		o.fault(o.path+"store", CodeUnsupported, "true; want false or nothing: this server keeps no responses")
-	}
 	if o.boolean("background") {
-		o.fault(o.path+"background", CodeUnsupported, "true; want false or nothing: this server keeps no responses")
+		o.fault(o.path+"background", CodeUnsupported, "true; want false or nothing: this server answers while its caller waits")
 	}
+}
+
+// Stateless says what is wrong with a request where the server keeps nothing. Its error is an *Error.
+func (c *ResponseRequest) Stateless() error {
+	switch {
+	case c.Previous != "":
+		return NewError(InvalidRequest, "previous_response_id", CodeUnsupported,
+			"previous_response_id: not supported: this server keeps no responses; want the whole conversation as input")
+	case c.Store != nil && *c.Store:
+		return NewError(InvalidRequest, "store", CodeUnsupported,
+			"store: true; want false or nothing: this server keeps no responses")
+	}
+	return nil
 }
 
 // logprobsIncluded is what a request includes for log-probabilities.
@@ -269,6 +291,10 @@ func (c *ResponseRequest) Param(name string) string {
 		return "max_output_tokens"
 	case "chat.messages":
 		return "input"
+	case "conversation":
+		return "previous_response_id"
+	case "subject":
+		return "safety_identifier"
 	}
 	if strings.HasPrefix(name, "constraint") {
 		return c.Constraint.Param

@@ -19,7 +19,7 @@ type Response struct {
 	Output            []ResponseOutput `json:"output"`
 	ParallelToolCalls bool             `json:"parallel_tool_calls"`
 	PreviousResponse  *string          `json:"previous_response_id"`
-	Store             bool             `json:"store"` // false: nothing is kept
+	Store             bool             `json:"store"` // whether it is kept
 	ToolChoice        string           `json:"tool_choice"`
 	Tools             []struct{}       `json:"tools"`
 	Truncation        string           `json:"truncation"`
@@ -88,11 +88,15 @@ type ResponseUsage struct {
 
 // NewResponse is a response to a request before its answer. id is the request's, created in seconds since 1970.
 func NewResponse(in *ResponseRequest, id, model, fingerprint string, created int64) *Response {
-	return &Response{
+	out := &Response{
 		ID: ResponsePrefix + id, Object: ResponseObject, CreatedAt: created, Status: StatusInProgress, Model: model,
 		SystemFingerprint: fingerprint, Output: []ResponseOutput{}, ParallelToolCalls: true, ToolChoice: "auto",
-		Tools: []struct{}{}, Truncation: "disabled", ResponseEcho: in.Echo,
+		Tools: []struct{}{}, Truncation: "disabled", ResponseEcho: in.Echo, Store: in.Store != nil && *in.Store,
 	}
+	if in.Previous != "" {
+		out.PreviousResponse, out.Truncation = &in.Previous, "auto"
+	}
+	return out
 }
 
 // message is the response's message with a text.

@@ -32,7 +32,13 @@ func TestResponseFields(t *testing.T) {
 			c.Messages = append([]Message{{Role: "system", Parts: []Part{{Text: "be brief"}}}}, c.Messages...)
 		},
 		`"store":false,"background":false,"previous_response_id":null,"conversation":null,"tools":[],"tool_choice":"auto",` +
-			`"truncation":"auto","include":["reasoning.encrypted_content"],"user":"u","stream_options":{},"parallel_tool_calls":true`: func(*ResponseRequest) {},
+			`"truncation":"auto","include":["reasoning.encrypted_content"],"user":"u","stream_options":{},"parallel_tool_calls":true`: func(c *ResponseRequest) {
+			c.Store, c.Subject = new(bool), "u"
+		},
+		`"store":true,"previous_response_id":"resp_1","user":"u","safety_identifier":"s"`: func(c *ResponseRequest) {
+			yes := true
+			c.Store, c.Previous, c.Subject = &yes, "resp_1", "s"
+		},
 		`"metadata":{"a": "b"}`: func(c *ResponseRequest) { c.Echo.Metadata = json.RawMessage(`{"a":"b"}`) },
 		`"include":["message.output_text.logprobs"],"top_logprobs":2`: func(c *ResponseRequest) {
 			c.Logprobs, c.TopLogprobs = true, 2
@@ -106,8 +112,9 @@ func TestResponseFaults(t *testing.T) {
 		{`{"instructions":"a","input":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}`,
 			"input[1].role", CodeInvalidValue},
 		{ask(`"instructions":["a"]`), "instructions", CodeInvalidType},
-		{ask(`"store":true`), "store", CodeUnsupported}, {ask(`"background":true`), "background", CodeUnsupported},
-		{ask(`"previous_response_id":"resp_1"`), "previous_response_id", CodeUnsupported},
+		{ask(`"store":1`), "store", CodeInvalidType}, {ask(`"background":true`), "background", CodeUnsupported},
+		{ask(`"previous_response_id":"x"`), "previous_response_id", CodeInvalidValue},
+		{ask(`"conversation":"conv_1"`), "conversation", CodeUnsupported},
 		{ask(`"conversation":{"id":"c"}`), "conversation", CodeUnsupported}, {ask(`"prompt":{"id":"p"}`), "prompt", CodeUnsupported},
 		{ask(`"tools":[{"type":"web_search"}]`), "tools", CodeUnsupported}, {ask(`"tool_choice":"required"`), "tool_choice", CodeUnsupported},
 		{ask(`"top_logprobs":2`), "top_logprobs", CodeInvalidValue}, {ask(`"include":"x"`), "include", CodeInvalidType},
@@ -249,4 +256,20 @@ func FuzzParseResponse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestStateless holds which requests a server that keeps nothing refuses.
+func TestStateless(t *testing.T) {
+	yes, no := true, false
+	for param, c := range map[string]ResponseRequest{"previous_response_id": {Previous: "resp_1"}, "store": {Store: &yes}} {
+		var e *Error
+		if err := c.Stateless(); !errors.As(err, &e) || e.Param == nil || *e.Param != param {
+			t.Errorf("%+v: %v, want an error about %s", c, err, param)
+		}
+	}
+	for _, c := range []ResponseRequest{{}, {Store: &no}} {
+		if err := c.Stateless(); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
 }

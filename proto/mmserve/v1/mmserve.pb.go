@@ -429,7 +429,15 @@ type GenerateRequest struct {
 	// Tell the ids of the prompt's tokens, of which there may be up to 262144 then, and of the answer's.
 	ReturnTokenIds bool `protobuf:"varint,19,opt,name=return_token_ids,json=returnTokenIds,proto3" json:"return_token_ids,omitempty"`
 	// Leave the stop string that ends the answer in it.
-	IncludeStop   bool `protobuf:"varint,20,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
+	IncludeStop bool `protobuf:"varint,20,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
+	// A conversation that the server keeps (ConversationService), which chat.messages go on with: they come after its messages, and
+	// with the answer they are added to it once that is whole, under request_id if there is one: sent again, such a request is
+	// ALREADY_EXISTS. Of a history that the context has no room for, the oldest turns are left out; its system messages and its newest
+	// images stay. With n of 1 and without continue_final_message.
+	Conversation string `protobuf:"bytes,21,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	// The person whose conversation it is: up to 128 printable ASCII characters without spaces. Empty: the tenant's, of nobody in
+	// particular.
+	Subject       string `protobuf:"bytes,22,opt,name=subject,proto3" json:"subject,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +621,20 @@ func (x *GenerateRequest) GetIncludeStop() bool {
 		return x.IncludeStop
 	}
 	return false
+}
+
+func (x *GenerateRequest) GetConversation() string {
+	if x != nil {
+		return x.Conversation
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
 }
 
 type isGenerateRequest_Input interface {
@@ -1889,8 +1911,10 @@ type GenerateResponse struct {
 	MatchedStopTokenId *uint32 `protobuf:"varint,15,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
 	// The reasoning of the first answer, as in Choice.
 	Reasoning string `protobuf:"bytes,16,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	// The number that the answer has in the request's conversation, if there is one.
+	ConversationMessage uint64 `protobuf:"varint,17,opt,name=conversation_message,json=conversationMessage,proto3" json:"conversation_message,omitempty"`
 	// What the content policy found in the request and in the first answer.
-	Findings      []*ContentFinding `protobuf:"bytes,17,rep,name=findings,proto3" json:"findings,omitempty"`
+	Findings      []*ContentFinding `protobuf:"bytes,18,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2035,6 +2059,13 @@ func (x *GenerateResponse) GetReasoning() string {
 		return x.Reasoning
 	}
 	return ""
+}
+
+func (x *GenerateResponse) GetConversationMessage() uint64 {
+	if x != nil {
+		return x.ConversationMessage
+	}
+	return 0
 }
 
 func (x *GenerateResponse) GetFindings() []*ContentFinding {
@@ -2373,8 +2404,10 @@ type StreamFinish struct {
 	TokenIds []uint32 `protobuf:"varint,9,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
 	// The token that ended the answer, as in Choice.
 	MatchedStopTokenId *uint32 `protobuf:"varint,10,opt,name=matched_stop_token_id,json=matchedStopTokenId,proto3,oneof" json:"matched_stop_token_id,omitempty"`
+	// As in GenerateResponse.
+	ConversationMessage uint64 `protobuf:"varint,11,opt,name=conversation_message,json=conversationMessage,proto3" json:"conversation_message,omitempty"`
 	// What the content policy found in the request and in this answer.
-	Findings      []*ContentFinding `protobuf:"bytes,11,rep,name=findings,proto3" json:"findings,omitempty"`
+	Findings      []*ContentFinding `protobuf:"bytes,12,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2475,6 +2508,13 @@ func (x *StreamFinish) GetTokenIds() []uint32 {
 func (x *StreamFinish) GetMatchedStopTokenId() uint32 {
 	if x != nil && x.MatchedStopTokenId != nil {
 		return *x.MatchedStopTokenId
+	}
+	return 0
+}
+
+func (x *StreamFinish) GetConversationMessage() uint64 {
+	if x != nil {
+		return x.ConversationMessage
 	}
 	return 0
 }
@@ -4112,7 +4152,7 @@ var File_mmserve_v1_mmserve_proto protoreflect.FileDescriptor
 const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\n" +
 	"\x18mmserve/v1/mmserve.proto\x12\n" +
-	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x05\n" +
+	"mmserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x06\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
@@ -4140,7 +4180,9 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\vspeculative\x18\x11 \x01(\bH\x02R\vspeculative\x88\x01\x01\x12$\n" +
 	"\x0estop_token_ids\x18\x12 \x03(\rR\fstopTokenIds\x12(\n" +
 	"\x10return_token_ids\x18\x13 \x01(\bR\x0ereturnTokenIds\x12!\n" +
-	"\finclude_stop\x18\x14 \x01(\bR\vincludeStopB\a\n" +
+	"\finclude_stop\x18\x14 \x01(\bR\vincludeStop\x12\"\n" +
+	"\fconversation\x18\x15 \x01(\tR\fconversation\x12\x18\n" +
+	"\asubject\x18\x16 \x01(\tR\asubjectB\a\n" +
 	"\x05inputB\r\n" +
 	"\v_max_tokensB\x0e\n" +
 	"\f_speculative\"\xa3\x01\n" +
@@ -4247,7 +4289,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\bfindings\x18\n" +
 	" \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
-	"\x16_matched_stop_token_id\"\xe6\x05\n" +
+	"\x16_matched_stop_token_id\"\x99\x06\n" +
 	"\x10GenerateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
@@ -4265,8 +4307,9 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x12system_fingerprint\x18\r \x01(\tR\x11systemFingerprint\x12(\n" +
 	"\x10prompt_token_ids\x18\x0e \x03(\rR\x0epromptTokenIds\x126\n" +
 	"\x15matched_stop_token_id\x18\x0f \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x12\x1c\n" +
-	"\treasoning\x18\x10 \x01(\tR\treasoning\x126\n" +
-	"\bfindings\x18\x11 \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
+	"\treasoning\x18\x10 \x01(\tR\treasoning\x121\n" +
+	"\x14conversation_message\x18\x11 \x01(\x04R\x13conversationMessage\x126\n" +
+	"\bfindings\x18\x12 \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
 	"\x16_matched_stop_token_id\"\xb7\x01\n" +
 	"\x16GenerateStreamResponse\x12/\n" +
@@ -4289,7 +4332,7 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\blogprobs\x18\x04 \x03(\v2\x14.mmserve.v1.LogprobsR\blogprobs\x12=\n" +
 	"\x0fprompt_logprobs\x18\x05 \x03(\v2\x14.mmserve.v1.LogprobsR\x0epromptLogprobs\x12\x1b\n" +
 	"\ttoken_ids\x18\x06 \x03(\rR\btokenIds\x12\x1c\n" +
-	"\treasoning\x18\a \x01(\tR\treasoning\"\xb1\x04\n" +
+	"\treasoning\x18\a \x01(\tR\treasoning\"\xe4\x04\n" +
 	"\fStreamFinish\x12=\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x18.mmserve.v1.FinishReasonR\ffinishReason\x12&\n" +
 	"\fmatched_stop\x18\x02 \x01(\tH\x00R\vmatchedStop\x88\x01\x01\x12'\n" +
@@ -4301,8 +4344,9 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\rchoice_scores\x18\b \x03(\x02R\fchoiceScores\x12\x1b\n" +
 	"\ttoken_ids\x18\t \x03(\rR\btokenIds\x126\n" +
 	"\x15matched_stop_token_id\x18\n" +
-	" \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x126\n" +
-	"\bfindings\x18\v \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
+	" \x01(\rH\x01R\x12matchedStopTokenId\x88\x01\x01\x121\n" +
+	"\x14conversation_message\x18\v \x01(\x04R\x13conversationMessage\x126\n" +
+	"\bfindings\x18\f \x03(\v2\x1a.mmserve.v1.ContentFindingR\bfindingsB\x0f\n" +
 	"\r_matched_stopB\x18\n" +
 	"\x16_matched_stop_token_id\"\x91\x03\n" +
 	"\x13CountTokensResponse\x12\x0e\n" +
