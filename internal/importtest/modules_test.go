@@ -48,7 +48,7 @@ var users = map[string][]string{
 		"server"},
 	"modernc.org/sqlite":                       {"conversation"},
 	"google.golang.org/protobuf":               {"caption", "client", "cmd", "loadtest", "proto", "server"},
-	"google.golang.org/protobuf/encoding":      {"internal/onnx", "server"},
+	"google.golang.org/protobuf/encoding":      {"cmd/mmserve", "internal/onnx", "server"},
 	"github.com/santhosh-tekuri/jsonschema/v6": {}, // tests compare with it
 }
 
