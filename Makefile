@@ -144,7 +144,7 @@ bin/stores: tools/stores/main.go tools/stores/go.mod
 SAFETY := tools/safety/node_modules/nsfwjs/package.json
 test-safety: ort $(SAFETY)
 	$(GO) run ./cmd/convert-tfjs tools/safety/node_modules/nsfwjs/dist/models/mobilenet_v2 tools/safety/nsfw
-	MMSERVE_TEST_SAFETY=1 MMSERVE_SAFETY_MODELS=$(CURDIR)/tools/safety $(GO) test -count=1 -v -timeout 60m -run 'Leak|Pictures|NSFW' ./safety
+	MMSERVE_TEST_SAFETY=1 MMSERVE_SAFETY_MODELS=$(CURDIR)/tools/safety $(GO) test -count=1 -v -timeout 60m -run 'Leak|InImages|NSFW' ./safety
 
 $(SAFETY): tools/safety/package-lock.json
 	cd tools/safety && npm ci --ignore-scripts --loglevel=error

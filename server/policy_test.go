@@ -51,20 +51,20 @@ func (s *says) Run(_ context.Context, b *decoder.Batch) (out []decoder.Token, _ 
 	return out, nil
 }
 
-// audit keeps what a policy tells.
-type audit struct {
+// policyAudit keeps what a policy tells.
+type policyAudit struct {
 	mu     sync.Mutex
 	events []serving.PolicyEvent
 }
 
-func (a *audit) PolicyFindings(_ context.Context, e serving.PolicyEvent) {
+func (a *policyAudit) PolicyFindings(_ context.Context, e serving.PolicyEvent) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.events = append(a.events, e)
 }
 
 // policyOf is a server's policy of a file's text.
-func policyOf(t *testing.T, text string, a *audit) *serving.Policy {
+func policyOf(t *testing.T, text string, a *policyAudit) *serving.Policy {
 	t.Helper()
 	p, err := safety.Parse([]byte(text))
 	if err != nil {
@@ -78,7 +78,7 @@ func policyOf(t *testing.T, text string, a *audit) *serving.Policy {
 }
 
 // saying serves the tiny model, which always answers with a text, under a policy.
-func saying(t *testing.T, answer, policy string, a *audit) (*webFixture, *says) {
+func saying(t *testing.T, answer, policy string, a *policyAudit) (*webFixture, *says) {
 	t.Helper()
 	m := tinyVLM(t)
 	r := &says{ids: m.Prompter.Tokenizer.Encode(answer, false)}
@@ -101,7 +101,7 @@ use_policy: For images of shapes.
 // get to
 // the model, also where two parts make it one.
 func TestPolicyOfInput(t *testing.T) {
-	a := &audit{}
+	a := &policyAudit{}
 	f, r := saying(t, "fine", strict, a)
 	_, err := f.grpc.Generate(t.Context(), client.Chat(client.User(client.Text("Hi. We should k1ll all the "),
 		client.Text("jews"))))

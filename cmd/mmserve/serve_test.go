@@ -91,6 +91,7 @@ func TestServeRefuses(t *testing.T) {
 		{"", "--tenant-places=NaN", "--tenant-places NaN: want"},
 		{"", "--quotas=testdata/none.yaml", "--quotas: open testdata/none.yaml"},
 		{"", "--quotas=testdata/flags.txt", "--quotas: testdata/flags.txt: line 1: want names with values"},
+		{"", "--policy-file=testdata/flags.txt", "--policy-file: testdata/flags.txt: line 1: the file: want names with values"},
 		{"", "--pace=-1ms,1ms", "--pace"},
 		{"", "--log-level=loud", "must be one of"},
 	} {

@@ -109,7 +109,7 @@ var pages = flag.Int("pages", 200, "pages with personal data, and as many withou
 
 // Personal data in an image of text is found, other text is not taken for it, and what is covered cannot be read any
 // more.
-func TestPersonalDataInPictures(t *testing.T) {
+func TestPersonalDataInImages(t *testing.T) {
 	p, err := Parse([]byte(fmt.Sprintf("default: {personal_data: {images: redact}}\ntext_in_images: %s",
 		models(t, "node_modules", "@gutenye", "ocr-models", "assets"))))
 	if err != nil {
