@@ -220,7 +220,7 @@ ATTACK ?= .
 attack: build
 	$(GO) run ./cmd/attack -run '$(ATTACK)'
 
-## test-fleet: three servers restarted in turn under 15 streams a second, and one killed, behind balancers (Debian's, which it installs) and clients; 12 minutes
+## test-fleet: three servers restarted in turn under 15 streams a second, and one killed, behind balancers (Debian's, which it installs) and clients; 16 minutes
 FLEET ?= .
 test-fleet: build sdks
 	@for p in haproxy nginx; do command -v $$p >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
