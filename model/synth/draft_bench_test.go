@@ -24,7 +24,7 @@ import (
 const (
 	pairLayers, pairDraftLayers = 20, 2
 	// pairFaint is what the model's later layers are multiplied by, so that both agree on some 70 % of the tokens.
-	pairFaint = 0.055
+	pairFaint = 0.11
 )
 
 // writePair makes the folders of a model and its draft.
