@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-observability test-training test-captioning otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -32,6 +32,22 @@ $(SDKS):
 	cd $(dir $<) && npm ci --ignore-scripts --loglevel=error
 	@touch $@
 
+## web: the playground's built files, which are committed, anew from server/web/src
+web: web-modules
+	cd server/web && npx tsc && npm run --silent build
+
+## web-modules: what the playground is built with
+web-modules: server/web/node_modules/esbuild/package.json
+server/web/node_modules/esbuild/package.json: server/web/package.json server/web/package-lock.json server/web/.npmrc
+	cd $(dir $<) && npm ci --loglevel=error
+	@touch $@
+
+## test-web: the playground in Debian's Chromium, which it installs where apt-get can; else it says why not, and passes
+test-web: build web-modules sdks bin/grpcurl
+	cd server/web && npx tsc
+	@if why=$$(scripts/chromium.sh); then cd server/web && CHROMIUM=$$why node --test --test-concurrency=1 test/*.test.mjs; \
+	else echo "test-web is skipped: no Chromium"; fi
+
 ## test-sdks: OpenAI's SDKs for Node and Go against a server; the one for Go takes minutes to build
 test-sdks: ort sdks
 	MMSERVE_TEST_SDKS=1 $(GO) test -count=1 -v -timeout 20m -run '^TestOpenAISDK$$' ./cmd/mmserve
@@ -44,7 +60,7 @@ bin/grpcurl bin/ghz: tools/clients/go.mod
 	$(GO) -C tools/clients build -o ../../bin/ tool
 
 ## test: everything CI checks
-test: ort sdks lint
+test: ort sdks web-modules lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
@@ -63,6 +79,44 @@ test-webgpu: ort
 	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model/... ./cmd/mmserve; \
 	else echo "test-webgpu is skipped"; fi
 
+## test-kubernetes: the chart and the other manifests on a real control plane, with kwok in place of kubelets; the first run builds it,
+## which takes 20 minutes of a processor, and 2.5 GB. What cannot be had skips the test; docs/kubernetes.md has the transcript
+KUBE_MODULE := tools/kubernetes/go.mod
+KUBE_VERSION := 1.37.2
+KUBE := bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kwok bin/helm
+test-kubernetes: $(KUBE)
+	@command -v etcd >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends etcd-server; } || echo "no etcd: the test is skipped"
+	$(GO) -C tools/kubernetes test -count=1 -v -timeout 30m .
+
+bin/kube-%: $(KUBE_MODULE)
+	$(GO) -C tools/kubernetes build -trimpath -p 1 -o ../../$@ -ldflags '-s -w -X k8s.io/component-base/version.gitMajor=1 \
+	  -X k8s.io/component-base/version.gitMinor=37 -X k8s.io/component-base/version.gitVersion=v$(KUBE_VERSION)' k8s.io/kubernetes/cmd/$(@F) \
+	  || echo "no $(@F): the test is skipped"
+
+bin/kwok:
+	GOBIN=$(CURDIR)/bin $(GO) install -trimpath -ldflags '-s -w' sigs.k8s.io/kwok/cmd/kwok@v0.8.0 || echo "no kwok: the test is skipped"
+
+bin/helm:
+	GOBIN=$(CURDIR)/bin $(GO) install -trimpath -ldflags '-s -w' helm.sh/helm/v4/cmd/helm@v4.3.2 || echo "no helm: the test is skipped"
+
+## manifests: writes anew what follows from the chart (deploy/helm/testdata, deploy/kustomize) and from flags (its schema)
+manifests: bin/helm
+	$(GO) test -run '^TestSchemaHasFlags$$' ./deploy -rewrite
+	$(GO) -C tools/kubernetes test -run '^TestRenderings$$' . -rewrite
+
+## image: the image for processors, as IMAGE; BASES=local builds it where no registry is reached (docs/deploy.md)
+IMAGE ?= mmserve:latest
+image:
+	scripts/image.sh $(IMAGE) $(VERSION)
+
+## test-image: IMAGE in podman: read-only, without capabilities, with 1 GiB; where no podman is, it says so and passes
+test-image: build
+	scripts/test-image.sh $(IMAGE)
+
+## sbom: bin/mmserve.cdx.json, what bin/mmserve and ONNX Runtime beside it are made of (CycloneDX)
+sbom: build
+	GO=$(GO) scripts/sbom.sh $(BIN) $(BIN).cdx.json
+
 ## test-observability: rules, dashboard and traces against promtool, Prometheus and an OpenTelemetry Collector, those that are there
 test-observability: build otelcol
 	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends prometheus; } || echo "no Prometheus: its tests are skipped"
@@ -77,6 +131,11 @@ bin/otelcol: tools/otelcol/main.go tools/otelcol/go.mod
 ## test-captioning: captioning killed at 50 moments, servers killed, disks full, stores and workers, 100,000 images; docs/captioning.md has the numbers
 test-captioning: ort bin/stores
 	MMSERVE_TEST_CAPTIONING=1 $(GO) test -count=1 -v -timeout 40m -run '^TestCaption' ./cmd/mmserve
+
+## test-conversations: 50 kills, and appends to a store of a million messages; PostgreSQL where there is one. Minutes, most of them on the disk
+test-conversations:
+	MMSERVE_TEST_CONVERSATIONS=1 $(GO) test -count=1 -v -timeout 20m -run 'Kill|Postgres' ./conversation
+	MMSERVE_BENCH_MESSAGES=1000000 $(GO) test -run '^$$' -bench '^BenchmarkAppend$$' -benchtime 10000x -timeout 20m ./conversation
 
 bin/stores: tools/stores/main.go tools/stores/go.mod
 	cd tools/stores && $(GO) build -o ../../bin/stores . || echo "no stand-ins of stores: their test is skipped"
@@ -101,13 +160,13 @@ released:
 ## proto: write the generated Go beside the .proto files, and the contract to the client for Node
 proto:
 	$(GO) tool -modfile=tools/go.mod buf generate
-	cp proto/mmserve/v1/mmserve.proto clients/node/proto/mmserve/v1/
+	cp proto/mmserve/v1/*.proto clients/node/proto/mmserve/v1/
 	cp clients/proto/mmserve/retry.proto clients/node/proto/mmserve/
 
 ## clients: the stubs for Python, anew; needs protoc 3.21 and grpc_python_plugin (Debian: protobuf-compiler-grpc)
 clients:
 	protoc -I proto -I clients/proto --python_out=clients/python --grpc_python_out=clients/python \
-	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/retry.proto
+	  --plugin=protoc-gen-grpc_python=$$(command -v grpc_python_plugin) mmserve/v1/mmserve.proto mmserve/v1/conversation.proto mmserve/retry.proto
 
 ## fuzz: every fuzz target for FUZZTIME each
 FUZZTIME ?= 60s
@@ -150,6 +209,14 @@ soak: build
 ATTACK ?= .
 attack: build
 	$(GO) run ./cmd/attack -run '$(ATTACK)'
+
+## test-fleet: three servers restarted in turn under 15 streams a second, and one killed, behind balancers (Debian's, which it installs) and clients; 12 minutes
+FLEET ?= .
+test-fleet: build sdks
+	@for p in haproxy nginx; do command -v $$p >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get install -y --no-install-recommends haproxy nginx-light python3-grpcio >/dev/null; } || echo "no $$p: its runs are skipped"; done
+	$(GO) build -o bin/rollout ./cmd/rollout
+	bin/rollout -run '$(FLEET)'
 
 clean:
 	rm -rf bin node_modules

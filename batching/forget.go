@@ -53,9 +53,7 @@ func (s *scheduler) forget(f *forgetting) {
 		}
 	}
 	open := slices.AppendSeq(slices.Clone(s.slots.decoding), s.queue.all())
-	if s.slots.prefilling != nil {
-		open = append(open, s.slots.prefilling)
-	}
+	open = append(open, s.slots.prefilling...)
 	for _, q := range open {
 		if s.has(f, q) {
 			q.forgotten = true

@@ -98,7 +98,8 @@ func (e *exporting) conversation(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	w, err := e.to.Create(archiveFolder + c.ID + ".jsonl")
+	name := archiveFolder + c.ID + ".jsonl"
+	w, err := e.to.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Deflate, Modified: c.Updated})
 	if err != nil {
 		return err
 	}
@@ -162,7 +163,9 @@ func (e *exporting) addImages(ctx context.Context, named [][32]byte) error {
 const (
 	maxArchiveLine  = 16 << 20
 	maxArchiveImage = 64 << 20
-	importPage      = 100 // messages of one append
+	maxArchiveShown = 256 << 20 // of all images of one message
+	importPage      = 100       // messages of one append
+	importBytes     = 8 << 20   // after which one is made, images aside
 )
 
 // Import adds the conversations of an archive to a subject's, under new ids, with the times that their messages have.
@@ -237,9 +240,10 @@ func (im *importing) conversation(ctx context.Context, name string) (id string, 
 		return "", err
 	}
 	var pending []Message
+	size := 0
 	flush := func(key string) error {
 		_, err := im.Append(ctx, im.of, id, Appended{Messages: pending, AsOf: true, Key: key})
-		pending = nil
+		pending, size = nil, 0
 		return err
 	}
 	err = im.lines(name, func(line []byte) error {
@@ -252,12 +256,13 @@ func (im *importing) conversation(ctx context.Context, name string) (id string, 
 			return err
 		}
 		// The key comes with the last: without it an import is not complete.
-		if len(pending) == importPage || len(pending) > 0 && pending[len(pending)-1].shows() {
+		full := len(pending) == importPage || size > importBytes || len(pending) > 0 && pending[len(pending)-1].shows()
+		if full {
 			if err := flush(""); err != nil {
 				return err
 			}
 		}
-		pending = append(pending, m)
+		pending, size = append(pending, m), size+len(line)
 		return nil
 	})
 	if err == nil && len(pending) > 0 {
@@ -306,12 +311,16 @@ func (im *importing) message(line []byte) (m Message, err error) {
 	if a.Corrected != nil {
 		m.Corrected = *a.Corrected
 	}
+	shown := 0
 	for _, p := range m.Parts {
 		if p.Image == nil {
 			continue
 		}
 		if p.Image.Data, err = im.image(p.Image.Digest); err != nil {
 			return m, err
+		}
+		if shown += len(p.Image.Data); shown > maxArchiveShown {
+			return m, fmt.Errorf("%w: a message in the archive shows images of over %d bytes", ErrInvalid, maxArchiveShown)
 		}
 	}
 	return m, nil

@@ -37,6 +37,9 @@ type dialect struct {
 type database struct {
 	*dialect
 	write, read *sql.DB
+	// updated, unless nil, is told of each update, and stop ends what was begun with the database.
+	updated func()
+	stop    func()
 }
 
 // tx is a transaction.
@@ -55,9 +58,13 @@ const (
 // update runs do in a transaction, again as long as that helps. do may have been done before: where the answer to a
 // commit was lost, again is true.
 func (d *database) update(ctx context.Context, do func(t *tx, again bool) error) error {
-	return d.retry(ctx, func(again bool) error {
+	err := d.retry(ctx, func(again bool) error {
 		return d.in(ctx, d.write, nil, func(t *tx) error { return do(t, again) })
 	})
+	if d.updated != nil {
+		d.updated()
+	}
+	return err
 }
 
 // view runs do in a transaction that reads, which sees one state of the database.
@@ -93,7 +100,12 @@ func (d *database) in(ctx context.Context, db *sql.DB, o *sql.TxOptions, do func
 	return t.Commit()
 }
 
-func (d *database) close() error { return errors.Join(d.write.Close(), d.read.Close()) }
+func (d *database) close() error {
+	if d.stop != nil {
+		d.stop()
+	}
+	return errors.Join(d.write.Close(), d.read.Close())
+}
 
 // sql writes the parameters of a statement, ?, as the database has them.
 func (d *dialect) sql(query string) string {

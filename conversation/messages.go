@@ -284,24 +284,36 @@ func (s *sqlStore) Locate(ctx context.Context, of Scope, key string) (p Place, e
 	return p, err
 }
 
+// errPageEnd ends the reading of rows.
+var errPageEnd = errors.New("the page is full")
+
 // messageRow is a row of messages.
 type messageRow struct {
 	seq, created, corrected int64
 	body                    []byte
 }
 
-// messages reads up to limit messages after a number.
+// messages reads up to limit messages after a number, a page at most.
 func (t *tx) messages(ctx context.Context, id []byte, after uint64, limit int) (rows []messageRow, err error) {
 	if after >= 1<<63 {
 		return nil, nil
 	}
+	size := 0
 	err = t.each(ctx, func(r *sql.Rows) error {
 		var m messageRow
-		err := r.Scan(&m.seq, &m.created, &m.corrected, &m.body)
+		if err := r.Scan(&m.seq, &m.created, &m.corrected, &m.body); err != nil {
+			return err
+		}
+		if size += len(m.body); size > MaxPageBytes && len(rows) > 0 {
+			return errPageEnd
+		}
 		rows = append(rows, m)
-		return err
+		return nil
 	}, `SELECT seq, created, corrected, body FROM messages WHERE conversation = ? AND seq > ? ORDER BY seq LIMIT ?`,
 		id, int64(after), limit)
+	if errors.Is(err, errPageEnd) {
+		err = nil
+	}
 	return rows, err
 }
 

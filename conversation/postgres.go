@@ -84,7 +84,7 @@ func openPostgres(ctx context.Context, url, schema string, connections int) (*da
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	db.SetConnMaxLifetime(30 * time.Minute)
-	d := &database{&postgresDialect, db, db}
+	d := &database{dialect: &postgresDialect, write: db, read: db}
 	err = d.update(ctx, func(t *tx, _ bool) error {
 		if _, err := t.tx.ExecContext(ctx, t.migrating); err != nil {
 			return err

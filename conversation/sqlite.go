@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"modernc.org/sqlite"
 )
@@ -81,7 +83,40 @@ func openSQLite(path string, readers int) (*database, error) {
 	}
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
-	return &database{&sqliteDialect, write, read}, nil
+	d := &database{dialect: &sqliteDialect, write: write, read: read}
+	d.checkpoint()
+	return d, nil
+}
+
+// checkpointEvery is how many updates are moved from the log to the database at once.
+const checkpointEvery = 200
+
+// checkpoint has a goroutine do so beside the updates, until the database is closed: SQLite would have one update in
+// some wait for it. Where the goroutine cannot keep up SQLite still does, at the bound in sqliteDSN.
+func (d *database) checkpoint() {
+	due, ended := make(chan struct{}, 1), make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	var updates atomic.Int64
+	d.updated = func() {
+		if updates.Add(1)%checkpointEvery == 0 {
+			select {
+			case due <- struct{}{}:
+			default: // one is due already
+			}
+		}
+	}
+	d.stop = sync.OnceFunc(func() { cancel(); <-ended })
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-due:
+				_, _ = d.read.ExecContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)") // the next one does what this leaves
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 }
 
 // sqliteDSN names a file with how it is opened: what is committed has reached the disk, what is deleted is overwritten,
@@ -89,7 +124,7 @@ func openSQLite(path string, readers int) (*database, error) {
 func sqliteDSN(path, lock string) string {
 	q := url.Values{"_txlock": {lock}, "_pragma": {
 		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "foreign_keys(ON)",
-		"temp_store(MEMORY)", "cache_size(-16000)", "journal_size_limit(67108864)",
+		"temp_store(MEMORY)", "cache_size(-16000)", "journal_size_limit(67108864)", "wal_autocheckpoint(16384)",
 	}}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }

@@ -16,7 +16,8 @@ type Store interface {
 	Append(ctx context.Context, of Scope, id string, a Appended) (Place, error)
 	// Locate finds what was appended with a key.
 	Locate(ctx context.Context, of Scope, key string) (Place, error)
-	// Get gives a conversation and up to limit (at most MaxPage) of its messages, those after the number given.
+	// Get gives a conversation and up to limit (at most MaxPage) of its messages, those after the number given: fewer
+	// where they have over MaxPageBytes together, and one at least if there is one.
 	Get(ctx context.Context, of Scope, id string, after uint64, limit int) (*Conversation, []Message, error)
 	// Image gives the bytes of an image that the subject has.
 	Image(ctx context.Context, of Scope, digest [32]byte) ([]byte, error)
@@ -160,6 +161,8 @@ type Limits struct {
 const (
 	// MaxPage is the most entries of one list.
 	MaxPage = 1000
+	// MaxPageBytes is where a page of messages ends.
+	MaxPageBytes = 16 << 20
 	// MaxAppend is the most messages of one append, MaxParts the most parts of one message.
 	MaxAppend, MaxParts = 2048, 2048
 	// MaxInfoBytes bounds a title and metadata together.

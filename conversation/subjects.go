@@ -84,7 +84,7 @@ func (s *sqlStore) find(ctx context.Context, of Scope, create bool) (*known, err
 		}
 		switch {
 		case err == nil: // erased, but for what is left of it
-			if _, err := s.purge(ctx, id); err != nil {
+			if err := s.finish(ctx, id); err != nil {
 				return nil, err
 			}
 			if !create {
@@ -374,6 +374,15 @@ func (s *sqlStore) Erase(ctx context.Context, of Scope) (e Erased, err error) {
 	return s.purge(ctx, id)
 }
 
+// finish ends an erasure that was interrupted.
+func (s *sqlStore) finish(ctx context.Context, id []byte) error {
+	if err := s.keys.erase(ctx, id); err != nil {
+		return err
+	}
+	_, err := s.purge(ctx, id)
+	return err
+}
+
 // purge deletes all rows of a subject whose key is gone.
 func (s *sqlStore) purge(ctx context.Context, id []byte) (e Erased, err error) {
 	err = s.data.update(ctx, func(t *tx, _ bool) error {
@@ -421,7 +430,7 @@ func (s *sqlStore) Sweep(ctx context.Context) (count int64, err error) {
 		for _, id := range ids {
 			gone, err := s.keyGone(ctx, id)
 			if err == nil && gone {
-				_, err = s.purge(ctx, id)
+				err = s.finish(ctx, id)
 				count++
 			}
 			if err != nil {
@@ -431,7 +440,7 @@ func (s *sqlStore) Sweep(ctx context.Context) (count int64, err error) {
 	}
 }
 
-// keyGone says whether a subject has no key, and lets go of that of one that Erase began with.
+// keyGone says whether a subject has no key, or Erase began with it.
 func (s *sqlStore) keyGone(ctx context.Context, id []byte) (bool, error) {
 	var state State
 	var owner []byte
@@ -445,7 +454,7 @@ func (s *sqlStore) keyGone(ctx context.Context, id []byte) (bool, error) {
 	}
 	if state >= erasing {
 		s.keys.forget(owner)
-		return true, s.keys.erase(ctx, id)
+		return true, nil
 	}
 	var keys int64
 	err = s.keys.view(ctx, func(t *tx) error {

@@ -175,13 +175,11 @@ func (s *Server) GetConversationImage(in *pb.GetConversationImageRequest,
 	if err != nil {
 		return toStatus(serving.InvalidField("digest", "%v", err))
 	}
-	data, err := s.service.ConversationImage(stream.Context(), whoseOf(in), digest)
-	if err != nil {
-		return toStatus(err)
-	}
 	w := chunkWriter(func(b []byte) error { return stream.Send(&pb.GetConversationImageResponse{Chunk: b}) })
-	_, err = w.Write(data)
-	return err
+	return toStatus(s.service.ConversationImage(stream.Context(), whoseOf(in), digest, func(data []byte) error {
+		_, err := w.Write(data)
+		return err
+	}))
 }
 
 // chunkWriter sends what is written to it in messages of up to chunkBytes.

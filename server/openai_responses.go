@@ -20,7 +20,9 @@ func (x *exchange) responses() error {
 			return nil, nil, err
 		}
 		r := x.chatRequest(&openai.ChatRequest{Request: in.Request, Messages: in.Messages})
-		r.Subject, r.Turn = in.Subject, responseTurn(in)
+		if r.Turn = responseTurn(in); r.Turn != nil {
+			r.Subject = in.Subject
+		}
 		in.Messages = nil // the images are r's to let go
 		return &in.Request, r, nil
 	}, func(_ *openai.Request, req *serving.Request) error {

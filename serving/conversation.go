@@ -2,13 +2,18 @@ package serving
 
 import (
 	"archive/zip"
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
 
 	"github.com/mmserve/mmserve/conversation"
+	"github.com/mmserve/mmserve/internal/imaging"
+	"github.com/mmserve/mmserve/internal/media"
+	"github.com/mmserve/mmserve/vision"
 )
 
 // Whose says whose conversations a call is about, and which.
@@ -150,10 +155,32 @@ func (s *Service) AppendMessages(ctx context.Context, who Whose,
 		if err := v.Err(); err != nil {
 			return err
 		}
+		if err := s.validateShown(ctx, a.Messages); err != nil {
+			return err
+		}
 		p, err = c.Append(ctx, c.of, c.id, a)
 		return err
 	})
 	return p, err
+}
+
+// validateShown refuses files that no request may show: a conversation that has one would go on with none.
+func (s *Service) validateShown(ctx context.Context, list []conversation.Message) error {
+	limits, release := s.imageLimits()
+	defer release()
+	for i, m := range list {
+		for j, p := range m.Parts {
+			if p.Image == nil || len(p.Image.Data) == 0 {
+				continue
+			}
+			if _, err := imaging.ReadHeader(ctx, p.Image.Data, limits); errors.Is(err, vision.ErrImage) {
+				return InvalidField(fmt.Sprintf("messages[%d].parts[%d].image.data", i, j), "%v", err)
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // GetConversation reads a conversation and up to limit of its messages after a number.
@@ -166,13 +193,37 @@ func (s *Service) GetConversation(ctx context.Context, who Whose, after uint64,
 	return out, list, err
 }
 
-// ConversationImage reads an image of a subject's.
-func (s *Service) ConversationImage(ctx context.Context, who Whose, digest [32]byte) (data []byte, err error) {
-	err = s.converse(ctx, "image", who, func(c *conversing) (err error) {
-		data, err = c.Image(ctx, c.of, digest)
-		return err
+// ConversationImage reads an image of a subject's, and has send give it on. It counts against the memory of media until
+// then.
+func (s *Service) ConversationImage(ctx context.Context, who Whose, digest [32]byte, send func([]byte) error) error {
+	return s.converse(ctx, "image", who, func(c *conversing) error {
+		f, err := s.loadImage(ctx, c, c.of, digest)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return send(f.Data())
 	})
-	return data, err
+}
+
+// maxLoading is how many images are read from the store at once, maxExporting how many archives are on their way.
+const maxLoading, maxExporting = 2, 4
+
+// loadImage reads an image into the memory of media.
+func (s *Service) loadImage(ctx context.Context, store conversation.Store, of conversation.Scope,
+	digest [32]byte) (*media.File, error) {
+	select {
+	case s.loading <- struct{}{}:
+		defer func() { <-s.loading }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	data, err := store.Image(ctx, of, digest)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	return s.hold(of.Tenant, data)
 }
 
 // ListConversations lists a subject's conversations from where a list ended.
@@ -206,13 +257,28 @@ func (s *Service) ForkConversation(ctx context.Context, who Whose, upTo uint64,
 	return out, err
 }
 
+// exportTime is how long an archive may take to be read, exportBuffer how much of one is sent at once.
+const (
+	exportTime   = 10 * time.Minute
+	exportBuffer = 256 << 10
+)
+
 // ExportConversations writes conversations of the ids given, or all, as an archive.
 func (s *Service) ExportConversations(ctx context.Context, who Whose, ids []string, to io.Writer) error {
 	return s.converse(ctx, "export", who, func(c *conversing) error {
-		w := zip.NewWriter(to)
+		select {
+		case s.exporting <- struct{}{}:
+			defer func() { <-s.exporting }()
+		default:
+			return Overloaded("as many archives are on their way as this server makes at once: try again later")
+		}
+		ctx, cancel := context.WithTimeout(ctx, exportTime)
+		defer cancel()
+		b := bufio.NewWriterSize(to, exportBuffer)
+		w := zip.NewWriter(b)
 		if err := conversation.Export(ctx, c, c.of, ids, w); err != nil {
 			return err
 		}
-		return w.Close()
+		return errors.Join(w.Close(), b.Flush())
 	})
 }

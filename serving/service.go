@@ -81,11 +81,17 @@ type Service struct {
 	images  images
 	// counting has one place per core, for Count, which has none in an engine.
 	counting chan struct{}
+	// loading has places for images that are read from the store of conversations, before they count against the memory
+	// of media.
+	loading chan struct{}
+	// exporting has places for archives on their way.
+	exporting chan struct{}
 }
 
 // NewService returns a service of models. Its telemetry is read from them from now on.
 func NewService(models *Registry, o ServiceOptions) *Service {
 	s := &Service{models: models, options: o.withDefaults(), counting: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s.loading, s.exporting = make(chan struct{}, maxLoading), make(chan struct{}, maxExporting)
 	s.images.used = map[imageFile]*imageUse{}
 	s.options.Telemetry.watch(s)
 	return s
@@ -268,6 +274,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 	tickets []*batching.Ticket, to Sink) error {
 	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
+	to = &heldStart{to: to}
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}

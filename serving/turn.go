@@ -141,9 +141,32 @@ func (t *turn) history(ctx context.Context) (head, tail []conversation.Message, 
 	if t.last <= uint64(len(first)) {
 		return head, first[n:], nil
 	}
-	after := max(uint64(n), t.last-min(t.last, conversation.MaxPage))
-	_, tail, err = t.store.Get(ctx, t.of, t.id, after, 0)
-	return head, slices.DeleteFunc(tail, later), err
+	tail, err = t.newest(ctx, max(uint64(n), t.last-min(t.last, conversation.MaxPage)))
+	return head, tail, err
+}
+
+// newest reads the history after a number, and keeps what a request may have of its end.
+func (t *turn) newest(ctx context.Context, after uint64) (tail []conversation.Message, err error) {
+	for after < t.last {
+		_, page, err := t.store.Get(ctx, t.of, t.id, after, int(min(t.last-after, conversation.MaxPage)))
+		if err != nil {
+			return nil, err
+		}
+		if len(page) == 0 {
+			return nil, conversation.ErrConflict
+		}
+		tail, after = append(tail, page...), page[len(page)-1].Seq
+		text := 0
+		for i := len(tail) - 1; i >= 0; i-- {
+			if _, n := sizeOf(tail[i]); text+n > 2*t.options.MaxTextBytes {
+				tail = slices.Clone(tail[i+1:])
+				break
+			} else {
+				text += n
+			}
+		}
+	}
+	return tail, nil
 }
 
 // system is the role of instructions; maxSystem is how many messages of them are kept at a conversation's beginning.
@@ -294,16 +317,12 @@ func (t *turn) message(ctx context.Context, m conversation.Message) (Message, er
 	for _, p := range m.Parts {
 		part := Part{Text: p.Text}
 		if p.Image != nil {
-			data, err := t.store.Image(ctx, t.of, p.Image.Digest)
-			if err != nil {
-				return out, err
-			}
-			f, err := t.hold(data)
+			f, err := t.loadImage(ctx, t.store, t.of, p.Image.Digest)
 			if err != nil {
 				return out, err
 			}
 			t.files = append(t.files, f)
-			part.Image = &Image{Data: f.Data(), Detail: vision.Detail(p.Image.Detail)}
+			part.Image = &Image{Data: f.Data(), Detail: detailOf(p.Image.Detail)}
 		}
 		out.Parts = append(out.Parts, part)
 	}
@@ -313,12 +332,21 @@ func (t *turn) message(ctx context.Context, m conversation.Message) (Message, er
 	return out, nil
 }
 
-// hold has an image count against the memory of media as long as it is open.
-func (t *turn) hold(data []byte) (*media.File, error) {
-	if t.options.Media == nil {
+// detailOf is a detail that was kept. What is none, of another version say, is the default.
+func detailOf(kept int) vision.Detail {
+	switch d := vision.Detail(kept); d {
+	case vision.DetailLow, vision.DetailHigh:
+		return d
+	}
+	return vision.DetailAuto
+}
+
+// hold has an image of a tenant count against the memory of media as long as it is open.
+func (s *Service) hold(tenant string, data []byte) (*media.File, error) {
+	if s.options.Media == nil {
 		return nil, mediaOff()
 	}
-	w, err := t.options.Media.Create(t.of.Tenant, int64(len(data)))
+	w, err := s.options.Media.Create(tenant, int64(len(data)))
 	if err != nil {
 		return nil, mediaError("conversation", err)
 	}
@@ -340,7 +368,7 @@ func (t *turn) holdSaid(req *checked) error {
 			if p.Image == nil {
 				continue
 			}
-			f, err := t.hold(req.images[next].data)
+			f, err := t.hold(t.of.Tenant, req.images[next].data)
 			if err != nil {
 				return err
 			}

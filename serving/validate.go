@@ -102,6 +102,7 @@ func (l *life) validate(in *Request) (*checked, error) {
 	l.used.allows(&v, in.Priority)
 	l.validateAnswers(&v, r, in)
 	validateName(&v, "tenant", in.Tenant)
+	validateName(&v, "subject", in.Subject)
 	if err := v.Err(); err != nil {
 		return nil, err
 	}

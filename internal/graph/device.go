@@ -103,7 +103,7 @@ func (b *Builder) Blocks(x string, n, width int) string {
 // the processor is
 // fast at it, it is computed in small integers.
 func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) string {
-	if wide := (dim + 15) / 16 * 16; b.row.form != nil && HasKernels && kernels.HasSelfAttention8() &&
+	if wide := padded8(dim); b.row.form != nil && HasKernels && kernels.HasSelfAttention8() &&
 		wide-dim <= dim/4 && wide <= 1024 {
 		return b.attention8(qkv, heads, dim, n, scale)
 	}
@@ -115,11 +115,14 @@ func (b *Builder) SelfAttention(qkv []string, heads, dim, n int, scale float32) 
 	return b.Rows(b.attend(qkv, attended{heads, dim, scale, ""}), heads*dim)
 }
 
+// padded8 is the head size that attention in small integers takes for one of dim.
+func padded8(dim int) int { return (dim + 15) / 16 * 16 }
+
 // attention8 is SelfAttention in small integers. Heads are padded with zeros to the multiple of 16 that the operator
 // takes.
 func (b *Builder) attention8(qkv []string, heads, dim, n int, scale float32) string {
 	attrs := onnx.Attrs{"heads": heads, "scale": scale}
-	wide := (dim + 15) / 16 * 16
+	wide := padded8(dim)
 	if wide == dim {
 		return b.OpN(onnx.Own, "SelfAttention8", attrs, qkv, 1)[0]
 	}

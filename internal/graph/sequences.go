@@ -3,6 +3,7 @@ package graph
 import (
 	"math"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/onnx"
 )
 
@@ -18,13 +19,17 @@ type Sequences struct {
 }
 
 // SequenceAttention is attention among the positions of each sequence. qkv is three values [n, heads·dim], or one that
-// holds all three on its last axis. mmserve's own operator holds the scores of a few keys at a time; others may hold
-// those of a whole sequence.
+// holds all three on its last axis. mmserve's own operator holds the scores of a few keys or queries at a time; others
+// may hold those of a whole sequence. Where weights are quantised and the processor is fast at it, long sequences are
+// attended in small integers.
 func (b *Builder) SequenceAttention(qkv []string, s Sequences) string {
 	scale := float32(1 / math.Sqrt(float64(s.Dim)))
 	if OwnSequences(s.Dim, b.Target) {
-		in := append(append([]string{}, qkv...), "", "")[:3]
-		return b.OpN(onnx.Own, "SegmentAttention", onnx.Attrs{"heads": s.Heads, "scale": scale},
+		in, op := append(append([]string{}, qkv...), "", "")[:3], "SegmentAttention"
+		if wide := padded8(s.Dim); b.row.form != nil && kernels.HasSelfAttention8() && wide-s.Dim <= s.Dim/4 {
+			op = "SegmentAttention8"
+		}
+		return b.OpN(onnx.Own, op, onnx.Attrs{"heads": s.Heads, "scale": scale},
 			append(in, s.Lengths, s.Cos, s.Sin), 1)[0]
 	}
 	width := s.Heads * s.Dim

@@ -21,9 +21,6 @@ static OrtStatus *self_attention_create(const OrtCustomOp *o, const OrtApi *a, c
   return s ? s : keep(&k, sizeof k, out);
 }
 
-// Queries of a head that one task attends with.
-#define TASK_QUERIES 96
-
 typedef struct {
   selfattention a;
   int64_t parts; // tasks of a head
@@ -34,7 +31,7 @@ static void prepare_task(void *p, size_t i) { selfattention_prepare_avx512(&((co
 
 static void self_attend_task(void *p, size_t i) {
   whole *w = p;
-  const int64_t from = (int64_t)i % w->parts * TASK_QUERIES, to = from + TASK_QUERIES;
+  const int64_t from = (int64_t)i % w->parts * SELFATTENTION_QUERIES, to = from + SELFATTENTION_QUERIES;
   void *scratch = malloc((size_t)selfattention_scratch(&w->a));
   if (!scratch) {
     w->failed = 1;
@@ -44,8 +41,7 @@ static void self_attend_task(void *p, size_t i) {
   free(scratch);
 }
 
-// Positions whose shares of 15 bits fit an int32 together, and floats a head that lie on a thread's stack.
-#define MOST_POSITIONS (1 << 16)
+// Floats a head that lie on a thread's stack.
 #define MOST_SELF_DIM 1024
 
 // self_attention_shapes judges the shapes and takes the sizes from them.
@@ -58,7 +54,7 @@ static OrtStatus *self_attention_shapes(const char *name, selfattention *a, cons
   a->blocks = q->dims[0], a->n = q->dims[1], a->stride = q->dims[2], a->dim = a->stride / parts;
   if (a->stride % parts || a->dim < 16 || a->dim > MOST_SELF_DIM || a->dim % 16)
     return refuse(name, "the last axis of q", a->stride, "heads of 16 to 1024, multiples of 16");
-  if (a->n > MOST_POSITIONS) return refuse(name, "the number of positions", a->n, "65536 at most");
+  if (a->n > SELFATTENTION_POSITIONS) return refuse(name, "the number of positions", a->n, "65536 at most");
   OrtStatus *s = NULL;
   if (!packed) s = expect(name, "k", &in[1], 3, q->dims);
   if (!s && !packed) s = expect(name, "v", &in[2], 3, q->dims);
@@ -67,17 +63,13 @@ static OrtStatus *self_attention_shapes(const char *name, selfattention *a, cons
 
 static OrtStatus *self_attention_run(whole *w) {
   selfattention *a = &w->a;
-  const size_t heads = (size_t)(a->blocks * a->heads), padded = (size_t)selfattention_room(a->n), dim = (size_t)a->dim;
+  const size_t heads = (size_t)(a->blocks * a->heads);
   size_t need;
-  if (!room((int64_t)heads, (int64_t)(padded * (dim * 3 + sizeof(float)) + dim * sizeof(float)), &need))
-    return mismatch("SelfAttention8", "the number of blocks", a->blocks, 1);
+  if (!room((int64_t)heads, selfattention_bytes(a), &need)) return mismatch("SelfAttention8", "the number of blocks", a->blocks, 1);
   uint8_t *scratch = aligned_alloc(64, need);
   if (!scratch) return api->CreateStatus(ORT_FAIL, "SelfAttention8: out of memory");
-  a->keys = scratch;
-  a->values = (int16_t *)(a->keys + heads * padded * dim);
-  a->key_scale = (float *)(a->values + heads * padded * dim);
-  a->value_scale = a->key_scale + heads * padded;
-  w->parts = (a->n + TASK_QUERIES - 1) / TASK_QUERIES;
+  selfattention_place(a, scratch);
+  w->parts = (a->n + SELFATTENTION_QUERIES - 1) / SELFATTENTION_QUERIES;
   team_run(prepare_task, w, heads);
   team_run(self_attend_task, w, heads * (size_t)w->parts);
   free(scratch);

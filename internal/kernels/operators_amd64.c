@@ -9,10 +9,11 @@
 const OrtApi *operators_api;
 
 extern const OrtCustomOp operator_rowlinear8, operator_rowlinear4, operator_cachedattention, operator_selfattention8,
-  operator_segmentattention;
+  operator_segmentattention, operator_segmentattention8;
 
 static const OrtCustomOp *const operators[] = {
   &operator_rowlinear8, &operator_rowlinear4, &operator_cachedattention, &operator_selfattention8, &operator_segmentattention,
+  &operator_segmentattention8,
 };
 
 // operators_add lets a session use the domain. It returns NULL or a message that the caller frees. The first call makes

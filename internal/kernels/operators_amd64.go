@@ -23,8 +23,8 @@ import (
 // RowLinear4, CachedAttention and SegmentAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
 func Available() bool { return C.kernels() != C.KERNELS_NONE }
 
-// HasSelfAttention8 says whether graphs on the cpu provider may use the operator SelfAttention8 of domain "mmserve",
-// which needs AVX-512 with VNNI.
+// HasSelfAttention8 says whether graphs on the cpu provider may use the operators SelfAttention8 and SegmentAttention8
+// of domain "mmserve", which need AVX-512 with VNNI.
 func HasSelfAttention8() bool { return C.kernels() == C.KERNELS_AVX512 }
 
 // limit has the AVX2 kernels used where better ones are there too, for tests; it tells whether there are.

@@ -18,6 +18,7 @@ type segmentCase struct {
 	segments   []int32
 	packed     bool
 	plain      bool // without position embeddings
+	small      bool // in small integers
 	threads    int
 }
 
@@ -26,6 +27,13 @@ func (c segmentCase) n() (n int) {
 		n += int(l)
 	}
 	return n
+}
+
+func (c segmentCase) op() string {
+	if c.small {
+		return "SegmentAttention8"
+	}
+	return "SegmentAttention"
 }
 
 // run gives [n, heads·dim] of q, k and v, each of that shape.
@@ -59,7 +67,7 @@ func (c segmentCase) run(t *testing.T, qkv [3][]float32, cos, sin []float32) []f
 		}
 	}
 	attrs := onnx.Attrs{"heads": c.heads, "scale": float32(1 / math.Sqrt(float64(c.dim)))}
-	g.Node(onnx.Own, "SegmentAttention", attrs, names, []string{"y"})
+	g.Node(onnx.Own, c.op(), attrs, names, []string{"y"})
 	g.Output("y", onnx.F32, "N", width)
 	session, err := ort.NewSession(g, ort.Options{Threads: max(c.threads, 1)})
 	if err != nil {
@@ -162,40 +170,124 @@ func TestSegmentAttention(t *testing.T) {
 						t.Fatalf("value %d: %g, want %g", i, got[i], w)
 					}
 				}
-				other := c
-				other.packed, other.threads = !c.packed, 3-max(c.threads, 1)
-				if !slices.Equal(other.run(t, qkv, cos, sin), got) {
-					t.Error("packed otherwise and with another number of threads the result is another")
-				}
-				start, width, half := 0, c.heads*c.dim, c.dim/2
-				for _, length := range c.segments {
-					end := start + int(length)
-					one := c
-					one.segments = []int32{length}
-					var part [3][]float32
-					for i := range part {
-						part[i] = qkv[i][start*width : end*width]
-					}
-					alone := one.run(t, part, cos[start*half:end*half], sin[start*half:end*half])
-					if !slices.Equal(alone, got[start*width:end*width]) {
-						t.Errorf("the segment at %d alone differs from it beside others", start)
-					}
-					start = end
-				}
+				c.sameOtherwise(t, qkv, cos, sin, got)
 			})
 		}
 	}
-	c := segmentCase{heads: 2, dim: 16, segments: []int32{70, 30}}
+	segmentCase{heads: 2, dim: 16, segments: []int32{70, 30}}.keepsNaN(t)
+}
+
+// sameOtherwise holds that the bits are the same packed otherwise, on another number of threads, and for each segment
+// alone.
+func (c segmentCase) sameOtherwise(t *testing.T, qkv [3][]float32, cos, sin, got []float32) {
+	t.Helper()
+	other := c
+	other.packed, other.threads = !c.packed, 3-max(c.threads, 1)
+	if !slices.Equal(other.run(t, qkv, cos, sin), got) {
+		t.Error("packed otherwise and with another number of threads the result is another")
+	}
+	start, width, half := 0, c.heads*c.dim, c.dim/2
+	for _, length := range c.segments {
+		end := start + int(length)
+		one := c
+		one.segments = []int32{length}
+		var part [3][]float32
+		for i := range part {
+			part[i] = qkv[i][start*width : end*width]
+		}
+		alone := one.run(t, part, cos[start*half:end*half], sin[start*half:end*half])
+		if !slices.Equal(alone, got[start*width:end*width]) {
+			t.Errorf("the segment at %d alone differs from it beside others", start)
+		}
+		start = end
+	}
+}
+
+// keepsNaN holds that NaN at the end of the first segment is not lost, and stays there.
+func (c segmentCase) keepsNaN(t *testing.T) {
+	t.Helper()
+	width, first := c.heads*c.dim, int(c.segments[0])
 	for i, name := range []string{"q", "k", "v"} {
 		qkv, cos, sin := c.layer(1)
-		qkv[i][69*32] = float32(math.NaN())
+		qkv[i][(first-1)*width] = float32(math.NaN())
 		y := c.run(t, qkv, cos, sin)
-		if !math.IsNaN(float64(y[69*32])) {
-			t.Errorf("NaN in %s is lost: %g", name, y[69*32])
+		if !math.IsNaN(float64(y[(first-1)*width])) {
+			t.Errorf("NaN in %s is lost: %g", name, y[(first-1)*width])
 		}
-		if slices.ContainsFunc(y[70*32:], func(v float32) bool { return v != v }) {
+		if slices.ContainsFunc(y[first*width:], func(v float32) bool { return v != v }) {
 			t.Errorf("NaN in %s came into the next segment", name)
 		}
+	}
+}
+
+// TestSegmentAttention8 compares with the textbook: heads of sizes that are padded and not, segments of one length
+// beside others.
+func TestSegmentAttention8(t *testing.T) {
+	startLibrary(t)
+	if !kernels.HasSelfAttention8() {
+		t.Skip("this processor has no AVX-512 VNNI")
+	}
+	for _, c := range []segmentCase{
+		{heads: 2, dim: 80, segments: []int32{512, 1, 64, 513}, threads: 2},
+		{heads: 1, dim: 72, segments: []int32{520, 520, 63}, packed: true, threads: 2},
+		{heads: 2, dim: 64, segments: []int32{530}, plain: true, packed: true},
+		{heads: 4, dim: 16, segments: []int32{64, 64, 512, 512, 512, 16, 3}, packed: true, threads: 2},
+		{heads: 1, dim: 120, segments: []int32{585}},
+	} {
+		c.small = true
+		spread := []float32{0.3, 3}[c.dim/16%2]
+		t.Run(fmt.Sprintf("%d heads of %d, spread %g", c.heads, c.dim, spread), func(t *testing.T) {
+			qkv, cos, sin := c.layer(spread)
+			got := c.run(t, qkv, cos, sin)
+			if share := distance(got, c.want(qkv, cos, sin)); !(share < 0.02) {
+				t.Errorf("the error is %.4f of the result", share)
+			}
+			c.sameOtherwise(t, qkv, cos, sin, got)
+		})
+	}
+	segmentCase{heads: 2, dim: 16, segments: []int32{570, 560}, small: true}.keepsNaN(t)
+}
+
+// distance is how far values are from those wanted, as a share of these.
+func distance[T float32 | float64](got []float32, want []T) float64 {
+	var off, all float64
+	for i, w := range want {
+		d := float64(got[i]) - float64(w)
+		off, all = off+d*d, all+float64(w)*float64(w)
+	}
+	return math.Sqrt(off / all)
+}
+
+// Heads that do not fit the scratch together are attended with in groups.
+func TestSegmentAttention8Groups(t *testing.T) {
+	startLibrary(t)
+	if !kernels.HasSelfAttention8() {
+		t.Skip("this processor has no AVX-512 VNNI")
+	}
+	c := segmentCase{heads: 20, dim: 64, segments: []int32{900}, threads: 2}
+	qkv, cos, sin := c.layer(2)
+	exact := c.run(t, qkv, cos, sin)
+	c.small = true
+	got := c.run(t, qkv, cos, sin)
+	if share := distance(got, exact); !(share < 0.02) {
+		t.Errorf("the error is %.4f of the result", share)
+	}
+	c.sameOtherwise(t, qkv, cos, sin, got)
+}
+
+// A segment whose scratch would be too large, or that gains nothing, is attended in float32, to its bits.
+func TestSegmentAttention8Long(t *testing.T) {
+	startLibrary(t)
+	if !kernels.HasSelfAttention8() {
+		t.Skip("this processor has no AVX-512 VNNI")
+	}
+	c := segmentCase{heads: 1, dim: 256, segments: []int32{600, 7000, 511}, packed: true, threads: 2}
+	qkv, cos, sin := c.layer(1)
+	exact := c.run(t, qkv, cos, sin)
+	c.small = true
+	got := c.run(t, qkv, cos, sin)
+	if slices.Equal(got[:600*256], exact[:600*256]) || !slices.Equal(got[600*256:], exact[600*256:]) {
+		t.Error("want small integers for the first segment, and float32 for the long and the short one")
 	}
 }
 
@@ -238,14 +330,23 @@ func BenchmarkSegmentAttention(b *testing.B) {
 	if !kernels.Available() {
 		b.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
 	}
-	for _, c := range []struct{ heads, dim, n, window int }{
-		{16, 80, 4096, 4096}, {16, 80, 4096, 64}, {16, 72, 1024, 1024}, {16, 64, 2048, 2048},
+	for _, c := range []struct {
+		heads, dim, n, window int
+		small                 bool
+	}{
+		{16, 80, 4096, 4096, false}, {16, 80, 4096, 4096, true}, {16, 80, 4096, 64, false},
+		{16, 80, 4096, 512, false}, {16, 80, 4096, 512, true},
+		{16, 72, 1024, 1024, false}, {16, 72, 1024, 1024, true}, {16, 64, 1024, 1024, false}, {16, 64, 1024, 1024, true},
 	} {
-		b.Run(fmt.Sprintf("%d positions in %d, %d heads of %d", c.n, c.window, c.heads, c.dim), func(b *testing.B) {
+		op := segmentCase{small: c.small}.op()
+		if c.small && !kernels.HasSelfAttention8() {
+			continue
+		}
+		b.Run(fmt.Sprintf("%s, %d positions in %d, %d heads of %d", op, c.n, c.window, c.heads, c.dim), func(b *testing.B) {
 			g, width := onnx.New("segments"), c.heads*c.dim
 			names := []string{g.Input("q", onnx.F32, "N", 3*width), "", "", g.Input("segments", onnx.I32, "S"),
 				g.Input("cos", onnx.F32, "N", c.dim/2), g.Input("sin", onnx.F32, "N", c.dim/2)}
-			g.Node(onnx.Own, "SegmentAttention", onnx.Attrs{"heads": c.heads, "scale": float32(0.1)}, names, []string{"y"})
+			g.Node(onnx.Own, op, onnx.Attrs{"heads": c.heads, "scale": float32(0.1)}, names, []string{"y"})
 			g.Output("y", onnx.F32, "N", width)
 			session, err := ort.NewSession(g, ort.Options{Threads: 2})
 			if err != nil {

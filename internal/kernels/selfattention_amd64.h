@@ -24,7 +24,26 @@ typedef struct {
 // SELFATTENTION_KEYS positions are multiplied at a time.
 #define SELFATTENTION_KEYS 64
 
+// SELFATTENTION_QUERIES are attended with by one task.
+#define SELFATTENTION_QUERIES 96
+// SELFATTENTION_POSITIONS is the most positions of a block: their shares of 15 bits fit an int32 together.
+#define SELFATTENTION_POSITIONS (1 << 16)
+
 static inline int64_t selfattention_room(int64_t n) { return (n + SELFATTENTION_KEYS - 1) / SELFATTENTION_KEYS * SELFATTENTION_KEYS; }
+
+// selfattention_bytes is what keys, values and scales of one head take, a multiple of 64 for each.
+static inline int64_t selfattention_bytes(const selfattention *a) {
+  return selfattention_room(a->n) * (a->dim * 3 + (int64_t)sizeof(float)) + a->dim * (int64_t)sizeof(float);
+}
+
+// selfattention_place has them lie in scratch: selfattention_bytes for each block and head.
+static inline void selfattention_place(selfattention *a, uint8_t *scratch) {
+  const int64_t heads = a->blocks * a->heads, room = selfattention_room(a->n);
+  a->keys = scratch;
+  a->values = (int16_t *)(a->keys + heads * room * a->dim);
+  a->key_scale = (float *)(a->values + heads * room * a->dim);
+  a->value_scale = a->key_scale + heads * room;
+}
 
 // selfattention_prepare quantises keys and values of head, of blocks · heads.
 void selfattention_prepare_avx512(const selfattention *a, int64_t head);

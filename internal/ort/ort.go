@@ -34,7 +34,8 @@ func fileName() (name, platform string) {
 }
 
 // FindLibrary looks for the shared library: the file named by the user (flag or environment, already merged),
-// the copy fetched into the repository that the executable or the working folder lies in, the system's folders.
+// the one beside the executable, as releases have it, the copy fetched into the repository that the executable or the
+// working folder lies in, the system's folders.
 func FindLibrary(named string) (string, error) {
 	if named != "" {
 		if st, err := os.Stat(named); err != nil || st.IsDir() {
@@ -47,6 +48,9 @@ func FindLibrary(named string) (string, error) {
 	var starts []string
 	if exe, err := os.Executable(); err == nil {
 		if exe, err = filepath.EvalSymlinks(exe); err == nil {
+			if p := filepath.Join(filepath.Dir(exe), name); isFile(p) {
+				return p, nil
+			}
 			starts = append(starts, filepath.Dir(exe))
 		}
 	}

@@ -83,6 +83,28 @@ func TestFindLibrary(t *testing.T) {
 	}
 }
 
+// A release has the library beside the program, which goes before what the working folder has.
+func TestFindLibraryBesideProgram(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		t.Fatal(err)
+	}
+	name, _ := fileName()
+	beside := filepath.Join(filepath.Dir(exe), name)
+	f, err := os.OpenFile(beside, os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Skipf("the test's program lies where no file can be made: %v", err)
+	}
+	defer os.Remove(beside)
+	defer f.Close()
+	if got, err := FindLibrary(""); err != nil || got != beside {
+		t.Errorf("%q, %v; want %q", got, err, beside)
+	}
+}
+
 func TestProbe(t *testing.T) {
 	startLibrary(t)
 	if err := (Provider{}).Probe(); err != nil {
