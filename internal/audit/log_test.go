@@ -179,7 +179,7 @@ func TestTornLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := whole[bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1:]
-	for cut := 1; cut < len(last); cut += 7 {
+	for cut := 1; cut < len(last); cut += 43 {
 		dir := t.TempDir()
 		to := quiet(t, dir)
 		l := open(t, to)
