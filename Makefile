@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -32,6 +32,22 @@ $(SDKS):
 	cd $(dir $<) && npm ci --ignore-scripts --loglevel=error
 	@touch $@
 
+## web: the playground's built files, which are committed, anew from server/web/src
+web: web-modules
+	cd server/web && npx tsc && npm run --silent build
+
+## web-modules: what the playground is built with
+web-modules: server/web/node_modules/esbuild/package.json
+server/web/node_modules/esbuild/package.json: server/web/package.json server/web/package-lock.json server/web/.npmrc
+	cd $(dir $<) && npm ci --loglevel=error
+	@touch $@
+
+## test-web: the playground in Debian's Chromium, which it installs where apt-get can; else it says why not, and passes
+test-web: build web-modules sdks bin/grpcurl
+	cd server/web && npx tsc
+	@if why=$$(scripts/chromium.sh); then cd server/web && CHROMIUM=$$why node --test --test-concurrency=1 test/*.test.mjs; \
+	else echo "test-web is skipped: no Chromium"; fi
+
 ## test-sdks: OpenAI's SDKs for Node and Go against a server; the one for Go takes minutes to build
 test-sdks: ort sdks
 	MMSERVE_TEST_SDKS=1 $(GO) test -count=1 -v -timeout 20m -run '^TestOpenAISDK$$' ./cmd/mmserve
@@ -44,7 +60,7 @@ bin/grpcurl bin/ghz: tools/clients/go.mod
 	$(GO) -C tools/clients build -o ../../bin/ tool
 
 ## test: everything CI checks
-test: ort sdks lint
+test: ort sdks web-modules lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 15m ./...
@@ -92,6 +108,10 @@ manifests: bin/helm
 IMAGE ?= mmserve:latest
 image:
 	scripts/image.sh $(IMAGE) $(VERSION)
+
+## test-image: IMAGE in podman: read-only, without capabilities, with 1 GiB; where no podman is, it says so and passes
+test-image: build
+	scripts/test-image.sh $(IMAGE)
 
 ## sbom: bin/mmserve.cdx.json, what bin/mmserve and ONNX Runtime beside it are made of (CycloneDX)
 sbom: build
@@ -189,6 +209,14 @@ soak: build
 ATTACK ?= .
 attack: build
 	$(GO) run ./cmd/attack -run '$(ATTACK)'
+
+## test-fleet: three servers restarted in turn under 15 streams a second, and one killed, behind balancers (Debian's, which it installs) and clients; 12 minutes
+FLEET ?= .
+test-fleet: build sdks
+	@for p in haproxy nginx; do command -v $$p >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get install -y --no-install-recommends haproxy nginx-light python3-grpcio >/dev/null; } || echo "no $$p: its runs are skipped"; done
+	$(GO) build -o bin/rollout ./cmd/rollout
+	bin/rollout -run '$(FLEET)'
 
 clean:
 	rm -rf bin node_modules

@@ -23,7 +23,7 @@ func TestRecurrence(t *testing.T) {
 		{[]int32{4, 5, 1, 2, 8, 4, 5, 1, 2, 9, 4, 5, 1, 2}, 9}, // four are as long as it gets
 		{[]int32{7, 7, 7}, 2},                                  // a run goes on
 	} {
-		if got := recurrence(c.ids); got != c.want {
+		if got := recurrence(c.ids, shortestMatch); got != c.want {
 			t.Errorf("recurrence(%v) = %d, want %d", c.ids, got, c.want)
 		}
 	}
@@ -74,7 +74,7 @@ func TestStepsAreMeasuredByDrafts(t *testing.T) {
 	s := newScheduler(decoder.Capacity{Slots: 2, MaxLen: 50, Exact: true}, Options{Drafts: 4})
 	q := &sequence{id: "q", phase: decoding}
 	s.began = time.Unix(5, 0)
-	p := plan{seqs: []*sequence{q}, batch: &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1},
+	p := plan{decodes: 1, seqs: []*sequence{q}, batch: &decoder.Batch{Rows: []decoder.Row{{IDs: []int32{1},
 		Sampler: &decoder.Sampler{}}}}}
 	s.measure(p, make([]decoder.Token, 1), time.Unix(7, 0))
 	if s.latency.plain != 2 || s.latency.drafted != 0 {
@@ -90,24 +90,24 @@ func TestStepsAreMeasuredByDrafts(t *testing.T) {
 
 func TestDraftStops(t *testing.T) {
 	q := &sequence{ids: []int32{1, 2, 3, 4, 5, 1, 2}, stop: []int32{4}}
-	if got := q.draft(9); len(got) != 1 || got[0] != 3 {
+	if got := q.draft(9, shortestMatch); len(got) != 1 || got[0] != 3 {
 		t.Errorf("before a stop id %v, want [3]", got)
 	}
-	q.recordDrafts(1, 0)
+	q.lookup.record(1, 0, 0)
 	for range 2 {
-		if got := q.draft(9); got != nil {
+		if got := q.draft(9, shortestMatch); got != nil {
 			t.Errorf("after a wrong draft %v", got)
 		}
 	}
-	if got := q.draft(9); len(got) != 1 {
+	if got := q.draft(9, shortestMatch); len(got) != 1 {
 		t.Errorf("after the pause %v, want a draft", got)
 	}
-	q.recordDrafts(1, 0)
-	if q.pause != 4 {
-		t.Errorf("the second pause is %d, want 4", q.pause)
+	q.lookup.record(1, 0, 0)
+	if q.lookup.pause != 4 {
+		t.Errorf("the second pause is %d, want 4", q.lookup.pause)
 	}
-	q.recordDrafts(1, 1)
-	if q.misses != 0 {
+	q.lookup.record(1, 1, 0)
+	if q.lookup.misses != 0 {
 		t.Error("a right draft does not make good")
 	}
 }

@@ -51,8 +51,9 @@ type Options struct {
 	// Their length follows from it: at 0.5 a chunk takes as long as a decode step, so that no token takes longer than two
 	// steps, and at 0.8 five. Only where the runner is exact; elsewhere chunks are always PrefillChunk long.
 	PrefillShare float64
-	// Drafts is the most tokens of a sequence that are guessed from what was said before and then checked in one step; 0
-	// if none. What a sequence gives does not depend on it, however its tokens are picked. Only where the runner is exact.
+	// Drafts is the most tokens of a sequence that are guessed, from what was said before or by the runner's draft model
+	// if it has one (decoder.Capacity.Proposes), and then checked in one step; 0 if none. What a sequence gives does not
+	// depend on it, however its tokens are picked. Only where the runner is exact.
 	Drafts int
 	// NoPrefixCache forgets what a sequence leaves in its KV slot. Otherwise a new sequence starts from the longest common
 	// prefix with one that runs, or that has ended and whose slot no other has needed. Its tokens are the same.
@@ -118,18 +119,25 @@ type Stats struct {
 	KVBudget      int
 	KVResident    int // positions that have memory: those held, of cached sequences, and what will be written again
 	CachedSlots   int // slots that hold what ended sequences left
+	// WaitingBy are those of Waiting by class, the lowest first.
+	WaitingBy [classes]int
 
-	Steps           int64 // batches run, failed ones too
-	PrefillSteps    int64 // those that were a prefill chunk
-	FailedSteps     int64
-	DecodeRows      int64 // rows of all decode steps; over Steps - PrefillSteps it is the mean batch size
+	Steps        int64 // batches run, failed ones too
+	PrefillSteps int64 // those that ran chunks of prompts, and of these
+	MixedSteps   int64 // those that decoded, too
+	FailedSteps  int64
+	// DecodeRows are the rows of all decode steps; over Steps - PrefillSteps + MixedSteps they are the mean batch size.
+	DecodeRows      int64
 	PromptTokens    int64 // prefilled
 	GeneratedTokens int64
 	DraftedTokens   int64 // guesses that were checked, and of these
 	RightDrafts     int64 // the right ones, which count as generated too
-	CachedTokens    int64 // prompt positions that sequences found in the prefix cache instead
-	Evictions       int64 // cached sequences whose slot was needed
-	Preemptions     int64 // sequences that lost their KV to others for a time, for want of memory
+	// ModelDrafts and RightModelDrafts are those of the two before that a draft model made.
+	ModelDrafts, RightModelDrafts int64
+
+	CachedTokens int64 // prompt positions that sequences found in the prefix cache instead
+	Evictions    int64 // cached sequences whose slot was needed
+	Preemptions  int64 // sequences that lost their KV to others for a time, for want of memory
 	// GaveWay counts by class, the lowest first, the sequences that paused for one that outranked them.
 	GaveWay      [classes]int64
 	WastedTokens int64 // run for sequences that failed, expired, or whose context ended, or run again after a preemption

@@ -48,7 +48,7 @@ func TestInteractiveAmongAnswers(t *testing.T) {
 				for i := range 16 {
 					h.ask(fmt.Sprint("a", i), "a", class, 20, 500)
 				}
-				for h.sched.slots.prefilling != nil || len(h.sched.slots.decoding) < 16 {
+				for len(h.sched.slots.prefilling) > 0 || len(h.sched.slots.decoding) < 16 {
 					h.step(nil)
 				}
 				for range 40 {

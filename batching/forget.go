@@ -6,10 +6,11 @@ import (
 	"github.com/mmserve/mmserve/fusion"
 )
 
-// forgetting is an image whose traces go. The scheduler has it, but for done.
+// forgetting is an image, or a tenant, whose traces go. The scheduler has it, but for done.
 type forgetting struct {
 	tenant string
 	file   [32]byte
+	all    bool          // prompts without the image, too
 	left   []*sequence   // those with the image that were open when it came
 	done   chan struct{} // closed once there is nothing of it
 }
@@ -18,7 +19,15 @@ type forgetting struct {
 // with it go at once, their memory is overwritten, and sequences that are open go on and leave nothing behind. The
 // channel is closed when nothing is left of those that were there.
 func (e *Engine) Forget(tenant string, file [32]byte) <-chan struct{} {
-	f := &forgetting{tenant: tenant, file: file, done: make(chan struct{})}
+	return e.letGo(&forgetting{tenant: tenant, file: file, done: make(chan struct{})})
+}
+
+// ForgetTenant is Forget of all prompts of a tenant's; where tenants share prefixes, of all prompts.
+func (e *Engine) ForgetTenant(tenant string) <-chan struct{} {
+	return e.letGo(&forgetting{tenant: tenant, all: true, done: make(chan struct{})})
+}
+
+func (e *Engine) letGo(f *forgetting) <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopped { // what it had went with it, or goes when its runner is closed
@@ -31,8 +40,8 @@ func (e *Engine) Forget(tenant string, file [32]byte) <-chan struct{} {
 
 // has says whether q is one of those that leave nothing behind.
 func (s *scheduler) has(f *forgetting, q *sequence) bool {
-	return (q.tenant == f.tenant || s.sharePrefixes) &&
-		slices.ContainsFunc(q.spans, func(p fusion.Span) bool { return p.File == f.file })
+	return (q.tenant == f.tenant || s.sharePrefixes) && (f.all ||
+		slices.ContainsFunc(q.spans, func(p fusion.Span) bool { return p.File == f.file }))
 }
 
 // forget evicts what is cached of an image, and marks the open sequences that have it. The next step wipes the memory.
@@ -44,9 +53,7 @@ func (s *scheduler) forget(f *forgetting) {
 		}
 	}
 	open := slices.AppendSeq(slices.Clone(s.slots.decoding), s.queue.all())
-	if s.slots.prefilling != nil {
-		open = append(open, s.slots.prefilling)
-	}
+	open = append(open, s.slots.prefilling...)
 	for _, q := range open {
 		if s.has(f, q) {
 			q.forgotten = true

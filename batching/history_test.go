@@ -31,27 +31,46 @@ type history struct {
 	t      testing.TB
 	sched  *scheduler
 	runner *decodertest.Hash
-	now    time.Time
-	reqs   map[string]Request
-	seqs   map[string]*sequence
-	got    map[string][]decoder.Token
-	ended  map[string]FinishReason
-	order  []string            // of the requests' arrival
-	gone   []*forgetting       // that are not done yet
-	came   map[*forgetting]int // after how many requests
-	token  time.Duration       // what a prompt token takes
-	decode time.Duration       // what a decode step takes
-	stall  time.Duration       // what the next step takes besides
-	ticks  int                 // of the clock that makes masks ready: two a step
+	// stepper is the runner, with a draft model or without.
+	stepper decoder.Stepper
+	now     time.Time
+	reqs    map[string]Request
+	seqs    map[string]*sequence
+	got     map[string][]decoder.Token
+	ended   map[string]FinishReason
+	order   []string            // of the requests' arrival
+	gone    []*forgetting       // that are not done yet
+	came    map[*forgetting]int // after how many requests
+	token   time.Duration       // what a prompt token takes
+	decode  time.Duration       // what a decode step takes
+	stall   time.Duration       // what the next step takes besides
+	ticks   int                 // of the clock that makes masks ready: two a step
 }
 
 func newHistory(t testing.TB, r *decodertest.Hash, o Options) *history {
+	return newHistoryOver(t, r, r, o)
+}
+
+// newHistoryOver is a history over a stepper that has r run what it makes of a batch.
+func newHistoryOver(t testing.TB, stepper decoder.Stepper, r *decodertest.Hash, o Options) *history {
 	return &history{
-		t: t, runner: r, sched: newScheduler(r.Capacity(), o),
+		t: t, runner: r, stepper: stepper, sched: newScheduler(stepper.Capacity(), o),
 		now:  time.Unix(0, 0),
 		reqs: map[string]Request{}, seqs: map[string]*sequence{},
 		got: map[string][]decoder.Token{}, ended: map[string]FinishReason{}, came: map[*forgetting]int{},
 	}
+}
+
+// withDraft is r with a draft model unless that is nil, which sees images only with patches.
+func withDraft(t testing.TB, r, draft *decodertest.Hash, patches bool) decoder.Stepper {
+	if draft == nil {
+		return r
+	}
+	s, err := decoder.NewSpeculator(r, draft, 40, patches)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func (h *history) check(err error) {
@@ -124,19 +143,17 @@ func (h *history) step(err error) string {
 	}
 	p := h.sched.schedule(h.now)
 	h.check(p.invariants(h.sched))
-	said := expired + p.String()
 	h.runner.Fail = func(*decoder.Batch) error {
 		h.ticks++ // a mask may come between the plan and its run
 		return err
 	}
-	tokens, failed := h.runner.Run(context.Background(), p.batch)
-	switch {
-	case len(p.seqs) == 0:
-	case h.sched.chunkLast:
-		h.now = h.now.Add(time.Duration(len(p.batch.Rows[0].IDs)) * h.token)
-	default:
+	tokens, failed := h.stepper.Run(context.Background(), p.batch)
+	said := expired + p.String()
+	h.check(p.drafts(h.sched))
+	if p.decodes > 0 {
 		h.now = h.now.Add(h.decode)
 	}
+	h.now = h.now.Add(time.Duration(p.chunk()) * h.token)
 	h.now, h.stall = h.now.Add(h.stall), 0
 	switch {
 	case failed == nil && p.takes(tokens) != len(tokens):
@@ -252,7 +269,7 @@ func (h *history) state() string {
 	for _, q := range s.slots.decoding {
 		fmt.Fprintf(&b, "%s decodes at %d, ", q.id, q.past)
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		fmt.Fprintf(&b, "%s prefills %d/%d, ", q.id, q.past, q.target)
 	}
 	for q := range s.queue.all() {
@@ -305,7 +322,13 @@ func (h *history) command(line string) string {
 			r.Chunk = num("chunk")
 		}
 		r.Loop, r.WholeImages = num("loop"), flag("whole-images")
-		*h = *newHistory(h.t, r, Options{
+		r.Mixed = flag("mixed")
+		var draft *decodertest.Hash
+		if n := num("draft"); n > 0 {
+			draft = decodertest.NewHash(num("slots"), num("maxlen"), 40)
+			draft.Mixed, draft.Loop, draft.Differs = true, num("loop"), n
+		}
+		*h = *newHistoryOver(h.t, withDraft(h.t, r, draft, flag("patches")), r, Options{
 			PrefillChunk: num("chunk"), NoPrefixCache: !flag("cache"), SharePrefixes: flag("share"), AgeAfter: time.Second,
 			KVTokens: num("kv"), Drafts: num("drafts"),
 			TenantWeights: map[string]float64{"double": 2, "triple": 3},
@@ -401,9 +424,13 @@ func (h *history) command(line string) string {
 		if s.GaveWay != [classes]int64{} {
 			gaveWay = fmt.Sprintf(", %v gave way", s.GaveWay)
 		}
-		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%d of %d drafts), %d moved, %d cached, %d evictions, %d preemptions%s, %d wasted\n",
-			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, s.RightDrafts,
-			s.DraftedTokens, s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, gaveWay, s.WastedTokens)
+		drafts := fmt.Sprintf("%d of %d drafts", s.RightDrafts, s.DraftedTokens)
+		if s.ModelDrafts > 0 {
+			drafts += fmt.Sprintf(", %d of %d the draft model's", s.RightModelDrafts, s.ModelDrafts)
+		}
+		return fmt.Sprintf("%d steps (%d prefill, %d failed), %d decode rows, %d prompt tokens, %d generated (%s), %d moved, %d cached, %d evictions, %d preemptions%s, %d wasted\n",
+			s.Steps, s.PrefillSteps, s.FailedSteps, s.DecodeRows, s.PromptTokens, s.GeneratedTokens, drafts,
+			s.MovedTokens, s.CachedTokens, s.Evictions, s.Preemptions, gaveWay, s.WastedTokens)
 	default:
 		h.t.Fatalf("no command %q", line)
 	}
@@ -471,8 +498,24 @@ func random(t testing.TB, data []byte) {
 	}
 	r.Loop, r.WholeImages = next(3), next(3) == 0
 	c := r.Capacity()
-	h := newHistory(t, r, Options{PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
-		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second})
+	r.Mixed = !r.WholeImages && next(2) == 0
+	var draft *decodertest.Hash
+	if next(2) == 0 && r.Chunk == 0 {
+		draft = decodertest.NewHash(c.Slots, max(2, c.MaxLen-next(8)), 40)
+		draft.Mixed, draft.Loop, draft.Differs = true, r.Loop, next(4)
+		if next(8) == 0 {
+			draft.Fail = func(b *decoder.Batch) error { // now and then it cannot
+				if len(b.Rows) > 0 && len(b.Rows[0].IDs) == 1 && b.Rows[0].IDs[0]%5 == 0 {
+					return errStep
+				}
+				return nil
+			}
+		}
+	}
+	h := newHistoryOver(t, withDraft(t, r, draft, next(2) == 0), r, Options{
+		PrefillChunk: chunk, KVTokens: next(2) * (c.MaxLen + next(c.MaxLen)),
+		Drafts: next(2) * next(8), NoPrefixCache: next(4) == 0, SharePrefixes: next(4) == 0, AgeAfter: 3 * time.Second,
+	})
 	h.token, h.decode = time.Duration(next(3))*time.Millisecond, time.Duration(next(60))*time.Millisecond
 	var ids []string
 	tenants := []string{"", "a", "b"}

@@ -65,11 +65,11 @@ func (s *scheduler) invariants() error {
 			return fmt.Errorf("%s decodes with past %d of %d ids, %d of %d generated", q.id, q.past, len(q.ids), made, q.maxTokens)
 		}
 	}
-	if q := s.slots.prefilling; q != nil {
+	for i, q := range s.slots.prefilling {
 		if err := own(q, "prefilling", prefilling); err != nil {
 			return err
 		}
-		if err := lies(q, len(s.slots.decoding)); err != nil {
+		if err := lies(q, len(s.slots.decoding)+i); err != nil {
 			return err
 		}
 		if q.past >= q.target || q.past != s.whole(q, q.past) ||
@@ -172,8 +172,19 @@ func (p plan) invariants(s *scheduler) error {
 			return fmt.Errorf("%s lies in slot %d after the moves, its place is %d", q.id, q.slot, i)
 		}
 	}
-	if q := s.slots.prefilling; q != nil && q.slot != len(s.slots.decoding) {
-		return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
+	ids := 0
+	for i, q := range s.slots.prefilling {
+		if q.slot != len(s.slots.decoding)+i {
+			return fmt.Errorf("%s prefills in slot %d after %d decoding", q.id, q.slot, len(s.slots.decoding))
+		}
+	}
+	if len(s.slots.prefilling) > 1 { // short ones, each to its end
+		for i, q := range s.slots.prefilling {
+			r := p.batch.Rows[p.decodes+i]
+			if ids += len(r.IDs); p.seqs[p.decodes+i] != q || r.Past+len(r.IDs) != q.target || ids > s.chunk || !s.slots.mixed {
+				return fmt.Errorf("%s is read beside others with %d ids, %d with theirs", q.id, len(r.IDs), ids)
+			}
+		}
 	}
 	touched := 0
 	for i, n := range s.slots.touched {
@@ -186,18 +197,52 @@ func (p plan) invariants(s *scheduler) error {
 		return fmt.Errorf("%d positions have memory, the budget is %d", touched, s.budget)
 	}
 	for i, q := range p.seqs {
+		if (q.phase == decoding) != (i < p.decodes) || i >= p.decodes && p.decodes > 0 && !s.slots.mixed {
+			return fmt.Errorf("row %d, of %d that decode, is that of %s in phase %d", i, p.decodes, q.id, q.phase)
+		}
 		r := p.batch.Rows[i]
 		if r.Slot != q.slot || r.Past != q.past || (r.Sampler == q.sampler) != (r.Past+len(r.IDs)-r.Drafts == len(q.ids)) &&
 			!q.missed {
 			return fmt.Errorf("row %d is not that of %s", i, q.id)
 		}
-		if made := len(q.ids) - q.prompt; r.Drafts > 0 && (q.phase != decoding || r.Drafts > s.drafts ||
-			made+r.Drafts >= q.maxTokens || q.past+p.batch.Width() > s.maxLen) {
-			return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, r.Drafts)
+		if err := q.draftInvariants(s, r, p.batch.Width()); err != nil {
+			return err
 		}
 		if end := r.Past + len(r.IDs); q.phase == prefilling && (end != q.target &&
 			(end != s.whole(q, end) || r.Sampler != nil) || len(r.IDs) > s.chunk && !s.oneImage(r)) {
 			return fmt.Errorf("%s's chunk ends at %d, of %d", q.id, end, q.prompt)
+		}
+	}
+	return nil
+}
+
+// draftInvariants holds for the drafts of q's row in a step of that width, and for those that it may get.
+func (q *sequence) draftInvariants(s *scheduler, r decoder.Row, width int) error {
+	drafts := r.Drafts
+	if r.Propose != nil {
+		drafts += r.Propose.Most
+	}
+	made := len(q.ids) - q.prompt
+	if drafts > 0 && (q.phase != decoding || drafts > s.drafts || made+drafts >= q.maxTokens || q.past+width > s.maxLen) {
+		return fmt.Errorf("%s, %d of %d tokens generated, has %d drafts", q.id, made, q.maxTokens, drafts)
+	}
+	return nil
+}
+
+// drafts holds for a plan that has run, perhaps with drafts of a model's, and is not committed yet.
+func (p plan) drafts(s *scheduler) error {
+	for i, q := range p.seqs {
+		r := p.batch.Rows[i]
+		if err := q.draftInvariants(s, r, p.batch.Width()); err != nil {
+			return err
+		}
+		if r.Propose != nil && s.proposes || r.IDs[0] != q.ids[q.past] || s.slots.touched[r.Slot] < r.Past+len(r.IDs) {
+			return fmt.Errorf("after its step %s has the row %+v", q.id, r)
+		}
+		for _, id := range r.IDs[len(r.IDs)-r.Drafts:] {
+			if slices.Contains(q.stop, id) {
+				return fmt.Errorf("a stop id of %s is drafted", q.id)
+			}
 		}
 	}
 	return nil
@@ -258,7 +303,11 @@ func (c *checked) Run(ctx context.Context, b *decoder.Batch) ([]decoder.Token, e
 	s := c.engine.sched
 	err := s.invariants()
 	if err == nil {
-		err = plan{batch: b, seqs: s.seqs}.invariants(s)
+		p := plan{batch: b, seqs: s.seqs}
+		for p.decodes < len(p.seqs) && p.seqs[p.decodes].phase == decoding {
+			p.decodes++
+		}
+		err = p.invariants(s)
 	}
 	if err == nil && c.tickets.Load() {
 		err = c.engine.ticketInvariants(0)

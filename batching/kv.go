@@ -2,13 +2,13 @@ package batching
 
 import "time"
 
-// held is the number of KV positions that are taken: those of decoding sequences, the whole prompt of the one in
+// held is the number of KV positions that are taken: those of decoding sequences, the whole prompts of those in
 // prefill, and what is cached. running leaves the last out.
 func (s *scheduler) held() (running, all int) {
 	for _, q := range s.slots.decoding {
 		running += q.past
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		running += q.target
 	}
 	all = running
@@ -41,19 +41,21 @@ func (s *scheduler) room(n int, keep *sequence) bool {
 }
 
 // admit gives the next waiting sequence a slot, if there is one and its prompt fits with a position more for it and
-// for each that decodes.
+// for each that runs.
 func (s *scheduler) admit(now time.Time) {
-	if !s.slots.free() {
-		return
-	}
 	q := s.queue.next()
-	if q == nil || s.leaves(q, now) {
+	if q == nil || !s.slots.free() || s.leaves(q, now) {
 		return
 	}
 	src, n := s.source(q)
+	s.admitFrom(q, src, n, now)
+}
+
+// admitFrom gives q a slot, with its first n positions from src, if it fits. It says whether it did.
+func (s *scheduler) admitFrom(q, src *sequence, n int, now time.Time) bool {
 	cached := n > 0 && src.phase == ended
 	take := cached && n == s.reusable(src)
-	need := min(q.target+1, s.maxLen) + len(s.slots.decoding)
+	need := min(q.target+1, s.maxLen) + s.slots.running()
 	fits := !take && s.room(need, src)
 	if !fits && cached { // in the source's own place
 		take = true
@@ -63,6 +65,7 @@ func (s *scheduler) admit(now time.Time) {
 		s.queue.start(q, now)
 		s.start(q, src, n, take, now)
 	}
+	return fits
 }
 
 // reclaim sees to it that every decoding sequence can grow by a position: it evicts what is cached, and when that is

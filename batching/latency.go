@@ -76,6 +76,16 @@ func (m *latencyModel) recordChunk(n int, d time.Duration, now time.Time) {
 	}
 }
 
+// recordMixed records that a step that decoded, and ran a chunk of n tokens beside, took d, gap after the decode step
+// before.
+func (m *latencyModel) recordMixed(n int, d, gap time.Duration, now time.Time) {
+	m.measured = now
+	if step := m.step.mean(); n >= sliver && step > 0 {
+		m.token.add(max(d.Seconds()-step, d.Seconds()/16) / float64(n))
+	}
+	m.gap.add(gap.Seconds())
+}
+
 // recordDecode records that a decode step of so many rows took d and gave so many tokens, gap after the decode step
 // before.
 func (m *latencyModel) recordDecode(d, gap time.Duration, rows, tokens int, now time.Time) {

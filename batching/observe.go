@@ -5,9 +5,9 @@ import "time"
 // Step is a batch that was run. It is valid until the observer returns.
 type Step struct {
 	Began, Ended time.Time
-	// Prefill says that it was a chunk of a prompt; otherwise it was a decode step.
-	Prefill bool
-	Rows    []StepRow
+	// Prefill says that it ran chunks of prompts, Decode that sequences decoded in it.
+	Prefill, Decode bool
+	Rows            []StepRow
 	// Err is what the runner gave; the rows then have no tokens.
 	Err error
 }
@@ -16,6 +16,8 @@ type Step struct {
 type StepRow struct {
 	// Tag is its Request's.
 	Tag any
+	// Prefill says that the row is a chunk of a prompt.
+	Prefill bool
 	// Slot is where its KV lies, Past the number of positions that were there before, Tokens how many were run.
 	Slot, Past, Tokens int
 }
@@ -26,10 +28,12 @@ func (e *Engine) observe(p plan, began time.Time, err error) {
 	if e.observer == nil || len(p.seqs) == 0 {
 		return
 	}
-	s := Step{Began: began, Ended: e.clock(), Prefill: p.seqs[0].phase == prefilling, Rows: e.rows[:0], Err: err}
+	s := Step{Began: began, Ended: e.clock(), Rows: e.rows[:0], Err: err}
+	s.Prefill, s.Decode = p.decodes < len(p.seqs), p.decodes > 0
 	for i, q := range p.seqs {
 		row := p.batch.Rows[i]
-		s.Rows = append(s.Rows, StepRow{Tag: q.tag, Slot: row.Slot, Past: row.Past, Tokens: len(row.IDs)})
+		s.Rows = append(s.Rows,
+			StepRow{Tag: q.tag, Prefill: i >= p.decodes, Slot: row.Slot, Past: row.Past, Tokens: len(row.IDs)})
 	}
 	e.rows = s.Rows
 	e.observer(s)

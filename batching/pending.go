@@ -15,6 +15,7 @@ func (q *sequence) pending() bool { return q.missed && !q.sampler.Ready() }
 
 // idleRow is q's part of a decode step that it sits out.
 func (q *sequence) idleRow() decoder.Row {
+	q.proposal.Behind = false
 	return decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past : q.past+1], Spans: q.spans}
 }
 

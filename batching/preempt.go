@@ -36,10 +36,12 @@ func byWorth(a, b *sequence) int {
 
 // victim is the running sequence that goes first when memory is short.
 func (s *scheduler) victim() *sequence {
-	v := s.slots.prefilling
-	for _, q := range s.slots.decoding {
-		if v == nil || byWorth(q, v) <= 0 {
-			v = q
+	var v *sequence
+	for _, list := range [][]*sequence{s.slots.prefilling, s.slots.decoding} {
+		for _, q := range list {
+			if v == nil || byWorth(q, v) <= 0 {
+				v = q
+			}
 		}
 	}
 	return v
@@ -65,7 +67,7 @@ func (s *scheduler) yielding(q *sequence) []*sequence {
 	s.victims = s.victims[:0]
 	held, _ := s.held()
 	rows := len(s.slots.decoding)
-	if p := s.slots.prefilling; p != nil {
+	for _, p := range s.slots.prefilling {
 		if !q.outranks(p) && !s.interrupts(q, p) {
 			return nil
 		}

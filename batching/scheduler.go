@@ -9,8 +9,17 @@ import (
 
 // plan is one step: the batch and whose rows they are. It is valid until the next schedule.
 type plan struct {
-	batch *decoder.Batch
-	seqs  []*sequence // seqs[i] has batch.Rows[i]
+	batch   *decoder.Batch
+	seqs    []*sequence // seqs[i] has batch.Rows[i]
+	decodes int         // the rows, the first ones, of decoding sequences; the others are chunks of prompts
+}
+
+// chunk is the number of prompt tokens that p runs.
+func (p plan) chunk() (n int) {
+	for _, row := range p.batch.Rows[p.decodes:] {
+		n += len(row.IDs)
+	}
+	return n
 }
 
 // takes is the number of tokens that the rows want, given those at the start of the list.
@@ -33,9 +42,9 @@ type delivery struct {
 // scheduler decides what the next step runs. It does no I/O, starts no goroutine, takes no lock and reads no clock:
 // the same calls give the same plans. The deliveries that its verbs return are valid until the next verb.
 //
-// The policy: the queue says who is next. One sequence is in prefill at a time, in chunks; a chunk and a decode step
-// take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt slows the running sequences
-// but never stops them, unless nobody waits for their tokens (gather.go).
+// The policy: the queue says who is next. One long prompt is read at a time, in chunks, and short ones together; a
+// chunk and a decode step take turns, and a chunk is as long as Options.PrefillShare allows, so that a long prompt
+// slows the running sequences but never stops them, unless nobody waits for their tokens (gather.go).
 type scheduler struct {
 	maxLen, chunk int
 	exact         bool    // chunks may be cut anywhere
@@ -47,11 +56,13 @@ type scheduler struct {
 	sharePrefixes bool
 	budget        int   // KV positions
 	drafts        int   // at most so many a row
+	proposes      bool  // the runner has a draft model
 	queue         queue // submitted, no slot yet
 	deadlines     deadlines
 	slots         slots
 	deferring     bool // see deferDecode
-	chunkLast     bool // the last step was a prefill chunk: a decode step has the next turn
+	chunkLast     bool // the last step was a chunk alone: a decode step has the next turn
+	mixedSteps    int  // since the last decode step without chunks
 	began         time.Time
 	decoded       time.Time     // when a decode step ended, or when there were sequences to decode again
 	holdSince     time.Time     // since when decode steps are put off; zero if they are not
@@ -90,7 +101,7 @@ func newScheduler(c decoder.Capacity, o Options) *scheduler {
 		s.chunk, s.exact = c.MaxLen, false
 	}
 	if s.exact {
-		s.drafts = o.Drafts
+		s.drafts, s.proposes, s.slots.mixed = o.Drafts, c.Proposes, c.Mixed
 		if c.MaxDrafts > 0 {
 			s.drafts = min(s.drafts, c.MaxDrafts)
 		}
@@ -138,7 +149,7 @@ func (s *scheduler) busy() bool {
 		return true
 	}
 	if s.allPending() {
-		return s.slots.prefilling != nil || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
+		return len(s.slots.prefilling) > 0 || s.queue.len() > 0 && s.turn(s.queue.next()) || s.slots.idleMemory()
 	}
 	return s.queue.len() > 0 || s.slots.running() > 0 || s.slots.idleMemory()
 }
@@ -159,20 +170,37 @@ func (s *scheduler) schedule(now time.Time) plan {
 	if admits {
 		s.admit(now)
 	}
-	s.chunkLast = s.slots.prefilling != nil && !s.decodesNext()
-	if s.chunkLast {
-		s.planChunk(s.slots.prefilling)
-	} else {
-		s.planDecode()
+	chunks := len(s.slots.prefilling) > 0 && !s.decodesNext()
+	if !chunks || s.ridesAlong() {
+		s.planDecode(!chunks)
 	}
+	p := plan{batch: &s.batch, decodes: len(s.batch.Rows)}
+	if chunks {
+		s.planPrompts(admits, now)
+	}
+	p.seqs = s.seqs
+	s.chunkLast = chunks && p.decodes == 0
 	s.slots.releases(&s.batch, s.budget)
 	s.batch.Wipe, s.slots.wipe = s.slots.wipe, false
-	return plan{batch: &s.batch, seqs: s.seqs}
+	return p
 }
 
-// decodesNext says whether it is the decoding sequences' turn.
+// mostMixed is the most steps in a row that decode beside chunks: the next decodes alone, so that it is known what that
+// takes.
+const mostMixed = 16
+
+// decodesNext says whether the next step is the decoding sequences' alone.
 func (s *scheduler) decodesNext() bool {
-	return s.chunkLast && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending()
+	if len(s.slots.decoding) == 0 || s.deferring || s.allPending() {
+		return false
+	}
+	return s.chunkLast || s.mixedSteps >= mostMixed
+}
+
+// ridesAlong says whether the decoding sequences have a token each in a step that runs chunks: the weights are read
+// once for both.
+func (s *scheduler) ridesAlong() bool {
+	return s.slots.mixed && len(s.slots.decoding) > 0 && !s.deferring && !s.allPending() && s.latency.step.n > 0
 }
 
 // start gives q a slot, with its first n positions from src.
@@ -190,20 +218,77 @@ func (s *scheduler) start(q, src *sequence, n int, take bool, now time.Time) {
 // of all of its positions take memory, vocabulary × 4 bytes each.
 const logprobsChunk = 32
 
-// planChunk runs the next part of q's prompt. Only the last chunk wants a token, and not even that if the sequence was
-// preempted and knows it.
-func (s *scheduler) planChunk(q *sequence) {
-	end := q.past + s.chunk
+// planPrompts runs the next part of a prompt and, where rows may differ, with the last part as many of the next prompts
+// as fit whole into what a chunk may be long. More says whether any may be admitted.
+func (s *scheduler) planPrompts(more bool, now time.Time) {
+	q := s.slots.prefilling[0]
+	most := s.longestChunk(q)
+	n := s.planChunk(q, most)
+	if !more || !s.slots.mixed || q.past+n < q.target {
+		return
+	}
+	for left := most - n; left > 0; {
+		next := s.admitBeside(left, now)
+		if next == nil {
+			return
+		}
+		left -= s.planChunk(next, next.target-next.past)
+	}
+}
+
+// admitBeside admits the next waiting sequence if the rest of its prompt is of at most so many ids, for the same step
+// as those in prefill; nil if not. One that would find its prompt begun by one of them comes after it.
+func (s *scheduler) admitBeside(most int, now time.Time) *sequence {
+	q := s.queue.next()
+	if q == nil || s.slots.running() == len(s.slots.at) || q.logprobs != nil {
+		return nil
+	}
+	if s.leaves(q, now) || s.missesDeadline(q, now) {
+		return nil
+	}
+	src, n := s.source(q)
+	if q.target-n > min(most, s.longestChunk(q)) || s.waitsFor(q, n) || !s.admitFrom(q, src, n, now) {
+		return nil
+	}
+	return q
+}
+
+// waitsFor says whether q, which finds n positions of its prompt, would find more of it after this step.
+func (s *scheduler) waitsFor(q *sequence, n int) bool {
+	return slices.ContainsFunc(s.slots.prefilling, func(p *sequence) bool {
+		if q.group != nil && q.group == p.group {
+			return true
+		}
+		if !s.caching || p.tenant != q.tenant && !s.sharePrefixes {
+			return false
+		}
+		return s.common(q, p, shared(q, p, min(p.target, q.target-1))) >= n+panel
+	})
+}
+
+// longestChunk is the most ids of a step of q's prompt, but for an image that has to be run whole.
+func (s *scheduler) longestChunk(q *sequence) int {
+	most := s.chunk
 	switch {
 	case !s.exact:
-		end = s.chunkEnd(q, q.past)
+		return s.chunkEnd(q, q.past) - q.past
 	case len(s.slots.decoding) > 0 && !s.deferring:
-		end = q.past + s.latency.fitting(s.stallFor(q), s.chunk)
+		most = s.latency.fitting(s.stallFor(q), s.chunk)
 	}
-	if q.logprobs != nil && s.exact {
-		end = min(end, q.past+logprobsChunk)
+	if q.logprobs != nil {
+		most = min(most, logprobsChunk)
 	}
-	end = min(s.border(q, q.past, end), q.target)
+	return most
+}
+
+// planChunk runs the next part of q's prompt, of so many ids at most, and says of how many. Only the last chunk wants a
+// token, and not even that if the sequence was preempted and knows it.
+func (s *scheduler) planChunk(q *sequence, most int) int {
+	end := q.past + most
+	if s.exact {
+		end = s.border(q, q.past, end)
+	}
+	end = min(end, q.target)
 	row := decoder.Row{Slot: q.slot, Past: q.past, IDs: q.ids[q.past:end], Spans: q.spans}
 	if q.logprobs != nil && !q.logprobs.Complete() {
 		row.Prompt = q.logprobs
@@ -212,6 +297,7 @@ func (s *scheduler) planChunk(q *sequence) {
 		row.Sampler = q.sampler
 	}
 	s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
+	return len(row.IDs)
 }
 
 // urgentStall is what a chunk of a prompt may take, in decode steps, where all that decode are of a lower class.
@@ -227,14 +313,17 @@ func (s *scheduler) stallFor(q *sequence) float64 {
 	return max(s.stall, urgentStall)
 }
 
-// planDecode runs the newest token of each decoding sequence.
-func (s *scheduler) planDecode() {
-	width := s.draftWidth()
+// planDecode runs the newest token of each decoding sequence, alone with drafts.
+func (s *scheduler) planDecode(alone bool) {
+	width := 1
+	if alone {
+		width = s.draftWidth()
+	}
 	used := 0 // rows up to the last that does not sit out
 	for i, q := range s.slots.decoding {
 		row := q.idleRow()
 		if !q.pending() {
-			row, used = q.decodeRow(width), i+1
+			row, used = s.decodeRow(q, width), i+1
 		}
 		s.batch.Rows, s.seqs = append(s.batch.Rows, row), append(s.seqs, q)
 	}
@@ -287,25 +376,32 @@ func (s *scheduler) commit(p plan, tokens []decoder.Token, now time.Time) []deli
 			s.accept(q, t, now)
 		}
 		tokens = tokens[1+right:]
-		q.recordDrafts(row.Drafts, right)
-		s.totals.DraftedTokens += int64(row.Drafts)
-		s.totals.RightDrafts += int64(right)
+		s.recordDrafts(q, row.Drafts, right)
 	}
 	return s.out
 }
 
-// measure records how long p took.
+// measure records how long p took. Of a step that decoded beside chunks these took what it took longer than one
+// without.
 func (s *scheduler) measure(p plan, tokens []decoder.Token, now time.Time) {
-	took := now.Sub(s.began)
-	if s.chunkLast {
-		s.latency.recordChunk(len(p.batch.Rows[0].IDs), took, now)
-	} else {
-		n := p.takes(tokens)
-		s.latency.recordDecode(took, now.Sub(s.decoded)-s.heldFor, len(p.seqs), n, now)
-		s.latency.recordDrafts(n, p.batch.Width() > 1, took)
+	took, chunk := now.Sub(s.began), p.chunk()
+	gap := now.Sub(s.decoded) - s.heldFor
+	switch n := p.takes(tokens); {
+	case p.decodes == 0:
+		s.latency.recordChunk(chunk, took, now)
+	case chunk > 0:
+		s.latency.recordMixed(chunk, took, gap, now)
+	default:
+		s.latency.recordDecode(took, gap, len(p.seqs), n, now)
+		if !slices.ContainsFunc(p.seqs, func(q *sequence) bool { return q.proposal.Behind }) {
+			s.latency.recordDrafts(n, p.batch.Width() > 1, took)
+		}
 	}
-	if !s.chunkLast || len(s.slots.decoding) == 0 {
+	if p.decodes > 0 || len(s.slots.decoding) == 0 {
 		s.decoded, s.heldFor = now, 0
+	}
+	if s.mixedSteps++; p.decodes == 0 || chunk == 0 {
+		s.mixedSteps = 0
 	}
 }
 
@@ -378,9 +474,7 @@ func (s *scheduler) end(cause error, now time.Time) []delivery {
 		event = Event{Finish: Error, Err: cause}
 	}
 	open := slices.AppendSeq(slices.Clone(s.slots.decoding), s.queue.all())
-	if s.slots.prefilling != nil {
-		open = append(open, s.slots.prefilling)
-	}
+	open = append(open, s.slots.prefilling...)
 	for _, q := range open {
 		s.finish(q, event, now)
 	}
@@ -423,11 +517,13 @@ func (s *scheduler) finish(q *sequence, event Event, now time.Time) {
 // count adds up what a plan put on the device.
 func (s *scheduler) count(p plan) {
 	s.totals.Steps++
-	if s.chunkLast {
+	if p.decodes < len(p.seqs) {
 		s.totals.PrefillSteps++
-	} else {
-		s.totals.DecodeRows += int64(len(p.seqs))
+		if p.decodes > 0 {
+			s.totals.MixedSteps++
+		}
 	}
+	s.totals.DecodeRows += int64(p.decodes)
 	for _, m := range p.batch.Moves {
 		s.totals.MovedTokens += int64(m.Len + m.Back)
 	}
@@ -439,9 +535,9 @@ func (s *scheduler) load() load {
 	for _, q := range s.slots.decoding {
 		l.running[q.class]++
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		l.running[q.class]++
-		l.tokens[q.class] = q.target - q.past
+		l.tokens[q.class] += q.target - q.past
 	}
 	for i := classes - 1; i >= 0; i-- {
 		l.waiting[i] = s.queue.classes[i].entries.Len()
@@ -460,10 +556,13 @@ func (s *scheduler) stats() Stats {
 	t := s.totals
 	t.Running, t.Waiting = s.slots.running(), s.queue.len()
 	t.CachedSlots, t.Evictions = len(s.slots.cached), s.slots.evictions
+	for i := range s.queue.classes {
+		t.WaitingBy[i] = s.queue.classes[i].entries.Len()
+	}
 	for _, q := range s.slots.decoding {
 		t.KVTokens += q.past
 	}
-	if q := s.slots.prefilling; q != nil {
+	for _, q := range s.slots.prefilling {
 		t.KVTokens += q.past
 	}
 	for _, n := range s.slots.touched {

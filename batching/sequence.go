@@ -117,7 +117,8 @@ type sequence struct {
 
 	plain         bool    // nothing is drafted for it
 	drafted       []int32 // its newest token and what may follow, as in the plan
-	misses, pause int     // drafts that were all wrong, without a right one since; tokens until the next
+	proposal      decoder.Proposal
+	lookup, model guesses // by what was said before, and by a draft model
 
 	priority Priority
 	ticket   *Ticket // given back at the end

@@ -2,6 +2,7 @@ package batching
 
 import (
 	"container/list"
+	"slices"
 	"time"
 )
 
@@ -121,7 +122,7 @@ func (s *scheduler) lower(class int) bool {
 			return true
 		}
 	}
-	return s.slots.prefilling != nil && s.slots.prefilling.class < class
+	return slices.ContainsFunc(s.slots.prefilling, func(q *sequence) bool { return q.class < class })
 }
 
 // interrupts says whether q, which waits, may go before p's prompt is read on, although they are of the same class:

@@ -6,11 +6,12 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 )
 
-// slots says whose keys and values each KV slot holds. The decoding sequences have slots [0, len(decoding)) and the one
-// in prefill has the next, because attention runs over one contiguous range of slots. The others may hold cached
-// sequences: ended ones, from which a new one may start.
+// slots says whose keys and values each KV slot holds. The decoding sequences have slots [0, len(decoding)) and those
+// in prefill have the next, because attention may run over one contiguous range of slots. The others may hold cached
+// sequences: ended ones, from which a new one may start. Between steps one sequence is in prefill at most; in a step
+// there may be more, whose prompts end with it all but the last's.
 //
-//	decoding … | prefilling | cached and empty slots in any order
+// 	decoding … | prefilling | cached and empty slots in any order
 //
 // The order of the lists is where sequences belong; sequence.slot is where their KV lies. moves, once a step, closes
 // the gap. In between any number of sequences may end and others take their places: a chain of moves never comes to
@@ -19,34 +20,30 @@ import (
 type slots struct {
 	at         []*sequence // owner of each slot; nil if free
 	decoding   []*sequence
-	prefilling *sequence
+	prefilling []*sequence
 	cached     []*sequence // in the order in which they ended: the first is evicted first
 	evictions  int64
 	touched    []int // the number of positions of each slot that have memory
 	wipe       bool  // the next step puts zeros over all that nobody has
+	mixed      bool  // rows of a step may have any number of positions each
 }
 
 func newSlots(size int) slots { return slots{at: make([]*sequence, size), touched: make([]int, size)} }
 
-// free says whether a sequence could start its prefill.
-func (s *slots) free() bool { return s.prefilling == nil && len(s.decoding) < len(s.at) }
+// free says whether a sequence could start its prefill while no other is in prefill.
+func (s *slots) free() bool { return len(s.prefilling) == 0 && s.running() < len(s.at) }
 
 // running is the number of slots that running sequences use.
-func (s *slots) running() int {
-	if s.prefilling != nil {
-		return len(s.decoding) + 1
-	}
-	return len(s.decoding)
-}
+func (s *slots) running() int { return len(s.decoding) + len(s.prefilling) }
 
-// enter starts q's prefill in the slot after the decoding ones, from the first n positions of src if n > 0. A cached
+// enter starts q's prefill in the slot after the running ones, from the first n positions of src if n > 0. A cached
 // source is taken over, slot and all, if take or if there is no other slot; else it is copied. enter appends the moves
 // for that; all others have been made.
 func (s *slots) enter(q, src *sequence, n int, take bool, list []decoder.Move) []decoder.Move {
 	q.phase, q.past = prefilling, n
-	place := len(s.decoding)
-	last := len(s.cached) == 1 && len(s.decoding)+1 == len(s.at)
-	s.prefilling = q
+	place := s.running()
+	last := len(s.cached) == 1 && place+1 == len(s.at)
+	s.prefilling = append(s.prefilling, q)
 	if n > 0 && src.phase == ended && (take || last) {
 		s.forget(src)
 		s.at[src.slot], q.slot = q, src.slot
@@ -96,11 +93,11 @@ func (s *slots) forget(q *sequence) {
 	s.cached = slices.Delete(s.cached, i, i+1)
 }
 
-// join makes the sequence in prefill the last decoding one; its slot is the right one already.
+// join makes the first sequence in prefill the last decoding one; its slot is the right one already.
 func (s *slots) join() {
-	s.prefilling.phase = decoding
-	s.decoding = append(s.decoding, s.prefilling)
-	s.prefilling = nil
+	s.prefilling[0].phase = decoding
+	s.decoding = append(s.decoding, s.prefilling[0])
+	s.prefilling = slices.Delete(s.prefilling, 0, 1)
 }
 
 // leave takes q off the running ones; the last decoding sequence takes its place. Its KV is cached as heir's, q itself
@@ -110,8 +107,8 @@ func (s *slots) leave(q, heir *sequence) {
 		s.cached = append(s.cached, heir)
 	}
 	s.at[q.slot] = heir
-	if q == s.prefilling {
-		s.prefilling = nil
+	if i := slices.Index(s.prefilling, q); i >= 0 {
+		s.prefilling = slices.Delete(s.prefilling, i, i+1)
 		return
 	}
 	last := len(s.decoding) - 1
@@ -125,8 +122,8 @@ func (s *slots) moves(list []decoder.Move) []decoder.Move {
 	for place, q := range s.decoding {
 		list = s.bring(q, place, list)
 	}
-	if s.prefilling != nil {
-		list = s.bring(s.prefilling, len(s.decoding), list)
+	for i, q := range s.prefilling {
+		list = s.bring(q, len(s.decoding)+i, list)
 	}
 	return list
 }
@@ -163,12 +160,19 @@ func (s *slots) releases(b *decoder.Batch, budget int) {
 		s.touched[m.To] = max(s.touched[m.To], m.Len)
 		s.touched[m.From] = max(s.touched[m.From], m.Back)
 	}
-	width, total := b.Width(), 0
+	total := 0
 	for _, n := range s.touched {
 		total += n
 	}
+	width := b.Width()
+	reach := func(r decoder.Row) int { // that of the longest, where rows cannot differ
+		if s.mixed {
+			return r.Past + r.Width()
+		}
+		return r.Past + width
+	}
 	for _, r := range b.Rows {
-		total += max(r.Past+width-s.touched[r.Slot], 0)
+		total += max(reach(r)-s.touched[r.Slot], 0)
 	}
 	for i, q := range s.at {
 		used := 0
@@ -181,6 +185,6 @@ func (s *slots) releases(b *decoder.Batch, budget int) {
 		}
 	}
 	for _, r := range b.Rows {
-		s.touched[r.Slot] = max(s.touched[r.Slot], r.Past+width)
+		s.touched[r.Slot] = max(s.touched[r.Slot], reach(r))
 	}
 }

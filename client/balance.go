@@ -25,10 +25,14 @@ var ErrNotServing = errors.New("mmserve: the server takes no requests")
 // maxAddresses bounds the servers of one DialServers.
 const maxAddresses = 1024
 
-// balanced sends each call to the less loaded of two servers drawn at random, among those whose health is SERVING.
-var balanced = fmt.Sprintf(
-	`{"loadBalancingConfig":[{"least_request_experimental":{"choiceCount":2}}],"healthCheckConfig":{"serviceName":%q}}`,
-	pb.MMServe_ServiceDesc.ServiceName,
+// Service configs that send each call to the less loaded of two servers drawn at random; healthy does so among those
+// whose health is SERVING. Retries are the client's own: gRPC's do not read RetryInfo.
+var (
+	balanced = `{"loadBalancingConfig":[{"least_request_experimental":{"choiceCount":2}}]}`
+	healthy  = fmt.Sprintf(
+		`{"loadBalancingConfig":[{"least_request_experimental":{"choiceCount":2}}],"healthCheckConfig":{"serviceName":%q}}`,
+		pb.MMServe_ServiceDesc.ServiceName,
+	)
 )
 
 // reconnect has a server that comes back be found within seconds; gRPC's own back-off goes up to two minutes.
@@ -39,6 +43,18 @@ var reconnect = backoff.Config{
 	MaxDelay:   3 * time.Second,
 }
 
+// balancing spreads calls over all addresses of a target, or over those that are SERVING.
+func balancing(checked bool) []grpc.DialOption {
+	config := balanced
+	if checked {
+		config = healthy
+	}
+	return []grpc.DialOption{
+		grpc.WithDefaultServiceConfig(config),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),
+	}
+}
+
 // DialServers makes a client that spreads its calls over several servers: the one with the fewest calls open is
 // asked, and one that is not SERVING is left out until it is. servers is a comma-separated list of host:port, or one
 // gRPC target such as dns:///name:port, whose addresses are then all used.
@@ -47,10 +63,7 @@ func DialServers(servers string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	dial := []grpc.DialOption{
-		grpc.WithDefaultServiceConfig(balanced),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),
-	}
+	dial := balancing(true)
 	target := list[0]
 	if len(list) > 1 {
 		var state resolver.State

@@ -3,17 +3,23 @@ package client_test
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mmserve/mmserve/client"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -187,7 +193,63 @@ func TestSplitServers(t *testing.T) {
 	}
 }
 
-// UNAVAILABLE is tried again only before the first token, and only where it was asked for.
+// A call that got UNAVAILABLE waits for as long as the server suggests, within bounds, and three times by default.
+func TestUnavailableHeedsRetryInfo(t *testing.T) {
+	stopping := func(after time.Duration) error {
+		st, err := status.New(codes.Unavailable, "stopping").WithDetails(&errdetails.RetryInfo{
+			RetryDelay: durationpb.New(after)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Err()
+	}
+	for suggested, want := range map[time.Duration]time.Duration{
+		0: 100 * time.Millisecond, -time.Hour: 100 * time.Millisecond,
+		5 * time.Second: 5 * time.Second, time.Hour: time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{refusals: slices.Repeat([]error{stopping(suggested)}, 3)}
+			if _, err := dial(t, s).Generate(t.Context(), client.Chat()); err != nil || len(s.calls) != 4 {
+				t.Fatalf("%v: %v after %d calls, want an answer to the fourth", suggested, err, len(s.calls))
+			}
+			if got := s.calls[1].Sub(s.calls[0]); got < want || got > max(want, 200*time.Millisecond) {
+				t.Errorf("%v suggested: waited %v, want %v", suggested, got, want)
+			}
+		})
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{refusals: slices.Repeat([]error{stopping(suggested)}, 4)}
+			if _, err := dial(t, s).Generate(t.Context(), client.Chat()); status.Code(err) != codes.Unavailable {
+				t.Errorf("%v: %v after the fourth refusal", suggested, err)
+			}
+		})
+	}
+}
+
+// Dial asks each address of a target, and with dns: only those that are SERVING.
+func TestDialBalances(t *testing.T) {
+	a, off := startCounted(t, "127.0.0.1:0", 0), startCounted(t, "127.0.0.1:0", 0)
+	off.serving(false)
+	for scheme, want := range map[string]bool{"several": true, "dns": false} {
+		r := manual.NewBuilderWithScheme(scheme)
+		r.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: a.addr}, {Addr: off.addr}}})
+		c, err := client.Dial(scheme+":///name:1", client.WithDialOptions(grpc.WithResolvers(r)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := off.calls.Load()
+		if n := callAll(t, c, 40, 4); n > 0 {
+			t.Errorf("%s: %d failed", scheme, n)
+		}
+		if want {
+			eventually(t, "both are asked", func() bool { callAll(t, c, 4, 4); return off.calls.Load() > before })
+		} else if off.calls.Load() > before {
+			t.Error("a server that is not SERVING was asked")
+		}
+		c.Close()
+	}
+}
+
+// UNAVAILABLE is tried again only before the first token, and only so often.
 func TestUnavailableRetries(t *testing.T) {
 	gone := status.Error(codes.Unavailable, "gone")
 	for retries, want := range map[int]codes.Code{0: codes.Unavailable, 1: codes.Unavailable, 2: codes.OK} {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -55,7 +56,7 @@ type options struct {
 type Option func(*options)
 
 // WithRetries makes a call that found the server full try again, up to n times, after the delay the server
-// suggests and as much again at random. Nothing else is tried again. Default: no retries.
+// suggests and as much again at random. Default: no retries.
 func WithRetries(n int) Option { return func(o *options) { o.retries = n } }
 
 // WithMaxMessageBytes is the size of the largest message that Dial's connection sends or takes; the server's own
@@ -72,10 +73,12 @@ func WithDialOptions(dial ...grpc.DialOption) Option {
 	return func(o *options) { o.dial = append(o.dial, dial...) }
 }
 
-// Dial makes a client for the server at addr, host:port or any gRPC target. The connection is made at the first
-// call. Close it after use.
+// Dial makes a client for the server at addr, host:port or any gRPC target. Of several addresses the one with the
+// fewest calls open is asked; dns:///name:port leaves out those whose health is not SERVING, too, and has to resolve to
+// servers, not to a balancer's one address. The connection is made at the first call. Close it after use.
 func Dial(addr string, opts ...Option) (*Client, error) {
 	o := newOptions(opts)
+	o.dial = append(balancing(strings.HasPrefix(addr, "dns:")), o.dial...)
 	dial, err := o.secure(addr)
 	if err != nil {
 		return nil, err
@@ -100,7 +103,7 @@ func New(conn grpc.ClientConnInterface, opts ...Option) *Client {
 }
 
 func newOptions(opts []Option) options {
-	o := options{creds: insecure.NewCredentials()}
+	o := options{creds: insecure.NewCredentials(), unavailable: unavailableRetries}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -225,6 +228,11 @@ func RetryDelay(err error) (delay time.Duration, ok bool) {
 	if st.Code() != codes.ResourceExhausted {
 		return 0, false
 	}
+	return retryInfo(st)
+}
+
+// retryInfo is the delay that a status suggests.
+func retryInfo(st *status.Status) (delay time.Duration, ok bool) {
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.RetryInfo); ok {
 			return max(info.GetRetryDelay().AsDuration(), 0), true

@@ -127,7 +127,7 @@ func TestRetry(t *testing.T) {
 		{"not beyond the deadline", []error{busy(time.Minute)}, 5, 30 * time.Second, 1, codes.ResourceExhausted},
 		{"not without RetryInfo", []error{status.Error(codes.ResourceExhausted, "too large")}, 5, time.Hour, 1,
 			codes.ResourceExhausted},
-		{"not other errors", []error{status.Error(codes.Unavailable, "draining")}, 5, time.Hour, 1, codes.Unavailable},
+		{"not other errors", []error{status.Error(codes.Internal, "broken")}, 5, time.Hour, 1, codes.Internal},
 	} {
 		for name, call := range calls {
 			t.Run(tt.name+"/"+name, func(t *testing.T) {

@@ -12,11 +12,15 @@ import (
 const (
 	firstBackOff = 200 * time.Millisecond
 	longBackOff  = 10 * time.Second
+	// unavailableRetries is how often a call is tried again unless WithUnavailableRetries says otherwise.
+	unavailableRetries = 3
+	// longestSuggestion bounds what of a server's RetryInfo a call that got UNAVAILABLE heeds.
+	longestSuggestion = time.Minute
 )
 
 // WithUnavailableRetries makes a call that got UNAVAILABLE before the first token try again, up to n times with
-// exponential back-off, on another server where there are several. Nothing was answered by then, so that no answer is
-// given twice. Default: no retries.
+// exponential back-off and at least the server's RetryInfo, on another server where there are several. Nothing was
+// answered by then, so that no answer is given twice. No call is ever made twice at once (hedged). Default: 3.
 func WithUnavailableRetries(n int) Option { return func(o *options) { o.unavailable = n } }
 
 // delay says how long to wait before try number try+1 after err, and whether to try at all.
@@ -25,7 +29,8 @@ func (c *Client) delay(err error, try int) (time.Duration, bool) {
 		return d + rand.N(d+1), try < c.retries // at random, so that callers refused together do not come back together
 	}
 	if status.Code(err) == codes.Unavailable && try < c.unavailable {
-		return BackOff(try), true
+		suggested, _ := retryInfo(status.Convert(err))
+		return max(BackOff(try), min(suggested, longestSuggestion)), true
 	}
 	return 0, false
 }

@@ -27,6 +27,10 @@ type Capacity struct {
 	// PrefixStep, unless 0, is what the number of positions has to be a multiple of that a sequence starts with from
 	// another's.
 	PrefixStep int
+	// Mixed says that the rows of a step may have any number of ids each, with a past or without: see Batch.
+	Mixed bool
+	// Proposes says that there is a draft model: see Row.Propose.
+	Proposes bool
 	// WholeImages says that the positions of a span have to be run in one chunk, and that no other prompt may start from a
 	// part of them.
 	WholeImages bool
@@ -53,6 +57,9 @@ type Row struct {
 	// Drafts is the number of IDs, the last ones, that are guesses of what Sampler will pick. Only in a decode step, and
 	// only if the runner is exact and prompts need not be run whole.
 	Drafts int
+	// Propose, unless nil, asks a runner with a draft model for drafts: Run appends them to IDs, counts them in Drafts,
+	// and sets Propose to nil. Only with one id and a Sampler.
+	Propose *Proposal
 	// Spans are the image spans of the whole sequence (absolute positions); nil for text.
 	Spans []fusion.Span
 	// Prompt, if not nil, is given the logits of all positions of the row.
@@ -77,6 +84,9 @@ func (row *Row) Right(tokens []Token) (n int) {
 //
 // A decode step is Width positions wide: all rows have room for so many, and what lies past a row's ids in its slot
 // afterwards is not to be read.
+//
+// Where Capacity.Mixed, rows may be of both kinds in one step: any number of them in slots of ascending numbers, each
+// with any number of ids and drafts.
 type Batch struct {
 	Moves    []Move
 	Releases []Release
@@ -85,13 +95,22 @@ type Batch struct {
 	Wipe bool
 }
 
-// Width is the number of positions that each row of the batch takes up: the ids of the longest.
+// Width is the number of positions that each row of the batch takes up: the ids of the longest, with the drafts that it
+// asks for.
 func (b *Batch) Width() int {
 	width := 0
-	for _, r := range b.Rows {
-		width = max(width, len(r.IDs))
+	for i := range b.Rows {
+		width = max(width, b.Rows[i].Width())
 	}
 	return width
+}
+
+// Width is the number of positions that the row takes up, with the drafts that it asks for.
+func (row *Row) Width() int {
+	if row.Propose != nil {
+		return len(row.IDs) + row.Propose.Most
+	}
+	return len(row.IDs)
 }
 
 // Token is what a row with a sampler gives, with drafts one for each that was right and one more.

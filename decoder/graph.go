@@ -190,11 +190,11 @@ func (c Config) KVBytesPerToken() int64 {
 	return int64(c.caches())*2*int64(c.KVHeads)*int64(c.HeadDim)*4 + c.convBytesPerToken()
 }
 
-// Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [B] (length after the step
-// − 1), total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), those of
-// stepInputs, deepstackInputs and convInputs, then per layer that attends past key and value
-// [B, kv heads, max len, head dim]. Outputs: logits [K, vocab], present states of convolutions, then per
-// layer present key and value, which are bound to the same memory as the past so that the step writes in place.
+// Graph builds the decoder's graph. Inputs, in order: inputs_embeds [B,S,hidden], seqlens_k [rows] (length after the
+// step − 1), total_sequence_length [1], sample_rows [K] (indices into the B·S positions that want logits), those of
+// stepInputs, deepstackInputs and convInputs, then per layer that attends past key and value [B, kv heads, max len,
+// head dim]. Outputs: logits [K, vocab], present states of convolutions, then per layer present key and value, which
+// are bound to the same memory as the past so that the step writes in place.
 // Reference: transformers LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM,
 // Gemma3ForCausalLM, GraniteForCausalLM, Ministral3ForCausalLM, Glm4vTextModel.
 func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, error) {
@@ -211,7 +211,11 @@ func (c Config) Graph(w *graph.Weights, p graph.Precision) (*graph.Builder, erro
 	b := graph.NewBuilder("decoder", w, p)
 	b.UnitNorms = c.UnitNorms
 	x := b.Input("inputs_embeds", onnx.F32, "B", "S", c.Hidden)
-	seqlens := b.Input("seqlens_k", onnx.I32, "B")
+	rows := "B"
+	if c.mixes() {
+		rows = "R"
+	}
+	seqlens := b.Input("seqlens_k", onnx.I32, rows)
 	total := b.Input("total_sequence_length", onnx.I32, 1)
 	sample := b.Input("sample_rows", onnx.I64, "K")
 	attend := attention{Config: c, seqlens: seqlens, total: total}

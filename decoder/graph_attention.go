@@ -22,6 +22,9 @@ type attention struct {
 	at string
 	// blockEnd [B, S] is the last position that each position sees; "" where that is its own.
 	blockEnd string
+	// places [rows, 2] are where each row starts among a step's positions, and its slot; "" where rows are as long as each
+	// other and lie in the first slots.
+	places string
 	// first is true in a step that starts a sequence; "" where no layer needs to know.
 	first string
 	// shape is [B, S, -1] where values between layers are [B·S, width], as on a device; else "".
@@ -36,6 +39,9 @@ type rotation struct{ cos, sin string }
 // [B,S,rotary dim/2] with MRope; block_end [B,S] with ImageBlocks, the last position that each one sees: for those of
 // an image its last, for others their own. An image lies in one step.
 func (a *attention) stepInputs(b *graph.Builder) {
+	if !b.Device && a.mixes() {
+		a.places = b.Input("row_places", onnx.I32, "R", 2)
+	}
 	if a.MRope != nil {
 		half := a.rotaryDim() / 2
 		a.full = rotation{b.Input("rope_cos", onnx.F32, "B", "S", half), b.Input("rope_sin", onnx.F32, "B", "S", half)}
@@ -91,6 +97,9 @@ func (c Config) ownAttention() bool {
 	return graph.HasKernels && !c.plain && c.EncoderStates == 0 && !(c.WholePrompt && c.explicit())
 }
 
+// mixes tells whether the rows of a run may have any number of positions each.
+func (c Config) mixes() bool { return c.ownAttention() && c.ShortConv == nil && !c.WholePrompt }
+
 // explicit tells that queries and keys are changed in ways that ONNX Runtime's attention does not know.
 func (c Config) explicit() bool {
 	return c.QKNorm || c.RopePairs || c.MRope != nil || c.QueryScaling != nil || c.ImageBlocks ||
@@ -107,6 +116,9 @@ func (c Config) scale() float32 {
 func (a attention) layer(b *graph.Builder, i int, qkv []string) string {
 	name := func(stem string) string { return fmt.Sprintf("%s.%d", stem, i) }
 	dims := []any{"B", a.KVHeads, "P", a.HeadDim}
+	if a.places != "" {
+		dims[0] = "slots"
+	}
 	b.Input(name("past_key"), b.Type(), dims...)
 	b.Input(name("past_value"), b.Type(), dims...)
 	in := qkv
@@ -149,7 +161,7 @@ func (a attention) own(b *graph.Builder, i int, qkv []string) {
 	in, out := a.names(i)
 	r := a.rotation(i)
 	in = append(append(qkv[:3:3], in...), r.cos, r.sin, a.blockEnd)
-	in = append(append(in, a.headNorms(b, i)...), a.factors)
+	in = append(append(in, a.headNorms(b, i)...), a.factors, a.places)
 	pairs := 0
 	if a.RopePairs {
 		pairs = 1

@@ -54,40 +54,40 @@ func (m *imageInputs) reserve(n int) error {
 	return err
 }
 
-// tensors appends the inputs for rows of width positions each, those behind a row's ids included.
-func (m *imageInputs) tensors(list []ort.Tensor, views *viewList, rows []Row, width int) ([]ort.Tensor, error) {
-	n := len(rows)
+// tensors appends the inputs for the positions of a run, those behind a row's ids included.
+func (m *imageInputs) tensors(list []ort.Tensor, views *viewList, l *layout) ([]ort.Tensor, error) {
+	n, width := l.dims()
 	if m.turns != nil {
-		m.turn(rows, width)
+		m.turn(l)
 		pairs := len(m.turns.frequencies)
 		list = append(list, view(views, m.cos.Slice(), n, width, pairs), view(views, m.sin.Slice(), n, width, pairs))
 	}
 	if m.config.ImageBlocks {
-		m.blocks(rows, width)
+		m.blocks(l)
 		list = append(list, view(views, m.ends.Slice(), n, width))
 	}
 	if m.config.Deepstack > 0 {
-		return m.deepstack(list, views, rows, width)
+		return m.deepstack(list, views, l)
 	}
 	return list, nil
 }
 
 // turn writes the cosines and sines of the positions' places.
-func (m *imageInputs) turn(rows []Row, width int) {
+func (m *imageInputs) turn(l *layout) {
 	pairs := len(m.turns.frequencies)
 	cos, sin := m.cos.Slice(), m.sin.Slice()
-	for i, row := range rows {
-		places(row.Spans, row.Past, width, func(j int, p [3]int64) {
-			at := (i*width + j) * pairs
+	for i, row := range l.rows {
+		places(row.Spans, row.Past, l.room(i), func(j int, p [3]int64) {
+			at := (l.first[i] + j) * pairs
 			m.turns.at(p, cos[at:at+pairs], sin[at:at+pairs])
 		})
 	}
 }
 
 // blocks writes the last position that each position sees: of an image its last, of text itself.
-func (m *imageInputs) blocks(rows []Row, width int) {
-	for i, row := range rows {
-		ends := m.ends.Slice()[i*width:][:width]
+func (m *imageInputs) blocks(l *layout) {
+	for i, row := range l.rows {
+		ends := m.ends.Slice()[l.first[i]:][:l.room(i)]
 		for j := range ends {
 			ends[j] = int32(row.Past + j)
 		}
@@ -101,9 +101,10 @@ func (m *imageInputs) blocks(rows []Row, width int) {
 
 // deepstack appends what is added behind each of the first layers: features at the positions of images, zeros at the
 // others, and a single row of zeros where a step has no image.
-func (m *imageInputs) deepstack(list []ort.Tensor, views *viewList, rows []Row, width int) ([]ort.Tensor, error) {
-	layers, hidden, n := m.config.Deepstack, m.config.Hidden, len(rows)
-	if !slices.ContainsFunc(rows, Row.overImages) {
+func (m *imageInputs) deepstack(list []ort.Tensor, views *viewList, l *layout) ([]ort.Tensor, error) {
+	layers, hidden := m.config.Deepstack, m.config.Hidden
+	n, width := l.dims()
+	if !slices.ContainsFunc(l.rows, Row.overImages) {
 		zeros := m.deep.Slice()[:hidden]
 		clear(zeros)
 		for range layers {
@@ -111,15 +112,15 @@ func (m *imageInputs) deepstack(list []ort.Tensor, views *viewList, rows []Row, 
 		}
 		return list, nil
 	}
-	size := n * width * hidden
+	size := l.count * hidden
 	if err := grow(&m.deep, layers*size); err != nil {
 		return list, err
 	}
 	for layer := range layers {
 		all := m.deep.Slice()[layer*size:][:size]
 		clear(all)
-		for i, row := range rows {
-			dst := all[i*width*hidden:][:len(row.IDs)*hidden]
+		for i, row := range l.rows {
+			dst := all[l.first[i]*hidden:][:len(row.IDs)*hidden]
 			if err := fusion.PlacePart(dst, hidden, 1+layer, row.Past, row.Spans); err != nil {
 				return list, err
 			}

@@ -22,7 +22,9 @@ func TestTurnRows(t *testing.T) {
 	if err := m.reserve(len(rows) * width); err != nil {
 		t.Fatal(err)
 	}
-	m.turn(rows, width)
+	var l layout
+	l.arrange(rows, false)
+	m.turn(&l)
 	want := [][width][3]int64{{{9, 9, 9}, {10, 10, 10}, {11, 11, 11}}, {{3, 3, 3}, {4, 4, 4}, {5, 5, 5}},
 		{{1, 1, 1}, {2, 2, 2}, {2, 2, 3}}}
 	axes := []int{0, 0, 1, 1, 1, 2, 2, 2}
@@ -38,6 +40,15 @@ func TestTurnRows(t *testing.T) {
 			}
 		}
 	}
+	apart := slices.Clone(m.cos.Slice())
+	l.arrange(rows, true)
+	m.turn(&l)
+	for i, row := range rows {
+		got, want := m.cos.Slice()[l.first[i]*pairs:], apart[i*width*pairs:]
+		if n := len(row.IDs) * pairs; !slices.Equal(got[:n], want[:n]) {
+			t.Errorf("one behind the other, row %d turns otherwise", i)
+		}
+	}
 }
 
 func TestBlockRows(t *testing.T) {
@@ -48,9 +59,16 @@ func TestBlockRows(t *testing.T) {
 	if err := m.reserve(14); err != nil {
 		t.Fatal(err)
 	}
-	m.blocks(rows, 7)
+	var l layout
+	l.arrange(rows, false)
+	m.blocks(&l)
 	if want := []int32{1, 4, 4, 4, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13}; !slices.Equal(m.ends.Slice(), want) {
 		t.Errorf("%v, want %v", m.ends.Slice(), want)
+	}
+	l.arrange(rows, true)
+	m.blocks(&l)
+	if want := []int32{1, 4, 4, 4, 6, 6, 7, 7}; !slices.Equal(m.ends.Slice()[:l.count], want) {
+		t.Errorf("one behind the other: %v, want %v", m.ends.Slice()[:l.count], want)
 	}
 }
 

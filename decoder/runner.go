@@ -93,6 +93,9 @@ func checkRows(rows []Row, c Capacity, shortest int) error {
 	width := (&Batch{Rows: rows}).Width()
 	for i, row := range rows {
 		n := row.Past + width
+		if c.Mixed {
+			n = row.Past + len(row.IDs)
+		}
 		switch {
 		case len(row.IDs) == 0:
 			return fmt.Errorf("decoder: row %d has no ids", i)
@@ -102,7 +105,9 @@ func checkRows(rows []Row, c Capacity, shortest int) error {
 			return fmt.Errorf("decoder: row %d is in slot %d of %d", i, row.Slot, c.Slots)
 		case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || !c.Exact):
 			return fmt.Errorf("decoder: row %d has %d drafts of %d ids, sampler %t, exact %t", i, row.Drafts, len(row.IDs), row.Sampler != nil, c.Exact)
-		case len(rows) > 1 && (len(row.IDs) != 1+row.Drafts || row.Slot != i || row.Past == 0):
+		case c.Mixed && i > 0 && row.Slot <= rows[i-1].Slot:
+			return fmt.Errorf("decoder: row %d is in slot %d, after one in slot %d; want slots in ascending order", i, row.Slot, rows[i-1].Slot)
+		case !c.Mixed && len(rows) > 1 && (len(row.IDs) != 1+row.Drafts || row.Slot != i || row.Past == 0):
 			return fmt.Errorf("decoder: row %d of a decode step has %d ids, %d drafts, slot %d, past %d; want 1 id that is no draft, its own index, a past", i, len(row.IDs), row.Drafts, row.Slot, row.Past)
 		case c.WholePrompt && row.Past > 0 && len(row.IDs) != 1:
 			return fmt.Errorf("decoder: row %d goes on with %d ids, but the model's first chunk holds the whole prompt", i, len(row.IDs))

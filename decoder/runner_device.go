@@ -41,6 +41,7 @@ type DeviceRunner struct {
 	views   map[int]ort.Tensor // of the first n rows of logits
 
 	in, out []ort.Tensor
+	layout  layout
 	tokens  []Token
 	busy    atomic.Int64 // nanoseconds
 }
@@ -337,7 +338,8 @@ func (r *DeviceRunner) forward(rows []Row, wanted int) error {
 	}
 	r.in = append(r.in[:0], view(&views, ids, n*width), from, view(&views, shape, 3), view(&views, lengths, n),
 		view(&views, lengths[n:], 1), view(&views, r.sample.Slice(), wanted))
-	if r.in, err = r.images.tensors(r.in, &views, rows, width); err != nil {
+	r.layout.arrange(rows, false)
+	if r.in, err = r.images.tensors(r.in, &views, &r.layout); err != nil {
 		return err
 	}
 	r.out = append(r.out[:0], logits, view(&views, r.best.Slice(), wanted), view(&views, r.bestIDs.Slice(), wanted))

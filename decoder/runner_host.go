@@ -26,9 +26,11 @@ type HostRunner struct {
 	embeds  *ort.Memory[float32] // [rows × ids, hidden]
 	logits  *ort.Memory[float32] // [sampling rows, vocab]
 	lengths *ort.Memory[int32]   // seqlens_k, then total_sequence_length
+	places  *ort.Memory[int32]   // row_places
 	sample  *ort.Memory[int64]   // sample_rows
-	fewest  int                  // rows of logits that a run must ask for
-	in, out []ort.Tensor         // scratch for one run
+	layout  layout
+	fewest  int          // rows of logits that a run must ask for
+	in, out []ort.Tensor // scratch for one run
 	tokens  []Token
 	busy    atomic.Int64 // nanoseconds
 }
@@ -78,7 +80,7 @@ func (r *HostRunner) reserve(n, k int) (err error) {
 	if err = grow(&r.embeds, n*r.config.Hidden); err == nil {
 		if err = grow(&r.logits, k*r.config.Vocab); err == nil {
 			if err = grow(&r.lengths, r.kv.slots+1); err == nil {
-				err = grow(&r.sample, k)
+				err = errors.Join(grow(&r.sample, k), grow(&r.places, 2*r.kv.slots))
 			}
 		}
 	}
@@ -90,6 +92,7 @@ func (r *HostRunner) Capacity() Capacity {
 	return Capacity{
 		Slots: r.kv.slots, MaxLen: r.kv.maxLen, Exact: r.exact(), WholePrompt: r.config.WholePrompt,
 		WholeImages: r.config.ImageBlocks, PrefixStep: r.config.prefixStep(), MaxDrafts: r.config.maxDrafts(),
+		Mixed: r.config.mixes(),
 	}
 }
 
@@ -119,24 +122,25 @@ func (r *HostRunner) Run(_ context.Context, b *Batch) ([]Token, error) {
 	if err := r.check(b.Rows); err != nil {
 		return nil, err
 	}
-	width, wanted := b.Width(), 0
+	r.layout.arrange(b.Rows, r.config.mixes())
+	wanted := 0
 	for _, row := range b.Rows {
 		wanted += row.logits()
 	}
-	if err := r.reserve(len(b.Rows)*width, max(wanted, 1)); err != nil {
+	if err := r.reserve(r.layout.count, max(wanted, 1)); err != nil {
 		return nil, err
 	}
 	sample := r.sample.Slice()[:0]
 	for i, row := range b.Rows {
 		for at := len(row.IDs) - row.logits(); at < len(row.IDs); at++ {
-			sample = append(sample, int64(i*width+at))
+			sample = append(sample, int64(r.layout.first[i]+at))
 		}
 	}
 	if wanted == 0 {
 		wanted = r.fewest
 		r.sample.Slice()[0] = 0 // an earlier, longer run's index may be out of range
 	}
-	logits, err := r.forward(b.Rows, width, wanted)
+	logits, err := r.forward(wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +167,8 @@ func (r *HostRunner) Logits(in fusion.Input) ([]float32, error) {
 	for i := range in.IDs {
 		r.sample.Slice()[i] = int64(i)
 	}
-	return r.forward(rows, len(in.IDs), len(in.IDs))
+	r.layout.arrange(rows, r.config.mixes())
+	return r.forward(len(in.IDs))
 }
 
 // check refuses what the attention kernel would answer with silently wrong values or a crash.
@@ -177,52 +182,70 @@ func (r *HostRunner) check(rows []Row) error {
 	return checkRows(rows, r.Capacity(), r.config.ShortestPrompt())
 }
 
-// forward embeds the rows, each padded to width positions, and runs the graph; the first wanted entries of sample say
-// which positions' logits to give.
-func (r *HostRunner) forward(rows []Row, width, wanted int) ([]float32, error) {
-	n, hidden := len(rows), r.config.Hidden
-	lengths := r.lengths.Slice()
-	for i, row := range rows {
-		dst := r.embeds.Slice()[i*width*hidden : (i+1)*width*hidden]
+// forward embeds the rows of r.layout and runs the graph; the first wanted entries of sample say which positions'
+// logits to give.
+func (r *HostRunner) forward(wanted int) ([]float32, error) {
+	l, hidden := &r.layout, r.config.Hidden
+	n, lengths := len(l.rows), r.lengths.Slice()
+	for i, row := range l.rows {
+		dst := r.embeds.Slice()[l.first[i]*hidden:][:l.room(i)*hidden]
 		if err := r.embed.Embed(dst[:len(row.IDs)*hidden], row.IDs, row.Past, row.Spans); err != nil {
 			return nil, err
 		}
-		for at := len(row.IDs); at < width; at++ { // any finite values would do
+		for at := len(row.IDs); at < l.room(i); at++ { // any finite values would do
 			copy(dst[at*hidden:], dst[:hidden])
 		}
-		lengths[i] = int32(row.Past + width - 1)
+		lengths[i] = int32(row.Past + l.room(i) - 1)
 	}
 	// The longest row's length. Were it S, the kernel would take the step for a first prompt, whatever seqlens_k
 	// says; check has seen to it that this is so only where there is no past.
 	lengths[n] = slices.Max(lengths[:n]) + 1
-	kv, err := r.kv.view(rows[0].Slot, n)
-	if err != nil {
-		return nil, err
-	}
 	var views viewList
-	embeds := view(&views, r.embeds.Slice(), n, width, hidden)
-	seqlens := view(&views, lengths, n)
-	total := view(&views, lengths[n:], 1)
-	sample := view(&views, r.sample.Slice(), wanted)
-	logits := view(&views, r.logits.Slice(), wanted, r.config.Vocab)
 	defer views.destroy()
-	r.in, err = r.images.tensors(append(r.in[:0], embeds, seqlens, total, sample), &views, rows, width)
-	if err == nil {
-		r.in, err = r.convs.tensors(r.in, &views, rows, width)
-	}
-	states, stateErr := r.convs.view(rows[0].Slot, n)
-	if err = errors.Join(err, stateErr, views.err); err != nil {
+	if err := r.inputs(&views, wanted); err != nil {
 		return nil, err
 	}
-	r.in = append(append(r.in, states...), kv...)
-	r.out = append(append(append(r.out[:0], logits), states...), kv...)
 	began := time.Now()
-	err = r.session.Run(r.in, r.out)
+	err := r.session.Run(r.in, r.out)
 	r.busy.Add(int64(time.Since(began)))
 	if err != nil {
 		return nil, fmt.Errorf("decoder: %w", err)
 	}
 	return r.logits.Slice()[:wanted*r.config.Vocab], nil
+}
+
+// inputs makes r.in and r.out those of the run of r.layout.
+func (r *HostRunner) inputs(views *viewList, wanted int) (err error) {
+	l, n := &r.layout, len(r.layout.rows)
+	rows, width := l.dims()
+	r.in = append(r.in[:0], view(views, r.embeds.Slice(), rows, width, r.config.Hidden), view(views, r.lengths.Slice(), n),
+		view(views, r.lengths.Slice()[n:], 1), view(views, r.sample.Slice(), wanted))
+	r.out = append(r.out[:0], view(views, r.logits.Slice(), wanted, r.config.Vocab))
+	first, slots := l.rows[0].Slot, n
+	if l.mixed {
+		places := r.places.Slice()
+		for i, row := range l.rows {
+			places[2*i], places[2*i+1] = int32(l.first[i]), int32(row.Slot)
+		}
+		r.in = append(r.in, view(views, places, n, 2))
+		first, slots = 0, r.kv.slots
+	}
+	if r.in, err = r.images.tensors(r.in, views, l); err != nil {
+		return err
+	}
+	if r.in, err = r.convs.tensors(r.in, views, l.rows, l.width); err != nil {
+		return err
+	}
+	states, err := r.convs.view(first, slots)
+	if err != nil {
+		return err
+	}
+	kv, err := r.kv.view(first, slots)
+	if err != nil {
+		return err
+	}
+	r.in, r.out = append(append(r.in, states...), kv...), append(append(r.out, states...), kv...)
+	return views.err
 }
 
 // Busy is the time spent within ONNX Runtime so far; what else a step takes is mmserve's own. Any goroutine may ask.
@@ -237,6 +260,7 @@ func (r *HostRunner) Close() error {
 	r.embeds.Free()
 	r.logits.Free()
 	r.lengths.Free()
+	r.places.Free()
 	r.sample.Free()
 	r.images.free()
 	return err

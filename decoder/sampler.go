@@ -159,6 +159,18 @@ func (s *Sampler) Fork(seed uint64, c Constraint) *Sampler {
 	}
 }
 
+// shadow makes s pick as of would from here on, with the same random numbers, of which of uses none: what it picks is a
+// guess. It has no constraint and tells no probabilities.
+func (s *Sampler) shadow(of *Sampler) {
+	s.sampling, s.greedy, s.bias, s.picked = of.sampling, of.greedy, of.bias, of.picked
+	s.sampling.Constraint, s.sampling.Logprobs = nil, false
+	rng := *of.rng
+	s.rng, s.history = &rng, history{}
+	if of.sampling.penalizes() {
+		s.history = of.history.clone()
+	}
+}
+
 // Sample picks a token from the logits of one position, [vocab], which it leaves as they are. NaN counts as -Inf. It is
 // an error when nothing can be chosen: all logits that are allowed are NaN or -Inf, or one is +Inf; the sampler is then
 // as before. Sample allocates nothing once its scratch has grown, but for what Logprobs hands out and a penalty's

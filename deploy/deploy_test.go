@@ -380,7 +380,11 @@ func TestSystemdUnit(t *testing.T) {
 	need := 10 * time.Second
 	for _, o := range list {
 		if o.command == "serve" && (o.name == "drain-delay" || o.name == "grace") {
-			d, err := time.ParseDuration(o.value)
+			value := o.value
+			if value == "" { // outside of Kubernetes, without --termination-grace-period
+				value = map[string]string{"drain-delay": "0s", "grace": "30s"}[o.name]
+			}
+			d, err := time.ParseDuration(value)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -70,7 +70,7 @@ func known(t *testing.T) []string {
 var owned = []string{
 	"admin-address", "admin-key-file", "allow-insecure-listen", "api-keys-file", "cache-dir", "config", "drain-delay", "grace", "help",
 	"http-listen", "hub-offline", "listen", "log-format", "model", "ort-lib", "print-config", "socket-mode", "tls-cert", "tls-client-ca",
-	"tls-key",
+	"termination-grace-period", "tls-key",
 }
 
 // configSchema is what values.schema.json says of config: the flags of serve by their names, with the form of their values.

@@ -16,6 +16,7 @@ type Change struct {
 	Old, New float64
 	// Lower says that less is better.
 	Lower bool
+	tail  bool // it is a 99th percentile
 }
 
 // Percent is the change, against Old.
@@ -33,19 +34,23 @@ func (c Change) matters() bool { return math.Abs(c.Percent()) >= 2 }
 func (r *Report) changes(old *Report) []Change {
 	a, b := &old.Summary, &r.Summary
 	list := []Change{
-		{"requests/s", a.Throughput, b.Throughput, false}, {"goodput, requests/s", a.Goodput, b.Goodput, false},
-		{"attainment, %", 100 * a.Attainment, 100 * b.Attainment, false},
-		{"output tokens/s", a.OutputRate, b.OutputRate, false}, {"images/s", a.ImageRate, b.ImageRate, false},
+		{Name: "requests/s", Old: a.Throughput, New: b.Throughput},
+		{Name: "goodput, requests/s", Old: a.Goodput, New: b.Goodput},
+		{Name: "attainment, %", Old: 100 * a.Attainment, New: 100 * b.Attainment},
+		{Name: "output tokens/s", Old: a.OutputRate, New: b.OutputRate},
+		{Name: "images/s", Old: a.ImageRate, New: b.ImageRate},
 	}
 	for _, m := range []struct {
 		name     string
 		old, new Quantiles
 	}{{"TTFT", a.TTFT, b.TTFT}, {"TPOT", a.TPOT, b.TPOT}, {"ITL", a.ITL, b.ITL}, {"E2E", a.E2E, b.E2E}} {
-		list = append(list, Change{m.name + " p50, ms", m.old.P50, m.new.P50, true},
-			Change{m.name + " p90, ms", m.old.P90, m.new.P90, true}, Change{m.name + " p99, ms", m.old.P99, m.new.P99, true})
+		list = append(list, Change{m.name + " p50, ms", m.old.P50, m.new.P50, true, false},
+			Change{m.name + " p90, ms", m.old.P90, m.new.P90, true, false},
+			Change{m.name + " p95, ms", m.old.P95, m.new.P95, true, false},
+			Change{m.name + " p99, ms", m.old.P99, m.new.P99, true, true})
 	}
 	if old.Knee != nil && r.Knee != nil {
-		list = append(list, Change{"knee, requests/s", old.Knee.Rate, r.Knee.Rate, false})
+		list = append(list, Change{Name: "knee, requests/s", Old: old.Knee.Rate, New: r.Knee.Rate})
 	}
 	return slices.DeleteFunc(list, func(c Change) bool { return c.Old == 0 || c.New == 0 })
 }

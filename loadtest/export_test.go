@@ -10,3 +10,6 @@ var (
 
 // Conn is the target's connection, for other calls.
 func (g *GRPC) Conn() *grpc.ClientConn { return g.conn }
+
+// IntervalOf is interval.
+var IntervalOf = interval

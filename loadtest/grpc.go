@@ -30,7 +30,7 @@ func DialGRPC(addr string, raw bool, opts ...grpc.DialOption) (*GRPC, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &GRPC{client.New(conn), conn, raw}, nil
+	return &GRPC{client.New(conn, client.WithUnavailableRetries(0)), conn, raw}, nil // every failure counts
 }
 
 func (g *GRPC) String() string { return "grpc://" + g.conn.Target() }
@@ -51,6 +51,11 @@ func (g *GRPC) Ready(ctx context.Context) error {
 			return fmt.Errorf("%v is not ready: %w", g, errors.Join(ctx.Err(), err))
 		}
 	}
+}
+
+// Server is what the server says of itself.
+func (g *GRPC) Server(ctx context.Context) (*pb.GetServerInfoResponse, error) {
+	return g.client.ServerInfo(ctx)
 }
 
 // Generate implements Target.

@@ -6,7 +6,6 @@ import (
 	"html/template"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 )
@@ -30,12 +29,13 @@ type nameValue struct{ Name, Value string }
 
 // WriteHTML writes the report as one page that needs nothing else. If old is not nil, it is set against it.
 func (r *Report) WriteHTML(w io.Writer, old *Report) error {
-	s := &r.Summary
+	s := r.headline()
 	data := struct {
 		*Report
 		Head           Summary // what the cards show: of a test of several rates, that at the knee
 		HeadRate       float64
 		Knee           string
+		Server         []nameValue
 		Failed         int
 		Codes, Options []nameValue
 		Latencies      []namedQuantiles
@@ -44,19 +44,19 @@ func (r *Report) WriteHTML(w io.Writer, old *Report) error {
 		Old            *Report
 		Changes        []Change
 		DifferentWork  []string
-	}{Report: r, Head: r.Summary, Old: old}
-	stages := bestTries(r.Stages)
+	}{Report: r, Head: *s, Old: old}
 	if r.Knee != nil {
 		data.Knee = r.Knee.sentence()
-		for _, g := range stages {
-			if math.Abs(g.Rate/r.Knee.Rate-1) < 1e-6 {
-				data.Head, data.HeadRate = g.Summary, g.Rate
-			}
-		}
+	}
+	if r.AtKnee != nil {
+		data.HeadRate = r.AtKnee.Rate
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Server)) {
+		data.Server = append(data.Server, nameValue{name, r.Server[name]})
 	}
 	data.Failed = data.Head.Due - data.Head.OK - data.Head.Abandoned
-	for _, code := range slices.Sorted(maps.Keys(s.Errors)) {
-		data.Codes = append(data.Codes, nameValue{code, fmt.Sprint(s.Errors[code])})
+	for _, code := range slices.Sorted(maps.Keys(r.Summary.Errors)) {
+		data.Codes = append(data.Codes, nameValue{code, fmt.Sprint(r.Summary.Errors[code])})
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Options)) {
 		data.Options = append(data.Options, nameValue{name, r.Options[name]})
@@ -87,6 +87,7 @@ func (r *Report) WriteHTML(w io.Writer, old *Report) error {
 }
 
 func (r *Report) plots(old *Report) []*plot {
+	slo, _ := ParseSLO(r.SLO) // none, where it is empty
 	list := r.ratePlots(old)
 	list = append(list, r.latencyPlot(), r.loadPlot(), r.tokenPlot(old))
 	for _, m := range []struct{ key, title string }{
@@ -98,6 +99,12 @@ func (r *Report) plots(old *Report) []*plot {
 			unit, scale = "s", 1000
 		}
 		p := &plot{title: m.title + ": distribution", x: unit, y: "% of the answers", yMax: 100, log: true}
+		if r.AtKnee != nil {
+			p.title += ", at " + number(r.AtKnee.Rate) + " requests/s"
+		}
+		if d := slo.of(m.key); d > 0 {
+			p.marks = []mark{{ms(d) / scale, "SLO " + d.String()}}
+		}
 		if m.key == "itl" {
 			p.y = "% of the gaps"
 		}
@@ -160,7 +167,33 @@ func (r *Report) ratePlots(old *Report) []*plot {
 		m := mark{r.Knee.Rate, "knee " + number(r.Knee.Rate) + "/s"}
 		throughput.marks, latency.marks = []mark{m}, []mark{m}
 	}
-	return []*plot{throughput, latency}
+	slo, _ := ParseSLO(r.SLO) // none, where it is empty
+	for _, key := range []string{"ttft", "e2e"} {
+		if d := slo.of(key); d > 0 {
+			latency.levels = append(latency.levels, mark{ms(d), "SLO " + key + " " + d.String()})
+		}
+	}
+	return []*plot{throughput, latency, tradeOffPlot(stages)}
+}
+
+// tradeOffPlot is what each rate gives and what it costs: latency over what was answered.
+func tradeOffPlot(stages []StageReport) *plot {
+	p := &plot{title: "Latency against throughput, a dot a rate", x: "output tokens/s", y: "ms"}
+	for _, l := range []struct {
+		name string
+		of   func(*StageReport) float64
+	}{
+		{"TTFT p50", func(s *StageReport) float64 { return s.TTFT.P50 }},
+		{"E2E p50", func(s *StageReport) float64 { return s.E2E.P50 }},
+		{"E2E p95", func(s *StageReport) float64 { return s.E2E.P95 }},
+	} {
+		var points [][2]float64
+		for i := range stages {
+			points = append(points, [2]float64{stages[i].OutputRate, l.of(&stages[i])})
+		}
+		p.lines = append(p.lines, line{name: l.name, points: points})
+	}
+	return p
 }
 
 // bestTries leaves of each rate, of stages in their order, the one with the highest attainment.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // Entry is a request in a server's log.
@@ -33,6 +34,46 @@ func ReadLog(r io.Reader) ([]Entry, error) {
 		if err := json.Unmarshal(scan.Bytes(), &l); err == nil && l.Message == "request" && l.ID != "" {
 			list = append(list, l.Entry)
 		}
+	}
+	return list, scan.Err()
+}
+
+// OfTest are the entries of a log that are of the test of some samples: its requests have names with a common start.
+func OfTest(log []Entry, samples []Sample) []Entry {
+	if len(samples) == 0 {
+		return nil
+	}
+	prefix := samples[0].ID
+	for i := range samples {
+		for !strings.HasPrefix(samples[i].ID, prefix) {
+			prefix = prefix[:len(prefix)-1]
+		}
+	}
+	prefix = prefix[:strings.LastIndexByte(prefix, '-')+1] // not the digits that all numbers begin with
+	return slices.DeleteFunc(slices.Clone(log), func(e Entry) bool { return !strings.HasPrefix(e.ID, prefix) })
+}
+
+// maxLedger bounds the requests of a ledger.
+const maxLedger = 10_000_000
+
+// ReadLedger reads what WriteLedger wrote, as far as Reconcile needs it.
+func ReadLedger(r io.Reader) ([]Sample, error) {
+	var list []Sample
+	scan := bufio.NewScanner(r)
+	scan.Buffer(nil, 1<<20)
+	for n := 1; scan.Scan(); n++ {
+		var l struct {
+			ID     string `json:"id"`
+			Code   string `json:"code"`
+			Output int    `json:"output_tokens"`
+		}
+		if err := json.Unmarshal(scan.Bytes(), &l); err != nil || l.ID == "" || l.Code == "" {
+			return nil, fmt.Errorf("line %d: want a ledger's, a JSON object with id and code", n)
+		}
+		if len(list) == maxLedger {
+			return nil, fmt.Errorf("more than %d lines", maxLedger)
+		}
+		list = append(list, Sample{ID: l.ID, Code: l.Code, Answer: Answer{Completion: l.Output}})
 	}
 	return list, scan.Err()
 }

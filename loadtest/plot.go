@@ -15,6 +15,7 @@ type plot struct {
 	title, x, y string
 	lines       []line
 	marks       []mark  // vertical lines
+	levels      []mark  // horizontal ones
 	yMax        float64 // 0: as high as the values
 	log         bool    // x is logarithmic
 }
@@ -62,8 +63,8 @@ func (p *plot) svg() template.HTML {
 	for _, m := range p.marks {
 		minX, maxX = min(minX, m.at), max(maxX, m.at)
 	}
-	if !p.log && minX > 0 && minX < maxX/2 {
-		minX = 0
+	for _, m := range p.levels {
+		maxY = max(maxY, m.at)
 	}
 	if maxX <= minX {
 		maxX = minX + max(math.Abs(minX), 1)
@@ -71,6 +72,10 @@ func (p *plot) svg() template.HTML {
 	yTicks := ticks(0, maxY, 5)
 	if p.yMax == 0 {
 		maxY = max(yTicks[len(yTicks)-1], maxY)
+	}
+	rows, down := p.legend(nil)-1, 0
+	if rows > 0 {
+		down = rows * legendRow
 	}
 	at := func(x, y float64) (float64, float64) {
 		f := (x - minX) / (maxX - minX)
@@ -80,8 +85,10 @@ func (p *plot) svg() template.HTML {
 		return plotLeft + f*plotInnerWidth, plotTop + (1-min(y/maxY, 1))*plotInnerHeight
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="%s">`, plotWidth, plotHeight, html.EscapeString(p.title))
-	fmt.Fprintf(&b, `<text class="title" x="%d" y="14">%s</text>`, plotLeft, html.EscapeString(p.title))
+	fmt.Fprintf(&b, `<svg viewBox="0 %d %d %d" role="img" aria-label="%s">`, -down, plotWidth, plotHeight+down,
+		html.EscapeString(p.title))
+	fmt.Fprintf(&b, `<text class="title" x="%d" y="%d">%s</text>`, plotLeft, 14-down, html.EscapeString(p.title))
+	p.legend(&b)
 	xTicks := ticks(minX, maxX, 7)
 	if p.log {
 		xTicks = logTicks(minX, maxX)
@@ -121,11 +128,16 @@ func (p *plot) drawMarks(b *strings.Builder, at place) {
 		fmt.Fprintf(b, `<path class="mark" d="M%.1f %dv%d"/><text class="marktext" x="%.1f" y="%d" text-anchor="%s">%s</text>`,
 			px, plotTop, plotInnerHeight, px+dx, plotTop+11, anchor, html.EscapeString(m.text))
 	}
+	for _, m := range p.levels {
+		_, py := at(0, m.at)
+		fmt.Fprintf(b, `<path class="mark" d="M%d %.1fh%d"/><text class="marktext" x="%d" y="%.1f" text-anchor="end">%s</text>`,
+			plotLeft, py, plotInnerWidth, plotWidth-plotRight-2, py-4, html.EscapeString(m.text))
+	}
 }
 
-// drawLines draws the lines and names each in the legend.
-func (p *plot) drawLines(b *strings.Builder, at place) {
-	colour, legend := 0, float64(plotLeft)
+// classes are the lines' styles, in their order.
+func (p *plot) classes() (list []string) {
+	colour := 0
 	for _, l := range p.lines {
 		class := "s" + strconv.Itoa(colour%6)
 		switch {
@@ -139,14 +151,55 @@ func (p *plot) drawLines(b *strings.Builder, at place) {
 		if l.dashed {
 			class += " dashed"
 		}
-		if len(l.points) == 0 {
+		list = append(list, class)
+	}
+	return list
+}
+
+const (
+	legendRow   = 16  // pixels between rows of a legend
+	legendGlyph = 6.2 // about the width of a letter
+)
+
+// legend names the lines above the plot, in as many rows as they take, which it counts. The last row is the lowest. A
+// nil builder draws nothing.
+func (p *plot) legend(b *strings.Builder) (rows int) {
+	type entry struct {
+		x     float64
+		row   int
+		class string
+		name  string
+	}
+	var list []entry
+	x, row := float64(plotLeft), 0
+	for i, class := range p.classes() {
+		l := p.lines[i]
+		if len(l.points) == 0 || l.name == "" {
 			continue
 		}
-		if l.name != "" {
-			fmt.Fprintf(b, `<path class="line %s" d="M%.0f 27h14"/><text class="tick" x="%.0f" y="30.5">%s</text>`, class, legend, legend+18, html.EscapeString(l.name))
-			legend += 32 + 6.2*float64(len(l.name))
+		width := 32 + legendGlyph*float64(len([]rune(l.name)))
+		if x+width > plotWidth && x > plotLeft {
+			x, row = plotLeft, row+1
 		}
-		l.draw(b, class, at, p.log)
+		list = append(list, entry{x, row, class, l.name})
+		x += width
+	}
+	if b != nil {
+		for _, e := range list {
+			y := 27 - float64((row-e.row)*legendRow)
+			fmt.Fprintf(b, `<path class="line %s" d="M%.0f %.0fh14"/><text class="tick" x="%.0f" y="%.1f">%s</text>`, e.class, e.x, y,
+				e.x+18, y+3.5, html.EscapeString(e.name))
+		}
+	}
+	return row + 1
+}
+
+// drawLines draws the lines.
+func (p *plot) drawLines(b *strings.Builder, at place) {
+	for i, class := range p.classes() {
+		if len(p.lines[i].points) > 0 {
+			p.lines[i].draw(b, class, at, p.log)
+		}
 	}
 }
 

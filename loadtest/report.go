@@ -27,10 +27,18 @@ type Report struct {
 	Options     map[string]string `json:"options"`
 	SLO         string            `json:"slo,omitempty"`
 	Interrupted bool              `json:"interrupted,omitempty"`
+	// Server is what was tested, as it says itself.
+	Server map[string]string `json:"server,omitempty"`
+	// Verdict is nil without an SLO.
+	Verdict *Verdict `json:"verdict,omitempty"`
 	// Summary is of all stages together.
 	Summary Summary       `json:"summary"`
 	Stages  []StageReport `json:"stages,omitempty"`
 	Knee    *Knee         `json:"knee,omitempty"`
+	// AtKnee is the stage at the knee, whose distributions Curves has; nil: Curves has all.
+	AtKnee *StageReport `json:"at_knee,omitempty"`
+	// Repeated are means over the stages, which are runs of the same work.
+	Repeated []Interval `json:"repeated,omitempty"`
 	// Timeline has equal parts of the time, Points single requests, at most maxPoints of them.
 	Timeline []Part  `json:"timeline"`
 	Points   []Point `json:"points"`
@@ -80,6 +88,10 @@ type About struct {
 	// before the first whose attainment is below it.
 	Knee   *Knee
 	Attain float64
+	// Server is what the server says of itself.
+	Server map[string]string
+	// Repeats says that the stages are runs of the same work.
+	Repeats bool
 }
 
 // NewReport sums a result up.
@@ -92,22 +104,42 @@ func NewReport(r *Result, a About) *Report {
 	for _, f := range Formulas {
 		out.Formulas[f.Name] = f.Text
 	}
-	if len(r.Windows) > 0 {
-		out.Summary = Summarize(r.Samples, r.Windows[0].From, r.Windows[len(r.Windows)-1].To, a.SLO)
-	}
+	out.Server, out.Summary = a.Server, summarize(r.Samples, r.Windows, a.SLO)
 	if len(r.Windows) > 1 {
 		for _, w := range r.Windows {
 			out.Stages = append(out.Stages, StageReport{w.Rate, w.From.Seconds(), Summarize(r.Samples, w.From, w.To, a.SLO)})
 		}
 		slices.SortStableFunc(out.Stages, func(a, b StageReport) int { return int(math.Copysign(1, a.Rate-b.Rate)) })
-		if out.Knee = a.Knee; out.Knee == nil && a.Attain > 0 {
+		switch out.Knee = a.Knee; {
+		case a.Repeats:
+			out.Repeated = confidence(out.Stages)
+		case out.Knee == nil && a.Attain > 0:
 			out.Knee = kneeOf(out.Stages, a.Attain)
 		}
 	}
+	out.Verdict = out.judge(a.Attain)
+	measured := r.Windows
+	if out.AtKnee = out.atKnee(); out.AtKnee != nil {
+		other := func(w Window) bool { return w.From.Seconds() != out.AtKnee.From }
+		measured = slices.DeleteFunc(slices.Clone(measured), other)
+	}
 	out.timeline(r)
 	out.points(r)
-	out.curves(r)
+	out.curves(r, measured)
 	return out
+}
+
+// atKnee is the stage at the knee, the best of its tries; nil if there is none.
+func (r *Report) atKnee() *StageReport {
+	if r.Knee == nil || r.Knee.Rate == 0 {
+		return nil
+	}
+	for _, g := range bestTries(r.Stages) {
+		if math.Abs(g.Rate/r.Knee.Rate-1) < 1e-6 {
+			return &g
+		}
+	}
+	return nil
 }
 
 func (r *Report) timeline(run *Result) {
@@ -160,12 +192,14 @@ func (r *Report) points(run *Result) {
 	}
 }
 
-func (r *Report) curves(run *Result) {
+// curves are the distributions of what was due in some windows.
+func (r *Report) curves(run *Result, windows []Window) {
 	values := map[string][]time.Duration{}
 	add := func(name string, d time.Duration) { values[name] = append(values[name], d) }
 	for i := range run.Samples {
 		s := &run.Samples[i]
-		if s.WarmUp || !s.ok() {
+		measured := slices.ContainsFunc(windows, func(w Window) bool { return s.Due >= w.From && s.Due < w.To })
+		if s.WarmUp || !s.ok() || !measured {
 			continue
 		}
 		add("e2e", s.E2E())
@@ -233,11 +267,42 @@ func WriteLedger(w io.Writer, r *Result) error {
 	return err
 }
 
+// headline is the summary that the report is about: that at the knee, where there is one.
+func (r *Report) headline() *Summary {
+	if r.AtKnee != nil {
+		return &r.AtKnee.Summary
+	}
+	return &r.Summary
+}
+
+// p999 is the 99.9th percentile as text: a dash where there are too few values for one.
+func (q Quantiles) p999() string {
+	if q.P999 == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f", q.P999)
+}
+
+// about writes what was tested, and the verdict.
+func (r *Report) about(w io.Writer) {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(r.Server)) {
+		parts = append(parts, name+" "+r.Server[name])
+	}
+	if len(parts) > 0 {
+		fmt.Fprintln(w, "server:", strings.Join(parts, ", "))
+	}
+	if r.Verdict != nil {
+		fmt.Fprintln(w, r.Verdict.Text)
+	}
+}
+
 // WriteText writes the report for a terminal.
 func (r *Report) WriteText(out io.Writer) error {
 	w := new(bytes.Buffer)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	s := &r.Summary
+	r.about(w)
 	fmt.Fprintf(w, "%s: %d requests due in %.1f s (%.3g/s), %d OK, %d abandoned, %d failed\n", r.Target, s.Due,
 		s.WindowSeconds, s.DueRate, s.OK, s.Abandoned, s.Due-s.OK-s.Abandoned)
 	if r.Interrupted {
@@ -249,10 +314,14 @@ func (r *Report) WriteText(out io.Writer) error {
 	if n := s.Errors[codeNotSent]; n > 0 {
 		fmt.Fprintf(w, "%d requests were due while the most were open, and were not sent: raise --max-open\n", n)
 	}
-	fmt.Fprintln(t, "ms\tn\tmean\tp50\tp90\tp99\tp99.9\tmax\t")
+	if s = r.headline(); r.AtKnee != nil {
+		fmt.Fprintf(w, "at %s requests/s:\n", number(r.AtKnee.Rate))
+	}
+	fmt.Fprintln(t, "ms\tn\tmean\tp50\tp90\tp95\tp99\tp99.9\tmax\t")
 	row := func(name string, q Quantiles) {
 		if q.Count > 0 {
-			fmt.Fprintf(t, "%s\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t\n", name, q.Count, q.Mean, q.P50, q.P90, q.P99, q.P999, q.Max)
+			fmt.Fprintf(t, "%s\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%s\t%.1f\t\n", name, q.Count, q.Mean, q.P50, q.P90, q.P95,
+				q.P99, q.p999(), q.Max)
 		}
 	}
 	row("TTFT", s.TTFT)
@@ -284,6 +353,13 @@ func (r *Report) WriteText(out io.Writer) error {
 	}
 	if r.Knee != nil {
 		fmt.Fprintln(w, r.Knee.sentence())
+	}
+	if len(r.Repeated) > 0 {
+		fmt.Fprintf(w, "over %d runs, with a confidence of 95 %%:\n", len(r.Stages))
+		for _, v := range r.Repeated {
+			fmt.Fprintf(t, "%s\t%s\t± %s\t\n", v.Name, number(v.Mean), number(v.Half))
+		}
+		t.Flush()
 	}
 	fmt.Fprintln(w, "where")
 	for _, f := range Formulas {

@@ -43,7 +43,7 @@ func TestSummary(t *testing.T) {
 		got, want float64
 	}{
 		{"TTFT p50", s.TTFT.P50, 50}, {"TTFT p90", s.TTFT.P90, 90}, {"TTFT p99", s.TTFT.P99, 99},
-		{"TTFT p99.9", s.TTFT.P999, 100}, {"TTFT mean", s.TTFT.Mean, 50.5},
+		{"TTFT p95", s.TTFT.P95, 95}, {"TTFT p99.9 of 100", s.TTFT.P999, 0}, {"TTFT mean", s.TTFT.Mean, 50.5},
 		{"TPOT p50", s.TPOT.P50, 50}, {"ITL n", float64(s.ITL.Count), 300}, {"ITL p50", s.ITL.P50, 50},
 		{"E2E p50", s.E2E.P50, 200}, {"E2E from send p50", s.FromSend.E2E.P50, 199.5},
 		{"lag", s.Lag.Mean, 0.5}, {"requests/s", s.Throughput, 1}, {"tokens/s", s.OutputRate, 4},

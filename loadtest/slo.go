@@ -56,3 +56,8 @@ func (o SLO) Met(s *Sample) bool {
 	tpot, ok := s.TPOT()
 	return o.TPOT == 0 || !ok || tpot <= o.TPOT
 }
+
+// of is the bound of a measure as ParseSLO names it, 0 if there is none.
+func (o SLO) of(measure string) time.Duration {
+	return map[string]time.Duration{"ttft": o.TTFT, "tpot": o.TPOT, "e2e": o.E2E}[measure]
+}

@@ -15,7 +15,7 @@ var Formulas = []struct{ Name, Text string }{
 	{"itl", "time between two pieces of text of one answer, of all answers together; a piece can be several tokens"},
 	{"e2e", "end of the answer received − due"},
 	{"percentile", "p of n values: the ⌈p·n⌉-th smallest; latencies are of whole answers (OK)"},
-	{"window", "from the end of the warm-up to the end of the schedule; requests count if they were due in it"},
+	{"window", "from the end of the warm-up to the end of the schedule, of each rate; requests count if they were due in it"},
 	{"throughput", "requests ended, tokens received, images answered inside the window ÷ its length, whenever they were due"},
 	{"goodput", "requests due in the window whose whole answer kept the SLO ÷ the window's length"},
 	{"attainment", "the same ÷ (requests due in the window − those abandoned on purpose)"},
@@ -63,9 +63,11 @@ type Quantiles struct {
 	Min   float64 `json:"min_ms"`
 	P50   float64 `json:"p50_ms"`
 	P90   float64 `json:"p90_ms"`
+	P95   float64 `json:"p95_ms"`
 	P99   float64 `json:"p99_ms"`
-	P999  float64 `json:"p999_ms"`
-	Max   float64 `json:"max_ms"`
+	// P999 is 0 of fewer than 1000 values: it would be the largest.
+	P999 float64 `json:"p999_ms,omitempty"`
+	Max  float64 `json:"max_ms"`
 }
 
 // quantiles sorts d.
@@ -82,11 +84,15 @@ func quantiles(d []time.Duration) Quantiles {
 	for _, x := range d {
 		squares += (ms(x) - mean) * (ms(x) - mean)
 	}
-	return Quantiles{
+	q := Quantiles{
 		Count: len(d), Mean: mean, Std: math.Sqrt(squares / float64(len(d))),
-		Min: ms(d[0]), P50: ms(rank(d, 0.5)), P90: ms(rank(d, 0.9)), P99: ms(rank(d, 0.99)), P999: ms(rank(d, 0.999)),
+		Min: ms(d[0]), P50: ms(rank(d, 0.5)), P90: ms(rank(d, 0.9)), P95: ms(rank(d, 0.95)), P99: ms(rank(d, 0.99)),
 		Max: ms(d[len(d)-1]),
 	}
+	if len(d) >= 1000 {
+		q.P999 = ms(rank(d, 0.999))
+	}
+	return q
 }
 
 // rank is the ⌈p·n⌉-th smallest of sorted values.
@@ -143,10 +149,20 @@ type Summary struct {
 
 // Summarize sums up the requests of samples that were due in [from, to) of a run.
 func Summarize(samples []Sample, from, to time.Duration, slo SLO) Summary {
-	s := Summary{WindowSeconds: (to - from).Seconds(), Errors: map[string]int{}, Server: map[string]Quantiles{}}
+	return summarize(samples, []Window{{From: from, To: to}}, slo)
+}
+
+// summarize sums up the requests that were due in any of some windows.
+func summarize(samples []Sample, windows []Window, slo SLO) Summary {
+	s := Summary{Errors: map[string]int{}, Server: map[string]Quantiles{}}
+	for _, w := range windows {
+		s.WindowSeconds += (w.To - w.From).Seconds()
+	}
 	var ttft, tpot, itl, e2e, sentTTFT, sentE2E, lag []time.Duration
 	stages := map[string][]time.Duration{}
-	inside := func(t time.Duration) bool { return t >= from && t < to }
+	inside := func(t time.Duration) bool {
+		return slices.ContainsFunc(windows, func(w Window) bool { return t >= w.From && t < w.To })
+	}
 	var done, tokens, images, prompt int
 	for i := range samples {
 		q := &samples[i]

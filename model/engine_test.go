@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,28 +49,49 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 
 	many := openRunner(t, 16, p)
 	maxLen := many.Capacity().MaxLen
+	// A draft model that sees images, and one that does not.
+	other := graph.INT4
+	if p == other {
+		other = graph.INT8 // it is wrong now and then
+	}
+	draft := openRunner(t, 16, other)
+	drafted := func(patches bool) batching.Runner {
+		s, err := decoder.NewSpeculator(many, draft, testVocab(t), patches)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	byModel := func(s batching.Stats) bool { return s.RightModelDrafts > 0 && s.RightModelDrafts < s.ModelDrafts }
 	for _, o := range []struct {
 		name string
 		batching.Options
-		check func(batching.Stats) bool
+		check  func(batching.Stats) bool
+		runner batching.Runner
 	}{
-		{"chunks of 1", batching.Options{PrefillChunk: 1, NoPrefixCache: true}, nil},
-		{"chunks of 7", batching.Options{PrefillChunk: 7, NoPrefixCache: true}, nil},
-		{"chunks of 64", batching.Options{PrefillChunk: 64, NoPrefixCache: true}, nil},
-		{"whole prompts", batching.Options{PrefillChunk: maxLen, NoPrefixCache: true}, nil},
-		{"prefix cache", batching.Options{PrefillChunk: 64}, func(s batching.Stats) bool { return s.CachedTokens > 100 }},
+		{"chunks of 1", batching.Options{PrefillChunk: 1, NoPrefixCache: true}, nil, many},
+		{"chunks of 7", batching.Options{PrefillChunk: 7, NoPrefixCache: true}, nil, many},
+		{"chunks of 64", batching.Options{PrefillChunk: 64, NoPrefixCache: true}, nil, many},
+		{"whole prompts", batching.Options{PrefillChunk: maxLen, NoPrefixCache: true}, nil, many},
+		{"mixed steps", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Clock: ticking()},
+			func(s batching.Stats) bool { return s.MixedSteps > 5 }, many},
+		{"prefix cache", batching.Options{PrefillChunk: 64},
+			func(s batching.Stats) bool { return s.CachedTokens > 100 }, many},
 		{"preemption", batching.Options{PrefillChunk: 64, KVTokens: maxLen},
-			func(s batching.Stats) bool { return s.Preemptions > 2 }},
+			func(s batching.Stats) bool { return s.Preemptions > 2 }, many},
 		{"drafts", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Drafts: 4},
-			func(s batching.Stats) bool { return s.RightDrafts > 0 && s.RightDrafts < s.DraftedTokens }},
-		{"all of it", batching.Options{PrefillChunk: 33, KVTokens: maxLen + 100, Drafts: 7},
-			func(s batching.Stats) bool { return s.RightDrafts > 0 }},
+			func(s batching.Stats) bool { return s.RightDrafts > 0 && s.RightDrafts < s.DraftedTokens }, many},
+		{"a draft model", batching.Options{PrefillChunk: 64, NoPrefixCache: true, Drafts: 4}, byModel, drafted(true)},
+		{"a draft model of text", batching.Options{PrefillChunk: 64, Drafts: 4}, byModel, drafted(false)},
+		{"all of it", batching.Options{PrefillChunk: 33, KVTokens: maxLen + 100, Drafts: 7}, byModel, drafted(true)},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			o.MaxWaiting = requests
 			still := time.Now()
-			o.Clock = func() time.Time { return still } // drafts are not given up where the machine is busy
-			e, stop := runEngine(t, many, o.Options)
+			if o.Clock == nil { // drafts are not given up where the machine is busy
+				o.Clock = func() time.Time { return still }
+			}
+			e, stop := runEngine(t, o.runner, o.Options)
 			streams := make([]*batching.Stream, requests)
 			for i, r := range list {
 				streams[i] = submit(t, e, r)
@@ -89,6 +111,22 @@ func engineEqualsAlone(t *testing.T, p graph.Precision, alone decoder.Runner) {
 			}
 		})
 	}
+}
+
+// ticking is a clock that goes on by a millisecond whenever it is read.
+func ticking() func() time.Time {
+	var reads atomic.Int64
+	return func() time.Time { return time.Unix(0, reads.Add(1)*int64(time.Millisecond)) }
+}
+
+func testVocab(t *testing.T) int {
+	t.Helper()
+	m, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	return m.Decoder.Vocab
 }
 
 // mixedRequest is a text or an image with text, on its own or beginning as an earlier one, or another answer to it.

@@ -73,7 +73,7 @@ func listenWith(
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.conn, f.Client = conn, client.New(conn)
+	f.conn, f.Client = conn, client.New(conn, client.WithUnavailableRetries(0))
 	t.Cleanup(func() {
 		conn.Close()
 		f.stop()

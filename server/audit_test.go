@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"encoding/json"
 	"hash"
 	"path/filepath"
 	"sync"
@@ -21,6 +22,14 @@ type heard struct {
 	keys   *audit.Keys
 	mu     sync.Mutex
 	events []audit.Event
+	full   bool
+}
+
+// fill has nothing more be kept.
+func (h *heard) fill() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.full = true
 }
 
 func newHeard(t *testing.T) *heard {
@@ -35,7 +44,33 @@ func newHeard(t *testing.T) *heard {
 func (h *heard) Record(e *audit.Event) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.full {
+		return audit.ErrNotWritten
+	}
 	h.events = append(h.events, *e)
+	return nil
+}
+
+func (h *heard) RecordSync(e *audit.Event) error { return h.Record(e) }
+
+func (h *heard) Keys() *audit.Keys { return h.keys }
+
+// EachOf gives events as a log would give lines.
+func (h *heard) EachOf(subject string, do func([]byte) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.events {
+		if e.Subject != subject {
+			continue
+		}
+		line, err := json.Marshal(e)
+		if err == nil {
+			err = do(line)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -46,7 +46,7 @@ var (
 	}
 	// pathRoles are those of HTTP paths, with all below those that need one.
 	pathRoles = map[string]auth.Role{
-		"/health": noRole, "/v1/models": auth.ReadOnly,
+		"/health": noRole, "/v1/models": auth.ReadOnly, serverInfoPath: auth.ReadOnly, enginePath: auth.Admin,
 		ollamaPrefix + "tags": auth.ReadOnly, ollamaPrefix + "version": auth.ReadOnly,
 	}
 )

@@ -154,11 +154,15 @@ func (f framedCredentials) Clone() credentials.TransportCredentials {
 }
 
 // listener accepts up to most connections. One more takes the place of one that is silent: of those that never made a
-// call the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. So is one that
-// comes before the server is ready: its calls are UNAVAILABLE at once, and balancers without health checks send
-// theirs to other servers.
+// call the oldest, or else the one whose last call is longest ago. While all have calls, it is closed. Before the
+// server is ready the system refuses connections, or where it cannot they are closed: calls are UNAVAILABLE at once,
+// and balancers without health checks send theirs to other servers.
 type listener struct {
 	net.Listener
+	loaded   <-chan struct{} // unless nil, Accept waits for it, and then resumes
+	resume   func() error
+	once     sync.Once
+	closed   chan struct{} // by Close; nil: Accept waits for nothing
 	inflight *inflight
 	most     int
 	ready    func() bool
@@ -167,7 +171,36 @@ type listener struct {
 	told     time.Time // of the last log line; of the accepting goroutine
 }
 
+// pause has connections refused until loaded is closed, where the system can.
+func (l *listener) pause(loaded <-chan struct{}) {
+	if resume, ok := socket.Pause(l.Listener); ok {
+		l.loaded, l.resume = loaded, resume
+	}
+}
+
+// Close closes the listener; connections stay.
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		if l.closed != nil {
+			close(l.closed)
+		}
+	})
+	return l.Listener.Close()
+}
+
+// Accept gives the next connection.
 func (l *listener) Accept() (net.Conn, error) {
+	if l.loaded != nil {
+		select {
+		case <-l.loaded:
+			l.loaded = nil
+			if err := l.resume(); err != nil {
+				return nil, err
+			}
+		case <-l.closed:
+			return nil, net.ErrClosed
+		}
+	}
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mmserve/mmserve/internal/openai"
 	"github.com/mmserve/mmserve/internal/socket"
+	"github.com/mmserve/mmserve/server/web"
 	"github.com/mmserve/mmserve/serving"
 )
 
@@ -32,6 +33,8 @@ type HTTPOptions struct {
 	Propagator propagation.TextMapPropagator
 	// AllowOrigins are the web pages whose scripts may ask, as https://example.com; "*" is any. Default: none.
 	AllowOrigins []string
+	// Playground serves the page of package web under "/".
+	Playground bool
 }
 
 const (
@@ -51,6 +54,8 @@ type httpServer struct {
 	mux      *http.ServeMux
 	served   chan error // what it ended with
 	since    int64      // when it was made, in seconds since 1970
+	// files are those of the playground by their paths; nil: there is none.
+	files map[string]*web.File
 	// local says that anybody on this machine may ask and nobody else can: other names than its own are refused.
 	local bool
 }
@@ -102,8 +107,9 @@ func (h *httpServer) connState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// unreadTime is how long a drain leaves connections that asked nothing: a request may be in their sockets.
-const unreadTime = 50 * time.Millisecond
+// unreadTime is how long a drain leaves connections that asked nothing: a request may be on its way. nginx cannot give
+// one that it has sent to another server.
+const unreadTime = 200 * time.Millisecond
 
 // start serves; what comes of the channel ended it.
 func (h *httpServer) start() <-chan error {
@@ -236,6 +242,9 @@ func (x *exchange) admit() (err error) {
 	if x.asksFirst() { // browsers send no credentials then
 		return nil
 	}
+	if x.files[x.r.URL.Path] != nil { // nor do they with a page, which tells nothing
+		return nil
+	}
 	if p := x.options.HTTP.Propagator; p != nil {
 		x.r = x.r.WithContext(p.Extract(x.r.Context(), propagation.HeaderCarrier(x.r.Header)))
 	}
@@ -279,6 +288,9 @@ func (x *exchange) checkOrigin() error {
 	}
 	x.w.Header().Add("Vary", "Origin")
 	allowed := x.options.HTTP.AllowOrigins
+	if x.ownPage(origin) {
+		return nil
+	}
 	if !slices.Contains(allowed, origin) && !slices.Contains(allowed, "*") {
 		return errOrigin()
 	}
@@ -348,6 +360,7 @@ func (h *httpServer) routes() {
 	h.handle(http.MethodGet, "/v1/models/{model...}", (*exchange).getModel)
 	h.handle(http.MethodGet, "/health", (*exchange).health)
 	h.ollamaRoutes()
+	h.webRoutes()
 	h.handle("", "/", func(*exchange) error { return errUnknownPath() })
 }
 

@@ -182,7 +182,7 @@ func (x *exchange) linger() {
 // requireModel refuses while there is no model.
 func (x *exchange) requireModel() error {
 	if !x.attached.Load() {
-		return &serving.Error{Kind: serving.Unavailable, Message: "the model is loading"}
+		return serving.Loading()
 	}
 	return nil
 }

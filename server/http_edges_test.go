@@ -184,6 +184,7 @@ func TestNeededRoles(t *testing.T) {
 	for path, roles := range map[string][2]auth.Role{
 		"/health": {noRole, auth.ReadOnly}, "/health/x": {auth.User, auth.User}, "/healthz": {auth.User, auth.User},
 		"/v1/models": {auth.ReadOnly, auth.ReadOnly}, "/v1/models/a": {auth.ReadOnly, auth.ReadOnly},
+		"/web/server.json": {auth.ReadOnly, auth.ReadOnly}, "/web/engine": {auth.Admin, auth.Admin},
 		"/v1/modelsx": {auth.User, auth.User}, "/v1/completions": {auth.User, auth.User},
 		"/api/tags": {auth.ReadOnly, auth.ReadOnly}, "/api/chat": {auth.User, auth.User},
 	} {

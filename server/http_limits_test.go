@@ -353,7 +353,10 @@ func TestHTTPDrain(t *testing.T) {
 // TestHTTPDrainRefuses holds what a request gets that comes on an open connection while the server stops.
 func TestHTTPDrainRefuses(t *testing.T) {
 	m, runner := tinyVLM(t), endless(2)
-	runner.step = make(chan struct{}, 1)
+	runner.step = make(chan struct{}, 3)
+	for range cap(runner.step) { // the prompt and some text: the headers come with that
+		runner.step <- struct{}{}
+	}
 	f := startHTTP(t, &m, runner, server.Options{Grace: time.Hour})
 	conn, err := net.Dial("tcp", f.addr)
 	if err != nil {

@@ -62,7 +62,7 @@ func startHTTP(t testing.TB, m *serving.Model, r batching.Runner, o server.Optio
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.grpc = client.New(conn)
+	f.grpc = client.New(conn, client.WithUnavailableRetries(0))
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	f.client = &http.Client{Transport: transport}
 	var ctx context.Context

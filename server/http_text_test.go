@@ -94,6 +94,10 @@ func TestHTTPTokenize(t *testing.T) {
 	}
 	if got := tokenize(chatBody("")); got.Count != chat.Usage.PromptTokens {
 		t.Errorf("a chat has %d tokens, its answer reports %d", got.Count, chat.Usage.PromptTokens)
+	} else if d := chat.Usage.PromptDetails; got.ImageTokens != d.Image || got.TextTokens != d.Text || !got.Fits ||
+		got.MaxTokens == 0 || len(got.Images) != 1 || got.Images[0].Tokens != d.Image || got.Images[0].Format != "png" ||
+		got.Images[0].Width != 64 || got.Images[0].EffectiveWidth == 0 || got.Images[0].Tiles != 1 {
+		t.Errorf("the parts are %+v, the answer reports %+v", got, d)
 	}
 	complete := func(prompt any) string {
 		quoted, err := json.Marshal(prompt)

@@ -195,7 +195,7 @@ func TestDrainCutsWhatIsLeft(t *testing.T) {
 	if status.Code(end) != codes.Unavailable {
 		t.Errorf("the cut answer ended with %v, want UNAVAILABLE", end)
 	}
-	if log := f.log.String(); !strings.Contains(log, "msg=stopping open_requests=1 drain_delay=0s grace=50ms") {
+	if log := f.log.String(); !strings.Contains(log, "msg=stopping open_requests=1 running=1 waiting=0 drain_delay=0s grace=50ms") {
 		t.Errorf("the log does not tell what is open:\n%s", log)
 	}
 	var cut *server.CutError

@@ -28,7 +28,7 @@ func TestLoading(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(ctx, lis) }()
-		c, err := client.Dial(lis.Addr().String())
+		c, err := client.Dial(lis.Addr().String(), client.WithUnavailableRetries(0))
 		if err != nil {
 			t.Fatal(err)
 		}

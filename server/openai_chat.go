@@ -24,7 +24,11 @@ func (x *exchange) chatCompletions() error {
 			}
 			return &in.Request, x.chatRequest(in), nil
 		},
-		whole: func(c *serving.Collector) any { return x.chatCompletion(c) },
+		whole: func(asked *openai.Request, c *serving.Collector) any {
+			out := x.chatCompletion(c)
+			out.Extras = openaiExtras(asked.Timings, c.Timings, c.ChoiceScores)
+			return out
+		},
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
 			return openai.NewChunks(openai.ChatPrefix+e.ID, e.Model, e.Fingerprint, time.Now().Unix(), usage)
 		},
@@ -41,7 +45,7 @@ func (x *exchange) chatCompletions() error {
 // completions is an endpoint that answers with text: how it reads a body, and writes an answer.
 type completions struct {
 	parse  func(body []byte) (*openai.Request, *serving.Request, error)
-	whole  func(*serving.Collector) any
+	whole  func(*openai.Request, *serving.Collector) any
 	chunks func(e *serving.Start, usage bool) *openai.Chunks
 	roles  bool // an answer begins with its role
 	// logprobs are those of the next tokens of an answer as JSON; nil for none.
@@ -52,7 +56,7 @@ type completions struct {
 func (x *exchange) answer(c completions) error {
 	return x.ask(c.parse, func(asked *openai.Request, req *serving.Request) error {
 		if asked.Stream {
-			to := &completionStream{sse: sse{x: x}, completions: c, usage: asked.IncludeUsage}
+			to := &completionStream{sse: sse{x: x}, completions: c, usage: asked.IncludeUsage, timings: asked.Timings}
 			req.Streams = true
 			if err := x.generate(x.r.Context(), req, to); err != nil {
 				return err
@@ -64,7 +68,7 @@ func (x *exchange) answer(c completions) error {
 		if err := x.generate(x.r.Context(), req, collected.Sink()); err != nil {
 			return err
 		}
-		return x.write(c.whole(&collected))
+		return x.write(c.whole(asked, &collected))
 	})
 }
 
@@ -143,7 +147,7 @@ func (x *exchange) request(in *openai.Request) *serving.Request {
 	}
 	if c := in.Constraint; c != nil {
 		x.constraint = c.Param
-		r.Constraint = &serving.Constraint{Kind: constraintKinds[c.Kind], Text: c.Text, Choices: c.Choices}
+		r.Constraint = &serving.Constraint{Kind: constraintKinds[c.Kind], Text: c.Text, Choices: c.Choices, Scores: c.Scores}
 	}
 	return r
 }
@@ -217,9 +221,10 @@ func chatLogprobs(list []serving.Logprobs) *openai.Logprobs {
 type completionStream struct {
 	sse
 	completions
-	usage  bool // asked for
-	writer *openai.Chunks
-	sum    serving.Usage // of the answers that have ended
+	usage, timings bool // asked for
+	writer         *openai.Chunks
+	sum            serving.Usage  // of the answers that have ended
+	latest         serving.Finish // of them
 }
 
 // Start implements serving.Sink.
@@ -242,6 +247,7 @@ func (s *completionStream) Delta(d *serving.Delta) error {
 
 // Finish implements serving.Sink.
 func (s *completionStream) Finish(f *serving.Finish) error {
+	s.latest.Timings, s.latest.ChoiceScores = f.Timings, append(s.latest.ChoiceScores, f.ChoiceScores...)
 	completion, reasoning := s.sum.Completion+f.Usage.Completion, s.sum.Reasoning+f.Usage.Reasoning
 	if f.Index == 0 {
 		s.sum = f.Usage
@@ -252,10 +258,14 @@ func (s *completionStream) Finish(f *serving.Finish) error {
 	return s.flush()
 }
 
-// end tells the usage, if that is asked for, and that nothing more comes.
+// end tells the usage and what else is asked for, and that nothing more comes.
 func (s *completionStream) end() error {
+	extras := openaiExtras(s.timings, s.latest.Timings, s.latest.ChoiceScores)
 	if s.usage {
-		s.add(s.writer.Usage(openaiUsage(s.sum)))
+		usage := openaiUsage(s.sum)
+		s.add(s.writer.Last(&usage, extras))
+	} else if extras.Timings != nil || extras.ChoiceScores != nil {
+		s.add(s.writer.Last(nil, extras))
 	}
 	s.add([]byte("[DONE]"))
 	return s.flush()

@@ -30,7 +30,7 @@ func TestHTTPStatuses(t *testing.T) {
 		{&serving.Error{Kind: serving.FailedPrecondition, Message: "no"}, 400, openai.InvalidRequest, "", "", 0},
 		{serving.Overloaded("busy"), 429, openai.RateLimit, "rate_limit_exceeded", "", 500 * time.Millisecond},
 		{&serving.Error{Kind: serving.Exhausted, Message: "never"}, 413, openai.InvalidRequest, "request_too_large", "", 0},
-		{serving.Stopping(), 503, openai.ServerError, "service_unavailable", "", 0},
+		{serving.Stopping(), 503, openai.ServerError, "service_unavailable", "", 100 * time.Millisecond},
 		{&serving.Error{Kind: serving.DeadlineExceeded, Message: "late"},
 			504, openai.ServerError, "deadline_exceeded", "", 0},
 		{&serving.Error{Kind: serving.Internal, Message: "failed"}, 500, openai.ServerError, "", "", 0},

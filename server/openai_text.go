@@ -18,7 +18,11 @@ func (x *exchange) textCompletions() error {
 			}
 			return &in.Request, x.textRequest(in), nil
 		},
-		whole: func(c *serving.Collector) any { return x.textCompletion(c) },
+		whole: func(asked *openai.Request, c *serving.Collector) any {
+			out := x.textCompletion(c)
+			out.Extras = openaiExtras(asked.Timings, c.Timings, c.ChoiceScores)
+			return out
+		},
 		chunks: func(e *serving.Start, usage bool) *openai.Chunks {
 			return openai.NewTextChunks(openai.TextPrefix+e.ID, e.Model, e.Fingerprint, time.Now().Unix(), usage)
 		},

@@ -32,6 +32,20 @@ func (x *exchange) tokenize() error {
 		if err != nil {
 			return err
 		}
-		return x.write(openai.Tokenized{Count: c.Prompt, MaxModelLen: c.Context, Tokens: c.IDs})
+		return x.write(tokenized(c))
 	})
+}
+
+func tokenized(c *serving.TokenCount) openai.Tokenized {
+	out := openai.Tokenized{
+		Count: c.Prompt, MaxModelLen: c.Context, Tokens: c.IDs, TextTokens: c.Text, ImageTokens: c.Image,
+		MaxTokens: c.MaxTokens, Fits: c.Fits, Images: []openai.ImageLayout{},
+	}
+	for _, l := range c.Images {
+		out.Images = append(out.Images, openai.ImageLayout{
+			Format: l.Format, Width: l.Width, Height: l.Height, EffectiveWidth: l.ScaledWidth,
+			EffectiveHeight: l.ScaledHeight, Rows: l.Grid.Rows, Cols: l.Grid.Cols, Tiles: l.Grid.Tiles(), Tokens: l.Tokens,
+		})
+	}
+	return out
 }

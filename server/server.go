@@ -131,14 +131,19 @@ type Server struct {
 	pb.UnimplementedModelServiceServer
 	pb.UnimplementedMMServeServer
 	pb.UnimplementedConversationServiceServer
-	models   *serving.Registry // set by Attach, as the next
-	service  *serving.Service
-	attached atomic.Bool // both may be read
-	options  Options
-	health   *health.Server
-	inflight *inflight
-	refusals refusals
-	refused  *audit.Flood // lines of the audit log about those
+	pb.UnimplementedSubjectServiceServer
+	models    *serving.Registry // set by Attach, as the next
+	service   *serving.Service
+	attached  atomic.Bool // both may be read
+	options   Options
+	health    *health.Server
+	inflight  *inflight
+	refusals  refusals
+	importing chan struct{} // has room for the one archive that is received
+	refused   *audit.Flood  // lines of the audit log about those
+	// grpcAddress is where Serve answers gRPC.
+	grpcAddress net.Addr
+	loaded      chan struct{} // closed once attached
 
 	// decoding has one place per core, for request messages: images have a budget of their own.
 	decoding chan struct{}
@@ -165,9 +170,11 @@ func New(m serving.Model, e *batching.Engine, o Options) *Server {
 func Loading(o Options) *Server {
 	s := &Server{
 		options: o.withDefaults(), health: health.NewServer(),
-		decoding: make(chan struct{}, runtime.GOMAXPROCS(0)),
-		idle:     make(chan struct{}, 1),
-		refused:  audit.NewFlood(refusalLines, refusalBurst),
+		decoding:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+		idle:      make(chan struct{}, 1),
+		importing: make(chan struct{}, 1),
+		refused:   audit.NewFlood(refusalLines, refusalBurst),
+		loaded:    make(chan struct{}),
 	}
 	s.inflight = newInflight(s.options.MaxInflightBytes)
 	s.drained, s.endWatchers = context.WithCancel(context.Background())
@@ -189,6 +196,7 @@ func (s *Server) Attach(models *serving.Registry) {
 		Conversations: o.Conversations,
 	})
 	s.attached.Store(true)
+	close(s.loaded)
 	s.report(healthpb.HealthCheckResponse_SERVING)
 }
 
@@ -279,10 +287,14 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	g := s.grpcServer()
 	l := &listener{
 		Listener: lis, inflight: s.inflight, most: s.options.MaxConnections, ready: s.attached.Load,
-		log: s.options.Logger,
+		log: s.options.Logger, closed: make(chan struct{}),
+	}
+	if !s.attached.Load() {
+		l.pause(s.loaded)
 	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
+	s.grpcAddress = lis.Addr()
 	web := s.newHTTPServer()
 	webServed := web.start()
 	select {
@@ -296,10 +308,10 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	}
 
 	s.health.Shutdown()
-	s.options.Logger.Info("stopping", "open_requests", s.open.Load(),
-		"drain_delay", s.options.DrainDelay, "grace", s.options.Grace)
-	if s.attached.Load() {
+	s.options.Logger.Info("stopping", append(s.left(), "drain_delay", s.options.DrainDelay, "grace", s.options.Grace)...)
+	if s.attached.Load() && s.options.DrainDelay > 0 {
 		time.Sleep(s.options.DrainDelay)
+		s.options.Logger.Info("draining: no new connections are taken", s.left()...)
 	}
 	s.drain(g, l, web)
 	<-served
@@ -310,12 +322,24 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	return nil
 }
 
+// left counts what a shutdown waits for, for its log lines: requests, and their sequences in the engines.
+func (s *Server) left() []any {
+	running, waiting := 0, 0
+	if s.attached.Load() {
+		s.models.Each(func(d *serving.Deployment) {
+			stats := d.Engine.Stats()
+			running, waiting = running+stats.Running, waiting+stats.Waiting
+		})
+	}
+	return []any{"open_requests", s.open.Load(), "running", running, "waiting", waiting}
+}
+
 // drain lets the open calls finish, and cuts those that do not within Grace.
 func (s *Server) drain(g *grpc.Server, l *listener, web *httpServer) {
 	grace, cancel := context.WithTimeout(context.Background(), s.options.Grace)
 	defer cancel()
-	_ = l.Listener.Close()
-	l.closeMute()
+	_ = l.Close()
+	time.AfterFunc(unreadTime, l.closeMute)
 	s.stopping.Store(true)
 	webStopped, stopped := web.drain(), make(chan struct{})
 	go func() { defer close(stopped); g.GracefulStop(); <-webStopped }()

@@ -258,7 +258,7 @@ func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.conn, f.Client = conn, client.New(conn)
+	f.conn, f.Client = conn, client.New(conn, client.WithUnavailableRetries(0))
 	t.Cleanup(func() {
 		conn.Close()
 		f.stop()

@@ -15,13 +15,14 @@ var mmservePackage = string(pb.File_mmserve_v1_mmserve_proto.Package())
 
 // contract are the files of mmservePackage.
 var contract = []protoreflect.FileDescriptor{
-	pb.File_mmserve_v1_mmserve_proto, pb.File_mmserve_v1_conversation_proto,
+	pb.File_mmserve_v1_mmserve_proto, pb.File_mmserve_v1_conversation_proto, pb.File_mmserve_v1_subject_proto,
 }
 
 // serviceNames are the services that health is told of.
 var serviceNames = []string{
 	pb.InferenceService_ServiceDesc.ServiceName, pb.ModelService_ServiceDesc.ServiceName,
 	pb.MMServe_ServiceDesc.ServiceName, pb.ConversationService_ServiceDesc.ServiceName,
+	pb.SubjectService_ServiceDesc.ServiceName,
 	inferencepb.GRPCInferenceService_ServiceDesc.ServiceName,
 }
 
@@ -30,6 +31,7 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	pb.RegisterInferenceServiceServer(r, s)
 	pb.RegisterModelServiceServer(r, s)
 	pb.RegisterConversationServiceServer(r, s)
+	pb.RegisterSubjectServiceServer(r, s)
 	//lint:ignore SA1019 callers have the old name
 	pb.RegisterMMServeServer(r, s)
 	inferencepb.RegisterGRPCInferenceServiceServer(r, openInference{server: s})
@@ -72,6 +74,7 @@ func carriesBytes(d protoreflect.MessageDescriptor, above []protoreflect.FullNam
 var placeless = map[string]bool{
 	pb.InferenceService_CountTokens_FullMethodName: true, pb.InferenceService_UploadMedia_FullMethodName: true,
 	pb.ConversationService_AppendMessages_FullMethodName: true,
+	pb.SubjectService_ImportSubject_FullMethodName:       true, pb.SubjectService_CorrectSubject_FullMethodName: true,
 }
 
 // refusedMethods are answered before their messages are received.

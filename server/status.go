@@ -102,7 +102,7 @@ func readable(err error) error {
 // broken is the status of a call that a panic ended.
 func broken() error { return status.Error(codes.Internal, "the server failed") }
 
-func errLoading() error { return status.Error(codes.Unavailable, "the model is loading") }
+func errLoading() error { return toStatus(serving.Loading()) }
 
 func errCompressed() error {
 	return status.Error(codes.Unimplemented,

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/mmserve/mmserve/conversation"
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/audit"
@@ -18,8 +19,13 @@ import (
 
 // Auditor keeps what happened, as audit.Log does. Its methods are called concurrently.
 type Auditor interface {
-	// Record keeps an event, which it may complete. Its error says that it is not kept.
+	// Record keeps an event, which it may complete; with RecordSync it is on disk. Their error says that it is not kept.
 	Record(e *audit.Event) error
+	RecordSync(e *audit.Event) error
+	// Keys sign receipts.
+	Keys() *audit.Keys
+	// EachOf gives the lines about a subject, as they stand in the log.
+	EachOf(subject string, do func(line []byte) error) error
 	// Digest returns a keyed hash for the contents of the request id.
 	Digest(id string) hash.Hash
 }
@@ -54,13 +60,16 @@ type trail struct {
 const maxPolicies = 64
 
 // newTrail begins the line of a request, nil without an audit log.
-func (s *Service) newTrail(ctx context.Context, rec *record) *trail {
+func (s *Service) newTrail(ctx context.Context, rec *record, in *Request) *trail {
 	if s.options.Audit == nil {
 		return nil
 	}
 	t := &trail{to: s.options.Audit, required: s.options.AuditRequired}
 	t.event = s.auditEvent(ctx, rec.operation, rec.tenant)
 	t.event.ID = rec.id
+	if s.options.Conversations != nil && in.Subject != "" && validID(in.Subject) {
+		t.event.Subject = s.options.Conversations.Pseudonym(conversation.Scope{Tenant: rec.tenant, Subject: in.Subject})
+	}
 	return t
 }
 

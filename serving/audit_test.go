@@ -51,6 +51,29 @@ func (h *heard) Record(e *audit.Event) error {
 	return nil
 }
 
+func (h *heard) RecordSync(e *audit.Event) error { return h.Record(e) }
+
+func (h *heard) Keys() *audit.Keys { return h.keys }
+
+// EachOf gives events as a log would give lines.
+func (h *heard) EachOf(subject string, do func([]byte) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.events {
+		if e.Subject != subject {
+			continue
+		}
+		line, err := json.Marshal(e)
+		if err == nil {
+			err = do(line)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (h *heard) Digest(id string) hash.Hash { return h.keys.Digest(id) }
 
 // last is the newest event.

@@ -45,6 +45,9 @@ type Config struct {
 	// Precision is what the linear layers multiply in, or auto; empty: fp32. VisionPrecision is the tower's; empty:
 	// the same, but int8 where that is int4.
 	Precision, VisionPrecision string
+	// DraftDir is the folder of a smaller model of the same vocabulary, which guesses tokens; empty: there is none.
+	// DraftPrecision is its precision, or auto; empty: as Precision.
+	DraftDir, DraftPrecision string
 	// Threads of each session; 0: one for each usable processor.
 	Threads int
 
@@ -59,6 +62,9 @@ type Config struct {
 
 	// EncoderCacheBytes is the memory for patch embeddings of images that come again.
 	EncoderCacheBytes int64
+	// EncoderCacheDir is a folder that keeps them between starts, EncoderCacheDisk bytes of them; empty: nothing does.
+	EncoderCacheDir  string
+	EncoderCacheDisk int64
 	// Images bounds each image; its budget may be shared with other deployments. The zero value is
 	// vision.DefaultLimits.
 	Images vision.Limits
@@ -71,6 +77,7 @@ type Config struct {
 	// Logger is slog.Default if nil.
 	Logger *slog.Logger
 
+	disk       *vision.DiskCache  // EncoderCacheDir's, where deployments share it
 	reserve    func(Memory) error // the registry's: refuses what does not fit, before it is loaded
 	unreserve  func(Memory)       // takes that back
 	deviceHeld func() int64       // what other deployments hold of the device
@@ -107,7 +114,9 @@ type Deployment struct {
 	text     *model.Processor
 	tower    vision.Tower
 	encoder  *vision.Encoder
+	disk     *vision.DiskCache // its own; nil where it has none, or shares one
 	runner   decoder.Runner
+	draft    draftModel
 	sessions []ort.Placement
 
 	meanToken func() float64 // of a token's bytes
@@ -161,7 +170,10 @@ func (d *Deployment) open(ctx context.Context) (err error) {
 	if d.model, err = openFolder(d.config); err != nil {
 		return err
 	}
-	d.plan, err = d.config.plan(d.model)
+	if err = d.openDraftModel(); err != nil {
+		return err
+	}
+	d.plan, err = d.config.plan(d.model, &d.draft)
 	d.plan.log(log)
 	if err != nil {
 		return err
@@ -267,11 +279,19 @@ func (d *Deployment) warmUp() error {
 	if r, ok := d.runner.(*decoder.DeviceRunner); ok && err == nil {
 		err = r.WarmUp(d.config.Batching.PrefillChunk)
 	} else if err == nil {
-		row := d.model.ShortestRow()
-		row.Sampler = decoder.NewSampler(decoder.Sampling{})
-		_, err = d.runner.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}})
+		return warmUp(d.model, d.runner)
 	}
 	if err != nil {
+		return fmt.Errorf("warm-up: %w", err)
+	}
+	return nil
+}
+
+// warmUp runs a decoder once.
+func warmUp(m *model.Model, r decoder.Runner) error {
+	row := m.ShortestRow()
+	row.Sampler = decoder.NewSampler(decoder.Sampling{})
+	if _, err := r.Run(context.Background(), &decoder.Batch{Rows: []decoder.Row{row}}); err != nil {
 		return fmt.Errorf("warm-up: %w", err)
 	}
 	return nil
@@ -280,7 +300,14 @@ func (d *Deployment) warmUp() error {
 // startEncoder starts the vision worker, and the engine over the decoder.
 func (d *Deployment) startEncoder() error {
 	d.encoder = vision.NewEncoder(d.tower, d.text.Preprocessor.Normalize, d.config.EncoderCacheBytes)
-	if err := d.start(d.runner, d.encoder.Encode); err != nil {
+	r, err := d.stepper()
+	if err != nil {
+		return err
+	}
+	if err := d.start(r, d.encoder.Encode); err != nil {
+		return err
+	}
+	if err := d.keepOnDisk(); err != nil {
 		return err
 	}
 	d.Model.EncoderStats, d.Model.Forget = d.encoder.Stats, d.encoder.Forget
@@ -398,9 +425,13 @@ func (d *Deployment) free() error {
 	if d.encoder != nil {
 		d.encoder.Close()
 	}
+	if d.disk != nil {
+		err = errors.Join(err, d.disk.Close())
+	}
 	if d.runner != nil {
 		err = errors.Join(err, d.runner.Close())
 	}
+	err = errors.Join(err, d.draft.close())
 	if d.tower != nil {
 		err = errors.Join(err, d.tower.Close())
 	}

@@ -105,6 +105,10 @@ func KindOf(err error) Kind {
 // short answer leaves one.
 const retryDelay = 500 * time.Millisecond
 
+// stoppingDelay is what is suggested to a caller of a server that stops or loads its model. Another server may take the
+// request at once, and whoever has only this one tries again with a back-off of its own.
+const stoppingDelay = 100 * time.Millisecond
+
 // maxViolations bounds the details of one error: they travel in an HTTP/2 header, which proxies limit to a few KiB.
 const maxViolations = 8
 
@@ -152,7 +156,15 @@ func TooSlow(within time.Duration) error {
 }
 
 // Stopping is the error of requests that come too late.
-func Stopping() error { return &Error{Kind: Unavailable, Message: "the server is shutting down"} }
+func Stopping() error { return unavailable("the server is shutting down", nil) }
+
+// Loading is the error of requests that come before the models.
+func Loading() error { return unavailable("the model is loading", nil) }
+
+// unavailable is the error of a request that another server, or this one later, may answer.
+func unavailable(message string, cause error) error {
+	return &Error{Kind: Unavailable, Message: message, RetryAfter: stoppingDelay, cause: cause}
+}
 
 // Left is the error of a caller whose ctx has ended.
 func Left(ctx context.Context) error { return shown(ctx.Err(), "") }
@@ -191,9 +203,9 @@ func shown(err error, id string) error {
 	kind, message := Internal, "the server failed; its log has request "+id
 	switch {
 	case errors.Is(err, ErrCut):
-		kind, message = Unavailable, "the server is shutting down"
+		return unavailable("the server is shutting down", err)
 	case errors.Is(err, errUnloaded):
-		kind, message = Unavailable, "the model was unloaded before the answer was complete"
+		return unavailable("the model was unloaded before the answer was complete", err)
 	case errors.Is(err, context.Canceled):
 		kind, message = Canceled, "the call was cancelled"
 	case errors.Is(err, context.DeadlineExceeded):

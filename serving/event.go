@@ -10,7 +10,8 @@ type Sink interface {
 	Finish(*Finish) error
 }
 
-// Start says what will answer, before the first token.
+// Start says what answers. It comes right before the first Delta or Finish: a request that fails without it was
+// answered nothing.
 type Start struct {
 	ID, Model, ModelDigest string
 	// Fingerprint is the model's (Model.Fingerprint).

@@ -162,13 +162,22 @@ func (s *Service) takePatches(key imageFile) (patches [][]float32) {
 	return patches
 }
 
-// drop has the engines let go of an image, and overwrites patches once none has it any more.
+// drop has the engines and the disk let go of an image, and overwrites patches once none has it any more.
 func (s *Service) drop(key imageFile, patches [][]float32) <-chan struct{} {
 	var engines []<-chan struct{}
-	s.models.Each(func(d *Deployment) { engines = append(engines, d.Engine.Forget(key.tenant, key.file)) })
+	var disks []func(string, [32]byte)
+	s.models.Each(func(d *Deployment) {
+		engines = append(engines, d.Engine.Forget(key.tenant, key.file))
+		if d.Model.ForgetDisk != nil {
+			disks = append(disks, d.Model.ForgetDisk)
+		}
+	})
 	done := make(chan struct{})
 	s.images.dropping.Go(func() { // until the sequences that are open have ended
 		defer close(done)
+		for _, forget := range disks {
+			forget(key.tenant, key.file)
+		}
 		for _, gone := range engines {
 			<-gone
 		}

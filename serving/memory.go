@@ -3,6 +3,7 @@ package serving
 import (
 	"fmt"
 
+	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/internal/graph"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/ort"
@@ -19,7 +20,12 @@ type KVPlan struct {
 // PlanKV divides a budget of bytes, 0 for a quarter of the usable memory. A model whose context is too long for that is
 // cut to what fits, unless maxLen or the budget was asked for.
 func PlanKV(m *model.Model, slots, maxLen int, budget int64) (p KVPlan, err error) {
-	p = KVPlan{Slots: slots, MaxLen: maxLen, Bytes: budget}
+	return planKV(m, m, KVPlan{Slots: slots, MaxLen: maxLen, Bytes: budget})
+}
+
+// planKV is PlanKV for positions of that cost.
+func planKV(m *model.Model, cost decoder.KVCost, p KVPlan) (_ KVPlan, err error) {
+	slots, maxLen, budget := p.Slots, p.MaxLen, p.Bytes
 	if slots < 1 {
 		return p, fmt.Errorf("--slots %d: want 1 or more", slots)
 	}
@@ -30,16 +36,16 @@ func PlanKV(m *model.Model, slots, maxLen int, budget int64) (p KVPlan, err erro
 	if p.Bytes == 0 {
 		p.Bytes = int64(host.ReadMemory().Limit) / 4
 	}
-	p.Tokens = m.KVTokens(p.Bytes, slots)
+	p.Tokens = cost.KVTokens(p.Bytes, slots)
 	if full := p.Slots * p.MaxLen; p.Tokens > full {
-		p.Tokens, p.Bytes = full, m.KVBytes(full, slots)
+		p.Tokens, p.Bytes = full, cost.KVBytes(full, slots)
 	}
 	if p.Tokens >= p.MaxLen {
 		return p, nil
 	}
 	if asked || p.Tokens < 64 {
 		return p, fmt.Errorf("the KV cache of one sequence of %d tokens and %d slots takes %s, there are %s; give --kv-cache-bytes more, or --max-len or --slots less",
-			p.MaxLen, slots, host.FormatBytes(m.KVBytes(p.MaxLen, slots)), host.FormatBytes(p.Bytes))
+			p.MaxLen, slots, host.FormatBytes(cost.KVBytes(p.MaxLen, slots)), host.FormatBytes(p.Bytes))
 	}
 	p.MaxLen = p.Tokens
 	return p, nil
@@ -119,7 +125,7 @@ func (p Plan) memory(m *model.Model, c Config) Memory {
 	if p.OnDevice {
 		return Memory{Host: c.EncoderCacheBytes, Device: p.Device.Total(p.KV.Slots)}
 	}
-	w := p.weights(m)
+	w := p.weights(m) + p.DraftWeights
 	return Memory{Host: w + p.KV.Bytes + c.EncoderCacheBytes, weights: w}
 }
 

@@ -30,10 +30,14 @@ type Model struct {
 	// Forget takes what Encode keeps of a tenant's file (vision.Image.File) out of its cache, and gives it: requests may
 	// be using it still. nil: nothing is kept.
 	Forget func(tenant string, file [32]byte) [][]float32
+	// ForgetDisk takes what the folder of patch embeddings has of it, and is slow; nil where there is none.
+	ForgetDisk func(tenant string, file [32]byte)
 	// KVBytesPerToken is the memory that a position of a sequence takes, for metrics.
 	KVBytesPerToken int64
 	// EncoderStats is what the encoder behind Encode counts; nil if it does not.
 	EncoderStats func() vision.EncoderStats
+	// DiskStats is what the folder of patch embeddings counts, which models may share; nil where there is none.
+	DiskStats func() vision.DiskStats
 	// DeviceStats is what devices count; nil where there is none.
 	DeviceStats func() DeviceStats
 	// MaxImages is the most images the model takes in a prompt. 0: it sets no limit.

@@ -44,6 +44,9 @@ const (
 	metricEncoderTiles   = "mmserve.encoder.tiles"
 	metricEncoderSize    = "mmserve.encoder.cache.size"
 	metricEncoderEntries = "mmserve.encoder.cache.entries"
+	metricDiskSize       = "mmserve.encoder.disk.size"
+	metricDiskEntries    = "mmserve.encoder.disk.entries"
+	metricDiskFailures   = "mmserve.encoder.disk.failures"
 	metricModelInfo      = "mmserve.model.info"
 	metricCacheConfig    = "mmserve.cache.config.info"
 	metricDeviceCopied   = "mmserve.device.copied"
@@ -60,6 +63,7 @@ const (
 	spanImageResize = "mmserve.image.resize"
 	spanDecodeStep  = "mmserve.step.decode"
 	spanPrefillStep = "mmserve.step.prefill"
+	spanMixedStep   = "mmserve.step.mixed"
 
 	// Stages of a request, as the span "mmserve." + stage and in the attribute keyStage.
 	stagePreprocess = "preprocess"
@@ -107,6 +111,7 @@ const (
 	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")
 	keyResult          = attribute.Key("result")
+	keySource          = attribute.Key("source")
 	keyModel           = attribute.Key("model")
 	keyDigest          = attribute.Key("digest")
 	keyDirection       = attribute.Key("direction")

@@ -21,6 +21,8 @@ type Plan struct {
 	OnDevice bool
 	Device   model.MemoryPlan
 	KV       KVPlan
+	// DraftWeights is the most memory that the weights of a draft model take.
+	DraftWeights int64
 }
 
 // StagePlan is what one of a model's two stages runs on, and in.
@@ -29,19 +31,24 @@ type StagePlan struct {
 	Precision graph.Precision
 }
 
-// plan settles what c leaves open. An error comes with what had been settled. ONNX Runtime is loaded.
-func (c Config) plan(m *model.Model) (p Plan, err error) {
+// plan settles what c leaves open, and in what a draft model runs. An error comes with what had been settled. ONNX
+// Runtime is loaded.
+func (c Config) plan(m *model.Model, draft *draftModel) (p Plan, err error) {
 	if err = c.chooseProviders(&p); err != nil {
 		return p, err
 	}
 	if err = c.choosePrecisions(m, &p); err != nil {
 		return p, err
 	}
+	if err = draft.choose(c, &p); err != nil {
+		return p, err
+	}
+	p.DraftWeights = draft.weights()
 	p.OnDevice = p.Decoder.Provider.Can().DeviceTensors && m.Weights != nil
 	if p.OnDevice {
 		p.KV, p.Device, err = planDevice(m, c, p.Decoder.Precision)
 	} else {
-		p.KV, err = PlanKV(m, c.Slots, c.MaxLen, c.KVCacheBytes)
+		p.KV, err = planKV(m, draft.cost(m), KVPlan{Slots: c.Slots, MaxLen: c.MaxLen, Bytes: c.KVCacheBytes})
 	}
 	return p, err
 }
@@ -121,7 +128,7 @@ type Report struct {
 // Examine opens a model's sessions as Open does, and closes them. What was found before an error is in the report.
 func Examine(m *model.Model, c Config) (r Report, err error) {
 	c = c.withDefaults()
-	if r.Plan, err = c.plan(m); err != nil {
+	if r.Plan, err = c.plan(m, &draftModel{}); err != nil {
 		return r, err
 	}
 	from, err := m.LoadQuantized(c.CacheDir, r.Vision.Precision, r.Decoder.Precision)

@@ -64,7 +64,7 @@ func (s *Service) newRecord(ctx context.Context, in *Request, model, operation s
 	if caller := CallerOf(ctx).Identity; caller != nil {
 		rec.caller = caller.ID
 	}
-	if rec.trail = s.newTrail(ctx, rec); rec.trail != nil {
+	if rec.trail = s.newTrail(ctx, rec, in); rec.trail != nil {
 		ctx = context.WithValue(ctx, trailKey{}, rec.trail)
 	}
 	return rec.begin(ctx), rec

@@ -110,6 +110,16 @@ func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, err
 		ort.ReturnFreed()
 	}
 	c := r.config
+	var err error
+	if c.disk == nil {
+		if c.disk, err = c.openDisk(); err != nil {
+			return nil, err
+		}
+		r.config.disk = c.disk
+	}
+	if !r.drafts(name) {
+		c.DraftDir = ""
+	}
 	c.Name, c.Dir, c.reserve, c.unreserve = name, dir, r.reserve, r.release
 	c.deviceHeld = func() int64 {
 		r.mu.Lock()
@@ -128,6 +138,15 @@ func (r *Registry) Load(ctx context.Context, name, dir string) (*Deployment, err
 		r.config.Logger.Info("model swapped", "model", d.Model.Name, "digest", d.Model.Digest)
 	}
 	return d, nil
+}
+
+// drafts says whether a model that is loaded under a name gets the draft model: the first does, and what it is
+// swapped for.
+func (r *Registry) drafts(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.index(name)
+	return len(r.list) == 0 || i >= 0 && r.list[i].draft.model != nil
 }
 
 // giveUp closes a deployment that no request has seen.
@@ -353,7 +372,23 @@ func (r *Registry) Close(ctx context.Context) error {
 	for _, p := range list {
 		errs = append(errs, p.err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.closeDisk(ctx))...)
+}
+
+// closeDisk lets go of the folder of patch embeddings, once no model is being opened.
+func (r *Registry) closeDisk(ctx context.Context) error {
+	select {
+	case r.opening <- struct{}{}:
+		defer func() { <-r.opening }()
+	case <-ctx.Done(): // it goes with the process
+		return nil
+	}
+	if r.config.disk == nil {
+		return nil
+	}
+	disk := r.config.disk
+	r.config.disk, r.config.EncoderCacheDir = nil, ""
+	return disk.Close()
 }
 
 // ValidModelName says whether requests, metrics and paths can carry a name.

@@ -274,6 +274,7 @@ func (l *life) answer(ctx context.Context, req *checked, input fusion.Input, gra
 	tickets []*batching.Ticket, to Sink) error {
 	to = l.rec.trail.sink(to, req.n)
 	var group *batching.Group
+	to = &heldStart{to: to}
 	if req.n > 1 {
 		to, group = &oneByOne{to: to}, new(batching.Group)
 	}

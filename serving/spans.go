@@ -22,12 +22,17 @@ type progress struct {
 // trace adds a step of a model's engine to its requests' progress and now and then gives it a span. steps counts those
 // that ran traced requests.
 func (t *Telemetry) trace(s batching.Step, steps *int, model string) {
-	traced, tokens := 0, 0
+	traced, tokens, decodes := 0, 0, 0
 	for _, r := range s.Rows {
 		tokens += r.Tokens
+		if !r.Prefill {
+			decodes++
+		}
+	}
+	for _, r := range s.Rows {
 		if p, ok := r.Tag.(*progress); ok {
 			traced++
-			p.step(r.Slot, len(s.Rows), s.Prefill)
+			p.step(r.Slot, decodes, r.Prefill)
 		}
 	}
 	if traced == 0 || t.every == 0 {
@@ -43,7 +48,10 @@ func (t *Telemetry) trace(s batching.Step, steps *int, model string) {
 		}
 	}
 	name := spanDecodeStep
-	if s.Prefill {
+	switch {
+	case s.Prefill && s.Decode:
+		name = spanMixedStep
+	case s.Prefill:
 		name = spanPrefillStep
 	}
 	_, span := t.tracer.Start(context.Background(), name, trace.WithNewRoot(), trace.WithTimestamp(s.Began),

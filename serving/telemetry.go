@@ -49,6 +49,7 @@ type observed[S any] struct {
 type snapshot struct {
 	batching.Stats
 	encoder vision.EncoderStats
+	disk    vision.DiskStats
 	kvBytes int64 // a position's
 }
 
@@ -178,16 +179,23 @@ func (o *observations) ofEngine() {
 	o.add(func(s snapshot) int64 { return int64(s.KVBudget) })
 	o.gauge(metricKVResident, "By", "Memory behind KV positions: of running and cached sequences, and what will be written again.")
 	o.add(func(s snapshot) int64 { return int64(s.KVResident) * s.kvBytes })
-	o.counter(metricDrafts, "{token}", "Guessed tokens that were checked: right (and so generated without a step), wrong.")
-	o.add(func(s snapshot) int64 { return s.RightDrafts }, keyResult.String("right"))
-	o.add(func(s snapshot) int64 { return s.DraftedTokens - s.RightDrafts }, keyResult.String("wrong"))
+	o.counter(metricDrafts, "{token}", "Guessed tokens that were checked, by who guessed (lookup in what was said before, or the draft model): right (and so generated without a step), wrong.")
+	right, wrong := keyResult.String("right"), keyResult.String("wrong")
+	lookup, draft := keySource.String("lookup"), keySource.String("model")
+	o.add(func(s snapshot) int64 { return s.RightDrafts - s.RightModelDrafts }, right, lookup)
+	o.add(func(s snapshot) int64 {
+		return s.DraftedTokens - s.RightDrafts - (s.ModelDrafts - s.RightModelDrafts)
+	}, wrong, lookup)
+	o.add(func(s snapshot) int64 { return s.RightModelDrafts }, right, draft)
+	o.add(func(s snapshot) int64 { return s.ModelDrafts - s.RightModelDrafts }, wrong, draft)
 	o.counter(metricTokens, "{token}", "Tokens: prompt (run in prefill), cached (of prompts, found in the prefix cache), generated, wasted (run for nothing).")
 	o.add(func(s snapshot) int64 { return s.PromptTokens }, keyKind.String("prompt"))
 	o.add(func(s snapshot) int64 { return s.CachedTokens }, keyKind.String("cached"))
 	o.add(func(s snapshot) int64 { return s.GeneratedTokens }, keyKind.String("generated"))
 	o.add(func(s snapshot) int64 { return s.WastedTokens }, keyKind.String("wasted"))
 	o.counter(metricSteps, "{step}", "Steps of the engine.")
-	o.add(func(s snapshot) int64 { return s.PrefillSteps }, keyPhase.String("prefill"))
+	o.add(func(s snapshot) int64 { return s.PrefillSteps - s.MixedSteps }, keyPhase.String("prefill"))
+	o.add(func(s snapshot) int64 { return s.MixedSteps }, keyPhase.String("mixed"))
 	o.add(func(s snapshot) int64 { return s.Steps - s.PrefillSteps }, keyPhase.String("decode"))
 	o.counter(metricFailedSteps, "{step}", "Steps whose sequences ended with an error.")
 	o.add(func(s snapshot) int64 { return s.FailedSteps })
@@ -205,8 +213,9 @@ func (o *observations) ofEngine() {
 
 // ofEdges makes those of encoders, devices and the messages of edges.
 func (o *observations) ofEdges() {
-	o.counter(metricEncoderCalls, "{image}", "Images that needed patch embeddings: hit (cached or under way), miss.")
-	o.add(func(s snapshot) int64 { return s.encoder.Hits }, keyResult.String("hit"))
+	o.counter(metricEncoderCalls, "{image}", "Images that needed patch embeddings: hit (cached or under way), disk (read from --encoder-cache-dir), miss.")
+	o.add(func(s snapshot) int64 { return s.encoder.Hits - s.encoder.DiskHits }, keyResult.String("hit"))
+	o.add(func(s snapshot) int64 { return s.encoder.DiskHits }, keyResult.String("disk"))
 	o.add(func(s snapshot) int64 { return s.encoder.Misses }, keyResult.String("miss"))
 	o.counter(metricEncoderRuns, "{run}", "Runs of the vision tower.")
 	o.add(func(s snapshot) int64 { return s.encoder.Runs })
@@ -216,6 +225,12 @@ func (o *observations) ofEdges() {
 	o.add(func(s snapshot) int64 { return s.encoder.CacheBytes })
 	o.gauge(metricEncoderEntries, "{image}", "Images in the encoder cache.")
 	o.add(func(s snapshot) int64 { return int64(s.encoder.CacheEntries) })
+	o.gauge(metricDiskSize, "By", "Patch embeddings in --encoder-cache-dir, which models share.")
+	o.add(func(s snapshot) int64 { return s.disk.Bytes })
+	o.gauge(metricDiskEntries, "{image}", "Images in --encoder-cache-dir.")
+	o.add(func(s snapshot) int64 { return int64(s.disk.Entries) })
+	o.counter(metricDiskFailures, "{image}", "Patch embeddings that could not be written to --encoder-cache-dir, in time or at all, or were damaged there; the images were encoded.")
+	o.add(func(s snapshot) int64 { return s.disk.Failures + s.disk.Dropped })
 	o.counter(metricDeviceCopied, "By", "Copied between the process's memory and devices': to a device, from one.")
 	o.addProcess(func(s processSnapshot) int64 { return s.device.To }, keyDirection.String("to"))
 	o.addProcess(func(s processSnapshot) int64 { return s.device.From }, keyDirection.String("from"))
@@ -331,6 +346,9 @@ func (t *Telemetry) observeModel(to metric.Observer, d *Deployment) {
 	if d.Model.EncoderStats != nil {
 		now.encoder = d.Model.EncoderStats()
 	}
+	if d.Model.DiskStats != nil {
+		now.disk = d.Model.DiskStats()
+	}
 	to.ObserveFloat64(t.utilization, float64(now.KVTokens)/float64(max(1, now.KVBudget)), labels())
 	to.ObserveFloat64(t.stalled, d.Engine.Stalled().Seconds(), labels())
 	for _, o := range t.observed {
@@ -354,11 +372,14 @@ func (t *Telemetry) Steps(model string) func(batching.Step) {
 	phase := func(name string) []metric.RecordOption {
 		return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(keyModel.String(model), keyPhase.String(name)))}
 	}
-	decode, prefill := phase("decode"), phase("prefill")
+	decode, prefill, mixed := phase("decode"), phase("prefill"), phase("mixed")
 	traced := 0 // of the engine's goroutine
 	return func(s batching.Step) {
 		ctx, attrs := context.Background(), decode
-		if s.Prefill {
+		switch {
+		case s.Prefill && s.Decode:
+			attrs = mixed
+		case s.Prefill:
 			attrs = prefill
 		}
 		t.stepDuration.Record(ctx, s.Ended.Sub(s.Began).Seconds(), attrs...)

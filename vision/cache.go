@@ -123,6 +123,13 @@ func (c *cache) finish(e *entry, patches []float32, err error) {
 	}
 }
 
+// isForgotten says whether an entry under way is never to be kept.
+func (c *cache) isForgotten(e *entry) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.forgotten
+}
+
 // drop takes a complete entry out. c.mu is held.
 func (c *cache) drop(e *entry) {
 	c.order.Remove(e.place)

@@ -21,6 +21,9 @@ type Encoder struct {
 	tower     Tower
 	normalize Normalizer
 	cache     *cache
+	disk      *DiskCache    // nil if there is none
+	reading   chan struct{} // has room for those that read it
+	model     [32]byte      // what the disk's entries are for
 	jobs      chan *job
 	stop      chan struct{}
 	done      chan struct{}
@@ -44,8 +47,9 @@ type running struct {
 type EncoderStats struct {
 	// Runs is the number of tower runs, Tiles the tiles in them; an image that is not cut counts as one.
 	Runs, Tiles int64
-	// Hits counts Encode calls answered from the cache or by joining an encode under way; Misses the others.
-	Hits, Misses int64
+	// Hits counts Encode calls answered from a cache or by joining an encode under way, DiskHits those of them that were
+	// read from a disk; Misses the others.
+	Hits, DiskHits, Misses int64
 	// CacheBytes is what the cache holds now, CacheEntries of how many images.
 	CacheBytes   int64
 	CacheEntries int
@@ -77,6 +81,51 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 	return e
 }
 
+// KeepOn has patch embeddings kept on a disk too, which stays the caller's. model tells apart whatever would make
+// others of the same image. It comes before the first Encode.
+func (e *Encoder) KeepOn(disk *DiskCache, model [32]byte) {
+	e.disk, e.model, e.reading = disk, model, make(chan struct{}, diskReaders)
+}
+
+// diskReaders is how many images are read from the disk at once. Where it hangs, further ones are encoded.
+const diskReaders = 16
+
+// onDisk is an image's key on disk.
+func (e *Encoder) onDisk(img *Image) diskKey {
+	return diskKey{model: e.model, digest: img.Digest, file: img.File, tenant: img.Tenant}
+}
+
+// load gives ent its patch embeddings from the disk, if they are there before ctx ends. The first caller waits for
+// that as the others do.
+func (e *Encoder) load(ctx context.Context, ent *entry, img *Image) bool {
+	if e.disk == nil {
+		return false
+	}
+	select {
+	case e.reading <- struct{}{}:
+	default:
+		return false
+	}
+	read := make(chan []float32, 1)
+	go func() { // a disk may hang; it has no context
+		defer func() { <-e.reading }()
+		read <- e.disk.get(e.onDisk(img))
+	}()
+	select {
+	case patches := <-read:
+		if patches == nil {
+			return false
+		}
+		e.mu.Lock()
+		e.stats.DiskHits++
+		e.mu.Unlock()
+		e.cache.finish(ent, patches, nil)
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Encode returns the patch embeddings of an image, [tokens of all tiles, packed, hidden] row-major, and whether they
 // were cached or already under way. The slice is shared and must not be written. Equal images (by Digest and Tenant)
 // that come at the same time are encoded once, at the highest priority (WithPriority) of their callers. A caller whose
@@ -85,6 +134,9 @@ func NewEncoder(t Tower, normalize Normalizer, cacheBytes int64) *Encoder {
 func (e *Encoder) Encode(ctx context.Context, img *Image) (patches []float32, cached bool, err error) {
 	ent, first := e.cache.join(key{img.Digest, img.Tenant}, img.File, imaging.Priority(ctx))
 	defer e.leave(ent)
+	if first && e.load(ctx, ent, img) {
+		first = false
+	}
 	e.count(!first)
 	if first {
 		parts := e.tower.Parts(img)
@@ -303,7 +355,14 @@ func (e *Encoder) handOut(j *job, at int, err error) {
 	}
 	j.patches = append(j.patches, patches...)
 	if j.left--; j.left == 0 {
-		e.cache.finish(j.entry, e.tower.Pack(j.image.Grid, j.patches), nil)
+		patches := e.tower.Pack(j.image.Grid, j.patches)
+		if e.disk != nil {
+			e.disk.put(e.onDisk(j.image), patches)
+		}
+		e.cache.finish(j.entry, patches, nil)
+		if e.disk != nil && e.cache.isForgotten(j.entry) { // perhaps before there was anything to forget on disk
+			e.disk.discard(e.onDisk(j.image))
+		}
 	}
 }
 

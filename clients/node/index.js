@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import grpc from "@grpc/grpc-js";
-import { outcome, proto, retryDelay } from "./retry.js";
+import { channelOptions, outcome, proto, retryDelay } from "./retry.js";
 const { InferenceService } = grpc.loadPackageDefinition(proto).mmserve.v1;
 // Each part is a text, { path } of an image file or { data } of an image; fields are GenerateRequest's, in camel case.
 export async function request(parts, fields) {
@@ -12,8 +12,8 @@ export async function request(parts, fields) {
 export class Client { // tls: grpc.credentials.createSsl(…); without it a key goes to this machine only. timeout: milliseconds
   constructor(target, { key, tls, timeout = 60_000, retries = 5 } = {}) {
     if (key && !tls && !/^(localhost|127\.0\.0\.1|\[::1\]):\d+$|^unix:/.test(target)) throw new Error("an API key needs TLS, except to this machine");
-    const direct = key && !tls ? { "grpc.enable_http_proxy": 0 } : {};
-    Object.assign(this, { rpc: new InferenceService(target, tls ?? grpc.credentials.createInsecure(), direct), timeout, retries });
+    const options = { ...channelOptions, ...(key && !tls && { "grpc.enable_http_proxy": 0 }) };
+    Object.assign(this, { rpc: new InferenceService(target, tls ?? grpc.credentials.createInsecure(), options), timeout, retries });
     this.metadata = grpc.Metadata.fromHttp2Headers(key ? { authorization: `Bearer ${key}` } : {});
   }
   async chat(parts, fields) {

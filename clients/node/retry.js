@@ -8,8 +8,27 @@ export const proto = loader.loadSync(["mmserve/v1/mmserve.proto", "mmserve/retry
   includeDirs: [fileURLToPath(new URL("proto", import.meta.url))], enums: String, longs: String, oneofs: true,
 });
 
+// As deploy/balancers/service-config.json of mmserve has it: gRPC tries again itself what is UNAVAILABLE before the first token.
+export const serviceConfig = {
+  loadBalancingConfig: [{ round_robin: {} }],
+  healthCheckConfig: { serviceName: "mmserve.v1.InferenceService" },
+  methodConfig: [{
+    name: [{ service: "mmserve.v1.InferenceService" }],
+    retryPolicy: {
+      maxAttempts: 4, initialBackoff: "0.2s", maxBackoff: "3s", backoffMultiplier: 2, retryableStatusCodes: ["UNAVAILABLE"],
+    },
+  }],
+};
+
+// Options of a channel. A request that is larger than the buffer is not tried again; the default is 1 MiB.
+export const channelOptions = {
+  "grpc.service_config": JSON.stringify(serviceConfig), "grpc.per_rpc_retry_buffer_size": 64 << 20,
+  "grpc.retry_buffer_size": 256 << 20,
+};
+
 // Milliseconds after which the call that failed may be tried again; undefined if it may not.
 export function retryDelay(error) {
+  if (error.code !== grpc.status.RESOURCE_EXHAUSTED) return;
   for (const bytes of error.metadata?.get("grpc-status-details-bin") ?? []) {
     for (const detail of proto["mmserve.Status"].deserialize(bytes).details ?? []) {
       if (!detail.type_url.endsWith("/google.rpc.RetryInfo")) continue;

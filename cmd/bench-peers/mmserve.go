@@ -53,7 +53,7 @@ func (m *mmserve) ready(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	m.client = client.New(conn)
+	m.client = client.New(conn, client.WithUnavailableRetries(0))
 	return poll(ctx, func() bool {
 		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
 		return err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/mmserve/mmserve/client"
@@ -27,7 +29,8 @@ func TestAuditAndReplay(t *testing.T) {
 	log := filepath.Join(dir, "audit.jsonl")
 	t.Run("serve", func(t *testing.T) { auditRequests(t, dir, log) })
 
-	if status, out, errs := mmserve(t, "audit", "verify", log); status != 0 || !strings.Contains(out, "nothing was changed") {
+	status, out, errs := mmserve(t, "audit", "verify", log)
+	if status != 0 || !strings.Contains(out, "nothing was changed") {
 		t.Fatalf("status %d: %s%s", status, out, errs)
 	}
 	for _, c := range []struct{ id, input, want string }{
@@ -47,7 +50,7 @@ func TestAuditAndReplay(t *testing.T) {
 	if _, err := audit.OpenKeys(other); err != nil {
 		t.Fatal(err)
 	}
-	status, _, errs := mmserve(t, "replay", "--audit-log", log, "--audit-key", other, "--input",
+	status, _, errs = mmserve(t, "replay", "--audit-log", log, "--audit-key", other, "--input",
 		filepath.Join(dir, "grpc.json"), "over-grpc")
 	if status != 1 || !strings.Contains(errs, "is not the log's") {
 		t.Errorf("another key: status %d: %s", status, errs)
@@ -135,5 +138,59 @@ func TestAuditFlags(t *testing.T) {
 		if status == 0 || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: status %d: %s; want %q", c.arg, status, errs, c.want)
 		}
+	}
+}
+
+// The commands of a person's rights, as they are typed: what access gives can be imported elsewhere, and a receipt
+// checks.
+func TestSubjectCommands(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	master := base64.StdEncoding.EncodeToString(make([]byte, 32)) + "\n"
+	if err := os.WriteFile(file("master"), []byte(master), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr := serveAt(t, "--audit-log", file("audit.jsonl"), "--conversations", "sqlite:"+file("store"),
+		"--conversation-master-key", "file:"+file("master"))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	talks := pb.NewConversationServiceClient(conn)
+	c, err := talks.CreateConversation(t.Context(), &pb.CreateConversationRequest{Tenant: "acme", Subject: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := c.GetConversation().GetId()
+	in := client.Chat(client.User(client.ImageBytes(sample(t, 1)), client.Text("What is in the image?")))
+	in.Tenant, in.Subject, in.Conversation = "acme", "alice", id
+	if _, err := client.New(conn).Generate(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	with := func(args ...string) []string { return append(args, "--server", addr, "--tenant", "acme") }
+	for _, step := range []struct {
+		args []string
+		want string
+	}{
+		{with("subject", "access", "alice", "-o", file("a.zip"), "--receipt", file("receipt")), `"action":"access"`},
+		{[]string{"subject", "check", "--public", file("audit.jsonl.pub"), file("receipt")}, `"action":"access"`},
+		{with("subject", "import", "bob", "--archive", file("a.zip")), `"counts":{"conversations":1}`},
+		{with("subject", "correct", "alice", "--conversation", id, "--number", "1", "--text", "no"), `"messages":1`},
+		{with("subject", "object", "alice", "--training"), `"action":"object"`},
+		{with("subject", "restrict", "alice"), `"action":"restrict"`},
+		{with("subject", "delete", "alice", "--yes"), `"images":0,"messages":2`},
+		{[]string{"audit", "verify", file("audit.jsonl")}, "nothing was changed"},
+	} {
+		if status, out, errs := mmserve(t, step.args...); status != 0 || !strings.Contains(out, step.want) {
+			t.Errorf("%v: status %d: %s%s; want %s", step.args, status, out, errs, step.want)
+		}
+	}
+	if status, _, errs := mmserve(t, with("subject", "access", "alice", "-o", file("b.zip"))...); status == 0 ||
+		!strings.Contains(errs, "nothing of this name") {
+		t.Errorf("access after the deletion: status %d: %s", status, errs)
+	}
+	if _, err := os.Stat(file("b.zip")); err == nil {
+		t.Error("an archive that broke off stays")
 	}
 }

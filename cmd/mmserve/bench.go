@@ -12,6 +12,7 @@ import (
 	"os"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,8 @@ type benchCmd struct {
 	Search   string        `placeholder:"FROM:TO" group:"Schedule" help:"Find the highest rate between these at which --attain of the requests keep --slo."`
 	Ratio    float64       `default:"1.1" group:"Schedule" help:"From one step of --search to the next."`
 	Tries    int           `default:"2" group:"Schedule" help:"How often --search tries a rate before it counts as not sustained."`
-	Attain   float64       `default:"0.95" group:"Schedule" help:"Part of the requests that have to be good for a rate to count as sustained."`
+	Attain   float64       `default:"0.95" group:"Schedule" help:"Part of the requests that have to be good for a rate to count as sustained, and for --slo to count as kept."`
+	Repeat   int           `default:"1" placeholder:"N" group:"Schedule" help:"Do the same N times, and report means with their confidence."`
 	Trace    string        `placeholder:"FILE" group:"Schedule" help:"Take the times from a trace: time[,prompt tokens[,output tokens]] a line, or JSON lines with timestamp, input_length, output_length."`
 	Speed    float64       `default:"1" group:"Schedule" help:"Play --trace so many times as fast."`
 	WarmUp   time.Duration `default:"5s" group:"Schedule" help:"Time at the start of each rate that is not measured."`
@@ -62,18 +64,24 @@ type benchCmd struct {
 	Abandon      float64       `default:"0" placeholder:"SHARE" group:"Requests" help:"Part of the requests that is given up."`
 	AbandonAfter time.Duration `default:"2s" group:"Requests" help:"After how long, in the mean."`
 
-	SLO          string `name:"slo" placeholder:"SLO" group:"Report" help:"What a good answer keeps: ttft=500ms,tpot=80ms,e2e=5s, or some of these."`
-	JSON         string `name:"json" placeholder:"FILE" group:"Report" help:"Write the report for machines."`
-	HTML         string `name:"html" placeholder:"FILE" group:"Report" help:"Write the report as one page with plots."`
-	Ledger       string `placeholder:"FILE" group:"Report" help:"Write a JSON line for each request."`
-	Compare      string `placeholder:"FILE" group:"Report" help:"Set the report against an earlier one (its JSON)."`
-	MetricsURL   string `name:"metrics-url" placeholder:"URL" group:"Report" help:"Scrape a Prometheus endpoint meanwhile."`
-	MetricsMatch string `name:"metrics-match" placeholder:"REGEXP" group:"Report" help:"Gauges to keep of it (default: running and waiting requests, and use of the KV cache)."`
-	Quiet        bool   `group:"Report" help:"Show no progress."`
+	SLO          string  `name:"slo" placeholder:"SLO" group:"Report" help:"What a good answer keeps: ttft=500ms,tpot=80ms,e2e=5s, or some of these. Exit status 3: it was not kept."`
+	JSON         string  `name:"json" placeholder:"FILE" group:"Report" help:"Write the report for machines."`
+	HTML         string  `name:"html" placeholder:"FILE" group:"Report" help:"Write the report as one page with plots."`
+	Ledger       string  `placeholder:"FILE" group:"Report" help:"Write a JSON line for each request."`
+	Compare      string  `placeholder:"FILE" group:"Report" help:"Set the report against an earlier one (its JSON). Exit status 4: a number is worse by more than --tolerance."`
+	Tolerance    float64 `default:"10" placeholder:"PERCENT" group:"Report" help:"How much worse than --compare's a number may be."`
+	Reconcile    string  `placeholder:"LOG" group:"Report" help:"Set the requests against the server's log (--log-format json). Exit status 5: they do not agree."`
+	FromLedger   string  `placeholder:"FILE" group:"Report" help:"Send nothing: --reconcile takes the requests of an earlier --ledger."`
+	MetricsURL   string  `name:"metrics-url" placeholder:"URL" group:"Report" help:"Scrape a Prometheus endpoint meanwhile."`
+	MetricsMatch string  `name:"metrics-match" placeholder:"REGEXP" group:"Report" help:"Gauges to keep of it (default: running and waiting requests, and use of the KV cache)."`
+	Quiet        bool    `group:"Report" help:"Show no progress."`
 }
 
 // Run loads a server and reports.
 func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error {
+	if b.FromLedger != "" {
+		return b.reconcileLedger(out)
+	}
 	old, err := b.compared() // before the work
 	if err != nil {
 		return err
@@ -96,15 +104,13 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 			return err
 		}
 	}
-	if !b.Quiet {
-		c.Progress = progress(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
-	}
 	result, knee, err := b.load(ctx, c, slo)
 	if err != nil {
 		return err
 	}
 	about := loadtest.About{
 		Version: version, Target: c.Target.String(), Options: b.options(k), SLO: slo, Knee: knee, Attain: b.Attain,
+		Server: b.tested(ctx, c.Target), Repeats: b.Repeat > 1,
 	}
 	report := loadtest.NewReport(result, about)
 	if err := report.WriteText(out); err != nil {
@@ -125,7 +131,10 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 	if err == nil && report.Summary.OK == 0 {
 		err = errors.New("no request was answered")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return b.status(out, result, report, old)
 }
 
 // compared reads the report that this one is compared with; nil if there is none.
@@ -149,7 +158,7 @@ func (b benchCmd) compared() (*loadtest.Report, error) {
 func (b benchCmd) load(ctx context.Context, c loadtest.Config,
 	slo loadtest.SLO) (*loadtest.Result, *loadtest.Knee, error) {
 	if b.Search == "" {
-		r, err := loadtest.Run(ctx, c)
+		r, err := b.stages(ctx, c)
 		return r, nil, err
 	}
 	search := loadtest.Search{Ratio: b.Ratio, Attain: b.Attain, Tries: b.Tries}
@@ -162,12 +171,7 @@ func (b benchCmd) load(ctx context.Context, c loadtest.Config,
 	var runs []*loadtest.Result
 	knee, err := search.Find(ctx, func(ctx context.Context, rate float64) (float64, error) {
 		c.Schedule.Stages = []loadtest.Stage{{Rate: rate, Duration: b.Duration}}
-		// The names of requests go on being new.
-		mix := *c.Mix
-		mix.Name = fmt.Sprintf("%s-%d", c.Mix.Name, len(runs))
-		step := c
-		step.Mix, step.Seed = &mix, c.Seed+uint64(len(runs))
-		r, err := loadtest.Run(ctx, step)
+		r, err := loadtest.Run(ctx, numbered(c, len(runs)))
 		if err != nil {
 			return 0, err
 		}
@@ -192,6 +196,38 @@ func (b benchCmd) load(ctx context.Context, c loadtest.Config,
 
 var errInterrupted = errors.New("interrupted")
 
+// numbered is the n-th of several runs: the names of its requests are new.
+func numbered(c loadtest.Config, n int) loadtest.Config {
+	mix := *c.Mix
+	mix.Name = fmt.Sprintf("%s-%d", c.Mix.Name, n)
+	c.Mix, c.Seed = &mix, c.Seed+uint64(n)
+	return c
+}
+
+// stages runs the rates of a ramp, or repeats a schedule. Each run begins once the last request of the one before has
+// ended, so that a rate does not pay for what a higher one left.
+func (b benchCmd) stages(ctx context.Context, c loadtest.Config) (*loadtest.Result, error) {
+	list := c.Schedule.Stages
+	if b.Repeat > 1 {
+		list = slices.Repeat(list, b.Repeat)
+	}
+	if len(list) < 2 {
+		return loadtest.Run(ctx, c)
+	}
+	var runs []*loadtest.Result
+	for i, stage := range list {
+		c.Schedule.Stages = []loadtest.Stage{stage}
+		r, err := loadtest.Run(ctx, numbered(c, i))
+		if err != nil {
+			return nil, err
+		}
+		if runs = append(runs, r); r.Interrupted {
+			break
+		}
+	}
+	return loadtest.Join(runs), nil
+}
+
 // config is what the flags say, but for the target.
 func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 	c = loadtest.Config{Seed: b.Seed, WarmUp: b.WarmUp, Deadline: b.Deadline, MaxOpen: b.MaxOpen}
@@ -201,6 +237,12 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 	if !(b.Rate > 0) || math.IsInf(b.Rate, 0) || b.Duration <= 0 || b.WarmUp < 0 || b.Deadline < 0 || b.MaxOpen < 1 ||
 		b.Requests < 0 {
 		return c, slo, errors.New("--rate, --duration and --max-open take more than 0, --warm-up, --deadline and --requests 0 or more")
+	}
+	if b.Repeat < 1 || b.Repeat > 100 || b.Repeat > 1 && len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0 {
+		return c, slo, fmt.Errorf("--repeat %d: want 1 to 100, and no --ramp, --search or --trace beside", b.Repeat)
+	}
+	if !(b.Tolerance >= 0) {
+		return c, slo, fmt.Errorf("--tolerance %v: want percent, 0 or more", b.Tolerance)
 	}
 	if n := len(nonEmpty(b.Ramp, b.Search, b.Trace)); n > 1 {
 		return c, slo, errors.New("--ramp, --search and --trace exclude each other")
@@ -240,6 +282,9 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 				return fail("metrics-match", err)
 			}
 		}
+	}
+	if !b.Quiet {
+		c.Progress = progress(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
 	}
 	c.Mix, err = b.mix()
 	return c, slo, err
@@ -346,7 +391,8 @@ func (b benchCmd) options(k *kong.Context) map[string]string {
 		"images-each": b.Images == 0, "image-sizes": b.Images == 0 || b.ImageDir != "",
 		"image-png": b.Images == 0 || b.ImageDir != "", "image-pool": b.Images == 0 || b.ImageDir != "",
 		"abandon-after": b.Abandon == 0, "ratio": b.Search == "", "tries": b.Search == "", "speed": b.Trace == "",
-		"attain": b.Search == "" && b.Ramp == "", "arrivals": b.Trace != "", "duration": b.Trace != "",
+		"attain": b.Search == "" && b.Ramp == "" && b.SLO == "", "repeat": b.Repeat == 1,
+		"arrivals": b.Trace != "", "duration": b.Trace != "",
 		"rate": len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0,
 	} {
 		if unused {

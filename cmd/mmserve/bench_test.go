@@ -1,11 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -55,9 +58,90 @@ func TestBench(t *testing.T) {
 	if n := strings.Count(string(ledger), `"code":"OK"`); err != nil || n < s.OK {
 		t.Errorf("%d lines of %d requests in the ledger: %v", n, s.OK, err)
 	}
-	code, out, errs = mmserve(t, append(args, "--compare", file("r.json"))...)
+	code, out, errs = mmserve(t, append(args, "--compare", file("r.json"), "--tolerance", "1e9")...)
 	if code != 0 || !strings.Contains(out, "then") || strings.Contains(out, "not the same work") {
 		t.Errorf("compared: status %d: %s%s", code, out, errs)
+	}
+	if report.Server["model"] == "" || report.Server["slots"] == "" || !strings.Contains(out, "SLO kept: 100 %") {
+		t.Errorf("tested %v; %s", report.Server, out)
+	}
+}
+
+// The exit status says that an SLO was not kept, that numbers are worse, or that books do not agree.
+func TestBenchStatus(t *testing.T) {
+	addr, dir := serveAt(t, "--pace", "10us,100us"), t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	bench := func(want int, says string, args ...string) {
+		t.Helper()
+		code, out, errs := mmserve(t, append([]string{"bench", "--quiet", "--server", addr, "--warm-up", "0s",
+			"--output", "2", "--rate", "40", "--duration", "250ms"}, args...)...)
+		if code != want || !strings.Contains(out+errs, says) {
+			t.Errorf("%q: status %d, want %d and %q:\n%s%s", args, code, want, says, out, errs)
+		}
+	}
+	bench(0, "over 3 runs", "--repeat", "3", "--slo", "e2e=1m", "--json", file("r.json"), "--ledger", file("l.jsonl"))
+	bench(3, "SLO not kept: 0 %", "--slo", "e2e=1us")
+	text, err := os.ReadFile(file("r.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	better := regexp.MustCompile(`"(requests_per_s|output_tokens_per_s)": [0-9.]+`).ReplaceAll(text, []byte(`"$1": 1e6`))
+	if err := os.WriteFile(file("better.json"), better, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bench(4, "worse than before by more than 10 %: requests/s", "--compare", file("better.json"))
+	bench(3, "", "--compare", file("better.json"), "--slo", "e2e=1us")
+
+	ledger, err := os.ReadFile(file("l.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := regexp.MustCompile(`"code":"OK".*?"output_tokens":(\d+).*`).ReplaceAllString(string(ledger),
+		`"code":"OK","msg":"request","completion_tokens":$1}`)
+	books := func(text string) []string {
+		if err := os.WriteFile(file("log"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return []string{"--from-ledger", file("l.jsonl"), "--reconcile", file("log")}
+	}
+	bench(0, "30 ended alike in both, 0 never came to the server; 0 problems", books(log)...)
+	bench(0, "; 0 problems", books(log+`{"msg":"request","id":"another","code":"OK"}`)...)
+	bench(5, "; 1 problems", books(log[strings.IndexByte(log, '\n')+1:])...)
+	bench(5, "has 2 tokens, in the log 3", books(strings.Replace(log, `completion_tokens":2`, `completion_tokens":3`, 1))...)
+	bench(1, "--from-ledger wants --reconcile", "--from-ledger", file("l.jsonl"))
+	bench(1, "--from-ledger", "--from-ledger", file("none"), "--reconcile", file("log"))
+}
+
+// A rate of a ramp begins when the last request of the one before has ended.
+func TestBenchRampDrains(t *testing.T) {
+	addr, ledger := serveAt(t, "--pace", "10us,10ms", "--slots", "1"), filepath.Join(t.TempDir(), "l")
+	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--warm-up", "0s", "--output", "20",
+		"--ramp", "10:20:10", "--arrivals", "constant", "--duration", "400ms", "--ledger", ledger)
+	if code != 0 {
+		t.Fatalf("status %d: %s%s", code, out, errs)
+	}
+	text, err := os.ReadFile(ledger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lastEnd, nextDue := 0.0, math.Inf(1)
+	for line := range strings.Lines(string(text)) {
+		var l struct {
+			ID    string
+			Due   float64 `json:"due_s"`
+			Ended float64 `json:"ended_s"`
+		}
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(l.ID, "-0-") {
+			lastEnd = max(lastEnd, l.Ended)
+		} else {
+			nextDue = min(nextDue, l.Due)
+		}
+	}
+	if lastEnd < 0.6 || nextDue < lastEnd {
+		t.Errorf("the first rate's last request ended at %v s, the second rate's first was due at %v s", lastEnd, nextDue)
 	}
 }
 
@@ -78,6 +162,8 @@ func TestBenchErrors(t *testing.T) {
 		{"--search 1 --slo e2e=1s", "FROM:TO"},
 		{"--ramp 1:2:1 --search 1:10", "exclude each other"},
 		{"--warm-up 60s", "leaves nothing"},
+		{"--repeat 0", "--repeat 0: want 1 to 100"}, {"--repeat 2 --ramp 1:2:1", "--repeat 2: want"},
+		{"--tolerance NaN", "--tolerance"}, {"--tolerance=-1", "--tolerance"},
 		{"--priorities urgent", "interactive, default or batch"},
 		{"--openai localhost", "http://host:port"},
 		{"--openai https://localhost --tls-ca bench_test.go", "--tls-ca"},

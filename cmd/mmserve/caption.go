@@ -32,7 +32,7 @@ type captionFlags struct {
 	Ask        []string `placeholder:"NAME=TEXT" sep:"none" help:"Ask this too, in a row of its own named NAME; repeatable. It takes the prompt's place."`
 	Schema     string   `placeholder:"FILE" help:"Hold answers to a JSON schema, whose fields become columns."`
 	Choices    []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
-	TopP       *float32 `placeholder:"P" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
+	TopP       *float32 `placeholder:"P" range:"1e-6..1" help:"Keep the likeliest tokens that reach this probability together (default: the model's)."`
 	TopK       *uint32  `placeholder:"K" help:"Keep the K likeliest tokens (default: the model's)."`
 	Seed       uint64   `default:"0" help:"Start of each answer's random sequence."`
 	Detail     string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
@@ -48,9 +48,9 @@ type sourceFlags struct {
 	Null    bool          `short:"0" name:"null" help:"Names on standard input and in --from end with NUL, as find -print0 writes them."`
 	Include []string      `placeholder:"GLOB" sep:"none" help:"In folders and archives, take the names that match (default: image formats' extensions)."`
 	Exclude []string      `placeholder:"GLOB" sep:"none" help:"In folders and archives, leave out the names that match."`
-	Limit   int64         `placeholder:"N" help:"Stop after N images."`
+	Limit   int64         `placeholder:"N" range:"1.." help:"Stop after N images."`
 	Queue   string        `placeholder:"URL" help:"Take one shard after the other of --shard /N from a NATS JetStream work queue, nats://host:4222; listen:HOST:PORT holds the queue in this process."`
-	AckWait time.Duration `default:"1m" help:"How long a worker of the queue may be silent before its shard is given to another one."`
+	AckWait time.Duration `default:"1m" range:"1s..24h" help:"How long a worker of the queue may be silent before its shard is given to another one."`
 	Shard   string        `placeholder:"I/N" help:"Take the I-th of N parts, counted from 0 (default: JOB_COMPLETION_INDEX, where --shard is /N)."`
 }
 
@@ -197,14 +197,6 @@ func (f captionFlags) config() (caption.Config, error) {
 	return c, c.Check()
 }
 
-// The exit statuses of a run into a file.
-const (
-	exitFailed      = 1 // some items
-	exitUsage       = 2
-	exitGivenUp     = 3
-	exitInterrupted = 130
-)
-
 // toFile captions into a file. It gives the exit status with the error.
 func (k captionCmd) toFile(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) (int, error) {
 	o, err := k.options()
@@ -350,6 +342,7 @@ func (k captionCmd) open(ctx context.Context, c *cli, log *slog.Logger) (*server
 	if err != nil {
 		return nil, err
 	}
+	o = append(o, client.WithUnavailableRetries(0)) // captioning tries again itself
 	cl, err := client.DialServers(k.Server, o...)
 	if err != nil {
 		return nil, err

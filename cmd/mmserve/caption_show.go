@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"image"
 	"io"
 	"io/fs"
 	"iter"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/mmserve/mmserve/caption"
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/markdown"
 	"github.com/mmserve/mmserve/cmd/mmserve/internal/termimage"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/model"
@@ -205,12 +205,16 @@ func (k captionCmd) answer(
 // lineWriter is an answer on a line of its own: "name: text".
 type lineWriter struct {
 	w       io.Writer
+	clean   *markdown.Cleaner // where a terminal would obey it
 	name    string
 	started bool
 }
 
 func (l *lineWriter) Write(b []byte) (int, error) {
 	text := string(b)
+	if l.clean != nil {
+		text = l.clean.Clean(text)
+	}
 	if !l.started {
 		if text = strings.TrimLeft(text, " "); text == "" {
 			return len(b), nil
@@ -233,18 +237,17 @@ func (l *lineWriter) Close() error {
 // answerWriter gives the place where an answer streams to.
 func answerWriter(out io.Writer, name string, data []byte, p termimage.Protocol) (io.WriteCloser, error) {
 	if p == termimage.None {
-		return &lineWriter{w: out, name: name}, nil
+		l := &lineWriter{w: out, name: name}
+		if isTerminal(out) {
+			l.clean = new(markdown.Cleaner)
+		}
+		return l, nil
 	}
 	rgb, err := imaging.Decode(context.Background(), data, imaging.DefaultLimits())
 	if err != nil {
 		return nil, err // the server would say the same
 	}
-	img := image.NewNRGBA(image.Rect(0, 0, rgb.W, rgb.H))
-	for i := range rgb.W * rgb.H {
-		copy(img.Pix[4*i:], rgb.Pix[3*i:3*i+3])
-		img.Pix[4*i+3] = 255
-	}
-	b, err := termimage.NewBeside(out, img, p)
+	b, err := termimage.NewBeside(out, rgbImage(rgb), p)
 	if err != nil {
 		return nil, err
 	}

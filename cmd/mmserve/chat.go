@@ -1,17 +1,18 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"strings"
+	"path/filepath"
 
-	"github.com/mmserve/mmserve/client"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/lineedit"
+	"github.com/mmserve/mmserve/cmd/mmserve/internal/transcript"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
 
@@ -19,144 +20,112 @@ type chatCmd struct {
 	connectFlags
 	lengthFlags
 	temperatureFlags
-	System string `placeholder:"TEXT" help:"Instructions that come before the conversation."`
+	System    string   `placeholder:"TEXT" help:"Instructions that come before the conversation."`
+	Load      string   `placeholder:"FILE" help:"Go on with a conversation that /save wrote: the body of an OpenAI request, or of a gRPC one."`
+	Schema    string   `placeholder:"FILE" help:"Hold answers to a JSON schema."`
+	Choices   []string `placeholder:"A,B" help:"Hold answers to one of these texts."`
+	NoHistory bool     `name:"no-history" help:"Keep nothing of what is typed for later runs (default: the last 1000 messages, in the user's state folder, for its owner alone)."`
+	Plain     bool     `help:"Show answers as the model writes them, Markdown or not."`
+	Quiet     bool     `short:"q" help:"Write answers alone: no greeting, no counts."`
 }
 
-const chatHelp = `/image PATH  add an image to your next message
-/reset       forget the conversation
-/quit        leave (Ctrl-D too); Ctrl-C stops an answer
-`
+// Help is what --help adds.
+func (chatCmd) Help() string {
+	return `In the chat, /help lists the commands. Name an image's path in a message, or drag the file into the window.
+By pipe, each line is a message; the exit status is 0 only if all were answered.
 
-// Run reads messages from standard input until its end.
+Examples:
+  mmserve chat                                       with the embedded model
+  mmserve chat --model HuggingFaceTB/SmolVLM-256M-Instruct
+  mmserve chat --server localhost:8080 --load talk.json
+  printf 'what is this? star.png\n' | mmserve chat   one question, by pipe`
+}
+
+// Run reads messages until their end.
 func (k chatCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Writer) error {
+	request, talk, err := k.begin()
+	if err != nil {
+		return err
+	}
 	cl, end, err := k.connect(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	s := chatSession{cmd: k, client: cl, out: out, interactive: isTerminal(os.Stdin)}
-	return errors.Join(s.run(ctx, os.Stdin), end())
-}
-
-// chatSession is a conversation: what was said, and the images that wait for the next message.
-type chatSession struct {
-	cmd         chatCmd
-	client      *client.Client
-	out         io.Writer
-	interactive bool
-	history     []*pb.Message
-	pending     []*pb.Part
-}
-
-func (s *chatSession) run(ctx context.Context, in io.Reader) error {
-	s.reset()
-	s.say(chatHelp)
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, 1<<20)
-	for {
-		s.say("> ")
-		if !lines.Scan() {
-			s.say("\n")
-			return lines.Err()
-		}
-		line := strings.TrimSpace(lines.Text())
-		command, rest, _ := strings.Cut(line, " ")
-		switch command {
-		case "":
-		case "/quit", "/exit":
-			return nil
-		case "/reset":
-			s.reset()
-		case "/help":
-			fmt.Fprint(s.out, chatHelp)
-		case "/image":
-			s.addImage(strings.TrimSpace(rest))
-		default:
-			if strings.HasPrefix(line, "/") && !strings.Contains(command[1:], "/") {
-				fmt.Fprintf(s.out, "unknown command %s\n%s", command, chatHelp)
-				continue
-			}
-			s.ask(ctx, line)
-		}
-	}
-}
-
-// say writes what only a person at a terminal needs.
-func (s *chatSession) say(text string) {
-	if s.interactive {
-		fmt.Fprint(s.out, text)
-	}
-}
-
-func (s *chatSession) reset() {
-	s.history, s.pending = nil, nil
-	if s.cmd.System != "" {
-		s.history = append(s.history, client.System(client.Text(s.cmd.System)))
-	}
-}
-
-func (s *chatSession) addImage(path string) {
-	if path == "" {
-		fmt.Fprintln(s.out, "/image takes the path of an image file")
-		return
-	}
-	data, err := os.ReadFile(strings.Trim(path, `"'`))
-	if err != nil {
-		fmt.Fprintln(s.out, err)
-		return
-	}
-	s.pending = append(s.pending, client.ImageBytes(data))
-	s.say("added; it goes with your next message\n")
-}
-
-// thoughts shows what a model thinks before it answers, with a blank line behind it. They are not kept in the history.
-type thoughts struct {
-	to  io.Writer
-	any bool
-}
-
-func (t *thoughts) show(d *pb.StreamDelta) {
-	if text := d.GetReasoning(); text != "" {
-		t.any = true
-		fmt.Fprint(t.to, text)
-	}
-	if t.any && d.GetText() != "" {
-		t.any = false
-		fmt.Fprint(t.to, "\n\n")
-	}
-}
-
-// ask sends the conversation with one more message and streams the answer. An answer that was stopped stays in the
-// history as far as it came; a request that failed leaves no trace, so that it can be put differently.
-func (s *chatSession) ask(ctx context.Context, text string) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+	ctx, stop := untilHangup(ctx)
 	defer stop()
-	question := client.User(append(s.pending, client.Text(text))...)
-	req := client.Chat(append(s.history[:len(s.history):len(s.history)], question)...)
-	req.MaxTokens = &s.cmd.MaxTokens
-	if s.cmd.Temperature != nil {
-		req.Sampling = &pb.Sampling{Temperature: s.cmd.Temperature}
+	s := &chatSession{
+		client: cl, server: k.Server, request: request, talk: talk, files: userFiles(),
+		begun: proto.Clone(request).(*pb.GenerateRequest),
+		view:  newView(os.Stdin, out, os.Stderr, os.Getenv),
 	}
-	var answer strings.Builder
-	thoughts := thoughts{to: s.out}
-	for event, err := range s.client.Stream(ctx, req) {
-		if err != nil {
-			if ctx.Err() == nil {
-				fmt.Fprintf(s.out, "%v\n", plain(err))
-				return
-			}
-			break
+	s.view.quiet, s.view.source = k.Quiet, k.Plain
+	history, err := k.history(s.view)
+	if err != nil {
+		s.problem(fmt.Errorf("no history is kept: %w", err))
+	}
+	if s.console, err = s.view.console(history, s.complete); err != nil {
+		return errors.Join(err, end())
+	}
+	err = s.run(ctx)
+	return errors.Join(s.console.Close(), err, end())
+}
+
+// begin is the request that all messages of the chat are sent with, and what was said before.
+func (k chatCmd) begin() (*pb.GenerateRequest, *transcript.Conversation, error) {
+	request, talk := new(pb.GenerateRequest), new(transcript.Conversation)
+	if k.Load != "" {
+		var err error
+		if request, talk, err = loadConversation(k.Load); err != nil {
+			return nil, nil, fmt.Errorf("--load: %w", err)
 		}
-		thoughts.show(event.GetDelta())
-		piece := event.GetDelta().GetText()
-		if answer.Len() == 0 {
-			piece = strings.TrimLeft(piece, " ")
-		}
-		answer.WriteString(piece)
-		fmt.Fprint(s.out, piece)
 	}
-	fmt.Fprintln(s.out)
-	if answer.Len() > 0 {
-		s.history = append(s.history, question, client.Assistant(client.Text(answer.String())))
-		s.pending = nil
+	if request.MaxTokens == nil {
+		request.MaxTokens = &k.MaxTokens
 	}
+	if k.Temperature != nil {
+		setSampling(request).Temperature = k.Temperature
+	}
+	if k.System != "" {
+		talk.System = k.System
+	}
+	constraint, err := constraintFlags{k.Schema, k.Choices}.constraint()
+	if constraint != nil {
+		request.Constraint = constraint
+	}
+	return request, talk, err
+}
+
+// history is that of a person's; by pipe there is none.
+func (k chatCmd) history(v *view) (*lineedit.History, error) {
+	if k.NoHistory || !v.edits {
+		return nil, nil
+	}
+	path, err := historyPath(os.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	return lineedit.OpenHistory(path)
+}
+
+// historyPath is in the folder for what programs keep between runs, as the XDG base directories have it.
+func historyPath(getenv func(string) string) (string, error) {
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "mmserve", "chat_history"), nil
+	}
+	home, err := os.UserHomeDir()
+	return filepath.Join(home, ".local", "state", "mmserve", "chat_history"), err
+}
+
+// loadConversation reads a saved conversation: how it was asked, and what was said.
+func loadConversation(path string) (*pb.GenerateRequest, *transcript.Conversation, error) {
+	request, err := transcript.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	talk, err := transcript.FromMessages(request.GetChat().GetMessages())
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	request.Input = nil
+	return request, talk, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ import (
 // the way that every client goes. The model's own log lines are left out, but for warnings.
 func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*client.Client, func() error, error) {
 	if f.Server != "" {
+		if err := checkServers(f.Server); err != nil {
+			return nil, nil, usageError{err}
+		}
 		o, err := f.clientOptions(f.Server)
 		if err != nil {
 			return nil, nil, err
@@ -43,7 +47,7 @@ func (f connectFlags) connect(ctx context.Context, c *cli, log *slog.Logger) (*c
 // openDeployment opens the model, which a hub may have to give first, and says what was chosen for it.
 func (f connectFlags) openDeployment(ctx context.Context, c *cli, log *slog.Logger) (*serving.Deployment, error) {
 	if err := f.check(); err != nil {
-		return nil, err
+		return nil, usageError{err}
 	}
 	m, err := f.one(ctx, f.wanted(), log)
 	if err != nil {
@@ -51,7 +55,9 @@ func (f connectFlags) openDeployment(ctx context.Context, c *cli, log *slog.Logg
 	}
 	config := f.config(c.OrtLib, quiet(log))
 	config.Name, config.Dir = m.Name, m.Dir
+	end := waiting("loading " + cmp.Or(m.Name, m.Dir, "the model"))
 	d, err := serving.Open(context.Background(), config)
+	end()
 	if err != nil {
 		return nil, err
 	}

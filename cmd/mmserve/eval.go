@@ -23,9 +23,9 @@ type evalCmd struct {
 	lengthFlags  `set:"maxTokens=96"`
 	Set          string   `placeholder:"FILE" help:"Archive of questions, as training/evaluate.py draws it (default: the embedded model's)."`
 	Kind         []string `sep:"none" placeholder:"KIND" help:"Ask questions of this kind only; any number of times."`
-	Limit        int      `placeholder:"N" help:"Ask the first N questions of each kind."`
-	Parallel     int      `default:"16" help:"Questions asked at once."`
-	Wrong        int      `placeholder:"N" help:"Show the first N wrong answers."`
+	Limit        int      `placeholder:"N" range:"1.." help:"Ask the first N questions of each kind."`
+	Parallel     int      `default:"16" range:"1..4096" help:"Questions asked at once."`
+	Wrong        int      `placeholder:"N" range:"0.." help:"Show the first N wrong answers."`
 }
 
 // evaluated is what came back for a case.

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,6 +69,8 @@ type modelFlags struct {
 	engineFlags
 	Threads       int           `placeholder:"N" env:"MMSERVE_THREADS" help:"Threads of each ONNX Runtime session (default: one per usable processor)."`
 	EncoderCache  int64         `default:"256" name:"encoder-cache-mib" env:"MMSERVE_ENCODER_CACHE_MIB" help:"Memory for patch embeddings of images that come again, in MiB."`
+	EncoderDir    string        `name:"encoder-cache-dir" placeholder:"DIR" env:"MMSERVE_ENCODER_CACHE_DIR" help:"Keep patch embeddings in DIR too, for images that come again after a restart (default: in memory alone). They tell of the images: DIR is its user's alone."`
+	EncoderDisk   byteSize      `name:"encoder-cache-disk" default:"10GiB" placeholder:"SIZE" env:"MMSERVE_ENCODER_CACHE_DISK" help:"Most bytes of --encoder-cache-dir; the least recently used go."`
 	MaxPixels     int64         `placeholder:"N" env:"MMSERVE_MAX_PIXELS" help:"Largest image accepted, in pixels, judged by its header."`
 	MaxDecode     int64         `default:"1024" name:"max-decode-mib" env:"MMSERVE_MAX_DECODE_MIB" help:"Memory that all images being decoded and resized share, in MiB; one image may take 7/8 of it."`
 	MaxDecodeTime time.Duration `default:"30s" env:"MMSERVE_MAX_DECODE_TIME" help:"How long decoding and scaling one image may take, once the memory for it is there."`
@@ -81,12 +84,14 @@ func (f modelFlags) config(library string, log *slog.Logger) serving.Config {
 		Dummy: f.LoadFormat == "dummy", ONNXDType: f.ONNXDType, CacheDir: f.dir(), Library: library,
 		Provider: f.Provider, VisionProvider: f.VisionProvider, AllowCPUFallback: f.AllowCPUFallback,
 		Precision: f.Precision, VisionPrecision: f.VisionPrecision, Threads: f.Threads,
+		DraftDir: f.DraftModel, DraftPrecision: f.DraftPrecision,
 		Slots: f.Slots, MaxLen: f.MaxLen, KVCacheBytes: int64(f.KVCacheBytes), DeviceMemory: int64(f.DeviceMemory),
 		Batching: batching.Options{
 			MaxWaiting: f.MaxWaiting, BatchPlaces: f.BatchPlaces, TenantPlaces: f.TenantPlaces,
 			PrefillChunk: f.PrefillChunk, PrefillShare: f.PrefillShare, Drafts: f.Drafts,
 			NoPrefixCache: !f.PrefixCache, SharePrefixes: f.SharePrefixes, TenantWeights: f.TenantWeights, AgeAfter: f.AgeAfter,
 		},
+		EncoderCacheDir: f.EncoderDir, EncoderCacheDisk: int64(f.EncoderDisk),
 		EncoderCacheBytes: f.EncoderCache << 20, Images: f.imageLimits(), NoSelfTest: !f.SelfTest, Pace: f.Pace, Logger: log,
 	}
 }
@@ -171,16 +176,18 @@ type memoryFlags struct {
 
 // engineFlags say who runs next.
 type engineFlags struct {
-	PrefixCache   bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
-	SharePrefixes bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too, and reuse the embeddings of images that those sent."`
-	Drafts        int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
-	Speculative   bool               `default:"true" negatable:"" env:"MMSERVE_SPECULATIVE" help:"Guess tokens for requests that do not say."`
-	PrefillShare  float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
-	TenantWeights map[string]float64 `name:"tenant-weight" placeholder:"TENANT=WEIGHT" env:"MMSERVE_TENANT_WEIGHT" help:"Share of a tenant where several wait; 1 for the others."`
-	AgeAfter      time.Duration      `default:"30s" env:"MMSERVE_AGE_AFTER" help:"How long a request waits in one priority before it rises to the next."`
-	BatchPlaces   float64            `default:"0.75" env:"MMSERVE_BATCH_PLACES" help:"Part of --max-waiting that batch requests may take together; the rest is for the others."`
-	TenantPlaces  float64            `default:"0.75" env:"MMSERVE_TENANT_PLACES" help:"Part of --max-waiting that one tenant may take, or one connection without a tenant."`
-	MaxWaiting    int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
+	PrefixCache    bool               `default:"true" negatable:"" env:"MMSERVE_PREFIX_CACHE" help:"Start prompts from the KV of earlier ones of the same tenant that began alike."`
+	SharePrefixes  bool               `env:"MMSERVE_SHARE_PREFIXES" help:"Start prompts from those of other tenants too, and reuse the embeddings of images that those sent."`
+	Drafts         int                `default:"4" env:"MMSERVE_DRAFTS" help:"Most tokens guessed and checked in one step, for requests that want it; 0 for none."`
+	DraftModel     string             `placeholder:"DIR" env:"MMSERVE_DRAFT_MODEL" help:"Folder of a smaller model with the same vocabulary, which guesses the tokens that the model (the first of several) then checks: answers are the same, single ones come faster."`
+	DraftPrecision string             `enum:"auto,${precisions}," default:"" env:"MMSERVE_DRAFT_PRECISION" help:"Precision of --draft-model (default: as --precision)."`
+	Speculative    bool               `default:"true" negatable:"" env:"MMSERVE_SPECULATIVE" help:"Guess tokens for requests that do not say."`
+	PrefillShare   float64            `default:"0.5" env:"MMSERVE_PREFILL_SHARE" help:"Part of the time that prompts get while answers are being generated; at 0.5 no token takes longer than two steps, at 0.8 five."`
+	TenantWeights  map[string]float64 `name:"tenant-weight" placeholder:"TENANT=WEIGHT" env:"MMSERVE_TENANT_WEIGHT" help:"Share of a tenant where several wait; 1 for the others."`
+	AgeAfter       time.Duration      `default:"30s" env:"MMSERVE_AGE_AFTER" help:"How long a request waits in one priority before it rises to the next."`
+	BatchPlaces    float64            `default:"0.75" env:"MMSERVE_BATCH_PLACES" help:"Part of --max-waiting that batch requests may take together; the rest is for the others."`
+	TenantPlaces   float64            `default:"0.75" env:"MMSERVE_TENANT_PLACES" help:"Part of --max-waiting that one tenant may take, or one connection without a tenant."`
+	MaxWaiting     int                `default:"64" env:"MMSERVE_MAX_WAITING" help:"Requests accepted beyond the slots; more are refused at once."`
 }
 
 // check refuses what is out of range.
@@ -193,6 +200,7 @@ func (f modelFlags) check() error {
 		{"--drafts", int64(f.Drafts), 0, 64},
 		{"--max-waiting", int64(f.MaxWaiting), 0, 1 << 20}, {"--max-len", int64(f.MaxLen), 0, 1 << 24},
 		{"--threads", int64(f.Threads), 0, 1024},
+		{"--encoder-cache-disk", int64(f.EncoderDisk), 1 << 20, 1 << 50},
 		{"--encoder-cache-mib", f.EncoderCache, 0, 1 << 24}, {"--max-pixels", f.MaxPixels, 0, 1 << 32},
 		{"--max-decode-mib", f.MaxDecode, 16, 1 << 20},
 	} {
@@ -202,6 +210,9 @@ func (f modelFlags) check() error {
 	}
 	if !(f.PrefillShare > 0 && f.PrefillShare < 1) { // NaN fails it
 		return fmt.Errorf("--prefill-share %v: want more than 0 and less than 1", f.PrefillShare)
+	}
+	if f.DraftModel != "" && (f.Drafts == 0 || f.Pace != "") {
+		return errors.New("--draft-model guesses nothing with --drafts 0 or --pace: leave one of them out")
 	}
 	if f.MaxDecodeTime < time.Millisecond || f.MaxDecodeTime > maxDuration {
 		return fmt.Errorf("--max-decode-time %v: want %v to %v", f.MaxDecodeTime, time.Millisecond, maxDuration)
@@ -242,21 +253,21 @@ type serverFlags struct {
 
 // lengthFlags bound an answer.
 type lengthFlags struct {
-	MaxTokens uint32 `default:"${maxTokens}" help:"Most tokens of an answer."`
+	MaxTokens uint32 `default:"${maxTokens}" range:"1.." help:"Most tokens of an answer."`
 }
 
 // temperatureFlags say how tokens are drawn.
 type temperatureFlags struct {
-	Temperature *float32 `placeholder:"T" help:"0 (always the likeliest token) to 2 (default: the model's)."`
+	Temperature *float32 `placeholder:"T" range:"0..2" help:"0 (always the likeliest token) to 2 (default: the model's)."`
 }
 
 // jobFlags say how to go through a file of work.
 type jobFlags struct {
-	InFlight  int           `short:"j" placeholder:"N" help:"${items} at once (default: adapts to what the servers take)."`
+	InFlight  int           `short:"j" placeholder:"N" range:"1..65536" help:"${items} at once (default: adapts to what the servers take)."`
 	Priority  string        `enum:"interactive,default,batch" default:"batch" help:"Who goes first on the server: interactive, default or batch."`
 	Retry     string        `enum:"transient,all,none" default:"transient" help:"Which of those that failed in an earlier run are asked again: transient, all or none."`
 	MaxErrors string        `placeholder:"N|P%" help:"Give up when more than that failed."`
-	Wait      time.Duration `default:"10m" help:"How long to wait for servers that take no requests."`
+	Wait      time.Duration `default:"10m" range:"0s..720h" help:"How long to wait for servers that take no requests."`
 	Progress  string        `enum:"auto,plain,json,none" default:"auto" help:"auto (a bar on a terminal), plain, json or none; on standard error."`
 }
 

@@ -23,7 +23,7 @@ type healthCmd struct {
 	credentialFlags
 	Pin     string        `name:"tls-pin" placeholder:"FILE" env:"MMSERVE_TLS_CERT" help:"Certificate that the server has to show, PEM: where it runs on this machine its own, whatever name is in it."`
 	Server  string        `placeholder:"ADDR" env:"MMSERVE_LISTEN" default:"127.0.0.1:8080" help:"The server to ask, host:port or unix:///path; where it listens on all addresses, the one on this machine."`
-	Timeout time.Duration `default:"3s" help:"How long it may take to answer."`
+	Timeout time.Duration `default:"3s" range:"1ms..24h" help:"How long it may take to answer."`
 }
 
 // Run fails unless the server takes requests. It is for containers without a shell.

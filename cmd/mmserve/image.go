@@ -28,7 +28,7 @@ type imageCmd struct {
 	JSON      bool     `name:"json" help:"Write one JSON object a line."`
 	Out       string   `placeholder:"DIR" help:"Write the tiles there as PNG."`
 	Detail    string   `enum:"auto,low,high" default:"auto" help:"auto, low (one tile, fewest tokens) or high."`
-	MaxPixels int64    `placeholder:"N" help:"Largest image accepted, in pixels, judged by its header."`
+	MaxPixels int64    `placeholder:"N" range:"1..4294967296" help:"Largest image accepted, in pixels, judged by its header."`
 	Files     []string `arg:"" name:"file" help:"Image files."`
 }
 
@@ -94,10 +94,11 @@ func (r imageReport) write(out io.Writer, asJSON bool) error {
 		return json.NewEncoder(out).Encode(r)
 	}
 	if r.Error != "" {
-		_, err := fmt.Fprintf(out, "%s: %s\n", r.File, r.Error)
+		_, err := fmt.Fprintf(out, "%s: %s\n", printable(r.File), r.Error)
 		return err
 	}
-	_, err := fmt.Fprintf(out, "%s: %s, %d×%d pixels, %d tiles, %d tokens, rgb sha256 %s\n", r.File, r.Format, r.Width, r.Height, r.Tiles, r.Tokens, r.RGB)
+	_, err := fmt.Fprintf(out, "%s: %s, %d×%d pixels, %d tiles, %d tokens, rgb sha256 %s\n", printable(r.File), r.Format, r.Width,
+		r.Height, r.Tiles, r.Tokens, r.RGB)
 	return err
 }
 

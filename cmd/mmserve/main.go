@@ -17,23 +17,29 @@ import (
 
 // cli is the command line. Only this package reads flags or the environment.
 type cli struct {
-	OrtLib    string `name:"ort-lib" env:"MMSERVE_ORT_LIB" placeholder:"FILE" help:"ONNX Runtime shared library (default: the repository's fetched copy, then the system's)."`
-	LogLevel  string `enum:"debug,info,warn,error" default:"info" env:"MMSERVE_LOG_LEVEL" help:"Least severe log line to write (debug, info, warn, error)."`
-	LogFormat string `enum:"text,json" default:"text" env:"MMSERVE_LOG_FORMAT" help:"Log lines as text or json."`
+	OrtLib    string      `name:"ort-lib" env:"MMSERVE_ORT_LIB" placeholder:"FILE" help:"ONNX Runtime shared library (default: the repository's fetched copy, then the system's)."`
+	LogLevel  string      `enum:"debug,info,warn,error" default:"info" env:"MMSERVE_LOG_LEVEL" help:"Least severe log line to write (debug, info, warn, error)."`
+	Version   versionFlag `short:"v" help:"Print the version and leave."`
+	LogFormat string      `enum:"text,json" default:"text" env:"MMSERVE_LOG_FORMAT" help:"Log lines as text or json."`
 
-	Serve   serveCmd   `cmd:"" help:"Serve a model over gRPC."`
-	Caption captionCmd `cmd:"" help:"Describe images: on the terminal, or with -o into a file that the same command goes on with."`
-	Batch   batchCmd   `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
-	Chat    chatCmd    `cmd:"" help:"Chat in the terminal; /image PATH adds an image."`
-	Bench   benchCmd   `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
-	Image   imageCmd   `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
-	Model   modelCmd   `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
-	Doctor  doctorCmd  `cmd:"" help:"Show what was found on this machine and whether it works."`
-	Keys    keysCmd    `cmd:"" help:"Make API keys."`
-	Audit   auditCmd   `cmd:"" help:"Check an audit log, or look at it."`
-	Replay  replayCmd  `cmd:"" help:"Ask a request of the audit log again, and say whether the answer is the same to the bit."`
-	Health  healthCmd  `cmd:"" help:"Fail unless a server takes requests."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve      serveCmd      `cmd:"" help:"Serve a model over gRPC."`
+	Caption    captionCmd    `cmd:"" help:"Describe images: on the terminal, or with -o into a file that the same command goes on with."`
+	Batch      batchCmd      `cmd:"" help:"Answer a file of requests as OpenAI's batch API takes them."`
+	Chat       chatCmd       `cmd:"" help:"Chat in the terminal, about images too."`
+	Ask        askCmd        `cmd:"" help:"Ask one question, about images too, and write the answer."`
+	Bench      benchCmd      `cmd:"" help:"Find out what a server carries: open-loop load, and a report."`
+	Image      imageCmd      `cmd:"" help:"Tell what the model would see of image files: size, tiles, tokens."`
+	Model      modelCmd      `cmd:"" help:"Fetch models from a hub, look at a model, or check it against reference values."`
+	Doctor     doctorCmd     `cmd:"" help:"Show what was found on this machine and whether it works."`
+	Keys       keysCmd       `cmd:"" help:"Make API keys."`
+	Audit      auditCmd      `cmd:"" help:"Check an audit log, or look at it."`
+	Subject    subjectCmd    `cmd:"" help:"Do what a person may ask of whoever keeps data about them: access, correct, restrict, delete, transfer, object."`
+	Replay     replayCmd     `cmd:"" help:"Ask a request of the audit log again, and say whether the answer is the same to the bit."`
+	Health     healthCmd     `cmd:"" help:"Fail unless a server takes requests."`
+	VersionCmd versionCmd    `cmd:"" name:"version" help:"Print the version."`
+	Completion completionCmd `cmd:"" help:"Write completions for a shell."`
+	Man        manCmd        `cmd:"" help:"Write the manual page."`
+	Help       helpCmd       `cmd:"" help:"Show what a command does and takes."`
 }
 
 // exitError carries the exit status of a command that has already said what is wrong.
@@ -48,6 +54,7 @@ func main() {
 // run is main without the process: it returns the exit status. 2 is a wrong command line.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
+	args = helpArguments(args)
 	status := 0
 	exited := false
 	k, err := newParser(&c, kong.Writers(stdout, stderr), kong.UsageOnError(),
@@ -59,9 +66,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		err = emptyVariable(k)
 	}
+	if err == nil {
+		err = checkRanges(k)
+	}
 	if err != nil {
-		fmt.Fprintln(stderr, "mmserve:", c.Serve.located(err))
-		return 2
+		return fail(stderr, usageError{advised(c.Serve.located(err), args)})
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(stderr, c.LogLevel, c.LogFormat, level)
@@ -73,14 +82,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &exit):
 		return int(exit)
 	}
-	fmt.Fprintln(stderr, "mmserve:", hinted(c.Serve.located(err)))
-	return 1
+	return fail(stderr, hinted(c.Serve.located(err)))
 }
 
 // newParser is the command line's, whose values go to c.
 func newParser(c *cli, options ...kong.Option) *kong.Kong {
 	options = append([]kong.Option{
-		kong.Name("mmserve"), kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."), flagVariables,
+		kong.Name("mmserve"), kong.Description("Serves image+text-to-text models straight from Hugging Face checkpoints."), flagVariables, stringMapper,
 	}, options...)
 	parser, err := kong.New(c, options...)
 	if err != nil {

@@ -59,7 +59,7 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"fly"}, 2, "unexpected argument fly"},
 		{[]string{"serve", "--max-images", "many"}, 2, "--max-images"},
 		{[]string{"caption", "--precision", "fp8"}, 2, "must be one of"},
-		{[]string{"caption", "--prefill-chunk", "0"}, 1, "--prefill-chunk 0: want 1 or more"},
+		{[]string{"caption", "--prefill-chunk", "0"}, 2, "--prefill-chunk 0: want 1 or more"},
 		{[]string{"model", "inspect", empty}, 1, "no config.json"},
 		{[]string{"model", "inspect", file}, 1, "is a file"},
 		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no such file"},
@@ -162,7 +162,7 @@ func TestSelfTest(t *testing.T) {
 	if err := os.Remove(gold); err != nil {
 		t.Fatal(err)
 	}
-	if code, out, errs := mmserve(t, "model", "verify", dir); code != 0 || !strings.Contains(out, "no reference values") {
+	if code, out, errs := mmserve(t, "model", "verify", dir); code != 3 || !strings.Contains(out, "no reference values") {
 		t.Errorf("without gold: status %d: %s%s", code, out, errs)
 	}
 	cache := t.TempDir()

@@ -44,7 +44,9 @@ func (i initCmd) Run(ctx context.Context, log *slog.Logger, out io.Writer) error
 	if err != nil {
 		return err
 	}
-	if err := synth.Init(from.Dir, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType}); err != nil {
+	end := waiting("writing " + i.Out)
+	err = synth.Init(from.Dir, i.Out, synth.InitOptions{Seed: i.Seed, DType: i.DType})
+	if end(); err != nil {
 		return err
 	}
 	m, err := model.Open(i.Out)
@@ -168,7 +170,7 @@ type verifyCmd struct {
 	References      string   `name:"references" aliases:"gold" placeholder:"FILE" help:"What the reference implementation gave: .safetensors or .jsonl (default: the folder's own mmserve-gold.jsonl)."`
 	Precision       string   `enum:"${precisions}" default:"fp32" help:"Precision of the linear layers: ${precision}; the tower is int8 where that is int4."`
 	ONNXDType       string   `name:"onnx-dtype" placeholder:"NAME" help:"Verify the folder's ready-made graphs, and which; as for serve."`
-	Tolerance       float64  `default:"2e-4" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors half of it, 1e-4 at most, times the largest value does, too."`
+	Tolerance       float64  `default:"2e-4" range:"0..1e6" help:"Largest absolute difference of image features and logits to --references that passes; in a file of tensors half of it, 1e-4 at most, times the largest value does, too."`
 	WriteReferences bool     `name:"write-references" aliases:"write-gold" help:"Record what the model answers now in the folder's mmserve-gold.jsonl, which serve then checks before it is ready."`
 	Image           []string `placeholder:"FILE" help:"Images to record with --write-references (default: two drawn samples)."`
 	Prompt          string   `default:"Describe the image." help:"What to ask about them."`
@@ -197,7 +199,9 @@ func (v verifyCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wri
 		return err
 	}
 	defer m.Close()
+	end := waiting("preparing " + m.Name)
 	ver, err := v.verifier(m, out)
+	end()
 	if err != nil {
 		return err
 	}
@@ -208,8 +212,9 @@ func (v verifyCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wri
 		if err != nil {
 			return err
 		}
+		end := waiting("recording")
 		n, err := ver.WriteReferences(v.Dir, samples, v.Prompt)
-		if err != nil {
+		if end(); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "recorded %d cases\n", n)
@@ -283,7 +288,7 @@ func (v verifyCmd) compare(ver *verify.Verifier, out io.Writer) (err error) {
 	}
 	if !found {
 		fmt.Fprintln(out, "no reference values: name some with --references, or record what the model answers now with --write-references")
-		return nil
+		return exitError(exitNoReference)
 	}
 	fmt.Fprintf(out, "%d cases, %d missed (tolerance %g)\n", cases, missed, v.tolerance())
 	if missed > 0 || cases == 0 {

@@ -115,6 +115,12 @@ func (r *replayed) Record(e *audit.Event) error {
 	return nil
 }
 
+func (r *replayed) RecordSync(e *audit.Event) error { return r.Record(e) }
+
+func (r *replayed) Keys() *audit.Keys { return r.keys }
+
+func (r *replayed) EachOf(string, func([]byte) error) error { return nil }
+
 func (r *replayed) Digest(id string) hash.Hash { return r.keys.Digest(id) }
 
 func (r *replayed) event() *audit.Event {

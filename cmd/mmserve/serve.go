@@ -32,9 +32,11 @@ type serveCmd struct {
 	conversationFlags
 	securityFlags
 	auditFlags
+	drainFlags
 	Listen           string        `default:"127.0.0.1:8080" env:"MMSERVE_LISTEN" help:"Address to serve gRPC on, host:port or unix:///path."`
 	HTTPListen       string        `name:"http-listen" placeholder:"ADDR" env:"MMSERVE_HTTP_LISTEN" help:"Address to serve OpenAI's HTTP API on, host:port or unix:///path (default: nowhere)."`
 	HTTPAllowOrigin  []string      `name:"http-allow-origin" placeholder:"ORIGIN" env:"MMSERVE_HTTP_ALLOW_ORIGIN" help:"Web pages whose scripts may ask over HTTP, as https://example.com; * for any (default: none)."`
+	Web              bool          `default:"true" negatable:"" env:"MMSERVE_WEB" help:"Serve the playground, a web page to try models on, under / of --http-listen."`
 	MaxMessageBytes  int           `default:"67108864" env:"MMSERVE_MAX_MESSAGE_BYTES" help:"Largest request message, or HTTP body, accepted."`
 	MaxInflightBytes byteSize      `placeholder:"SIZE" env:"MMSERVE_MAX_INFLIGHT_BYTES" help:"Memory of all request messages together, from their first byte until their images are decoded; beyond it those still being received are refused (default: 128MiB, or twice --max-message-bytes)."`
 	MaxConnections   int           `default:"0" env:"MMSERVE_MAX_CONNECTIONS" help:"Most connections; one more takes the place of a silent one (default: 1024, or what the process has file descriptors for)."`
@@ -42,11 +44,9 @@ type serveCmd struct {
 	CallersByConn    bool          `name:"callers-by-connection" env:"MMSERVE_CALLERS_BY_CONNECTION" help:"Have each connection count as a caller of its own where requests name no tenant: behind a proxy (default: each host, and each connection of this machine)."`
 	ReceiveTimeout   time.Duration `default:"30s" env:"MMSERVE_RECEIVE_TIMEOUT" help:"How long a request message may take to come whole."`
 	MaxImages        int           `default:"16" env:"MMSERVE_MAX_IMAGES" help:"Most images in one request."`
-	DrainDelay       time.Duration `default:"0s" env:"MMSERVE_DRAIN_DELAY" help:"How long to go on serving after turning NOT_SERVING, for load balancers to see it."`
 	ModelsDir        string        `placeholder:"DIR" env:"MMSERVE_MODELS_DIR" help:"Have the admin listener load, swap and unload models, whose folders lie below DIR (default: it cannot)."`
 	ModelsHub        bool          `env:"MMSERVE_MODELS_HUB" help:"Have the admin listener load models of a hub, too: POST /models then takes hf://ORG/NAME[@REVISION] as dir (default: it cannot)."`
 	Quotas           string        `placeholder:"FILE" env:"MMSERVE_QUOTAS" help:"What each tenant may use, a YAML or JSON file: requests a second, concurrency, tokens and images a minute, weight; read again when it changes."`
-	Grace            time.Duration `default:"30s" env:"MMSERVE_GRACE" help:"How long running requests may take to finish on shutdown; the others end with UNAVAILABLE."`
 }
 
 // Limits of durations and sizes on the command line: far above what helps, far below where arithmetic breaks.
@@ -91,17 +91,8 @@ func (s serveCmd) check() error {
 	if b := int64(s.MaxInflightBytes); b > 0 && b < int64(s.MaxMessageBytes) {
 		return fmt.Errorf("--max-inflight-bytes %d: want at least --max-message-bytes, %d", b, s.MaxMessageBytes)
 	}
-	for _, c := range []struct {
-		flag  string
-		value time.Duration
-		least time.Duration
-	}{
-		{"--drain-delay", s.DrainDelay, 0}, {"--grace", s.Grace, time.Millisecond},
-		{"--receive-timeout", s.ReceiveTimeout, time.Millisecond},
-	} {
-		if c.value < c.least || c.value > maxDuration {
-			return fmt.Errorf("%s %v: want %v to %v", c.flag, c.value, c.least, maxDuration)
-		}
+	if s.ReceiveTimeout < time.Millisecond || s.ReceiveTimeout > maxDuration {
+		return fmt.Errorf("--receive-timeout %v: want %v to %v", s.ReceiveTimeout, time.Millisecond, maxDuration)
 	}
 	return nil
 }
@@ -127,15 +118,16 @@ func checkAddress(flag, address string) error {
 // checkAll refuses flags that are out of range or do not go together.
 func (s serveCmd) checkAll() error {
 	return errors.Join(s.check(), s.modelFlags.check(), s.listenFlags.check(), s.mediaFlags.check(),
-		s.conversationFlags.check(), s.securityFlags.check(), s.auditFlags.check())
+		s.conversationFlags.check(), s.securityFlags.check(), s.auditFlags.check(), s.drainFlags.check())
 }
 
 // Run serves until SIGTERM or an interrupt, then drains. It fails when the device is lost.
 func (s serveCmd) Run(ctx context.Context, k *kong.Context, c *cli, out io.Writer, log *slog.Logger,
 	level *slog.LevelVar, again rereader) error {
 	if err := s.checkAll(); err != nil {
-		return err
+		return usageError{err}
 	}
+	s.adminAsked = given(k, adminFlag)
 	if s.PrintConfig {
 		return printConfig(out, k.Flags())
 	}
@@ -299,6 +291,10 @@ func (s serveCmd) openParts(ctx context.Context, web net.Listener, log *slog.Log
 	if p.conversations, err = s.conversationFlags.open(ctx, log, reload); err != nil {
 		return p, errors.Join(err, p.close())
 	}
+	if p.conversations != nil {
+		j := &serving.Janitor{Store: p.conversations, Audit: auditor(p.audit), Logger: log}
+		go j.Run(ctx)
+	}
 	return p, nil
 }
 
@@ -397,16 +393,18 @@ func (s serveCmd) options(o *observability, guard *security, web net.Listener, l
 	if connections == 0 {
 		connections = connectionLimit(1024)
 	}
+	drain := s.drainFlags.times(log)
 	return server.Options{
 		MaxMessageBytes: s.MaxMessageBytes, MaxInflightBytes: int64(s.MaxInflightBytes), MaxConnections: connections,
 		MaxStreams: s.MaxStreams, ReceiveTimeout: s.ReceiveTimeout, MaxImages: s.MaxImages, Version: programVersion(),
 		CallersByConnection: s.CallersByConn,
-		NoDrafts:            !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: s.DrainDelay, Grace: s.Grace,
+		NoDrafts:            !s.Speculative, SharePrefixes: s.SharePrefixes, DrainDelay: drain.delay, Grace: drain.grace,
 		Logger: log, Telemetry: o.server, GRPC: o.grpc(),
 		MaxConnectionAge: s.MaxConnectionAge, MaxConnectionAgeGrace: s.MaxConnectionAgeGrace,
 		Credentials: guard.credentials(), Auth: guard.auth, AuthHealth: s.AuthHealth,
 		HTTP: server.HTTPOptions{
 			Listener: web, TLS: guard.http(), AllowOrigins: s.HTTPAllowOrigin, Propagator: o.sdk.Propagator,
+			Playground: s.Web,
 		},
 	}
 }

@@ -281,7 +281,7 @@ func TestRollingRestart(t *testing.T) {
 	}
 	r := manual.NewBuilderWithScheme("replicas")
 	r.InitialState(state)
-	c, err := client.Dial("replicas:///",
+	c, err := client.Dial("replicas:///", client.WithUnavailableRetries(0),
 		client.WithDialOptions(grpc.WithResolvers(r), grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`), grpc.WithDisableRetry()))
 	if err != nil {

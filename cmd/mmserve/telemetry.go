@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -26,7 +28,8 @@ import (
 // telemetryFlags say where the server shows what it does; the standard OTEL_* variables say what is sent elsewhere.
 type telemetryFlags struct {
 	AdminAddress string `default:"127.0.0.1:9464" env:"MMSERVE_ADMIN_ADDRESS" help:"Address of metrics, probes, profiles and the log level, host:port or unix:///path; off if empty. Outside loopback it wants --tls-cert and --admin-key-file or a key with the role admin."`
-	TraceSteps   int    `default:"16" env:"MMSERVE_TRACE_STEPS" help:"Of the engine's steps that run traced requests, one in so many gets a span of its own; 0: none."`
+	adminAsked   bool
+	TraceSteps   int `default:"16" range:"0.." env:"MMSERVE_TRACE_STEPS" help:"Of the engine's steps that run traced requests, one in so many gets a span of its own; 0: none."`
 }
 
 // flushTime is how long telemetry has to be sent when the server ends.
@@ -70,7 +73,7 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger,
 	if f.AdminAddress == "" {
 		return o, nil
 	}
-	lis, err := listen("--admin-address", f.AdminAddress)
+	lis, err := f.listenAdmin(listen, log)
 	if err != nil {
 		return o, err
 	}
@@ -82,6 +85,34 @@ func (f telemetryFlags) observe(ctx context.Context, log *slog.Logger,
 	go func() { o.done <- admin.Serve(o.admin, lis) }()
 	log.Info("admin", "address", lis.Addr().String())
 	return o, nil
+}
+
+// adminPorts is how many ports are tried where the default is taken.
+const adminPorts = 64
+
+// listenAdmin opens the admin listener. Where its address was not asked for and is taken, by another server that runs
+// here say, the next free port is as good.
+func (f telemetryFlags) listenAdmin(
+	listen func(flag, address string) (net.Listener, error), log *slog.Logger,
+) (net.Listener, error) {
+	lis, err := listen(adminFlag, f.AdminAddress)
+	if f.adminAsked || !errors.Is(err, syscall.EADDRINUSE) {
+		return lis, err
+	}
+	host, text, splits := net.SplitHostPort(f.AdminAddress)
+	port, number := strconv.Atoi(text)
+	if splits != nil || number != nil {
+		return lis, err
+	}
+	for next := port + 1; next <= port+adminPorts; next++ {
+		other, taken := listen(adminFlag, net.JoinHostPort(host, strconv.Itoa(next)))
+		if taken == nil {
+			log.Warn("the default admin address is taken: another is used; --admin-address names one",
+				"taken", f.AdminAddress, "address", other.Addr().String())
+			return other, nil
+		}
+	}
+	return nil, fmt.Errorf("%w; the %d ports after it are taken, too: name one with %s", err, adminPorts, adminFlag)
 }
 
 // exported says whether a signal leaves the process: the variables that name an exporter or an endpoint turn it on.

@@ -60,7 +60,7 @@ func (t *trouble) live(ctx context.Context, s *process.Server, d time.Duration) 
 	chaos, calm := context.WithTimeout(ctx, d)
 	defer calm()
 	var group sync.WaitGroup
-	t.goWrong(chaos, &group, client.New(conn))
+	t.goWrong(chaos, &group, client.New(conn, client.WithUnavailableRetries(0)))
 
 	end := d
 	if t.life > 1 {
@@ -201,7 +201,7 @@ const victimArg = "victim"
 
 // victim sends requests without end, four at a time, and writes each one's name before it is sent and its end after.
 func victim(addr, name string) {
-	c, err := client.Dial(addr)
+	c, err := client.Dial(addr, client.WithUnavailableRetries(0))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)

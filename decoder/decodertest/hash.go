@@ -25,6 +25,10 @@ type Hash struct {
 	// Loop, if set, makes a runner that repeats itself, as captions and documents do: seven times of eight the logits are
 	// a hash of the last Loop positions only.
 	Loop int
+	// Differs, if set, makes a runner of which one in so many logits is not that of a runner without: a draft model.
+	Differs int
+	// Mixed makes a runner that takes rows of any lengths in one step (decoder.Capacity).
+	Mixed bool
 	// WholeImages makes a runner in which an image's positions see each other (decoder.Capacity).
 	WholeImages bool
 
@@ -62,7 +66,8 @@ func (h *Hash) Holds(in fusion.Input) bool {
 
 // Capacity is what NewHash was given.
 func (h *Hash) Capacity() decoder.Capacity {
-	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen, Exact: h.Chunk == 0, WholeImages: h.WholeImages}
+	return decoder.Capacity{Slots: len(h.slots), MaxLen: h.maxLen, Exact: h.Chunk == 0, Mixed: h.Mixed,
+		WholeImages: h.WholeImages}
 }
 
 // Run makes the moves, then hashes each row. A batch that breaks decoder.Batch's contract gives decoder.ErrDevice: a
@@ -145,11 +150,15 @@ func (h *Hash) check(i int, row decoder.Row, b *decoder.Batch) error {
 		return fmt.Errorf("row %d has no ids", i)
 	case row.Past < 0 || row.Past > len(h.slots[row.Slot]):
 		return fmt.Errorf("row %d has past %d, slot %d holds %d positions", i, row.Past, row.Slot, len(h.slots[row.Slot]))
-	case row.Past+b.Width() > h.maxLen:
+	case row.Propose != nil:
+		return fmt.Errorf("row %d wants drafts, there is no draft model", i)
+	case h.Mixed && i > 0 && row.Slot <= b.Rows[i-1].Slot:
+		return fmt.Errorf("row %d is in slot %d, after one in slot %d", i, row.Slot, b.Rows[i-1].Slot)
+	case row.Past+len(row.IDs) > h.maxLen || !h.Mixed && row.Past+b.Width() > h.maxLen:
 		return fmt.Errorf("row %d would reach position %d of %d", i, row.Past+b.Width(), h.maxLen)
 	case row.Drafts < 0 || row.Drafts >= len(row.IDs) || row.Drafts > 0 && (row.Sampler == nil || h.Chunk > 0):
 		return fmt.Errorf("row %d has %d drafts of %d ids", i, row.Drafts, len(row.IDs))
-	case len(b.Rows) > 1 && (row.Slot != i || len(row.IDs) != 1+row.Drafts || row.Past == 0):
+	case !h.Mixed && len(b.Rows) > 1 && (row.Slot != i || len(row.IDs) != 1+row.Drafts || row.Past == 0):
 		return fmt.Errorf("row %d of a decode step has slot %d, %d ids, %d drafts, past %d", i, row.Slot, len(row.IDs), row.Drafts, row.Past)
 	}
 	for _, s := range row.Spans {
@@ -198,6 +207,9 @@ func (h *Hash) logitsAfter(kv []uint64) {
 	sum := digest(kv)
 	if h.Loop > 0 && sum%8 > 0 {
 		sum = digest(kv[max(len(kv)-h.Loop, 0):])
+	}
+	if h.Differs > 0 && mix(sum)%uint64(h.Differs) == 0 {
+		sum++
 	}
 	for i := range h.logits {
 		sum += 0x9e3779b97f4a7c15

@@ -45,6 +45,7 @@ func Conform(t *testing.T, r Runner, low, high int32) {
 		{"moved sequences go on", c.moves},
 		{"released memory can be used again", c.releases},
 		{"right drafts are taken, wrong ones are not", c.drafts},
+		{"rows of any lengths share a step, in any slots", c.mixed},
 		{"what cannot be run is refused, and the rest goes on", c.refusals},
 	} {
 		t.Run(s.name, func(t *testing.T) {
@@ -242,16 +243,37 @@ func (c *conformer) drafts() {
 	c.want("after a wrong draft", c.goOn(0, len(p), slices.Clone(want[:3])), want)
 }
 
+func (c *conformer) mixed() {
+	if !c.r.Capacity().Mixed {
+		c.t.Skip("the runner does not say that it can")
+	}
+	// The first decodes beside the others' prompts, of which one comes in two parts.
+	prompts, alone := c.prompts, c.alone
+	got := [][]int32{c.rows(greedy(0, 0, prompts[0]...)), nil, nil}
+	part := greedy(2, 0, prompts[2][:11]...)
+	part.Sampler = nil
+	ids := c.rows(greedy(0, len(prompts[0]), got[0][0]), greedy(1, 0, prompts[1]...), part)
+	got[0], got[1] = append(got[0], ids[0]), ids[1:2:2]
+	ids = c.rows(greedy(0, len(prompts[0])+1, got[0][1]), greedy(2, 11, prompts[2][11:]...)) // the second sits out
+	got[0], got[2] = append(got[0], ids[0]), ids[1:2:2]
+	for i := range got {
+		c.want(fmt.Sprintf("row %d of a mixed step", i), c.goOn(i, len(prompts[i]), got[i]), alone[i])
+	}
+}
+
 func (c *conformer) refusals() {
 	k := c.r.Capacity()
-	for what, rows := range map[string][]decoder.Row{
-		"no ids":                 {greedy(0, 0)},
-		"no such slot":           {greedy(k.Slots, 0, c.prompts[0]...)},
-		"a negative slot":        {greedy(-1, 0, c.prompts[0]...)},
-		"past the end":           {greedy(0, k.MaxLen-2, c.low, c.low, c.low)},
-		"rows out of order":      {greedy(1, 3, c.low), greedy(0, 3, c.low)},
-		"a prompt beside a step": {greedy(0, 3, c.low, c.low, c.low), greedy(1, 3, c.low)},
-	} {
+	cases := map[string][]decoder.Row{
+		"no ids":            {greedy(0, 0)},
+		"no such slot":      {greedy(k.Slots, 0, c.prompts[0]...)},
+		"a negative slot":   {greedy(-1, 0, c.prompts[0]...)},
+		"past the end":      {greedy(0, k.MaxLen-2, c.low, c.low, c.low)},
+		"rows out of order": {greedy(1, 3, c.low), greedy(0, 3, c.low)},
+	}
+	if !k.Mixed {
+		cases["a prompt beside a step"] = []decoder.Row{greedy(0, 3, c.low, c.low, c.low), greedy(1, 3, c.low)}
+	}
+	for what, rows := range cases {
 		if tokens, err := c.r.Run(c.t.Context(), &decoder.Batch{Rows: rows}); err == nil {
 			c.t.Errorf("%s: taken, with %d tokens", what, len(tokens))
 		}

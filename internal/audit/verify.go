@@ -330,3 +330,26 @@ func eachLine(path string, do func(line []byte)) error {
 		}
 	}
 }
+
+// EachOf calls do for each line about a subject, oldest first. It holds no lock: the log goes on.
+func (l *Log) EachOf(subject string, do func(line []byte) error) error {
+	files, err := olderFiles(l.options.Path)
+	if err != nil {
+		return err
+	}
+	quoted, err := json.Marshal(subject)
+	if err != nil {
+		return err
+	}
+	want, failed := []byte(`"subject":`+string(quoted)), error(nil)
+	for _, f := range append(files, olderFile{path: l.options.Path}) {
+		if err := eachLine(f.path, func(line []byte) {
+			if failed == nil && bytes.Contains(line, want) {
+				failed = do(line)
+			}
+		}); err != nil && !errors.Is(err, fs.ErrNotExist) { // its time may have been over in between
+			return err
+		}
+	}
+	return failed
+}

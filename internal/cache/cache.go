@@ -5,9 +5,11 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Dir is a folder for derived files. Several processes may share it.
@@ -76,6 +78,60 @@ func (d *Dir) File(name string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", d.Path(name), err), f.Close())
 	}
 	return f, nil
+}
+
+// Names calls do for the name of whatever is in the folder, in any order.
+func (d *Dir) Names(do func(name string)) error {
+	f, err := d.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for { // a part of it at a time: a folder may hold millions
+		list, err := f.Readdirnames(1024)
+		for _, name := range list {
+			do(name)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Stat is what the folder says of a file; links are not followed.
+func (d *Dir) Stat(name string) (os.FileInfo, error) { return d.root.Lstat(name) }
+
+// Remove takes a file out of the folder.
+func (d *Dir) Remove(name string) error { return d.root.Remove(name) }
+
+// Touch makes a file the one that was used last.
+func (d *Dir) Touch(name string) error {
+	now := time.Now()
+	return d.root.Chtimes(name, now, now)
+}
+
+// Overwrite puts zeros over a file's content. Where the file system writes elsewhere than before, what was there stays
+// on the device until it is used again.
+func (d *Dir) Overwrite(name string) error {
+	before, err := d.root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if !before.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", d.Path(name))
+	}
+	f, err := d.root.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<16)
+	for left := before.Size(); left > 0 && err == nil; left -= int64(len(zeros)) {
+		_, err = f.Write(zeros[:min(left, int64(len(zeros)))])
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // Write makes a file appear whole or not at all: write fills another, which then takes the name.

@@ -15,6 +15,7 @@ var sleeps = map[string]string{
 	"cmd/mmserve/eventually_test.go eventually":                polls,
 	"cmd/mmserve/hostile_test.go settled":                      polls,
 	"cmd/mmserve/serve_test.go logged":                         polls,
+	"cmd/mmserve/tty_test.go until":                            polls,
 	"deploy/observability/observability_test.go until":         polls,
 	"deploy/observability/observability_test.go TestDashboard": polls,
 	"server/server_test.go eventually":                         polls,

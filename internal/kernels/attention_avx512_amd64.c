@@ -97,17 +97,17 @@ INLINE void mix(const attention *a, const float *p, int64_t p_stride, const floa
 
 // attend does N queries of one row and key/value head.
 INLINE void attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, float *scores, const int N) {
-  const int64_t d = a->dim, g = group(a), head = row * a->kv_heads + kv_head;
+  const int64_t d = a->dim, g = group(a), head = cache_head(a, row, kv_head);
   const int64_t first = panel_from(a, row, from, N), n = seen_last(a, row, from, N) - first; // keys that any of them sees
   const float *keys = a->keys + (head * a->max_len + first) * d, *values = a->values + (head * a->max_len + first) * d;
-  const float *q = a->rotated + (head * a->width * g + from) * d;
+  const float *q = queries(a, row, kv_head) + from * d;
   const int64_t stride = scores_stride(n);
   for (int64_t t = 0; t < n; t += 2 * PANEL) score(a, q, keys + t * d, n - t > PANEL ? 2 : 1, scores + t, stride, N);
   float inverse[QUERIES], *out[QUERIES];
   for (int i = 0; i < N; i++) {
     const int64_t s = (from + i) / g;
     inverse[i] = weigh(scores + i * stride, seen_from(a, row, s) - first, seen_to(a, row, s) - first, n, a->softcap);
-    out[i] = a->out + ((row * a->width + s) * a->heads + kv_head * g + (from + i) % g) * d;
+    out[i] = a->out + ((a->row[row].first + s) * a->heads + kv_head * g + (from + i) % g) * d;
   }
   int64_t j = 0;
   for (; j + 64 <= d; j += 64) {

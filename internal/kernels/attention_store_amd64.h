@@ -11,15 +11,25 @@
 static int64_t group(const attention *a) { return a->heads / a->kv_heads; }
 
 // position is where new position s of a row stands in its sequence.
-static int64_t position(const attention *a, int64_t row, int64_t s) { return a->last[row] + 1 - a->width + s; }
+static int64_t position(const attention *a, int64_t row, int64_t s) { return a->row[row].last + 1 - a->row[row].width + s; }
+
+// cache_head is the number of the head of the cache that a row's kv_head is.
+static int64_t cache_head(const attention *a, int64_t row, int64_t kv_head) { return a->row[row].slot * a->kv_heads + kv_head; }
+
+// queries is where the rotated queries of a row's kv_head start.
+static float *queries(const attention *a, int64_t row, int64_t kv_head) {
+  const attention_row *r = &a->row[row];
+  return a->rotated + (r->first * a->kv_heads + kv_head * r->width) * group(a) * a->dim;
+}
 
 // seen_from and seen_to bound the positions that new position s of a row sees.
 static int64_t seen_from(const attention *a, int64_t row, int64_t s) {
   const int64_t pos = position(a, row, s), from = a->window && pos >= a->window ? pos - a->window + 1 : 0;
-  return a->until && a->block_start[row * a->width + s] < from ? a->block_start[row * a->width + s] : from;
+  const int64_t at = a->row[row].first + s;
+  return a->until && a->block_start[at] < from ? a->block_start[at] : from;
 }
 static int64_t seen_to(const attention *a, int64_t row, int64_t s) {
-  return 1 + (a->until ? a->until[row * a->width + s] : position(a, row, s));
+  return 1 + (a->until ? a->until[a->row[row].first + s] : position(a, row, s));
 }
 
 // panel_from is the first position of the first panel that one of n queries sees; their first new position is from/group.
@@ -69,7 +79,7 @@ INLINE void turn(const attention *a, const float *x, const float *norm, const fl
 // rotate is turn for the head of new position s.
 TARGET static void rotate(const attention *a, const float *x, const float *norm, int64_t row, int64_t s, float scale, float *to,
                           int64_t stride) {
-  const int64_t at = a->turned ? row * a->width + s : position(a, row, s);
+  const int64_t at = a->turned ? a->row[row].first + s : position(a, row, s);
   const float *cosine = a->cosine + at * (a->rotary / 2), *sine = a->sine + at * (a->rotary / 2);
   switch (2 * (norm != NULL) + a->pairs) {
   case 0: turn(a, x, norm, cosine, sine, scale, to, stride, 0, 0); break;
@@ -81,14 +91,15 @@ TARGET static void rotate(const attention *a, const float *x, const float *norm,
 
 INLINE void store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
   const int64_t d = a->dim, g = group(a);
-  float *keys = a->keys + (row * a->kv_heads + kv_head) * a->max_len * d;
-  float *values = a->values + (row * a->kv_heads + kv_head) * a->max_len * d;
+  float *keys = a->keys + cache_head(a, row, kv_head) * a->max_len * d;
+  float *values = a->values + cache_head(a, row, kv_head) * a->max_len * d;
+  float *rotated = queries(a, row, kv_head);
   for (int64_t s = from; s < to; s++) {
-    const int64_t at = row * a->width + s, pos = position(a, row, s);
+    const int64_t at = a->row[row].first + s, pos = position(a, row, s);
     const float scale = a->q_scale ? a->scale * a->q_scale[pos] : a->scale;
     for (int64_t i = 0; i < g; i++)
       rotate(a, a->q + at * a->q_stride + (kv_head * g + i) * d, a->q_norm, row, s, scale,
-             a->rotated + (((row * a->kv_heads + kv_head) * a->width + s) * g + i) * d, 1);
+             rotated + (s * g + i) * d, 1);
     rotate(a, a->k + at * a->kv_stride + kv_head * d, a->k_norm, row, s, 1, keys + pos / PANEL * PANEL * d + pos % PANEL, PANEL);
     memcpy(values + pos * d, a->v + at * a->kv_stride + kv_head * d, (size_t)d * sizeof(float));
   }

@@ -169,7 +169,7 @@ func cachedAttentionNode() hostileNode {
 		in: []operand{
 			fed(2, 3, 8*16), {none: true}, {none: true}, fed(2, 2, 32, 16), fed(2, 2, 32, 16), positions(2, 31),
 			zeros(onnx.F32, 32, 8), zeros(onnx.F32, 32, 8), {none: true}, {none: true}, {none: true},
-			{none: true},
+			{none: true}, {none: true},
 		},
 		out: [][]int{{2, 3, 64}, {2, 2, 32, 16}, {2, 2, 32, 16}},
 	}
@@ -180,6 +180,19 @@ func partsNode() hostileNode {
 	n := cachedAttentionNode().operand(6, fed(2, 3, 4)).operand(7, fed(2, 3, 4)).operand(8, untils(0, 2, 2, 29, 30, 31)).
 		operand(9, zeros(onnx.F32, 16)).operand(10, zeros(onnx.F32, 16)).operand(11, zeros(onnx.F32, 32))
 	return n.set("rotary", 8).set("pairs", 1).set("window", 5).set("softcap", float32(2)).set("epsilon", float32(1))
+}
+
+// placesNode is cachedAttentionNode with a row of two positions in part 0 of the cache and one of four in part 2.
+func placesNode() hostileNode {
+	n := cachedAttentionNode().operand(0, fed(1, 6, 8*16)).operand(3, fed(3, 2, 32, 16)).operand(4, fed(3, 2, 32, 16)).
+		operand(12, placesOf(0, 0, 2, 2)).operand(5, positions(1, 31))
+	n.out = [][]int{{1, 6, 64}, {3, 2, 32, 16}, {3, 2, 32, 16}}
+	return n
+}
+
+// placesOf are where rows start and their parts of the cache.
+func placesOf(values ...int32) operand {
+	return operand{dt: onnx.I32, dims: []int{len(values) / 2, 2}, fed: true, last: values}
 }
 
 // untils are what the three positions of two rows see until.
@@ -300,6 +313,30 @@ func partsSuite() suite {
 	return s
 }
 
+func placesSuite() suite {
+	n := placesNode()
+	s := suite{n, spoiled(n, "heads", "kv_heads", "rotary")}
+	places := func(values ...int32) hostileNode { return n.operand(12, placesOf(values...)) }
+	maps.Copy(s.cases, map[string]hostileNode{
+		"the first starts later": places(1, 0, 2, 2), "the first starts before": places(-1, 0, 2, 2),
+		"a row of none": places(0, 0, 0, 2), "the last of none": places(0, 0, 6, 2),
+		"one past the end": places(0, 0, 7, 2), "far past the end": places(0, 0, math.MaxInt32, 2),
+		"one that goes back": places(0, 0, -1, 2), "the smallest start": places(0, 0, math.MinInt32, 2),
+		"a part twice": places(0, 2, 2, 2), "parts out of order": places(0, 2, 2, 0),
+		"a part after the last": places(0, 0, 2, 3), "the largest part": places(0, 0, 2, math.MaxInt32),
+		"a negative part": places(0, -1, 2, 2),
+		"one row for two": places(0, 0), "three rows for two": places(0, 0, 2, 1, 4, 2),
+		"no rows":                    places().operand(5, operand{dt: onnx.I32, dims: []int{0}, fed: true, last: []int32{}}),
+		"too many positions of one":  n.operand(5, positions(1, 2)),
+		"a position before the row":  n.operand(5, positions(0, 31)),
+		"a position after the cache": n.operand(5, positions(1, 32)),
+		"three values a row":         n.operand(12, placesOf(0, 0, 2, 2, 0, 0).with(2, 3)),
+		"a cache of other heads":     n.operand(3, fed(3, 1, 32, 16)).operand(4, fed(3, 1, 32, 16)),
+		"no cache":                   n.operand(3, fed(0, 2, 32, 16)).operand(4, fed(0, 2, 32, 16)),
+	})
+	return s
+}
+
 func segmentAttentionSuite(op string) suite {
 	g := segmentAttentionNode(op)
 	s := suite{g, spoiled(g, "heads")}
@@ -336,7 +373,8 @@ func TestHostileNodes(t *testing.T) {
 	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
 	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")},
-		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite("SegmentAttention")}
+		{ca, spoiled(ca, "heads", "kv_heads", "rotary")}, partsSuite(), segmentAttentionSuite("SegmentAttention"),
+		placesSuite()}
 	if kernels.HasSelfAttention8() {
 		suites = append(suites, suite{sa, spoiled(sa, "heads")}, segmentAttentionSuite("SegmentAttention8"))
 	}
@@ -390,7 +428,7 @@ func TestHostileNodes(t *testing.T) {
 		"scale is not a number": ca.set("scale", float32(math.NaN())), "no scale": ca.drop("scale"),
 	})
 	if kernels.HasSelfAttention8() {
-		maps.Copy(suites[5].cases, map[string]hostileNode{
+		maps.Copy(suites[6].cases, map[string]hostileNode{
 			"heads of 8":  sa.three(fed(2, 5, 16), fed(2, 5, 16), fed(2, 5, 16)),
 			"heads of 0":  sa.three(fed(2, 5, 0), fed(2, 5, 0), fed(2, 5, 0)),
 			"3 heads":     sa.set("heads", 3),

@@ -39,7 +39,7 @@ void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t f
   (kernels() == KERNELS_AVX512 ? attention_store_avx512 : attention_store_avx2)(a, row, kv_head, from, to);
 }
 
-int64_t attention_scratch(const attention *a, int64_t row) { return 6 * ((a->last[row] + 32) / 32 * 32); }
+int64_t attention_scratch(const attention *a, int64_t row) { return 6 * ((a->row[row].last + 32) / 32 * 32); }
 
 void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch) {
   (kernels() == KERNELS_AVX512 ? attention_attend_avx512 : attention_attend_avx2)(a, row, kv_head, from, to, scratch);

@@ -25,6 +25,8 @@ type attentionCase struct {
 	softcap float32 // 0 is none
 	scaled  bool    // queries grow with their position
 	blocks  [][2]int
+
+	anywhere bool // rows have any number of positions and any part of the cache
 }
 
 func (c attentionCase) rotaryDim() int {
@@ -80,10 +82,10 @@ func (c attentionCase) graph() *onnx.Graph {
 		g.Input("k", onnx.F32, "B", "S", c.kvHeads*c.dim)
 		g.Input("v", onnx.F32, "B", "S", c.kvHeads*c.dim)
 	}
-	key := g.Input("past_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	value := g.Input("past_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	in = append(in, key, value, g.Input("last", onnx.I32, "B"))
-	optional := []string{"", "", "", ""}
+	key := g.Input("past_key", onnx.F32, "P", c.kvHeads, c.maxLen, c.dim)
+	value := g.Input("past_value", onnx.F32, "P", c.kvHeads, c.maxLen, c.dim)
+	in = append(in, key, value, g.Input("last", onnx.I32, "R"))
+	optional := []string{"", "", "", "", ""}
 	if c.turned {
 		in = append(in, g.Input("cos", onnx.F32, "B", "S", half), g.Input("sin", onnx.F32, "B", "S", half))
 	} else {
@@ -111,6 +113,9 @@ func (c attentionCase) graph() *onnx.Graph {
 		}
 		optional[3] = g.F32s("q_scale", []int{c.maxLen}, w)
 	}
+	if c.anywhere {
+		optional[4] = g.Input("places", onnx.I32, "R", 2)
+	}
 	attrs["scale"] = float32(1 / math.Sqrt(float64(c.dim)))
 	attrs["rotary"], attrs["window"], attrs["softcap"] = c.rotaryDim(), c.window, c.softcap
 	if c.pairs {
@@ -118,8 +123,8 @@ func (c attentionCase) graph() *onnx.Graph {
 	}
 	g.Node(onnx.Own, "CachedAttention", attrs, append(in, optional...), []string{"out", "present_key", "present_value"})
 	g.Output("out", onnx.F32, "B", "S", c.heads*c.dim)
-	g.Output("present_key", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
-	g.Output("present_value", onnx.F32, "B", c.kvHeads, c.maxLen, c.dim)
+	g.Output("present_key", onnx.F32, "P", c.kvHeads, c.maxLen, c.dim)
+	g.Output("present_value", onnx.F32, "P", c.kvHeads, c.maxLen, c.dim)
 	return g
 }
 
@@ -375,6 +380,89 @@ func TestCachedAttentionRows(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Error("rows of different lengths differ from each alone")
+	}
+}
+
+// placed is a row of a step in which rows have any number of positions: those of a sequence from past on.
+type placed struct{ slot, past, n int }
+
+// runPlaced gives positions of sequences, of which qkv has each, to their slots.
+func (l *attentionLayer) runPlaced(qkv [][]float32, rows []placed) ([]float32, error) {
+	l.t.Helper()
+	size := (l.heads + 2*l.kvHeads) * l.dim
+	var x, cos, sin []float32
+	var last, until, places []int32
+	count := 0
+	for _, r := range rows {
+		x = append(x, qkv[r.slot][r.past*size:(r.past+r.n)*size]...)
+		places, last = append(places, int32(count), int32(r.slot)), append(last, int32(r.past+r.n-1))
+		co, si := l.angles(r.past, r.past+r.n)
+		cos, sin = append(cos, co...), append(sin, si...)
+		for pos := r.past; pos < r.past+r.n; pos++ {
+			_, to := l.until(pos)
+			until = append(until, int32(to))
+		}
+		count += r.n
+	}
+	key, _ := ort.View(l.key.Slice(), l.slots, l.kvHeads, l.maxLen, l.dim)
+	value, _ := ort.View(l.value.Slice(), l.slots, l.kvHeads, l.maxLen, l.dim)
+	out := alloc(l.t, count*l.heads*l.dim)
+	o, _ := ort.View(out.Slice(), 1, count, l.heads*l.dim)
+	defer key.Destroy()
+	defer value.Destroy()
+	defer o.Destroy()
+	in := []ort.Tensor{view(l.t, x, 1, count, size), key, value, view(l.t, last, len(rows))}
+	if half := l.rotaryDim() / 2; l.turned {
+		in = append(in, view(l.t, cos, 1, count, half), view(l.t, sin, 1, count, half))
+	}
+	if l.blocks != nil {
+		in = append(in, view(l.t, until, 1, count))
+	}
+	in = append(in, view(l.t, places, len(rows), 2))
+	err := l.session.Run(in, []ort.Tensor{o, key, value})
+	return out.Slice(), err
+}
+
+// Rows of any lengths run together, in any parts of the cache: each gives the same bits as its sequence run whole and
+// alone.
+func TestCachedAttentionPlaces(t *testing.T) {
+	for _, c := range []attentionCase{
+		{heads: 6, kvHeads: 2, dim: 32, maxLen: 128, slots: 5, packed: true},
+		{heads: 4, kvHeads: 4, dim: 16, maxLen: 128, slots: 5, packed: true, window: 9, softcap: 3, normed: true,
+			turned: true, scaled: true, blocks: [][2]int{{3, 5}, {40, 61}}},
+	} {
+		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
+			plain := newAttentionLayer(t, c)
+			c.anywhere = true
+			l := newAttentionLayer(t, c)
+			size, n := (c.heads+2*c.kvHeads)*c.dim, 100
+			qkv, whole := make([][]float32, c.slots), make([][]float32, c.slots)
+			for slot := range qkv {
+				qkv[slot] = randoms(uint64(slot+3), n*size)
+				var err error
+				if whole[slot], err = plain.run(slot, n, []int32{int32(n - 1)}, qkv[slot]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for step, rows := range [][]placed{
+				{{0, 0, 1}, {2, 0, 40}, {4, 0, 3}},
+				{{0, 1, 70}, {1, 0, 62}, {2, 40, 29}, {4, 3, 2}},
+				{{1, 62, 1}, {2, 69, 1}, {3, 0, 100}, {4, 5, 1}},
+				{{0, 71, 1}, {1, 63, 1}, {4, 6, 1}},
+			} {
+				out, err := l.runPlaced(qkv, rows)
+				if err != nil {
+					t.Fatal(err)
+				}
+				head := c.heads * c.dim
+				for _, r := range rows {
+					if !slices.Equal(out[:r.n*head], whole[r.slot][r.past*head:(r.past+r.n)*head]) {
+						t.Errorf("step %d, %+v differs from its sequence alone", step, r)
+					}
+					out = out[r.n*head:]
+				}
+			}
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ type ChatCompletion struct {
 	SystemFingerprint string       `json:"system_fingerprint,omitempty"`
 	Choices           []ChatChoice `json:"choices"`
 	Usage             Usage        `json:"usage"`
+	Extras
 }
 
 // Objects, as responses name what they are.
@@ -152,6 +153,7 @@ type TextCompletion struct {
 	SystemFingerprint string       `json:"system_fingerprint,omitempty"`
 	Choices           []TextChoice `json:"choices"`
 	Usage             Usage        `json:"usage"`
+	Extras
 }
 
 // TextChoice is one of the answers.

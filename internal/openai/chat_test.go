@@ -307,6 +307,7 @@ func TestChunks(t *testing.T) {
 	c := NewChunks("chatcmpl-1", "m \"x\"", "fp", 7, true)
 	head := `{"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m \"x\"","system_fingerprint":"fp","choices":[`
 	logprobs := &Logprobs{Content: []TokenLogprob{NewTokenLogprob([]byte("a\xff"), -0.5)}}
+	usage := NewUsage(10, 4, 3, 2)
 	for _, x := range []struct {
 		got  []byte
 		want string
@@ -317,8 +318,11 @@ func TestChunks(t *testing.T) {
 			`"bytes":[97,255],"top_logprobs":[]}],"refusal":null},"finish_reason":null}],"usage":null}`},
 		{bytes.Clone(c.Finish(0, "stop", "x", nil)),
 			`{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"x"}],"usage":null}`},
-		{bytes.Clone(c.Usage(NewUsage(10, 4, 3, 2))), `],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,` +
+		{bytes.Clone(c.Last(&usage, Extras{})), `],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,` +
 			`"prompt_tokens_details":{"cached_tokens":3,"image_tokens":4,"text_tokens":6}}}`},
+		{bytes.Clone(c.Last(nil, Extras{Timings: &Timings{Queue: 1.5, Total: 2}, ChoiceScores: []float32{0.25, 0.75}})),
+			`],"timings":{"preprocess_ms":0,"tokenize_ms":0,"encode_ms":0,"queue_ms":1.5,"prefill_ms":0,"decode_ms":0,` +
+				`"ttft_ms":0,"total_ms":2},"choice_scores":[0.25,0.75]}`},
 	} {
 		var got, want any
 		if err := errors.Join(json.Unmarshal(x.got, &got), json.Unmarshal([]byte(head+x.want), &want)); err != nil {

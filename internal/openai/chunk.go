@@ -16,7 +16,7 @@ type Chunks struct {
 	buf   []byte
 }
 
-// NewChunks writes those of one chat completion. With usage, each chunk has the field, and Usage gives the last.
+// NewChunks writes those of one chat completion. With usage, each chunk has the field, and Last gives it.
 func NewChunks(id, model, fingerprint string, created int64, usage bool) *Chunks {
 	return newChunks(id, ChunkObject, model, fingerprint, created, usage)
 }
@@ -79,10 +79,21 @@ func (c *Chunks) Finish(index int, reason string, stop, logprobs any) []byte {
 	return c.end(logprobs, reason, stop)
 }
 
-// Usage is the last chunk, of no answer.
-func (c *Chunks) Usage(u Usage) []byte {
-	c.buf = append(append(c.buf[:0], c.head...), `],"usage":`...)
-	c.value(u)
+// Last is the last chunk, of no answer: the usage, if that is not nil, and what else is asked for.
+func (c *Chunks) Last(u *Usage, e Extras) []byte {
+	c.buf = append(append(c.buf[:0], c.head...), ']')
+	if u != nil {
+		c.buf = append(c.buf, `,"usage":`...)
+		c.value(u)
+	}
+	if e.Timings != nil {
+		c.buf = append(c.buf, `,"timings":`...)
+		c.value(e.Timings)
+	}
+	if e.ChoiceScores != nil {
+		c.buf = append(c.buf, `,"choice_scores":`...)
+		c.value(e.ChoiceScores)
+	}
 	c.buf = append(c.buf, '}')
 	return c.buf
 }

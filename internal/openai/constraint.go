@@ -21,6 +21,8 @@ type Constraint struct {
 	Text string
 	// Choices are the texts.
 	Choices []string
+	// Scores asks for the log-probability of each of them.
+	Scores bool
 	// Param is the field that asked for it.
 	Param string
 }
@@ -54,6 +56,13 @@ func (o object) guided(prefix string) (c *Constraint) {
 	}
 	if n := o.get(prefix + "grammar"); n != nil {
 		o.fault(o.path+prefix+"grammar", CodeUnsupported, "not supported; want a JSON schema, an expression or choices")
+	}
+	if name := prefix + "choice_scores"; o.boolean(name) {
+		if c == nil || c.Kind != Choices {
+			o.fault(o.path+name, CodeInvalidValue, "true; want false, or %schoice: scores are of choices", prefix)
+			return c
+		}
+		c.Scores = true
 	}
 	return c
 }

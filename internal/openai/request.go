@@ -36,6 +36,8 @@ type Request struct {
 	Constraint *Constraint
 	// Priority is vLLM's: what is below 0 goes first, what is above 0 last.
 	Priority int64
+	// Timings asks where the time went.
+	Timings bool
 	// Ignored names the fields that nothing here reads: bounded, but as the caller wrote them.
 	Ignored []string
 }
@@ -75,6 +77,7 @@ func (o object) request() (r Request) {
 	if p := o.integer("priority", math.MinInt32, math.MaxInt32); p != nil {
 		r.Priority = *p
 	}
+	r.Timings = o.boolean("timings")
 	r.Constraint = o.constraint()
 	return r
 }

@@ -20,6 +20,29 @@ type Tokenized struct {
 	Tokens      []int32 `json:"tokens"`
 	// TokenStrings are null: nobody is told them.
 	TokenStrings []string `json:"token_strs"`
+	// TextTokens and ImageTokens are those of each kind, MaxTokens the most that an answer may have: 0 where the prompt
+	// does not fit.
+	TextTokens  int           `json:"text_tokens"`
+	ImageTokens int           `json:"image_tokens"`
+	MaxTokens   int           `json:"max_tokens"`
+	Fits        bool          `json:"fits"`
+	Images      []ImageLayout `json:"images"`
+}
+
+// ImageLayout is what a model makes of an image file. Sizes are in pixels, after orientation; the effective one is that
+// in which the model sees the image.
+type ImageLayout struct {
+	Format          string `json:"format"`
+	Width           int    `json:"width"`
+	Height          int    `json:"height"`
+	EffectiveWidth  int    `json:"effective_width"`
+	EffectiveHeight int    `json:"effective_height"`
+	// Rows and Cols are those of the tiles that it is cut into, 0 where it is not. Tiles has one more, of the whole.
+	Rows  int `json:"rows"`
+	Cols  int `json:"cols"`
+	Tiles int `json:"tiles"`
+	// Tokens are the positions of a prompt that it takes.
+	Tokens int `json:"tokens"`
 }
 
 // ParseTokenize reads the body of a request for tokens. Its error is an *Error,

@@ -1,7 +1,7 @@
 """A client of mmserve: text and images in, text out. Errors are grpc.RpcError."""
 import pathlib, random, re, time
 import grpc
-from mmserve.retry import retry_delay
+from mmserve.retry import channel_options, retry_delay
 from mmserve.v1 import mmserve_pb2 as pb, mmserve_pb2_grpc
 
 def request(*parts, **fields):
@@ -15,8 +15,8 @@ class Client:
     def __init__(self, target, key=None, tls=None, timeout=60, retries=5):
         if key and not tls and not re.match(r"(localhost|127\.0\.0\.1|\[::1\]):\d+\Z|unix:", target):
             raise ValueError("an API key needs TLS, except to this machine")
-        direct = [("grpc.enable_http_proxy", 0)] if key and not tls else []
-        self.channel = grpc.secure_channel(target, tls) if tls else grpc.insecure_channel(target, direct)
+        options = channel_options(target) + ([("grpc.enable_http_proxy", 0)] if key and not tls else [])
+        self.channel = grpc.secure_channel(target, tls, options) if tls else grpc.insecure_channel(target, options)
         self.stub, self.timeout, self.retries = mmserve_pb2_grpc.InferenceServiceStub(self.channel), timeout, retries
         self.metadata = [("authorization", "Bearer " + key)] if key else []
     def chat(self, *parts, **fields):

@@ -87,7 +87,7 @@ func request(change func(*pb.GenerateRequest)) func(context.Context, string) str
 }
 
 func send(ctx context.Context, addr string, in *pb.GenerateRequest) string {
-	c, err := client.Dial(addr, client.WithMaxMessageBytes(1<<30))
+	c, err := client.Dial(addr, client.WithMaxMessageBytes(1<<30), client.WithUnavailableRetries(0))
 	if err != nil {
 		return err.Error()
 	}

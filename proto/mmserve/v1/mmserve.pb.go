@@ -1951,7 +1951,8 @@ type isGenerateStreamResponse_Event interface {
 }
 
 type GenerateStreamResponse_Start struct {
-	// First message, sent when the prompt is ready to run.
+	// First message, sent together with the next: a call that fails without it was answered nothing, and may be made
+	// again elsewhere.
 	Start *StreamStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
 }
 
@@ -1971,7 +1972,7 @@ func (*GenerateStreamResponse_Delta) isGenerateStreamResponse_Event() {}
 
 func (*GenerateStreamResponse_Finish) isGenerateStreamResponse_Event() {}
 
-// StreamStart says what will answer, before the first token.
+// StreamStart says what answers.
 type StreamStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// request_id, or what the server made in its place.
