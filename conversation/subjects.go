@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 )
 
 // sqlStore is a Store in an SQL database: data has what is sealed, keys what opens it.
@@ -479,6 +478,3 @@ func (s *sqlStore) Rewrap(ctx context.Context) (int64, error) {
 }
 
 var _ Store = (*sqlStore)(nil)
-
-// timeNow is the store's clock, as databases keep it.
-func (s *sqlStore) timeNow() time.Time { return timeOf(micros(s.o.Now())) }

@@ -19,9 +19,9 @@ import (
 
 // conversationFlags say where conversations are kept between requests, and under which keys.
 type conversationFlags struct {
-	Conversations string   `name:"conversations" placeholder:"STORE" env:"MMSERVE_CONVERSATIONS" help:"Keep conversations between requests, encrypted, where callers ask for it: sqlite:PATH or postgres:URL (default: nothing is kept)."`
-	Keys          string   `name:"conversation-keys" placeholder:"STORE" env:"MMSERVE_CONVERSATION_KEYS" help:"Where the wrapped keys of their subjects are kept, in the same form: apart from backups of --conversations, which a key that is gone makes unreadable (default: PATH.keys, or another schema of the same database)."`
-	Master        []string `name:"conversation-master-key" sep:"none" placeholder:"KEY" env:"MMSERVE_CONVERSATION_MASTER_KEY" help:"What wraps those keys: file:PATH or env:NAME, with 32 random bytes in base64 a line, the newest first, or a key of a key service as URL. Of several the first wraps, all unwrap; SIGHUP reads files again and wraps anew."`
+	Conversations string   `name:"conversations" secret:"" placeholder:"STORE" env:"MMSERVE_CONVERSATIONS" help:"Keep conversations between requests, encrypted, where callers ask for it: sqlite:PATH or postgres:URL (default: nothing is kept)."`
+	Keys          string   `name:"conversation-keys" secret:"" placeholder:"STORE" env:"MMSERVE_CONVERSATION_KEYS" help:"Where the wrapped keys of their subjects are kept, in the same form: apart from backups of --conversations, which a key that is gone makes unreadable (default: PATH.keys, or another schema of the same database)."`
+	Master        []string `name:"conversation-master-key" secret:"" sep:"none" placeholder:"KEY" env:"MMSERVE_CONVERSATION_MASTER_KEY" help:"What wraps those keys: file:PATH or env:NAME, with 32 random bytes in base64 a line, the newest first, or a key of a key service as URL. Of several the first wraps, all unwrap; SIGHUP reads files again and wraps anew."`
 	Messages      int64    `name:"conversation-messages" default:"10000" env:"MMSERVE_CONVERSATION_MESSAGES" help:"Most messages of one conversation."`
 	SubjectBytes  byteSize `name:"conversation-subject-bytes" default:"1GiB" env:"MMSERVE_CONVERSATION_SUBJECT_BYTES" help:"Most bytes of all messages and images of one subject."`
 	Subject       int64    `name:"conversations-per-subject" default:"10000" env:"MMSERVE_CONVERSATIONS_PER_SUBJECT" help:"Most conversations of one subject."`
