@@ -82,7 +82,7 @@ type cluster struct {
 	config *rest.Config
 	kube   kubernetes.Interface
 	any    dynamic.Interface
-	mapper meta.RESTMapper
+	mapper *restmapper.DeferredDiscoveryRESTMapper
 
 	started   time.Time
 	processes map[string]*exec.Cmd
@@ -234,6 +234,8 @@ func (c *cluster) run(t *testing.T, name string, args ...string) {
 		t.Fatal(err)
 	}
 	p := exec.Command(program(t, name), args...)
+	// Debian's etcd cannot report progress, which lists by watch wait for.
+	p.Env = append(os.Environ(), "KUBE_FEATURE_WatchListClient=false")
 	p.Stdout, p.Stderr = output, output
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.Start(); err != nil {

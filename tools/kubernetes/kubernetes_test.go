@@ -90,6 +90,7 @@ func definitions(t *testing.T, c *cluster) {
 		}
 		return nil
 	})
+	c.mapper.Reset() // it remembers which kinds there are
 	c.takeWarnings()
 }
 
