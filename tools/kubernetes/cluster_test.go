@@ -153,7 +153,8 @@ current-context: a
 		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", etcdPeerPort), "--unsafe-no-fsync")
 	c.run(t, "kube-apiserver", "--etcd-servers", etcd, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", apiPort),
 		"--cert-dir", filepath.Join(c.dir, "certificates"), "--token-auth-file", filepath.Join(c.dir, "tokens.csv"),
-		"--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://cluster.invalid",
+		"--authorization-mode=RBAC", "--feature-gates=WatchList=false", // Debian's etcd reports no progress, which it waits for
+		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://cluster.invalid",
 		"--service-account-key-file", filepath.Join(c.dir, "accounts.pem"),
 		"--service-account-signing-key-file", filepath.Join(c.dir, "accounts.pem"))
 	c.config = &rest.Config{Host: api, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{Insecure: true},
@@ -234,8 +235,6 @@ func (c *cluster) run(t *testing.T, name string, args ...string) {
 		t.Fatal(err)
 	}
 	p := exec.Command(program(t, name), args...)
-	// Debian's etcd cannot report progress, which lists by watch wait for.
-	p.Env = append(os.Environ(), "KUBE_FEATURE_WatchListClient=false")
 	p.Stdout, p.Stderr = output, output
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.Start(); err != nil {

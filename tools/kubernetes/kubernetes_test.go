@@ -346,6 +346,7 @@ func captions(t *testing.T, c *cluster) {
 	}
 	// Four shards on one node, and one failure is enough: what the file says takes hours here.
 	job.Spec.Completions, job.Spec.Parallelism, job.Spec.BackoffLimitPerIndex = ptr.To[int32](4), ptr.To[int32](4), ptr.To[int32](0)
+	job.Spec.MaxFailedIndexes = ptr.To[int32](2)
 	job.Spec.Template.Spec.NodeSelector = map[string]string{"pool": "spot"}
 	jobs := c.kube.BatchV1().Jobs("captions")
 	if _, err := jobs.Create(t.Context(), job, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
