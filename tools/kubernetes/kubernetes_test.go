@@ -425,6 +425,12 @@ func (c *cluster) preempt(t *testing.T, before []corev1.Pod) (index string) {
 			if p.Annotations[indexOf] == index && known[string(p.UID)] == "" {
 				return nil
 			}
+			// As a kubelet reports a pod that was taken away: it ended by SIGTERM. The condition is the scheduler's.
+			if p.DeletionTimestamp != nil && p.Status.Phase == corev1.PodRunning && known[string(p.UID)] == index {
+				if err := c.endPod(t.Context(), p, 143); err != nil {
+					return err
+				}
+			}
 		}
 		return errNotYet
 	})
