@@ -9,7 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Compose publishes nothing beyond this machine, mounts files that are there, and has Prometheus scrape mmserve's address.
+// Compose publishes nothing beyond this machine, mounts files that are there, and has Prometheus scrape mmserve.
 func TestCompose(t *testing.T) {
 	dir := "compose"
 	var c struct {
@@ -48,7 +48,8 @@ func TestCompose(t *testing.T) {
 		}
 	}
 	// Prometheus is in mmserve's network, whose loopback the admin listener is on.
-	if c.Services["prometheus"].NetworkMode != "service:mmserve" || c.Services["mmserve"].Environment["MMSERVE_ADMIN_ADDRESS"] != "" ||
+	if c.Services["prometheus"].NetworkMode != "service:mmserve" ||
+		c.Services["mmserve"].Environment["MMSERVE_ADMIN_ADDRESS"] != "" ||
 		!strings.Contains(read(t, filepath.Join(dir, "prometheus.yml")), `"127.0.0.1:9464"`) {
 		t.Error("Prometheus does not scrape the admin listener")
 	}

@@ -1,4 +1,5 @@
-// Package deploy_test holds what this folder gives to operators to what mmserve has: its flags, variables, ports and metrics.
+// Package deploy_test holds what this folder gives to operators to what mmserve has: its flags, variables, ports and
+// metrics.
 // make test-kubernetes tries it on a real API server.
 package deploy_test
 

@@ -68,12 +68,12 @@ func known(t *testing.T) []string {
 
 // owned are the flags of serve that the chart's own values set, or that make no sense in its file.
 var owned = []string{
-	"admin-address", "admin-key-file", "allow-insecure-listen", "api-keys-file", "cache-dir", "config", "drain-delay", "grace", "help",
-	"http-listen", "hub-offline", "listen", "log-format", "model", "ort-lib", "print-config", "socket-mode", "tls-cert", "tls-client-ca",
-	"termination-grace-period", "tls-key",
+	"admin-address", "admin-key-file", "allow-insecure-listen", "api-keys-file", "cache-dir", "config", "drain-delay",
+	"grace", "help", "http-listen", "hub-offline", "listen", "log-format", "model", "ort-lib", "print-config",
+	"socket-mode", "termination-grace-period", "tls-cert", "tls-client-ca", "tls-key",
 }
 
-// configSchema is what values.schema.json says of config: the flags of serve by their names, with the form of their values.
+// configSchema is what values.schema.json says of config: the flags of serve by their names, with the form of values.
 func configSchema(t *testing.T) map[string]any {
 	properties := map[string]any{}
 	for _, o := range options(t) {

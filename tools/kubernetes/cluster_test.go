@@ -82,7 +82,7 @@ type cluster struct {
 	config *rest.Config
 	kube   kubernetes.Interface
 	any    dynamic.Interface
-	mapper meta.RESTMapper
+	mapper *restmapper.DeferredDiscoveryRESTMapper
 
 	started   time.Time
 	processes map[string]*exec.Cmd
@@ -149,11 +149,15 @@ contexts: [{name: a, context: {cluster: a, user: a}}]
 current-context: a
 `, api, token))
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
-	c.run(t, "etcd", "--data-dir", filepath.Join(c.dir, "etcd"), "--listen-client-urls", etcd, "--advertise-client-urls", etcd,
+	c.run(t, "etcd", "--data-dir", filepath.Join(c.dir, "etcd"), "--listen-client-urls", etcd,
+		"--advertise-client-urls", etcd,
 		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", etcdPeerPort), "--unsafe-no-fsync")
-	c.run(t, "kube-apiserver", "--etcd-servers", etcd, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", apiPort),
+	c.run(t, "kube-apiserver", "--etcd-servers", etcd, "--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", apiPort),
 		"--cert-dir", filepath.Join(c.dir, "certificates"), "--token-auth-file", filepath.Join(c.dir, "tokens.csv"),
-		"--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://cluster.invalid",
+		// Lists by watch wait for progress, which Debian's etcd does not report.
+		"--authorization-mode=RBAC", "--feature-gates=WatchList=false",
+		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://cluster.invalid",
 		"--service-account-key-file", filepath.Join(c.dir, "accounts.pem"),
 		"--service-account-signing-key-file", filepath.Join(c.dir, "accounts.pem"))
 	c.config = &rest.Config{Host: api, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{Insecure: true},
@@ -163,13 +167,16 @@ current-context: a
 		return c.kube.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error()
 	})
 	c.run(t, "kube-controller-manager", "--kubeconfig", kubeconfig, "--bind-address=127.0.0.1",
-		fmt.Sprintf("--secure-port=%d", controllerPort), "--cert-dir", filepath.Join(c.dir, "controllers"), "--leader-elect=false",
+		fmt.Sprintf("--secure-port=%d", controllerPort), "--cert-dir", filepath.Join(c.dir, "controllers"),
+		"--leader-elect=false",
 		"--service-account-private-key-file", filepath.Join(c.dir, "accounts.pem"),
 		"--horizontal-pod-autoscaler-sync-period=2s", "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
 		"--kube-api-qps=300", "--kube-api-burst=300")
 	c.run(t, "kube-scheduler", "--kubeconfig", kubeconfig, "--bind-address=127.0.0.1",
-		fmt.Sprintf("--secure-port=%d", schedulerPort), "--cert-dir", filepath.Join(c.dir, "scheduler"), "--leader-elect=false")
-	c.run(t, "kwok", "--kubeconfig", kubeconfig, "--config", stages, "--manage-all-nodes=true", "--node-lease-duration-seconds=40",
+		fmt.Sprintf("--secure-port=%d", schedulerPort), "--cert-dir", filepath.Join(c.dir, "scheduler"),
+		"--leader-elect=false")
+	c.run(t, "kwok", "--kubeconfig", kubeconfig, "--config", stages, "--manage-all-nodes=true",
+		"--node-lease-duration-seconds=40",
 		fmt.Sprintf("--server-address=127.0.0.1:%d", kwokPort))
 	return c
 }
@@ -371,7 +378,9 @@ func (c *cluster) namespace(t *testing.T, name string) {
 // nodes makes nodes in three zones.
 func (c *cluster) nodes(t *testing.T, prefix string, count int, cpu, memory string) {
 	t.Helper()
-	capacity := corev1.ResourceList{"cpu": resource.MustParse(cpu), "memory": resource.MustParse(memory), "pods": resource.MustParse("110")}
+	capacity := corev1.ResourceList{
+		"cpu": resource.MustParse(cpu), "memory": resource.MustParse(memory), "pods": resource.MustParse("110"),
+	}
 	for i := range count {
 		name := fmt.Sprintf("%s-%d", prefix, i)
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
@@ -417,7 +426,9 @@ func (c *cluster) endPod(ctx context.Context, p corev1.Pod, exit int32) error {
 	p.Status.Phase = phase
 	p.Status.ContainerStatuses = []corev1.ContainerStatus{{
 		Name: p.Spec.Containers[0].Name, Image: p.Spec.Containers[0].Image,
-		State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: exit, StartedAt: now, FinishedAt: now}},
+		State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			ExitCode: exit, StartedAt: now, FinishedAt: now,
+		}},
 	}}
 	_, err := c.kube.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, &p, metav1.UpdateOptions{})
 	return err

@@ -1,5 +1,6 @@
-// Package kubernetes_test tries what deploy/ gives to a cluster on a real control plane: etcd, API server, controllers and
-// scheduler, with kwok in place of kubelets. make test-kubernetes builds the programs; one that is not there skips the test.
+// Package kubernetes_test tries what deploy/ gives to a cluster on a real control plane: etcd, API server, controllers
+// and scheduler, with kwok in place of kubelets. make test-kubernetes builds the programs; one that is not there skips
+// the test.
 package kubernetes_test
 
 import (
@@ -34,8 +35,10 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T, *cluster)
 	}{
-		{"definitions", definitions}, {"install", install}, {"upgrade", upgrade}, {"refused", refused}, {"variants", variants},
-		{"kustomize", kustomized}, {"others", others}, {"captions", captions}, {"fleet", fleet}, {"autoscale", autoscale},
+		{"definitions", definitions}, {"install", install}, {"upgrade", upgrade}, {"refused", refused},
+		{"variants", variants},
+		{"kustomize", kustomized}, {"others", others}, {"captions", captions}, {"fleet", fleet},
+		{"autoscale", autoscale},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, c) }) {
 			break
@@ -48,11 +51,15 @@ func TestKubernetes(t *testing.T) {
 func definitions(t *testing.T, c *cluster) {
 	count := 0
 	for name, paths := range map[string][]string{
-		"keda":      {"config/crd/bases/keda.sh_scaledobjects.yaml", "config/crd/bases/keda.sh_triggerauthentications.yaml"},
-		"gateway":   {"config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"},
+		"keda": {"config/crd/bases/keda.sh_scaledobjects.yaml",
+			"config/crd/bases/keda.sh_triggerauthentications.yaml"},
+		"gateway": {"config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml",
+			"config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"},
 		"extension": {"config/crd/bases/inference.networking.k8s.io_inferencepools.yaml"},
-		"kserve":    {"config/crd/full/serving.kserve.io_servingruntimes.yaml", "config/crd/full/serving.kserve.io_inferenceservices.yaml"},
-		"kueue": {"config/components/crd/bases/kueue.x-k8s.io_clusterqueues.yaml", "config/components/crd/bases/kueue.x-k8s.io_localqueues.yaml",
+		"kserve": {"config/crd/full/serving.kserve.io_servingruntimes.yaml",
+			"config/crd/full/serving.kserve.io_inferenceservices.yaml"},
+		"kueue": {"config/components/crd/bases/kueue.x-k8s.io_clusterqueues.yaml",
+			"config/components/crd/bases/kueue.x-k8s.io_localqueues.yaml",
 			"config/components/crd/bases/kueue.x-k8s.io_resourceflavors.yaml"},
 	} {
 		for _, path := range paths {
@@ -90,6 +97,7 @@ func definitions(t *testing.T, c *cluster) {
 		}
 		return nil
 	})
+	c.mapper.Reset() // it remembers which kinds there are
 	c.takeWarnings()
 }
 
@@ -120,7 +128,8 @@ func available(t *testing.T, c *cluster, namespace, name string, replicas int32)
 		}
 		last = d
 		s := d.Status
-		if s.ObservedGeneration != d.Generation || s.AvailableReplicas != replicas || s.UpdatedReplicas != replicas || s.Replicas != replicas {
+		if s.ObservedGeneration != d.Generation || s.AvailableReplicas != replicas ||
+			s.UpdatedReplicas != replicas || s.Replicas != replicas {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
@@ -133,11 +142,14 @@ func install(t *testing.T, c *cluster) {
 	c.namespace(t, "mm")
 	secrets(t, c, "mm")
 	began := time.Now()
-	if out, err := c.helm(t, "install", "mmserve", chart, "-n", "mm", "-f", values("secure"), "--wait=watcher", "--timeout=3m"); err != nil {
+	out, err := c.helm(t, "install", "mmserve", chart, "-n", "mm", "-f", values("secure"),
+		"--wait=watcher", "--timeout=3m")
+	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	d := available(t, c, "mm", "mmserve", 2)
-	c.say(t, "helm install: %d replicas available after %.1f s", d.Status.AvailableReplicas, time.Since(began).Seconds())
+	c.say(t, "helm install: %d replicas available after %.1f s", d.Status.AvailableReplicas,
+		time.Since(began).Seconds())
 	if w := c.takeWarnings(); len(w) > 0 {
 		t.Errorf("warnings: %q", w)
 	}
@@ -170,8 +182,9 @@ func install(t *testing.T, c *cluster) {
 func upgrade(t *testing.T, c *cluster) {
 	began := time.Now()
 	before := available(t, c, "mm", "mmserve", 2)
-	if out, err := c.helm(t, "upgrade", "mmserve", chart, "-n", "mm", "-f", values("secure"), "--set", "config.slots=32,replicaCount=3",
-		"--wait=watcher", "--timeout=3m"); err != nil {
+	out, err := c.helm(t, "upgrade", "mmserve", chart, "-n", "mm", "-f", values("secure"),
+		"--set", "config.slots=32,replicaCount=3", "--wait=watcher", "--timeout=3m")
+	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	after := available(t, c, "mm", "mmserve", 3)
@@ -310,7 +323,8 @@ func others(t *testing.T, c *cluster) {
 func jobPods(t *testing.T, c *cluster, namespace, job string, count int) (running []corev1.Pod) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "pods of the Job run", func() error {
-		list, err := c.kube.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "job-name=" + job})
+		list, err := c.kube.CoreV1().Pods(namespace).List(t.Context(),
+			metav1.ListOptions{LabelSelector: "job-name=" + job})
 		if err != nil {
 			return err
 		}
@@ -330,8 +344,8 @@ func jobPods(t *testing.T, c *cluster, namespace, job string, count int) (runnin
 
 const indexOf = "batch.kubernetes.io/job-completion-index"
 
-// captions runs the Indexed Job: a pod that the scheduler takes the place of is tried again and does not count, an index
-// that keeps failing is marked, the others complete.
+// captions runs the Indexed Job: a pod that the scheduler preempts is tried again and does not count, an index that
+// fails is marked, the others complete.
 func captions(t *testing.T, c *cluster) {
 	c.namespace(t, "captions")
 	c.nodes(t, "spot", 1, "1", "4Gi") // room for four of the Job's pods
@@ -340,14 +354,18 @@ func captions(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	job := &batchv1.Job{}
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(parse(t, text)[0].Object, job, true); err != nil {
+	c0 := runtime.DefaultUnstructuredConverter
+	if err := c0.FromUnstructuredWithValidation(parse(t, text)[0].Object, job, true); err != nil {
 		t.Fatal(err)
 	}
 	// Four shards on one node, and one failure is enough: what the file says takes hours here.
-	job.Spec.Completions, job.Spec.Parallelism, job.Spec.BackoffLimitPerIndex = ptr.To[int32](4), ptr.To[int32](4), ptr.To[int32](0)
+	job.Spec.Completions, job.Spec.Parallelism = ptr.To[int32](4), ptr.To[int32](4)
+	job.Spec.BackoffLimitPerIndex = ptr.To[int32](0)
+	job.Spec.MaxFailedIndexes = ptr.To[int32](2)
 	job.Spec.Template.Spec.NodeSelector = map[string]string{"pool": "spot"}
 	jobs := c.kube.BatchV1().Jobs("captions")
-	if _, err := jobs.Create(t.Context(), job, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
+	strict := metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}
+	if _, err := jobs.Create(t.Context(), job, strict); err != nil {
 		t.Fatal(err)
 	}
 	pods := jobPods(t, c, "captions", job.Name, 4)
@@ -370,24 +388,27 @@ func captions(t *testing.T, c *cluster) {
 			return err
 		}
 		s := j.Status
-		if s.CompletedIndexes != "0,1,3" || s.FailedIndexes == nil || *s.FailedIndexes != "2" || s.Active > 0 || len(s.Conditions) == 0 {
+		if s.CompletedIndexes != "0,1,3" || s.FailedIndexes == nil || *s.FailedIndexes != "2" ||
+			s.Active > 0 || len(s.Conditions) == 0 {
 			return fmt.Errorf("%+v", s)
 		}
-		c.say(t, "captions: completed %s, failed %s, %d failed pods count; %s", s.CompletedIndexes, *s.FailedIndexes, s.Failed,
-			s.Conditions[len(s.Conditions)-1].Type)
+		c.say(t, "captions: completed %s, failed %s, %d failed pods count; %s", s.CompletedIndexes,
+			*s.FailedIndexes, s.Failed, s.Conditions[len(s.Conditions)-1].Type)
 		return nil
 	})
 }
 
-// preempt has the scheduler give one of the pods' places to a pod of a higher priority, and gives its index when another
-// pod of it is there.
+// preempt has the scheduler give one of the pods' places to a pod of a higher priority, and gives its index when
+// another pod of it is there.
 func (c *cluster) preempt(t *testing.T, before []corev1.Pod) (index string) {
 	t.Helper()
-	c.createAll(t, "captions", []byte(`{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000000}`))
+	c.createAll(t, "captions", []byte(
+		`{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: urgent}, value: 1000000}`))
 	urgent := before[0].DeepCopy()
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "urgent", Namespace: "captions"}, Spec: corev1.PodSpec{
-		PriorityClassName: "urgent", NodeSelector: map[string]string{"pool": "spot"}, Containers: urgent.Spec.Containers,
-		Volumes: urgent.Spec.Volumes, SecurityContext: urgent.Spec.SecurityContext,
+		PriorityClassName: "urgent", NodeSelector: map[string]string{"pool": "spot"},
+		Containers: urgent.Spec.Containers,
+		Volumes:    urgent.Spec.Volumes, SecurityContext: urgent.Spec.SecurityContext,
 	}}
 	p.Spec.Containers[0].Env = nil
 	if _, err := c.kube.CoreV1().Pods("captions").Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
@@ -423,6 +444,12 @@ func (c *cluster) preempt(t *testing.T, before []corev1.Pod) (index string) {
 			if p.Annotations[indexOf] == index && known[string(p.UID)] == "" {
 				return nil
 			}
+			// As a kubelet reports a pod that was taken away: it ended by SIGTERM. The condition is the scheduler's.
+			if p.DeletionTimestamp != nil && p.Status.Phase == corev1.PodRunning && known[string(p.UID)] == index {
+				if err := c.endPod(t.Context(), p, 143); err != nil {
+					return err
+				}
+			}
 		}
 		return errNotYet
 	})
@@ -433,7 +460,8 @@ func (c *cluster) preempt(t *testing.T, before []corev1.Pod) (index string) {
 func fleet(t *testing.T, c *cluster) {
 	began := time.Now()
 	scale := func(set string) {
-		if out, err := c.helm(t, "upgrade", "mmserve", chart, "-n", "mm", "-f", values("secure"), "--set", set); err != nil {
+		out, err := c.helm(t, "upgrade", "mmserve", chart, "-n", "mm", "-f", values("secure"), "--set", set)
+		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
@@ -452,7 +480,8 @@ func fleet(t *testing.T, c *cluster) {
 	watch.Wait()
 	c.say(t, "fleet: rolled in %.1f s, with %d to %d available of 200", time.Since(began).Seconds(), least, most)
 	if least < 200 || most > 250 {
-		t.Errorf("%d to %d were available during the upgrade, want 200 to 250: %v", least, most, d.Spec.Strategy.RollingUpdate)
+		t.Errorf("%d to %d were available during the upgrade, want 200 to 250: %v", least, most,
+			d.Spec.Strategy.RollingUpdate)
 	}
 	c.evict(t)
 }
@@ -483,7 +512,9 @@ func (c *cluster) evict(t *testing.T) {
 	nodes := []string{"node-0", "node-1", "node-2"}
 	for _, name := range nodes {
 		patch := []byte(`{"spec":{"unschedulable":true}}`)
-		if _, err := c.kube.CoreV1().Nodes().Patch(t.Context(), name, "application/merge-patch+json", patch, metav1.PatchOptions{}); err != nil {
+		_, err := c.kube.CoreV1().Nodes().Patch(t.Context(), name, "application/merge-patch+json", patch,
+			metav1.PatchOptions{})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -498,7 +529,8 @@ func (c *cluster) evict(t *testing.T) {
 			continue
 		}
 		eventually(t, time.Minute, "the pod is evicted", func() error {
-			err := c.kube.PolicyV1().Evictions("mm").Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: "mm"}})
+			e := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: "mm"}}
+			err := c.kube.PolicyV1().Evictions("mm").Evict(t.Context(), e)
 			if apierrors.IsTooManyRequests(err) {
 				held++
 			}
@@ -509,7 +541,7 @@ func (c *cluster) evict(t *testing.T) {
 	available(t, c, "mm", "mmserve", 200)
 	stop()
 	watch.Wait()
-	c.say(t, "fleet: three nodes emptied in %.1f s: %d pods evicted, %d evictions held back by the budget, never less than %d available",
+	c.say(t, "fleet: three nodes emptied in %.1f s: %d pods evicted, %d evictions held back, never less than %d available",
 		time.Since(began).Seconds(), evicted, held, least)
 	if evicted < 3 || held == 0 || least < 199 {
 		t.Errorf("evicted %d, held %d, least %d", evicted, held, least)
@@ -549,7 +581,13 @@ func autoscale(t *testing.T, c *cluster) {
 	began = time.Now()
 	g.waiting.Store(0)
 	g.kv.Store(700) // exactly the target: none goes
-	time.Sleep(15 * time.Second)
+	asked := g.asked.Load()
+	eventually(t, time.Minute, "the autoscaler has looked four times", func() error {
+		if g.asked.Load() < asked+4 {
+			return errNotYet
+		}
+		return nil
+	})
 	if n := replicas(); n != 10 {
 		t.Errorf("%d replicas while the KV cache is as full as wanted", n)
 	}
@@ -560,5 +598,6 @@ func autoscale(t *testing.T, c *cluster) {
 		}
 		return nil
 	})
-	c.say(t, "autoscale: an empty queue and a full KV cache keep 10; with both empty the first goes after %.1f s", time.Since(began).Seconds())
+	c.say(t, "autoscale: an empty queue and a full KV cache keep 10; with both empty the first goes after %.1f s",
+		time.Since(began).Seconds())
 }

@@ -1,7 +1,6 @@
 package kubernetes_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -58,12 +57,13 @@ func (g *gauges) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	g.list(r.Context(), w, part[1], part[4], r.URL.Query().Get("labelSelector"), value)
+	g.list(w, r, part[1], part[4], value)
 }
 
 // list answers with the value for each pod that is ready.
-func (g *gauges) list(ctx context.Context, w http.ResponseWriter, namespace, metric, selector string, value *resource.Quantity) {
-	pods, err := g.kube.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+func (g *gauges) list(w http.ResponseWriter, r *http.Request, namespace, metric string, value *resource.Quantity) {
+	pods, err := g.kube.kube.CoreV1().Pods(namespace).List(r.Context(),
+		metav1.ListOptions{LabelSelector: r.URL.Query().Get("labelSelector")})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -73,7 +73,9 @@ func (g *gauges) list(ctx context.Context, w http.ResponseWriter, namespace, met
 		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
 			items = append(items, map[string]any{
 				"describedObject": map[string]any{"kind": "Pod", "namespace": namespace, "name": p.Name, "apiVersion": "/v1"},
-				"metric":          map[string]any{"name": metric}, "timestamp": time.Now().UTC().Format(time.RFC3339), "value": value.String(),
+				"metric":          map[string]any{"name": metric},
+				"timestamp":       time.Now().UTC().Format(time.RFC3339),
+				"value":           value.String(),
 			})
 		}
 	}

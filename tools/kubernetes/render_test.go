@@ -17,7 +17,9 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "write renderings of the chart anew")
 
-var definitionsOf = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+var definitionsOf = schema.GroupVersionResource{
+	Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions",
+}
 
 // values is the file of a variant's values.
 func values(name string) string {
@@ -33,7 +35,8 @@ func TestRenderings(t *testing.T) {
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".values.yaml")
-		out, err := exec.CommandContext(t.Context(), program(t, "helm"), "template", "mmserve", chart, "-n", "mmserve", "-f", file).Output()
+		out, err := exec.CommandContext(t.Context(), program(t, "helm"), "template", "mmserve", chart,
+			"-n", "mmserve", "-f", file).Output()
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

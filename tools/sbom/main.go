@@ -1,5 +1,5 @@
-// Command sbom adds ONNX Runtime, which is no Go module, to the CycloneDX document of a program: the version and the SHA-512
-// of the package that the lock file pins.
+// Command sbom adds ONNX Runtime, which is no Go module, to the CycloneDX document of a program: the version and the
+// SHA-512 of the package that the lock file pins.
 package main
 
 import (
