@@ -224,6 +224,9 @@ func (l *life) generate(ctx context.Context, in *Request, to Sink) error {
 	if err != nil {
 		return err
 	}
+	if err := turn.holdSaid(req); err != nil {
+		return err
+	}
 	releaseFiles()
 	l.rec.trail.asked(l.model, req, images)
 	turn.release()

@@ -29,7 +29,6 @@ type turn struct {
 
 	head    int      // messages at the beginning that stay: the request's instructions, and those of the system
 	numbers []uint64 // of the history's messages after these
-	images  int      // of the whole history
 	files   []*media.File
 	held    []*media.File // images of what is said, until they are added
 	text    strings.Builder
@@ -106,7 +105,6 @@ func (t *turn) read(ctx context.Context, in *Chat) error {
 		t.numbers = append(t.numbers, m.Seq)
 	}
 	in.unkept, in.history = len(unkept), len(list)-len(unkept)
-	t.images = countImages(list)
 	in.Messages = append(list, said...)
 	return nil
 }
@@ -357,15 +355,18 @@ func (s *Service) hold(tenant string, data []byte) (*media.File, error) {
 	return w.Use(), nil
 }
 
-// holdSaid keeps the images of what is said until they are added to the conversation: the request lets go of them.
+// holdSaid takes what is said as the content policy left it. Its images are held until they are added to the
+// conversation: the request lets go of them.
 func (t *turn) holdSaid(req *checked) error {
-	if !t.asked.Keep {
+	if t == nil || !t.asked.Keep {
 		return nil
 	}
-	next := t.images
-	for _, m := range t.said {
-		for _, p := range m.Parts {
+	messages, next := req.prompt.Messages[len(req.prompt.Messages)-len(t.said):], len(req.images)-countSaid(t.said)
+	for i, m := range t.said {
+		for j := range m.Parts {
+			p := &m.Parts[j]
 			if p.Image == nil {
+				p.Text = messages[i].Parts[j].Text
 				continue
 			}
 			f, err := t.hold(t.of.Tenant, req.images[next].data)
@@ -380,13 +381,21 @@ func (t *turn) holdSaid(req *checked) error {
 	return nil
 }
 
-// prepare keeps what is said for later, and has the prompt fit the context.
+func countSaid(list []conversation.Message) (images int) {
+	for _, m := range list {
+		for _, p := range m.Parts {
+			if p.Image != nil {
+				images++
+			}
+		}
+	}
+	return images
+}
+
+// prepare has the prompt fit the context.
 func (t *turn) prepare(ctx context.Context, req *checked) error {
 	if t == nil {
 		return nil
-	}
-	if err := t.holdSaid(req); err != nil {
-		return err
 	}
 	return t.trim(ctx, req)
 }
