@@ -140,12 +140,17 @@ func (s *sqlStore) fork(ctx context.Context, t *tx, k *known, f forking) (*Conve
 		return nil, err
 	}
 	if made {
-		size, err := t.copyMessages(ctx, k, f)
+		size := int64(0) // before the copies, which keep others from writing
+		err := t.row(ctx, `SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM messages WHERE conversation = ? AND seq <= ?`,
+			f.from, int64(f.upTo)).Scan(&size)
 		if err != nil {
 			return nil, err
 		}
 		if r.bytes+size > s.o.Limits.SubjectBytes {
 			return nil, &LimitError{"bytes of a subject", s.o.Limits.SubjectBytes}
+		}
+		if err := t.copyMessages(ctx, k, f, size); err != nil {
+			return nil, err
 		}
 	}
 	if c, err = t.conversation(ctx, k, f.to, false); err != nil {
@@ -154,40 +159,39 @@ func (s *sqlStore) fork(ctx context.Context, t *tx, k *known, f forking) (*Conve
 	return c.value(k)
 }
 
-// copyMessages copies messages, sealed anew for their place, and counts their bytes. Images are shown by both.
-func (t *tx) copyMessages(ctx context.Context, k *known, f forking) (size int64, err error) {
+// copyMessages copies messages of that size, sealed anew for their place. Images are shown by both.
+func (t *tx) copyMessages(ctx context.Context, k *known, f forking, size int64) error {
 	for after := uint64(0); after < f.upTo; {
 		rows, err := t.messages(ctx, f.from, after, int(min(f.upTo-after, MaxPage)))
 		if err != nil {
-			return 0, err
+			return err
 		}
 		if len(rows) == 0 {
-			return 0, fmt.Errorf("%w: messages are missing", ErrCorrupt)
+			return fmt.Errorf("%w: messages are missing", ErrCorrupt)
 		}
 		for _, r := range rows {
 			after = uint64(r.seq)
 			text, err := k.open(k.at(kindMessage, f.from, after), r.body)
 			if err != nil {
-				return 0, err
+				return err
 			}
-			size += int64(len(text))
 			_, err = t.exec(ctx, `INSERT INTO messages (conversation, seq, created, corrected, size, body)
 				VALUES (?, ?, ?, ?, ?, ?)`,
 				f.to, r.seq, r.created, r.corrected, len(text), k.seal(k.at(kindMessage, f.to, after), text))
 			if err != nil {
-				return 0, err
+				return err
 			}
 		}
 	}
-	_, err = t.exec(ctx, `INSERT INTO shown (name, conversation, seq)
+	_, err := t.exec(ctx, `INSERT INTO shown (name, conversation, seq)
 		SELECT name, CAST(? AS `+t.bytes+`), seq FROM shown WHERE conversation = ? AND seq <= ?`, f.to, f.from, int64(f.upTo))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	_, err = t.exec(ctx, `UPDATE conversations SET last = ?, bytes = ? WHERE id = ?`, int64(f.upTo), size, f.to)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	_, err = t.exec(ctx, `UPDATE subjects SET bytes = bytes + ? WHERE id = ?`, size, k.id)
-	return size, err
+	return err
 }

@@ -175,21 +175,24 @@ func (s *Server) GetConversationImage(in *pb.GetConversationImageRequest,
 	if err != nil {
 		return toStatus(serving.InvalidField("digest", "%v", err))
 	}
-	w := chunkWriter(func(b []byte) error { return stream.Send(&pb.GetConversationImageResponse{Chunk: b}) })
-	return toStatus(s.service.ConversationImage(stream.Context(), whoseOf(in), digest, func(data []byte) error {
+	ctx := stream.Context()
+	w := chunkWriter(func(b []byte) error {
+		return s.sendWithin(ctx, stream, &pb.GetConversationImageResponse{Chunk: b})
+	})
+	return toStatus(s.service.ConversationImage(ctx, whoseOf(in), digest, func(data []byte) error {
 		_, err := w.Write(data)
 		return err
 	}))
 }
 
-// chunkWriter sends what is written to it in messages of up to chunkBytes.
+// chunkWriter sends what is written to it in messages of up to chunkBytes. Its function gives errors of serving.
 type chunkWriter func([]byte) error
 
 // Write implements io.Writer.
 func (w chunkWriter) Write(data []byte) (int, error) {
 	for at := 0; at < len(data); at += chunkBytes {
 		if err := w(data[at:min(at+chunkBytes, len(data))]); err != nil {
-			return at, fromStatus(err)
+			return at, err
 		}
 	}
 	return len(data), nil
@@ -228,8 +231,11 @@ func (s *Server) DeleteConversation(ctx context.Context,
 // ExportConversations implements mmserve.v1.ConversationService.
 func (s *Server) ExportConversations(in *pb.ExportConversationsRequest,
 	stream grpc.ServerStreamingServer[pb.ExportConversationsResponse]) error {
-	w := chunkWriter(func(b []byte) error { return stream.Send(&pb.ExportConversationsResponse{Chunk: b}) })
-	return toStatus(s.service.ExportConversations(stream.Context(), whoseOf(in), in.GetConversations(), w))
+	ctx := stream.Context()
+	w := chunkWriter(func(b []byte) error {
+		return s.sendWithin(ctx, stream, &pb.ExportConversationsResponse{Chunk: b})
+	})
+	return toStatus(s.service.ExportConversations(ctx, whoseOf(in), in.GetConversations(), w))
 }
 
 // ForkConversation implements mmserve.v1.ConversationService.

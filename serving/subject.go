@@ -251,9 +251,12 @@ func (s *Service) DeleteSubject(ctx context.Context, who Person) (_ *audit.Signe
 		if err != nil {
 			return err
 		}
-		gone, err := s.options.Conversations.Erase(ctx, r.of)
-		if err != nil {
-			return err
+		// What is begun is ended, also where who asked is gone: once the key is deleted nobody can tell the images any more.
+		ctx, end := context.WithTimeout(context.WithoutCancel(ctx), eraseTime)
+		defer end()
+		gone, failed := s.options.Conversations.Erase(ctx, r.of)
+		if errors.Is(failed, conversation.ErrHeld) || errors.Is(failed, conversation.ErrNotFound) {
+			return failed // nothing was begun
 		}
 		c := r.receipt.Counts
 		c["conversations"], c["messages"], c["images"] = gone.Conversations, gone.Messages, gone.Images
@@ -262,7 +265,7 @@ func (s *Service) DeleteSubject(ctx context.Context, who Person) (_ *audit.Signe
 				c["uploads"]++
 			}
 		}
-		if err := r.forget(ctx, files); err != nil {
+		if err := errors.Join(failed, r.forget(ctx, files)); err != nil {
 			return err
 		}
 		inUse = r.inUse
@@ -272,6 +275,9 @@ func (s *Service) DeleteSubject(ctx context.Context, who Person) (_ *audit.Signe
 	})
 	return receipt, inUse, err
 }
+
+// eraseTime bounds a deletion whose caller may be gone.
+const eraseTime = 5 * time.Minute
 
 // images are the digests of all images in a person's conversations.
 func (r *rights) images(ctx context.Context) (list [][32]byte, err error) {

@@ -49,11 +49,23 @@ func (l *life) openTurn(ctx context.Context, in *Request) (*turn, error) {
 		life: l, store: l.options.Conversations, asked: in.Turn, id: in.Turn.Conversation, key: in.ID,
 		of: conversation.Scope{Tenant: in.Tenant, Subject: in.Subject},
 	}
-	if err := t.read(ctx, in.Chat); err != nil {
+	if err := t.readInTurn(ctx, in.Chat); err != nil {
 		t.close()
 		return nil, l.conversationError(ctx, err)
 	}
 	return t, nil
+}
+
+// readInTurn is read: as many histories are read at once as the process has cores, as no place in an engine is taken
+// yet.
+func (t *turn) readInTurn(ctx context.Context, in *Chat) error {
+	select {
+	case t.counting <- struct{}{}:
+		defer func() { <-t.counting }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return t.read(ctx, in)
 }
 
 func validateTurn(in *Request) (v Violations) {
@@ -143,26 +155,28 @@ func (t *turn) history(ctx context.Context) (head, tail []conversation.Message, 
 	return head, tail, err
 }
 
-// newest reads the history after a number, and keeps what a request may have of its end.
+// pageOfHistory is how many messages of a history are read at once: each may be as large as a request.
+const pageOfHistory = 16
+
+// newest reads the history after a number from its end, as far back as a request may have it.
 func (t *turn) newest(ctx context.Context, after uint64) (tail []conversation.Message, err error) {
-	for after < t.last {
-		_, page, err := t.store.Get(ctx, t.of, t.id, after, int(min(t.last-after, conversation.MaxPage)))
+	parts, text := 0, 0
+	for end := t.last; end > after; {
+		from := max(after, end-min(end, pageOfHistory))
+		_, page, err := t.store.Get(ctx, t.of, t.id, from, int(end-from))
 		if err != nil {
 			return nil, err
 		}
 		if len(page) == 0 {
 			return nil, conversation.ErrConflict
 		}
-		tail, after = append(tail, page...), page[len(page)-1].Seq
-		text := 0
-		for i := len(tail) - 1; i >= 0; i-- {
-			if _, n := sizeOf(tail[i]); text+n > 2*t.options.MaxTextBytes {
-				tail = slices.Clone(tail[i+1:])
-				break
-			} else {
-				text += n
+		for i := len(page) - 1; i >= 0; i-- {
+			p, n := sizeOf(page[i])
+			if parts, text = parts+p, text+n; parts > MaxParts || text > 2*t.options.MaxTextBytes {
+				return append(page[i+1:], tail...), nil
 			}
 		}
+		tail, end = append(page, tail...), from
 	}
 	return tail, nil
 }
