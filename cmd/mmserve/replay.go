@@ -119,7 +119,7 @@ func (r *replayed) RecordSync(e *audit.Event) error { return r.Record(e) }
 
 func (r *replayed) Keys() *audit.Keys { return r.keys }
 
-func (r *replayed) EachOf(string, func([]byte) error) error { return nil }
+func (r *replayed) EachOf(context.Context, string, func([]byte) error) error { return nil }
 
 func (r *replayed) Digest(id string) hash.Hash { return r.keys.Digest(id) }
 
