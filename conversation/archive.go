@@ -161,26 +161,34 @@ func (e *exporting) addImages(ctx context.Context, named [][32]byte) error {
 
 // Bounds of what is read of an archive, which may be hostile.
 const (
+	maxManifest     = 64 << 10
 	maxArchiveLine  = 16 << 20
 	maxArchiveImage = 64 << 20
 	maxArchiveShown = 256 << 20 // of all images of one message
+	maxArchiveRead  = 2 << 30   // of all that one import inflates
 	importPage      = 100       // messages of one append
 	importBytes     = 8 << 20   // after which one is made, images aside
 )
 
 // Import adds the conversations of an archive to a subject's, under new ids, with the times that their messages have.
 // It gives the new ids. Conversations that an earlier import of the same archive added are left out, so that one that
-// failed may be tried again. What the store refuses ends it.
+// failed may be tried again. What the store refuses ends it, as ctx does, and an archive that inflates to over 2 GiB.
 func Import(ctx context.Context, s Store, of Scope, from *zip.Reader) (ids []string, err error) {
-	im := &importing{Store: s, of: of, files: map[string]*zip.File{}}
+	return importWithin(ctx, s, of, from, maxArchiveRead)
+}
+
+// importWithin is Import with a bound of what is inflated, in bytes.
+func importWithin(ctx context.Context, s Store, of Scope, from *zip.Reader, most int64) (ids []string, err error) {
+	im := &importing{Store: s, of: of, files: map[string]*zip.File{}, images: map[[32]byte]bool{}, most: most, left: most}
 	for _, f := range from.File {
 		im.files[f.Name] = f
 	}
-	var m manifest
-	if err := im.lines(archiveManifest, func(line []byte) error { return json.Unmarshal(line, &m) }); err != nil {
+	text, err := im.read(ctx, archiveManifest, maxManifest)
+	if err != nil {
 		return nil, err
 	}
-	if m.Format != archiveFormat || m.Version != archiveVersion {
+	var m manifest
+	if json.Unmarshal(text, &m) != nil || m.Format != archiveFormat || m.Version != archiveVersion {
 		return nil, fmt.Errorf("%w: no archive of conversations of version %d", ErrInvalid, archiveVersion)
 	}
 	for _, f := range from.File {
@@ -200,29 +208,90 @@ func Import(ctx context.Context, s Store, of Scope, from *zip.Reader) (ids []str
 
 type importing struct {
 	Store
-	of    Scope
-	files map[string]*zip.File
+	of         Scope
+	files      map[string]*zip.File
+	images     map[[32]byte]bool // that were given to the store
+	most, left int64             // bytes that may be inflated, and are left of these
 }
 
-// lines calls do for each line of a file.
-func (im *importing) lines(name string, do func([]byte) error) error {
+// open opens a file of the archive, whose bytes count.
+func (im *importing) open(ctx context.Context, name string) (*inflating, error) {
 	f := im.files[name]
 	if f == nil {
-		return fmt.Errorf("%w: the archive has no %s", ErrInvalid, archiveManifest)
+		return nil, fmt.Errorf("%w: the archive lacks a file: %s, or an image that it names", ErrInvalid, archiveManifest)
 	}
 	r, err := f.Open()
 	if err != nil {
-		return fmt.Errorf("%w: a file of the archive does not open", ErrInvalid)
+		return nil, fmt.Errorf("%w: a file of the archive does not open", ErrInvalid)
+	}
+	return &inflating{ReadCloser: r, ctx: ctx, im: im}, nil
+}
+
+// inflating is a file of an archive that is being read. It ends with the context, and with what may be inflated.
+type inflating struct {
+	io.ReadCloser
+	ctx context.Context
+	im  *importing
+	err error // why it ended early
+}
+
+// Read implements io.Reader.
+func (r *inflating) Read(p []byte) (int, error) {
+	if r.err == nil {
+		r.err = r.ctx.Err()
+	}
+	if r.err == nil && r.im.left < 0 {
+		r.err = fmt.Errorf("%w: the archive has over %d bytes when it is inflated", ErrInvalid, r.im.most)
+	}
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.ReadCloser.Read(p)
+	r.im.left -= int64(n)
+	return n, err
+}
+
+// read gives a file of at most some bytes.
+func (im *importing) read(ctx context.Context, name string, most int64) ([]byte, error) {
+	r, err := im.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }() // reading has told what is wrong
+	data, err := io.ReadAll(io.LimitReader(r, most+1))
+	switch {
+	case r.err != nil:
+		return nil, r.err
+	case err != nil || int64(len(data)) > most:
+		return nil, fmt.Errorf("%w: a file of the archive is broken, or has over %d bytes", ErrInvalid, most)
+	}
+	return data, nil
+}
+
+// lines calls do for each line of a file.
+func (im *importing) lines(ctx context.Context, name string, do func([]byte) error) error {
+	r, err := im.open(ctx, name)
+	if err != nil {
+		return err
 	}
 	defer func() { _ = r.Close() }() // reading has told what is wrong
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxArchiveLine)
 	for lines.Scan() {
+		if r.err != nil { // the line is what came before it
+			return r.err
+		}
+		if err := ctx.Err(); err != nil { // a block has many lines
+			return err
+		}
 		if err := do(lines.Bytes()); err != nil {
 			return err
 		}
 	}
-	if lines.Err() != nil {
+	switch {
+	case r.err != nil:
+		return r.err
+	case lines.Err() != nil:
 		return fmt.Errorf("%w: a file of the archive is broken, or has lines of over %d bytes", ErrInvalid, maxArchiveLine)
 	}
 	return nil
@@ -246,12 +315,12 @@ func (im *importing) conversation(ctx context.Context, name string) (id string, 
 		pending, size = nil, 0
 		return err
 	}
-	err = im.lines(name, func(line []byte) error {
+	err = im.lines(ctx, name, func(line []byte) error {
 		if id == "" {
 			id, err = im.create(ctx, line)
 			return err
 		}
-		m, err := im.message(line)
+		m, err := im.message(ctx, line)
 		if err != nil {
 			return err
 		}
@@ -298,8 +367,8 @@ func (im *importing) create(ctx context.Context, line []byte) (string, error) {
 	return c.ID, nil
 }
 
-// message reads one, with the bytes of its images.
-func (im *importing) message(line []byte) (m Message, err error) {
+// message reads one, with the bytes of images that the store was not given yet.
+func (im *importing) message(ctx context.Context, line []byte) (m Message, err error) {
 	var a archivedMessage
 	if json.Unmarshal(line, &a) != nil {
 		return m, fmt.Errorf("%w: the archive has a message that is none", ErrInvalid)
@@ -311,35 +380,45 @@ func (im *importing) message(line []byte) (m Message, err error) {
 	if a.Corrected != nil {
 		m.Corrected = *a.Corrected
 	}
-	shown := 0
+	if err := m.check(); err != nil { // before images are read
+		return m, err
+	}
+	return m, im.fill(ctx, &m)
+}
+
+// fill gives a message the bytes of its images, of each once. Those of a message before are in the store by then.
+func (im *importing) fill(ctx context.Context, m *Message) error {
+	shown, here := 0, map[[32]byte][]byte{}
 	for _, p := range m.Parts {
 		if p.Image == nil {
 			continue
 		}
-		if p.Image.Data, err = im.image(p.Image.Digest); err != nil {
-			return m, err
+		digest := p.Image.Digest
+		if im.images[digest] && here[digest] == nil {
+			continue
 		}
-		if shown += len(p.Image.Data); shown > maxArchiveShown {
-			return m, fmt.Errorf("%w: a message in the archive shows images of over %d bytes", ErrInvalid, maxArchiveShown)
+		if here[digest] == nil {
+			data, err := im.image(ctx, digest)
+			if err != nil {
+				return err
+			}
+			if shown += len(data); shown > maxArchiveShown {
+				return fmt.Errorf("%w: a message in the archive shows images of over %d bytes", ErrInvalid, maxArchiveShown)
+			}
+			here[digest], im.images[digest] = data, true
 		}
+		p.Image.Data = here[digest]
 	}
-	return m, nil
+	return nil
 }
 
-func (im *importing) image(digest [32]byte) ([]byte, error) {
-	f := im.files[archiveImages+hex.EncodeToString(digest[:])]
-	if f == nil {
-		return nil, fmt.Errorf("%w: the archive lacks an image that it names", ErrInvalid)
-	}
-	r, err := f.Open()
+func (im *importing) image(ctx context.Context, digest [32]byte) ([]byte, error) {
+	data, err := im.read(ctx, archiveImages+hex.EncodeToString(digest[:]), maxArchiveImage)
 	if err != nil {
-		return nil, fmt.Errorf("%w: a file of the archive does not open", ErrInvalid)
+		return nil, err
 	}
-	defer func() { _ = r.Close() }() // reading has told what is wrong
-	data, err := io.ReadAll(io.LimitReader(r, maxArchiveImage+1))
-	if err != nil || len(data) > maxArchiveImage || sha256.Sum256(data) != digest {
-		return nil, fmt.Errorf("%w: an image in the archive is not the one that it names, or over %d bytes", ErrInvalid,
-			maxArchiveImage)
+	if sha256.Sum256(data) != digest {
+		return nil, fmt.Errorf("%w: an image in the archive is not the one that it names", ErrInvalid)
 	}
 	return data, nil
 }

@@ -3,6 +3,7 @@ package conversation_test
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -163,6 +164,128 @@ func TestHostileArchives(t *testing.T) {
 		if list, _, err := s.List(t.Context(), alice, "", 0); err != nil || len(list) != 0 {
 			t.Errorf("%s: %d conversations are left, %v", name, len(list), err)
 		}
+	}
+}
+
+// zipOf is an archive of deflated files. A file's text is repeated as often as said.
+func zipOf(t *testing.T, files ...repeated) *zip.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for _, file := range files {
+		f, err := w.Create(file.name)
+		block := bytes.Repeat([]byte(file.text), min(file.times, 1<<13))
+		for n := file.times; n > 0 && err == nil; n -= 1 << 13 {
+			_, err = f.Write(block[:len(file.text)*min(n, 1<<13)])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := zip.NewReader(bytes.NewReader(b.Bytes()), int64(b.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+type repeated struct {
+	name, text string
+	times      int
+}
+
+var manifestFile = repeated{"mmserve-conversations.json", `{"format":"mmserve-conversations","version":1}`, 1}
+
+// A manifest is read up to its bound: lines that inflate without end are refused before most of them are inflated.
+func TestManifestBomb(t *testing.T) {
+	s := openIn(t.TempDir())(t, "x", conversation.Options{Master: conversationtest.Ring(t, 1)})
+	r := zipOf(t, repeated{"mmserve-conversations.json", "{}\n", 1 << 22})
+	_, err := conversation.ImportWithin(t.Context(), s, alice, r, 1<<20)
+	if !errors.Is(err, conversation.ErrInvalid) || !strings.Contains(err.Error(), "65536") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// All that an import inflates is bounded, however little of it the store would have kept.
+func TestInflatedBytes(t *testing.T) {
+	s := openIn(t.TempDir())(t, "x", conversation.Options{Master: conversationtest.Ring(t, 1)})
+	const message = `{"role":"user","parts":[{"text":"a"}]}` + "\n"
+	for name, file := range map[string]repeated{
+		"messages": {"conversations/a.jsonl", message, 1 << 14},
+		"one line": {"conversations/a.jsonl", " ", 1 << 19},
+	} {
+		r := zipOf(t, manifestFile, file)
+		_, err := conversation.ImportWithin(t.Context(), s, alice, r, 1<<18)
+		if !errors.Is(err, conversation.ErrInvalid) || !strings.Contains(err.Error(), "262144") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if list, _, err := s.List(t.Context(), alice, "", 0); err != nil || len(list) != 0 {
+			t.Errorf("%s: %d conversations are left, %v", name, len(list), err)
+		}
+	}
+}
+
+// An import ends with its context, between two lines of one block too, and leaves nothing half done.
+func TestImportEnds(t *testing.T) {
+	s := openIn(t.TempDir())(t, "x", conversation.Options{Master: conversationtest.Ring(t, 1)})
+	ctx, cancel := context.WithCancel(t.Context())
+	store := &leaving{Store: s, leave: cancel}
+	r := zipOf(t, manifestFile, repeated{"conversations/a.jsonl", `{"role":"user"}` + "\n", 50})
+	if _, err := conversation.Import(ctx, store, alice, r); !errors.Is(err, context.Canceled) || store.appends != 0 {
+		t.Errorf("%d appends, %v", store.appends, err)
+	}
+	if list, _, err := s.List(t.Context(), alice, "", 0); err != nil || len(list) != 0 {
+		t.Errorf("%d conversations are left, %v", len(list), err)
+	}
+}
+
+// leaving is a store whose caller leaves once a conversation is made.
+type leaving struct {
+	conversation.Store
+	leave   func()
+	appends int
+}
+
+func (s *leaving) Create(ctx context.Context, of conversation.Scope,
+	n conversation.New) (*conversation.Conversation, error) {
+	defer s.leave()
+	return s.Store.Create(ctx, of, n)
+}
+
+func (s *leaving) Append(ctx context.Context, of conversation.Scope, id string,
+	a conversation.Appended) (conversation.Place, error) {
+	s.appends++
+	return s.Store.Append(context.WithoutCancel(ctx), of, id, a)
+}
+
+// An image is inflated once, however many messages of however many conversations name it.
+func TestImageInflatedOnce(t *testing.T) {
+	s := openIn(t.TempDir())(t, "x", conversation.Options{Master: conversationtest.Ring(t, 1)})
+	data := strings.Repeat("x", 1<<16)
+	sum := sha256.Sum256([]byte(data))
+	digest := hex.EncodeToString(sum[:])
+	const first = "{}\n"
+	named := `{"image":{"sha256":"` + digest + `","size":1}}`
+	message := `{"role":"user","parts":[` + named + "," + named + "]}\n"
+	r := zipOf(t, manifestFile,
+		repeated{"conversations/a.jsonl", first + strings.Repeat(message, 20), 1},
+		repeated{"conversations/b.jsonl", first + strings.Repeat(message, 20), 1},
+		repeated{"images/" + digest, data, 1})
+	ids, err := conversation.ImportWithin(t.Context(), s, alice, r, 1<<17)
+	if err != nil || len(ids) != 2 {
+		t.Fatalf("%d conversations, %v", len(ids), err)
+	}
+	for _, id := range ids {
+		c, list, err := s.Get(t.Context(), alice, id, 19, 0)
+		if err != nil || c.Messages != 20 || len(list) != 1 || list[0].Parts[1].Image.Size != 1<<16 {
+			t.Errorf("%+v, %v", c, err)
+		}
+	}
+	if got, err := s.Image(t.Context(), alice, sum); err != nil || string(got) != data {
+		t.Errorf("the image has %d bytes, %v", len(got), err)
 	}
 }
 

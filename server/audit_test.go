@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"encoding/json"
 	"hash"
 	"path/filepath"
@@ -56,7 +57,7 @@ func (h *heard) RecordSync(e *audit.Event) error { return h.Record(e) }
 func (h *heard) Keys() *audit.Keys { return h.keys }
 
 // EachOf gives events as a log would give lines.
-func (h *heard) EachOf(subject string, do func([]byte) error) error {
+func (h *heard) EachOf(_ context.Context, subject string, do func([]byte) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range h.events {

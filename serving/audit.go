@@ -24,8 +24,8 @@ type Auditor interface {
 	RecordSync(e *audit.Event) error
 	// Keys sign receipts.
 	Keys() *audit.Keys
-	// EachOf gives the lines about a subject, as they stand in the log.
-	EachOf(subject string, do func(line []byte) error) error
+	// EachOf gives the lines about a subject, as they stand in the log, until ctx ends or do fails.
+	EachOf(ctx context.Context, subject string, do func(line []byte) error) error
 	// Digest returns a keyed hash for the contents of the request id.
 	Digest(id string) hash.Hash
 }

@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bufio"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/conversation"
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/imaging"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/vision"
@@ -29,19 +31,40 @@ type conversing struct {
 	conversation.Store
 	of conversation.Scope
 	id string
+	// object is what the audit line names: a conversation that is there, or an image.
+	object string
 }
 
-// converse has do work on a subject's conversations, and writes the one line of the call. It counts against the
-// tenant's rate of requests. Its error is an *Error.
+// converse has do work on a subject's conversations, and writes the one line of the call, in the audit log too. It
+// counts against the tenant's rate of requests. Its error is an *Error.
 func (s *Service) converse(ctx context.Context, operation string, who Whose, do func(*conversing) error) error {
 	began := time.Now()
-	c := &conversing{Store: s.options.Conversations, id: who.ID}
+	c := &conversing{Store: s.options.Conversations, id: who.ID, object: who.ID}
 	err := s.beginConverse(ctx, &who)
+	event := s.auditConverse(ctx, operation, who)
+	if err == nil {
+		err = s.auditBegin(event)
+	}
 	if err == nil {
 		c.of = conversation.Scope{Tenant: who.Tenant, Subject: who.Subject}
-		err = do(c)
+		if err = do(c); err == nil {
+			event.Object = c.object // before, it is a text that nobody has checked
+		}
 	}
+	err = s.auditCall(event, s.conversationError(ctx, err))
 	return s.logConverse(ctx, operation, who, began, err)
+}
+
+// auditConverse is the event of a call about conversations: the person by a pseudonym, and no content.
+func (s *Service) auditConverse(ctx context.Context, operation string, who Whose) audit.Event {
+	if !validID(who.Tenant) {
+		who.Tenant = ""
+	}
+	e := s.auditEvent(ctx, "conversation_"+operation, who.Tenant)
+	if s.options.Conversations != nil && who.Subject != "" && validID(who.Subject) {
+		e.Subject = s.options.Conversations.Pseudonym(conversation.Scope{Tenant: who.Tenant, Subject: who.Subject})
+	}
+	return e
 }
 
 func (s *Service) beginConverse(ctx context.Context, who *Whose) error {
@@ -72,10 +95,8 @@ func noConversations() error {
 		"send the whole conversation with each request")
 }
 
-// logConverse writes the line of a call, which names the subject by its pseudonym, and gives its error as the caller
-// sees it.
-func (s *Service) logConverse(ctx context.Context, operation string, who Whose, began time.Time, err error) error {
-	told := s.conversationError(ctx, err)
+// logConverse writes the line of a call, which names the subject by its pseudonym, and gives its error.
+func (s *Service) logConverse(ctx context.Context, operation string, who Whose, began time.Time, told error) error {
 	kind := KindOf(told)
 	attrs := []slog.Attr{slog.String("operation", operation), slog.String("code", kind.String())}
 	if s.options.Conversations != nil {
@@ -117,6 +138,8 @@ func (s *Service) conversationError(ctx context.Context, err error) error {
 		return InvalidField("conversation", "%v", err)
 	case ctx.Err() != nil:
 		return Left(ctx)
+	case errors.Is(err, context.DeadlineExceeded):
+		return errSlowArchive()
 	}
 	s.options.Logger.LogAttrs(context.WithoutCancel(ctx), slog.LevelError, "the store of conversations failed",
 		slog.Any("error", err))
@@ -137,7 +160,9 @@ func (s *Service) CreateConversation(ctx context.Context, who Whose,
 		if len(n.Info.Metadata) > MaxMetadata {
 			return InvalidField("metadata", "%d pairs; want at most %d", len(n.Info.Metadata), MaxMetadata)
 		}
-		out, err = c.Create(ctx, c.of, n)
+		if out, err = c.Create(ctx, c.of, n); err == nil {
+			c.object = out.ID
+		}
 		return err
 	})
 	return out, err
@@ -197,6 +222,7 @@ func (s *Service) GetConversation(ctx context.Context, who Whose, after uint64,
 // then.
 func (s *Service) ConversationImage(ctx context.Context, who Whose, digest [32]byte, send func([]byte) error) error {
 	return s.converse(ctx, "image", who, func(c *conversing) error {
+		c.object = hex.EncodeToString(digest[:])
 		f, err := s.loadImage(ctx, c, c.of, digest)
 		if err != nil {
 			return err
@@ -257,23 +283,35 @@ func (s *Service) ForkConversation(ctx context.Context, who Whose, upTo uint64,
 	return out, err
 }
 
-// exportTime is how long an archive may take to be read, exportBuffer how much of one is sent at once.
+// archiveTime is how long an archive may take to be made or imported, exportBuffer how much of one is sent at once.
 const (
-	exportTime   = 10 * time.Minute
+	archiveTime  = 10 * time.Minute
 	exportBuffer = 256 << 10
 )
+
+// archive takes a place for an archive that is made, without waiting. It gives its context, and what ends both.
+func (s *Service) archive(ctx context.Context) (context.Context, func(), error) {
+	select {
+	case s.exporting <- struct{}{}:
+	default:
+		return nil, nil, Overloaded("as many archives are on their way as this server makes at once: try again later")
+	}
+	ctx, cancel := context.WithTimeout(ctx, archiveTime)
+	return ctx, func() { cancel(); <-s.exporting }, nil
+}
+
+func errSlowArchive() error {
+	return failed(Unavailable, "the archive took longer than %v, which is the most for one", archiveTime)
+}
 
 // ExportConversations writes conversations of the ids given, or all, as an archive.
 func (s *Service) ExportConversations(ctx context.Context, who Whose, ids []string, to io.Writer) error {
 	return s.converse(ctx, "export", who, func(c *conversing) error {
-		select {
-		case s.exporting <- struct{}{}:
-			defer func() { <-s.exporting }()
-		default:
-			return Overloaded("as many archives are on their way as this server makes at once: try again later")
+		ctx, end, err := s.archive(ctx)
+		if err != nil {
+			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, exportTime)
-		defer cancel()
+		defer end()
 		b := bufio.NewWriterSize(to, exportBuffer)
 		w := zip.NewWriter(b)
 		if err := conversation.Export(ctx, c, c.of, ids, w); err != nil {

@@ -110,6 +110,8 @@ func (s *Service) rightsError(ctx context.Context, err error) error {
 		return InvalidField("archive", "%v", err)
 	case ctx.Err() != nil:
 		return Left(ctx)
+	case errors.Is(err, context.DeadlineExceeded):
+		return errSlowArchive()
 	}
 	s.options.Logger.LogAttrs(context.WithoutCancel(ctx), slog.LevelError, "the store of conversations failed",
 		slog.Any("error", err))
@@ -135,6 +137,11 @@ type subjectFile struct {
 // (conversation.Export), subject.json, and audit.jsonl with the audit log's lines. Its error is an *Error.
 func (s *Service) AccessSubject(ctx context.Context, who Person, to io.Writer) (*audit.SignedReceipt, error) {
 	return s.exercise(ctx, "access", who, func(r *rights) error {
+		ctx, end, err := s.archive(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
 		sum := sha256.New()
 		z := zip.NewWriter(io.MultiWriter(to, sum))
 		if err := r.describe(ctx, z); err != nil {
@@ -143,7 +150,7 @@ func (s *Service) AccessSubject(ctx context.Context, who Person, to io.Writer) (
 		if err := conversation.Export(ctx, s.options.Conversations, r.of, nil, z); err != nil {
 			return err
 		}
-		if err := r.auditLines(z); err != nil {
+		if err := r.auditLines(ctx, z); err != nil {
 			return err
 		}
 		if err := z.Close(); err != nil {
@@ -173,12 +180,12 @@ func (r *rights) describe(ctx context.Context, z *zip.Writer) error {
 	})
 }
 
-func (r *rights) auditLines(z *zip.Writer) error {
+func (r *rights) auditLines(ctx context.Context, z *zip.Writer) error {
 	w, err := z.Create("audit.jsonl")
 	if err != nil {
 		return err
 	}
-	return r.options.Audit.EachOf(r.receipt.Subject, func(line []byte) error {
+	return r.options.Audit.EachOf(ctx, r.receipt.Subject, func(line []byte) error {
 		r.receipt.Counts["audit_lines"]++
 		_, err := w.Write(append(bytes.TrimRight(line, "\n"), '\n'))
 		return err
@@ -369,6 +376,8 @@ func (s *Service) ImportSubject(ctx context.Context, who Person,
 		if err != nil {
 			return InvalidField("archive", "no zip file")
 		}
+		ctx, end := context.WithTimeout(ctx, archiveTime)
+		defer end()
 		ids, err = conversation.Import(ctx, s.options.Conversations, r.of, z)
 		r.receipt.Counts["conversations"] = int64(len(ids))
 		return err

@@ -155,7 +155,7 @@ func (k askCmd) whole(ctx context.Context, cl *client.Client, in *pb.GenerateReq
 	if data, err = json.Marshal(same); err != nil { // protojson varies its spaces
 		return err
 	}
-	if _, err = fmt.Fprintf(out, "%s\n", data); err == nil && answer.GetText() == "" {
+	if _, err = fmt.Fprintf(out, "%s\n", harmlessJSON(data)); err == nil && answer.GetText() == "" {
 		return errEmpty
 	}
 	return err

@@ -26,7 +26,7 @@ type batchCmd struct {
 func (k batchCmd) Run(ctx context.Context, c *cli, log *slog.Logger) error {
 	code, err := k.answer(ctx, c, log)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "mmserve:", err)
+		fmt.Fprintln(os.Stderr, "mmserve:", harmless(err))
 	}
 	if code != 0 {
 		return exitError(code)
@@ -72,14 +72,14 @@ func (k batchCmd) run(ctx context.Context, run captionCmd, s *servers) (int, err
 	}
 	code, err := job.run(ctx, s)
 	if names := batch.Ignored(); len(names) > 0 {
-		fmt.Fprintf(os.Stderr, "mmserve: fields of requests that are not read: %s\n", strings.Join(names, ", "))
+		fmt.Fprintf(os.Stderr, "mmserve: fields of requests that are not read: %s\n", harmless(strings.Join(names, ", ")))
 	}
 	if names := batch.OtherModels(job.options.Config.Model); len(names) > 0 {
 		fmt.Fprintf(
 			os.Stderr,
 			"mmserve: requests name %s; %s answered them\n",
-			strings.Join(names, ", "),
-			job.options.Config.Model,
+			harmless(strings.Join(names, ", ")),
+			harmless(job.options.Config.Model),
 		)
 	}
 	return code, err
@@ -96,7 +96,7 @@ type captionJob struct {
 
 // run writes the job's rows, and says how it went.
 func (k *captionJob) run(ctx context.Context, s *servers) (int, error) {
-	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", line) }
+	say := func(line string) { fmt.Fprintln(os.Stderr, "mmserve:", harmless(line)) }
 	ctx, stop, end := untilSecondSignal(ctx, say)
 	defer end()
 	o := &k.options

@@ -113,16 +113,16 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 		Server: b.tested(ctx, c.Target), Repeats: b.Repeat > 1,
 	}
 	report := loadtest.NewReport(result, about)
-	if err := report.WriteText(out); err != nil {
+	if err := report.WriteText(&harmlessWriter{w: out}); err != nil {
 		return err
 	}
 	if old != nil {
-		if err := report.WriteDifference(out, old); err != nil {
+		if err := report.WriteDifference(&harmlessWriter{w: out}, old); err != nil {
 			return err
 		}
 	}
 	if s := c.Scraper; s != nil && s.Err() != nil {
-		fmt.Fprintln(out, "metrics are missing:", s.Err())
+		fmt.Fprintln(out, "metrics are missing:", harmless(s.Err()))
 	}
 	err = errors.Join(
 		write(b.JSON, report.WriteJSON),

@@ -86,7 +86,7 @@ func (k captionCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wr
 	}
 	code, err := k.toFile(ctx, c, log, out)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "mmserve:", err)
+		fmt.Fprintln(os.Stderr, "mmserve:", harmless(err))
 	}
 	if code != 0 {
 		return exitError(code)

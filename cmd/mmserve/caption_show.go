@@ -75,7 +75,7 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 		}
 		if err != nil {
 			failed++
-			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, plain(err))
+			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, harmless(plain(err)))
 			continue
 		}
 		rows = append(rows, row)

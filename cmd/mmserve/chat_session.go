@@ -273,7 +273,7 @@ func (s *chatSession) note(text string) {
 		return
 	}
 	columns, _ := s.view.size()
-	for _, row := range markdown.Wrap(text, columns-1) {
+	for _, row := range markdown.Wrap(markdown.Clean(text), columns-1) {
 		fmt.Fprintln(s.view.out, s.view.dim(row))
 	}
 }

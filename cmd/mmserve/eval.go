@@ -168,7 +168,7 @@ func (e evalCmd) report(out io.Writer, cases []evaluation.Case, answers []evalua
 		a := answers[i]
 		if a.err != nil {
 			failed++
-			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", k.ID, plain(a.err))
+			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", k.ID, harmless(plain(a.err)))
 			continue
 		}
 		tally.Add(k, a.text, a.ids)
@@ -176,7 +176,8 @@ func (e evalCmd) report(out io.Writer, cases []evaluation.Case, answers []evalua
 		if wrong > 0 && !k.Right(a.text) {
 			wrong--
 			last := k.Messages[len(k.Messages)-1].Content
-			fmt.Fprintf(out, "%s: %s\n  want %s\n  got  %s\n", k.ID, last[len(last)-1].Text, k.Truth, strings.TrimSpace(a.text))
+			fmt.Fprintf(out, "%s: %s\n  want %s\n  got  %s\n", k.ID, harmless(last[len(last)-1].Text),
+				harmless(k.Truth), harmless(strings.TrimSpace(a.text)))
 		}
 	}
 	if failed < len(cases) {

@@ -252,10 +252,10 @@ func (v verifyCmd) verifier(m *model.Model, out io.Writer) (*verify.Verifier, er
 // writeFindings tells what the folder's files hold.
 func writeFindings(out io.Writer, m *model.Model) {
 	for _, g := range m.Graphs() {
-		fmt.Fprintf(out, "graph: %s\n", filepath.Base(g.Path))
+		fmt.Fprintf(out, "graph: %s\n", harmless(filepath.Base(g.Path)))
 	}
 	for _, w := range m.Warnings {
-		fmt.Fprintf(out, "warning: %s\n", w)
+		fmt.Fprintf(out, "warning: %s\n", harmless(w))
 	}
 	if m.Weights == nil {
 		return
@@ -263,7 +263,7 @@ func writeFindings(out io.Writer, m *model.Model) {
 	unused, twice := m.Weights.Unused(), m.Weights.UsedTwice()
 	fmt.Fprintf(out, "tensors: %d used, %d of them twice (tied), %d unused\n", m.Tensors()-len(unused), len(twice), len(unused))
 	for _, name := range unused {
-		fmt.Fprintf(out, "  unused: %s\n", name)
+		fmt.Fprintf(out, "  unused: %s\n", harmless(name))
 	}
 }
 

@@ -85,7 +85,7 @@ func (f subjectFlags) print(out io.Writer, r *pb.Receipt) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(out, "%s\nsigned with key %s\n", r.GetText(), r.GetKey())
+	_, err := fmt.Fprintf(out, "%s\nsigned with key %s\n", harmless(string(r.GetText())), harmless(r.GetKey()))
 	return err
 }
 
@@ -269,6 +269,6 @@ func (c subjectCheckCmd) Run(out io.Writer) error {
 	if _, err := signed.Check(keys); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%s\nsigned with key %s\n", signed.Text, signed.Key)
+	_, err = fmt.Fprintf(out, "%s\nsigned with key %s\n", harmless(string(signed.Text)), harmless(signed.Key))
 	return err
 }

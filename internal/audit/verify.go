@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
@@ -294,13 +295,14 @@ func FindLine(path, id string) (*Line, error) {
 	want := `"id":` + string(quoted)
 	var found *Line
 	for _, f := range append(files, olderFile{path: path}) {
-		if err := eachLine(f.path, func(line []byte) {
+		if err := eachLine(f.path, func(line []byte) error {
 			if !bytes.Contains(line, []byte(want)) {
-				return
+				return nil
 			}
 			if l, err := ParseLine(line); err == nil && l.ID == id && l.Kind == KindRequest {
 				found = l
 			}
+			return nil
 		}); err != nil {
 			return nil, err
 		}
@@ -311,8 +313,8 @@ func FindLine(path, id string) (*Line, error) {
 	return found, nil
 }
 
-// eachLine calls do for each whole line of a file.
-func eachLine(path string, do func(line []byte)) error {
+// eachLine calls do for each whole line of a file, until one fails.
+func eachLine(path string, do func(line []byte) error) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -324,15 +326,18 @@ func eachLine(path string, do func(line []byte)) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err == nil:
-			do(line)
+			if err := do(line); err != nil {
+				return err
+			}
 		case !errors.Is(err, errLongLine):
 			return err
 		}
 	}
 }
 
-// EachOf calls do for each line about a subject, oldest first. It holds no lock: the log goes on.
-func (l *Log) EachOf(subject string, do func(line []byte) error) error {
+// EachOf calls do for each line about a subject, oldest first, until ctx ends or one fails. It holds no lock: the log
+// goes on.
+func (l *Log) EachOf(ctx context.Context, subject string, do func(line []byte) error) error {
 	files, err := olderFiles(l.options.Path)
 	if err != nil {
 		return err
@@ -341,15 +346,21 @@ func (l *Log) EachOf(subject string, do func(line []byte) error) error {
 	if err != nil {
 		return err
 	}
-	want, failed := []byte(`"subject":`+string(quoted)), error(nil)
+	want := []byte(`"subject":` + string(quoted))
 	for _, f := range append(files, olderFile{path: l.options.Path}) {
-		if err := eachLine(f.path, func(line []byte) {
-			if failed == nil && bytes.Contains(line, want) {
+		var failed error
+		err := eachLine(f.path, func(line []byte) error {
+			if failed = ctx.Err(); failed == nil && bytes.Contains(line, want) {
 				failed = do(line)
 			}
-		}); err != nil && !errors.Is(err, fs.ErrNotExist) { // its time may have been over in between
+			return failed
+		})
+		if failed != nil {
+			return failed
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // its time may have been over in between
 			return err
 		}
 	}
-	return failed
+	return ctx.Err()
 }

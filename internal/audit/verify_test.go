@@ -2,6 +2,8 @@ package audit_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,6 +181,37 @@ func TestVerifyHeads(t *testing.T) {
 	}
 	if r, err := audit.Verify(x.path, audit.VerifyOptions{KeyID: "0000000000000000"}); err != nil || len(r.Problems) == 0 {
 		t.Errorf("a log of another key than the one that counts is sound: %v", err)
+	}
+}
+
+// EachOf ends with its context, and with the first line that is not taken.
+func TestEachOfEnds(t *testing.T) {
+	o := quiet(t, t.TempDir())
+	l := open(t, o)
+	defer closeLog(t, l)
+	for range 100 {
+		if err := l.RecordSync(&audit.Event{Kind: audit.KindSubject, Subject: "p"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	full, lines := errors.New("full"), 0
+	err := l.EachOf(t.Context(), "p", func([]byte) error { lines++; return full })
+	if !errors.Is(err, full) || lines != 1 {
+		t.Errorf("%d lines, %v", lines, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	lines = 0
+	err = l.EachOf(ctx, "p", func([]byte) error { lines++; cancel(); return nil })
+	if !errors.Is(err, context.Canceled) || lines != 1 {
+		t.Errorf("%d lines, %v", lines, err)
+	}
+	// Where no line is about the person, the log is not read through either.
+	if err = l.EachOf(ctx, "q", func([]byte) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	lines = 0
+	if err = l.EachOf(t.Context(), "p", func([]byte) error { lines++; return nil }); err != nil || lines != 100 {
+		t.Errorf("%d lines, %v", lines, err)
 	}
 }
 
