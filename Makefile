@@ -69,6 +69,7 @@ test: ort sdks web-modules lint
 	$(GO) test -run 'Anywhere|Attack|Canary|Cheap|Costly|Flood|Hostile|Hundred|Large|Pace|Strips|Whole' -timeout 5m ./internal/imaging ./server
 	$(GO) test -run 'Flood|Weights|Goodput|Knee' -timeout 5m ./loadtest
 	$(GO) test -run '^TestMemoryAfterAttacks$$' -timeout 5m ./cmd/mmserve
+	$(GO) test -run '^Test(Ask|BenchRampDrains|Chat|Mistakes|NamesOfAnyBytes)' -timeout 5m ./cmd/mmserve
 	MMSERVE_TEST_GRANITE=1 $(GO) test -run '^Test(GraniteShape|ImageCommandIsCheap|ConfigRefuses|ServeRefuses)$$' -timeout 10m ./cmd/mmserve
 
 ## test-webgpu: the device path on Mesa's software Vulkan, which it installs where apt-get can; else it says why not, and passes

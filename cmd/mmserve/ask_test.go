@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 func TestAsk(t *testing.T) {
+	racetest.Without(t)
 	dir := t.TempDir()
 	image := filepath.Join(dir, "star.png")
 	schema := filepath.Join(dir, "schema.json")
@@ -52,6 +55,7 @@ func TestAsk(t *testing.T) {
 
 // What stands on standard error, and where questions and images come from, as scripts have it.
 func TestAskByPipe(t *testing.T) {
+	racetest.Without(t)
 	dir := star(t)
 	data, err := os.ReadFile(filepath.Join(dir, "my star.png"))
 	if err != nil {

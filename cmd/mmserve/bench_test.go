@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/loadtest"
 )
 
@@ -114,6 +115,7 @@ func TestBenchStatus(t *testing.T) {
 
 // A rate of a ramp begins when the last request of the one before has ended.
 func TestBenchRampDrains(t *testing.T) {
+	racetest.Without(t)
 	addr, ledger := serveAt(t, "--pace", "10us,10ms", "--slots", "1"), filepath.Join(t.TempDir(), "l")
 	code, out, errs := mmserve(t, "bench", "--quiet", "--server", addr, "--warm-up", "0s", "--output", "20",
 		"--ramp", "10:20:10", "--arrivals", "constant", "--duration", "400ms", "--ledger", ledger)

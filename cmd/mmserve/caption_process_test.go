@@ -406,7 +406,7 @@ func TestCaptionTrouble(t *testing.T) {
 		{[]string{filepath.Join(dir, "none*"), "-o", filepath.Join(tmp, "q.jsonl")}, 3, "nothing matches it"},
 		{[]string{fifo, "-o", filepath.Join(tmp, "r.jsonl")}, 1, "INVALID_ARGUMENT"},
 		{[]string{t.TempDir(), "-o", filepath.Join(tmp, "s.jsonl")}, 0, "0 images listed"},
-		{[]string{dir, "-o", filepath.Join(tmp, "t.jsonl"), "--temperature", "9"}, 2, "sampling.temperature"},
+		{[]string{dir, "-o", filepath.Join(tmp, "t.jsonl"), "--temperature", "9"}, 2, "--temperature 9: want 0 to 2"},
 		{[]string{dir, "-o", filepath.Join(tmp, "u.jsonl"), "--ask", "a=x", "--ask", "a=y"}, 2, `two questions named "a"`},
 		{[]string{dir, "-o", filepath.Join(tmp, "v.jsonl"), "--shard", "3/3"}, 2, "--shard 3/3"},
 		{[]string{dir, "-o", filepath.Join(tmp, "w.jsonl"), "--existing", "append"}, 2, "for --sidecar"},
@@ -439,7 +439,7 @@ func TestCaptionTwoRunsAtOnce(t *testing.T) {
 	t.Parallel() // it runs in processes of its own
 	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "o.jsonl")
 	shapes(t, dir, 30)
-	addr, _, _ := serveProcess(t, "--pace", "1ms,5ms")
+	addr, _, _ := serveProcess(t, "--pace", "1ms,25ms") // slow enough for the second to begin
 	args := []string{dir, "--server", addr, "-j", "2", "--max-tokens", "8", "-o", out}
 	first := startProcess(t, append([]string{"caption"}, args...)...)
 	eventually(t, "a row is written", func() bool { return rowsIn(out) > 0 })

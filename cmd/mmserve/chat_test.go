@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/racetest"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 )
@@ -31,6 +32,7 @@ func star(t *testing.T) (dir string) {
 
 // A person asks about an image, edits with the arrow keys, leaves with Ctrl-D, and finds what was typed again.
 func TestChatTerminal(t *testing.T) {
+	racetest.Without(t)
 	dir := star(t)
 	y := openTTY(t, window{dir: dir}, "chat")
 	y.wants("tiny-vlm in this process")
@@ -72,6 +74,7 @@ func TestChatTerminal(t *testing.T) {
 
 // Ctrl-C clears a line and says how to leave; in an answer it stops that, twice or not, and nothing is lost.
 func TestChatInterrupt(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{}, "chat", "--pace", "1ms,20ms", "--max-tokens", "400")
 	y.prompted()
 	y.key("half a mess\x03")
@@ -101,6 +104,7 @@ func TestChatInterrupt(t *testing.T) {
 
 // What is pasted is one message, whatever its lines: a few are shown, many are folded, and all are sent.
 func TestChatPaste(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{}, "chat")
 	y.prompted()
 	y.key("\x1b[200~first line\rsecond line\x1b[201~")
@@ -134,6 +138,7 @@ func TestChatPaste(t *testing.T) {
 
 // A window that changes in the middle of an answer costs no word of it.
 func TestChatResize(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{columns: 60, rows: 24}, "chat", "--pace", "1ms,10ms", "--max-tokens", "150")
 	y.prompted()
 	y.enter("go on")
@@ -163,6 +168,7 @@ func TestChatResize(t *testing.T) {
 
 // Twenty columns are enough: nothing is wider than the window, and editing works in lines that are.
 func TestChatNarrow(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{dir: star(t), columns: 20, rows: 24}, "chat")
 	y.prompted()
 	y.key("tell me all about my\\ star.png please")
@@ -181,6 +187,7 @@ func TestChatNarrow(t *testing.T) {
 
 // Characters of width 0 and 2, and such that run from the right, are edited as others.
 func TestChatUnicode(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{}, "chat", "--system", "x", "--quiet")
 	y.prompted()
 	y.key("/system 你好e\u0301👍שלום!")
@@ -201,6 +208,7 @@ func TestChatUnicode(t *testing.T) {
 
 // A server that is killed in the middle of an answer costs nothing: the message is kept, and goes to the next server.
 func TestChatServerKilled(t *testing.T) {
+	racetest.Without(t)
 	addr := sockettest.FreeAddress(t)
 	serve := func() *process {
 		p := startProcess(t, "--log-level", "error", "serve", "--listen", addr, "--admin-address", "", "--pace", "1ms,30ms")
@@ -239,6 +247,7 @@ func TestChatServerKilled(t *testing.T) {
 
 // An image that is none is refused when it is named, and the message can be put right; images are dropped by name.
 func TestChatImages(t *testing.T) {
+	racetest.Without(t)
 	dir := star(t)
 	if err := os.WriteFile(filepath.Join(dir, "cut.png"), sample(t, 0)[:2000], 0o600); err != nil {
 		t.Fatal(err)
@@ -295,6 +304,7 @@ func TestChatImages(t *testing.T) {
 
 // A terminal that obeys nothing gets plain lines.
 func TestChatDumb(t *testing.T) {
+	racetest.Without(t)
 	y := openTTY(t, window{env: []string{"TERM=dumb"}}, "chat")
 	y.prompted()
 	y.key("half\x03")
@@ -309,6 +319,7 @@ func TestChatDumb(t *testing.T) {
 
 // What /save writes is read by --load, by OpenAI's API and by gRPC.
 func TestChatSaved(t *testing.T) {
+	racetest.Without(t)
 	dir := star(t)
 	talk := filepath.Join(dir, "talk.json")
 	wire := filepath.Join(dir, "grpc.json")
@@ -355,6 +366,7 @@ func TestChatSaved(t *testing.T) {
 
 // By pipe each line is a message; what goes wrong is told with its line, and the status with it.
 func TestChatPipe(t *testing.T) {
+	racetest.Without(t)
 	dir := star(t)
 	for _, c := range []struct {
 		in, out, errs string

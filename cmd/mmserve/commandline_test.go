@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/mmserve/mmserve/internal/logtest"
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 func TestVersionAndHelp(t *testing.T) {
@@ -29,6 +30,7 @@ func TestVersionAndHelp(t *testing.T) {
 
 // A file's name may have any bytes, and begin with a dash.
 func TestNamesOfAnyBytes(t *testing.T) {
+	racetest.Without(t)
 	dir := t.TempDir()
 	for _, name := range []string{"\xff\xfe.png", "-dash.png", "a,b.png", "two\nlines.png", "--", "üñ ☆.png"} {
 		if err := os.WriteFile(filepath.Join(dir, name), sample(t, 0), 0o600); err != nil {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/mmserve/mmserve/internal/racetest"
 )
 
 var rewriteMistakes = flag.Bool("rewrite-mistakes", false, "write testdata/mistakes.txt anew")
@@ -14,6 +16,7 @@ var rewriteMistakes = flag.Bool("rewrite-mistakes", false, "write testdata/mista
 // TestMistakes holds what typical mistakes are answered with: the status and the message, which says what to do next.
 // They are read, one after the other, in testdata/mistakes.txt.
 func TestMistakes(t *testing.T) {
+	racetest.Without(t)
 	star, dir := sample(t, 0), t.TempDir()
 	t.Chdir(dir)
 	t.Setenv("MMSERVE_ORT_LIB", ortLibraryFrom(t, filepath.Join(packageFolder, "..", "..")))

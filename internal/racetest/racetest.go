@@ -20,3 +20,12 @@ func Sample(t testing.TB, i int) {
 		t.Skip("one in ten runs under the race detector; make test runs all without it")
 	}
 }
+
+// Without skips a test under the race detector: one that drives the program in processes of its own, where the detector
+// sees nothing of the test. make test runs it without.
+func Without(t testing.TB) {
+	t.Helper()
+	if Enabled {
+		t.Skip("make test runs this without the race detector")
+	}
+}
