@@ -28,6 +28,7 @@ type subjectCmd struct {
 
 // subjectFlags say of whom, and where the receipt goes.
 type subjectFlags struct {
+	//lint:ignore SA5008 kong takes a tag for each variable
 	serverFlags `set:"server=127.0.0.1:8080" set:"ask=The server, host:port or unix:///path."`
 	Tenant      string `placeholder:"NAME" help:"Whose person it is (default: the credential's)."`
 	Receipt     string `placeholder:"FILE" help:"Write the signed receipt there, too."`
