@@ -11,7 +11,7 @@ import (
 // sequences: ended ones, from which a new one may start. Between steps one sequence is in prefill at most; in a step
 // there may be more, whose prompts end with it all but the last's.
 //
-// 	decoding … | prefilling | cached and empty slots in any order
+//	decoding … | prefilling | cached and empty slots in any order
 //
 // The order of the lists is where sequences belong; sequence.slot is where their KV lies. moves, once a step, closes
 // the gap. In between any number of sequences may end and others take their places: a chain of moves never comes to
