@@ -51,6 +51,13 @@ func (h *heard) Record(e *audit.Event) error {
 	return nil
 }
 
+// setFull says whether lines are not taken from now on.
+func (h *heard) setFull(full bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.full = full
+}
+
 func (h *heard) RecordSync(e *audit.Event) error { return h.Record(e) }
 
 func (h *heard) Keys() *audit.Keys { return h.keys }
@@ -287,7 +294,7 @@ func TestAuditDigests(t *testing.T) {
 func TestAuditRequired(t *testing.T) {
 	for _, required := range []bool{false, true} {
 		s, h := audited(t, serving.ServiceOptions{AuditRequired: required})
-		h.full = true
+		h.setFull(true)
 		var k kept
 		err := s.Generate(t.Context(), prompt(serving.Part{Text: "a small"}), &k)
 		if !required {
@@ -303,7 +310,7 @@ func TestAuditRequired(t *testing.T) {
 		err = s.Embed(t.Context(), &serving.EmbedRequest{Image: &serving.Image{Data: []byte("red")}},
 			func(*serving.Embedding) error { return errors.New("an embedding was given") })
 		wantError(t, "an embedding", err, serving.Unavailable, "")
-		h.full = false
+		h.setFull(false)
 		if err := s.Generate(t.Context(), prompt(serving.Part{Text: "a small"}), &k); err != nil {
 			t.Fatal(err)
 		}

@@ -89,7 +89,7 @@ func TestJanitor(t *testing.T) {
 			h.events[0].Object != "hour" || h.events[3].Object != "day" || h.events[0].Subject != "someone" {
 			t.Errorf("events %+v", h.events)
 		}
-		h.full = true
+		h.setFull(true)
 		after(8*24*time.Hour, "while nothing can be kept in the audit log", 1)
 		stop()
 		synctest.Wait()
