@@ -292,9 +292,7 @@ func (s *noticeStage) Flush(emit func(Piece)) *End {
 	return nil
 }
 
-// policyStages are those of an answer, and counts what they find. An answer that is held to a constraint gets no
-// notice:
-// it would break its form.
+// policyStages are those of an answer. One that is held to a constraint gets no notice: it would break its form.
 func (a *answer) policyStages(req *checked) (list []Stage) {
 	p := req.policed
 	if p == nil {

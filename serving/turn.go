@@ -375,35 +375,24 @@ func (t *turn) holdSaid(req *checked) error {
 	if t == nil || !t.asked.Keep {
 		return nil
 	}
-	messages, next := req.prompt.Messages[len(req.prompt.Messages)-len(t.said):], len(req.images)-countSaid(t.said)
-	for i, m := range t.said {
-		for j := range m.Parts {
+	messages, image := req.prompt.Messages[len(req.prompt.Messages)-len(t.said):], len(req.images)
+	for i, m := range slices.Backward(t.said) { // its images are the request's last
+		for j := range slices.Backward(m.Parts) {
 			p := &m.Parts[j]
 			if p.Image == nil {
 				p.Text = messages[i].Parts[j].Text
 				continue
 			}
-			f, err := t.hold(t.of.Tenant, req.images[next].data)
+			image--
+			f, err := t.hold(t.of.Tenant, req.images[image].data)
 			if err != nil {
 				return err
 			}
 			t.held = append(t.held, f)
 			p.Image.Data = f.Data()
-			next++
 		}
 	}
 	return nil
-}
-
-func countSaid(list []conversation.Message) (images int) {
-	for _, m := range list {
-		for _, p := range m.Parts {
-			if p.Image != nil {
-				images++
-			}
-		}
-	}
-	return images
 }
 
 // prepare has the prompt fit the context.
