@@ -57,12 +57,17 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 	if err := cmd.Start(); err != nil {
 		return m, err
 	}
-	pid := cmd.Process.Pid
+	pid, exited := cmd.Process.Pid, make(chan struct{})
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait()
+		cancel() // nobody waits for a server that has ended
+	}()
 	defer func() {
 		used := processSeconds(pid) + processSeconds(os.Getpid()) - own
 		m.others = (machineSeconds() - busy - used) / time.Since(began).Seconds()
 		cmd.Process.Kill()
-		cmd.Wait()
+		<-exited
 		if err != nil {
 			text := log.String()
 			err = fmt.Errorf("%w\n%s", err, text[max(0, len(text)-2000):])
