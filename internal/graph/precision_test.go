@@ -115,7 +115,7 @@ func TestOneRow(t *testing.T) {
 		t.Errorf("precisions are %v", list)
 	}
 	if !HasKernels {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	needs, err := Needs(func(w *Weights) error {
 		b := NewBuilder("test", w, name)

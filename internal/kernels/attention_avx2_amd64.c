@@ -4,7 +4,7 @@
 
 #include "vector_avx2_amd64.h"
 
-#include "attention_store_amd64.h"
+#include "attention_store.h"
 
 TARGET void attention_store_avx2(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
   store(a, row, kv_head, from, to);

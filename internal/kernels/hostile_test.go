@@ -369,7 +369,7 @@ func segmentAttentionSuite(op string) suite {
 func TestHostileNodes(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	r8, r4, ca, sa := rowLinear8Node(), rowLinear4Node(), cachedAttentionNode(), selfAttentionNode()
 	suites := []suite{{r8, spoiled(r8, "k", "n")}, {r4, spoiled(r4, "k", "n")},
@@ -463,7 +463,7 @@ func TestHostileNodes(t *testing.T) {
 func TestEmptyInputs(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	r8, r4 := rowLinear8Node().operand(0, fed(0, 8)), rowLinear4Node().operand(0, fed(0, 64))
 	r8.out, r4.out = [][]int{{0, 32}}, [][]int{{0, 32}}

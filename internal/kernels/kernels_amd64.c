@@ -1,10 +1,11 @@
 //go:build !windows
 
-#include "kernels_amd64.h"
+#include "kernels.h"
 
-#include "attention_amd64.h"
-#include "rowlinear_amd64.h"
-#include "segmentattention_amd64.h"
+#include "attention.h"
+#include "rowlinear.h"
+#include "segmentattention.h"
+#include "selfattention.h"
 
 static int best(void) {
   __builtin_cpu_init();
@@ -25,6 +26,11 @@ int kernels(void) {
 
 void kernels_limit(int level) { most = level; }
 
+const char *kernels_name(void) {
+  static const char *const names[] = {"none", "AVX2 with FMA", "AVX-512 with VNNI"};
+  return names[kernels()];
+}
+
 int64_t rowlinear_width(void) { return kernels() == KERNELS_AVX512 ? 1 : 2; }
 
 void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to) {
@@ -33,6 +39,14 @@ void rowlinear_quantize(const rowlinear *l, int64_t from, int64_t to) {
 
 void rowlinear_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
   (kernels() == KERNELS_AVX512 ? rowlinear_multiply_avx512 : rowlinear_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
+}
+
+void rowlinear4_quantize(const rowlinear *l, int64_t from, int64_t to) {
+  (kernels() == KERNELS_AVX512 ? rowlinear4_quantize_avx512 : rowlinear4_quantize_avx2)(l, from, to);
+}
+
+void rowlinear4_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
+  (kernels() == KERNELS_AVX512 ? rowlinear4_multiply_avx512 : rowlinear4_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
 }
 
 void attention_store(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to) {
@@ -45,7 +59,7 @@ void attention_attend(const attention *a, int64_t row, int64_t kv_head, int64_t 
   (kernels() == KERNELS_AVX512 ? attention_attend_avx512 : attention_attend_avx2)(a, row, kv_head, from, to, scratch);
 }
 
-// The parts that segmentattention_tile_amd64.h divides it into, each of whole vectors.
+// The parts that segmentattention_tile.h divides it into, each of whole vectors.
 int64_t segmentattention_scratch(const segmentattention *a) {
   const int64_t width = (a->dim + 15) / 16 * 16;
   return SEGMENTATTENTION_QUERIES * (a->dim + width + 16 + 1) + 64 * (a->dim + width) + 6 * 64 + width;
@@ -53,4 +67,12 @@ int64_t segmentattention_scratch(const segmentattention *a) {
 
 void segmentattention_attend(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch) {
   (kernels() == KERNELS_AVX512 ? segmentattention_attend_avx512 : segmentattention_attend_avx2)(a, head, from, to, scratch);
+}
+
+int selfattention_here(void) { return kernels() == KERNELS_AVX512; }
+
+void selfattention_prepare(const selfattention *a, int64_t head) { selfattention_prepare_avx512(a, head); }
+
+void selfattention_attend(const selfattention *a, int64_t head, int64_t from, int64_t to, void *scratch) {
+  selfattention_attend_avx512(a, head, from, to, scratch);
 }

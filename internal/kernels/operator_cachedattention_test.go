@@ -159,7 +159,7 @@ func newAttentionLayer(t *testing.T, c attentionCase) *attentionLayer {
 	t.Helper()
 	startLibrary(t)
 	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	l := &attentionLayer{attentionCase: c, t: t}
 	var err error

@@ -123,7 +123,7 @@ func TestKernelsAgree(t *testing.T) {
 	startLibrary(t)
 	defer kernels.Limit(false)
 	if !kernels.Limit(false) {
-		t.Skip("this processor has no AVX-512 VNNI to compare AVX2 with")
+		t.Skip("this processor has no better instructions to compare the least with")
 	}
 	both := func(t *testing.T, run func() []float32) {
 		t.Helper()
@@ -131,7 +131,7 @@ func TestKernelsAgree(t *testing.T) {
 		want := run()
 		kernels.Limit(true)
 		if got := run(); !slices.Equal(got, want) {
-			t.Error("AVX2 and AVX-512 differ")
+			t.Error("the least instructions and the best differ")
 		}
 	}
 	layer := func(g *onnx.Graph, k, out int) {
@@ -221,7 +221,7 @@ func selfAttention(t *testing.T, x []float32, blocks, n, heads, dim int, packed 
 func TestSelfAttention8(t *testing.T) {
 	startLibrary(t)
 	if !kernels.HasSelfAttention8() {
-		t.Skip("this processor has no AVX-512 VNNI")
+		t.Skip("this processor has neither AVX-512 VNNI nor dotprod")
 	}
 	for _, c := range []struct{ n, heads, dim int }{{64, 4, 32}, {1, 2, 16}, {65, 3, 64}, {257, 2, 80}, {200, 1, 112}} {
 		for _, spread := range []float32{0.3, 3} {

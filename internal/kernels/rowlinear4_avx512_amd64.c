@@ -1,6 +1,6 @@
 //go:build !windows
 
-#include "rowlinear_amd64.h"
+#include "rowlinear.h"
 
 #include "rowlinear_finish_avx512_amd64.h"
 

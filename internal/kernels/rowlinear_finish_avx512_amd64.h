@@ -2,7 +2,7 @@
 #ifndef MMSERVE_ROWLINEAR_FINISH_AVX512_H
 #define MMSERVE_ROWLINEAR_FINISH_AVX512_H
 
-#include "rowlinear_amd64.h"
+#include "rowlinear.h"
 #include "vector_avx512_amd64.h"
 
 // swish is x·σ(s·x).

@@ -2,7 +2,7 @@ package kernels
 
 import "math"
 
-// PeakLen is the number of values that share a peak; scan_amd64.c knows it too.
+// PeakLen is the number of values that share a peak; scan_amd64.c and scan_arm64.c know it too.
 const PeakLen = 64
 
 // MinExp is where an exponential counts as nothing: it stands for a probability under 1e-34.

@@ -1,6 +1,6 @@
 //go:build !windows
 
-#include "scan_amd64.h"
+#include "scan.h"
 
 #include <math.h>
 

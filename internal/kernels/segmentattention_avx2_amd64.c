@@ -12,7 +12,7 @@
 
 INLINE float sum_lanes(const float *sums) { return reduce_add(_mm256_loadu_ps(sums), _mm256_loadu_ps(sums + 8)); }
 
-#include "segmentattention_tile_amd64.h"
+#include "segmentattention_tile.h"
 
 TARGET void segmentattention_attend_avx2(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch) {
   attend(a, head, from, to, scratch);

@@ -12,7 +12,7 @@
 
 INLINE float sum_lanes(const float *sums) { return _mm512_reduce_add_ps(_mm512_loadu_ps(sums)); }
 
-#include "segmentattention_tile_amd64.h"
+#include "segmentattention_tile.h"
 
 TARGET void segmentattention_attend_avx512(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch) {
   attend(a, head, from, to, scratch);

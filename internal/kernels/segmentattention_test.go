@@ -150,7 +150,7 @@ func (c segmentCase) layer(spread float32) (qkv [3][]float32, cos, sin []float32
 func TestSegmentAttention(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	for _, c := range []segmentCase{
 		{heads: 2, dim: 80, segments: []int32{200, 1, 64, 65}, threads: 2},
@@ -225,7 +225,7 @@ func (c segmentCase) keepsNaN(t *testing.T) {
 func TestSegmentAttention8(t *testing.T) {
 	startLibrary(t)
 	if !kernels.HasSelfAttention8() {
-		t.Skip("this processor has no AVX-512 VNNI")
+		t.Skip("this processor has neither AVX-512 VNNI nor dotprod")
 	}
 	for _, c := range []segmentCase{
 		{heads: 2, dim: 80, segments: []int32{512, 1, 64, 513}, threads: 2},
@@ -264,7 +264,7 @@ func distance[T float32 | float64](got []float32, want []T) float64 {
 func TestSegmentAttention8Groups(t *testing.T) {
 	startLibrary(t)
 	if !kernels.HasSelfAttention8() {
-		t.Skip("this processor has no AVX-512 VNNI")
+		t.Skip("this processor has neither AVX-512 VNNI nor dotprod")
 	}
 	c := segmentCase{heads: 20, dim: 64, segments: []int32{900}, threads: 2}
 	qkv, cos, sin := c.layer(2)
@@ -281,7 +281,7 @@ func TestSegmentAttention8Groups(t *testing.T) {
 func TestSegmentAttention8Long(t *testing.T) {
 	startLibrary(t)
 	if !kernels.HasSelfAttention8() {
-		t.Skip("this processor has no AVX-512 VNNI")
+		t.Skip("this processor has neither AVX-512 VNNI nor dotprod")
 	}
 	c := segmentCase{heads: 1, dim: 256, segments: []int32{600, 7000, 511}, packed: true, threads: 2}
 	qkv, cos, sin := c.layer(1)
@@ -297,7 +297,7 @@ func TestSegmentAttention8Long(t *testing.T) {
 func TestSegmentAttentionMemory(t *testing.T) {
 	startLibrary(t)
 	if !kernels.Available() {
-		t.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		t.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	c := segmentCase{heads: 1, dim: 8, segments: []int32{20000}, plain: true, threads: 2}
 	qkv, _, _ := c.layer(1)
@@ -312,7 +312,7 @@ func TestSegmentAttentionAgrees(t *testing.T) {
 	startLibrary(t)
 	defer kernels.Limit(false)
 	if !kernels.Limit(false) {
-		t.Skip("this processor has no AVX-512 VNNI to compare AVX2 with")
+		t.Skip("this processor has no better instructions to compare the least with")
 	}
 	for _, dim := range []int{8, 64, 72, 80, 112, 248} {
 		c := segmentCase{heads: 2, dim: dim, segments: []int32{200, 17, 64}, packed: true, threads: 2}
@@ -321,7 +321,7 @@ func TestSegmentAttentionAgrees(t *testing.T) {
 		want := c.run(t, qkv, cos, sin)
 		kernels.Limit(true)
 		if got := c.run(t, qkv, cos, sin); !slices.Equal(got, want) {
-			t.Errorf("heads of %d: AVX2 and AVX-512 differ", dim)
+			t.Errorf("heads of %d: the least instructions and the best differ", dim)
 		}
 	}
 }
@@ -330,7 +330,7 @@ func TestSegmentAttentionAgrees(t *testing.T) {
 func BenchmarkSegmentAttention(b *testing.B) {
 	startLibrary(b)
 	if !kernels.Available() {
-		b.Skip("this processor lacks AVX2: mmserve's own operators are not used on it")
+		b.Skip("this processor lacks AVX2, or NEON on Linux: mmserve's own operators are not used on it")
 	}
 	for _, c := range []struct {
 		heads, dim, n, window int

@@ -5,7 +5,7 @@
 
 #include "vector_avx512_amd64.h"
 
-#include "selfattention_amd64.h"
+#include "selfattention.h"
 
 // QUERIES by four panels of keys, and QUERIES by four vectors of values, are tiles whose sums stay in registers.
 #define QUERIES 6

@@ -3,7 +3,7 @@
 #ifndef MMSERVE_VECTOR_AVX2_H
 #define MMSERVE_VECTOR_AVX2_H
 
-#pragma STDC FP_CONTRACT OFF // for clang; see operators_amd64.go
+#pragma STDC FP_CONTRACT OFF // for clang; see operators.go
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -36,8 +36,9 @@ INLINE __m256 scaled(__m256 p, __m256 n) {
 #define V_BELOW(x, y, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, y, _CMP_LT_OQ))
 #define V_ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_SCALE(p, n) scaled(p, n)
+#define ROOT(x) _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)))
 
-#include "exponential_amd64.h"
+#include "exponential.h"
 
 // reduce_add sums 16 lanes, reduce_max finds the largest of 8.
 INLINE float reduce_add(__m256 a, __m256 b) {

@@ -2,7 +2,7 @@
 #ifndef MMSERVE_VECTOR_H
 #define MMSERVE_VECTOR_H
 
-#pragma STDC FP_CONTRACT OFF // for clang; see operators_amd64.go
+#pragma STDC FP_CONTRACT OFF // for clang; see operators.go
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -31,7 +31,8 @@ INLINE __mmask16 lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mm
 #define V_BELOW(x, y, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), no, yes)
 #define V_ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_SCALE(p, n) _mm512_scalef_ps(p, n) // p·2^n
+#define ROOT(x) _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)))
 
-#include "exponential_amd64.h"
+#include "exponential.h"
 
 #endif

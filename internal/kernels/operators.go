@@ -1,4 +1,4 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
 package kernels
 
@@ -8,8 +8,9 @@ package kernels
 // #cgo CFLAGS: -O3 -std=c11 -D_GNU_SOURCE
 // #cgo linux LDFLAGS: -ldl -lpthread
 // #include <stdlib.h>
-// #include "kernels_amd64.h"
-// #include "team_amd64.h"
+// #include "kernels.h"
+// #include "selfattention.h"
+// #include "team.h"
 // char *operators_add(const char *library, void *session_options);
 import "C"
 
@@ -20,19 +21,24 @@ import (
 )
 
 // Available says whether graphs on the cpu provider may use the operators of domain "mmserve": RowLinear8,
-// RowLinear4, CachedAttention and SegmentAttention. They need AVX2 with FMA, and are faster with AVX-512 and VNNI.
+// RowLinear4, CachedAttention and SegmentAttention. On x86 they need AVX2 with FMA, and are faster with AVX-512 and
+// VNNI; on ARM64 they are faster with dotprod and i8mm.
 func Available() bool { return C.kernels() != C.KERNELS_NONE }
 
 // HasSelfAttention8 says whether graphs on the cpu provider may use the operators SelfAttention8 and SegmentAttention8
-// of domain "mmserve", which need AVX-512 with VNNI.
-func HasSelfAttention8() bool { return C.kernels() == C.KERNELS_AVX512 }
+// of domain "mmserve", which need AVX-512 with VNNI, or dotprod on ARM64.
+func HasSelfAttention8() bool { return C.selfattention_here() != 0 }
 
-// limit has the AVX2 kernels used where better ones are there too, for tests; it tells whether there are.
+// Instructions names those that the kernels in use are made of.
+func Instructions() string { return C.GoString(C.kernels_name()) }
+
+// limit has the kernels of the least instructions used where better ones are there too, for tests; it tells whether
+// there are.
 func limit(on bool) (better bool) {
-	C.kernels_limit(C.KERNELS_AVX512)
-	better = C.kernels() == C.KERNELS_AVX512
+	C.kernels_limit(C.KERNELS_BEST)
+	better = C.kernels() > C.KERNELS_LEAST
 	if on {
-		C.kernels_limit(C.KERNELS_AVX2)
+		C.kernels_limit(C.KERNELS_LEAST)
 	}
 	return better
 }

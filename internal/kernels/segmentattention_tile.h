@@ -1,4 +1,4 @@
-// The kernel of segmentattention_amd64.h, written once for vectors of 8 and 16 lanes. Who includes it has included its vector header and
+// The kernel of segmentattention.h, written once for vectors of 4, 8 and 16 lanes. Who includes it has included its vector header and
 // defined LANES, PANELS (vectors of keys, and of values, that QUERIES queries are multiplied by at a time), V_LOAD, V_STORE, V_ADD,
 // V_FIRST(x, n, other), which is x in its first n lanes and other in the rest, and V_LARGEST, the largest lane.
 #ifndef MMSERVE_SEGMENTATTENTION_TILE_H
@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "segmentattention_amd64.h"
+#include "segmentattention.h"
 
 // QUERIES by PANELS sums stay in registers.
 #define QUERIES 6

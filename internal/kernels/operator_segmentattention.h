@@ -4,8 +4,8 @@
 #ifndef MMSERVE_OPERATOR_SEGMENTATTENTION_H
 #define MMSERVE_OPERATOR_SEGMENTATTENTION_H
 
-#include "operator_amd64.h"
-#include "segmentattention_amd64.h"
+#include "operator.h"
+#include "segmentattention.h"
 
 typedef struct {
   int64_t heads;

@@ -15,9 +15,9 @@ typedef struct {
   float scale;
   float *out; // [blocks, n, heads, dim]
   // Scratch of each block and head, aligned to 64 bytes.
-  uint8_t *keys;      // [room/16, dim/4, 16, 4]: panels of 16 positions, 128 more than the key
+  uint8_t *keys;      // [room/16, dim/4, 16, 4]: panels of 16 positions; on x86 128 more than the key, on ARM the key, signed
   float *key_scale;   // [room]
-  int16_t *values;    // [room/2, dim, 2]
+  int16_t *values;    // [room/2, dim, 2], on ARM [room, dim]
   float *value_scale; // [dim]
 } selfattention;
 
@@ -45,11 +45,18 @@ static inline void selfattention_place(selfattention *a, uint8_t *scratch) {
   a->value_scale = a->key_scale + heads * room;
 }
 
+// selfattention_here says whether there are kernels of it.
+int selfattention_here(void);
 // selfattention_prepare quantises keys and values of head, of blocks · heads.
-void selfattention_prepare_avx512(const selfattention *a, int64_t head);
+void selfattention_prepare(const selfattention *a, int64_t head);
 // selfattention_scratch is the number of bytes that selfattention_attend needs, and dim of them for each query at a time.
 int64_t selfattention_scratch(const selfattention *a);
 // selfattention_attend computes out for queries [from, to) of head.
+void selfattention_attend(const selfattention *a, int64_t head, int64_t from, int64_t to, void *scratch);
+
+void selfattention_prepare_avx512(const selfattention *a, int64_t head);
+void selfattention_prepare_dotprod(const selfattention *a, int64_t head);
 void selfattention_attend_avx512(const selfattention *a, int64_t head, int64_t from, int64_t to, void *scratch);
+void selfattention_attend_dotprod(const selfattention *a, int64_t head, int64_t from, int64_t to, void *scratch);
 
 #endif

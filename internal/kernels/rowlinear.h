@@ -19,7 +19,7 @@ typedef struct {
   const float *bias;    // [n] or NULL
   float *y;             // [rows, n], or [rows, n/2] when gated
   int activation;
-  uint8_t *q;           // scratch, [rows, 4·⌈k/4⌉] of rowlinear_width bytes: x in 8 bits, around 128 in one byte or 0 in two
+  uint8_t *q;           // scratch, [rows, 4·⌈k/4⌉] of rowlinear_width bytes: x in 8 bits, around 128 in one byte of x86 or 0 in two, or 0 in one of ARM
   float *m;             // scratch, [rows]: what one step of q is worth
   int32_t *back;        // int4, scratch, [rows, k/32]: takes back the 8 that is added to the weights
 } rowlinear;
@@ -37,6 +37,11 @@ void rowlinear_quantize_avx512(const rowlinear *l, int64_t from, int64_t to);
 void rowlinear_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 void rowlinear_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 
+void rowlinear_quantize_neon(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear_multiply_neon(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear_multiply_dotprod(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear_multiply_i8mm(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+
 #define ROWLINEAR4_BLOCK 32
 
 // The same over int4 weights, with q in signed bytes. k is a multiple of 32.
@@ -47,5 +52,10 @@ void rowlinear4_quantize_avx2(const rowlinear *l, int64_t from, int64_t to);
 void rowlinear4_quantize_avx512(const rowlinear *l, int64_t from, int64_t to);
 void rowlinear4_multiply_avx2(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 void rowlinear4_multiply_avx512(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+
+void rowlinear4_quantize_neon(const rowlinear *l, int64_t from, int64_t to);
+void rowlinear4_multiply_neon(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear4_multiply_dotprod(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
+void rowlinear4_multiply_i8mm(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to);
 
 #endif

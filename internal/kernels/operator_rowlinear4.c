@@ -1,16 +1,8 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "operator_rowlinear_amd64.h"
+#include "operator_rowlinear.h"
 
 // RowLinear4(x, weight, scale, bias?) → y.
-
-void rowlinear4_quantize(const rowlinear *l, int64_t from, int64_t to) {
-  (kernels() == KERNELS_AVX512 ? rowlinear4_quantize_avx512 : rowlinear4_quantize_avx2)(l, from, to);
-}
-
-void rowlinear4_multiply(const rowlinear *l, int64_t row_from, int64_t row_to, int64_t pair_from, int64_t pair_to) {
-  (kernels() == KERNELS_AVX512 ? rowlinear4_multiply_avx512 : rowlinear4_multiply_avx2)(l, row_from, row_to, pair_from, pair_to);
-}
 
 static OrtStatus *row_linear4_create(const OrtCustomOp *op, const OrtApi *a, const OrtKernelInfo *info, void **out) {
   (void)op, (void)a;

@@ -1,9 +1,9 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "operator_segmentattention_amd64.h"
-#include "selfattention_amd64.h"
+#include "operator_segmentattention.h"
+#include "selfattention.h"
 
-// SegmentAttention8: see operator_segmentattention_amd64.h. Each segment is a block of selfattention_amd64.h, after its queries and keys
+// SegmentAttention8: see operator_segmentattention.h. Each segment is a block of selfattention.h, after its queries and keys
 // are rotated; what a segment gets does not depend on the segments beside it.
 
 static OrtStatus *segment8_create(const OrtCustomOp *o, const OrtApi *a, const OrtKernelInfo *info, void **out) {
@@ -58,7 +58,7 @@ static void prepare8_task(void *p, size_t i) {
     gather(g, s->k + at, position, 1, to + a->heads * a->dim);
     gather(g, s->v + at, position, 0, to + 2 * a->heads * a->dim);
   }
-  selfattention_prepare_avx512(a, (int64_t)i);
+  selfattention_prepare(a, (int64_t)i);
 }
 
 // attend8_task attends with some queries of a block's head, and puts what comes of them into the output.
@@ -73,7 +73,7 @@ static void attend8_task(void *p, size_t i) {
     g->failed = 1;
     return;
   }
-  selfattention_attend_avx512(a, which, from, to, scratch);
+  selfattention_attend(a, which, from, to, scratch);
   free(scratch);
   for (int64_t t = block * a->n + from; t < block * a->n + to; t++)
     memcpy(s->out + ((g->from + t) * s->heads + g->head + head) * s->dim, a->out + (t * a->heads + head) * a->dim, (size_t)s->dim * sizeof(float));
@@ -128,7 +128,7 @@ static OrtStatus *attend_small(const segmentattention *s, group *g, int64_t byte
 static int64_t length_of(const segmentattention *s, int64_t segment) { return s->starts[segment + 1] - s->starts[segment]; }
 
 static OrtStatus *segment8_run(const segmentattention *s) {
-  if (kernels() < KERNELS_AVX512) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SegmentAttention8 needs AVX-512 with VNNI");
+  if (!selfattention_here()) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SegmentAttention8 needs AVX-512 with VNNI, or dotprod");
   OrtStatus *failed = NULL;
   for (int64_t i = 0, count; !failed && i < s->segments; i += count) {
     const int64_t n = length_of(s, i);

@@ -1,8 +1,8 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "operator_segmentattention_amd64.h"
+#include "operator_segmentattention.h"
 
-// SegmentAttention: see operator_segmentattention_amd64.h and segmentattention_amd64.h.
+// SegmentAttention: see operator_segmentattention.h and segmentattention.h.
 
 static OrtStatus *segment_create(const OrtCustomOp *o, const OrtApi *a, const OrtKernelInfo *info, void **out) {
   (void)o, (void)a;

@@ -1,10 +1,10 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-// The operators of domain "mmserve", registered with ONNX Runtime from inside the process. Each is a file, operator_<name>_amd64.c.
+// The operators of domain "mmserve", registered with ONNX Runtime from inside the process. Each is a file, operator_<name>.c.
 
 #include <dlfcn.h>
 
-#include "operator_amd64.h"
+#include "operator.h"
 
 const OrtApi *operators_api;
 

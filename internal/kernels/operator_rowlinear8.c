@@ -1,6 +1,6 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "operator_rowlinear_amd64.h"
+#include "operator_rowlinear.h"
 
 // RowLinear8(x, weight, scale, start, bias?) → y.
 

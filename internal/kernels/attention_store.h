@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "attention_amd64.h"
+#include "attention.h"
 
 #define PANEL 16
 
@@ -57,7 +57,7 @@ TARGET static float root(const attention *a, const float *x) {
     for (int j = 0; j < 16; j++) sum[j] += x[i + j] * x[i + j];
   for (int n = 8; n; n /= 2)
     for (int j = 0; j < n; j++) sum[j] += sum[j + n];
-  return 1 / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum[0] / (float)a->dim + a->epsilon)));
+  return 1 / ROOT(sum[0] / (float)a->dim + a->epsilon);
 }
 
 // turn writes a head's values x, normalised with NORM, rotated and scaled.

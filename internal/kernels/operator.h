@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "../ort/include/onnxruntime_c_api.h"
-#include "kernels_amd64.h"
-#include "team_amd64.h"
+#include "kernels.h"
+#include "team.h"
 
 // operators_api is set before any operator is asked for.
 extern const OrtApi *operators_api;

@@ -1,4 +1,4 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
 package kernels
 
@@ -6,13 +6,13 @@ package kernels
 // #cgo nocallback scan_peaks
 // #cgo noescape scan_exp
 // #cgo nocallback scan_exp
-// #include "kernels_amd64.h"
-// #include "scan_amd64.h"
+// #include "kernels.h"
+// #include "scan.h"
 import "C"
 
 import "unsafe"
 
-// vectorized says that the processor has AVX2 and FMA.
+// vectorized says that the processor has AVX2 and FMA, or NEON.
 var vectorized = C.kernels() != C.KERNELS_NONE
 
 // Peaks writes the largest of each PeakLen of x to peaks, [⌈len(x)/PeakLen⌉]; -Inf where there is none. NaN counts as

@@ -1,15 +1,21 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
 // Why not ONNX Runtime's own pool: it has one for each session, so a decoder and a tower on two cores run four threads that
 // fight; and its threads either spin for as long as nothing comes or sleep between any two nodes. Here a member that
 // has run out of work looks out for more as long as a small node takes, then sleeps, and a caller never waits for one.
 
-#include "team_amd64.h"
+#include "team.h"
 
-#include <immintrin.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+
+#ifdef __aarch64__
+#define PAUSE() __asm__ volatile("isb" ::: "memory") // waits for some tens of cycles, where "yield" does nothing
+#else
+#include <immintrin.h>
+#define PAUSE() _mm_pause()
+#endif
 
 // A loop is what team_run was asked for. Loops lie in fixed places, so that a member may look at one that has just ended.
 typedef struct {
@@ -67,7 +73,7 @@ static void *member(void *unused) {
     for (int i = 0; i < LOOKS; i++) {
       seen = atomic_load(&posted); // before looking: what is posted later is not missed
       while (help()) i = 0;
-      for (int pause = 0; pause < 8 && atomic_load_explicit(&posted, memory_order_relaxed) == seen; pause++) _mm_pause();
+      for (int pause = 0; pause < 8 && atomic_load_explicit(&posted, memory_order_relaxed) == seen; pause++) PAUSE();
     }
     pthread_mutex_lock(&mutex);
     atomic_fetch_add(&asleep, 1);
@@ -118,6 +124,6 @@ void team_run(void (*task)(void *, size_t), void *arg, size_t n) {
   }
   while (take(l)) continue;
   atomic_store(&l->open, 0);
-  while (atomic_load(&l->members)) _mm_pause();
+  while (atomic_load(&l->members)) PAUSE();
   atomic_store(&l->claimed, 0);
 }

@@ -1,9 +1,9 @@
-// What the operators of linear layers share: attributes k, n and activation, operands, and the tasks of a product. See rowlinear_amd64.h.
+// What the operators of linear layers share: attributes k, n and activation, operands, and the tasks of a product. See rowlinear.h.
 #ifndef MMSERVE_OPERATOR_ROWLINEAR_H
 #define MMSERVE_OPERATOR_ROWLINEAR_H
 
-#include "operator_amd64.h"
-#include "rowlinear_amd64.h"
+#include "operator.h"
+#include "rowlinear.h"
 
 // row_linear_kernel are a node's attributes.
 typedef struct {

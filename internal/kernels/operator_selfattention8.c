@@ -1,10 +1,10 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "operator_amd64.h"
-#include "selfattention_amd64.h"
+#include "operator.h"
+#include "selfattention.h"
 
 // SelfAttention8(q, k?, v?) → out; attributes heads, scale. All are [blocks, n, heads·dim]. Without k and v, q holds all three on
-// its last axis. See selfattention_amd64.h.
+// its last axis. See selfattention.h.
 typedef struct {
   int64_t heads;
   float scale;
@@ -27,7 +27,7 @@ typedef struct {
   atomic_int failed;
 } whole;
 
-static void prepare_task(void *p, size_t i) { selfattention_prepare_avx512(&((const whole *)p)->a, (int64_t)i); }
+static void prepare_task(void *p, size_t i) { selfattention_prepare(&((const whole *)p)->a, (int64_t)i); }
 
 static void self_attend_task(void *p, size_t i) {
   whole *w = p;
@@ -37,7 +37,7 @@ static void self_attend_task(void *p, size_t i) {
     w->failed = 1;
     return;
   }
-  selfattention_attend_avx512(&w->a, (int64_t)i / w->parts, from, to < w->a.n ? to : w->a.n, scratch);
+  selfattention_attend(&w->a, (int64_t)i / w->parts, from, to < w->a.n ? to : w->a.n, scratch);
   free(scratch);
 }
 
@@ -85,7 +85,7 @@ static OrtStatus *self_attention_compute(void *k, OrtKernelContext *ctx) {
   OrtStatus *s = NULL;
   for (size_t i = 0; !s && i < 3; i++) s = input(name, ctx, i, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &in[i]);
   if (s) return s;
-  if (kernels() < KERNELS_AVX512) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SelfAttention8 needs AVX-512 with VNNI");
+  if (!selfattention_here()) return api->CreateStatus(ORT_NOT_IMPLEMENTED, "SelfAttention8 needs AVX-512 with VNNI, or dotprod");
   if ((s = self_attention_shapes(name, a, in))) return s;
   a->q = in[0].data, a->k = in[1].data, a->v = in[2].data;
   if (!in[1].present && a->q) a->k = a->q + a->heads * a->dim, a->v = a->k + a->heads * a->dim;

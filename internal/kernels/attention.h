@@ -51,5 +51,7 @@ void attention_store_avx2(const attention *a, int64_t row, int64_t kv_head, int6
 void attention_store_avx512(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to);
 void attention_attend_avx2(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch);
 void attention_attend_avx512(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch);
+void attention_store_neon(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to);
+void attention_attend_neon(const attention *a, int64_t row, int64_t kv_head, int64_t from, int64_t to, float *scratch);
 
 #endif

@@ -28,5 +28,6 @@ void segmentattention_attend(const segmentattention *a, int64_t head, int64_t fr
 
 void segmentattention_attend_avx2(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch);
 void segmentattention_attend_avx512(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch);
+void segmentattention_attend_neon(const segmentattention *a, int64_t head, int64_t from, int64_t to, float *scratch);
 
 #endif

@@ -1,14 +1,14 @@
-//go:build !windows
+//go:build (amd64 && !windows) || (arm64 && linux)
 
-#include "attention_amd64.h"
-#include "operator_amd64.h"
+#include "attention.h"
+#include "operator.h"
 
 // CachedAttention(q, k?, v?, past_key, past_value, last, cosine, sine, until?, q_norm?, k_norm?, q_scale?, places?) → out,
 // present_key, present_value; attributes heads, kv_heads, rotary, pairs, window, scale, softcap, epsilon. Without k and v, q
 // holds all three on its last axis. cosine and sine are tables of positions, or with three axes those of the new ones. present
 // has to be bound to past's memory, which is written in place. q's first two axes are rows, which are the cache's first ones,
 // and width; with places [rows, 2] rows lie one behind the other in both together, and have any number of positions each:
-// places are where each starts, and its place in the cache, both ascending. See attention_amd64.h.
+// places are where each starts, and its place in the cache, both ascending. See attention.h.
 typedef struct {
   int64_t heads, kv_heads, rotary, pairs, window;
   float scale, softcap, epsilon;
