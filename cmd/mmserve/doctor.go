@@ -14,6 +14,7 @@ import (
 	"github.com/mmserve/mmserve/batching"
 	"github.com/mmserve/mmserve/internal/host"
 	"github.com/mmserve/mmserve/internal/hub"
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/ort"
 	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/serving"
@@ -36,6 +37,7 @@ func (d doctorCmd) Run(ctx context.Context, c *cli, log *slog.Logger, out io.Wri
 	fmt.Fprintf(out, "system      %s/%s, %s\n", runtime.GOOS, runtime.GOARCH, runtime.Version())
 	fmt.Fprintf(out, "processors  %d usable of %d\n", usable, online)
 	fmt.Fprintf(out, "features    %s\n", orNone(host.Features()))
+	fmt.Fprintf(out, "kernels     %s\n", kernels.Instructions())
 	fmt.Fprintf(out, "memory      %s usable of %s\n", host.FormatBytes(int64(mem.Limit)), host.FormatBytes(int64(mem.Total)))
 
 	healthy := true

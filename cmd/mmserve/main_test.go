@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mmserve/mmserve/client"
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/socket/sockettest"
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
 	"google.golang.org/grpc/codes"
@@ -75,7 +76,8 @@ func TestCommandLineErrors(t *testing.T) {
 
 func TestDoctor(t *testing.T) {
 	code, out, errs := mmserve(t, "doctor")
-	if code != 0 || !strings.Contains(out, "cpu works (ran a graph)") || !strings.Contains(out, "tiny-vlm (idefics3), 1.8 M parameters") {
+	if code != 0 || !strings.Contains(out, "cpu works (ran a graph)") ||
+		!strings.Contains(out, "kernels     "+kernels.Instructions()+"\n") || !strings.Contains(out, "tiny-vlm (idefics3), 1.8 M parameters") {
 		t.Errorf("status %d: %s%s", code, out, errs)
 	}
 	code, out, _ = mmserve(t, "doctor", "--model", t.TempDir())
