@@ -5,7 +5,7 @@ BIN     := bin/mmserve
 ORT     := node_modules/onnxruntime-node/package.json
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet test-safety clean
+.PHONY: run build clients sdks test test-sdks test-clients test-webgpu test-arm64 test-kubernetes manifests image sbom test-observability test-training test-captioning test-conversations otelcol lint proto released ort fuzz mutation bench bench-peers loadtest soak attack test-image web web-modules test-web test-fleet test-safety clean
 
 ## run: fetch ONNX Runtime, build, caption the sample images with the embedded model
 run: build
@@ -82,6 +82,11 @@ test-webgpu: ort
 	  VK_DRIVER_FILES=$$icd MESA_SHADER_CACHE_DIR=$(CURDIR)/.cache/mesa MMSERVE_TEST_WEBGPU=1 MMSERVE_TEST_STREAMS=$(STREAMS) \
 	  $(GO) test -count=1 -v -p 1 -timeout 40m -run 'WebGPU|Device|Fused' ./internal/ort ./model/... ./cmd/mmserve; \
 	else echo "test-webgpu is skipped"; fi
+
+## test-arm64: kernels, images, decoder and captions on ARM64, under qemu elsewhere, which it installs where apt-get can; else it says why
+## not, and passes
+test-arm64: build
+	GO=$(GO) scripts/test-arm64.sh $(BIN)
 
 ## test-kubernetes: the chart and the other manifests on a real control plane, with kwok in place of kubelets; the first run builds it,
 ## which takes 20 minutes of a processor, and 2.5 GB. What cannot be had skips the test; docs/kubernetes.md has the transcript
