@@ -80,7 +80,11 @@ func load(o Options, from source, create create) (_ *Session, err error) {
 		threads, _ = host.Processors()
 	}
 	// Spinning doubles the CPU cost of two sessions in one process; mmserve's own operators have threads of their own.
-	entries := map[string]string{"session.intra_op.allow_spinning": "0", "session.record_ep_graph_assignment_info": "1"}
+	// On ARM64 with SME, KleidiAI's products of several rows differ in their bits from those of one, and keep buffers for
+	// each thread that never shrink.
+	entries := map[string]string{
+		"session.intra_op.allow_spinning": "0", "session.record_ep_graph_assignment_info": "1", "mlas.disable_kleidiai": "1",
+	}
 	if o.ExternalDir != "" {
 		entries["session.model_external_initializers_file_folder_path"] = o.ExternalDir
 	}
