@@ -56,7 +56,8 @@ var form4 = &form{
 const blockInputs = 32
 
 // ErrNoInt4 says why there is no int4 without mmserve's own operators.
-var ErrNoInt4 = errors.New("int4: only mmserve's own operators multiply in it, and they need x86-64 with AVX2 and FMA: use int8 or fp32")
+var ErrNoInt4 = errors.New("int4: only mmserve's own operators multiply in it, and they need x86-64 with AVX2 and FMA, " +
+	"or ARM64 on Linux: use int8 or fp32")
 
 // quantized4 is a matrix in int4 in panels: a byte of [panel, block, i, channel, j] holds 8 + the weight of the block's
 // input 4i+j in its low half and of input 16+4i+j in its high one.
