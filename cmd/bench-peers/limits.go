@@ -41,8 +41,8 @@ func matrices(folder string) (layers, head float64, err error) {
 	return layers, head, nil
 }
 
-// layerBits are those of a weight of a layer by --precision: int4 has a scale in bfloat16 for 32 weights; the head is in
-// int8 there.
+// layerBits are those of a layer's weight by --precision. int4 has a scale in bfloat16 for 32 weights, and its head is
+// in int8.
 var layerBits = map[string]float64{"fp32": 32, "fp16": 16, "int8": 8, "int4": 4.5}
 
 func (m *mmserve) weights() (w weights) {

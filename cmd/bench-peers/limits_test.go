@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/mmserve/mmserve/internal/kernels"
 	"github.com/mmserve/mmserve/internal/safetensors"
 )
 
@@ -28,8 +29,8 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// A step reads the matrices of the decoder's layers and of its head, whether that is the embeddings' or its own; no norm
-// and no part of the tower.
+// A step reads the matrices of the decoder's layers and of its head, whether that is the embeddings' or its own; no
+// norm and no part of the tower.
 func TestWeights(t *testing.T) {
 	dir := t.TempDir()
 	hf := filepath.Join(dir, "models", "hf")
@@ -62,10 +63,10 @@ func TestWeights(t *testing.T) {
 }
 
 func TestLimitsAreMeasured(t *testing.T) {
-	if testing.Short() || bandwidth(1) == 0 {
+	if testing.Short() || kernels.Bandwidth(1) == 0 {
 		t.Skip("not measured here")
 	}
-	if peak := peak8(1); peak != 0 && (peak < 1e9 || peak > 1e13) {
+	if peak := kernels.Peak8(1); peak != 0 && (peak < 1e9 || peak > 1e13) {
 		t.Errorf("%g products of 8 bits a second", peak)
 	}
 }

@@ -31,7 +31,8 @@ func (l *llama) family() string { return "llama-server" }
 
 func (l *llama) root() string { return filepath.Join(l.folder, "sid") }
 
-// weights are those that a step reads: the whole file, as embeddings are the head's weights too or few of them are read.
+// weights are those that a step reads: the whole file, as embeddings are the head's weights too or few of them are
+// read.
 func (l *llama) weights() (w weights) {
 	if info, err := os.Stat(l.model()); err == nil {
 		w.bytes = float64(info.Size())

@@ -19,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/mmserve/mmserve/internal/kernels"
 )
 
 func main() {
@@ -46,7 +48,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	w := work{parts: strings.Split(*parts, ","), photos: *photos}
-	c := config{folder: *folder, bin: *bin, llama: *llamaBin, precision: *precision, threads: *threads, slots: 16, context: 512}
+	c := config{folder: *folder, bin: *bin, llama: *llamaBin, precision: *precision, threads: *threads, slots: 16,
+		context: 512}
 	if w.has("long") {
 		c.slots, c.context = longStreams, longContext
 	}
@@ -110,7 +113,7 @@ func run(ctx context.Context, peers []peer, w work, reps, threads int, keep stri
 		return err
 	}
 	defer func() { all.table(os.Stdout) }()
-	at := limits{read: bandwidth(threads), peak8: peak8(threads)}
+	at := limits{read: kernels.Bandwidth(threads), peak8: kernels.Peak8(threads)}
 	fmt.Fprintf(os.Stderr, "%d threads read %.1f GB/s and do %.0f GOP/s of 8 bits\n", threads, at.read/1e9, 2*at.peak8/1e9)
 	if w.has("start") {
 		for _, p := range peers { // reads the files once, so that no peer's first round finds a cold disk cache

@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
+import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
@@ -25,6 +26,11 @@ function freePort() {
   });
 }
 
+const servers = new Set();
+after(() => { // those of tests that failed, for which nothing would end
+  for (const s of servers) s.kill("SIGKILL");
+});
+
 /** A server that answers; stop ends it. */
 export async function serve(...flags) {
   const [grpc, http] = process.env.MMSERVE_PORTS ? nextPorts() : [await freePort(), await freePort()];
@@ -32,6 +38,7 @@ export async function serve(...flags) {
   const child = spawn(program, ["serve", "--listen", `127.0.0.1:${grpc}`, "--http-listen", `127.0.0.1:${http}`, "--admin-address=",
     ...flags],
     { stdio: ["ignore", "pipe", "pipe"] });
+  servers.add(child);
   for (const out of [child.stdout, child.stderr]) out.on("data", (b) => log.push(String(b)));
   const ended = new Promise((resolve) => child.on("exit", resolve));
   const url = `http://127.0.0.1:${http}`;

@@ -31,6 +31,16 @@ const prompt = (page) => page.getByLabel("Prompt", { exact: true });
 const send = async (page, text) => { await prompt(page).fill(text); await prompt(page).press("Enter"); };
 const coming = (page) => page.waitForFunction(() => document.querySelector(".answer .markdown")?.textContent.split(" ").length > 5);
 
+/** Waits until a server works on nothing. */
+async function rests(server) {
+  const ends = new AbortController();
+  const engine = await fetch(`${server.url}/web/engine`, { signal: AbortSignal.any([ends.signal, AbortSignal.timeout(20_000)]) });
+  for await (const event of engine.body.pipeThrough(new TextDecoderStream())) {
+    if (JSON.parse(event.slice("data: ".length)).engines[0].running === 0) break;
+  }
+  ends.abort();
+}
+
 test("an answer is stopped, by the button and by Escape, and stays as it is", async () => {
   const server = await serve("--pace=1ms,30ms");
   const { page, context, wrong } = await open(browser, server.url);
@@ -44,9 +54,7 @@ test("an answer is stopped, by the button and by Escape, and stays as it is", as
     await page.getByText("Stopped.").waitFor();
     const text = await page.locator(".answer .markdown").innerText();
     assert.ok(text.split(" ").length < 400);
-    const engine = await fetch(`${server.url}/web/engine`);
-    const first = new TextDecoder().decode((await engine.body.getReader().read()).value);
-    assert.equal(JSON.parse(first.slice("data: ".length)).engines[0].running, 0, "the server goes on");
+    await rests(server);
     assert.equal(await page.locator(".answer .markdown").innerText(), text);
     await page.getByRole("button", { name: "Ask again" }).waitFor();
   }

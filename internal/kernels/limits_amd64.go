@@ -1,7 +1,8 @@
-//go:build linux && cgo
+//go:build !windows
 
-package main
+package kernels
 
+// #include "kernels.h"
 // #include "limits_amd64.h"
 import "C"
 
@@ -10,16 +11,14 @@ import (
 	"sync"
 	"time"
 	"unsafe"
-
-	"golang.org/x/sys/cpu"
 )
 
 // readBytes is what a thread reads in a round: more than any cache holds.
 const readBytes = 256 << 20
 
-// bandwidth is the bytes a second that so many threads read from memory, the best of five rounds.
-func bandwidth(threads int) float64 {
-	if !cpu.X86.HasAVX2 {
+// Bandwidth is the bytes a second that so many threads read from memory, the best of five rounds.
+func Bandwidth(threads int) float64 {
+	if !vectorized {
 		return 0
 	}
 	blocks := make([][]uint64, threads)
@@ -34,10 +33,10 @@ func bandwidth(threads int) float64 {
 	})
 }
 
-// peak8 is the products of 8 bits a second, each with its addition, that so many threads do (VPDPBUSD of 512 bits);
+// Peak8 is the products of 8 bits a second, each with its addition, that so many threads do (VPDPBUSD of 512 bits);
 // 0 where there is none.
-func peak8(threads int) float64 {
-	if !cpu.X86.HasAVX512VNNI || !cpu.X86.HasAVX512F {
+func Peak8(threads int) float64 {
+	if C.kernels() != C.KERNELS_AVX512 {
 		return 0
 	}
 	const rounds = 2_000_000

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build !windows
 
 #include "limits_amd64.h"
 
