@@ -20,6 +20,8 @@ type Policy struct {
 	// Classifiers and TextInImages name the folders of models that images and texts are looked at with.
 	Classifiers  []ClassifierConfig
 	TextInImages string
+	// Abuse says when callers are quarantined; nil: never.
+	Abuse *AbuseRules
 }
 
 // Rules are those of one tenant. Their methods may be called concurrently.
