@@ -200,8 +200,8 @@ func (w *Watch) hold(k *watched, signal AbuseSignal, rules *AbuseRules, now time
 		}
 	}
 	q := Quarantine{
-		Actor: k.Actor, Signal: signal, Reference: rand.Text()[:12], Since: now, Until: now.Add(took), Flagged: rules.FlagOnly,
-		Appeal:   rules.Appeal,
+		Actor: k.Actor, Signal: signal, Reference: rand.Text()[:12], Since: now, Until: now.Add(took),
+		Flagged: rules.FlagOnly, Appeal: rules.Appeal,
 		Requests: int(k.requests.sum(now, rules.Window)), Refusals: int(k.refusals.sum(now, rules.Window)),
 		Similar: int(k.similar.sum(now, rules.Window)),
 	}

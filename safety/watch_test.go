@@ -68,7 +68,8 @@ func TestSignals(t *testing.T) {
 				q = w.Refusal(c)
 			}
 		}
-		if q == nil || q.Signal != safety.AbuseRefusalRate || q.Actor != (safety.Actor{Scope: safety.AbuseTenant, Tenant: "c"}) {
+		c := safety.Actor{Scope: safety.AbuseTenant, Tenant: "c"}
+		if q == nil || q.Signal != safety.AbuseRefusalRate || q.Actor != c {
 			t.Errorf("a tenant whose requests are refused gets %+v", q)
 		}
 		if len(told) != 4 || len(w.List()) != 4 {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/safety"
 )
@@ -19,6 +20,10 @@ type Policy struct {
 	Inspector Inspector
 	// Audit, unless nil, is told of what was found in each request that something was found in.
 	Audit PolicyAudit
+	// Watch counts signals of abuse and quarantines callers; nil: nothing does. It is of one service.
+	Watch *safety.Watch
+
+	prints *safety.Prints // of prompts, for Watch
 }
 
 // Inspector looks into image files. Its methods are called concurrently.
@@ -57,6 +62,9 @@ func (l *life) police(ctx context.Context, req *checked) error {
 	if l.options.Policy == nil {
 		return nil
 	}
+	if err := l.watchPrompt(req); err != nil {
+		return err
+	}
 	rules := l.options.Policy.Now().Of(req.tenant)
 	req.policed = &policed{rules: rules}
 	for i := range req.prompt.Messages {
@@ -80,13 +88,7 @@ func (l *life) policeRest(ctx context.Context, req *checked) error {
 		return err
 	}
 	for i, ids := range req.prompt.Tokens {
-		text := l.model.Prompter.Tokenizer.NewStream(true)
-		var b strings.Builder
-		for _, id := range ids {
-			b.WriteString(text.Push(id))
-		}
-		b.WriteString(text.Flush())
-		if err := p.fixed(fmt.Sprintf("prompt.parts[%d].token_ids", i), b.String()); err != nil {
+		if err := p.fixed(fmt.Sprintf("prompt.parts[%d].token_ids", i), l.textOf(ids)); err != nil {
 			return err
 		}
 	}
@@ -102,6 +104,17 @@ func (l *life) policeRest(ctx context.Context, req *checked) error {
 		p.notice = p.rules.Notice()
 	}
 	return ctx.Err()
+}
+
+// textOf is the text of token ids.
+func (l *life) textOf(ids []int32) string {
+	text := l.model.Prompter.Tokenizer.NewStream(true)
+	var b strings.Builder
+	for _, id := range ids {
+		b.WriteString(text.Push(id))
+	}
+	b.WriteString(text.Flush())
+	return b.String()
 }
 
 // health says whether the request asks about health.
@@ -244,6 +257,11 @@ func (l *life) notePolicy(ctx context.Context, req *checked, counts []safety.Cou
 		return
 	}
 	l.options.Telemetry.countPolicy(ctx, counts)
+	for _, c := range counts {
+		Decided(ctx, audit.Decision{
+			Stage: "policy/" + c.Place.String(), Category: c.Category.String(), Action: c.Action.String(), Count: c.N,
+		})
+	}
 	if audit := l.options.Policy.Audit; audit != nil {
 		audit.PolicyFindings(ctx, PolicyEvent{
 			RequestID: l.rec.id, Tenant: req.tenant, Model: l.model.Name, Counts: counts, Refused: refused,
