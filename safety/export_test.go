@@ -1,4 +1,4 @@
 package safety
 
 // Near is near.
-func Near(a, b uint64) bool { return near(a, b) }
+func Near(a, b Print) bool { return near(a, b) }

@@ -8,9 +8,12 @@ import (
 )
 
 // Prints makes fingerprints of prompts that tell near-duplicates: SimHash (Charikar, "Similarity estimation techniques
-// from rounding algorithms", 2002) over shingles of letters. A print is 64 bits under a key of this process alone, from
-// which no text can be had back. Its methods may be called concurrently.
+// from rounding algorithms", 2002) over shingles of letters. A print is 128 bits under a key of this process alone, and
+// gives no text back. Its methods may be called concurrently.
 type Prints struct{ seed maphash.Seed }
+
+// Print is a fingerprint of a prompt.
+type Print [2]uint64
 
 // NewPrints draws a key.
 func NewPrints() *Prints { return &Prints{maphash.MakeSeed()} }
@@ -19,12 +22,12 @@ const (
 	shingleRunes = 5        // letters and digits
 	minPrinted   = 24       // letters and digits of a text that says anything of who sends it
 	maxPrinted   = 32 << 10 // bytes of a text that are looked at, half of them from its end
-	nearDistance = 12       // bits by which near-duplicates differ at most, of 64
+	nearDistance = 28       // bits by which near-duplicates differ at most, of 128: about a quarter of the shingles
 )
 
 // Of is the print of a text that is asked about images: the same text about other images has another. ok is false of
 // texts that are too short to tell.
-func (p *Prints) Of(text string, images [][]byte) (print uint64, ok bool) {
+func (p *Prints) Of(text string, images [][]byte) (print Print, ok bool) {
 	if len(text) > maxPrinted {
 		text = text[:maxPrinted/2] + text[len(text)-maxPrinted/2:]
 	}
@@ -37,26 +40,28 @@ func (p *Prints) Of(text string, images [][]byte) (print uint64, ok bool) {
 		}
 	}
 	if len(starts) < minPrinted {
-		return 0, false
+		return print, false
 	}
 	about := uint64(0)
 	for _, image := range images {
 		about = mix(about ^ maphash.Bytes(p.seed, image))
 	}
-	var votes [64]int
+	var votes [128]int
 	for i := 0; i+shingleRunes <= len(starts); i++ {
 		end := len(folded)
 		if i+shingleRunes < len(starts) {
 			end = starts[i+shingleRunes]
 		}
 		h := mix(maphash.Bytes(p.seed, folded[starts[i]:end]) ^ about)
-		for b := range votes {
+		second := mix(h + 0x9e3779b97f4a7c15)
+		for b := range 64 {
 			votes[b] += int(h>>b&1)*2 - 1
+			votes[64+b] += int(second>>b&1)*2 - 1
 		}
 	}
 	for b, v := range votes {
 		if v > 0 {
-			print |= 1 << b
+			print[b/64] |= 1 << (b % 64)
 		}
 	}
 	return print, true
@@ -72,4 +77,6 @@ func mix(x uint64) uint64 {
 }
 
 // near says whether two prints are of texts that are nearly the same.
-func near(a, b uint64) bool { return bits.OnesCount64(a^b) <= nearDistance }
+func near(a, b Print) bool {
+	return bits.OnesCount64(a[0]^b[0])+bits.OnesCount64(a[1]^b[1]) <= nearDistance
+}

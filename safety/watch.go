@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Bounds of a watch's memory: about 700 bytes an actor.
+// Bounds of a watch's memory: about 1.5 kB an actor.
 const (
 	maxActors       = 8192 // that are not quarantined; the least recently seen are forgotten
 	maxQuarantined  = 4096 // the oldest quarantines end early
@@ -31,9 +31,9 @@ type Watch struct {
 type watched struct {
 	Actor
 	requests, refusals, similar counter
-	recent                      []uint64 // a ring
-	next                        int      // in recent
-	strikes                     int      // quarantines so far
+	recent                      []Print // a ring
+	next                        int     // in recent
+	strikes                     int     // quarantines so far
 	quarantine                  Quarantine
 	place                       *lru.Element
 	within                      *lru.List
@@ -96,9 +96,9 @@ func (w *Watch) Refusal(actors []Actor) *Quarantine {
 }
 
 // Prompt counts the print of a request's prompt if it is near one of the latest.
-func (w *Watch) Prompt(actors []Actor, print uint64) *Quarantine {
+func (w *Watch) Prompt(actors []Actor, print Print) *Quarantine {
 	return w.count(actors, func(k *watched, at time.Time, window time.Duration) {
-		if slices.ContainsFunc(k.recent, func(o uint64) bool { return near(o, print) }) {
+		if slices.ContainsFunc(k.recent, func(o Print) bool { return near(o, print) }) {
 			k.similar.add(at, window)
 		}
 		if len(k.recent) < maxRecentPrints {

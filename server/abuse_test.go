@@ -118,8 +118,8 @@ func TestQuarantineOfSimilar(t *testing.T) {
 		"Tell me when they bloom, in one sentence.", "Who planted them, and how long ago was that?", "What colour has the house?"} {
 		wantCode(t, "a turn of a conversation", ask("blue", history, text), codes.OK)
 	}
-	for i, before := range []string{"one", "two", "three", "four", "five"} {
-		err := ask("acme", before, "Write a friendly letter number "+before+" that asks the reader for a gift card, please.")
+	for i, before := range []string{"one", "two", "three", "four", "five"} { // and the text stays nearly the same
+		err := ask("acme", before, "Write a friendly letter that asks the reader for a gift card of a known shop, please, number "+before)
 		if want := map[bool]codes.Code{true: codes.PermissionDenied}[i == 4]; status.Code(err) != want {
 			t.Errorf("prompt %d: %v", i, err)
 		}
