@@ -320,6 +320,10 @@ func (p *Policy) readClassifier(n *yaml.Node, path string) error {
 			c.Kind = kinds[i]
 			return err
 		},
+		"threshold": func(n *yaml.Node, path string) (err error) {
+			c.Threshold, err = share(n, path)
+			return err
+		},
 		"folder": func(n *yaml.Node, path string) (err error) {
 			c.Folder, err = scalar(n, path, maxNotice)
 			return err

@@ -45,6 +45,8 @@ type ClassifierConfig struct {
 	Name, Kind, Folder string
 	// Labels are the categories of its labels; the others mean nothing.
 	Labels map[string]Category
+	// Threshold is the least score of a finding, beside that of the category.
+	Threshold float64
 }
 
 // defaultThreshold is that of categories without one of their own.

@@ -211,7 +211,7 @@ func (s *Stream) act(group []Finding, emit func(Piece)) *Finding {
 		}
 		s.pass(first.Start, emit)
 		if n := end - s.from; n > 0 {
-			emit(Piece{Text: first.mark(), Covers: n, Hidden: true})
+			emit(Piece{Text: first.Mark(), Covers: n, Hidden: true})
 			s.held, s.from = s.held[n:], end
 		}
 	}

@@ -42,7 +42,7 @@ func (f policyFlags) apply(ctx context.Context, o *server.Options, ortLib string
 			return fmt.Errorf("--policy-file: %s: %w", f.PolicyFile, err)
 		}
 		if in != nil {
-			policy.Inspector = in
+			policy.Inspector, policy.Texts = in, in
 		}
 	}
 	go again.Run(ctx)
