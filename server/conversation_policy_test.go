@@ -74,10 +74,10 @@ func TestEmbedIsHeldToPolicy(t *testing.T) {
 	embed := func(p *serving.Policy, file []byte) (*pb.EmbedImageStart, error) {
 		m := tinyVLM(t)
 		encode := m.Encode
-		m.Encode = func(ctx context.Context, img *vision.Image) ([]float32, bool, error) { // each file has its own
+		m.Encode = func(ctx context.Context, img *vision.Image) ([]float32, bool, error) { // each size has its own
 			out, cached, err := encode(ctx, img)
 			for i := range out {
-				out[i] = float32(img.File[i%len(img.File)])
+				out[i] = float32(img.Width)
 			}
 			return out, cached, err
 		}
