@@ -20,9 +20,9 @@ import (
 // llama is llama.cpp's llama-server with one quantisation of the same weights. The tower is the q8_0 one; both
 // quantisations run faster with it than with the f16 one.
 type llama struct {
-	folder, quant string
-	threads       int
-	base, marker  string
+	config
+	quant        string
+	base, marker string
 }
 
 func (l *llama) name() string { return "llama-server " + l.quant }
@@ -31,11 +31,26 @@ func (l *llama) family() string { return "llama-server" }
 
 func (l *llama) root() string { return filepath.Join(l.folder, "sid") }
 
+// weights are those that a step reads: the whole file, as embeddings are the head's weights too or few of them are read.
+func (l *llama) weights() (w weights) {
+	if info, err := os.Stat(l.model()); err == nil {
+		w.bytes = float64(info.Size())
+	}
+	w.layers, _, _ = matrices(filepath.Join(l.folder, "models", "hf")) // the same weights
+	return w
+}
+
 func (l *llama) model() string { return filepath.Join(l.folder, "models", "lm-"+l.quant+".gguf") }
 
 func (l *llama) missing() string {
 	if _, err := os.Stat(l.model()); err != nil {
 		return err.Error()
+	}
+	if l.llama != "" {
+		if _, err := exec.LookPath(l.llama); err != nil {
+			return "-llama: " + err.Error()
+		}
+		return ""
 	}
 	if _, err := exec.LookPath("llama-server"); err == nil {
 		return ""
@@ -50,13 +65,15 @@ func (l *llama) command(addr string) *exec.Cmd {
 	l.base = "http://" + addr
 	_, port, _ := strings.Cut(addr, ":")
 	models, start := filepath.Join(l.folder, "models"), []string{"llama-server"}
-	if _, err := exec.LookPath("llama-server"); err != nil {
+	if l.llama != "" {
+		start[0] = l.llama
+	} else if _, err := exec.LookPath("llama-server"); err != nil {
 		// The models have to lie inside the other root: a bind mount at /h3.
 		models, start = "/h3", []string{"chroot", l.root(), "llama-server"}
 	}
 	t := strconv.Itoa(l.threads)
 	args := append(start, "-m", models+"/lm-"+l.quant+".gguf", "--mmproj", models+"/mm1-q8_0.gguf", "-t", t, "-tb", t,
-		"-np", "16", "-c", "8192",
+		"-np", strconv.Itoa(l.slots), "-c", strconv.Itoa(l.slots*l.context),
 		"--host", "127.0.0.1", "--port", port, "--cache-ram", "0", "--no-webui", "--offline")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/usr/sbin:/bin:/sbin")

@@ -31,8 +31,9 @@ func main() {
 	reps := flag.Int("reps", 3, "rounds; in each, every peer runs once")
 	photos := flag.Int("photos", 64, "images to caption")
 	only := flag.String("only", "", "run only those whose name contains one of these, comma-separated: mmserve,q4_0")
-	parts := flag.String("work", strings.Join(works, ","), "what to measure, comma-separated")
+	parts := flag.String("work", strings.Join(standard, ","), "what to measure, comma-separated; also: long")
 	write := flag.String("write", "", "write the images to caption into this folder, and do nothing else")
+	llamaBin := flag.String("llama", "", "a llama-server by path; empty: the one on PATH or in the peers' folder")
 	keep := flag.String("keep", "", "file to add the values to; the table counts what earlier runs left there")
 	flag.Parse()
 	if *write != "" {
@@ -45,7 +46,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	w := work{parts: strings.Split(*parts, ","), photos: *photos}
-	if err := run(ctx, pick(*folder, *bin, *precision, *threads, *only), w, *reps, *keep); err != nil {
+	c := config{folder: *folder, bin: *bin, llama: *llamaBin, precision: *precision, threads: *threads, slots: 16, context: 512}
+	if w.has("long") {
+		c.slots, c.context = longStreams, longContext
+	}
+	if err := run(ctx, pick(c, *only), w, *reps, c.threads, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-peers:", err)
 		os.Exit(1)
 	}
@@ -65,14 +70,23 @@ func writePhotos(dir string, n int) error {
 	return nil
 }
 
+// config is what the peers have in common, and which mmserve and llama-server they are.
+type config struct {
+	folder         string
+	bin, precision string
+	llama          string
+	threads        int
+	slots, context int // streams at a time, and the tokens of each
+}
+
 // pick is those asked for that are installed, mmserve first.
-func pick(folder, bin, precision string, threads int, only string) []peer {
-	peers := []peer{&mmserve{bin: bin, folder: folder, precision: precision, threads: threads}}
+func pick(c config, only string) []peer {
+	peers := []peer{&mmserve{config: c}}
 	for _, q := range []string{"q8_0", "q4_0"} {
-		peers = append(peers, &llama{folder: folder, quant: q, threads: threads})
+		peers = append(peers, &llama{config: c, quant: q})
 	}
 	for _, d := range [][2]string{{"fp32", "fp32"}, {"q8", "q8"}, {"q4", "fp32"}} {
-		peers = append(peers, &transformers{folder: folder, decoder: d[0], tower: d[1], threads: threads})
+		peers = append(peers, &transformers{folder: c.folder, decoder: d[0], tower: d[1], threads: c.threads})
 	}
 	return slices.DeleteFunc(peers, func(p peer) bool {
 		if !slices.ContainsFunc(strings.Split(only, ","), func(s string) bool { return strings.Contains(p.name(), s) }) {
@@ -87,7 +101,7 @@ func pick(folder, bin, precision string, threads int, only string) []peer {
 }
 
 // run measures every peer in each round, and prints the table of what there is when it ends, by an error too.
-func run(ctx context.Context, peers []peer, w work, reps int, keep string) error {
+func run(ctx context.Context, peers []peer, w work, reps, threads int, keep string) error {
 	if err := w.check(); err != nil {
 		return err
 	}
@@ -96,6 +110,8 @@ func run(ctx context.Context, peers []peer, w work, reps int, keep string) error
 		return err
 	}
 	defer func() { all.table(os.Stdout) }()
+	at := limits{read: bandwidth(threads), peak8: peak8(threads)}
+	fmt.Fprintf(os.Stderr, "%d threads read %.1f GB/s and do %.0f GOP/s of 8 bits\n", threads, at.read/1e9, 2*at.peak8/1e9)
 	if w.has("start") {
 		for _, p := range peers { // reads the files once, so that no peer's first round finds a cold disk cache
 			fmt.Fprintf(os.Stderr, "warming the disk cache: %s\n", p.name())
@@ -111,6 +127,9 @@ func run(ctx context.Context, peers []peer, w work, reps int, keep string) error
 				return fmt.Errorf("%s: %w", p.name(), err)
 			}
 			fmt.Fprintf(os.Stderr, "round %d of %d: %s, others used %.2f cores\n", rep+1, reps, p.name(), got.others)
+			if of, ok := p.(weigher); ok {
+				got.values = append(got.values, at.shares(got.values, of.weights())...)
+			}
 			if err := all.add(got.values, keep); err != nil {
 				return err
 			}

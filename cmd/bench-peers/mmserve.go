@@ -22,9 +22,8 @@ const own = "mmserve"
 
 // mmserve over gRPC.
 type mmserve struct {
-	bin, folder, precision string
-	threads                int
-	client                 *client.Client
+	config
+	client *client.Client
 }
 
 func (m *mmserve) name() string { return "mmserve " + m.precision }
@@ -42,7 +41,8 @@ func (m *mmserve) missing() string {
 
 func (m *mmserve) command(addr string) *exec.Cmd {
 	return exec.Command(m.bin, "serve", "--model", filepath.Join(m.folder, "models", "hf"), "--precision", m.precision,
-		"--threads", strconv.Itoa(m.threads), "--slots", "16", "--max-len", "512", "--listen", addr)
+		"--threads", strconv.Itoa(m.threads), "--slots", strconv.Itoa(m.slots),
+		"--max-len", strconv.Itoa(m.context), "--listen", addr)
 }
 
 func (m *mmserve) ready(ctx context.Context, addr string) error {

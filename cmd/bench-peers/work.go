@@ -17,7 +17,18 @@ import (
 )
 
 // works are the parts of the work, in the order they are done.
-var works = []string{"start", "image", "prefill", "decode", "captions"}
+var works = []string{"start", "image", "prefill", "decode", "captions", "long"}
+
+// standard are those that are done unless others are asked for: a long context takes gigabytes and minutes.
+var standard = works[:5]
+
+// longContext is the context of "long", in tokens, of each of longStreams streams.
+const longContext, longStreams = 8192, 8
+
+const (
+	eightPrompts = "eight prompts of 32 at once, tokens/s"
+	longDecode   = "decode at a context of 8,192, streams: 8, tokens/s"
+)
 
 // work is what every peer is asked to do.
 type work struct {
@@ -90,7 +101,7 @@ func measure(ctx context.Context, p peer, w work, seed uint64) (m measured, err 
 	if _, err := r.one(ctx, 4, 4, true); err != nil { // warm
 		return m, err
 	}
-	for _, part := range []func(context.Context) error{r.prompts, r.decode, r.captions} {
+	for _, part := range []func(context.Context) error{r.prompts, r.decode, r.captions, r.long} {
 		if err := part(ctx); err != nil {
 			return m, err
 		}
@@ -162,6 +173,11 @@ func (r *round) prompts(ctx context.Context) error {
 			return err
 		}
 		r.note("prefill of 256, tokens/s", float64(a.prompt)/a.ttft.Seconds())
+		_, rate, err := r.together(ctx, r.jobs(8, 32, 1, false), 8)
+		if err != nil {
+			return err
+		}
+		r.note(eightPrompts, 32*rate)
 	}
 	return nil
 }
@@ -180,6 +196,25 @@ func (r *round) decode(ctx context.Context) error {
 			r.note("peak memory at 8 streams, MB", peakMB(r.pid))
 		}
 	}
+	return nil
+}
+
+// long is the rate of tokens at a long context: of what 65 tokens take longer than one does, after prompts of the same
+// length.
+func (r *round) long(ctx context.Context) error {
+	if !r.work.has("long") {
+		return nil
+	}
+	const more = 64
+	var took [2]time.Duration
+	for i, tokens := range []int{1, 1 + more} {
+		began := time.Now()
+		if _, _, err := r.together(ctx, r.jobs(longStreams, longContext-2*more, tokens, false), longStreams); err != nil {
+			return err
+		}
+		took[i] = time.Since(began)
+	}
+	r.note(longDecode, longStreams*more/(took[1]-took[0]).Seconds())
 	return nil
 }
 
