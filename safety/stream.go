@@ -270,6 +270,11 @@ func (r *Rules) Check(place Place, text string) *Checked {
 		return c
 	}
 	s.keep = true
+	if place == Input && r.Acts(Health, Input) {
+		for _, f := range health(text) {
+			s.find(f)
+		}
+	}
 	emit := func(p Piece) { c.Pieces = append(c.Pieces, p) }
 	if c.Blocked = s.Push(text, emit); c.Blocked == nil {
 		c.Blocked = s.Flush(emit)
