@@ -62,7 +62,7 @@ bin/grpcurl bin/ghz: tools/clients/go.mod
 ## test: everything CI checks; under the race detector, which slows tests five to ten times, what starts goroutines
 MODULE := github.com/mmserve/mmserve
 PLAIN := cmd/mmserve fusion internal/chat internal/constrain internal/kernels internal/onnx internal/tokenizer \
-  model model/export model/families model/synth model/verify
+  model model/export model/families model/synth model/verify training/health
 RACED := Admin|Bench$$|CaptionKilled|CaptionWorkersOfAQueue|Concurrent|ConfigReload|ConversationOutlives|ManyStreams|ReloadKeys|RollingRestart|Subject|Swap|TwoModels|Unload
 test: ort sdks web-modules lint
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi

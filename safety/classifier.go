@@ -19,6 +19,7 @@ import (
 // id2label, and a preprocessor or a tokenizer.
 type classifier struct {
 	name       string
+	threshold  float64 // the least score of a finding
 	session    *ort.Session
 	inputs     []onnx.Value
 	categories []Category // of each class
@@ -47,7 +48,7 @@ func openClassifier(c ClassifierConfig, threads int) (*classifier, error) {
 	if err := readJSON(filepath.Join(c.Folder, "config.json"), &config); err != nil {
 		return nil, err
 	}
-	out := &classifier{name: c.Name}
+	out := &classifier{name: c.Name, threshold: c.Threshold}
 	n := len(config.Labels)
 	if n == 0 || n > maxClasses {
 		return nil, fmt.Errorf("config.json: id2label: %d labels; want 1 to %d", n, maxClasses)
@@ -67,17 +68,28 @@ func openClassifier(c ClassifierConfig, threads int) (*classifier, error) {
 	if used != len(c.Labels) {
 		return nil, fmt.Errorf("labels: %d of %d are none of the model's", len(c.Labels)-used, len(c.Labels))
 	}
-	out.sigmoid = config.Activation == "" && config.Problem == "multi_label_classification"
+	if config.Problem == "regression" {
+		return nil, errors.New("config.json: problem_type: regression; want a model that tells classes")
+	}
+	// As pipelines of transformers choose.
+	out.sigmoid = config.Activation == "" && (config.Problem == "multi_label_classification" || n == 1)
 	out.softmax = config.Activation == "" && !out.sigmoid
 	f, err := ort.ReadFile(filepath.Join(c.Folder, "model.onnx"))
 	if err != nil {
 		return nil, err
 	}
-	if len(f.Outputs) != 1 {
-		return nil, fmt.Errorf("model.onnx: %d outputs; want one", len(f.Outputs))
+	of, ok := onnx.Find(f.Outputs, "logits")
+	if len(f.Outputs) == 1 {
+		of, ok = f.Outputs[0], true
+	}
+	if !ok || of.Type != onnx.F32 {
+		return nil, fmt.Errorf("model.onnx: %d outputs; want one, or logits among them, of float32", len(f.Outputs))
+	}
+	if d := of.Dims; d != nil && (len(d) != 2 || d[1].Size >= 0 && d[1].Size != n) {
+		return nil, fmt.Errorf("model.onnx: output %s: want [batch, %d], as config.json has %d labels", of.Name, n, n)
 	}
 	out.inputs = f.Inputs
-	out.session, err = ort.OpenFile(f, []string{f.Outputs[0].Name}, ort.Options{Threads: threads})
+	out.session, err = ort.OpenFile(f, []string{of.Name}, ort.Options{Threads: threads})
 	return out, err
 }
 
@@ -122,7 +134,7 @@ func (c *classifier) findings(scores []float32) (list []Finding) {
 		}
 	}
 	for _, category := range Categories() {
-		if score, ok := best[category]; ok {
+		if score, ok := best[category]; ok && !(score < c.threshold) { // NaN is a finding
 			list = append(list, Finding{Category: category, Score: score})
 		}
 	}
@@ -234,11 +246,6 @@ func (c *imageClassifier) scores(ctx context.Context, p *imaging.RGB) (_ []float
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, in.Free()) }()
-	out, err := ort.Alloc[float32](len(c.known))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, out.Free()) }()
 	dims := []int{1, 3, h, w}
 	if c.raw {
 		dims = []int{1, h, w, 3}
@@ -258,13 +265,5 @@ func (c *imageClassifier) scores(ctx context.Context, p *imaging.RGB) (_ []float
 		return nil, err
 	}
 	defer x.Destroy()
-	y, err := ort.View(out.Slice(), 1, len(c.known))
-	if err != nil {
-		return nil, err
-	}
-	defer y.Destroy()
-	if err := c.session.RunContext(ctx, []ort.Tensor{x}, []ort.Tensor{y}); err != nil {
-		return nil, err
-	}
-	return append([]float32(nil), out.Slice()[:len(c.known)]...), nil
+	return c.run(ctx, []ort.Tensor{x})
 }

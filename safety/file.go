@@ -201,6 +201,7 @@ func (p *Policy) read(n *yaml.Node) (terms []term, err error) {
 		"classifiers": func(n *yaml.Node, path string) error {
 			return list(n, path, maxClassifiers, p.readClassifier)
 		},
+		"abuse": p.readAbuse,
 		"text_in_images": func(n *yaml.Node, path string) (err error) {
 			p.TextInImages, err = scalar(n, path, maxNotice)
 			return err
@@ -317,6 +318,10 @@ func (p *Policy) readClassifier(n *yaml.Node, path string) error {
 			kinds := []string{"text", "image"}
 			i, err := choice(n, path, kinds)
 			c.Kind = kinds[i]
+			return err
+		},
+		"threshold": func(n *yaml.Node, path string) (err error) {
+			c.Threshold, err = share(n, path)
 			return err
 		},
 		"folder": func(n *yaml.Node, path string) (err error) {

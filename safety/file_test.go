@@ -13,7 +13,7 @@ import (
 // A mistake in a policy is refused with its line and its field: a rule that is not understood holds nothing back.
 func TestParseErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"defaults: {}":                                                    "line 1: defaults: not known; want block_lists, classifiers, default,",
+		"defaults: {}":                                                    "line 1: defaults: not known; want abuse, block_lists, classifiers, default,",
 		"default:\n  hat: {}":                                             "line 2: default.hat: not known; want hate,",
 		"default:\n  hate: {input: deny}":                                 `line 2: default.hate.input: "deny"; want allow, flag, redact, block`,
 		"default:\n  hate:\n    threshold: 2":                             `line 3: default.hate.threshold: "2"; want a number of 0 to 1`,

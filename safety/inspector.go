@@ -23,7 +23,12 @@ type Inspector struct {
 	limits      imaging.Limits
 	text        *ocr.Reader
 	classifiers []*imageClassifier
+	texts       []*textClassifier
+	reading     chan struct{} // places for texts
 }
+
+// textsAtOnce are classified at the same time: each takes a core.
+const textsAtOnce = 2
 
 // InspectorOptions bound what an inspector spends.
 type InspectorOptions struct {
@@ -35,26 +40,76 @@ type InspectorOptions struct {
 
 // OpenInspector opens the models for images that a policy names; nil if it names none. ONNX Runtime has to be loaded.
 func OpenInspector(p *Policy, o InspectorOptions) (_ *Inspector, err error) {
-	in := &Inspector{turn: make(chan struct{}, 1), limits: imaging.Limits{MaxPixels: o.MaxPixels}}
+	in := &Inspector{turn: make(chan struct{}, 1), reading: make(chan struct{}, textsAtOnce),
+		limits: imaging.Limits{MaxPixels: o.MaxPixels}}
 	if p.TextInImages != "" {
 		if in.text, err = ocr.Open(p.TextInImages, o.Threads); err != nil {
 			return nil, fmt.Errorf("text_in_images: %w", err)
 		}
 	}
 	for i, c := range p.Classifiers {
-		if c.Kind != "image" {
-			return nil, errors.Join(fmt.Errorf("classifiers[%d]: kind: text is not built yet; want image", i), in.Close())
-		}
-		one, err := openImageClassifier(c, o.Threads)
-		if err != nil {
+		if err := in.open(c, o.Threads); err != nil {
 			return nil, errors.Join(fmt.Errorf("classifiers[%d]: %w", i, err), in.Close())
 		}
-		in.classifiers = append(in.classifiers, one)
 	}
-	if in.text == nil && len(in.classifiers) == 0 {
+	if in.text == nil && len(in.classifiers)+len(in.texts) == 0 {
 		return nil, nil
 	}
 	return in, nil
+}
+
+// open opens a classifier.
+func (in *Inspector) open(c ClassifierConfig, threads int) error {
+	if c.Kind == "text" {
+		one, err := openTextClassifier(c, threads)
+		if err == nil {
+			in.texts = append(in.texts, one)
+		}
+		return err
+	}
+	one, err := openImageClassifier(c, threads)
+	if err == nil {
+		in.classifiers = append(in.classifiers, one)
+	}
+	return err
+}
+
+// ReadsTexts says whether a classifier looks at texts of a place for what the rules act on, and whether what it finds
+// may have to be held back.
+func (in *Inspector) ReadsTexts(r *Rules, place Place) (reads, holds bool) {
+	for _, c := range in.texts {
+		for i, category := range c.categories {
+			if c.known[i] {
+				reads, holds = reads || r.Acts(category, place), holds || r.holds(category, place)
+			}
+		}
+	}
+	return reads, holds
+}
+
+// InspectText says what classifiers find in a text, as a whole. Errors wrap ErrLongText, or are of the models or ctx.
+func (in *Inspector) InspectText(ctx context.Context, r *Rules, place Place, text string) (list []Finding, err error) {
+	if reads, _ := in.ReadsTexts(r, place); !reads || strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	select {
+	case in.reading <- struct{}{}:
+		defer func() { <-in.reading }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	for _, c := range in.texts {
+		found, err := c.classify(ctx, text)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			if f.Action = r.Action(f.Category, place, f.Score); f.Action != Allow {
+				list = append(list, f)
+			}
+		}
+	}
+	return list, nil
 }
 
 // Close frees the models. No Inspect may be under way.
@@ -63,6 +118,9 @@ func (in *Inspector) Close() (err error) {
 		err = in.text.Close()
 	}
 	for _, c := range in.classifiers {
+		err = errors.Join(err, c.close())
+	}
+	for _, c := range in.texts {
 		err = errors.Join(err, c.close())
 	}
 	return err

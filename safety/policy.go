@@ -20,6 +20,8 @@ type Policy struct {
 	// Classifiers and TextInImages name the folders of models that images and texts are looked at with.
 	Classifiers  []ClassifierConfig
 	TextInImages string
+	// Abuse says when callers are quarantined; nil: never.
+	Abuse *AbuseRules
 }
 
 // Rules are those of one tenant. Their methods may be called concurrently.
@@ -43,6 +45,8 @@ type ClassifierConfig struct {
 	Name, Kind, Folder string
 	// Labels are the categories of its labels; the others mean nothing.
 	Labels map[string]Category
+	// Threshold is the least score of a finding, beside that of the category.
+	Threshold float64
 }
 
 // defaultThreshold is that of categories without one of their own.

@@ -89,8 +89,8 @@ type Finding struct {
 	Action Action
 }
 
-// mark is what stands in the place of a finding.
-func (f Finding) mark() string {
+// Mark is what stands in the place of a finding.
+func (f Finding) Mark() string {
 	if f.Kind != "" {
 		return "[" + f.Kind + "]"
 	}

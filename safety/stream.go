@@ -211,7 +211,7 @@ func (s *Stream) act(group []Finding, emit func(Piece)) *Finding {
 		}
 		s.pass(first.Start, emit)
 		if n := end - s.from; n > 0 {
-			emit(Piece{Text: first.mark(), Covers: n, Hidden: true})
+			emit(Piece{Text: first.Mark(), Covers: n, Hidden: true})
 			s.held, s.from = s.held[n:], end
 		}
 	}
@@ -270,6 +270,11 @@ func (r *Rules) Check(place Place, text string) *Checked {
 		return c
 	}
 	s.keep = true
+	if place == Input && r.Acts(Health, Input) {
+		for _, f := range health(text) {
+			s.find(f)
+		}
+	}
 	emit := func(p Piece) { c.Pieces = append(c.Pieces, p) }
 	if c.Blocked = s.Push(text, emit); c.Blocked == nil {
 		c.Blocked = s.Flush(emit)

@@ -25,13 +25,39 @@ func (s *Server) GetServerInfo(ctx context.Context, _ *pb.GetServerInfoRequest) 
 	}, nil
 }
 
-// GetModel says the same of one model as ListModels does of all.
+// GetModel says the same of one model as ListModels does of all, and what its authors say.
 func (s *Server) GetModel(ctx context.Context, in *pb.GetModelRequest) (*pb.GetModelResponse, error) {
 	m, err := s.modelInfo(ctx, in.GetName())
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &pb.GetModelResponse{Model: m}, nil
+	return &pb.GetModelResponse{Model: m, Card: modelCard(s.card(ctx, m.GetName()))}, nil
+}
+
+// card is the card of a model that the caller may use; nil if it has none.
+func (s *Server) card(ctx context.Context, name string) (card *serving.ModelCard) {
+	s.models.EachOf(ctx, func(d *serving.Deployment) {
+		if d.Model.Name == name {
+			card = d.Model.Card
+		}
+	})
+	return card
+}
+
+func modelCard(c *serving.ModelCard) *pb.ModelCard {
+	if c == nil {
+		return nil
+	}
+	out := &pb.ModelCard{
+		License: c.License, LicenseName: c.LicenseName, LicenseLink: c.LicenseLink, Languages: c.Languages,
+		Datasets: c.Datasets, BaseModels: c.BaseModels, Tags: c.Tags,
+		Limits: c.Limits, Text: c.Text, Truncated: c.Truncated, Problem: c.Problem,
+	}
+	for _, e := range c.Evaluations {
+		out.Evaluations = append(out.Evaluations,
+			&pb.ModelEvaluation{Task: e.Task, Dataset: e.Dataset, Metric: e.Metric, Value: e.Value})
+	}
+	return out
 }
 
 // modelInfo is what there is to say of the model of a name, or of the default where it is empty.

@@ -1,8 +1,12 @@
 package server_test
 
 import (
+	"encoding/json"
+	"io"
+	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/mmserve/mmserve/proto/mmserve/v1"
@@ -69,5 +73,44 @@ func TestPlacementMetrics(t *testing.T) {
 		if got != want.value {
 			t.Errorf("%s of %s on %s is %v, want %v", want.name, want.graph, want.provider, got, want.value)
 		}
+	}
+}
+
+// GetModel gives what the model's authors say, in full; lists do not. OpenAI's API has it as an extra.
+func TestModelCard(t *testing.T) {
+	m := tinyVLM(t)
+	m.Card = &serving.ModelCard{
+		License: "mit", LicenseName: "n", LicenseLink: "l", Languages: []string{"en"}, Datasets: []string{"d"},
+		BaseModels: []string{"b"}, Tags: []string{"t"}, Limits: "No medicine.", Text: "# Card", Truncated: true, Problem: "p",
+	}
+	m.Card.Evaluations = append(m.Card.Evaluations, struct{ Task, Dataset, Metric, Value string }{"vqa", "a", "b", "1"})
+	f := startHTTP(t, &m, newChain(2, 4), server.Options{})
+	r := f.do(t, "GET", "/v1/models/tiny-vlm", nil)
+	var body struct {
+		ID   string
+		Card json.RawMessage
+	}
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil || r.StatusCode != 200 || body.ID != "tiny-vlm" {
+		t.Fatalf("%d, %v", r.StatusCode, err)
+	}
+	const fields = `{"license":"mit","license_name":"n","license_link":"l","languages":["en"],"datasets":["d"],` +
+		`"base_models":["b"],"tags":["t"],"evaluations":[{"task":"vqa","dataset":"a","metric":"b","value":"1"}],` +
+		`"limits":"No medicine.","text":"# Card","truncated":true,"problem":"p"}`
+	if string(body.Card) != fields {
+		t.Errorf("over HTTP %s", body.Card)
+	}
+	var want pb.ModelCard
+	if err := protojson.Unmarshal([]byte(fields), &want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := pb.NewModelServiceClient(start(t, m, newChain(2, 4), server.Options{}).conn).
+		GetModel(t.Context(), &pb.GetModelRequest{})
+	if err != nil || !proto.Equal(got.GetCard(), &want) {
+		t.Errorf("got %v, %v", got.GetCard(), err)
+	}
+	r = f.do(t, "GET", "/v1/models", nil)
+	list, err := io.ReadAll(r.Body)
+	if err != nil || strings.Contains(string(list), "card") {
+		t.Errorf("the list is %s, %v", list, err)
 	}
 }

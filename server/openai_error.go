@@ -83,6 +83,9 @@ func toHTTP(err error, param func(string) string) *httpError {
 	if errors.Is(err, serving.ErrNoTools) {
 		code = openai.CodeUnsupported
 	}
+	if errors.As(err, new(*serving.QuarantineError)) {
+		code = "quarantined"
+	}
 	if errors.Is(err, serving.ErrPolicy) {
 		code = "content_filter"
 	}

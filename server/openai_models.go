@@ -28,8 +28,28 @@ func (x *exchange) getModel() error {
 	}
 	for _, m := range x.modelList() {
 		if m.ID == x.r.PathValue("model") {
+			x.models.EachOf(x.r.Context(), func(d *serving.Deployment) {
+				if d.Model.Name == m.ID {
+					m.Card = openaiCard(d.Model.Card)
+				}
+			})
 			return x.write(m)
 		}
 	}
 	return refused(http.StatusNotFound, "model_not_found", "no model of this name is served here; GET /v1/models lists them")
+}
+
+func openaiCard(c *serving.ModelCard) *openai.ModelCard {
+	if c == nil {
+		return nil
+	}
+	out := &openai.ModelCard{
+		License: c.License, LicenseName: c.LicenseName, LicenseLink: c.LicenseLink, Languages: c.Languages,
+		Datasets: c.Datasets, BaseModels: c.BaseModels, Tags: c.Tags,
+		Limits: c.Limits, Text: c.Text, Truncated: c.Truncated, Problem: c.Problem,
+	}
+	for _, e := range c.Evaluations {
+		out.Evaluations = append(out.Evaluations, openai.ModelEvaluation(e))
+	}
+	return out
 }

@@ -51,6 +51,8 @@ func toStatus(err error) error {
 			list[i] = &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Description}
 		}
 		detail = &errdetails.BadRequest{FieldViolations: list}
+	case quarantineInfo(err) != nil:
+		detail = quarantineInfo(err)
 	case e.RetryAfter > 0:
 		detail = &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)}
 	}
@@ -61,6 +63,18 @@ func toStatus(err error) error {
 		}
 	}
 	return st.Err()
+}
+
+// quarantineInfo tells programs of a quarantine; nil if err is none. It has no RetryInfo: clients would take it for a
+// load that goes away.
+func quarantineInfo(err error) *errdetails.ErrorInfo {
+	var q *serving.QuarantineError
+	if !errors.As(err, &q) {
+		return nil
+	}
+	return &errdetails.ErrorInfo{Reason: "QUARANTINED", Domain: "mmserve", Metadata: map[string]string{
+		"reference": q.Reference, "until": q.Until.UTC().Format(time.RFC3339),
+	}}
 }
 
 // fromStatus is what sending failed with, as serving takes it from a sink.

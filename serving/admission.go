@@ -53,6 +53,9 @@ func (s *Service) AdmitPlaceless(ctx context.Context) (_ context.Context, releas
 	if err := s.permitAny(c.Identity); err != nil {
 		return ctx, none, err
 	}
+	if err := s.notQuarantined(ctx, c.Tenant, c.Peer); err != nil {
+		return ctx, none, err
+	}
 	if c.Tenant == "" {
 		return ctx, none, nil
 	}
@@ -96,6 +99,9 @@ func (s *Service) full() bool {
 func (l *life) enter(ctx context.Context, peer string) error {
 	if err := permit(ctx, l.model.Name); err != nil {
 		return err
+	}
+	if err := quarantined(l.quarantine); err != nil {
+		return l.rec.refusedBy(err)
 	}
 	u, _ := ctx.Value(usageKey{}).(*usage)
 	if !u.adopt() {

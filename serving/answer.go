@@ -40,6 +40,8 @@ type answer struct {
 
 	policed *policed       // nil without a policy
 	filter  *safety.Stream // nil where the policy lets every text pass
+	// classified is nil where no model looks at answers.
+	classified *classifierStage
 }
 
 // token is what is told of one, with the bytes of text that it added: it is told once all of them are out, as a token

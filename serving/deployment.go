@@ -347,7 +347,7 @@ func (d *Deployment) start(r batching.Runner,
 		d.err = d.Engine.Run(ctx)
 	}()
 	d.Model = Model{
-		Name: d.model.Name, Digest: hex.EncodeToString(sum),
+		Name: d.model.Name, Digest: hex.EncodeToString(sum), Card: d.model.Card(),
 		MaxLen: r.Capacity().MaxLen, Vocab: d.model.Decoder.Vocab, EOS: d.text.EOS,
 		Prompter: &prompter, Hidden: d.model.Decoder.Hidden, Deepstack: d.model.Decoder.Deepstack,
 		Encode: encode, KVBytesPerToken: d.model.KVBytesPerToken(),

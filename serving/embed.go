@@ -85,6 +85,9 @@ func (l *life) embed(ctx context.Context, in *EmbedRequest, deliver func(*Embedd
 	if err != nil {
 		return err
 	}
+	if err := l.policeEmbedding(ctx, req); err != nil {
+		return l.rec.refusedBy(err)
+	}
 	images, err := l.prepare(ctx, req.images)
 	if err != nil {
 		return err

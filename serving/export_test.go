@@ -1,6 +1,8 @@
 package serving
 
 import (
+	"context"
+
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/safety"
 )
@@ -16,6 +18,12 @@ func NewTrimStage() Stage { return &trimStage{} }
 
 // NewPolicyStage holds answers to rules.
 func NewPolicyStage(r *safety.Rules) Stage { return &policyStage{r.NewStream(safety.Output)} }
+
+// NewClassifierStage has models look at answers.
+func NewClassifierStage(ctx context.Context, r *safety.Rules, texts TextInspector) Stage {
+	_, holds := texts.ReadsTexts(r, safety.Output)
+	return &classifierStage{policed: &policed{ctx: ctx, texts: texts, rules: r}, holds: holds}
+}
 
 // NewNoticeStage has a notice follow answers.
 func NewNoticeStage(notice string) Stage { return &noticeStage{notice} }

@@ -60,6 +60,9 @@ func (s *Service) UploadMedia(ctx context.Context, in UploadHeader) (u *Upload, 
 	if u.header.Tenant = in.Tenant; !validID(in.Tenant) {
 		u.header.Tenant = ""
 	}
+	if err := s.notQuarantined(ctx, u.header.Tenant, CallerOf(ctx).Peer); err != nil {
+		return nil, u.log(ctx, err)
+	}
 	use, _ := ctx.Value(usageKey{}).(*usage)
 	if !use.adopt() { // AdmitPlaceless has not counted it
 		use, err = s.options.Quotas.enter(u.header.Tenant, CallerOf(ctx).Peer)

@@ -8,6 +8,7 @@ import (
 	"github.com/mmserve/mmserve/decoder"
 	"github.com/mmserve/mmserve/fusion"
 	"github.com/mmserve/mmserve/internal/constrain"
+	"github.com/mmserve/mmserve/model"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -15,6 +16,8 @@ import (
 type Model struct {
 	// Name is what requests call the model, Digest what tells its weights and configuration from others.
 	Name, Digest string
+	// Card is what the folder's README.md says; nil where there is none.
+	Card *ModelCard
 	// Fingerprint is the same as long as a request with the same seed gets the same answer; empty where no model runs.
 	Fingerprint string
 	// MaxLen is the context: prompt and answer together, in tokens. Vocab is the number of logits.
@@ -52,6 +55,9 @@ type Model struct {
 	// Defaults is how the model samples when a request does not say; Seed is not used.
 	Defaults decoder.Sampling
 }
+
+// ModelCard is what a model's authors say of it.
+type ModelCard = model.Card
 
 // PatchWidth is the number of values that stand for a patch.
 func (m *Model) PatchWidth() int { return m.Hidden * (1 + m.Deepstack) }

@@ -59,6 +59,8 @@ const (
 	metricQuotaRefused   = "mmserve.quota.refused"
 	metricQuotaTenants   = "mmserve.quota.tenants"
 	metricPolicy         = "mmserve.policy.findings"
+	metricAbuse          = "mmserve.abuse.quarantines"
+	metricQuarantined    = "mmserve.abuse.quarantined"
 
 	spanImageDecode = "mmserve.image.decode"
 	spanImageResize = "mmserve.image.resize"
@@ -111,6 +113,8 @@ const (
 	keyCategory        = attribute.Key("category")
 	keyAction          = attribute.Key("action")
 	keyFoundIn         = attribute.Key("found_in")
+	keySignal          = attribute.Key("signal")
+	keyScope           = attribute.Key("scope")
 	keyKind            = attribute.Key("kind")
 	keyPriority        = attribute.Key("priority")
 	keyPhase           = attribute.Key("phase")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mmserve/mmserve/internal/audit"
 	"github.com/mmserve/mmserve/internal/chat"
 	"github.com/mmserve/mmserve/safety"
 )
@@ -17,8 +18,14 @@ type Policy struct {
 	Now func() *safety.Policy
 	// Inspector looks at images; nil: nothing does.
 	Inspector Inspector
+	// Texts looks at texts with models; nil: nothing does.
+	Texts TextInspector
 	// Audit, unless nil, is told of what was found in each request that something was found in.
 	Audit PolicyAudit
+	// Watch counts signals of abuse and quarantines callers; nil: nothing does. It is of one service.
+	Watch *safety.Watch
+
+	prints *safety.Prints // of prompts, for Watch
 }
 
 // Inspector looks into image files. Its methods are called concurrently.
@@ -26,6 +33,15 @@ type Inspector interface {
 	// Inspect says what a tenant's rules have to do with an image, and gives the file that is to be used in its place:
 	// data itself unless something in it is covered. Errors are those of images that cannot be read, or of ctx.
 	Inspect(ctx context.Context, rules *safety.Rules, data []byte) (findings []safety.Finding, out []byte, err error)
+}
+
+// TextInspector looks at texts. Its methods are called concurrently.
+type TextInspector interface {
+	// ReadsTexts says whether InspectText finds anything in a place that a tenant's rules act on, and whether some of it
+	// has to be held back until it has been looked at.
+	ReadsTexts(rules *safety.Rules, place safety.Place) (reads, holds bool)
+	// InspectText says what a text is, as a whole. Errors wrap safety.ErrLongText, or are of the models or of ctx.
+	InspectText(ctx context.Context, rules *safety.Rules, place safety.Place, text string) ([]safety.Finding, error)
 }
 
 // PolicyAudit takes notes of what a policy found. It is called concurrently, on the requests' goroutines.
@@ -46,6 +62,8 @@ var ErrPolicy = errors.New("refused by the content policy")
 
 // policed is what a policy makes of one request. It is nil where there is no policy.
 type policed struct {
+	ctx    context.Context // the request's
+	texts  TextInspector   // nil where there is none
 	rules  *safety.Rules
 	tally  safety.Tally
 	notice string
@@ -57,8 +75,11 @@ func (l *life) police(ctx context.Context, req *checked) error {
 	if l.options.Policy == nil {
 		return nil
 	}
+	if err := l.watchPrompt(req); err != nil {
+		return err
+	}
 	rules := l.options.Policy.Now().Of(req.tenant)
-	req.policed = &policed{rules: rules}
+	req.policed = &policed{ctx: ctx, texts: l.options.Policy.Texts, rules: rules}
 	for i := range req.prompt.Messages {
 		m := &req.prompt.Messages[i]
 		field := fmt.Sprintf("chat.messages[%d]", i)
@@ -80,13 +101,7 @@ func (l *life) policeRest(ctx context.Context, req *checked) error {
 		return err
 	}
 	for i, ids := range req.prompt.Tokens {
-		text := l.model.Prompter.Tokenizer.NewStream(true)
-		var b strings.Builder
-		for _, id := range ids {
-			b.WriteString(text.Push(id))
-		}
-		b.WriteString(text.Flush())
-		if err := p.fixed(fmt.Sprintf("prompt.parts[%d].token_ids", i), b.String()); err != nil {
+		if err := p.fixed(fmt.Sprintf("prompt.parts[%d].token_ids", i), l.textOf(ids)); err != nil {
 			return err
 		}
 	}
@@ -102,6 +117,17 @@ func (l *life) policeRest(ctx context.Context, req *checked) error {
 		p.notice = p.rules.Notice()
 	}
 	return ctx.Err()
+}
+
+// textOf is the text of token ids.
+func (l *life) textOf(ids []int32) string {
+	text := l.model.Prompter.Tokenizer.NewStream(true)
+	var b strings.Builder
+	for _, id := range ids {
+		b.WriteString(text.Push(id))
+	}
+	b.WriteString(text.Flush())
+	return b.String()
 }
 
 // health says whether the request asks about health.
@@ -136,6 +162,18 @@ func (p *policed) run(parts []chat.Part, field string, user bool) error {
 	checked := p.look(text.String(), user)
 	if checked.Blocked != nil {
 		return blocked(field+".text", checked.Blocked)
+	}
+	switch worst, err := p.classify(field+".text", text.String(), user); {
+	case err != nil:
+		return err
+	case worst != nil && worst.Action == safety.Block:
+		return blocked(field+".text", worst)
+	case worst != nil && worst.Action == safety.Redact: // a classifier speaks of the whole
+		for i := range parts {
+			parts[i].Text = ""
+		}
+		parts[0].Text = worst.Mark()
+		return nil
 	}
 	if !slices.ContainsFunc(checked.Pieces, func(p safety.Piece) bool { return p.Hidden }) {
 		return nil
@@ -180,6 +218,29 @@ func (p *policed) look(text string, user bool) *safety.Checked {
 	return c
 }
 
+// classify has models look at a text, and counts what they find. It gives what has the sternest action;
+// nil for nothing.
+func (p *policed) classify(field, text string, user bool) (worst *safety.Finding, err error) {
+	if p.texts == nil || text == "" {
+		return nil, nil
+	}
+	rules := p.rules
+	if !user {
+		rules = rules.Trusting(safety.PromptInjection)
+	}
+	list, err := p.texts.InspectText(p.ctx, rules, safety.Input, text)
+	if errors.Is(err, safety.ErrLongText) {
+		return nil, invalidFor(ErrPolicy, field, "%v", err)
+	}
+	for i, f := range list {
+		p.tally.Add(f.Category, safety.Input, f.Action)
+		if worst == nil || f.Action > worst.Action {
+			worst = &list[i]
+		}
+	}
+	return worst, err
+}
+
 // fixed looks at a text in which nothing can be put in the place of anything, as it is code: what would be redacted is
 // refused.
 func (p *policed) fixed(field, text string) error {
@@ -195,7 +256,11 @@ func (p *policed) fixed(field, text string) error {
 	if stop != nil {
 		return blocked(field, stop)
 	}
-	return nil
+	worst, err := p.classify(field, text, true)
+	if err == nil && worst != nil && worst.Action >= safety.Redact {
+		err = blocked(field, worst)
+	}
+	return err
 }
 
 // policeImages has the tenant's rules look at the images of a request, whose files are there.
@@ -218,6 +283,19 @@ func (l *life) policeImages(ctx context.Context, req *checked) error {
 		}
 		part.data = data
 	}
+	return nil
+}
+
+// policeEmbedding holds the image of a request for embeddings to the tenant's rules.
+func (l *life) policeEmbedding(ctx context.Context, req *checked) error {
+	if l.options.Policy == nil {
+		return nil
+	}
+	req.policed = &policed{ctx: ctx, rules: l.options.Policy.Now().Of(req.tenant)}
+	if err := l.policeImages(ctx, req); err != nil {
+		return err
+	}
+	l.notePolicy(ctx, req, req.policed.tally.Counts(), false)
 	return nil
 }
 
@@ -244,6 +322,11 @@ func (l *life) notePolicy(ctx context.Context, req *checked, counts []safety.Cou
 		return
 	}
 	l.options.Telemetry.countPolicy(ctx, counts)
+	for _, c := range counts {
+		Decided(ctx, audit.Decision{
+			Stage: "policy/" + c.Place.String(), Category: c.Category.String(), Action: c.Action.String(), Count: c.N,
+		})
+	}
 	if audit := l.options.Policy.Audit; audit != nil {
 		audit.PolicyFindings(ctx, PolicyEvent{
 			RequestID: l.rec.id, Tenant: req.tenant, Model: l.model.Name, Counts: counts, Refused: refused,
@@ -299,6 +382,12 @@ func (a *answer) policyStages(req *checked) (list []Stage) {
 		return nil
 	}
 	a.policed = p
+	if p.texts != nil {
+		if reads, holds := p.texts.ReadsTexts(p.rules, safety.Output); reads {
+			a.classified = &classifierStage{policed: p, holds: holds}
+			list = append(list, a.classified)
+		}
+	}
 	if a.filter = p.rules.NewStream(safety.Output); a.filter != nil {
 		list = append(list, &policyStage{a.filter})
 	}
@@ -316,6 +405,9 @@ func (a *answer) findings() []safety.Count {
 	counts := a.policed.tally.Counts()
 	if a.filter != nil {
 		counts = append(counts, a.filter.Counts()...)
+	}
+	if a.classified != nil {
+		counts = append(counts, a.classified.tally.Counts()...)
 	}
 	return counts
 }

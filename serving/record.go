@@ -39,6 +39,9 @@ type record struct {
 	answers               []answered
 	sum                   answered // of all answers, once they have ended
 	refused               error    // the engine's, if it took the request not
+
+	watch  *safety.Watch  // nil: nothing counts signals of abuse
+	actors []safety.Actor // whom they are counted of
 }
 
 // answered is what is known of one answer; the goroutine that delivers it writes it.
@@ -166,6 +169,9 @@ func (r *record) close(ctx context.Context, panicked any, err error) error {
 	if panicked != nil {
 		err = fmt.Errorf("panic: %s", DescribePanic(panicked))
 		stack = []slog.Attr{slog.String("stack", string(debug.Stack()))}
+	}
+	if r.refusedByPolicy(err) {
+		r.watch.Refusal(r.actors)
 	}
 	told := shown(err, r.id)
 	if failed := r.trail.close(r, KindOf(told)); failed != nil {

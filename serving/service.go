@@ -15,6 +15,7 @@ import (
 	"github.com/mmserve/mmserve/internal/crew"
 	"github.com/mmserve/mmserve/internal/media"
 	"github.com/mmserve/mmserve/internal/socket"
+	"github.com/mmserve/mmserve/safety"
 	"github.com/mmserve/mmserve/vision"
 )
 
@@ -96,6 +97,7 @@ func NewService(models *Registry, o ServiceOptions) *Service {
 	s.loading, s.exporting = make(chan struct{}, maxLoading), make(chan struct{}, maxExporting)
 	s.images.used = map[imageFile]*imageUse{}
 	s.options.Telemetry.watch(s)
+	s.watchAbuse()
 	return s
 }
 
@@ -106,11 +108,12 @@ type life struct {
 	model      *Model
 	engine     *batching.Engine
 	rec        *record
-	used       *usage         // of its tenant's quotas
-	identity   *auth.Identity // its caller's; nil where callers need no credential
-	ran        int            // tokens of the prompt that the tower or the engine was given
-	scored     int            // tokens that were generated for scores of choices
-	uses       []func()       // end what use began
+	used       *usage             // of its tenant's quotas
+	identity   *auth.Identity     // its caller's; nil where callers need no credential
+	ran        int                // tokens of the prompt that the tower or the engine was given
+	scored     int                // tokens that were generated for scores of choices
+	uses       []func()           // end what use began
+	quarantine *safety.Quarantine // its caller's; nil for none
 }
 
 // begin gives a request its model, which stays open until release is called, and its record. Where the model it
@@ -135,6 +138,7 @@ func (s *Service) beginAs(ctx context.Context, in *Request,
 	own(ctx, in)
 	l = &life{Service: s, deployment: d, model: &d.Model, engine: d.Engine, identity: identity}
 	ctx, l.rec = s.newRecord(ctx, in, d.Model.Name, operation)
+	l.watchRequest(ctx, in.Peer)
 	return ctx, l, release, nil
 }
 

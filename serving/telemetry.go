@@ -27,7 +27,7 @@ type Telemetry struct {
 
 	duration, firstToken, outputToken, stage metric.Float64Histogram
 	finished, rejected, images, quotas       metric.Int64Counter
-	policy                                   metric.Int64Counter
+	policy, abuse                            metric.Int64Counter
 	stepDuration                             metric.Float64Histogram
 	stepRows                                 metric.Int64Histogram
 
@@ -60,6 +60,8 @@ type processSnapshot struct {
 	device DeviceStats
 	Traffic
 	tenants int // that the quotas remember
+	// quarantined are callers that the watch of abuse refuses.
+	quarantined int
 }
 
 // NewTelemetry makes the instruments. One step in stepSpans that run a traced request gets a span of its own, linked to
@@ -98,6 +100,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 	t.images = counter(metricImages, "{image}", "Images decoded and cut into tiles.")
 	t.quotas = counter(metricQuotaRefused, "{request}", "Requests that a quota refused; the label tenant is empty for tenants that the quotas do not name.")
 	t.policy = counter(metricPolicy, "{finding}", "What the content policy found, by category, place and action.")
+	t.abuse = counter(metricAbuse, "{quarantine}", "Quarantines that began, and those that were only flagged, by signal and by what is quarantined.")
 	t.utilization = gauge(metricKVUtilization, "1", "Part of the KV budget that running sequences hold, 0 to 1.")
 	t.stalled = gauge(metricStalled, "s", "How long the engine has had requests to run and no step has ended; 0 when it has none.")
 	return t, errors.Join(append(errs, t.constants(), t.observe())...)
@@ -107,7 +110,7 @@ func NewTelemetry(tp trace.TracerProvider, mp metric.MeterProvider, stepSpans in
 func (t *Telemetry) zero(model string) {
 	ctx, name := context.Background(), keyModel.String(model)
 	for _, reason := range []string{
-		"busy", "quota", "deadline", "draining", "policy", "invalid", "model", "unsupported", "left", "error",
+		"busy", "quota", "deadline", "draining", "policy", "quarantined", "invalid", "model", "unsupported", "left", "error",
 	} {
 		t.rejected.Add(ctx, 0, metric.WithAttributeSet(attribute.NewSet(name, keyReason.String(reason))))
 	}
@@ -245,6 +248,8 @@ func (o *observations) ofEdges() {
 	o.addProcess(func(s processSnapshot) int64 { return s.Evicted })
 	o.gauge(metricQuotaTenants, "{tenant}", "Tenants and hosts whose use is remembered for the quotas.")
 	o.addProcess(func(s processSnapshot) int64 { return int64(s.tenants) })
+	o.gauge(metricQuarantined, "{caller}", "Keys, tenants and hosts in quarantine.")
+	o.addProcess(func(s processSnapshot) int64 { return int64(s.quarantined) })
 	o.gauge(metricConnections, "{connection}", "Clients' connections.")
 	o.addProcess(func(s processSnapshot) int64 { return s.Connections })
 }
@@ -316,7 +321,7 @@ func (t *Telemetry) watch(s *Service) {
 		if traffic != nil {
 			process.Traffic = traffic()
 		}
-		process.tenants = quotas.Tenants()
+		process.tenants, process.quarantined = quotas.Tenants(), len(s.watch().List())
 		models.Each(func(d *Deployment) {
 			t.observeModel(to, d)
 			if d.Model.DeviceStats != nil { // of all devices
@@ -475,6 +480,8 @@ func (r *record) reason(failure Kind) string {
 		return "quota"
 	case errors.As(r.refused, &late):
 		return "deadline"
+	case errors.As(r.refused, new(*QuarantineError)):
+		return "quarantined"
 	case errors.Is(r.refused, ErrPolicy):
 		return "policy"
 	case errors.Is(r.refused, batching.ErrBusy):

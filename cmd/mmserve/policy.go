@@ -12,7 +12,8 @@ import (
 
 // policyFlags say what requests and answers are held to.
 type policyFlags struct {
-	ortLib string // that models which a policy names run on
+	ortLib string      // that models which a policy names run on
+	abuse  *abuseAdmin // nil: nothing watches for abuse
 
 	PolicyFile string `name:"policy-file" placeholder:"FILE" env:"MMSERVE_POLICY_FILE" help:"What texts and images may hold, by category and tenant, a YAML or JSON file: personal data, hate, violence and more are allowed, flagged, redacted or blocked; read again when it changes (default: everything passes)."`
 }
@@ -28,6 +29,10 @@ func (f policyFlags) apply(ctx context.Context, o *server.Options, ortLib string
 		return fmt.Errorf("--policy-file: %w", err)
 	}
 	policy := &serving.Policy{Now: file.Policy}
+	if f.abuse != nil {
+		f.abuse.file.Store(file)
+		policy.Watch = f.abuse.watch
+	}
 	if p := file.Policy(); p.TextInImages != "" || len(p.Classifiers) > 0 {
 		if err := serving.StartRuntime(ortLib); err != nil {
 			return err
@@ -37,7 +42,7 @@ func (f policyFlags) apply(ctx context.Context, o *server.Options, ortLib string
 			return fmt.Errorf("--policy-file: %s: %w", f.PolicyFile, err)
 		}
 		if in != nil {
-			policy.Inspector = in
+			policy.Inspector, policy.Texts = in, in
 		}
 	}
 	go again.Run(ctx)

@@ -172,7 +172,10 @@ func (s serveCmd) serve(
 		}
 	}
 	shown := admin.Options{Level: level, Models: models, Ready: func() error { return readiness(ready.Load()) }}
-	auditAdmin(&shown, kept.audit)
+	if auditAdmin(&shown, kept.audit); s.PolicyFile != "" {
+		s.abuse = newAbuse(kept.audit)
+		shown.Abuse = s.abuse
+	}
 	o, err := s.observe(ctx, log, s.listen, guard.protect(s.AdminAddress, shown))
 	if err != nil {
 		return err

@@ -96,19 +96,24 @@ func processorTime(b *testing.B) time.Duration {
 }
 
 // BenchmarkTelemetry decodes eight streams with everything on (every request traced, one step in 16, metrics) and with
-// everything off, in turn. on/off is the median of the ratios of their tokens by processor time, off/off the same for
-// two servers with everything off: how much of it is noise.
+// everything off, in turn.
 func BenchmarkTelemetry(b *testing.B) {
+	interleave(b, [3]*client.Client{benchServer(b, false), benchServer(b, true), benchServer(b, false)}, "Count.")
+}
+
+// interleave has three servers answer eight streams each in turn, of which the second has something on that the others
+// have off. on/off is the median of the ratios of their tokens by processor time, off/off the same for the two servers
+// with everything off: how much of it is noise. wall-on/off is by the clock.
+func interleave(b *testing.B, servers [3]*client.Client, ask string) {
 	const streams, tokens = 8, 256
-	servers := []*client.Client{benchServer(b, false), benchServer(b, true), benchServer(b, false)}
-	round := func(c *client.Client) (perToken time.Duration, allocs float64) {
+	round := func(c *client.Client) (perToken, wall time.Duration, allocs float64) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		began := processorTime(b)
+		began, start := processorTime(b), time.Now()
 		var wg sync.WaitGroup
 		for range streams {
 			wg.Go(func() {
-				in := client.Chat(client.User(client.Text("Count.")))
+				in := client.Chat(client.User(client.Text(ask)))
 				n := uint32(tokens)
 				in.MaxTokens, in.IgnoreEos = &n, true
 				for _, err := range c.Stream(b.Context(), in) {
@@ -119,27 +124,29 @@ func BenchmarkTelemetry(b *testing.B) {
 			})
 		}
 		wg.Wait()
-		took := processorTime(b) - began
+		took, passed := processorTime(b)-began, time.Since(start)
 		runtime.ReadMemStats(&after)
-		return took / (streams * tokens), float64(after.Mallocs-before.Mallocs) / (streams * tokens)
+		return took / (streams * tokens), passed, float64(after.Mallocs-before.Mallocs) / (streams * tokens)
 	}
 	for _, c := range servers {
 		round(c)
 	}
-	var ratios, noise []float64
+	var ratios, clocks, noise []float64
 	var times, allocs [3][]float64
 	for i := 0; b.Loop(); i++ {
-		var took [3]float64
+		var took, clock [3]float64
 		for j := range servers {
 			k := (i + j) % len(servers)
-			perToken, n := round(servers[k])
-			took[k] = float64(perToken)
+			perToken, wall, n := round(servers[k])
+			took[k], clock[k] = float64(perToken), float64(wall)
 			times[k], allocs[k] = append(times[k], took[k]), append(allocs[k], n)
 		}
 		ratios, noise = append(ratios, (took[0]+took[2])/2/took[1]), append(noise, took[0]/took[2])
+		clocks = append(clocks, (clock[0]+clock[2])/2/clock[1])
 	}
 	median := func(x []float64) float64 { slices.Sort(x); return x[len(x)/2] }
 	b.ReportMetric(median(ratios), "on/off")
+	b.ReportMetric(median(clocks), "wall-on/off")
 	b.ReportMetric(median(noise), "off/off")
 	b.ReportMetric(median(append(times[0], times[2]...)), "off-cpu-ns/token")
 	b.ReportMetric(median(times[1]), "on-cpu-ns/token")

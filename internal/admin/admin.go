@@ -32,6 +32,8 @@ type Options struct {
 	Level *slog.LevelVar
 	// Models answers /models; nil: nothing does.
 	Models Models
+	// Abuse answers /abuse; nil: nothing does.
+	Abuse Abuse
 	// Access says who may use the listener; nil: everybody who reaches it, by a name of this machine's own where that is
 	// this machine alone. Probes need no credential.
 	Access *Access
@@ -66,6 +68,9 @@ func New(o Options) (_ *http.Server, free func(), _ error) {
 	mux.HandleFunc("PUT /loglevel", changes(func(w http.ResponseWriter, r *http.Request) { setLevel(w, r, o.Level) }))
 	if o.Models != nil {
 		handleModels(mux, o.Models)
+	}
+	if o.Abuse != nil {
+		handleAbuse(mux, o.Abuse)
 	}
 	if !o.NoProfiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

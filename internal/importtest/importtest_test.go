@@ -14,7 +14,8 @@ const module = "github.com/mmserve/mmserve/"
 // rank is a package's place in the list; a package may import only what stands below it (or packages of internal/,
 // which may import each other as far as Go allows).
 var rank = map[string]int{
-	"cmd": 10, "server": 9, "caption": 9, "loadtest": 9, "serving": 8, "safety": 7, "client": 6, "model": 6,
+	"training": 10,
+	"cmd":      10, "server": 9, "caption": 9, "loadtest": 9, "serving": 8, "safety": 7, "client": 6, "model": 6,
 	"conversation": 6, "batching": 5, "decoder": 4, "fusion": 3, "vision": 2, "internal": 1, "proto": 0,
 }
 

@@ -37,7 +37,7 @@ var users = map[string][]string{
 	"github.com/yuin/goldmark":          {"cmd/mmserve"},
 	"go.opentelemetry.io":               {"internal/telemetry", "serving", "server", "cmd/mmserve"},
 	"gocloud.dev":                       {"caption", "cmd/mmserve"},
-	"go.yaml.in/yaml/v3":                {"cmd/mmserve", "safety", "serving"},
+	"go.yaml.in/yaml/v3":                {"cmd/mmserve", "model", "safety", "serving"},
 	"golang.org/x/image":                {"internal/imaging", "vision"},
 	"golang.org/x/net":                  {"cmd/internal/attack"},
 	"golang.org/x/sync":                 {"caption", "cmd", "internal", "loadtest", "model", "serving", "vision"},

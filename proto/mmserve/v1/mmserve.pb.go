@@ -3905,7 +3905,9 @@ func (x *GetModelRequest) GetName() string {
 type GetModelResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model.
-	Model         *ModelInfo `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelInfo `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// What the README.md of its folder says; absent where there is none.
+	Card          *ModelCard `protobuf:"bytes,2,opt,name=card,proto3" json:"card,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3947,6 +3949,232 @@ func (x *GetModelResponse) GetModel() *ModelInfo {
 	return nil
 }
 
+func (x *GetModelResponse) GetCard() *ModelCard {
+	if x != nil {
+		return x.Card
+	}
+	return nil
+}
+
+// ModelCard is what a model's authors say of it: the front matter of its README.md, as model cards of the Hugging Face hub
+// have it, and its text. The server vouches for none of it. Values are cut to 512 bytes, lists to 64 items.
+type ModelCard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifiers such as "apache-2.0", separated by commas. "other" has a name and a link.
+	License string `protobuf:"bytes,1,opt,name=license,proto3" json:"license,omitempty"`
+	// The license's name, where it is "other".
+	LicenseName string `protobuf:"bytes,2,opt,name=license_name,json=licenseName,proto3" json:"license_name,omitempty"`
+	// Where the license can be read.
+	LicenseLink string `protobuf:"bytes,3,opt,name=license_link,json=licenseLink,proto3" json:"license_link,omitempty"`
+	// Of the texts that it was trained on, such as "en".
+	Languages []string `protobuf:"bytes,4,rep,name=languages,proto3" json:"languages,omitempty"`
+	// What it was trained on.
+	Datasets []string `protobuf:"bytes,5,rep,name=datasets,proto3" json:"datasets,omitempty"`
+	// The models that it was made of.
+	BaseModels []string `protobuf:"bytes,6,rep,name=base_models,json=baseModels,proto3" json:"base_models,omitempty"`
+	// What it is filed under.
+	Tags []string `protobuf:"bytes,7,rep,name=tags,proto3" json:"tags,omitempty"`
+	// Results that its authors give.
+	Evaluations []*ModelEvaluation `protobuf:"bytes,8,rep,name=evaluations,proto3" json:"evaluations,omitempty"`
+	// What it should not be used for, or does badly: up to 16 KiB of Markdown.
+	Limits string `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
+	// The README.md behind the front matter: up to 256 KiB of Markdown.
+	Text string `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
+	// Whether the file is longer than that.
+	Truncated bool `protobuf:"varint,11,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Why the front matter is not read; empty if it is, or if there is none.
+	Problem       string `protobuf:"bytes,12,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelCard) Reset() {
+	*x = ModelCard{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelCard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelCard) ProtoMessage() {}
+
+func (x *ModelCard) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelCard.ProtoReflect.Descriptor instead.
+func (*ModelCard) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ModelCard) GetLicense() string {
+	if x != nil {
+		return x.License
+	}
+	return ""
+}
+
+func (x *ModelCard) GetLicenseName() string {
+	if x != nil {
+		return x.LicenseName
+	}
+	return ""
+}
+
+func (x *ModelCard) GetLicenseLink() string {
+	if x != nil {
+		return x.LicenseLink
+	}
+	return ""
+}
+
+func (x *ModelCard) GetLanguages() []string {
+	if x != nil {
+		return x.Languages
+	}
+	return nil
+}
+
+func (x *ModelCard) GetDatasets() []string {
+	if x != nil {
+		return x.Datasets
+	}
+	return nil
+}
+
+func (x *ModelCard) GetBaseModels() []string {
+	if x != nil {
+		return x.BaseModels
+	}
+	return nil
+}
+
+func (x *ModelCard) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *ModelCard) GetEvaluations() []*ModelEvaluation {
+	if x != nil {
+		return x.Evaluations
+	}
+	return nil
+}
+
+func (x *ModelCard) GetLimits() string {
+	if x != nil {
+		return x.Limits
+	}
+	return ""
+}
+
+func (x *ModelCard) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ModelCard) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *ModelCard) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// ModelEvaluation is a result that a model's authors give.
+type ModelEvaluation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was to be done.
+	Task string `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// On which data.
+	Dataset string `protobuf:"bytes,2,opt,name=dataset,proto3" json:"dataset,omitempty"`
+	// What was measured.
+	Metric string `protobuf:"bytes,3,opt,name=metric,proto3" json:"metric,omitempty"`
+	// What came out, as it is written there.
+	Value         string `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelEvaluation) Reset() {
+	*x = ModelEvaluation{}
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelEvaluation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelEvaluation) ProtoMessage() {}
+
+func (x *ModelEvaluation) ProtoReflect() protoreflect.Message {
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelEvaluation.ProtoReflect.Descriptor instead.
+func (*ModelEvaluation) Descriptor() ([]byte, []int) {
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ModelEvaluation) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *ModelEvaluation) GetDataset() string {
+	if x != nil {
+		return x.Dataset
+	}
+	return ""
+}
+
+func (x *ModelEvaluation) GetMetric() string {
+	if x != nil {
+		return x.Metric
+	}
+	return ""
+}
+
+func (x *ModelEvaluation) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // ModelInfo is one served model and where it runs.
 type ModelInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3976,7 +4204,7 @@ type ModelInfo struct {
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3988,7 +4216,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[41]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4001,7 +4229,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{41}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ModelInfo) GetName() string {
@@ -4092,7 +4320,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4332,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mmserve_v1_mmserve_proto_msgTypes[42]
+	mi := &file_mmserve_v1_mmserve_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4345,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{42}
+	return file_mmserve_v1_mmserve_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Session) GetGraph() string {
@@ -4454,9 +4682,30 @@ const file_mmserve_v1_mmserve_proto_rawDesc = "" +
 	"\x12ListModelsResponse\x12-\n" +
 	"\x06models\x18\x01 \x03(\v2\x15.mmserve.v1.ModelInfoR\x06models\"%\n" +
 	"\x0fGetModelRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"j\n" +
 	"\x10GetModelResponse\x12+\n" +
-	"\x05model\x18\x01 \x01(\v2\x15.mmserve.v1.ModelInfoR\x05model\"\xbc\x02\n" +
+	"\x05model\x18\x01 \x01(\v2\x15.mmserve.v1.ModelInfoR\x05model\x12)\n" +
+	"\x04card\x18\x02 \x01(\v2\x15.mmserve.v1.ModelCardR\x04card\"\xfd\x02\n" +
+	"\tModelCard\x12\x18\n" +
+	"\alicense\x18\x01 \x01(\tR\alicense\x12!\n" +
+	"\flicense_name\x18\x02 \x01(\tR\vlicenseName\x12!\n" +
+	"\flicense_link\x18\x03 \x01(\tR\vlicenseLink\x12\x1c\n" +
+	"\tlanguages\x18\x04 \x03(\tR\tlanguages\x12\x1a\n" +
+	"\bdatasets\x18\x05 \x03(\tR\bdatasets\x12\x1f\n" +
+	"\vbase_models\x18\x06 \x03(\tR\n" +
+	"baseModels\x12\x12\n" +
+	"\x04tags\x18\a \x03(\tR\x04tags\x12=\n" +
+	"\vevaluations\x18\b \x03(\v2\x1b.mmserve.v1.ModelEvaluationR\vevaluations\x12\x16\n" +
+	"\x06limits\x18\t \x01(\tR\x06limits\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\x12\x1c\n" +
+	"\ttruncated\x18\v \x01(\bR\ttruncated\x12\x18\n" +
+	"\aproblem\x18\f \x01(\tR\aproblem\"m\n" +
+	"\x0fModelEvaluation\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
+	"\adataset\x18\x02 \x01(\tR\adataset\x12\x16\n" +
+	"\x06metric\x18\x03 \x01(\tR\x06metric\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\tR\x05value\"\xbc\x02\n" +
 	"\tModelInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -4549,7 +4798,7 @@ func file_mmserve_v1_mmserve_proto_rawDescGZIP() []byte {
 }
 
 var file_mmserve_v1_mmserve_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_mmserve_v1_mmserve_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(Priority)(0),                  // 0: mmserve.v1.Priority
 	(Role)(0),                      // 1: mmserve.v1.Role
@@ -4598,13 +4847,15 @@ var file_mmserve_v1_mmserve_proto_goTypes = []any{
 	(*ListModelsResponse)(nil),     // 44: mmserve.v1.ListModelsResponse
 	(*GetModelRequest)(nil),        // 45: mmserve.v1.GetModelRequest
 	(*GetModelResponse)(nil),       // 46: mmserve.v1.GetModelResponse
-	(*ModelInfo)(nil),              // 47: mmserve.v1.ModelInfo
-	(*Session)(nil),                // 48: mmserve.v1.Session
-	nil,                            // 49: mmserve.v1.Sampling.LogitBiasEntry
-	nil,                            // 50: mmserve.v1.Session.NodesEntry
-	nil,                            // 51: mmserve.v1.Session.FallbacksEntry
-	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
+	(*ModelCard)(nil),              // 47: mmserve.v1.ModelCard
+	(*ModelEvaluation)(nil),        // 48: mmserve.v1.ModelEvaluation
+	(*ModelInfo)(nil),              // 49: mmserve.v1.ModelInfo
+	(*Session)(nil),                // 50: mmserve.v1.Session
+	nil,                            // 51: mmserve.v1.Sampling.LogitBiasEntry
+	nil,                            // 52: mmserve.v1.Session.NodesEntry
+	nil,                            // 53: mmserve.v1.Session.FallbacksEntry
+	(*durationpb.Duration)(nil),    // 54: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 55: google.protobuf.Timestamp
 }
 var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	9,  // 0: mmserve.v1.GenerateRequest.chat:type_name -> mmserve.v1.Chat
@@ -4620,17 +4871,17 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	14, // 10: mmserve.v1.Part.image:type_name -> mmserve.v1.Image
 	13, // 11: mmserve.v1.Part.token_ids:type_name -> mmserve.v1.TokenIds
 	2,  // 12: mmserve.v1.Image.detail:type_name -> mmserve.v1.Detail
-	49, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
+	51, // 13: mmserve.v1.Sampling.logit_bias:type_name -> mmserve.v1.Sampling.LogitBiasEntry
 	5,  // 14: mmserve.v1.ContentFinding.place:type_name -> mmserve.v1.ContentPlace
 	4,  // 15: mmserve.v1.ContentFinding.action:type_name -> mmserve.v1.ContentAction
-	52, // 16: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
-	52, // 17: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
-	52, // 18: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
-	52, // 19: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
-	52, // 20: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	52, // 21: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
-	52, // 22: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
-	52, // 23: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
+	54, // 16: mmserve.v1.Timings.preprocess:type_name -> google.protobuf.Duration
+	54, // 17: mmserve.v1.Timings.tokenize:type_name -> google.protobuf.Duration
+	54, // 18: mmserve.v1.Timings.encode:type_name -> google.protobuf.Duration
+	54, // 19: mmserve.v1.Timings.queue:type_name -> google.protobuf.Duration
+	54, // 20: mmserve.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	54, // 21: mmserve.v1.Timings.decode:type_name -> google.protobuf.Duration
+	54, // 22: mmserve.v1.Timings.ttft:type_name -> google.protobuf.Duration
+	54, // 23: mmserve.v1.Timings.total:type_name -> google.protobuf.Duration
 	19, // 24: mmserve.v1.Logprobs.token:type_name -> mmserve.v1.TokenLogprob
 	19, // 25: mmserve.v1.Logprobs.top:type_name -> mmserve.v1.TokenLogprob
 	3,  // 26: mmserve.v1.Choice.finish_reason:type_name -> mmserve.v1.FinishReason
@@ -4661,49 +4912,51 @@ var file_mmserve_v1_mmserve_proto_depIdxs = []int32{
 	32, // 51: mmserve.v1.EmbedImageResponse.patches:type_name -> mmserve.v1.PatchEmbeddings
 	28, // 52: mmserve.v1.EmbedImageStart.image:type_name -> mmserve.v1.ImageLayout
 	34, // 53: mmserve.v1.UploadMediaRequest.header:type_name -> mmserve.v1.UploadMediaHeader
-	53, // 54: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
+	55, // 54: mmserve.v1.UploadMediaResponse.expire_time:type_name -> google.protobuf.Timestamp
 	38, // 55: mmserve.v1.HasMediaResponse.media:type_name -> mmserve.v1.MediaStatus
-	53, // 56: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
-	48, // 57: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
-	47, // 58: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
-	47, // 59: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
-	47, // 60: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
-	48, // 61: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
-	50, // 62: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
-	51, // 63: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
-	6,  // 64: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
-	6,  // 65: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	6,  // 66: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
-	29, // 67: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
-	33, // 68: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
-	36, // 69: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
-	39, // 70: mmserve.v1.InferenceService.DeleteMedia:input_type -> mmserve.v1.DeleteMediaRequest
-	43, // 71: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	45, // 72: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
-	41, // 73: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	6,  // 74: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
-	6,  // 75: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
-	41, // 76: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
-	43, // 77: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
-	22, // 78: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
-	23, // 79: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	27, // 80: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
-	30, // 81: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
-	35, // 82: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
-	37, // 83: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
-	40, // 84: mmserve.v1.InferenceService.DeleteMedia:output_type -> mmserve.v1.DeleteMediaResponse
-	44, // 85: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	46, // 86: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
-	42, // 87: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	22, // 88: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
-	23, // 89: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
-	42, // 90: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
-	44, // 91: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
-	78, // [78:92] is the sub-list for method output_type
-	64, // [64:78] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	55, // 56: mmserve.v1.MediaStatus.expire_time:type_name -> google.protobuf.Timestamp
+	50, // 57: mmserve.v1.GetServerInfoResponse.sessions:type_name -> mmserve.v1.Session
+	49, // 58: mmserve.v1.GetServerInfoResponse.models:type_name -> mmserve.v1.ModelInfo
+	49, // 59: mmserve.v1.ListModelsResponse.models:type_name -> mmserve.v1.ModelInfo
+	49, // 60: mmserve.v1.GetModelResponse.model:type_name -> mmserve.v1.ModelInfo
+	47, // 61: mmserve.v1.GetModelResponse.card:type_name -> mmserve.v1.ModelCard
+	48, // 62: mmserve.v1.ModelCard.evaluations:type_name -> mmserve.v1.ModelEvaluation
+	50, // 63: mmserve.v1.ModelInfo.sessions:type_name -> mmserve.v1.Session
+	52, // 64: mmserve.v1.Session.nodes:type_name -> mmserve.v1.Session.NodesEntry
+	53, // 65: mmserve.v1.Session.fallbacks:type_name -> mmserve.v1.Session.FallbacksEntry
+	6,  // 66: mmserve.v1.InferenceService.Generate:input_type -> mmserve.v1.GenerateRequest
+	6,  // 67: mmserve.v1.InferenceService.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	6,  // 68: mmserve.v1.InferenceService.CountTokens:input_type -> mmserve.v1.GenerateRequest
+	29, // 69: mmserve.v1.InferenceService.EmbedImage:input_type -> mmserve.v1.EmbedImageRequest
+	33, // 70: mmserve.v1.InferenceService.UploadMedia:input_type -> mmserve.v1.UploadMediaRequest
+	36, // 71: mmserve.v1.InferenceService.HasMedia:input_type -> mmserve.v1.HasMediaRequest
+	39, // 72: mmserve.v1.InferenceService.DeleteMedia:input_type -> mmserve.v1.DeleteMediaRequest
+	43, // 73: mmserve.v1.ModelService.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	45, // 74: mmserve.v1.ModelService.GetModel:input_type -> mmserve.v1.GetModelRequest
+	41, // 75: mmserve.v1.ModelService.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	6,  // 76: mmserve.v1.MMServe.Generate:input_type -> mmserve.v1.GenerateRequest
+	6,  // 77: mmserve.v1.MMServe.GenerateStream:input_type -> mmserve.v1.GenerateRequest
+	41, // 78: mmserve.v1.MMServe.GetServerInfo:input_type -> mmserve.v1.GetServerInfoRequest
+	43, // 79: mmserve.v1.MMServe.ListModels:input_type -> mmserve.v1.ListModelsRequest
+	22, // 80: mmserve.v1.InferenceService.Generate:output_type -> mmserve.v1.GenerateResponse
+	23, // 81: mmserve.v1.InferenceService.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	27, // 82: mmserve.v1.InferenceService.CountTokens:output_type -> mmserve.v1.CountTokensResponse
+	30, // 83: mmserve.v1.InferenceService.EmbedImage:output_type -> mmserve.v1.EmbedImageResponse
+	35, // 84: mmserve.v1.InferenceService.UploadMedia:output_type -> mmserve.v1.UploadMediaResponse
+	37, // 85: mmserve.v1.InferenceService.HasMedia:output_type -> mmserve.v1.HasMediaResponse
+	40, // 86: mmserve.v1.InferenceService.DeleteMedia:output_type -> mmserve.v1.DeleteMediaResponse
+	44, // 87: mmserve.v1.ModelService.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	46, // 88: mmserve.v1.ModelService.GetModel:output_type -> mmserve.v1.GetModelResponse
+	42, // 89: mmserve.v1.ModelService.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	22, // 90: mmserve.v1.MMServe.Generate:output_type -> mmserve.v1.GenerateResponse
+	23, // 91: mmserve.v1.MMServe.GenerateStream:output_type -> mmserve.v1.GenerateStreamResponse
+	42, // 92: mmserve.v1.MMServe.GetServerInfo:output_type -> mmserve.v1.GetServerInfoResponse
+	44, // 93: mmserve.v1.MMServe.ListModels:output_type -> mmserve.v1.ListModelsResponse
+	80, // [80:94] is the sub-list for method output_type
+	66, // [66:80] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_mmserve_v1_mmserve_proto_init() }
@@ -4746,7 +4999,7 @@ func file_mmserve_v1_mmserve_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mmserve_v1_mmserve_proto_rawDesc), len(file_mmserve_v1_mmserve_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   46,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -430,7 +430,7 @@ const (
 type ModelServiceClient interface {
 	// ListModels says which models are served, the default first.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
-	// GetModel says the same of one model. NOT_FOUND names those that are served.
+	// GetModel says the same of one model, and what its authors say of it. NOT_FOUND names those that are served.
 	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
 	// GetServerInfo says which version of mmserve runs, and what ListModels does.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
@@ -482,7 +482,7 @@ func (c *modelServiceClient) GetServerInfo(ctx context.Context, in *GetServerInf
 type ModelServiceServer interface {
 	// ListModels says which models are served, the default first.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
-	// GetModel says the same of one model. NOT_FOUND names those that are served.
+	// GetModel says the same of one model, and what its authors say of it. NOT_FOUND names those that are served.
 	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
 	// GetServerInfo says which version of mmserve runs, and what ListModels does.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)

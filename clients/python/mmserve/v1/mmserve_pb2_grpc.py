@@ -374,7 +374,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """GetModel says the same of one model. NOT_FOUND names those that are served.
+        """GetModel says the same of one model, and what its authors say of it. NOT_FOUND names those that are served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
