@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
+import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
@@ -25,13 +26,23 @@ function freePort() {
   });
 }
 
+const children = new Set(); // a test that fails stops nothing, and what runs on keeps its file from ending
+after(() => children.forEach((child) => child.kill("SIGKILL")));
+
+/** The program started; it ends with the tests of the file at the latest. */
+export function start(args, stdio) {
+  const child = spawn(program, args, { stdio });
+  children.add(child);
+  child.on("exit", () => children.delete(child));
+  return child;
+}
+
 /** A server that answers; stop ends it. */
 export async function serve(...flags) {
   const [grpc, http] = process.env.MMSERVE_PORTS ? nextPorts() : [await freePort(), await freePort()];
   const log = [];
-  const child = spawn(program, ["serve", "--listen", `127.0.0.1:${grpc}`, "--http-listen", `127.0.0.1:${http}`, "--admin-address=",
-    ...flags],
-    { stdio: ["ignore", "pipe", "pipe"] });
+  const child = start(["serve", "--listen", `127.0.0.1:${grpc}`, "--http-listen", `127.0.0.1:${http}`, "--admin-address=", ...flags],
+    ["ignore", "pipe", "pipe"]);
   for (const out of [child.stdout, child.stderr]) out.on("data", (b) => log.push(String(b)));
   const ended = new Promise((resolve) => child.on("exit", resolve));
   const url = `http://127.0.0.1:${http}`;
