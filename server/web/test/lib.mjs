@@ -105,3 +105,14 @@ export async function drop(page, ...paths) {
     await page.dispatchEvent("body", type, { dataTransfer: transfer });
   }
 }
+
+/** An image file of two colors, as nobody compresses them. */
+export function bmp(width, height) {
+  const b = Buffer.alloc(54 + 3 * width * height);
+  b.write("BM");
+  for (const [at, v] of [[2, b.length], [10, 54], [14, 40], [18, width], [22, height], [34, 3 * width * height]]) b.writeUInt32LE(v, at);
+  b.writeUInt16LE(1, 26);
+  b.writeUInt16LE(24, 28);
+  for (let i = 0; i < width * height; i++) b.set(i % width < width / 2 ? [255, 0, 0] : [0, 0, 255], 54 + 3 * i);
+  return b;
+}

@@ -5,7 +5,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { axe, captions, drop, launch, open, program, root, sample, serve, start } from "./lib.mjs";
+import { axe, bmp, captions, drop, launch, open, program, root, sample, serve, start } from "./lib.mjs";
 
 let browser, folder;
 before(async () => {
@@ -24,6 +24,15 @@ function longModel() {
   const path = join(dir, "config.json"), config = JSON.parse(readFileSync(path, "utf8"));
   config.text_config.max_position_embeddings = 4096;
   writeFileSync(path, JSON.stringify(config));
+  return dir;
+}
+
+/** The embedded model where it sees an image of 256x256 in 3x3 tiles of 64x64, and as a whole. */
+function tilingModel() {
+  const dir = join(longModel(), "../tiling");
+  cpSync(join(folder, "long"), dir, { recursive: true });
+  const path = join(dir, "preprocessor_config.json"), config = JSON.parse(readFileSync(path, "utf8"));
+  writeFileSync(path, JSON.stringify({ ...config, do_image_splitting: true, size: { longest_edge: 192 } }));
   return dir;
 }
 
@@ -185,6 +194,36 @@ test("an answer of 2,000 tokens streams with one layout a frame", async (t) => {
     `layout and ${script.toFixed(2)} ms of script a frame`);
   assert.ok(layouts < 1.5, `${layouts} layouts a frame`);
   assert.ok(layout > 0 && script > 0 && layout + script < 12, `${layout} ms of layout and ${script} ms of script a frame`);
+  assert.deepEqual(wrong, []);
+  await context.close();
+  await server.stop();
+});
+
+test("the tiles that a model sees an image in are lines over it, at each detail", async () => {
+  const server = await serve("--model", tilingModel(), "--no-self-test");
+  const { page, context, wrong } = await open(browser, server.url);
+  writeFileSync(join(folder, "wide.bmp"), bmp(96, 64));
+  await drop(page, sample(0), join(folder, "wide.bmp"));
+  await prompt(page).fill("Describe the images.");
+  const [one, two] = [1 / 3, 2 / 3];
+  for (const [name, detail, text, across, down] of [
+    ["sample0.png", "low", "256×256, seen as 64×64 in 1 tile(s): 16 tokens", [], []],
+    ["sample0.png", "auto", "256×256, seen as 192×192 in 10 tile(s): 160 tokens", [one, two], [one, two]],
+    ["sample0.png", "high", "256×256, seen as 192×192 in 10 tile(s): 160 tokens", [one, two], [one, two]],
+    ["wide.bmp", "low", "96×64, seen as 64×64 in 1 tile(s): 16 tokens", [], []],
+    ["wide.bmp", "high", "96×64, seen as 192×128 in 7 tile(s): 112 tokens", [one, two], [0.5]],
+  ]) {
+    await page.getByLabel(`Detail of ${name}`).selectOption(detail);
+    const thumb = page.locator(".thumbs > li", { hasText: name });
+    await thumb.getByText(text).waitFor();
+    const at = (from, other) => thumb.locator(`svg.tiles line[${other}1="0"]`).evaluateAll(
+      (lines, a) => lines.map((l) => Number(l.getAttribute(a))), `${from}1`);
+    assert.deepEqual([await at("x", "y"), await at("y", "x")], [across, down], `${name} at ${detail}`);
+    const [image, lines] = await Promise.all([thumb.locator("img"), thumb.locator("svg.tiles")].map(
+      async (l) => (await l.count()) ? l.boundingBox() : null));
+    if (lines) for (const side of ["x", "y", "width", "height"]) assert.ok(Math.abs(image[side] - lines[side]) < 1, `${side} of ${name}: ${JSON.stringify([image, lines])}`);
+  }
+  assert.deepEqual(await axe(page), []);
   assert.deepEqual(wrong, []);
   await context.close();
   await server.stop();
