@@ -45,7 +45,7 @@ server/web/node_modules/esbuild/package.json: server/web/package.json server/web
 ## test-web: the playground in Debian's Chromium, which it installs where apt-get can; else it says why not, and passes
 test-web: build web-modules sdks bin/grpcurl
 	cd server/web && npx tsc
-	@if why=$$(scripts/chromium.sh); then cd server/web && CHROMIUM=$$why node --test --test-concurrency=1 test/*.test.mjs; \
+	@if why=$$(scripts/chromium.sh); then cd server/web && CHROMIUM=$$why node --test --test-concurrency=1 --test-timeout=300000 test/*.test.mjs; \
 	else echo "test-web is skipped: no Chromium"; fi
 
 ## test-sdks: OpenAI's SDKs for Node and Go against a server; the one for Go takes minutes to build

@@ -26,19 +26,23 @@ function freePort() {
   });
 }
 
-const servers = new Set();
-after(() => { // those of tests that failed, for which nothing would end
-  for (const s of servers) s.kill("SIGKILL");
-});
+const children = new Set(); // a test that fails stops nothing, and what runs on keeps its file from ending
+after(() => children.forEach((child) => child.kill("SIGKILL")));
+
+/** The program started; it ends with the tests of the file at the latest. */
+export function start(args, stdio) {
+  const child = spawn(program, args, { stdio });
+  children.add(child);
+  child.on("exit", () => children.delete(child));
+  return child;
+}
 
 /** A server that answers; stop ends it. */
 export async function serve(...flags) {
   const [grpc, http] = process.env.MMSERVE_PORTS ? nextPorts() : [await freePort(), await freePort()];
   const log = [];
-  const child = spawn(program, ["serve", "--listen", `127.0.0.1:${grpc}`, "--http-listen", `127.0.0.1:${http}`, "--admin-address=",
-    ...flags],
-    { stdio: ["ignore", "pipe", "pipe"] });
-  servers.add(child);
+  const child = start(["serve", "--listen", `127.0.0.1:${grpc}`, "--http-listen", `127.0.0.1:${http}`, "--admin-address=", ...flags],
+    ["ignore", "pipe", "pipe"]);
   for (const out of [child.stdout, child.stderr]) out.on("data", (b) => log.push(String(b)));
   const ended = new Promise((resolve) => child.on("exit", resolve));
   const url = `http://127.0.0.1:${http}`;
@@ -100,4 +104,15 @@ export async function drop(page, ...paths) {
   for (const type of ["dragenter", "dragover", "drop"]) {
     await page.dispatchEvent("body", type, { dataTransfer: transfer });
   }
+}
+
+/** An image file of two colors, as nobody compresses them. */
+export function bmp(width, height) {
+  const b = Buffer.alloc(54 + 3 * width * height);
+  b.write("BM");
+  for (const [at, v] of [[2, b.length], [10, 54], [14, 40], [18, width], [22, height], [34, 3 * width * height]]) b.writeUInt32LE(v, at);
+  b.writeUInt16LE(1, 26);
+  b.writeUInt16LE(24, 28);
+  for (let i = 0; i < width * height; i++) b.set(i % width < width / 2 ? [255, 0, 0] : [0, 0, 255], 54 + 3 * i);
+  return b;
 }

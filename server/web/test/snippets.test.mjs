@@ -6,14 +6,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { promisify } from "node:util";
-import { drop, launch, open, root, sample, serve } from "./lib.mjs";
+import { bmp, drop, launch, open, root, sample, serve } from "./lib.mjs";
 
 const run = promisify(execFile);
 let server, browser, folder;
 before(async () => {
   [server, browser] = [await serve("--model", join(root, "model/tiny-vlm")), await launch()];
   folder = mkdtempSync(join(tmpdir(), "snippets-"));
-  writeFileSync(join(folder, "large.bmp"), bmp(160, 160));
+  writeFileSync(join(folder, "large.bmp"), bmp(160, 160)); // more bytes than a snippet holds
   mkdirSync(join(folder, "node_modules"));
   symlinkSync(join(root, "clients/openai/node/node_modules/openai"), join(folder, "node_modules/openai"));
   await run("go", ["mod", "init", "try"], { cwd: folder });
@@ -26,17 +26,6 @@ after(async () => {
   await server?.stop();
   if (folder) rmSync(folder, { recursive: true });
 });
-
-/** An image file of more bytes than a snippet holds: two colors, as nobody compresses them. */
-function bmp(width, height) {
-  const b = Buffer.alloc(54 + 3 * width * height);
-  b.write("BM");
-  for (const [at, v] of [[2, b.length], [10, 54], [14, 40], [18, width], [22, height], [34, 3 * width * height]]) b.writeUInt32LE(v, at);
-  b.writeUInt16LE(1, 26);
-  b.writeUInt16LE(24, 28);
-  for (let i = 0; i < width * height; i++) b.set(i % width < width / 2 ? [255, 0, 0] : [0, 0, 255], 54 + 3 * i);
-  return b;
-}
 
 /** What prints the answer of a snippet, given the path of the file that it is in. */
 const runners = {

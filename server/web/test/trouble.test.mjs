@@ -1,11 +1,11 @@
 // What the page does when things go wrong or take long, against servers whose pace is set.
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { axe, captions, drop, launch, open, program, root, sample, serve } from "./lib.mjs";
+import { axe, bmp, captions, drop, launch, open, program, root, sample, serve, start } from "./lib.mjs";
 
 let browser, folder;
 before(async () => {
@@ -27,18 +27,25 @@ function longModel() {
   return dir;
 }
 
+/** The embedded model where it sees an image of 256x256 in 3x3 tiles of 64x64, and as a whole. */
+function tilingModel() {
+  const dir = join(longModel(), "../tiling");
+  cpSync(join(folder, "long"), dir, { recursive: true });
+  const path = join(dir, "preprocessor_config.json"), config = JSON.parse(readFileSync(path, "utf8"));
+  writeFileSync(path, JSON.stringify({ ...config, do_image_splitting: true, size: { longest_edge: 192 } }));
+  return dir;
+}
+
 const prompt = (page) => page.getByLabel("Prompt", { exact: true });
 const send = async (page, text) => { await prompt(page).fill(text); await prompt(page).press("Enter"); };
 const coming = (page) => page.waitForFunction(() => document.querySelector(".answer .markdown")?.textContent.split(" ").length > 5);
 
-/** Waits until a server works on nothing. */
-async function rests(server) {
-  const ends = new AbortController();
-  const engine = await fetch(`${server.url}/web/engine`, { signal: AbortSignal.any([ends.signal, AbortSignal.timeout(20_000)]) });
-  for await (const event of engine.body.pipeThrough(new TextDecoderStream())) {
-    if (JSON.parse(event.slice("data: ".length)).engines[0].running === 0) break;
-  }
-  ends.abort();
+/** How many answers the server works on. */
+async function running(server) {
+  const reader = (await fetch(`${server.url}/web/engine`)).body.getReader();
+  const first = new TextDecoder().decode((await reader.read()).value);
+  await reader.cancel();
+  return JSON.parse(first.slice("data: ".length)).engines[0].running;
 }
 
 test("an answer is stopped, by the button and by Escape, and stays as it is", async () => {
@@ -54,7 +61,9 @@ test("an answer is stopped, by the button and by Escape, and stays as it is", as
     await page.getByText("Stopped.").waitFor();
     const text = await page.locator(".answer .markdown").innerText();
     assert.ok(text.split(" ").length < 400);
-    await rests(server);
+    for (const until = Date.now() + 5_000; await running(server) > 0;) { // the whole answer would take 12 s
+      assert.ok(Date.now() < until, "the server goes on");
+    }
     assert.equal(await page.locator(".answer .markdown").innerText(), text);
     await page.getByRole("button", { name: "Ask again" }).waitFor();
   }
@@ -112,8 +121,8 @@ test("a server that dies is said, and the page is there again when it is", async
   await page.getByRole("button", { name: "Ask again" }).click();
   await page.getByText("it may have been stopped, or the network is gone").waitFor();
   assert.deepEqual(await axe(page), []);
-  const again = spawn(program, ["serve", "--listen=127.0.0.1:0", "--http-listen", server.url.slice("http://".length),
-    "--admin-address=", "--pace=1ms,1ms"], { stdio: "ignore" });
+  const again = start(["serve", "--listen=127.0.0.1:0", "--http-listen", server.url.slice("http://".length),
+    "--admin-address=", "--pace=1ms,1ms"], "ignore");
   await page.locator(".banner").waitFor({ state: "detached" });
   await page.getByRole("button", { name: "Ask again" }).click();
   await page.locator(".answer .timeline").waitFor();
@@ -156,12 +165,12 @@ test("a server with keys asks for one, which stays in the tab", async () => {
   await server.stop();
 });
 
-// Layouts are counted, and the frames' times told: how fast a machine draws is no matter of right or wrong.
+// Layouts are counted, and processor time of the page's thread is bounded; the frames' times are told, as load changes them.
 test("an answer of 2,000 tokens streams with one layout a frame", async (t) => {
   const server = await serve("--pace=0ms,2ms", "--model", longModel(), "--no-self-test");
   const { page, context, wrong } = await open(browser, server.url);
   const cdp = await context.newCDPSession(page);
-  await cdp.send("Performance.enable");
+  await cdp.send("Performance.enable", { timeDomain: "threadTicks" });
   const metrics = async () => Object.fromEntries((await cdp.send("Performance.getMetrics")).metrics.map((m) => [m.name, m.value]));
   await page.getByLabel("Most tokens").fill("2000");
   await page.evaluate(() => {
@@ -177,11 +186,44 @@ test("an answer of 2,000 tokens streams with one layout a frame", async (t) => {
   const gaps = frames.slice(1).map((f, i) => f - frames[i]).sort((a, b) => a - b);
   const used = (name) => after_[name] - before_[name];
   assert.match(await page.locator(".answer .timeline").innerText(), /^2,000 tokens/);
-  const layouts = used("LayoutCount") / frames.length, at = (q) => gaps[Math.floor(q * (gaps.length - 1))].toFixed(1);
+  const layouts = used("LayoutCount") / frames.length;
+  const [layout, script] = ["LayoutDuration", "ScriptDuration"].map((name) => 1000 * used(name) / frames.length);
+  const at = (q) => gaps[Math.floor(q * (gaps.length - 1))].toFixed(1);
   t.diagnostic(`${frames.length} frames in ${((frames.at(-1) - frames[0]) / 1000).toFixed(1)} s; a frame takes ${at(0.5)} ms at the ` +
-    `median, ${at(0.95)} at the 95th percentile; ${layouts.toFixed(2)} layouts, ${(1000 * used("LayoutDuration") / frames.length).toFixed(2)} ms of ` +
-    `layout and ${(1000 * used("ScriptDuration") / frames.length).toFixed(2)} ms of script a frame`);
+    `median, ${at(0.95)} at the 95th percentile; ${layouts.toFixed(2)} layouts, ${layout.toFixed(2)} ms of ` +
+    `layout and ${script.toFixed(2)} ms of script a frame`);
   assert.ok(layouts < 1.5, `${layouts} layouts a frame`);
+  assert.ok(layout > 0 && script > 0 && layout + script < 12, `${layout} ms of layout and ${script} ms of script a frame`);
+  assert.deepEqual(wrong, []);
+  await context.close();
+  await server.stop();
+});
+
+test("the tiles that a model sees an image in are lines over it, at each detail", async () => {
+  const server = await serve("--model", tilingModel(), "--no-self-test");
+  const { page, context, wrong } = await open(browser, server.url);
+  writeFileSync(join(folder, "wide.bmp"), bmp(96, 64));
+  await drop(page, sample(0), join(folder, "wide.bmp"));
+  await prompt(page).fill("Describe the images.");
+  const [one, two] = [1 / 3, 2 / 3];
+  for (const [name, detail, text, across, down] of [
+    ["sample0.png", "low", "256×256, seen as 64×64 in 1 tile(s): 16 tokens", [], []],
+    ["sample0.png", "auto", "256×256, seen as 192×192 in 10 tile(s): 160 tokens", [one, two], [one, two]],
+    ["sample0.png", "high", "256×256, seen as 192×192 in 10 tile(s): 160 tokens", [one, two], [one, two]],
+    ["wide.bmp", "low", "96×64, seen as 64×64 in 1 tile(s): 16 tokens", [], []],
+    ["wide.bmp", "high", "96×64, seen as 192×128 in 7 tile(s): 112 tokens", [one, two], [0.5]],
+  ]) {
+    await page.getByLabel(`Detail of ${name}`).selectOption(detail);
+    const thumb = page.locator(".thumbs > li", { hasText: name });
+    await thumb.getByText(text).waitFor();
+    const at = (from, other) => thumb.locator(`svg.tiles line[${other}1="0"]`).evaluateAll(
+      (lines, a) => lines.map((l) => Number(l.getAttribute(a))), `${from}1`);
+    assert.deepEqual([await at("x", "y"), await at("y", "x")], [across, down], `${name} at ${detail}`);
+    const [image, lines] = await Promise.all([thumb.locator("img"), thumb.locator("svg.tiles")].map(
+      async (l) => (await l.count()) ? l.boundingBox() : null));
+    if (lines) for (const side of ["x", "y", "width", "height"]) assert.ok(Math.abs(image[side] - lines[side]) < 1, `${side} of ${name}: ${JSON.stringify([image, lines])}`);
+  }
+  assert.deepEqual(await axe(page), []);
   assert.deepEqual(wrong, []);
   await context.close();
   await server.stop();
