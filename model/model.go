@@ -79,6 +79,9 @@ func Open(dir string) (*Model, error) {
 		return openFS(defaultName, DefaultFiles())
 	}
 	st, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no model folder %s: name a folder that holds config.json, or a model of a hub as ORG/NAME", dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("model folder: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -32,10 +31,10 @@ type benchCmd struct {
 	Raw    bool          `group:"Target" help:"Send raw prompts instead of chats."`
 	Wait   time.Duration `default:"0s" group:"Target" help:"How long to wait for mmserve to be ready."`
 
-	Rate     float64       `default:"1" group:"Schedule" help:"Requests/s that are due."`
+	Rate     float64       `default:"1" range:"1e-6..1e6" group:"Schedule" help:"Requests/s that are due."`
 	Arrivals string        `default:"poisson" placeholder:"PROCESS" group:"Schedule" help:"How they come: poisson, constant, or gamma:SHAPE, which is bursty below 1."`
-	Duration time.Duration `default:"60s" group:"Schedule" help:"How long requests are due; with --ramp and --search, at each rate."`
-	Requests int           `placeholder:"N" group:"Schedule" help:"End after so many requests."`
+	Duration time.Duration `default:"60s" range:"1ms..720h" group:"Schedule" help:"How long requests are due; with --ramp and --search, at each rate."`
+	Requests int           `placeholder:"N" range:"0.." group:"Schedule" help:"End after so many requests."`
 	Ramp     string        `placeholder:"FROM:TO:STEP" group:"Schedule" help:"Go through these rates one after the other."`
 	Search   string        `placeholder:"FROM:TO" group:"Schedule" help:"Find the highest rate between these at which --attain of the requests keep --slo."`
 	Ratio    float64       `default:"1.1" group:"Schedule" help:"From one step of --search to the next."`
@@ -44,9 +43,9 @@ type benchCmd struct {
 	Repeat   int           `default:"1" placeholder:"N" group:"Schedule" help:"Do the same N times, and report means with their confidence."`
 	Trace    string        `placeholder:"FILE" group:"Schedule" help:"Take the times from a trace: time[,prompt tokens[,output tokens]] a line, or JSON lines with timestamp, input_length, output_length."`
 	Speed    float64       `default:"1" group:"Schedule" help:"Play --trace so many times as fast."`
-	WarmUp   time.Duration `default:"5s" group:"Schedule" help:"Time at the start of each rate that is not measured."`
-	Deadline time.Duration `placeholder:"TIME" group:"Schedule" help:"Deadline of each call."`
-	MaxOpen  int           `default:"10000" placeholder:"N" group:"Schedule" help:"Most requests open at once; what is due beyond is reported as not sent."`
+	WarmUp   time.Duration `default:"5s" range:"0s..24h" group:"Schedule" help:"Time at the start of each rate that is not measured."`
+	Deadline time.Duration `placeholder:"TIME" range:"0s..24h" group:"Schedule" help:"Deadline of each call."`
+	MaxOpen  int           `default:"10000" range:"1..1000000" placeholder:"N" group:"Schedule" help:"Most requests open at once; what is due beyond is reported as not sent."`
 	Seed     uint64        `default:"1" group:"Schedule" help:"Start of everything that is drawn."`
 
 	Prompt       string        `default:"64" placeholder:"LENGTHS" group:"Requests" help:"Words of a prompt: N, uniform:FROM,TO, normal:MEAN,DEVIATION, lognormal:MEDIAN,SIGMA or file:PATH."`
@@ -88,7 +87,7 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 	}
 	c, slo, err := b.config()
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	if c.Target, err = b.target(); err != nil {
 		return err
@@ -233,10 +232,6 @@ func (b benchCmd) config() (c loadtest.Config, slo loadtest.SLO, err error) {
 	c = loadtest.Config{Seed: b.Seed, WarmUp: b.WarmUp, Deadline: b.Deadline, MaxOpen: b.MaxOpen}
 	fail := func(flag string, err error) (loadtest.Config, loadtest.SLO, error) {
 		return c, slo, fmt.Errorf("--%s: %w", flag, err)
-	}
-	if !(b.Rate > 0) || math.IsInf(b.Rate, 0) || b.Duration <= 0 || b.WarmUp < 0 || b.Deadline < 0 || b.MaxOpen < 1 ||
-		b.Requests < 0 {
-		return c, slo, errors.New("--rate, --duration and --max-open take more than 0, --warm-up, --deadline and --requests 0 or more")
 	}
 	if b.Repeat < 1 || b.Repeat > 100 || b.Repeat > 1 && len(nonEmpty(b.Ramp, b.Search, b.Trace)) > 0 {
 		return c, slo, fmt.Errorf("--repeat %d: want 1 to 100, and no --ramp, --search or --trace beside", b.Repeat)

@@ -90,6 +90,9 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 	if demo {
 		fmt.Fprint(out, nextCommands)
 	}
+	if all == 0 {
+		fmt.Fprintln(os.Stderr, "mmserve: there is no image: of folders, files are taken whose names end as those of images do, as .jpg; --include takes others")
+	}
 	if failed > 0 {
 		fmt.Fprintf(os.Stderr, "mmserve: %d of %d images failed\n", failed, all)
 		return exitError(1)

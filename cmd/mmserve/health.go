@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/mmserve/mmserve/client"
 	"github.com/mmserve/mmserve/internal/folder"
@@ -48,8 +49,10 @@ func (h healthCmd) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
-	if err != nil {
+	if st, ok := status.FromError(err); !ok {
 		return fmt.Errorf("%s: %w", h.Server, err)
+	} else if err != nil {
+		return explainStatus(st, h.Server)
 	}
 	if r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		return fmt.Errorf("%s is %s", h.Server, r.GetStatus())

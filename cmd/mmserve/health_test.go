@@ -14,7 +14,7 @@ func TestHealth(t *testing.T) {
 	}
 	addr = sockettest.FreeAddress(t)
 	if code, _, errs := mmserve(t, "health", "--server", addr, "--timeout", "1s"); code != 1 ||
-		!strings.Contains(errs, "mmserve: "+addr) {
+		!strings.Contains(errs, "no server answers at "+addr) {
 		t.Errorf("no server: status %d, %s", code, errs)
 	}
 }

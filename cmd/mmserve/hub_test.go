@@ -108,7 +108,7 @@ func TestHubOrFolder(t *testing.T) {
 	}
 	for _, dir := range []string{"./mmserve/none", "a/b/c", "/no/such", "none"} {
 		code, _, errs := mmserve(t, "model", "inspect", dir)
-		if code != 1 || !strings.Contains(errs, "no such file") || h.Count("") != 0 {
+		if code != 1 || !strings.Contains(errs, "no model folder "+dir) || h.Count("") != 0 {
 			t.Errorf("%s: status %d, %s", dir, code, errs)
 		}
 	}

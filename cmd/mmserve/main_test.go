@@ -63,7 +63,7 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"caption", "--prefill-chunk", "0"}, 2, "--prefill-chunk 0: want 1 or more"},
 		{[]string{"model", "inspect", empty}, 1, "no config.json"},
 		{[]string{"model", "inspect", file}, 1, "is a file"},
-		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no such file"},
+		{[]string{"model", "inspect", filepath.Join(empty, "none")}, 1, "no model folder"},
 		{[]string{"caption", "--model", empty}, 1, "name at least one image"},
 		{[]string{"--ort-lib", file + "x", "doctor"}, 1, ""},
 	} {

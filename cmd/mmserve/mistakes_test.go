@@ -19,6 +19,7 @@ func TestMistakes(t *testing.T) {
 	racetest.Without(t)
 	star, dir := sample(t, 0), t.TempDir()
 	t.Chdir(dir)
+	t.Setenv("HF_HUB_CACHE", filepath.Join(dir, "hub"))
 	t.Setenv("MMSERVE_ORT_LIB", ortLibraryFrom(t, filepath.Join(packageFolder, "..", "..")))
 	for name, data := range map[string]string{
 		"notes.txt": "hello", "cut.png": string(star[:2000]), "-dash.png": string(star), "empty.jpg": "",
@@ -28,6 +29,9 @@ func TestMistakes(t *testing.T) {
 		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Mkdir("empty", 0o700); err != nil {
+		t.Fatal(err)
 	}
 	var got strings.Builder
 	for _, args := range [][]string{
@@ -67,6 +71,31 @@ func TestMistakes(t *testing.T) {
 		{"completion", "tcsh"},
 		{"keys"},
 		{"health", "--timeout=0s"},
+		{"health", "--server", "127.0.0.1:1", "--timeout=1s"},
+		{"serve", "--listen", "8080"},
+		{"serve", "--listen", "127.0.0.1:99999"},
+		{"serve", "--model", "no/such/folder"},
+		{"serve", "--model", "empty"},
+		{"serve", "--config", "none.yaml"},
+		{"serve", "--config", "bad.json"},
+		{"serve", "--tls-cert", "none.pem"},
+		{"serve", "--api-keys-file", "none.txt"},
+		{"serve", "--policy", "none.yaml"},
+		{"serve", "--grace=-1s"},
+		{"caption", "empty"},
+		{"caption", "star.png", "-o", "no/such/out.jsonl"},
+		{"batch", "none.jsonl"},
+		{"batch", "notes.txt", "-o", "out.jsonl"},
+		{"bench", "--rate", "0"},
+		{"bench", "--rate", "4", "--duration=-1s"},
+		{"bench", "--slo", "ttft=fast"},
+		{"model", "inspect", "empty"},
+		{"model", "verify", "no/such/folder"},
+		{"model", "remove", "Nobody/Nothing"},
+		{"model", "init", "--config", "none.json", "--out", "made"},
+		{"audit", "verify", "none.jsonl"},
+		{"subject", "delete"},
+		{"replay"},
 	} {
 		code, out, errs := mmserve(t, args...)
 		var typed []string

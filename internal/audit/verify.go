@@ -83,6 +83,13 @@ func Verify(path string, o VerifyOptions) (*Report, error) {
 	if o.Public == "" {
 		o.Public = path + ".pub"
 	}
+	files, err := olderFiles(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(path); err != nil && len(files) == 0 {
+		return nil, fmt.Errorf("the audit log: %w", err)
+	}
 	keys, err := ReadPublic(o.Public)
 	if err != nil {
 		return nil, err
@@ -100,10 +107,6 @@ func Verify(path string, o VerifyOptions) (*Report, error) {
 			return nil, fmt.Errorf("the expected hash: %w", err)
 		}
 		v.expect(o.Heads, 0, o.Expect.Seq, s)
-	}
-	files, err := olderFiles(path)
-	if err != nil {
-		return nil, err
 	}
 	for i, f := range append(files, olderFile{path: path}) {
 		if err := v.file(f.path, i == len(files)); err != nil {

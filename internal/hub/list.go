@@ -153,7 +153,7 @@ var ErrBusy = errors.New("another process fetches it")
 func (c *Client) Remove(r Repo) (freed int64, err error) {
 	s := c.store(r)
 	if st, err := os.Stat(s.dir); err != nil || !st.IsDir() {
-		return 0, fmt.Errorf("%s is not in the cache %s: %w", r.ID, c.options.Cache, ErrNotFound)
+		return 0, fmt.Errorf("%s is not in the cache %s, whose models `mmserve model list` names: %w", r.ID, c.options.Cache, ErrNotFound)
 	}
 	if err := s.idle(); err != nil {
 		return 0, fmt.Errorf("%s: %w", r.ID, err)

@@ -96,7 +96,7 @@ func ReadHeader(ctx context.Context, data []byte, l Limits) (h *Header, err erro
 	l = l.orDefault()
 	switch {
 	case len(data) == 0:
-		return nil, fmt.Errorf("%w: it is empty", ErrImage)
+		return nil, fmt.Errorf("%w: it is empty; send a whole image file", ErrImage)
 	case int64(len(data)) > l.MaxBytes:
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrImage, len(data), l.MaxBytes)
 	}
@@ -145,7 +145,7 @@ func (h *Header) failed(ctx context.Context, err error) error {
 	}
 	why := strings.TrimPrefix(err.Error(), h.Format+": ")
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		why = "truncated"
+		why = "truncated; send the whole file"
 	}
 	return fmt.Errorf("%w: %s of %d bytes: %s", ErrImage, h.Format, h.size, why)
 }

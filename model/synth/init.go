@@ -2,6 +2,7 @@ package synth
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -49,6 +50,9 @@ func Init(config, dir string, o InitOptions) error {
 		return fmt.Errorf("type of the weights is %q; want f32, bf16 or f16", o.DType)
 	}
 	st, err := os.Stat(config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no %s: name a config.json, or the folder that holds it", config)
+	}
 	if err != nil {
 		return err
 	}

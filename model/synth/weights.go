@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -34,7 +35,9 @@ func OpenDummy(path string) (*model.Model, error) {
 		return nil, err
 	}
 	dir := abs
-	if st, err := os.Stat(abs); err != nil {
+	if st, err := os.Stat(abs); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no %s: name a config.json, or the folder that holds it", path)
+	} else if err != nil {
 		return nil, fmt.Errorf("model folder: %w", err)
 	} else if !st.IsDir() {
 		dir = filepath.Dir(abs)
