@@ -82,6 +82,8 @@ func (s *chatSession) perform(ctx context.Context, name, arg string) error {
 		return s.addImages(ctx, arg)
 	case "paste":
 		return s.paste(ctx)
+	case "read":
+		return s.readTexts(arg)
 	case "drop":
 		gone, err := s.talk.Drop(arg)
 		for _, img := range gone {

@@ -49,6 +49,9 @@ func explainStatus(st *status.Status, server string) error {
 			strings.Contains(text, "no such file") {
 			return hinted(fmt.Errorf("no server answers at %s: is it running? `mmserve serve` starts one (%s)", server, text))
 		}
+		if strings.Contains(text, "server preface") { // before any call
+			return fmt.Errorf("what listens at %s does not answer as gRPC servers do (%s)", server, text)
+		}
 		if strings.Contains(text, "error reading from server") || strings.Contains(text, "EOF") {
 			return fmt.Errorf("the server went away in the middle of the answer (%s)", text)
 		}

@@ -263,12 +263,15 @@ func TestChatImages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, "note.txt"), []byte("\ufeffa note\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	y := openTTY(t, window{dir: dir, env: []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "WAYLAND_DISPLAY=x", "EDITOR=edit", "VISUAL=",
 	}}, "chat")
 	y.prompted()
 	y.enter("what is cut.png here?")
-	y.wants("The message was not sent")
+	y.wants("message was not sent")
 	y.until("the message again", func(s string) bool { return strings.HasSuffix(s, "> what is cut.png here?") })
 	y.key("\x15what is ./gone.png here?\r")
 	y.wants("./gone.png: no such file. The message was not sent")
@@ -278,6 +281,13 @@ func TestChatImages(t *testing.T) {
 	y.enter("/paste")
 	y.wants("added clipboard.png: png, 256×256 pixels")
 	y.wants("[2 images] >")
+	y.enter("/read gone.txt")
+	y.wants("/read: there is no file gone.txt")
+	y.enter("/read my\\ star.png")
+	y.wants("is an image: /image adds it")
+	y.enter("/read no*.txt")
+	y.wants("> a note↵")
+	y.key("\x15")
 	y.enter("/drop clipboard.png")
 	y.wants("dropped clipboard.png")
 	y.key("describe\x07")

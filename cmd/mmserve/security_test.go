@@ -126,7 +126,7 @@ func TestCommandsUseTLSAndKeys(t *testing.T) {
 		want string
 	}{
 		"health by CA":      {[]string{"health", "--server", s.addr, "--tls-ca", s.ca}, 0, ""},
-		"health, plaintext": {[]string{"health", "--server", s.addr, "--timeout", "2s"}, 1, "Unavailable"},
+		"health, plaintext": {[]string{"health", "--server", s.addr, "--timeout", "2s"}, 1, "does the server speak TLS?"},
 		"health, other pin": {[]string{"health", "--server", s.addr, "--tls-pin", s.ca, "--timeout", "2s"}, 1,
 			"another certificate"},
 		"caption":            {append(caption, "--tls-ca", s.ca, "--api-key-file", s.key, image), 0, "sample0.png: "},

@@ -19,6 +19,7 @@ var Commands = []Command{
 	{Name: "help", Aliases: []string{"?", "h"}, Help: "show this"},
 	{Name: "image", Args: "PATH…", Help: "add images to your next message; a path in the message does as well", File: true},
 	{Name: "paste", Help: "add what the clipboard has: an image, or text to edit"},
+	{Name: "read", Args: "FILE", Help: "begin your next message with the text of a file, or of all that a pattern matches", File: true},
 	{Name: "drop", Args: "[N|NAME|all]", Help: "take an image away that waits (default: the last)"},
 	{Name: "undo", Help: "forget the last question and its answer"},
 	{Name: "retry", Help: "ask the last question again"},
