@@ -79,7 +79,7 @@ func TestDraftModelIsRefused(t *testing.T) {
 	}
 	for want, c := range map[string]Config{
 		"is \"A\" in one and \"B\" in the other": {DraftDir: other},
-		"no such file":                           {DraftDir: filepath.Join(t.TempDir(), "none")},
+		"there is no model folder":               {DraftDir: filepath.Join(t.TempDir(), "none")},
 		"--draft-precision":                      {DraftDir: tinyFolder, DraftPrecision: "int3"},
 	} {
 		c.Slots, c.NoSelfTest, c.Logger = 1, true, quietly()
