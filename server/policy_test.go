@@ -165,7 +165,11 @@ func TestPolicyOfOutput(t *testing.T) {
 		out.GetFindings()[0].GetCategory() != "hate" {
 		t.Errorf("the answer is %v", out)
 	}
+	rests := func() { // the slot of an answer that was cut off is free a moment later
+		eventually(t, "the slot is free", func() bool { return f.engine.Stats().Running == 0 })
+	}
 	for _, stream := range []string{"false", "true"} {
+		rests()
 		body := read(t, f.post(t, "/v1/chat/completions",
 			`{"model":"tiny-vlm","stream":`+stream+`,"messages":[{"role":"user","content":"Who?"}]}`))
 		text := string(body)
@@ -174,6 +178,7 @@ func TestPolicyOfOutput(t *testing.T) {
 			t.Errorf("stream %s: %s", stream, text)
 		}
 	}
+	rests()
 	var e struct{ Error struct{ Code, Param string } }
 	body := read(t, f.post(t, "/v1/chat/completions",
 		`{"model":"tiny-vlm","messages":[{"role":"user","content":"kill all jews"}]}`))

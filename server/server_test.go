@@ -254,7 +254,8 @@ func serve(t testing.TB, m serving.Model, e *batching.Engine, o server.Options) 
 	go func() { defer close(done); f.served <- s.Serve(ctx, lis) }()
 	conn, err := grpc.NewClient("passthrough:///memory",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(1<<18), grpc.WithInitialConnWindowSize(1<<18)) // or they grow while nobody reads
 	if err != nil {
 		t.Fatal(err)
 	}

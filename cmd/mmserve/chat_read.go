@@ -15,8 +15,8 @@ import (
 // maxRead bounds the text of all files that one /read takes, in bytes.
 const maxRead = 1 << 20
 
-// readTexts begins the next message with the text of files: one by its path, or all that a pattern as notes/*.md matches.
-// Of several each is under its name.
+// readTexts begins the next message with the text of files: one by its path, or all that a pattern matches, as
+// notes/*.md. Of several each is under its name.
 func (s *chatSession) readTexts(arg string) error {
 	if arg == "" {
 		return fmt.Errorf("/read: want the path of a text file, or a pattern, as /read notes.txt or /read notes/*.md")
