@@ -48,6 +48,11 @@ async function running(server) {
   return JSON.parse(first.slice("data: ".length)).engines[0].running;
 }
 
+/** Waits until the server works on none; the whole answers of these tests would take 12 s and more. */
+async function rests(server) {
+  for (const until = Date.now() + 5_000; await running(server) > 0;) assert.ok(Date.now() < until, "the server goes on");
+}
+
 test("an answer is stopped, by the button and by Escape, and stays as it is", async () => {
   const server = await serve("--pace=1ms,30ms");
   const { page, context, wrong } = await open(browser, server.url);
@@ -61,9 +66,7 @@ test("an answer is stopped, by the button and by Escape, and stays as it is", as
     await page.getByText("Stopped.").waitFor();
     const text = await page.locator(".answer .markdown").innerText();
     assert.ok(text.split(" ").length < 400);
-    for (const until = Date.now() + 5_000; await running(server) > 0;) { // the whole answer would take 12 s
-      assert.ok(Date.now() < until, "the server goes on");
-    }
+    await rests(server);
     assert.equal(await page.locator(".answer .markdown").innerText(), text);
     await page.getByRole("button", { name: "Ask again" }).waitFor();
   }
@@ -84,6 +87,7 @@ test("a full queue is said, with when to come again", async () => {
   assert.match(await alert.innerText(), /^All places of the server are taken\. Ask again in \d+ s\.$/);
   await first.page.locator(".composer").getByRole("button", { name: "Stop" }).click();
   await first.page.getByText("Stopped.").waitFor();
+  await rests(server);
   await second.page.getByRole("button", { name: "Ask again" }).click();
   await coming(second.page);
   assert.deepEqual([...first.wrong, ...second.wrong], []);
