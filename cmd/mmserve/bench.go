@@ -90,7 +90,7 @@ func (b benchCmd) Run(ctx context.Context, out io.Writer, k *kong.Context) error
 		return usageError{err}
 	}
 	if c.Target, err = b.target(); err != nil {
-		return err
+		return usageError{err}
 	}
 	defer c.Target.Close()
 	ctx, stop := untilSignal(ctx)
@@ -162,10 +162,10 @@ func (b benchCmd) load(ctx context.Context, c loadtest.Config,
 	}
 	search := loadtest.Search{Ratio: b.Ratio, Attain: b.Attain, Tries: b.Tries}
 	if n, err := fmt.Sscanf(b.Search+" ", "%f:%f ", &search.From, &search.To); n != 2 || err != nil {
-		return nil, nil, fmt.Errorf("--search %q: want FROM:TO in requests/s", b.Search)
+		return nil, nil, usageError{fmt.Errorf("--search %q: want FROM:TO in requests/s", b.Search)}
 	}
 	if slo == (loadtest.SLO{}) {
-		return nil, nil, errors.New("--search needs --slo: a rate is sustained when answers keep it")
+		return nil, nil, usageError{errors.New("--search needs --slo: a rate is sustained when answers keep it")}
 	}
 	var runs []*loadtest.Result
 	knee, err := search.Find(ctx, func(ctx context.Context, rate float64) (float64, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"math"
@@ -152,29 +153,32 @@ func TestBenchErrors(t *testing.T) {
 	if err := os.WriteFile(key, []byte("mms_key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ args, want string }{
-		{"--rate 0", "--rate 0: want 1e-6 to 1e6"},
-		{"--arrivals pareto", "poisson, constant or gamma:SHAPE"},
-		{"--prompt many", "--prompt: lengths"},
-		{"--images 2 --image-pool 1 --image-sizes 8x8", "want 0 to 1"},
-		{"--images 1 --image-sizes 8", "WIDTHxHEIGHT"},
-		{"--images 1 --image-dir /none", "no such file"},
-		{"--slo fast", "--slo: SLO \"fast\""},
-		{"--search 1:10", "--search needs --slo"},
-		{"--search 1 --slo e2e=1s", "FROM:TO"},
-		{"--ramp 1:2:1 --search 1:10", "exclude each other"},
-		{"--warm-up 60s", "leaves nothing"},
-		{"--repeat 0", "--repeat 0: want 1 to 100"}, {"--repeat 2 --ramp 1:2:1", "--repeat 2: want"},
-		{"--tolerance NaN", "--tolerance"}, {"--tolerance=-1", "--tolerance"},
-		{"--priorities urgent", "interactive, default or batch"},
-		{"--openai localhost", "http://host:port"},
-		{"--openai https://localhost --tls-ca bench_test.go", "--tls-ca"},
-		{"--openai http://mm.example --api-key-file " + key, "in plaintext"},
-		{"--compare none.json", "--compare"},
-		{"--server 127.0.0.1:1 --rate 100 --duration 100ms --warm-up 0s", "no request was answered"},
+	for _, c := range []struct {
+		args, want string
+		code       int // 0: that of usage
+	}{
+		{"--rate 0", "--rate 0: want 1e-6 to 1e6", 0},
+		{"--arrivals pareto", "poisson, constant or gamma:SHAPE", 0},
+		{"--prompt many", "--prompt: lengths", 0},
+		{"--images 2 --image-pool 1 --image-sizes 8x8", "want 0 to 1", 0},
+		{"--images 1 --image-sizes 8", "WIDTHxHEIGHT", 0},
+		{"--images 1 --image-dir /none", "no such file", 0},
+		{"--slo fast", "--slo: SLO \"fast\"", 0},
+		{"--search 1:10", "--search needs --slo", 0},
+		{"--search 1 --slo e2e=1s", "FROM:TO", 0},
+		{"--ramp 1:2:1 --search 1:10", "exclude each other", 0},
+		{"--warm-up 60s", "leaves nothing", 0},
+		{"--repeat 0", "--repeat 0: want 1 to 100", 0}, {"--repeat 2 --ramp 1:2:1", "--repeat 2: want", 0},
+		{"--tolerance NaN", "--tolerance", 0}, {"--tolerance=-1", "--tolerance", 0},
+		{"--priorities urgent", "interactive, default or batch", 0},
+		{"--openai localhost", "http://host:port", 0},
+		{"--openai https://localhost --tls-ca bench_test.go", "--tls-ca", 0},
+		{"--openai http://mm.example --api-key-file " + key, "in plaintext", 0},
+		{"--compare none.json", "--compare", 1},
+		{"--server 127.0.0.1:1 --rate 100 --duration 100ms --warm-up 0s", "no request was answered", 1},
 	} {
 		code, out, errs := mmserve(t, append([]string{"bench", "--quiet"}, strings.Fields(c.args)...)...)
-		if code != 1 && code != 2 || !strings.Contains(errs, c.want) {
+		if code != cmp.Or(c.code, exitUsage) || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: status %d, %s%s; want %q", c.args, code, out, errs, c.want)
 		}
 	}

@@ -593,3 +593,23 @@ func resident(pid int) float64 {
 	_, _ = fmt.Sscan(rest, &kb)
 	return kb
 }
+
+// A folder without images is said to have none: nothing would be told from everything going well.
+func TestCaptionSaysThatNothingIsThere(t *testing.T) {
+	c := exec.Command(os.Args[0], "caption", t.TempDir())
+	c.Env = append(os.Environ(), asCommand+"=1")
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "there is no image") {
+		t.Errorf("%v: %s", err, out)
+	}
+	cut := filepath.Join(t.TempDir(), "cut.png")
+	if err := os.WriteFile(cut, sample(t, 0)[:1000], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c = exec.Command(os.Args[0], "caption", cut)
+	c.Env = append(os.Environ(), asCommand+"=1")
+	out, err = c.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "cut.png: unusable image: png of 1000 bytes: truncated") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

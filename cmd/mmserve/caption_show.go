@@ -75,7 +75,7 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 		}
 		if err != nil {
 			failed++
-			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, harmless(plain(err)))
+			fmt.Fprintf(os.Stderr, "mmserve: %s: %v\n", f.name, harmless(plainOfImage(err)))
 			continue
 		}
 		rows = append(rows, row)
@@ -98,6 +98,18 @@ func (k captionCmd) show(ctx context.Context, c *cli, log *slog.Logger, out io.W
 		return exitError(1)
 	}
 	return nil
+}
+
+// plainOfImage is plain of an error of a request about one image, which is named before it: not as a field as well.
+func plainOfImage(err error) error {
+	if s := grpcStatus(err); s != nil {
+		for _, v := range violations(s) {
+			if strings.HasSuffix(v.GetField(), ".image.data") {
+				return errors.New(v.GetDescription())
+			}
+		}
+	}
+	return plain(err)
 }
 
 const nextCommands = `

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -12,14 +13,14 @@ import (
 	"github.com/mmserve/mmserve/internal/imaging"
 )
 
-// maxRead bounds the text of all files that one /read takes, in bytes.
-const maxRead = 1 << 20
+// Bounds of what one /read takes: bytes of all files together, and files.
+const maxRead, maxReadFiles = 1 << 20, 64
 
 // readTexts begins the next message with the text of files: one by its path, or all that a pattern matches, as
 // notes/*.md. Of several each is under its name.
 func (s *chatSession) readTexts(arg string) error {
 	if arg == "" {
-		return fmt.Errorf("/read: want the path of a text file, or a pattern, as /read notes.txt or /read notes/*.md")
+		return errors.New("/read: want the path of a text file, or a pattern, as /read notes.txt or /read notes/*.md")
 	}
 	path := s.files.Expand(transcript.Unquote(arg))
 	paths := []string{path}
@@ -27,6 +28,9 @@ func (s *chatSession) readTexts(arg string) error {
 		found, err := filepath.Glob(path)
 		if err != nil || len(found) == 0 {
 			return fmt.Errorf("/read: there is no file %s", printable(arg))
+		}
+		if len(found) > maxReadFiles {
+			return fmt.Errorf("/read: %d files match; want at most %d", len(found), maxReadFiles)
 		}
 		paths = found
 	}
